@@ -1,0 +1,71 @@
+"""A pristine, real PostgreSQL for every test worker and every test.
+
+Importing this package does no I/O and imports none of docker, testcontainers, psycopg: names are
+loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import (
+    BackendError,
+    BackendUnavailable,
+    ConfigError,
+    HarnessError,
+    LeaseClosed,
+    LeaseError,
+    LeaseInUse,
+    LeaseLost,
+    MigrationError,
+    PoolTimeout,
+    ServerLost,
+    ServerRefused,
+    ServerStartError,
+    TemplateBusy,
+)
+
+if TYPE_CHECKING:
+    from harness.core import Harness
+    from harness.dsn import Dsn
+    from harness.lease import Lease
+    from harness.settings import Settings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "BackendUnavailable",
+    "ConfigError",
+    "Dsn",
+    "Harness",
+    "HarnessError",
+    "Lease",
+    "LeaseClosed",
+    "LeaseError",
+    "LeaseInUse",
+    "LeaseLost",
+    "MigrationError",
+    "PoolTimeout",
+    "ServerLost",
+    "ServerRefused",
+    "ServerStartError",
+    "Settings",
+    "TemplateBusy",
+    "__version__",
+]
+
+_LAZY = {
+    "Dsn": "harness.dsn",
+    "Harness": "harness.core",
+    "Lease": "harness.lease",
+    "Settings": "harness.settings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'harness' has no attribute {name!r}")

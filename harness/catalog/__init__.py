@@ -1,0 +1,1 @@
+"""All admin SQL and advisory locks: the one door to psycopg."""

@@ -1,0 +1,218 @@
+"""One admin connection: it states everything that libpq would else take from the environment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from harness.dsn import Dsn
+from harness.errors import ServerLost, ServerRefused
+
+if TYPE_CHECKING:
+    import psycopg
+    from psycopg import sql
+
+APPLICATION_NAME = "pg-harness"
+"""What ``pg_stat_activity`` shows for our sessions; sessions of the application have any other name."""
+
+CONNECT_TIMEOUT = 5
+"""Seconds to wait for a connection. psycopg's own default is 130 s, which looks like a hang."""
+
+# Without these, PGHOSTADDR, PGOPTIONS, PGTARGETSESSIONATTRS … of the user's shell bend an admin
+# connection: PGHOSTADDR sent a session to another server than its URL named.
+_STATED: Mapping[str, str] = {
+    "hostaddr": "",
+    "options": "",
+    "passfile": "",
+    "target_session_attrs": "any",
+    "gssencmode": "disable",
+    "client_encoding": "UTF8",
+    "application_name": APPLICATION_NAME,
+}
+
+
+def conninfo(dsn: Dsn, *, application_name: str = APPLICATION_NAME) -> dict[str, str]:
+    """All connection parameters of an admin connection, for libpq."""
+    # sslmode: a server on loopback that we started has no TLS; for others, what the URL says.
+    defaults = {**_STATED, "sslmode": "prefer", "application_name": application_name}
+    return {
+        **defaults,
+        **dsn.options,
+        "host": dsn.host,
+        "port": str(dsn.port),
+        "user": dsn.user,
+        "password": dsn.password,
+        "dbname": dsn.database,
+    }
+
+
+class Session:
+    """One admin connection to one database of a server, in autocommit mode.
+
+    Not safe for use by several threads at once. Statements are text with ``%s`` for values;
+    names go in through :func:`ident`.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any], dsn: Dsn) -> None:
+        self.connection = connection
+        self.dsn = dsn
+
+    @classmethod
+    def connect(
+        cls,
+        dsn: Dsn,
+        *,
+        timeout: float = CONNECT_TIMEOUT,
+        application_name: str = APPLICATION_NAME,
+        settings: Mapping[str, str] | None = None,
+    ) -> Session:
+        """Log in.
+
+        Args:
+            dsn: whom to connect to, and as whom.
+            timeout: seconds (libpq rounds up, and takes 2 as the least).
+            settings: server settings of this session, set with the start packet (no round trip).
+
+        Raises:
+            ServerLost: nobody answers there.
+            ServerRefused: the server answers and refuses (``28P01`` password, ``3D000`` no such
+                database, ``53300`` too many clients, ``57P03`` starting up).
+        """
+        import psycopg
+
+        parameters: dict[str, Any] = conninfo(dsn, application_name=application_name)
+        parameters["connect_timeout"] = str(max(2, round(timeout)))
+        if settings:
+            parameters["options"] = " ".join(f"-c {k}={_escape_option(v)}" for k, v in settings.items())
+        with translated(f"connect to {dsn.masked}"):
+            # prepare_threshold=None: admin statements are few, and a pooler in front forbids prepared ones.
+            connection = psycopg.connect(**parameters, autocommit=True, prepare_threshold=None)
+        return cls(connection, dsn)
+
+    def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run one query and return all its rows."""
+        with translated(statement):
+            return self.connection.execute(statement, parameters or None).fetchall()  # type: ignore[arg-type]
+
+    def row(self, statement: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+        """The first row, or None."""
+        with translated(statement):
+            return self.connection.execute(statement, parameters or None).fetchone()  # type: ignore[arg-type]
+
+    def value(self, statement: str, parameters: Sequence[Any] = ()) -> Any:
+        """The first column of the first row, or None where there is no row."""
+        row = self.row(statement, parameters)
+        return None if row is None else row[0]
+
+    def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
+        """Run one statement; return the number of rows it touched (-1 where that has no meaning)."""
+        with translated(statement):
+            return self.connection.execute(statement, parameters or None).rowcount  # type: ignore[arg-type]
+
+    def script(self, statements: str) -> None:
+        """Run several statements, separated by semicolons, as one simple query (one transaction)."""
+        with translated(statements):
+            self.connection.execute(statements.encode())
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """A transaction around the block, rolled back if it raises."""
+        with translated("transaction"), self.connection.transaction():
+            yield
+
+    @property
+    def pid(self) -> int:
+        """The backend's process id, as in ``pg_stat_activity.pid``."""
+        return self.connection.info.backend_pid
+
+    @property
+    def server_version(self) -> int:
+        """As ``server_version_num``: 150018 is 15.18."""
+        return self.connection.info.server_version
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed or known to be broken."""
+        return self.connection.closed or self.connection.broken
+
+    def close(self) -> None:
+        """Log out; never raises for a connection that is already gone."""
+        self.connection.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.dsn.masked}{' closed' if self.closed else ''}>"
+
+
+def ident(*names: str) -> str:
+    """Quoted identifier, schema-qualified where there are several names."""
+    from psycopg import sql
+
+    return sql.Identifier(*names).as_string(None)
+
+
+def literal(value: str | int | float | bool | None) -> str:
+    """Quoted literal, for statements that take no parameters (DDL)."""
+    from psycopg import sql
+
+    return _literal(sql, value)
+
+
+def _literal(sql_module: Any, value: object) -> str:
+    composed: sql.Literal = sql_module.Literal(value)
+    return composed.as_string(None)
+
+
+def lock_key(kind: str, name: str) -> int:
+    """The 64-bit key of an advisory lock: a hash of what is locked (a 32-bit one would collide).
+
+    Take every lock in the *maintenance database*: advisory locks are per database.
+    """
+    digest = hashlib.sha256(f"pg-harness:{kind}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+@contextmanager
+def translated(statement: str) -> Iterator[None]:
+    """Turn every psycopg error of the block into one of ours, with the vendor's as its cause.
+
+    Raises:
+        ServerLost: the connection could not be made or broke (no SQLSTATE, class 08, 57P01, 57P02).
+        ServerRefused: everything that the server itself said.
+    """
+    import psycopg
+
+    try:
+        yield
+    except psycopg.Error as error:
+        raise _translate(error, statement) from error
+
+
+def _translate(error: psycopg.Error, statement: str) -> ServerLost | ServerRefused:
+    sqlstate = error.sqlstate or ""
+    text = (error.diag.message_primary or str(error)).strip()
+    for extra in (error.diag.message_detail, error.diag.message_hint):
+        if extra:
+            text += f" ({extra})"
+    line = " ".join(statement.split())
+    line = line if len(line) <= 160 else line[:157] + "…"
+    import psycopg
+
+    lost = sqlstate.startswith("08") or sqlstate in ("57P01", "57P02")
+    if lost or (not sqlstate and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))):
+        return ServerLost(f"the PostgreSQL server is not there: {text} (while: {line})")
+    return ServerRefused(
+        f"PostgreSQL refused: {text} [{sqlstate}] (while: {line})", sqlstate=sqlstate, statement=line
+    )
+
+
+def _escape_option(value: str) -> str:
+    # libpq splits `options` at blanks; a backslash keeps one (PostgreSQL docs, 34.1.2).
+    return value.replace("\\", "\\\\").replace(" ", "\\ ")

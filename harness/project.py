@@ -1,0 +1,52 @@
+"""Which checkout is this, and where its state and caches lie."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness import names
+
+
+def machine_id() -> str:
+    """What tells this machine from another one that uses the same Docker daemon.
+
+    ``/etc/machine-id`` (systemd's, machine-id(5)); where there is none, the first network card's address.
+    """
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            text = Path(path).read_text().strip()
+        except OSError:
+            continue
+        # A container image built from another machine's disk may share it: the host's name is added.
+        if text:
+            return f"{text}:{os.uname().nodename}" if hasattr(os, "uname") else text
+    return f"{uuid.getnode():012x}:{sys.platform}"
+
+
+def project_id(root: Path) -> str:
+    """Ten hex digits for the checkout at ``root`` on this machine."""
+    return names.project_id(machine_id(), os.path.realpath(root))
+
+
+def state_dir(environ: Mapping[str, str]) -> Path:
+    """Where hints, locks and data directories of servers lie: ``PGHARNESS_STATE_DIR``, else the XDG state folder."""
+    if configured := environ.get("PGHARNESS_STATE_DIR"):
+        return Path(configured).absolute()
+    base = environ.get("XDG_STATE_HOME") or os.path.join(_home(environ), ".local", "state")
+    return Path(base) / "pg-harness"
+
+
+def cache_dir(environ: Mapping[str, str]) -> Path:
+    """Where what can be made again lies: ``PGHARNESS_CACHE_DIR``, else the XDG cache folder."""
+    if configured := environ.get("PGHARNESS_CACHE_DIR"):
+        return Path(configured).absolute()
+    base = environ.get("XDG_CACHE_HOME") or os.path.join(_home(environ), ".cache")
+    return Path(base) / "pg-harness"
+
+
+def _home(environ: Mapping[str, str]) -> str:
+    return environ.get("HOME") or os.path.expanduser("~")

@@ -1,0 +1,1 @@
+"""Reset: a leased database back to its baseline, connections kept."""
