@@ -94,12 +94,12 @@ class Session:
     def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run one query and return all its rows."""
         with translated(statement):
-            return self.connection.execute(statement, parameters or None).fetchall()  # type: ignore[arg-type]
+            return self.connection.execute(statement, parameters or None).fetchall()
 
     def row(self, statement: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
         """The first row, or None."""
         with translated(statement):
-            return self.connection.execute(statement, parameters or None).fetchone()  # type: ignore[arg-type]
+            return self.connection.execute(statement, parameters or None).fetchone()
 
     def value(self, statement: str, parameters: Sequence[Any] = ()) -> Any:
         """The first column of the first row, or None where there is no row."""
@@ -109,7 +109,7 @@ class Session:
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
         """Run one statement; return the number of rows it touched (-1 where that has no meaning)."""
         with translated(statement):
-            return self.connection.execute(statement, parameters or None).rowcount  # type: ignore[arg-type]
+            return self.connection.execute(statement, parameters or None).rowcount
 
     def script(self, statements: str) -> None:
         """Run several statements, separated by semicolons, as one simple query (one transaction)."""
