@@ -1,0 +1,200 @@
+"""Finding the Docker daemon and the host that its ports are on, as testcontainers finds them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BackendError, BackendUnavailable, ServerLost
+
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A daemon that answers.
+
+    Attributes:
+        client: ``docker.DockerClient``.
+        host: where published ports are reached from here.
+        bind: the daemon's address to publish on; empty: the container is reached on its own address.
+        network: the network to join, where we run in a container ourselves; None: the default one.
+        prefix: put before image names (``TESTCONTAINERS_HUB_IMAGE_NAME_PREFIX``).
+        where: for people, for instance ``"unix:///var/run/docker.sock"``.
+    """
+
+    client: Any
+    host: str
+    bind: str
+    network: str | None
+    prefix: str
+    where: str
+
+    @property
+    def local(self) -> bool:
+        """Whether its ports are on our own loopback."""
+        return self.host == "127.0.0.1"
+
+
+def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
+    """The daemon that the user means.
+
+    Args:
+        timeout: seconds that it may take to answer (imports not counted).
+
+    Raises:
+        BackendUnavailable: none is configured or none answers.
+    """
+    socket = _socket(environ)
+    if socket == "":
+        raise BackendUnavailable(
+            "no Docker daemon was found",
+            checked=[
+                "DOCKER_HOST is not set, no Docker context is chosen, and there is no socket of Docker's or podman's"
+            ],
+            remedies=_REMEDIES,
+        )
+    try:
+        from testcontainers.core.docker_client import DockerClient
+    except Exception as error:
+        raise BackendUnavailable(
+            f"the Docker client cannot be loaded: {error}", remedies=_REMEDIES
+        ) from error
+    found: list[Daemon] = []
+    failures: list[BaseException] = []
+
+    def open_() -> None:
+        try:
+            with _environment(socket):
+                found.append(_describe(DockerClient(), socket))
+        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread
+            failures.append(error)
+
+    # A thread: a daemon behind a dead ssh or a firewall gives no answer at all for minutes.
+    thread = threading.Thread(target=open_, name="pg-harness-docker", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if found:
+        return found[0]
+    where = environ.get("DOCKER_HOST") or socket or "the current Docker context"
+    if not failures:
+        raise BackendUnavailable(
+            f"the Docker daemon at {where} did not answer within {timeout:.0f} s", remedies=_REMEDIES
+        )
+    failure = failures[0]
+    if not isinstance(failure, Exception):
+        raise failure
+    raise BackendUnavailable(
+        f"the Docker daemon at {where} does not answer: {_text(failure)}", remedies=_REMEDIES
+    ) from failure
+
+
+_REMEDIES = (
+    "start Docker (or set DOCKER_HOST), and see that `docker info` works for this user",
+    'or use local binaries: pip install "pg-harness[embedded]" and backend = "process"',
+    "or name a server that runs already: PGHARNESS_SERVER_URL=postgresql://…",
+)
+
+
+def _socket(environ: Mapping[str, str]) -> str | None:
+    """The socket to use; None: leave it to testcontainers; empty: there is nothing to try."""
+    home = environ.get("HOME") or os.path.expanduser("~")
+    if environ.get("DOCKER_HOST") or environ.get("DOCKER_CONTEXT") or os.name == "nt":
+        return None
+    try:
+        if "tc.host" in Path(home, ".testcontainers.properties").read_text():
+            return None
+    except (OSError, UnicodeDecodeError):
+        pass
+    config = Path(environ.get("DOCKER_CONFIG") or Path(home, ".docker"), "config.json")
+    try:
+        if '"currentContext"' in config.read_text():
+            return None
+    except (OSError, UnicodeDecodeError):
+        pass
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    for path in (
+        "/var/run/docker.sock",
+        f"{runtime}/docker.sock",
+        f"{home}/.docker/run/docker.sock",
+        f"{home}/.docker/desktop/docker.sock",
+        f"{home}/.colima/default/docker.sock",
+        f"{runtime}/podman/podman.sock",
+        "/run/podman/podman.sock",
+    ):
+        if os.path.exists(path) and os.access(path, os.R_OK | os.W_OK):
+            return f"unix://{path}"
+    # A socket that we may not use deserves the daemon's own refusal, not "none was found".
+    return "unix:///var/run/docker.sock" if os.path.exists("/var/run/docker.sock") else ""
+
+
+@contextmanager
+def _environment(socket: str | None) -> Iterator[None]:
+    # testcontainers writes DOCKER_HOST into our own environment: the tests that follow would inherit it.
+    before = os.environ.get("DOCKER_HOST")
+    if socket and before is None:
+        os.environ["DOCKER_HOST"] = socket
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("DOCKER_HOST", None)
+        else:
+            os.environ["DOCKER_HOST"] = before
+
+
+def _describe(tc: Any, socket: str | None) -> Daemon:
+    from testcontainers.core.config import testcontainers_config
+
+    prefix = getattr(testcontainers_config, "hub_image_name_prefix", "") or ""
+    mode = getattr(tc.get_connection_mode(), "value", "docker_host")
+    host = tc.host()
+    where = socket or os.environ.get("DOCKER_HOST") or str(tc.client.api.base_url)
+    if mode == "bridge_ip":
+        return Daemon(tc.client, "", "", tc.find_host_network(), prefix, where)
+    if host in _LOCAL:
+        # Not `localhost`: it may resolve to ::1, where the port is somebody else's.
+        return Daemon(tc.client, "127.0.0.1", "127.0.0.1", None, prefix, where)
+    # A daemon elsewhere: its loopback cannot be reached from here. From a container beside it (unix
+    # socket, the host is our gateway) only that bridge's address is opened.
+    bind = (
+        host
+        if str(tc.client.api.base_url).startswith(("http+unix", "unix")) and host[:1].isdigit()
+        else "0.0.0.0"
+    )
+    return Daemon(tc.client, host, bind, None, prefix, where)
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn every error of the Docker client within the block into one of ours.
+
+    Raises:
+        ServerLost: the daemon does not answer (any more). BackendError: it refused.
+    """
+    import docker.errors
+    import requests.exceptions
+
+    try:
+        yield
+    except docker.errors.APIError as error:
+        raise BackendError(f"Docker refused to {doing}: {_text(error)}") from error
+    except (requests.exceptions.RequestException, docker.errors.DockerException) as error:
+        raise ServerLost(
+            f"the Docker daemon stopped answering (while it should {doing}): {_text(error)}"
+        ) from error
+
+
+def _text(error: BaseException) -> str:
+    text = str(getattr(error, "explanation", None) or error)
+    return " ".join(text.split())[:400]
+
+
+def gone(error: BaseException) -> bool:
+    """Whether the daemon says that the container is not there, or is being removed already (404, 409)."""
+    return getattr(getattr(error, "response", None), "status_code", None) in (404, 409)

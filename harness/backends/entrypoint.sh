@@ -1,0 +1,143 @@
+#!/bin/sh
+# Starts a throwaway PostgreSQL in any image that holds its binaries. POSIX sh, builtins only (but `rm`):
+# images differ in everything else. Put into the container between create and start, with, beside it:
+#   password   the superuser's, one line, readable by root only
+#   settings   server settings, one `name=value` a line
+#   watch.sh   the dead-man's switch
+# Environment (no secrets): PGHARNESS_BASE where data directories lie; PGHARNESS_TTL seconds, empty: never;
+# PGHARNESS_LOCK_KEY of the sign of life; PGHARNESS_USER the image's own user, a name or `uid:gid`.
+set -eu
+here=${0%/*}
+base=${PGHARNESS_BASE:-$here/data}
+
+say() { echo "pg-harness: $*" >&2; }
+die() { say "$1"; exit 64; }
+
+find_binaries() {
+    bin=
+    newest=0
+    # A wrapper on PATH (pgenv, asdf) without the server beside it is no use: both must be there.
+    for dir in $(IFS=:; for d in $PATH; do echo "$d"; done) /usr/local/pgsql/bin /usr/local/bin; do
+        if [ -x "$dir/initdb" ] && [ -x "$dir/postgres" ]; then bin=$dir; return; fi
+    done
+    for dir in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /usr/libexec/postgresql*/ /usr/local/pgsql-*/bin \
+        /usr/lib/postgresql*/bin /opt/*/bin /opt/*/*/bin /usr/local/*/bin; do
+        dir=${dir%/}
+        [ -x "$dir/initdb" ] && [ -x "$dir/postgres" ] || continue
+        # The number in the path, for "the newest"; 9.6 counts as 9.
+        number=${dir%/bin}
+        number=${number##*[!0-9.]}
+        number=${number%%.*}
+        [ "${number:-0}" -ge "$newest" ] && newest=${number:-0} bin=$dir
+    done
+    [ -n "$bin" ] || die "this image holds no PostgreSQL server: no initdb and postgres on PATH ($PATH) or in the usual folders"
+}
+
+# Sets name, uid and gid of the first passwd entry whose name or number is $1.
+lookup() {
+    while IFS=: read -r name _ uid gid _; do
+        if [ "$name" = "$1" ] || [ "$uid" = "$1" ]; then return 0; fi
+    done </etc/passwd
+    return 1
+}
+
+find_user() {
+    wanted=${PGHARNESS_USER:-}
+    wanted=${wanted%%:*}
+    [ "$wanted" = root ] && wanted=
+    [ "$wanted" = 0 ] && wanted=
+    [ -e /etc/passwd ] || : >/etc/passwd
+    if [ -n "$wanted" ] && lookup "$wanted"; then return; fi
+    if lookup postgres; then return; fi
+    # initdb refuses a user without a passwd entry; root of this container may add one.
+    name=postgres uid=26 gid=26
+    case $wanted in '' | *[!0-9]*) ;; *) uid=$wanted gid=$wanted ;; esac
+    echo "$name:x:$uid:$gid::$here:/bin/sh" >>/etc/passwd 2>/dev/null ||
+        die "this image has no user 'postgres' and /etc/passwd cannot be written: PostgreSQL refuses to run as root"
+}
+
+as_user() {
+    export PGHARNESS_STAGE=server PGHARNESS_BASE="$base" PGHARNESS_BIN="$bin"
+    # busybox has a setpriv without --reuid: try before use.
+    if setpriv --reuid="$uid" --regid="$gid" --clear-groups /bin/sh -c : 2>/dev/null; then
+        exec setpriv --reuid="$uid" --regid="$gid" --clear-groups /bin/sh "$0"
+    fi
+    for tool in gosu su-exec; do
+        if "$tool" "$uid:$gid" /bin/sh -c : 2>/dev/null; then exec "$tool" "$uid:$gid" /bin/sh "$0"; fi
+    done
+    if su -s /bin/sh "$name" -c : 2>/dev/null; then exec su -s /bin/sh "$name" -c "exec /bin/sh '$0'"; fi
+    die "this image has nothing that drops privileges (tried setpriv, gosu, su-exec, su): PostgreSQL refuses to run as root"
+}
+
+init() {
+    help=$("$bin/initdb" --help)
+    set -- -D "$data" --username=postgres --encoding=UTF8 --auth-local=trust --auth-host=scram-sha-256
+    case $help in *--no-sync*) set -- "$@" --no-sync ;; esac
+    case $help in *--no-instructions*) set -- "$@" --no-instructions ;; esac
+    # On by default since 18; hint bits would then write WAL, which a reset reads as a change.
+    case $help in *--no-data-checksums*) set -- "$@" --no-data-checksums ;; esac
+    case $help in *--wal-segsize*) set -- "$@" --wal-segsize=4 ;; esac
+    # 16 and later: a random password gains nothing from 4096 rounds, each connection pays for them.
+    case $help in *--set*) set -- "$@" --set scram_iterations=1 ;; esac
+    case $help in *--builtin-locale*) set -- "$@" --locale-provider=builtin --builtin-locale=C.UTF-8 ;; esac
+    umask 077
+    read -r password <&3
+    echo "$password" >"$base/.pwfile"
+    if ! report=$("$bin/initdb" "$@" --pwfile="$base/.pwfile" --locale=C.UTF-8 2>&1); then
+        case $report in
+        *"invalid locale"*) report=$("$bin/initdb" "$@" --pwfile="$base/.pwfile" --locale=C 2>&1) || { : >"$base/.pwfile"; die "initdb failed: $report"; } ;;
+        *) : >"$base/.pwfile"; die "initdb failed: $report" ;;
+        esac
+    fi
+    : >"$base/.pwfile"
+    echo "host all all all scram-sha-256" >>"$data/pg_hba.conf"
+    # Last: what was cut off before this line is never used, the next start takes the next number.
+    : >"$data.ready"
+}
+
+serve() {
+    bin=$PGHARNESS_BIN
+    number=1
+    while [ -d "$base/$number" ] && [ ! -e "$base/$number.ready" ]; do number=$((number + 1)); done
+    data=$base/$number
+    new_password=
+    if [ -e "$data.ready" ]; then read -r new_password <&3 || :; else init; fi
+    exec 3<&-
+    # A restarted container reuses process numbers: the old one in this file may be somebody else's now.
+    rm -f "$data/postmaster.pid" "$base/.s.PGSQL.5432" "$base/.s.PGSQL.5432.lock"
+    set --
+    while IFS= read -r line; do
+        [ -z "$line" ] || set -- "$@" -c "$line"
+    done <"$here/settings"
+    if [ -n "$new_password" ]; then
+        # The image or an earlier start brought the data: its password is set to ours as soon as it answers.
+        (
+            PGHARNESS_NEW_PASSWORD=$new_password PGHOST=$base /bin/sh "$here/watch.sh" password "$$" "$bin/psql" &
+        )
+    fi
+    if [ -n "${PGHARNESS_TTL:-}" ]; then
+        [ -x "$bin/psql" ] || die "this image has no psql beside its server, which the dead-man's switch needs"
+        # In a subshell that ends at once: the watcher must be init's child, not the postmaster's.
+        (PGHOST=$base /bin/sh "$here/watch.sh" watch "$$" "$bin/psql" "$PGHARNESS_LOCK_KEY" "$PGHARNESS_TTL" &)
+    fi
+    unset PGHARNESS_STAGE PGHARNESS_BIN PGHARNESS_TTL PGHARNESS_LOCK_KEY PGHARNESS_USER PGHARNESS_BASE
+    exec "$bin/postgres" -D "$data" -c "unix_socket_directories=$base" "$@"
+}
+
+# An image's own PG* variables would bend initdb and psql.
+unset PGDATA PGHOST PGPORT PGUSER PGPASSWORD PGDATABASE PGOPTIONS PGSERVICE PGHOSTADDR PGSSLMODE PGPASSFILE 2>/dev/null || :
+export LC_ALL=C
+
+if [ "${PGHARNESS_STAGE:-}" = server ]; then
+    serve
+fi
+find_binaries
+[ -r "$here/password" ] || die "there is no $here/password to read"
+exec 3<"$here/password"
+if [ -w /etc/passwd ]; then
+    find_user
+    as_user
+fi
+# Not root: the image or the daemon forces a user.
+export PGHARNESS_BIN="$bin"
+serve

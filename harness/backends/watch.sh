@@ -1,0 +1,91 @@
+#!/bin/sh
+# Beside a server, never its child: killing a child of the postmaster makes it restart.
+#   watch.sh watch PID PSQL KEY TTL [DIRECTORY]  end the server PID once nobody has held the shared advisory
+#                                      lock KEY (on the database postgres) for TTL seconds, or once it cannot
+#                                      be asked for that long; then remove DIRECTORY.
+#   watch.sh password PID PSQL         set the superuser's password to $PGHARNESS_NEW_PASSWORD.
+# PGHOST and PGPORT say where the server is, PGPASSFILE how to log in.
+set -u
+mode=$1
+pid=$2
+psql=$3
+export PGUSER=postgres PGDATABASE=postgres PGCONNECT_TIMEOUT=5 PGAPPNAME='pg-harness watcher'
+# A TERM meant for the group must not end the switch before the server.
+trap '' HUP
+
+alive() { kill -0 "$pid" 2>/dev/null; }
+
+if [ "$mode" = password ]; then
+    password=$PGHARNESS_NEW_PASSWORD
+    unset PGHARNESS_NEW_PASSWORD
+    tries=0
+    while alive && [ "$tries" -lt 60 ]; do
+        # By standard input: an argument would show in the process list. The password is hex digits.
+        if echo "SET log_statement = none; ALTER ROLE postgres PASSWORD '$password';" | "$psql" -Xq -v ON_ERROR_STOP=1 >/dev/null 2>&1; then
+            exit 0
+        fi
+        tries=$((tries + 1))
+        sleep 0.1 2>/dev/null || sleep 1
+    done
+    echo "pg-harness: the superuser's password could not be set" >&2
+    exit 1
+fi
+
+key=$4
+ttl=$5
+directory=${6:-}
+# Idle time is counted in ticks, not read from a clock: a laptop that slept gets its whole TTL again.
+# COMMIT after each look: no snapshot and no lock outlives a tick.
+loop="DO \$\$
+DECLARE
+    tick constant float8 := least(5, greatest(0.2, $ttl / 6.0));
+    idle float8 := 0;
+BEGIN
+    LOOP
+        IF pg_try_advisory_lock($key) THEN
+            idle := idle + tick;
+            EXIT WHEN idle > $ttl;
+            PERFORM pg_advisory_unlock($key);
+        ELSE
+            idle := 0;
+        END IF;
+        COMMIT;
+        PERFORM pg_sleep(tick);
+    END LOOP;
+END \$\$"
+# Settings of the server that would end the loop; which of them exist depends on the version.
+free="SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('statement_timeout',
+    'transaction_timeout', 'lock_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout')"
+
+misses=0
+while alive; do
+    # The kill is psql's own last command: its session still holds the lock exclusively, so a client that
+    # comes too late waits for the lock and is told of the shutdown, and never works on a dying server.
+    said=$("$psql" -XAtq -v ON_ERROR_STOP=1 -c '\echo connected' -c "$free" -c "$loop" \
+        -c "\\! kill -INT $pid" 2>/dev/null) && {
+        echo "pg-harness: nobody held the sign of life for $ttl s: ending the server" >&2
+        break
+    }
+    alive || break
+    case $said in *connected*) misses=0 ;; *) misses=$((misses + 1)) ;; esac
+    # A server that cannot be asked must end too; no sooner than 10 s, it may be starting or recovering.
+    limit=${ttl%%.*}
+    [ "$limit" -gt 10 ] || limit=10
+    if [ "$misses" -ge "$limit" ]; then
+        echo "pg-harness: the watcher could not ask the server for $limit s: ending it" >&2
+        break
+    fi
+    sleep 1
+done
+
+for signal in INT QUIT KILL; do
+    alive || break
+    kill -"$signal" "$pid" 2>/dev/null
+    waited=0
+    while alive && [ "$waited" -lt 5 ]; do sleep 1; waited=$((waited + 1)); done
+done
+if [ -n "$directory" ]; then
+    # Who started the server may still want the end of its log.
+    [ "$misses" -eq 0 ] || sleep 3
+    rm -rf "$directory"
+fi
