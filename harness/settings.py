@@ -40,12 +40,14 @@ class DatabaseSettings:
     Attributes:
         name: ``"default"`` for the top level, else the name in ``[tool.pg-harness.databases.NAME]``.
         migrations: the sources in order; None where nothing is configured (then they are detected).
+        seeds: the last entries of ``migrations``: data, applied after the schema.
         extensions: created by the admin before the migrations.
         env: further variables, name → template (``"{sqlalchemy}"``).
     """
 
     name: str = DEFAULT_DATABASE
     migrations: tuple[SourceSpec, ...] | None = None
+    seeds: tuple[SourceSpec, ...] = ()
     extensions: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,7 +70,7 @@ class Settings:
     version: str | None = None
     binaries: Path | None = None
     """A folder with ``postgres`` and ``initdb`` in it (process backend)."""
-    server_url: str | None = None
+    server_url: str | None = field(default=None, repr=False)
     databases: tuple[DatabaseSettings, ...] = (DatabaseSettings(),)
     role: str = "app"
     role_attributes: tuple[str, ...] = ("CREATEDB",)

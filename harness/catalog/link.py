@@ -1,0 +1,87 @@
+"""A session that comes back: reconnects after a crash of the server, and never to another server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from harness.catalog.session import Session
+from harness.dsn import Dsn
+from harness.errors import ServerLost, ServerRefused
+
+T = TypeVar("T")
+
+SERVER_ID = "harness.server_id"
+"""The setting that names a server of ours; ``system_identifier`` identifies nothing: copies share it."""
+
+
+class Link:
+    """The admin's way to one database of one server.
+
+    One backend killed with SIGKILL ends all sessions of a server, and the server goes on: the next use
+    of the link logs in again. ``epoch`` counts these: what was held in a session before is gone.
+
+    Attributes:
+        dsn: the admin's address.
+        server_id: what the server must call itself; empty for servers that we did not start.
+        epoch: how many times the connection was lost.
+    """
+
+    def __init__(self, dsn: Dsn, server_id: str, *, session: Session | None = None) -> None:
+        self.dsn = dsn
+        self.server_id = server_id
+        self.epoch = 0
+        self._session = session
+
+    @property
+    def session(self) -> Session:
+        """A session that was open when last heard of.
+
+        Raises:
+            ServerLost: the server is gone, or another one answers at its address.
+        """
+        if self._session is None or self._session.closed:
+            if self._session is not None:
+                self.epoch += 1
+            self._session = connect_verified(self.dsn, self.server_id)
+        return self._session
+
+    def retrying(self, act: Callable[[Session], T]) -> T:
+        """Run ``act``; once more where the connection turns out to be broken. ``act`` must be repeatable."""
+        try:
+            return act(self.session)
+        except ServerLost:
+            if self._session is not None:
+                self._session.close()
+            return act(self.session)
+
+    def another(self, database: str | None = None) -> Link:
+        """A second link, for another thread or another database of the same server."""
+        return Link(self.dsn.with_database(database) if database else self.dsn, self.server_id)
+
+    def close(self) -> None:
+        """Log out; a later use logs in again."""
+        if self._session is not None:
+            self._session.close()
+
+    def __repr__(self) -> str:
+        return f"<Link {self.dsn.masked} epoch {self.epoch}>"
+
+
+def connect_verified(dsn: Dsn, server_id: str) -> Session:
+    """Log in, and log out again at once where it is not the server that was meant.
+
+    Raises:
+        ServerLost: nobody answers, or a server with another id.
+        ServerRefused: for instance a wrong password, which also tells that it is another's server.
+    """
+    session = Session.connect(dsn)
+    try:
+        if server_id:
+            found = session.value("select current_setting(%s, true)", (SERVER_ID,))
+            if found != server_id:
+                raise ServerLost(f"another PostgreSQL server answers at {dsn.masked}")
+    except (ServerLost, ServerRefused):
+        session.close()
+        raise
+    return session

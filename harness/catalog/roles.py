@@ -1,0 +1,103 @@
+"""Roles: the application's own, and those that migrations create. Roles belong to the whole server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.catalog.session import Session, ident, literal, translated
+from harness.errors import ConfigError, HarnessError
+
+
+def is_superuser(session: Session) -> bool:
+    """Whether the session's role is one."""
+    return bool(session.value("select rolsuper from pg_roles where rolname = current_user"))
+
+
+MARK = "pg-harness"
+"""The comment of a role that we made. On a server that is not ours, no other role is ever altered."""
+
+
+def ensure(
+    session: Session,
+    role: str,
+    *,
+    password: str,
+    attributes: Sequence[str],
+    superuser: bool,
+    must_be_ours: bool = False,
+) -> None:
+    """Create the application's role, or bring its password and attributes back to what they must be.
+
+    The password goes over the wire as a SCRAM verifier made here: a failing statement is written to
+    the server's log with its text.
+
+    Args:
+        must_be_ours: refuse to alter a role that does not carry our mark (servers that we did not start).
+
+    Raises:
+        ConfigError: the role is somebody else's.
+    """
+    verifier = _verifier(session, role, password)
+    wanted = ["login", "superuser" if superuser else "nosuperuser", *_complete(attributes, superuser)]
+    options = " ".join(wanted)
+    found = session.row(
+        "select coalesce(shobj_description(oid, 'pg_authid'), '') from pg_roles where rolname = %s", (role,)
+    )
+    exists = found is not None
+    if found is not None and must_be_ours and found[0] != MARK:
+        raise ConfigError(
+            f"the server has a role {role!r} that the harness did not make: it is left alone. "
+            f'Set role = "…" in the settings to a name that is free.',
+            key="role",
+            value=role,
+        )
+    verb = "alter" if exists else "create"
+    session.execute(f"{verb} role {ident(role)} with {options} password {literal(verifier)}")
+    if exists:
+        return
+    session.execute(f"comment on role {ident(role)} is {literal(MARK)}")
+    if not is_superuser(session):
+        # Else CREATE DATABASE … OWNER is refused: since 16 a creator may administer a role, not act as it.
+        session.execute(f"grant {ident(role)} to current_user")
+
+
+def _complete(attributes: Sequence[str], superuser: bool) -> list[str]:
+    if superuser:
+        return ["createdb", "createrole", "replication", "bypassrls"]
+    given = {a.lower() for a in attributes}
+    return [a if a in given else f"no{a}" for a in ("createdb", "createrole", "replication", "bypassrls")]
+
+
+def _verifier(session: Session, role: str, password: str) -> str:
+    with translated("encrypt a password"):
+        raw = session.connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
+    return raw.decode()
+
+
+def settings_of(session: Session, role: str) -> dict[str, str]:
+    """``ALTER ROLE … SET`` values of a role that hold in every database."""
+    rows = session.rows(
+        """
+        select unnest(setconfig) from pg_db_role_setting s join pg_roles r on r.oid = s.setrole
+         where r.rolname = %s and s.setdatabase = 0
+        """,
+        (role,),
+    )
+    pairs = (setting.partition("=") for (setting,) in rows)
+    return {key: value for key, _, value in pairs}
+
+
+def all_roles(session: Session) -> set[str]:
+    """Names of all roles but PostgreSQL's own."""
+    return {name for (name,) in session.rows("select rolname from pg_roles where rolname !~ '^pg_'")}
+
+
+def drop(session: Session, roles: Sequence[str]) -> list[str]:
+    """Drop roles; return those that something still depends on (they stay)."""
+    left: list[str] = []
+    for role in roles:
+        try:
+            session.execute(f"drop role if exists {ident(role)}")
+        except HarnessError:
+            left.append(role)
+    return left

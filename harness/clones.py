@@ -1,0 +1,234 @@
+"""Clones: made as spares, claimed by one atomic rename, retired by one routine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from harness import names
+from harness.catalog import databases, roles
+from harness.catalog.link import Link
+from harness.catalog.session import Session, ident
+from harness.errors import LeaseLost, ServerRefused
+from harness.template import Owner, Template
+
+RESERVED_CONNECTIONS = 3
+"""What a database's CONNECTION LIMIT allows beyond the worker's budget: the admin's own sessions count too,
+though as a superuser's they are never refused."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Whom a clone is for.
+
+    Attributes:
+        run: sixteen hex digits.
+        worker: for instance ``"gw2"``.
+        index: which of the lease's databases.
+        extra: further facts for the mark, for instance the checkout's path.
+    """
+
+    run: str
+    worker: str
+    index: int = 0
+    extra: Mapping[str, Any] | None = None
+
+
+class Clones:
+    """Makes, claims and retires clones on one server, for one checkout."""
+
+    def __init__(self, link: Link, project: str, owner: Owner, *, connections: int) -> None:
+        self.link = link
+        self.project = project
+        self.owner = owner
+        self.connections = connections
+
+    def make_spare(self, template: Template, *, session: Session | None = None) -> str:
+        """A clone that nobody owns yet, complete: attributes, limit, mark.
+
+        Raises:
+            LeaseLost: the template is gone.
+        """
+        admin = session or self.link.session
+        for _ in range(3):
+            name = names.spare(self.project, template.fingerprint)
+            try:
+                databases.clone(
+                    admin, name, template=template.name, owner=self.owner.name, strategy=template.strategy
+                )
+            except ServerRefused as error:
+                if error.sqlstate == databases.UNDEFINED_DATABASE:
+                    raise LeaseLost(
+                        f"the template {template.name} is gone: another run or `gc` has dropped it. Run again."
+                    ) from error
+                raise
+            try:
+                admin.script(";\n".join(self._finish(name, template)))
+            except ServerRefused as error:
+                # A sweep of another process took the unmarked clone for one that was cut off.
+                if error.sqlstate == databases.UNDEFINED_DATABASE:
+                    continue
+                raise
+            return name
+        raise LeaseLost(
+            f"three clones of {template.name} were dropped by somebody else as soon as they were made"
+        )
+
+    def _finish(self, name: str, template: Template) -> list[str]:
+        mark = {"kind": "spare", "fingerprint": template.fingerprint, "created": _now()}
+        return [
+            *databases.apply_statements(name, template.attributes),
+            f"alter database {ident(name)} with connection limit {self.connections + RESERVED_CONNECTIONS}",
+            databases.comment_statement(name, mark, template.attributes.comment),
+        ]
+
+    def fill(self, template: Template, count: int, *, parallel: int = 2) -> None:
+        """Make spares until ``count`` are there, side by side."""
+        missing = count - len(self.spares(template))
+        if missing <= 0:
+            return
+        if missing == 1 or parallel <= 1:
+            for _ in range(missing):
+                self.make_spare(template)
+            return
+
+        def make(_: int) -> str:
+            with Session.connect(self.link.dsn) as session:
+                return self.make_spare(template, session=session)
+
+        with ThreadPoolExecutor(min(parallel, missing), thread_name_prefix="pg-harness clone") as threads:
+            list(threads.map(make, range(missing)))
+
+    def spares(self, template: Template) -> list[str]:
+        """Names of the finished spares of a template."""
+        prefix = names.spare(self.project, template.fingerprint)[:-8]
+        rows = self.link.session.rows(
+            """
+            select datname from pg_database
+             where starts_with(datname, %s) and shobj_description(oid, 'pg_database') is not null
+            """,
+            (prefix,),
+        )
+        return [name for (name,) in rows]
+
+    def claim(self, template: Template, claim: Claim) -> str:
+        """Take a spare by renaming it, or make one; return the database's name.
+
+        A database of that name is somebody's lease still: it is retired first (the same worker of the same
+        run claims again after a crash).
+        """
+        name = names.lease(self.project, claim.run, claim.worker, claim.index)
+        return self._claim_as(template, claim, name)
+
+    def replace(self, template: Template, claim: Claim) -> str:
+        """A fresh clone under the same name. Sessions of the old one are ended. Returns the retired name ("": none)."""
+        name = names.lease(self.project, claim.run, claim.worker, claim.index)
+        away = names.retired(self.project)
+        # The new one first: while it is made, the old one still answers.
+        spare = self._take(template, claim)
+        gone = databases.retire(self.link.session, name, away)
+        self._hand_over(template, claim, spare, name)
+        return away if gone else ""
+
+    def _claim_as(self, template: Template, claim: Claim, name: str) -> str:
+        if databases.find(self.link.session, name) is not None:
+            databases.drop(self.link.session, name, self.project)
+        self._hand_over(template, claim, self._take(template, claim), name)
+        return name
+
+    def _take(self, template: Template, claim: Claim) -> str:
+        """A spare that is ours alone: under a name of our run, so that our sign of life protects it from sweeps."""
+        mine = names.lease(self.project, claim.run, claim.worker, claim.index) + "_n"
+        if databases.find(self.link.session, mine) is not None:
+            # We were killed between taking it and handing it over.
+            databases.drop(self.link.session, mine, self.project)
+        candidates = self.spares(template)
+        # Everybody begins elsewhere: else N workers race for the first spare, and all but one lose each time.
+        random.shuffle(candidates)
+        for spare in candidates:
+            if _renamed(self.link.session, spare, mine):
+                return mine
+        while not _renamed(self.link.session, self.make_spare(template), mine):
+            pass  # another claimant took the spare that we made, before we could
+        return mine
+
+    def _hand_over(self, template: Template, claim: Claim, spare: str, name: str) -> None:
+        mark = {
+            "kind": "lease",
+            "fingerprint": template.fingerprint,
+            "database": template.database,
+            "run": claim.run,
+            "worker": claim.worker,
+            "created": _now(),
+            **(claim.extra or {}),
+        }
+        self.link.session.script(
+            databases.comment_statement(spare, mark, template.attributes.comment)
+            + f";\nalter database {ident(spare)} rename to {ident(name)}"
+        )
+
+    def release(self, name: str, *, drop: bool = True) -> str:
+        """Take a lease's database out of use; drop it at once, or leave that to the caller.
+
+        Returns:
+            The retired name, to be dropped later; empty where it was dropped or not there.
+        """
+        away = names.retired(self.project)
+        if not databases.retire(self.link.session, name, away):
+            return ""
+        if not drop:
+            return away
+        databases.drop_retired(self.link.session, away)
+        return ""
+
+    def keep(self, name: str, run: str, why: str) -> str:
+        """Rename a lease's database to one that is kept for people; its sessions are ended."""
+        session = self.link.session
+        found = databases.find(session, name)
+        if found is None:
+            raise LeaseLost(f"database {name} is gone: it cannot be kept")
+        kept = names.kept(self.project, run)
+        mark = {**(found.mark or {}), "kind": "kept", "why": why, "created": _now()}
+        databases.retire(session, name, kept)
+        session.script(
+            databases.comment_statement(kept, mark, found.comment)
+            + f";\nalter database {ident(kept)} with allow_connections true"
+        )
+        return kept
+
+    def drop_created_by_tests(self, keep: Sequence[str] = ()) -> list[str]:
+        """Drop databases that the application's role created itself; return their names."""
+        found = databases.created_by_tests(self.link.session, self.owner.name, keep)
+        for name in found:
+            databases.drop(self.link.session, name, self.project)
+        return found
+
+    def restore_role(self, attributes: Sequence[str], superuser: bool) -> None:
+        """Put the application's role back: password, attributes, settings. A test may have changed them."""
+        session = self.link.session
+        roles.ensure(
+            session, self.owner.name, password=self.owner.password, attributes=attributes, superuser=superuser
+        )
+        for key in roles.settings_of(session, self.owner.name):
+            session.execute(f"alter role {ident(self.owner.name)} reset {ident(*key.split('.'))}")
+
+    def __repr__(self) -> str:
+        return f"<Clones of {self.project} at {self.link.dsn.masked}>"
+
+
+def _renamed(session: Session, old: str, new: str) -> bool:
+    """Whether this rename won: a spare that another claimant has renamed, or still enters, is left to it."""
+    try:
+        return databases.rename(session, old, new)
+    except ServerRefused as error:
+        if error.sqlstate in (databases.OBJECT_IN_USE, "XX000"):
+            return False
+        raise
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,384 @@
+"""The whole, wired: settings → server → templates → leases → environment → release."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import config, env, names, project, reaper, template
+from harness.catalog import databases, locks, roles
+from harness.catalog.link import Link
+from harness.clones import Claim, Clones
+from harness.dsn import Dsn
+from harness.errors import HarnessError
+from harness.lease import Lease, LeasedDatabase
+from harness.life import SignOfLife
+from harness.migrations.detect import detect
+from harness.migrations.load import load
+from harness.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
+from harness.template import Owner, Progress, Recipe, Template
+
+if TYPE_CHECKING:
+    from harness.server import Server
+
+Story = Callable[[str], None]
+
+
+def _silent(line: str) -> None:
+    return None
+
+
+class Harness:
+    """One server, the templates of one checkout, and the leases of one run.
+
+    Made by :meth:`open`; a context manager. Leases that are still there at :meth:`close` are released.
+
+    Attributes:
+        settings: what it was opened with.
+        server: the server it works on.
+        run: sixteen hex digits that name this run; its sign of life is held until :meth:`close`.
+        templates: database name → template, ready to be cloned.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        server: Server,
+        *,
+        run: str,
+        environ: Mapping[str, str],
+        story: Story = _silent,
+        progress: Progress = lambda done, total, what: None,
+    ) -> None:
+        self.settings = settings
+        self.server = server
+        self.run = run
+        self.project = project.project_id(settings.root)
+        self.templates: dict[str, Template] = {}
+        self.workers = 1
+        self._environ = dict(environ)
+        self._story = story
+        self._progress = progress
+        self._link = Link(server.admin_dsn, server.info.server_id, session=server.session)
+        self._leases: list[Lease] = []
+        self._life: SignOfLife | None = None
+        self._lock = threading.RLock()
+        self._closed = False
+        self.owner = self._find_owner()
+        self.clones = Clones(
+            self._link, self.project, self.owner, connections=settings.connections_per_worker
+        )
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        root: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        purpose: str = "run",
+        run: str | None = None,
+        rebuild: bool = False,
+        story: Story = _silent,
+        progress: Progress = lambda done, total, what: None,
+        **overrides: Any,
+    ) -> Harness:
+        """Find or start the server, find or build the templates.
+
+        Args:
+            root: where to look for the project; default: the working directory.
+            environ: default: ``os.environ``.
+            purpose: ``"run"`` for tests, ``"up"`` for a person's databases.
+            run: what names this run, for instance xdist's ``testrun_uid``; default: random.
+            rebuild: migrate anew although a template is there.
+            story: takes a line for people about what is being done.
+            progress: takes (done, total, what) while migrations run.
+            overrides: settings, as in the file, for instance ``migrations=["sql:db/migrations"]``.
+
+        Raises:
+            ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
+        """
+        environment = os.environ if environ is None else environ
+        start = Path(root) if root is not None else Path.cwd()
+        settings = config.load(environment, start=start, overrides=overrides)
+        return cls.open_with(
+            settings,
+            environment,
+            purpose=purpose,
+            run=run,
+            rebuild=rebuild,
+            story=story,
+            progress=progress,
+        )
+
+    @classmethod
+    def open_with(
+        cls,
+        settings: Settings,
+        environ: Mapping[str, str],
+        *,
+        purpose: str = "run",
+        run: str | None = None,
+        rebuild: bool = False,
+        story: Story = _silent,
+        progress: Progress = lambda done, total, what: None,
+    ) -> Harness:
+        """As :meth:`open`, with settings that were read already."""
+        from harness import server
+
+        found = server.ensure(settings, environ, purpose=purpose, story=story)
+        try:
+            this = cls(
+                settings,
+                found,
+                run=names.PERSON if purpose == "up" else names.run_id(run),
+                environ=environ,
+                story=story,
+                progress=progress,
+            )
+            this.prepare(rebuild=rebuild)
+        except BaseException:
+            found.close()
+            raise
+        return this
+
+    # --- templates ---------------------------------------------------------------------------------
+
+    def prepare(self, *, rebuild: bool = False) -> None:
+        """Show the sign of life, and have every database's template ready."""
+        self._show_life()
+        for database in self.settings.databases:
+            self.templates[database.name] = template.ensure(
+                self._link.session,
+                self.project,
+                self.recipe(database),
+                self.owner,
+                rebuild=rebuild,
+                probe_strategy=self.server.info.backend == "external",
+                story=self._story,
+                progress=self._progress,
+            )
+
+    def recipe(self, database: DatabaseSettings) -> Recipe:
+        """How one of the databases is made."""
+        settings = self.settings
+        binaries = self.server.info.binaries
+        return Recipe(
+            database=database.name,
+            sources=[
+                load(spec, settings.root, cache=project.cache_dir(self._environ))
+                for spec in self.sources(database)
+            ],
+            extensions=database.extensions,
+            migrate_as=settings.migrate_as,
+            decisive=template.decisive_text(
+                {
+                    "role": self.owner.name,
+                    "attributes": sorted(settings.role_attributes),
+                    "superuser": settings.superuser,
+                    "postgres": dict(settings.postgres),
+                }
+            ),
+            environment=lambda dsn: self._migration_environment(database, dsn),
+            binaries=Path(binaries) if binaries else None,
+            timeout=settings.migration_timeout,
+        )
+
+    def sources(self, database: DatabaseSettings) -> tuple[SourceSpec, ...]:
+        """The configured sources, or those that were found in the project where none is configured."""
+        if database.migrations is not None:
+            return database.migrations
+        if database.name != DEFAULT_DATABASE:
+            return database.seeds
+        found = detect(self.settings.root)
+        return (*(finding.spec for finding in found[:1]), *database.seeds)
+
+    def _migration_environment(self, database: DatabaseSettings, dsn: Dsn) -> dict[str, str]:
+        # While one database is migrated, the worker's other ones do not exist yet.
+        dsns = {d.name: dsn.with_database("not_migrated_yet") for d in self.settings.databases}
+        dsns |= {DEFAULT_DATABASE: dsn, database.name: dsn}
+        tables = {d.name: d.env for d in self.settings.databases}
+        return env.child_environment(self._environ, env.variables(dsns, tables, self.slot("1")))
+
+    # --- leases ------------------------------------------------------------------------------------
+
+    def lease(self, worker: str = "1") -> Lease:
+        """Lease a fresh clone of every database for one worker.
+
+        Args:
+            worker: any text that is unique in the run, for instance ``"gw2"``.
+        """
+        with self._lock:
+            for index, database in enumerate(self.settings.databases):
+                self.clones.claim(self.templates[database.name], self._claim(worker, index))
+            return self._lease_of(worker)
+
+    def leases(self, count: int, *, first: int = 1) -> list[Lease]:
+        """Leases for workers ``first`` … ``first + count - 1``; their clones are made side by side."""
+        for found in self.templates.values():
+            self.clones.fill(found, count, parallel=_parallel())
+        self.workers = count
+        return [self.lease(str(number)) for number in range(first, first + count)]
+
+    def existing(self, worker: str) -> Lease | None:
+        """The lease that this run's worker holds already (``up`` again); None where there is none."""
+        lease = self._lease_of(worker)
+        if lease.exists():
+            return lease
+        self._leases.remove(lease)
+        return None
+
+    def _lease_of(self, worker: str) -> Lease:
+        leased = {}
+        for index, database in enumerate(self.settings.databases):
+            claim = self._claim(worker, index)
+            name = names.lease(self.project, claim.run, worker, index)
+            dsn = self._link.dsn.with_user(self.owner.name, self.owner.password).with_database(name)
+            leased[database.name] = LeasedDatabase(database.name, dsn, self.templates[database.name], claim)
+        lease = Lease(
+            self.clones,
+            leased,
+            run=self.run,
+            worker=worker,
+            epoch=self._epoch,
+            on_release=self._forget,
+        )
+        self._leases.append(lease)
+        return lease
+
+    def _claim(self, worker: str, index: int) -> Claim:
+        return Claim(self.run, worker, index, {"root": str(self.settings.root)})
+
+    def _forget(self, lease: Lease) -> None:
+        if lease in self._leases:
+            self._leases.remove(lease)
+
+    def _epoch(self) -> int:
+        return self._life.epoch if self._life is not None else 0
+
+    # --- environment -------------------------------------------------------------------------------
+
+    def slot(self, worker: str) -> env.Slot:
+        """What env templates may say of a worker."""
+        return env.Slot(worker, self.workers, self.settings.connections_per_worker)
+
+    def variables(self, lease: Lease) -> dict[str, str]:
+        """``DATABASE_URL``, ``PG*`` and the user's own variables of a lease."""
+        tables = {database.name: database.env for database in self.settings.databases}
+        return env.variables(lease.dsns, tables, self.slot(lease.worker))
+
+    # --- life --------------------------------------------------------------------------------------
+
+    def _show_life(self) -> None:
+        if self.run == names.PERSON or self._life is not None:
+            return
+        held = [("run", self.run)]
+        if self.server.info.server_id:
+            held.append(("server", self.server.info.server_id))
+        self._life = SignOfLife(self._link.another(), held)
+
+    def sweep(self, *, dry_run: bool = False) -> list[reaper.Doomed]:
+        """Drop what dead runs of this checkout left on this server."""
+        limits = reaper.Limits(
+            self.settings.keep_templates, self.settings.template_age, self.settings.keep_failed
+        )
+        return reaper.sweep(self._link.session, self.project, limits, dry_run=dry_run)
+
+    def close(self) -> None:
+        """Release what is still leased, and let go of the server. Twice is once. A person's databases stay."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self.run != names.PERSON:
+                self._release_all()
+        finally:
+            if self._life is not None:
+                self._life.close()
+            self._link.close()
+            self.server.close()
+
+    def _release_all(self) -> None:
+        for lease in list(self._leases):
+            lease.release()
+        if not self._others_alive():
+            # Databases that tests created carry no run's name: only the last run of a server may drop them.
+            self.clones.drop_created_by_tests()
+
+    def _others_alive(self) -> bool:
+        everything = databases.list_ours(self._link.session, self.project)
+        runs = {d.parsed.owner for d in everything if d.parsed and d.parsed.kind is names.Kind.LEASE}
+        return bool(reaper.alive_runs(self._link.session, sorted(runs - {self.run})))
+
+    def __enter__(self) -> Harness:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except HarnessError:
+            # The block's own error matters more than a server that went away under it.
+            if error is None:
+                raise
+
+    def __repr__(self) -> str:
+        return (
+            f"<Harness {self.project} run {self.run}: {len(self.templates)} templates, {len(self._leases)} leases, "
+            f"{self.server.info.description}>"
+        )
+
+    # --- the application's role --------------------------------------------------------------------
+
+    def _find_owner(self) -> Owner:
+        """The role that the application logs in as: made or put right here, unless the server forbids it."""
+        session = self._link.session
+        external = self.server.info.backend == "external"
+        name = self.settings.role
+        if external and self.settings.origin("role") == "default":
+            name = f"{names.PREFIX}_{self.project}"
+        may = session.value("select rolsuper or rolcreaterole from pg_roles where rolname = current_user")
+        if not may:
+            self._story(f"role {session.dsn.user} may not create roles: the application uses it as well")
+            return Owner(session.dsn.user, session.dsn.password)
+        owner = Owner(name, _derived(session.dsn.password, name))
+        with locks.exclusive(session, "roles", "", timeout=60, waiting_for="the application's role"):
+            roles.ensure(
+                session,
+                owner.name,
+                password=owner.password,
+                attributes=self.settings.role_attributes,
+                superuser=self.settings.superuser,
+                must_be_ours=external,
+            )
+        return owner
+
+
+def _derived(secret: str, name: str) -> str:
+    """A password that everybody who knows the admin's can work out: nothing more to store, or to leak."""
+    return hmac.new(secret.encode(), f"pg-harness role {name}".encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def _parallel() -> int:
+    return min(4, os.cpu_count() or 1)
+
+
+def run_all(acts: Sequence[Callable[[], object]]) -> None:
+    """Run several acts side by side; the first error is raised after all have ended."""
+    with ThreadPoolExecutor(max(1, len(acts))) as threads:
+        for future in [threads.submit(act) for act in acts]:
+            future.result()
+
+
+def dump_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a file that only its owner can read (it may hold passwords), complete or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(data, file)
+    os.replace(temporary, path)

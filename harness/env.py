@@ -1,0 +1,135 @@
+"""A lease's addresses as environment variables, and the undo of setting them."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from harness.dsn import Dsn
+from harness.errors import ConfigError
+
+BENDING = frozenset(
+    {
+        "PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "PGOPTIONS", "PGPASSFILE", "PGREQUIRESSL", "PGSSLMODE",
+        "PGSSLNEGOTIATION", "PGSSLCOMPRESSION", "PGSSLCERT", "PGSSLKEY", "PGSSLCERTMODE", "PGSSLROOTCERT",
+        "PGSSLCRL", "PGSSLCRLDIR", "PGSSLSNI", "PGREQUIREPEER", "PGREQUIREAUTH", "PGMINPROTOCOLVERSION",
+        "PGMAXPROTOCOLVERSION", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION", "PGGSSENCMODE",
+        "PGKRBSRVNAME", "PGGSSLIB", "PGGSSDELEGATION", "PGCHANNELBINDING", "PGTARGETSESSIONATTRS",
+        "PGLOADBALANCEHOSTS", "PGREALM", "PGCLIENTENCODING", "PGDATESTYLE", "PGTZ", "PGGEQO",
+        "PGSYSCONFDIR", "PGLOCALEDIR",
+    }
+)  # fmt: skip
+"""Variables of libpq (PostgreSQL docs, 34.15) that bend a URL: PGHOSTADDR sent a session to another server
+than its URL named, PGOPTIONS changes what every session does. PGPORT and its like are set, not removed."""
+
+PLACEHOLDERS = (
+    "url", "host", "port", "user", "password", "database", "sqlalchemy", "asyncpg", "jdbc", "worker", "workers",
+    "connections",
+)  # fmt: skip
+
+# Parts that stand inside a URL in the user's template must be escaped there, and only there.
+_ESCAPED_IN_URL = frozenset({"user", "password", "database"})
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What the templates may speak of besides the addresses.
+
+    Attributes:
+        worker: the worker's name, for instance ``"1"`` or ``"gw0"``.
+        workers: how many workers the run has.
+        connections: how many connections each worker may open.
+    """
+
+    worker: str = "1"
+    workers: int = 1
+    connections: int = 20
+
+
+def variables(
+    dsns: Mapping[str, Dsn], templates: Mapping[str, Mapping[str, str]], slot: Slot
+) -> dict[str, str]:
+    """All variables of one lease.
+
+    Args:
+        dsns: database name → address; ``default`` first.
+        templates: database name → its ``env`` table (variable → template).
+
+    Raises:
+        ConfigError: a template names something that is not there.
+    """
+    default = dsns["default"]
+    result = {"DATABASE_URL": default.url, **default.libpq()}
+    for name, table in templates.items():
+        for variable, template in table.items():
+            result[variable] = render(template, name, dsns, slot, variable)
+    return result
+
+
+def render(template: str, own: str, dsns: Mapping[str, Dsn], slot: Slot, variable: str) -> str:
+    """One of the user's templates, filled in. ``{url}`` is the table's own database, ``{analytics.url}`` another."""
+    is_url = "://" in template.split("{", 1)[0]
+    parts: list[str] = []
+    try:
+        for text, placeholder, spec, conversion in string.Formatter().parse(template):
+            parts.append(text)
+            if placeholder is None:
+                continue
+            if spec or conversion:
+                raise ValueError("a placeholder takes no format")
+            parts.append(_value(placeholder, own, dsns, slot, is_url))
+    except (KeyError, ValueError) as error:
+        known = ", ".join("{" + p + "}" for p in PLACEHOLDERS)
+        others = ", ".join("{" + name + ".url}" for name in dsns)
+        raise ConfigError(
+            f"env.{variable} = {template!r}: {error}. There are {known}, and {others}; write {{{{ for a brace",
+            key=f"env.{variable}",
+            value=template,
+        ) from None
+    return "".join(parts)
+
+
+def _value(placeholder: str, own: str, dsns: Mapping[str, Dsn], slot: Slot, is_url: bool) -> str:
+    database, dot, key = placeholder.rpartition(".")
+    if dot and database not in dsns:
+        raise KeyError(f"there is no database {database!r}")
+    if key not in PLACEHOLDERS:
+        raise KeyError(f"there is no placeholder {key!r}")
+    if key in ("worker", "workers", "connections"):
+        return str(getattr(slot, key))
+    value = str(getattr(dsns[database if dot else own], key))
+    return quote(value, safe="") if is_url and key in _ESCAPED_IN_URL else value
+
+
+def patch(environ: MutableMapping[str, str], values: Mapping[str, str]) -> Callable[[], None]:
+    """Set the variables, remove those that would bend them; return the undo.
+
+    The undo puts back exactly what was there, and leaves alone what somebody else has changed since.
+    """
+    doomed = [name for name in BENDING if name in environ and name not in values]
+    before = {name: environ.get(name) for name in (*values, *doomed)}
+    for name in doomed:
+        del environ[name]
+    environ.update(values)
+
+    def undo() -> None:
+        for name, old in before.items():
+            if environ.get(name) != values.get(name):
+                continue
+            if old is None:
+                environ.pop(name, None)
+            else:
+                environ[name] = old
+
+    return undo
+
+
+def child_environment(
+    environ: Mapping[str, str], values: Mapping[str, str], *, drop: Sequence[str] = ()
+) -> dict[str, str]:
+    """A copy of the environment for a child process, patched as by :func:`patch`."""
+    copy = {name: value for name, value in environ.items() if name not in drop}
+    patch(copy, values)
+    return copy

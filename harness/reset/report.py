@@ -1,0 +1,34 @@
+"""What a reset did, for callers and reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ResetReport:
+    """What one reset did.
+
+    Attributes:
+        strategy: ``"nothing"`` (nothing had changed), ``"restore"`` (rows put back, connections kept) or
+            ``"clone"`` (a fresh clone under the same name; the application's sessions were ended).
+        tables: names of the tables that were put back.
+        rows: how many rows were deleted, inserted or updated.
+        milliseconds: what it took.
+        reason: why it was a clone; empty otherwise.
+        ended: sessions that had to be ended, one line each.
+    """
+
+    strategy: str
+    tables: tuple[str, ...] = ()
+    rows: int = 0
+    milliseconds: float = 0.0
+    reason: str = ""
+    ended: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        what = {"nothing": "nothing had changed", "clone": "fresh clone"}.get(
+            self.strategy, f"{len(self.tables)} tables, {self.rows} rows put back"
+        )
+        why = f" ({self.reason})" if self.reason else ""
+        return f"{what}{why} in {self.milliseconds:.1f} ms"
