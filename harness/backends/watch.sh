@@ -13,7 +13,13 @@ export PGUSER=postgres PGDATABASE=postgres PGCONNECT_TIMEOUT=5 PGAPPNAME='pg-har
 # A TERM meant for the group must not end the switch before the server.
 trap '' HUP
 
-alive() { kill -0 "$pid" 2>/dev/null; }
+alive() {
+    kill -0 "$pid" 2>/dev/null || return 1
+    # Some init processes do not reap: a server that ended stays in the table as a zombie.
+    state=
+    { read -r _ _ state _ <"/proc/$pid/stat"; } 2>/dev/null
+    [ "$state" != Z ]
+}
 
 if [ "$mode" = password ]; then
     password=$PGHARNESS_NEW_PASSWORD
