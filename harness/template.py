@@ -25,6 +25,9 @@ from harness.migrations.base import MigrationContext, MigrationSource
 FORMAT = 1
 """Part of every fingerprint: raised when this module builds templates differently."""
 
+LINGER = 5.0
+"""Seconds that a migration tool's last session may take to end after the tool has ended."""
+
 Story = Callable[[str], None]
 Progress = Callable[[int, int | None, str], None]
 
@@ -205,12 +208,13 @@ def _build_with_roles(
     before = roles.all_roles(session)
     try:
         return _build(session, project, wanted, recipe, owner, before, probe_strategy, story, progress)
-    except MigrationError:
+    except MigrationError as error:
         _drop_new_roles(session, before)
         # A role of an older template makes CREATE ROLE fail: roles belong to the whole server. Where nobody
         # uses those templates, they make room; the second failure is the user's own.
         evicted = _evict_for_roles(session, project, before)
         if not evicted:
+            error.message += _roles_hint(session, project, before, error)
             raise
         story(f"roles {', '.join(evicted)} of an older template were dropped with it; migrating again")
         before = roles.all_roles(session)
@@ -289,9 +293,9 @@ def _apply(
         source.apply(context)
 
 
-def _wait_for_empty(session: Session, name: str, recipe: Recipe, seconds: float = 5.0) -> None:
+def _wait_for_empty(session: Session, name: str, recipe: Recipe) -> None:
     """A session on the template stalls every clone for seconds: wait for it, then say whose it is."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + LINGER
     while sessions := databases.sessions_of(session, name):
         if time.monotonic() > deadline:
             texts = ", ".join(source.text for source in recipe.sources)
@@ -452,6 +456,18 @@ def _evict_for_roles(session: Session, project: str, existing: set[str]) -> list
         drop(session, project, found)
         brought |= own
     return sorted(brought - roles.all_roles(session))
+
+
+def _roles_hint(session: Session, project: str, existing: set[str], error: MigrationError) -> str:
+    """What to do where a role that another template brought is in the way of this migration."""
+    brought = {role for d in databases.list_ours(session, project) for role in (d.mark or {}).get("roles", ())}
+    in_the_way = sorted(role for role in brought & existing if role in error.message)
+    if not in_the_way:
+        return ""
+    return (
+        f"\nRoles belong to the whole server, and {', '.join(in_the_way)} came with another template whose "
+        f'databases are in use. End that run and try again, or set isolation = "server".'
+    )
 
 
 def _is(database: Database, kind: names.Kind) -> bool:

