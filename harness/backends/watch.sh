@@ -69,6 +69,7 @@ while alive; do
     # comes too late waits for the lock and is told of the shutdown, and never works on a dying server.
     said=$("$psql" -XAtq -v ON_ERROR_STOP=1 -c '\echo connected' -c "$free" -c "$loop" \
         -c "\\! kill -INT $pid" 2>/dev/null) && {
+        misses=0
         echo "pg-harness: nobody held the sign of life for $ttl s: ending the server" >&2
         break
     }

@@ -1,0 +1,315 @@
+"""The one server of a checkout and purpose: found, or started under a file lock.
+
+The warm path reads a hint file, logs in, compares ``harness.server_id`` and takes the sign of life, in
+one round trip; nothing of Docker's is imported. A hint is never believed before that comparison.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import project
+from harness.backends import defaults, select
+from harness.backends.base import Backend, ServerInfo, ServerRequest, Story
+from harness.dsn import Dsn
+from harness.errors import BackendError, ServerLost, ServerRefused
+from harness.hint import Hint
+from harness.lock import file_lock
+from harness.settings import Settings
+
+if TYPE_CHECKING:
+    from harness.catalog.session import Session
+
+LOCK_EXTRA = 600.0
+"""Seconds, beyond ``start_timeout``, to wait for another process that may be pulling an image."""
+
+CRASH_PATIENCE = 15.0
+"""Seconds to wait for a server that recovers after a crash of one of its backends."""
+
+
+def _silent(line: str) -> None:
+    return None
+
+
+@dataclass
+class Server:
+    """A server that answered, and a session on its maintenance database.
+
+    Attributes:
+        info: what its backend knows.
+        session: the admin session that verified it. It holds the sign of life (a shared advisory lock)
+            until :meth:`close`, so the server does not end itself meanwhile.
+        started: whether this call started it; False where it was found.
+        seconds: how long finding or starting took.
+    """
+
+    info: ServerInfo
+    session: Session
+    started: bool
+    seconds: float
+    _settings: Settings = field(repr=False)
+    _environ: Mapping[str, str] = field(repr=False)
+    _hint: Hint = field(repr=False)
+
+    @property
+    def admin_dsn(self) -> Dsn:
+        """The superuser's address of the maintenance database."""
+        return self.info.dsn
+
+    @property
+    def backend(self) -> Backend:
+        """What started it, for :meth:`stop` and :meth:`logs`; made when it is asked for."""
+        return select.named(self.info.backend, self._settings, self._environ)
+
+    def hold_life(self, session: Session) -> None:
+        """Hold the sign of life in another session too, for as long as that session lives.
+
+        Blocks while the dead-man's switch looks (microseconds). A server without a TTL has no switch:
+        the lock is harmless there.
+
+        Raises:
+            ServerLost: the server is ending itself, or gone: ask :func:`ensure` again.
+        """
+        session.value("SELECT pg_advisory_lock_shared(%s)", (life_key(self.info),))
+
+    def logs(self, follow: bool = False) -> Iterator[str]:
+        """Lines of the server's log."""
+        return self.backend.logs(self.info, follow)
+
+    def stop(self) -> None:
+        """End the server and remove its data. A server that someone else runs is left alone."""
+        self.close()
+        self._hint.forget()
+        self.backend.stop(self.info)
+
+    def close(self) -> None:
+        """Let go of it: log out. The server goes on, until its TTL has passed."""
+        self.session.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def life_key(info: ServerInfo) -> int:
+    """The advisory lock on the maintenance database that is a server's sign of life."""
+    from harness.catalog.session import lock_key
+
+    return lock_key("server", info.server_id)
+
+
+def ensure(
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    purpose: str = "run",
+    ttl: float | None = None,
+    story: Story = _silent,
+) -> Server:
+    """The server of this checkout for this purpose: the one that runs, else a new one.
+
+    Safe under concurrency: of several processes at once, one starts it and the others use it.
+
+    Args:
+        purpose: ``"run"``, ``"run-1"``… for tests, ``"up"`` for a person.
+        ttl: seconds; for ``up``, None means that it never ends itself. Runs have ``settings.ttl``.
+
+    Raises:
+        BackendUnavailable, ServerStartError: see the backends.
+        ServerLost: a person's server runs and does not answer: its data is not thrown away.
+        PoolTimeout: another process was busy starting it for too long.
+    """
+    began = time.monotonic()
+    hint = Hint.of(settings, environ, purpose)
+    if settings.server_url is not None:
+        return _external(settings, environ, hint, purpose, story, began)
+
+    def result(info: ServerInfo, session: Session, started: bool) -> Server:
+        seconds = time.monotonic() - began
+        return Server(info, session, started, seconds, settings, environ, hint)
+
+    info, reason = hint.read()
+    if info is not None and _wanted(info, settings):
+        session, reason = _attach(info)
+        if session is not None:
+            return result(info, session, False)
+    with file_lock(
+        hint.path.with_suffix(".lock"),
+        timeout=settings.start_timeout + LOCK_EXTRA,
+        waiting_for=f"the {purpose} server of this checkout",
+    ):
+        again, why = hint.read()
+        if again is not None and again != info and _wanted(again, settings):
+            session, why = _attach(again)
+            if session is not None:
+                return result(again, session, False)
+        if reason or why:
+            story(f"server: the noted one is not used: {reason or why}")
+        backend = select.choose(settings, environ, story)
+        found = backend.find(hint.project, purpose)
+        if found is not None:
+            session, why = _attach(found)
+            if session is not None:
+                hint.write(found)
+                return result(found, session, False)
+            _give_up(backend, found, purpose, why, story)
+        request = _request(settings, hint.project, purpose, ttl)
+        new = backend.start(request, story)
+        session, why = _attach(new)
+        if session is None:
+            raise ServerLost(f"the server {new.description} was started and is gone again: {why}")
+        hint.write(new)
+        return result(new, session, True)
+
+
+def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run") -> Server | None:
+    """The server that runs for this checkout and purpose; never starts one.
+
+    Raises:
+        BackendUnavailable: an external server that is named does not answer.
+    """
+    began = time.monotonic()
+    hint = Hint.of(settings, environ, purpose)
+    if settings.server_url is not None:
+        return _external(settings, environ, hint, purpose, _silent, began)
+    info, _ = hint.read()
+    candidates = [info] if info is not None else []
+    session = None
+    if info is not None:
+        session, _ = _attach(info)
+    if session is None:
+        candidates = [
+            found
+            for backend in _backends(settings, environ)
+            if (found := backend.find(hint.project, purpose))
+        ]
+        for info in candidates:
+            session, _ = _attach(info)
+            if session is not None:
+                hint.write(info)
+                break
+    if session is None or info is None:
+        return None
+    return Server(info, session, False, time.monotonic() - began, settings, environ, hint)
+
+
+def stop(
+    settings: Settings, environ: Mapping[str, str], *, purpose: str = "run", story: Story = _silent
+) -> bool:
+    """End the server of this checkout and purpose and remove its data, whether it answers or not.
+
+    Returns:
+        Whether there was one. A server that someone else runs is never touched.
+    """
+    hint = Hint.of(settings, environ, purpose)
+    with file_lock(
+        hint.path.with_suffix(".lock"),
+        timeout=settings.start_timeout + LOCK_EXTRA,
+        waiting_for=f"the {purpose} server of this checkout",
+    ):
+        doomed: dict[str, tuple[Backend, ServerInfo]] = {}
+        for backend in _backends(settings, environ):
+            for info in backend.list(hint.project):
+                if info.purpose == purpose:
+                    doomed[info.handle] = (backend, info)
+        for backend, info in doomed.values():
+            backend.stop(info)
+            story(f"{info.backend}: ended {info.description}")
+        hint.forget()
+    return bool(doomed)
+
+
+def servers(settings: Settings, environ: Mapping[str, str], *, everywhere: bool = False) -> list[ServerInfo]:
+    """All servers of this checkout, running or stopped, of all backends that work here."""
+    mine = None if everywhere else project.project_id(settings.root)
+    return [info for backend in _backends(settings, environ) for info in backend.list(mine)]
+
+
+def _backends(settings: Settings, environ: Mapping[str, str]) -> Iterator[Backend]:
+    """Those that may hold a server of ours; a daemon that does not answer holds none that could be ended."""
+    for name in ("process", "docker"):
+        backend = select.named(
+            name, settings, environ, timeout=select.AUTO_TIMEOUT if settings.backend == "auto" else 10
+        )
+        try:
+            backend.list("0000000000")
+        except BackendError:
+            continue
+        yield backend
+
+
+def _request(settings: Settings, project_id: str, purpose: str, ttl: float | None) -> ServerRequest:
+    return ServerRequest(
+        project=project_id,
+        purpose=purpose,
+        server_id=str(uuid.uuid4()),
+        root=Path(settings.root).resolve(),
+        password=secrets.token_hex(24),
+        settings=defaults.throwaway(max_connections=settings.max_connections, user=settings.postgres),
+        storage=settings.storage,
+        ttl=ttl if purpose == "up" else (ttl or settings.ttl),
+        start_timeout=settings.start_timeout,
+    )
+
+
+def _wanted(info: ServerInfo, settings: Settings) -> bool:
+    """Whether the settings still mean a server of this kind."""
+    return settings.backend in ("auto", info.backend) and info.backend != "external"
+
+
+def _attach(info: ServerInfo) -> tuple[Session | None, str]:
+    """Log in, compare the id and take the sign of life; or say why not."""
+    from harness.catalog.session import Session
+
+    deadline = time.monotonic() + CRASH_PATIENCE
+    while True:
+        session = None
+        try:
+            session = Session.connect(info.dsn)
+            found = session.value("SELECT current_setting('harness.server_id', true)")
+            if found == info.server_id:
+                # Blocking: where the server is ending itself, this waits until it is gone and then says so.
+                session.value("SELECT pg_advisory_lock_shared(%s)", (life_key(info),))
+                return session, ""
+            session.close()
+            return None, f"another server answers at {info.dsn.host}:{info.dsn.port}"
+        except (ServerLost, ServerRefused) as error:
+            if session is not None:
+                session.close()
+            refused = isinstance(error, ServerRefused)
+            if refused and error.sqlstate == "57P03" and time.monotonic() < deadline:  # type: ignore[union-attr]
+                time.sleep(0.05)
+                continue
+            if refused and error.sqlstate == "53300":  # type: ignore[union-attr]
+                # It is the right server and full: starting a second one beside it would hide the leak.
+                raise
+            return None, error.message
+
+
+def _give_up(backend: Backend, info: ServerInfo, purpose: str, why: str, story: Story) -> None:
+    if purpose == "up":
+        raise ServerLost(
+            f"your server {info.description} is there and does not answer: {why}. It was not replaced, "
+            f"because its data would be lost: look at its log, or end it with `pg-harness down`."
+        )
+    story(f"{info.backend}: {info.description} does not answer ({why}): replacing it")
+    backend.stop(info)
+
+
+def _external(
+    settings: Settings, environ: Mapping[str, str], hint: Hint, purpose: str, story: Story, began: float
+) -> Server:
+    from harness.catalog.session import Session
+
+    backend = select.choose(settings, environ, story)
+    info = backend.start(_request(settings, hint.project, purpose, None), story)
+    session = Session.connect(info.dsn)
+    return Server(info, session, False, time.monotonic() - began, settings, environ, hint)
