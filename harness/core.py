@@ -71,10 +71,8 @@ class Harness:
         self._life: SignOfLife | None = None
         self._lock = threading.RLock()
         self._closed = False
-        self.owner = self._find_owner()
-        self.clones = Clones(
-            self._link, self.project, self.owner, connections=settings.connections_per_worker
-        )
+        self._owner: Owner | None = None
+        self._clones: Clones | None = None
 
     @classmethod
     def open(
@@ -148,6 +146,38 @@ class Harness:
             raise
         return this
 
+    @property
+    def link(self) -> Link:
+        """The admin's way to the maintenance database of the server."""
+        return self._link
+
+    @property
+    def owner(self) -> Owner:
+        """The role that the application logs in as: made or put right here, when it is first needed."""
+        if self._owner is None:
+            self._owner = self._find_owner()
+        return self._owner
+
+    @property
+    def clones(self) -> Clones:
+        """What makes, claims and retires clones on this server."""
+        if self._clones is None:
+            self._clones = Clones(
+                self._link, self.project, self.owner, connections=self.settings.connections_per_worker
+            )
+        return self._clones
+
+    def fingerprints(self) -> dict[str, str]:
+        """Database name → fingerprint of its migrations as they are now. Builds and changes nothing.
+
+        Raises:
+            MigrationError: a source cannot be read.
+        """
+        return {
+            database.name: template.fingerprint(self._link.session, self.recipe(database))
+            for database in self.settings.databases
+        }
+
     # --- templates ---------------------------------------------------------------------------------
 
     def prepare(self, *, rebuild: bool = False) -> None:
@@ -179,7 +209,7 @@ class Harness:
             migrate_as=settings.migrate_as,
             decisive=template.decisive_text(
                 {
-                    "role": self.owner.name,
+                    "role": self.expected_owner()[0].name,
                     "attributes": sorted(settings.role_attributes),
                     "superuser": settings.superuser,
                     "postgres": dict(settings.postgres),
@@ -233,6 +263,16 @@ class Harness:
             return lease
         self._leases.remove(lease)
         return None
+
+    def complete(self, worker: str) -> Lease:
+        """The lease of a worker whose databases are there in part, or not at all: only the missing ones are made."""
+        with self._lock:
+            for index, database in enumerate(self.settings.databases):
+                claim = self._claim(worker, index)
+                name = names.lease(self.project, claim.run, worker, index)
+                if databases.find(self._link.session, name) is None:
+                    self.clones.claim(self.templates[database.name], claim)
+            return self._lease_of(worker)
 
     def _lease_of(self, worker: str) -> Lease:
         leased = {}
@@ -335,18 +375,29 @@ class Harness:
 
     # --- the application's role --------------------------------------------------------------------
 
-    def _find_owner(self) -> Owner:
-        """The role that the application logs in as: made or put right here, unless the server forbids it."""
+    def expected_owner(self) -> tuple[Owner, bool]:
+        """The role that the application logs in as, without touching it; and whether we may make it."""
+        if self._owner is not None:
+            return self._owner, False
         session = self._link.session
+        # Servers that we start are ours: no need to ask.
         external = self.server.info.backend == "external"
+        if external and not session.value(
+            "select rolsuper or rolcreaterole from pg_roles where rolname = current_user"
+        ):
+            return Owner(session.dsn.user, session.dsn.password), False
         name = self.settings.role
         if external and self.settings.origin("role") == "default":
             name = f"{names.PREFIX}_{self.project}"
-        may = session.value("select rolsuper or rolcreaterole from pg_roles where rolname = current_user")
+        return Owner(name, _derived(session.dsn.password, name)), True
+
+    def _find_owner(self) -> Owner:
+        """The application's role: made or put right here, unless the server forbids it."""
+        session = self._link.session
+        owner, may = self.expected_owner()
         if not may:
             self._story(f"role {session.dsn.user} may not create roles: the application uses it as well")
-            return Owner(session.dsn.user, session.dsn.password)
-        owner = Owner(name, _derived(session.dsn.password, name))
+            return owner
         with locks.exclusive(session, "roles", "", timeout=60, waiting_for="the application's role"):
             roles.ensure(
                 session,
@@ -354,7 +405,7 @@ class Harness:
                 password=owner.password,
                 attributes=self.settings.role_attributes,
                 superuser=self.settings.superuser,
-                must_be_ours=external,
+                must_be_ours=self.server.info.backend == "external",
             )
         return owner
 
