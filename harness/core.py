@@ -26,6 +26,7 @@ from harness.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, Sourc
 from harness.template import Owner, Progress, Recipe, Template
 
 if TYPE_CHECKING:
+    from harness.backends.base import ServerInfo
     from harness.server import Server
 
 Story = Callable[[str], None]
@@ -71,6 +72,7 @@ class Harness:
         self._life: SignOfLife | None = None
         self._lock = threading.RLock()
         self._closed = False
+        self._guest = False
         self._owner: Owner | None = None
         self._clones: Clones | None = None
 
@@ -146,6 +148,40 @@ class Harness:
             raise
         return this
 
+    @classmethod
+    def attach(
+        cls,
+        settings: Settings,
+        environ: Mapping[str, str],
+        *,
+        run: str,
+        info: ServerInfo,
+        owner: Owner,
+        templates: Mapping[str, Template],
+        workers: int = 1,
+        story: Story = _silent,
+    ) -> Harness:
+        """Join a run that another process has opened: one log-in, nothing is looked for or computed.
+
+        What a guest leases belongs to the run: :meth:`close` leaves it to the host's :meth:`release_run`.
+
+        Args:
+            run, info, owner, templates: as the host has them (``harness.runfile``).
+            workers: how many workers the run has.
+
+        Raises:
+            ServerLost: the server is gone, or another one answers at its address.
+        """
+        from harness import server
+
+        found = server.join(settings, environ, info)
+        this = cls(settings, found, run=run, environ=environ, story=story)
+        this._owner = owner
+        this._guest = True
+        this.templates = dict(templates)
+        this.workers = workers
+        return this
+
     @property
     def link(self) -> Link:
         """The admin's way to the maintenance database of the server."""
@@ -202,7 +238,12 @@ class Harness:
         return Recipe(
             database=database.name,
             sources=[
-                load(spec, settings.root, cache=project.cache_dir(self._environ))
+                load(
+                    spec,
+                    settings.root,
+                    cache=project.cache_dir(self._environ),
+                    environment=self._environ,
+                )
                 for spec in self.sources(database)
             ],
             extensions=database.extensions,
@@ -300,7 +341,7 @@ class Harness:
             self._leases.remove(lease)
 
     def _epoch(self) -> int:
-        return self._life.epoch if self._life is not None else 0
+        return self._life.epoch if self._life is not None else self._link.epoch
 
     # --- environment -------------------------------------------------------------------------------
 
@@ -336,7 +377,7 @@ class Harness:
             return
         self._closed = True
         try:
-            if self.run != names.PERSON:
+            if self.run != names.PERSON and not self._guest:
                 self._release_all()
         finally:
             if self._life is not None:
@@ -350,6 +391,32 @@ class Harness:
         if not self._others_alive():
             # Databases that tests created carry no run's name: only the last run of a server may drop them.
             self.clones.drop_created_by_tests()
+
+    def release_run(self, workers: Sequence[str] | None = None) -> list[str]:
+        """Drop every database that this run has leased, in whatever process; return their names.
+
+        Args:
+            workers: only those of these workers (one that has crashed); None: all.
+        """
+        session = self._link.session
+        wanted = (
+            None
+            if workers is None
+            else {
+                names.lease(self.project, self.run, worker, index)
+                for worker in workers
+                for index in range(len(self.settings.databases))
+            }
+        )
+        dropped = []
+        for found in databases.list_ours(session, self.project):
+            parsed = found.parsed
+            if parsed is None or parsed.kind is not names.Kind.LEASE or parsed.owner != self.run:
+                continue
+            if wanted is None or found.name in wanted:
+                self.clones.release(found.name)
+                dropped.append(found.name)
+        return dropped
 
     def _others_alive(self) -> bool:
         everything = databases.list_ours(self._link.session, self.project)

@@ -170,6 +170,26 @@ def ensure(
         return result(new, session, True)
 
 
+def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo, *, purpose: str = "run") -> Server:
+    """A server that another process of the same run has found: log in and compare its id, look for nothing.
+
+    Raises:
+        ServerLost: it is gone, or another one answers at its address.
+    """
+    from harness.catalog.session import Session
+
+    began = time.monotonic()
+    hint = Hint.of(settings, environ, purpose)
+    if info.backend == "external":
+        session: Session | None = Session.connect(info.dsn)
+        why = ""
+    else:
+        session, why = _attach(info)
+    if session is None:
+        raise ServerLost(f"the server of this run ({info.description}) is gone: {why}")
+    return Server(info, session, False, time.monotonic() - began, settings, environ, hint)
+
+
 def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run") -> Server | None:
     """The server that runs for this checkout and purpose; never starts one.
 

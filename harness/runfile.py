@@ -1,0 +1,129 @@
+"""What a run's controller tells its workers: one file, readable by its owner only.
+
+A worker joins with it in milliseconds: no fingerprint is computed again, no backend is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.backends.base import ServerInfo
+from harness.catalog.databases import Attributes
+from harness.dsn import Dsn
+from harness.errors import ConfigError
+from harness.template import Owner, Template
+
+VARIABLE = "PGHARNESS_RUN_FILE"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """One run, as its workers need to know it.
+
+    Attributes:
+        run: sixteen hex digits.
+        pid: the controller's process.
+        root: the project's root.
+        file: the settings file; empty where there is none.
+        start_origin: what the search for settings began at, for messages.
+        overrides: options that were given, as settings.
+        server: where the server is, with the admin's password.
+        owner: the application's role.
+        templates: database name → template.
+        workers: how many there are.
+    """
+
+    run: str
+    pid: int
+    root: str
+    file: str
+    server: ServerInfo = field(repr=False)
+    owner: Owner
+    templates: Mapping[str, Template]
+    overrides: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    start_origin: str = ""
+    workers: int = 1
+
+    def write(self, folder: Path) -> Path:
+        """Write it in one act; return its path.
+
+        Raises:
+            ConfigError: the folder cannot be written to.
+        """
+        path = folder / f"{self.run}.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _forget_the_dead(folder)
+            # mkstemp makes it readable by its owner only: it holds the admin's password.
+            descriptor, aside = tempfile.mkstemp(prefix=".run.", dir=folder)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump({"format": _FORMAT, **asdict(self)}, file)
+            os.replace(aside, path)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write the run file {path}: {error.strerror}. "
+                f"Set PGHARNESS_STATE_DIR to a folder that can be written to.",
+                origin=str(path),
+            ) from error
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> RunFile:
+        """Read what a controller wrote.
+
+        Raises:
+            ConfigError: it is gone (the controller has ended) or no such file.
+        """
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            if content.pop("format") != _FORMAT:
+                raise ValueError("another version of pg-harness wrote it")
+            server = content.pop("server")
+            server["dsn"] = Dsn(**server["dsn"])
+            templates = {name: _template(fields) for name, fields in content.pop("templates").items()}
+            owner = Owner(**content.pop("owner"))
+            return cls(server=ServerInfo(**server), owner=owner, templates=templates, **content)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"the run file {path} is gone: the pytest that wrote it has ended", origin=str(path)
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"the run file {path} cannot be used: {type(error).__name__}: {error}", origin=str(path)
+            ) from None
+
+
+def _template(fields: dict[str, Any]) -> Template:
+    attributes = fields.pop("attributes")
+    return Template(**fields, attributes=Attributes(tuple(attributes["statements"]), attributes["comment"]))
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Remove what killed controllers left: the files hold passwords."""
+    for path in folder.glob("*.json"):
+        try:
+            pid = int(json.loads(path.read_text("utf-8"))["pid"])
+            alive = _alive(pid)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if not alive:
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # os.kill(pid, 0) ends a process on Windows
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
