@@ -70,15 +70,15 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
 
     def open_() -> None:
         try:
-            with _environment(socket):
-                found.append(_describe(DockerClient(), socket))
+            found.append(_describe(DockerClient(), socket))
         except BaseException as error:  # noqa: BLE001 - carried to the caller's thread
             failures.append(error)
 
     # A thread: a daemon behind a dead ssh or a firewall gives no answer at all for minutes.
     thread = threading.Thread(target=open_, name="pg-harness-docker", daemon=True)
-    thread.start()
-    thread.join(timeout)
+    with _environment(environ.get("DOCKER_HOST") or socket):
+        thread.start()
+        thread.join(timeout)
     if found:
         return found[0]
     where = environ.get("DOCKER_HOST") or socket or "the current Docker context"
@@ -134,11 +134,11 @@ def _socket(environ: Mapping[str, str]) -> str | None:
 
 
 @contextmanager
-def _environment(socket: str | None) -> Iterator[None]:
+def _environment(host: str | None) -> Iterator[None]:
     # testcontainers writes DOCKER_HOST into our own environment: the tests that follow would inherit it.
     before = os.environ.get("DOCKER_HOST")
-    if socket and before is None:
-        os.environ["DOCKER_HOST"] = socket
+    if host:
+        os.environ["DOCKER_HOST"] = host
     try:
         yield
     finally:
