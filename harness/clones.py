@@ -213,8 +213,6 @@ class Clones:
         roles.ensure(
             session, self.owner.name, password=self.owner.password, attributes=attributes, superuser=superuser
         )
-        for key in roles.settings_of(session, self.owner.name):
-            session.execute(f"alter role {ident(self.owner.name)} reset {ident(*key.split('.'))}")
 
     def __repr__(self) -> str:
         return f"<Clones of {self.project} at {self.link.dsn.masked}>"

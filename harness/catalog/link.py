@@ -42,7 +42,9 @@ class Link:
         """
         if self._session is None or self._session.closed:
             if self._session is not None:
+                # Counted once, however many attempts it takes to come back.
                 self.epoch += 1
+                self._session = None
             self._session = connect_verified(self.dsn, self.server_id)
         return self._session
 

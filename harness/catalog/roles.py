@@ -26,7 +26,7 @@ def ensure(
     superuser: bool,
     must_be_ours: bool = False,
 ) -> None:
-    """Create the application's role, or bring its password and attributes back to what they must be.
+    """Create the application's role, or bring its password, attributes and settings back to what they must be.
 
     The password goes over the wire as a SCRAM verifier made here: a failing statement is written to
     the server's log with its text.
@@ -54,6 +54,8 @@ def ensure(
     verb = "alter" if exists else "create"
     session.execute(f"{verb} role {ident(role)} with {options} password {literal(verifier)}")
     if exists:
+        # A test's `ALTER ROLE app SET search_path …` holds for every later session of every worker.
+        session.execute(f"alter role {ident(role)} reset all")
         return
     session.execute(f"comment on role {ident(role)} is {literal(MARK)}")
     if not is_superuser(session):
@@ -72,19 +74,6 @@ def _verifier(session: Session, role: str, password: str) -> str:
     with translated("encrypt a password"):
         raw = session.connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
     return raw.decode()
-
-
-def settings_of(session: Session, role: str) -> dict[str, str]:
-    """``ALTER ROLE … SET`` values of a role that hold in every database."""
-    rows = session.rows(
-        """
-        select unnest(setconfig) from pg_db_role_setting s join pg_roles r on r.oid = s.setrole
-         where r.rolname = %s and s.setdatabase = 0
-        """,
-        (role,),
-    )
-    pairs = (setting.partition("=") for (setting,) in rows)
-    return {key: value for key, _, value in pairs}
 
 
 def all_roles(session: Session) -> set[str]:

@@ -78,7 +78,7 @@ class Session:
         Raises:
             ServerLost: nobody answers there.
             ServerRefused: the server answers and refuses (``28P01`` password, ``3D000`` no such
-                database, ``53300`` too many clients, ``57P03`` starting up).
+                database, ``53300`` too many clients, ``57P03`` starting up or going down).
         """
         import psycopg
 
@@ -195,8 +195,36 @@ def translated(statement: str) -> Iterator[None]:
         raise _translate(error, statement) from error
 
 
+# libpq keeps the SQLSTATE of a refused login to itself: only the text tells. Our servers speak English
+# (lc_messages = C); of a translated text from somebody else's server, "FATAL" may be lost, not more.
+_REFUSED_LOGINS = (
+    ("password authentication failed", "28P01"),
+    ("no password supplied", "28P01"),
+    ("no pg_hba.conf entry", "28000"),
+    ("is not permitted to log in", "28000"),
+    ("is not currently accepting connections", "55000"),
+    ("too many", "53300"),
+    ("remaining connection slots", "53300"),
+    ("already in use", "53300"),
+    ("starting up", "57P03"),
+    ("shutting down", "57P03"),
+    ("in recovery mode", "57P03"),
+    ("not yet accepting connections", "57P03"),
+    ("does not exist", "3D000"),
+    ("permission denied for database", "42501"),
+)
+
+
+def _login_sqlstate(text: str) -> str:
+    if "FATAL" not in text:
+        return ""
+    return next((state for words, state in _REFUSED_LOGINS if words in text), "28000")
+
+
 def _translate(error: psycopg.Error, statement: str) -> ServerLost | ServerRefused:
     sqlstate = error.sqlstate or ""
+    if not sqlstate and statement.startswith("connect to "):
+        sqlstate = _login_sqlstate(str(error))
     text = (error.diag.message_primary or str(error)).strip()
     for extra in (error.diag.message_detail, error.diag.message_hint):
         if extra:

@@ -280,7 +280,7 @@ def test_a_clone_has_what_create_database_loses(link: Link, project: str) -> Non
             "5MB",
             "it's {braced}",
         )
-        assert inside.value("show search_path") == "public, \"a b\", \"$user\""
+        assert inside.value("show search_path") == 'public, "a b", "$user"'
         inside.execute("create table public.made_by_app (id int)")
     clones.release(lease)
 

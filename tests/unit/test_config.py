@@ -52,7 +52,11 @@ def test_a_section_is_read_whole(tmp_path: Path) -> None:
     assert default.extensions == ("pg_trgm",)
     assert default.env == {"SQLALCHEMY_DATABASE_URI": "{sqlalchemy}"}
     assert analytics.env == {"ANALYTICS_URL": "{url}"}
-    assert (settings.connections_per_worker, settings.ttl, settings.memory_limit) == (7, 120.0, int(1.5 * 1024**3))
+    assert (settings.connections_per_worker, settings.ttl, settings.memory_limit) == (
+        7,
+        120.0,
+        int(1.5 * 1024**3),
+    )
     assert settings.postgres == {"jit": "off", "work_mem": "8MB"}
     assert settings.binaries == settings.root / "pg/bin"
     assert settings.origin("ttl").endswith("pyproject.toml [tool.pg-harness]")
@@ -171,11 +175,16 @@ def test_two_files_that_both_configure_us(tmp_path: Path) -> None:
 
 
 def test_a_variable_that_nearly_matches_warns_and_others_are_left_alone(tmp_path: Path) -> None:
-    with pytest.warns(UnknownVariable, match="PGHARNESS_MIGRATION does nothing; did you mean PGHARNESS_MIGRATIONS"):
+    with pytest.warns(
+        UnknownVariable, match="PGHARNESS_MIGRATION does nothing; did you mean PGHARNESS_MIGRATIONS"
+    ):
         load(tmp_path, {"PGHARNESS_MIGRATION": "alembic"})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load(tmp_path, {"PGHARNESS_SOMETHING_ELSE_ENTIRELY": "1", "PGHARNESS_RUN_FILE": "x", "HARNESS_API": "1"})
+        load(
+            tmp_path,
+            {"PGHARNESS_SOMETHING_ELSE_ENTIRELY": "1", "PGHARNESS_RUN_FILE": "x", "HARNESS_API": "1"},
+        )
 
 
 def test_secrets_are_not_in_the_repr(tmp_path: Path) -> None:

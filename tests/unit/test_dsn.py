@@ -59,7 +59,13 @@ def test_the_password_is_never_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["mysql://u:topsecret@h/d", "topsecret", "postgresql://u:topsecret@h:x/d", "postgresql://a:topsecret@h1,h2/d"]
+    "url",
+    [
+        "mysql://u:topsecret@h/d",
+        "topsecret",
+        "postgresql://u:topsecret@h:x/d",
+        "postgresql://a:topsecret@h1,h2/d",
+    ],
 )
 def test_a_wrong_url_is_named_without_repeating_it(url: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -37,7 +37,9 @@ def test_a_table_speaks_of_its_own_database() -> None:
     assert render("{database}", "analytics") == "a1"
 
 
-@pytest.mark.parametrize("template", ["{nothing}", "{nobody.url}", "{url!r}", "{port:05d}", "{unclosed", "{}"])
+@pytest.mark.parametrize(
+    "template", ["{nothing}", "{nobody.url}", "{url!r}", "{port:05d}", "{unclosed", "{}"]
+)
 def test_a_wrong_template_names_the_variable_and_the_choices(template: str) -> None:
     with pytest.raises(ConfigError) as caught:
         render(template)
@@ -47,7 +49,9 @@ def test_a_wrong_template_names_the_variable_and_the_choices(template: str) -> N
 
 
 def test_variables() -> None:
-    values = env.variables(DSNS, {"default": {"A": "{worker}"}, "analytics": {"AN_URL": "{url}"}}, Slot("2", 2, 5))
+    values = env.variables(
+        DSNS, {"default": {"A": "{worker}"}, "analytics": {"AN_URL": "{url}"}}, Slot("2", 2, 5)
+    )
     assert values["DATABASE_URL"] == DSNS["default"].url
     assert values["PGPASSWORD"] == "p/w"
     assert values["A"] == "2"
@@ -55,7 +59,13 @@ def test_variables() -> None:
 
 
 def test_patch_removes_what_bends_and_returns_its_undo() -> None:
-    environ = {"PGHOSTADDR": "10.0.0.1", "PGOPTIONS": "-c x=1", "DATABASE_URL": "old", "HOME": "/h", "PGSSLMODE": "require"}
+    environ = {
+        "PGHOSTADDR": "10.0.0.1",
+        "PGOPTIONS": "-c x=1",
+        "DATABASE_URL": "old",
+        "HOME": "/h",
+        "PGSSLMODE": "require",
+    }
     before = dict(environ)
     undo = env.patch(environ, {"DATABASE_URL": "new", "PGHOST": "127.0.0.1"})
     assert environ == {"DATABASE_URL": "new", "PGHOST": "127.0.0.1", "HOME": "/h"}

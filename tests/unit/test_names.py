@@ -53,7 +53,9 @@ def test_foreign_names_are_not_ours() -> None:
 
 def test_checkouts_differ_by_machine_and_by_path() -> None:
     ids = {
-        names.project_id(machine, root) for machine in ("m1", "m2") for root in ("/a/app", "/b/app", "/a/app ", "/a'")
+        names.project_id(machine, root)
+        for machine in ("m1", "m2")
+        for root in ("/a/app", "/b/app", "/a/app ", "/a'")
     }
     assert len(ids) == 8
 
