@@ -21,6 +21,8 @@ class MigrationContext:
             own templates already point to ``dsn``.
         timeout: seconds that all of this source may take.
         progress: called with (done, total or None, what) as steps finish.
+        alias: which database of the worker this is, as in ``[tool.pg-harness.databases.NAME]``; Django
+            migrates its alias of that name.
         binaries: folder of ``psql`` and ``pg_restore``; None where PATH has to do.
     """
 
@@ -30,6 +32,7 @@ class MigrationContext:
     timeout: float
     progress: Callable[[int, int | None, str], None] = field(default=lambda done, total, what: None)
     binaries: Path | None = None
+    alias: str = "default"
 
 
 class MigrationSource(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import ConfigError
@@ -11,13 +11,17 @@ from harness.migrations.files import digest
 from harness.settings import SourceSpec
 
 
-def load(spec: SourceSpec, root: Path, *, cache: Path | None = None) -> MigrationSource:
+def load(
+    spec: SourceSpec, root: Path, *, cache: Path | None = None, environment: Mapping[str, str] | None = None
+) -> MigrationSource:
     """The source of one entry; nothing is read yet.
 
     Args:
         root: the project's root; relative paths start here.
         cache: a folder for what sources learn of a project (which files a warm fingerprint has to look
             at); None: they ask a child process each time.
+        environment: for child processes that only look (Django's settings are imported to learn which apps
+            there are); DATABASE_URL and PG* in it are replaced, so that nothing can be reached with it.
 
     Raises:
         ConfigError: no such kind.
@@ -30,6 +34,22 @@ def load(spec: SourceSpec, root: Path, *, cache: Path | None = None) -> Migratio
         from harness.migrations.command import CommandSource
 
         return CommandSource(spec, root)
+    if spec.kind == "alembic":
+        from harness.migrations.alembic_source import AlembicSource
+
+        return AlembicSource(spec, root)
+    if spec.kind == "django":
+        from harness.migrations.django_source import DjangoSource
+
+        return DjangoSource(spec, root, cache=cache, environment=environment or {})
+    if spec.kind == "python":
+        from harness.migrations.python_source import PythonSource
+
+        return PythonSource(spec, root)
+    if spec.kind == "dump":
+        from harness.migrations.dump import DumpSource
+
+        return DumpSource(spec, root)
     raise ConfigError(f"migrations: unknown kind of source {spec.kind!r}", key="migrations", value=spec.text)
 
 

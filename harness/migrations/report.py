@@ -19,11 +19,13 @@ def explain(
     *,
     notices: Sequence[str] = (),
     advice: str = "",
+    first_line: int = 1,
 ) -> str:
     """One screen about a failure.
 
     Args:
         shown: the file. text: all of it. statement: the one that ran; None if it was none of the file's.
+        first_line: the line of the file that ``text`` begins with.
         notices: what the server said before. advice: one more line on what to do.
     """
     offset = statement.offset if statement else 0
@@ -31,8 +33,8 @@ def explain(
     if isinstance(error, StatementFailed) and error.position is not None and statement is not None:
         offset += error.position - 1
     line, column = position(text, min(offset, len(text)))
-    lines = [f"{shown}, line {line}:", f"  {_headline(error)}"]
-    lines += _picture(text, line, column if pointed else None)
+    lines = [f"{shown}, line {line + first_line - 1}:", f"  {_headline(error)}"]
+    lines += _picture(text, line, column if pointed else None, first_line)
     if isinstance(error, StatementFailed):
         lines += _inner(error)
         for title, value in (("DETAIL", error.detail), ("HINT", error.hint), ("CONTEXT", error.context)):
@@ -50,11 +52,11 @@ def _headline(error: StatementFailed | StatementTimeout) -> str:
     return f"ERROR: {error.primary} [{error.sqlstate}]" if error.sqlstate else f"ERROR: {error.primary}"
 
 
-def _picture(text: str, line: int, column: int | None) -> list[str]:
+def _picture(text: str, line: int, column: int | None, first_line: int = 1) -> list[str]:
     source = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")[line - 1].expandtabs(1)
     start = max(0, column - _WIDTH // 2) if column and column > _WIDTH else 0
     shown = source[start : start + _WIDTH]
-    head = f"  {line} | "
+    head = f"  {line + first_line - 1} | "
     picture = [f"{head}{shown}"]
     if column is not None:
         picture.append(" " * (len(head) - 2) + "| " + " " * (column - 1 - start) + "^")
