@@ -29,6 +29,9 @@ _OWNED = (
     ("pg_publication", "pubowner", "not puballtables"),
 )
 
+# A large object's address names the catalog of its pages (LargeObjectRelationId).
+_CLASSES = {"pg_largeobject_metadata": "pg_largeobject"}
+
 # pg_identify_object's word → the word that ALTER takes, where they differ.
 _ALTER_WORDS = {
     "composite type": "type",
@@ -51,7 +54,7 @@ def give_to(session: Session, role: str) -> int:
         ServerRefused: the session may not give one of them away.
     """
     listing = " union all ".join(
-        f"select '{catalog}'::regclass as class, oid, {owner} as owner from pg_catalog.{catalog} where {condition}"
+        f"select '{_CLASSES.get(catalog, catalog)}'::regclass as class, oid, {owner} as owner from pg_catalog.{catalog} where {condition}"
         for catalog, owner, condition in _OWNED
     )
     # By OID: a schema before what is in it, a type before its users.

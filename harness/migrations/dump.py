@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from harness.errors import MigrationError
+from harness.errors import MigrationError, ServerRefused
 from harness.migrations import files, watched
 from harness.migrations.base import MigrationContext
 from harness.migrations.dump_reader import DumpError, Rows, Sql, read
@@ -139,8 +139,13 @@ class DumpSource:
             raise self._error(f"{self._shown} changed while it was loaded; run again")
         if context.dsn.user != context.admin_dsn.user:
             context.progress(0, None, f"{self._shown}: owners")
-            with Session.connect(context.admin_dsn) as session:
-                give_to(session, context.dsn.user)
+            try:
+                with Session.connect(context.admin_dsn) as session:
+                    give_to(session, context.dsn.user)
+            except ServerRefused as error:
+                raise self._error(
+                    f"what {self._shown} made cannot be handed to the role {context.dsn.user}: {error.message}"
+                ) from error
 
     def _load(self, runner: ScriptRunner, piece: Sql | Rows) -> None:
         from harness.catalog.script import StatementFailed, StatementTimeout
