@@ -289,6 +289,7 @@ def _apply(
             timeout=max(1.0, deadline - time.monotonic()),
             progress=progress,
             binaries=recipe.binaries,
+            alias=recipe.database,
         )
         source.apply(context)
 

@@ -7,12 +7,17 @@ from harness.catalog.session import Session, ident
 # FirstNormalObjectId (src/include/access/transam.h): what initdb made lies below.
 _FIRST_OWN_OID = 16384
 
+_FOLLOWS_A_TABLE = (
+    "relkind = 'S' and exists (select from pg_depend d where d.classid = 'pg_class'::regclass"
+    " and d.objid = pg_class.oid and d.refclassid = 'pg_class'::regclass and d.deptype in ('a', 'i'))"
+)
+
 # (catalog, owner's column, further condition). Event triggers and foreign-data wrappers need a superuser as
 # their owner, so they stay with the admin. What belongs to an extension stays with the extension.
 _OWNED = (
     ("pg_namespace", "nspowner", "nspname !~ '^pg_'"),
     # Indexes and TOAST tables follow their tables; so do sequences of serial and identity columns.
-    ("pg_class", "relowner", "relkind in ('r', 'p', 'v', 'm', 'f', 'S', 'c')"),
+    ("pg_class", "relowner", f"relkind in ('r', 'p', 'v', 'm', 'f', 'S', 'c') and not ({_FOLLOWS_A_TABLE})"),
     ("pg_proc", "proowner", "true"),
     # A table's row type and an array follow; composite types are in pg_class.
     ("pg_type", "typowner", "typrelid = 0 and typelem = 0 and typtype <> 'm'"),
@@ -65,9 +70,7 @@ def give_to(session: Session, role: str) -> int:
         "  where l.owner = (select oid from pg_roles where rolname = current_user)"
         "  and l.oid >= %s"
         "  and not exists (select from pg_depend d where d.classid = l.class and d.objid = l.oid"
-        "    and d.deptype in ('e', 'i') )"
-        "  and not exists (select from pg_depend d where d.classid = l.class and d.objid = l.oid"
-        "    and d.deptype = 'a' and d.refclassid = 'pg_class'::regclass and l.class = 'pg_class'::regclass)"
+        "    and d.deptype = 'e')"
         ") as objects order by oid",
         (_FIRST_OWN_OID,),
     )
