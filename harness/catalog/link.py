@@ -32,6 +32,8 @@ class Link:
         self.server_id = server_id
         self.epoch = 0
         self._session = session
+        if session is not None and server_id:
+            _commit_durably(session)
 
     @property
     def session(self) -> Session:
@@ -83,7 +85,14 @@ def connect_verified(dsn: Dsn, server_id: str) -> Session:
             found = session.value("select current_setting(%s, true)", (SERVER_ID,))
             if found != server_id:
                 raise ServerLost(f"another PostgreSQL server answers at {dsn.masked}")
+            _commit_durably(session)
     except (ServerLost, ServerRefused):
         session.close()
         raise
     return session
+
+
+def _commit_durably(session: Session) -> None:
+    # Our servers run with synchronous_commit = off: a backend killed with SIGKILL then takes the last 200 ms of
+    # commits with it, and the rename that made a lease was undone.
+    session.execute("set synchronous_commit = on")
