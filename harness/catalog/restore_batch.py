@@ -1,0 +1,87 @@
+"""Several statements in one round trip, and the results as PostgreSQL printed them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.catalog.session import Session, translated
+
+LOCK_NOT_AVAILABLE = "55P03"
+DEADLOCK = "40P01"
+SERIALIZATION = "40001"
+RECYCLED = "58P01"
+"""``undefined_file``: the log that was asked for is not there any more."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one statement gave.
+
+    Attributes:
+        rows: values as text; None is NULL.
+        count: rows that were touched or returned.
+    """
+
+    rows: tuple[tuple[bytes | None, ...], ...]
+    count: int
+
+    def pairs(self) -> set[tuple[tuple[int, int], int]]:
+        """Rows of ``ctid, xmin``."""
+        from harness.catalog.restore_rows import parse_tid
+
+        return {(parse_tid(row[0] or b""), int(row[1] or b"0")) for row in self.rows}
+
+
+def run(session: Session, statements: Sequence[str]) -> list[Result]:
+    """Send all statements as one message; the first that fails fails all.
+
+    Raises:
+        ServerRefused, ServerLost: as :class:`Session` does.
+    """
+    results: list[Result] = []
+    with translated(f"reset: {len(statements)} statements"):
+        cursor = session.connection.execute(";\n".join(statements).encode())
+        more: bool | None = True
+        while more:
+            raw = cursor.pgresult
+            if raw is None:
+                break
+            width = raw.nfields
+            rows = tuple(tuple(raw.get_value(i, j) for j in range(width)) for i in range(raw.ntuples))
+            results.append(Result(rows, raw.command_tuples or 0))
+            more = cursor.nextset()
+    return results
+
+
+def rollback(session: Session) -> None:
+    """Leave a transaction that failed, if there is one."""
+    if not session.closed:
+        session.execute("rollback")
+
+
+RESTORER_SETTINGS = {
+    # Triggers and foreign keys of the application must not fire; a superuser may say so, once, at login.
+    "session_replication_role": "replica",
+    # Below deadlock_timeout (1 s): a wait of ours ends before PostgreSQL would end somebody else's.
+    "lock_timeout": "250ms",
+    "synchronous_commit": "off",
+    "row_security": "off",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    # What the baseline printed must be read as it was meant, whatever ALTER DATABASE … SET says.
+    "search_path": "pg_catalog",
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "timezone": "UTC",
+    "standard_conforming_strings": "on",
+    "xmlbinary": "base64",
+    "xmloption": "content",
+    "client_min_messages": "error",
+    "jit": "off",
+}
+"""Settings of the session in the lease and of the one in the baseline, given at login."""

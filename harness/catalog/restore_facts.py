@@ -1,0 +1,148 @@
+"""What a database holds, as far as a reset needs to know it: files, kinds, obstacles, sequences.
+
+All queries read; they run in the baseline (a clone that nobody else enters) or in the lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from harness.catalog.session import Session, ident
+
+FIRST_USER_OID = 16384
+"""Objects below it were made by initdb (FirstNormalObjectId, access/transam.h)."""
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One relation with a file.
+
+    Attributes:
+        oid: stays through TRUNCATE, which changes the file.
+        kind: ``pg_class.relkind``: r table, m materialised view, S sequence, t TOAST, i index.
+        catalog: a system catalog of this database.
+        shared: a catalog of the whole server.
+        unlogged: changes to it are not in the log.
+        owner: for a TOAST table the OID of its table, else its own.
+        pages: size of its file in blocks of 8 kB.
+        obstacle: why its rows cannot be put back by DELETE and INSERT; empty where they can.
+    """
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    catalog: bool = False
+    shared: bool = False
+    unlogged: bool = False
+    owner: int = 0
+    pages: int = 0
+    obstacle: str = ""
+
+    @property
+    def sql(self) -> str:
+        """Schema-qualified, quoted."""
+        return ident(self.schema, self.name)
+
+    def __str__(self) -> str:
+        return self.name if self.schema == "public" else f"{self.schema}.{self.name}"
+
+
+@dataclass(frozen=True)
+class SequenceState:
+    """Where a sequence stands.
+
+    Attributes:
+        cache: how many values an open session fetches at a time.
+        logged_ahead: ``log_cnt``: how many values can be taken without a word in the log.
+    """
+
+    last_value: int
+    is_called: bool
+    cache: int = 1
+    logged_ahead: int = 0
+
+
+_FILES = (
+    "select oid::int8, pg_relation_filenode(oid)::int8 from pg_class where relkind in ('r','m','S','t','i')"
+)
+
+_RELATIONS = """
+select c.oid::int8, n.nspname, c.relname, c.relkind::text,
+       c.oid < 16384 and n.nspname in ('pg_catalog', 'pg_toast'), c.relisshared, c.relpersistence = 'u',
+       coalesce(p.oid, c.oid)::int8,
+       case when c.relkind in ('r', 'm') then pg_relation_size(c.oid) / 8192 else 0 end
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+  left join pg_class p on c.relkind = 't' and p.reltoastrelid = c.oid
+ where c.relkind in ('r','m','S','t','i') and c.relpersistence <> 't'
+"""
+
+# With session_replication_role = replica ordinary triggers and rules are silent; these still fire.
+_OBSTACLES = """
+select tgrelid::int8, format('trigger %s is enabled ALWAYS or REPLICA', tgname)
+  from pg_trigger where tgenabled in ('A', 'R')
+union all
+select ev_class::int8, format('rule %s is enabled ALWAYS or REPLICA', rulename)
+  from pg_rewrite where ev_enabled in ('A', 'R') and ev_type <> '1'
+"""
+
+_SEQUENCES = "select {oid}::int8, last_value, is_called, log_cnt::int8 from {name}"
+
+
+def files(session: Session, blocks: Iterable[int] | None = None) -> dict[int, int]:
+    """OID → number of its file, of every relation that has one.
+
+    Args:
+        blocks: of ``pg_class``, to ask only for the relations whose rows lie there.
+    """
+    if blocks is None:
+        statement = _FILES
+    else:
+        statement = " union all ".join(f"({_FILES} and {where})" for where in block_ranges(blocks))
+    return {oid: node for oid, node in session.rows(statement) if node}
+
+
+def relations(session: Session) -> dict[int, Relation]:
+    """OID → relation, temporary ones excluded."""
+    obstacles = dict(session.rows(_OBSTACLES))
+    found = {}
+    for oid, schema, name, kind, catalog, shared, unlogged, owner, pages in session.rows(_RELATIONS):
+        obstacle = obstacles.get(oid, "")
+        found[oid] = Relation(oid, schema, name, kind, catalog, shared, unlogged, owner, pages, obstacle)
+    return found
+
+
+def sequences(session: Session, wanted: Sequence[Relation]) -> dict[int, SequenceState]:
+    """OID → state of these sequences."""
+    states: dict[int, SequenceState] = {}
+    caches = dict(session.rows("select seqrelid::int8, seqcache from pg_sequence"))
+    # Two hundred at a time: a statement of thousands of branches exceeds the parser's stack.
+    for start in range(0, len(wanted), 200):
+        chunk = wanted[start : start + 200]
+        statement = " union all ".join(_SEQUENCES.format(oid=s.oid, name=s.sql) for s in chunk)
+        for oid, last, called, ahead in session.rows(statement):
+            states[oid] = SequenceState(last, called, caches.get(oid, 1), ahead)
+    return states
+
+
+def runs(blocks: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last of each run of neighbouring blocks; one run over all where there are too many."""
+    found: list[tuple[int, int]] = []
+    for block in sorted(set(blocks)):
+        if found and block == found[-1][1] + 1:
+            found[-1] = (found[-1][0], block)
+        else:
+            found.append((block, block))
+    return [(found[0][0], found[-1][1])] if len(found) > 64 else found
+
+
+def block_range(first: int, last: int) -> str:
+    """The condition that a row lies in one of these blocks."""
+    return f"ctid >= '({first},0)' and ctid < '({last + 1},0)'"
+
+
+def block_ranges(blocks: Iterable[int]) -> list[str]:
+    """Conditions that together select these blocks (and those between them, where there are too many)."""
+    return [block_range(first, last) for first, last in runs(blocks)]

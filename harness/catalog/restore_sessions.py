@@ -1,0 +1,116 @@
+"""Sessions of the application in one database: who is busy, who holds what, and how to end them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.catalog.session import Session
+
+
+@dataclass(frozen=True)
+class Busy:
+    """One session of the application.
+
+    Attributes:
+        text: one line for messages: pid, application, state, age of its transaction, last query.
+    """
+
+    pid: int
+    text: str
+
+
+_DESCRIBE = """
+select pid, format('pid %%s, %%s, %%s%%s, last query: %%s', pid, coalesce(nullif(application_name, ''), usename),
+                   coalesce(state, 'unknown'),
+                   case when xact_start is null then '' else
+                       format(' for %%s s', round(extract(epoch from clock_timestamp() - xact_start)::numeric, 1)) end,
+                   left(regexp_replace(query, '\\s+', ' ', 'g'), 80))
+  from pg_stat_activity
+ where datid = %s and backend_type in ('client backend', 'walsender') and pid <> all(%s)
+"""
+
+BUSY = """
+select pid from pg_stat_get_activity(null)
+ where datid = {database} and backend_type = 'client backend' and pid <> all('{ours}'::int[])
+   and (backend_xid is not null or (backend_xmin is not null and age(backend_xmin) >= age('{xid}'::xid)))
+"""
+"""Sessions that still see, or may still change, what was there before transaction ``xid``."""
+
+_HOLDERS = """
+select distinct l.pid from pg_lock_status() l
+ where l.database = %s and l.relation = any(%s) and l.granted and l.pid <> all(%s) and l.pid is not null
+   and l.mode not in ('AccessShareLock', 'RowShareLock')
+union
+select distinct l.pid from pg_lock_status() l
+ where l.locktype in ('transactionid', 'tuple') and l.granted and l.pid <> all(%s)
+   and l.pid in (select pid from pg_stat_get_activity(null) where datid = %s and backend_xid is not null)
+"""
+
+
+def describe(
+    session: Session, database: int, ours: Sequence[int], pids: Sequence[int] | None = None
+) -> list[Busy]:
+    """The application's sessions in a database; only these where ``pids`` is given."""
+    statement, parameters = _DESCRIBE, [database, list(ours)]
+    if pids is not None:
+        statement += " and pid = any(%s)"
+        parameters.append(list(pids))
+    return [Busy(pid, text) for pid, text in session.rows(statement, parameters)]
+
+
+def busy(session: Session, database: int, ours: Sequence[int], xid: int) -> list[int]:
+    """Pids of sessions that hold a transaction id, or a snapshot as old as transaction ``xid``."""
+    listed = "{" + ",".join(str(pid) for pid in ours) + "}"
+    statement = BUSY.format(database=database, ours=listed, xid=xid % 2**32)
+    return [pid for (pid,) in session.rows(statement)]
+
+
+def holders(session: Session, database: int, relations: Sequence[int], ours: Sequence[int]) -> list[int]:
+    """Pids of sessions whose locks are in the way of writing to these relations."""
+    mine = list(ours)
+    return [pid for (pid,) in session.rows(_HOLDERS, (database, list(relations), mine, mine, database))]
+
+
+def end(session: Session, pids: Sequence[int]) -> None:
+    """Terminate these sessions and wait, for at most five seconds each, until they are gone."""
+    for pid in pids:
+        session.rows("select pg_terminate_backend(%s, 5000)", (pid,))
+
+
+def in_progress(session: Session, ids: Sequence[int]) -> list[int]:
+    """Which of these 64-bit transaction ids have not ended."""
+    rows = session.rows(
+        "select id from unnest(%s::int8[]) id where pg_xact_status(id::text::xid8) = 'in progress'",
+        (list(ids),),
+    )
+    return [id_ for (id_,) in rows]
+
+
+def prepared(session: Session, database: int) -> list[str]:
+    """Names of the prepared transactions of a database."""
+    return [gid for (gid,) in session.rows("select gid from pg_prepared_xact() where dbid = %s", (database,))]
+
+
+def advisory(session: Session, database: int, ours: Sequence[int]) -> list[int]:
+    """Pids of sessions that hold advisory locks in a database."""
+    rows = session.rows(
+        """
+        select distinct pid from pg_lock_status()
+         where locktype = 'advisory' and database = %s and granted and pid <> all(%s)
+        """,
+        (database, list(ours)),
+    )
+    return [pid for (pid,) in rows]
+
+
+def writers(session: Session, database: int, ours: Sequence[int]) -> list[int]:
+    """Pids of sessions that hold a transaction id in a database."""
+    rows = session.rows(
+        """
+        select pid from pg_stat_get_activity(null)
+         where datid = %s and backend_xid is not null and backend_type = 'client backend' and pid <> all(%s)
+        """,
+        (database, list(ours)),
+    )
+    return [pid for (pid,) in rows]

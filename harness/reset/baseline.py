@@ -1,0 +1,96 @@
+"""The pristine state: facts of all relations, and rows of those that were ever written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from harness.catalog import restore_catalogs, restore_facts, restore_rows
+from harness.catalog.restore_facts import Relation, SequenceState
+from harness.catalog.restore_rows import Rows, Tid
+from harness.catalog.session import Session
+from harness.reset.model import TableState
+
+HELD_PAGES = 128
+"""Pages (of 8 kB) up to which a table's rows are kept in memory as a whole; beyond, blocks are asked for."""
+
+
+@dataclass
+class TableBase:
+    """One table as it is to be.
+
+    Attributes:
+        rows: all of its rows; None where it is too large: its blocks are read from the baseline.
+        places: where each of ``rows`` lies now in the lease, and who wrote it.
+        moved: for large tables: where a row lay in the baseline → where it lies in the lease now.
+    """
+
+    relation: Relation
+    rows: Rows | None
+    places: list[tuple[Tid, int]] = field(default_factory=list)
+    moved: dict[Tid, tuple[Tid, int]] = field(default_factory=dict)
+
+    @property
+    def state(self) -> TableState:
+        """For the planner."""
+        return TableState(None) if self.rows is None else TableState(len(self.rows.values), self.rows.bytes)
+
+    def rebase(self) -> None:
+        """The lease is a fresh copy: every row lies where it lies in the baseline."""
+        self.moved.clear()
+        self.places = list(self.rows.places) if self.rows is not None else []
+
+
+class BaselineStore:
+    """Facts of the baseline clone, read once; rows when they are first wanted.
+
+    It is read through ``connect`` only, a session in a clone that nobody else enters.
+    """
+
+    def __init__(self, connect: Callable[[], Session]) -> None:
+        self._connect = connect
+        self._session: Session | None = None
+        self.relations: dict[int, Relation] = restore_facts.relations(self.session)
+        self.sequences: dict[int, SequenceState] = restore_facts.sequences(
+            self.session, [r for r in self.relations.values() if r.kind == "S"]
+        )
+        self.indexed: list[int] = restore_catalogs.indexed(self.session)
+        self.unlogged_tables = tuple(r.oid for r in self._unlogged("rm"))
+        self.unlogged_sequences = tuple(r.oid for r in self._unlogged("S"))
+        self.catalog_names = {r.oid: r.name for r in self.relations.values() if r.catalog and r.kind == "r"}
+        self._large_objects: dict[int, restore_catalogs.LargeObject] | None = None
+
+    @property
+    def session(self) -> Session:
+        """The session in the baseline; opened again where it was lost."""
+        if self._session is None or self._session.closed:
+            self._session = self._connect()
+        return self._session
+
+    def _unlogged(self, kinds: str) -> Iterable[Relation]:
+        return (r for r in self.relations.values() if r.unlogged and r.kind in kinds)
+
+    def table(self, oid: int) -> TableBase:
+        """What a table held; its rows are read now, where it is not too large."""
+        relation = self.relations[oid]
+        if relation.pages > HELD_PAGES:
+            return TableBase(relation, None)
+        rows = restore_rows.read(self.session, relation)
+        return TableBase(relation, rows, list(rows.places))
+
+    def blocks(self, relation: Relation, blocks: Iterable[int]) -> Rows:
+        """The rows of some blocks of a table."""
+        return restore_rows.read(self.session, relation, blocks=blocks)
+
+    @property
+    def large_objects(self) -> dict[int, restore_catalogs.LargeObject]:
+        """The large objects of the baseline."""
+        if self._large_objects is None:
+            self._large_objects = restore_catalogs.large_objects(self.session)
+        return self._large_objects
+
+    def close(self) -> None:
+        """Leave the baseline; never raises."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None

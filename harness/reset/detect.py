@@ -1,0 +1,95 @@
+"""From records of the log to changes of tables: relation files are resolved, noise is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from harness.catalog.restore_facts import Relation
+from harness.catalog.wal import NOISE, RelationRecords
+from harness.reset.model import Changes, TableChange
+
+_INSERTS = ("Heap/INSERT", "Heap2/MULTI_INSERT")
+_UPDATES = ("Heap/UPDATE", "Heap/HOT_UPDATE")
+
+
+def changes(
+    records: Iterable[RelationRecords],
+    *,
+    by_file: Mapping[int, int],
+    relations: Mapping[int, Relation],
+    rewritten: Iterable[int] = (),
+) -> Changes:
+    """What the records of one window say.
+
+    Args:
+        by_file: number of a file → OID, as it is now.
+        relations: OID → relation of the baseline.
+        rewritten: OIDs of relations whose file is another one than before.
+    """
+    tables: dict[int, TableChange] = {}
+    sequences: set[int] = set()
+    catalogs: dict[str, set[int]] = {}
+    unknown: set[int] = set()
+    shared = False
+    for found in records:
+        kinds = {kind: count for kind, count in found.records.items() if kind not in NOISE}
+        if not kinds:
+            continue
+        if found.shared:
+            shared = True
+            continue
+        relation = relations.get(by_file.get(found.filenode, 0))
+        if relation is None:
+            if not found.own:
+                unknown.add(found.filenode)
+        elif relation.catalog:
+            # Our own writes to catalogs count too: the next comparison has to know the blocks.
+            if relation.kind == "r":
+                catalogs.setdefault(relation.name, set()).update(found.blocks)
+        elif found.own or relation.kind == "i":
+            continue
+        elif relation.kind == "S":
+            sequences.add(relation.oid)
+        elif relation.kind == "t":
+            tables[relation.owner] = merge(tables.get(relation.owner, TableChange()), TableChange())
+        else:
+            tables[relation.oid] = merge(tables.get(relation.oid, TableChange()), _table(kinds, found.blocks))
+    for oid in rewritten:
+        relation = relations.get(oid)
+        if relation is None or relation.catalog or relation.kind == "i":
+            continue
+        if relation.kind == "S":
+            sequences.add(oid)
+        else:
+            owner = relation.owner or oid
+            tables[owner] = merge(tables.get(owner, TableChange()), TableChange(rewritten=True))
+    return Changes(
+        tables=tables,
+        sequences=frozenset(sequences),
+        catalogs={name: frozenset(blocks) for name, blocks in catalogs.items()},
+        shared=shared,
+        unknown=frozenset(unknown),
+        names={oid: str(relations[oid]) for oid in [*tables, *sequences] if oid in relations},
+    )
+
+
+def _table(kinds: Mapping[str, int], blocks: frozenset[int]) -> TableChange:
+    inserts = sum(kinds.get(kind, 0) for kind in _INSERTS)
+    updates = sum(kinds.get(kind, 0) for kind in _UPDATES)
+    deletes = kinds.get("Heap/DELETE", 0)
+    # A CONFIRM completes a speculative INSERT (ON CONFLICT), whose own record is counted.
+    other = sum(kinds.values()) - inserts - updates - deletes - kinds.get("Heap/HEAP_CONFIRM", 0)
+    return TableChange(inserts, updates, deletes, other, blocks)
+
+
+def merge(one: TableChange, two: TableChange) -> TableChange:
+    """Both."""
+    return TableChange(
+        one.inserts + two.inserts,
+        one.updates + two.updates,
+        one.deletes + two.deletes,
+        one.other + two.other,
+        one.blocks | two.blocks,
+        one.rewritten or two.rewritten,
+        one.unlogged or two.unlogged,
+    )

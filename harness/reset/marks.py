@@ -1,0 +1,226 @@
+"""Marks: states to come back to, a stack above the template's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from harness.catalog import restore_batch, restore_facts, restore_rows
+from harness.catalog.restore_catalogs import LARGE_OBJECTS, STATISTICS
+from harness.catalog.restore_facts import SequenceState
+from harness.errors import LeaseError, ServerRefused
+from harness.reset.baseline import TableBase
+from harness.reset.model import Changes, TableChange
+
+if TYPE_CHECKING:
+    from harness.reset.engine import ResetEngine
+
+MOST_BYTES = 512 * 1024**2
+"""Bytes of rows that one mark may hold in memory."""
+
+
+class Mark:
+    """A state to come back to. The engine's ``reset(to=mark)`` goes to it."""
+
+    def __init__(self, engine: ResetEngine, number: int) -> None:
+        self._engine = engine
+        self.number = number
+
+    @property
+    def released(self) -> bool:
+        """Whether it cannot be gone back to any more."""
+        return self not in self._engine._marks
+
+    def release(self) -> None:
+        """Forget this mark and those above it. The next reset goes to what is below. Twice is once."""
+        while not self.released:
+            self._engine._pop()
+
+    def __repr__(self) -> str:
+        return f"<Mark {self.number}{' released' if self.released else ''}>"
+
+
+@dataclass
+class Layer:
+    """What one mark holds.
+
+    Attributes:
+        tables: of the tables that differ from the state below, all rows.
+        sequences: of the sequences that differ.
+        changes: what differs from the state below, and where we wrote since.
+    """
+
+    mark: Mark
+    tables: dict[int, TableBase]
+    sequences: dict[int, SequenceState]
+    changes: Changes
+
+
+class Marks:
+    """The stack."""
+
+    def __init__(self) -> None:
+        self._layers: list[Layer] = []
+        self._number = 0
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __contains__(self, mark: object) -> bool:
+        return any(layer.mark is mark for layer in self._layers)
+
+    @property
+    def top(self) -> Mark | None:
+        """The mark that a reset goes to; None is the template."""
+        return self._layers[-1].mark if self._layers else None
+
+    def check(self, mark: Mark) -> None:
+        """Raise LeaseError for a mark that is not set any more."""
+        if mark not in self:
+            raise LeaseError(f"mark {mark.number} was released; set a new one with mark()")
+
+    def push(self, engine: ResetEngine, layer: Layer) -> Mark:
+        """Make this the top."""
+        self._layers.append(layer)
+        return layer.mark
+
+    def next_number(self) -> int:
+        """1, 2, …"""
+        self._number += 1
+        return self._number
+
+    def pop(self) -> Layer:
+        """Take the top off."""
+        return self._layers.pop()
+
+    def table(self, oid: int) -> TableBase | None:
+        """The table as the top mark wants it; None where no mark holds it."""
+        return next((layer.tables[oid] for layer in reversed(self._layers) if oid in layer.tables), None)
+
+    def sequence(self, oid: int) -> SequenceState | None:
+        """The sequence as the top mark wants it; None where no mark holds it."""
+        return next(
+            (layer.sequences[oid] for layer in reversed(self._layers) if oid in layer.sequences), None
+        )
+
+    def everything(self) -> Changes:
+        """What all marks together differ in from the template; for a new clone, where no old place holds."""
+        tables: dict[int, TableChange] = {}
+        names: dict[int, str] = {}
+        sequences: set[int] = set()
+        for layer in self._layers:
+            for oid, base in layer.tables.items():
+                tables[oid] = TableChange(rewritten=True)
+                names[oid] = str(base.relation)
+                base.places = [((0, 0), 0)] * len(base.places)
+            sequences.update(layer.sequences)
+            names.update(layer.changes.names)
+        return Changes(tables=tables, sequences=frozenset(sequences), names=names)
+
+    def wrote(self, blocks: Mapping[int, set[int]]) -> None:
+        """We put rows into these blocks: the state below the top mark does not know them."""
+        if not self._layers or not blocks:
+            return
+        layer = self._layers[-1]
+        tables = dict(layer.changes.tables)
+        for oid, written in blocks.items():
+            change = tables.get(oid, TableChange(deletes=1))
+            tables[oid] = replace(change, blocks=change.blocks | written)
+        layer.changes = replace(layer.changes, tables=tables)
+
+
+def set_mark(engine: ResetEngine) -> Mark:
+    """Read what changed since the state below, while nobody may write to it, and push it.
+
+    Raises:
+        LeaseError: what changed cannot be held by a mark.
+    """
+    from harness.reset.engine import _Run
+
+    run = _Run(engine)
+    while True:
+        window = engine._look(force=True)
+        if run.waiting.hindered(window):
+            continue
+        if window.too_much:
+            raise LeaseError(
+                f"{window.bytes / 1e6:.0f} MB of log were written since the last reset: too much for a mark. "
+                "Load such data in a migration or a seed."
+            )
+        found = engine._resolve(window)
+        layer = _read(engine, found)
+        position = layer.position
+        if position == window.seen or engine._unchanged_since(window) is not None:
+            restore_batch.run(engine._lease, ["commit"])
+            break
+        restore_batch.rollback(engine._lease)
+    if "pg_class" in found.catalogs:
+        engine._remember_files(restore_facts.files(engine._lease, found.catalogs["pg_class"]))
+    engine._own = [layer.xid]
+    engine._advance(window)
+    engine._seen = ""
+    engine._pending = Changes()
+    mark = Mark(engine, engine._marks.next_number())
+    return engine._marks.push(engine, Layer(mark, layer.tables, layer.sequences, replace(found, catalogs={})))
+
+
+@dataclass
+class _Copy:
+    tables: dict[int, TableBase]
+    sequences: dict[int, SequenceState]
+    position: str
+    xid: int
+
+
+def _read(engine: ResetEngine, found: Changes) -> _Copy:
+    """Copy the tables that changed; leaves a transaction open that keeps writers out of them."""
+    if differences := engine._compare(found.catalogs):
+        raise LeaseError(
+            f"a mark holds rows, not a schema that differs from the template's ({'; '.join(differences)})"
+        )
+    if any(name in LARGE_OBJECTS for name in found.catalogs if name not in STATISTICS):
+        raise LeaseError("a mark does not hold large objects")
+    relations = engine.store.relations
+    for oid in found.tables:
+        if oid not in relations or relations[oid].kind != "r":
+            raise LeaseError(
+                f"a mark does not hold {relations.get(oid, oid)}: it is no table of the template"
+            )
+        if relations[oid].obstacle:
+            raise LeaseError(f"a mark does not hold {relations[oid]}: {relations[oid].obstacle}")
+    tables = [relations[oid] for oid in sorted(found.tables)]
+    statements = ["begin"]
+    if tables:
+        listed = ", ".join("only " + table.sql for table in tables)
+        statements.append(f"lock table {listed} in share row exclusive mode")
+    statements.append("select pg_current_wal_insert_lsn(), pg_current_xact_id()")
+    lease = engine._lease
+    try:
+        here = restore_batch.run(lease, statements)[-1].rows[0]
+        position, xid = (here[0] or b"").decode(), int(here[1] or b"0")
+        copied: dict[int, TableBase] = {}
+        size = 0
+        for table in tables:
+            rows = restore_rows.read(lease, table)
+            size += rows.bytes
+            if size > MOST_BYTES:
+                raise LeaseError(
+                    f"the tables that changed hold more than {MOST_BYTES >> 20} MB: too much for a mark"
+                )
+            copied[table.oid] = TableBase(table, rows, list(rows.places))
+        wanted = [relations[oid] for oid in sorted(found.sequences)]
+        states = restore_facts.sequences(lease, wanted)
+        if states:
+            # So that every later nextval is in the log (see SequenceState.logged_ahead).
+            restore_batch.run(lease, [
+                f"select setval('{oid}'::regclass, {s.last_value}, {str(s.is_called).lower()})" for oid, s in states.items()
+            ])  # fmt: skip
+    except ServerRefused as error:
+        restore_batch.rollback(lease)
+        raise LeaseError(f"the mark cannot be set: {error}") from error
+    except LeaseError:
+        restore_batch.rollback(lease)
+        raise
+    engine._own.append(xid)
+    return _Copy(copied, states, position, xid)

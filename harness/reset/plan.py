@@ -1,0 +1,69 @@
+"""From what changed to what is to be done: a pure function."""
+
+from __future__ import annotations
+
+from harness.catalog.restore_catalogs import LARGE_OBJECTS, STATISTICS
+from harness.reset.model import Baseline, Changes, How, Nothing, Plan, Reclone, Restore, TableChange
+
+MOST_BLOCKS = 512
+"""Blocks of a large table that are compared; beyond, a clone is cheaper and surer."""
+
+
+def plan(changes: Changes, baseline: Baseline) -> Plan:
+    """Decide.
+
+    Everything that is not understood is a :class:`Reclone`: a wrong reset is worse than a slow one.
+    """
+    if changes.ddl:
+        return Reclone(f"the schema differs from the template's ({'; '.join(changes.ddl)})")
+    catalogs = {
+        name: blocks
+        for name, blocks in changes.catalogs.items()
+        if name not in STATISTICS and name not in LARGE_OBJECTS
+    }
+    if changes.unknown and not catalogs:
+        return Reclone(f"the log names a file that no relation has ({min(changes.unknown)})")
+    tables: dict[int, How] = {}
+    for oid in sorted(changes.tables):
+        relation = baseline.relations.get(oid)
+        if relation is None:
+            return Reclone(f"a table that the template does not have was written (OID {oid})")
+        if relation.obstacle:
+            return Reclone(f"table {relation} was written, and {relation.obstacle}")
+        how = _table(changes.tables[oid], baseline, oid)
+        if isinstance(how, Reclone):
+            return how
+        tables[oid] = how
+    for oid in changes.sequences:
+        if oid not in baseline.sequences:
+            return Reclone(f"a sequence that the template does not have was used (OID {oid})")
+    large_objects = any(name in LARGE_OBJECTS for name in changes.catalogs)
+    if not (tables or changes.sequences or catalogs or large_objects):
+        return Nothing()
+    return Restore(tables, tuple(sorted(changes.sequences)), catalogs, large_objects)
+
+
+def _table(change: TableChange, baseline: Baseline, oid: int) -> How | Reclone:
+    relation = baseline.relations[oid]
+    if relation.kind == "m":
+        return How.REFRESH
+    if relation.kind != "r":
+        return Reclone(f"{relation} was written and is no table (kind {relation.kind})")
+    state = baseline.states.get(oid)
+    if state is None:
+        return Reclone(f"it is not known what table {relation} held")
+    if state.rows == 0:
+        return How.EMPTY
+    if state.rows is not None:
+        if state.rows <= baseline.small:
+            return How.EXTRAS if change.only_inserts else How.REWRITE
+        # Held in memory as a whole (a mark): its order is kept only where all of it is written again.
+        whole = change.rewritten or change.unlogged or len(change.blocks) > MOST_BLOCKS
+        return How.REWRITE if whole else How.BLOCKS
+    if change.rewritten:
+        return Reclone(f"the large table {relation} was truncated or rewritten")
+    if change.unlogged:
+        return Reclone(f"the large table {relation} is unlogged: what changed in it is not known")
+    if len(change.blocks) > MOST_BLOCKS:
+        return Reclone(f"{len(change.blocks)} blocks of the large table {relation} were written")
+    return How.BLOCKS

@@ -1,0 +1,290 @@
+"""One attempt to put a database back, in one transaction of the restorer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from harness.catalog import restore_batch, restore_catalogs, restore_rows
+from harness.catalog.restore_batch import Result
+from harness.catalog.restore_facts import Relation, SequenceState, block_ranges
+from harness.catalog.restore_rows import Tid
+from harness.catalog.session import Session
+from harness.errors import ServerRefused
+from harness.reset.baseline import BaselineStore, TableBase
+from harness.reset.model import How, RecloneNeeded, Restore, TableChange
+
+ORDER_ATTEMPTS = 3
+"""How often the rows of a table are written again until they lie in their order, before a TRUNCATE."""
+
+_HERE = "select pg_current_wal_insert_lsn(), pg_current_xact_id()"
+
+
+@dataclass
+class Outcome:
+    """What an attempt has done, before its COMMIT.
+
+    Attributes:
+        position: the insert position once the locks were held.
+        xid: our transaction, as a 64-bit id.
+        rows: rows deleted or inserted.
+        dead: table OID → rows that a VACUUM has to remove some day.
+        places: table OID → where its rows will lie after the COMMIT.
+        moved: table OID → rows of a large table that lie elsewhere after the COMMIT.
+        files: OID → number of its new file, where a statement of ours made one.
+        written: table OID → blocks into which we inserted.
+    """
+
+    position: str = ""
+    xid: int = 0
+    rows: int = 0
+    dead: dict[int, int] = field(default_factory=dict)
+    places: dict[int, list[tuple[Tid, int]]] = field(default_factory=dict)
+    moved: dict[int, dict[Tid, tuple[Tid, int]]] = field(default_factory=dict)
+    files: dict[int, int] = field(default_factory=dict)
+    written: dict[int, set[int]] = field(default_factory=dict)
+    sequences: int = 0
+    large_objects: int = 0
+
+
+class Attempt:
+    """Locks, deletes, inserts; the caller commits or rolls back.
+
+    A statement that PostgreSQL refuses leaves the transaction failed, and raises.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        store: BaselineStore,
+        todo: Restore,
+        changes: Mapping[int, TableChange],
+        bases: Mapping[int, TableBase],
+        sequences: Mapping[int, SequenceState],
+        stage: Callable[[str], None],
+    ) -> None:
+        self.session = session
+        self.store = store
+        self.todo = todo
+        self.changes = changes
+        self.bases = bases
+        self.sequences = sequences
+        self.stage = stage
+        self.done = Outcome()
+
+    def run(self) -> Outcome:
+        """Do all but the COMMIT.
+
+        Raises:
+            RecloneNeeded: it turned out not to be possible.
+            ServerRefused: ``55P03`` for a lock that is held too long, and whatever PostgreSQL says.
+        """
+        statements = ["begin"]
+        self.stage("before-lock")
+        if lock := self.lock_statement():
+            statements.append(lock)
+        statements.append(_HERE)
+        handlers: list[Callable[[Result], None]] = []
+        late: list[tuple[int, Callable[[int, Result], None]]] = []
+        looks: list[str] = []
+        for oid, how in self.todo.tables.items():
+            relation = self.bases[oid].relation
+            if how is How.EMPTY:
+                statements.append(restore_rows.delete_all(relation))
+                handlers.append(lambda result, oid=oid: self._deleted(oid, result.count))  # type: ignore[misc]
+            elif how is How.EXTRAS:
+                kept = (tid for tid, _ in self.bases[oid].places)
+                for statement in restore_rows.delete_but(relation, kept, self.changes[oid].blocks):
+                    statements.append(statement)
+                    handlers.append(lambda result, oid=oid: self._deleted(oid, result.count))  # type: ignore[misc]
+            elif how is How.REWRITE:
+                looks.append(f"select ctid, xmin from only {relation.sql}")
+                late.append((oid, self._rewrite))
+            elif how is How.BLOCKS:
+                ranges = block_ranges(self.changes[oid].blocks)
+                source = f"select ctid, xmin from only {relation.sql}"
+                looks.append(
+                    " union all ".join(f"({source} where {where})" for where in ranges)
+                    or f"{source} where false"
+                )
+                late.append((oid, self._blocks))
+            else:
+                raise RecloneNeeded(f"the materialised view {relation} was written")
+        for oid in self.todo.sequences:
+            for statement in sequence_statements(self.store.relations[oid], self.sequences[oid]):
+                statements.append(statement)
+                handlers.append(lambda result, oid=oid: self._sequence(oid, result))  # type: ignore[misc]
+        results = restore_batch.run(self.session, [*statements, *looks])
+        first = len(statements) - len(handlers)
+        here = results[first - 1].rows[0]
+        self.done.position, self.done.xid = (here[0] or b"").decode(), int(here[1] or b"0")
+        for handler, result in zip(handlers, results[first:], strict=False):
+            handler(result)
+        self.done.sequences = len(self.todo.sequences)
+        self.stage("locked")
+        for (oid, act), result in zip(late, results[len(statements) :], strict=True):
+            act(oid, result)
+        if self.todo.large_objects:
+            self._large_objects()
+        return self.done
+
+    def lock_statement(self) -> str:
+        """Keep writers out of every table that is put back, in OID order so that two resets cannot deadlock."""
+        tables = [self.bases[oid].relation.sql for oid in sorted(self.todo.tables)]
+        if not tables:
+            return ""
+        return f"lock table {', '.join('only ' + table for table in tables)} in share row exclusive mode"
+
+    def _deleted(self, oid: int, count: int) -> None:
+        self.done.rows += count
+        self.done.dead[oid] = self.done.dead.get(oid, 0) + count
+
+    def _sequence(self, oid: int, result: Result) -> None:
+        if result.rows and len(result.rows[0]) == 2:  # its new file
+            self.done.files[oid] = int(result.rows[0][1] or b"0")
+
+    def _rewrite(self, oid: int, result: Result) -> None:
+        """Delete what is not the baseline's; where a row of the baseline is gone, write all of them again."""
+        base = self.bases[oid]
+        assert base.rows is not None
+        expected, live = set(base.places), result.pairs()
+        extras = [tid for tid, _ in live - expected]
+        if not expected - live:
+            if extras:
+                count = restore_batch.run(self.session, [restore_rows.delete_at(base.relation, extras)])[
+                    0
+                ].count
+                self._deleted(oid, count)
+            return
+        clear, fill = restore_rows.delete_all(base.relation), restore_rows.insert(base.relation, base.rows)
+        for _ in range(ORDER_ATTEMPTS):
+            cleared, filled = restore_batch.run(self.session, [clear, fill])
+            self._deleted(oid, cleared.count)
+            self.done.rows += filled.count
+            if self._in_order(oid, filled, len(base.rows.values)):
+                return
+        self._truncate(oid, base, fill)
+
+    def _in_order(self, oid: int, filled: Result, count: int) -> bool:
+        tids = [restore_rows.parse_tid(row[0] or b"") for row in filled.rows]
+        if len(tids) != count:
+            raise RecloneNeeded(
+                f"only {len(tids)} of {count} rows of {self.bases[oid].relation} could be put back"
+            )
+        if tids != sorted(tids):
+            return False
+        self.done.places[oid] = [(tid, self.done.xid % 2**32) for tid in tids]
+        self.done.written.setdefault(oid, set()).update(block for block, _ in tids)
+        return True
+
+    def _truncate(self, oid: int, base: TableBase, fill: str) -> None:
+        """A new file: the last way to have the rows in their order."""
+        assert base.rows is not None
+        name = base.relation.sql
+        try:
+            results = restore_batch.run(
+                self.session,
+                [f"truncate only {name}", fill, f"select {oid}, pg_relation_filenode({oid})",
+                 f"select c.oid, pg_relation_filenode(c.oid) from pg_class c join pg_class t on t.reltoastrelid = c.oid where t.oid = {oid}"],
+            )  # fmt: skip
+        except ServerRefused as error:
+            raise RecloneNeeded(
+                f"the rows of {base.relation} cannot be put back in their order ({error})"
+            ) from error
+        if not self._in_order(oid, results[1], len(base.rows.values)):
+            raise RecloneNeeded(f"the rows of {base.relation} do not keep their order")
+        for found in results[2:]:
+            for row in found.rows:
+                self.done.files[int(row[0] or b"0")] = int(row[1] or b"0")
+
+    def _blocks(self, oid: int, result: Result) -> None:
+        """Put back the rows of a large table that differ in the blocks that were written."""
+        base = self.bases[oid]
+        blocks = self.changes[oid].blocks
+        live = result.pairs()
+        if base.rows is not None:
+            self._held_blocks(oid, base, blocks, live)
+            return
+        rows = self.store.blocks(base.relation, blocks)
+        here = {place: index for index, place in enumerate(rows.places) if place[0] not in base.moved}
+        back = {place: home for home, place in base.moved.items() if place[0][0] in blocks}
+        expected = {*here, *back}
+        self._delete(oid, [tid for tid, _ in live - expected])
+        gone = sorted(expected - live)
+        if not gone:
+            return
+        homes = [rows.places[here[place]][0] if place in here else back[place] for place in gone]
+        away = [home for home in homes if home[0] not in blocks]
+        others = self.store.blocks(base.relation, {home[0] for home in away}) if away else rows
+        values = {place[0]: value for place, value in zip(others.places, others.values, strict=True)}
+        values.update({place[0]: value for place, value in zip(rows.places, rows.values, strict=True)})
+        tids = self._insert(oid, base, rows, [values[home] for home in homes])
+        self.done.moved[oid] = {
+            home: (tid, self.done.xid % 2**32) for home, tid in zip(homes, tids, strict=True)
+        }
+
+    def _held_blocks(
+        self, oid: int, base: TableBase, blocks: frozenset[int], live: set[tuple[Tid, int]]
+    ) -> None:
+        assert base.rows is not None
+        expected = {place: index for index, place in enumerate(base.places) if place[0][0] in blocks}
+        self._delete(oid, [tid for tid, _ in live - expected.keys()])
+        gone = sorted(expected[place] for place in expected.keys() - live)
+        if not gone:
+            return
+        tids = self._insert(oid, base, base.rows, [base.rows.values[index] for index in gone])
+        places = list(base.places)
+        for index, tid in zip(gone, tids, strict=True):
+            places[index] = (tid, self.done.xid % 2**32)
+        self.done.places[oid] = places
+
+    def _delete(self, oid: int, tids: Sequence[Tid]) -> None:
+        if tids:
+            statement = restore_rows.delete_at(self.bases[oid].relation, tids)
+            self._deleted(oid, restore_batch.run(self.session, [statement])[0].count)
+
+    def _insert(
+        self, oid: int, base: TableBase, rows: restore_rows.Rows, values: Sequence[tuple[bytes | None, ...]]
+    ) -> list[Tid]:
+        filled = restore_batch.run(self.session, [restore_rows.insert(base.relation, rows, values)])[0]
+        tids = [restore_rows.parse_tid(row[0] or b"") for row in filled.rows]
+        if len(tids) != len(values):
+            raise RecloneNeeded(
+                f"only {len(tids)} of {len(values)} rows of {base.relation} could be put back"
+            )
+        self.done.rows += len(tids)
+        self.done.written.setdefault(oid, set()).update(block for block, _ in tids)
+        return tids
+
+    def _large_objects(self) -> None:
+        before = self.store.large_objects
+        now = restore_catalogs.large_objects(self.session)
+        statements = [f"select lo_unlink({oid})" for oid in now if oid not in before]
+        for oid, wanted in before.items():
+            found = now.get(oid)
+            if found == wanted:
+                continue
+            if found is None or found.metadata != wanted.metadata:
+                raise RecloneNeeded(
+                    f"large object {oid} of the template was removed, or its rights were changed"
+                )
+            data = restore_catalogs.large_object_data(self.store.session, oid).hex()
+            # 131072 is INV_WRITE; a write past the end would leave what a longer test value had there.
+            statements.append(f"select lo_truncate(lo_open({oid}, 131072), 0)")
+            statements.append(f"select lo_put({oid}, 0, '\\x{data}'::bytea)")
+        if statements:
+            restore_batch.run(self.session, statements)
+        self.done.large_objects = len(statements)
+
+
+def sequence_statements(relation: Relation, state: SequenceState) -> list[str]:
+    """Put a sequence back, for sessions that hold cached values too."""
+    value = f"select setval('{relation.oid}'::regclass, {state.last_value}, {str(state.is_called).lower()})"
+    if state.cache == 1:
+        return [value]
+    # An open session keeps the values that it fetched; only a new file makes it forget them.
+    return [
+        f"alter sequence {relation.sql} restart with {state.last_value}",
+        value,
+        f"select {relation.oid}, pg_relation_filenode({relation.oid})",
+    ]

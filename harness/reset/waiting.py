@@ -1,0 +1,138 @@
+"""Sessions of the application that are in a reset's way: waited for, then named and ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from harness.catalog import restore_sessions
+from harness.catalog.session import Session, ident, literal
+from harness.catalog.wal import Window
+from harness.reset.model import RecloneNeeded
+
+ADVISORY_PATIENCE = 0.2
+"""Seconds to wait for advisory locks: a lock of a transaction goes by itself, a session's own never does."""
+
+END_PATIENCE = 5.0
+"""Seconds that a terminated session has to go away."""
+
+
+class Waiting:
+    """One reset's patience. Everything that it ended is in ``ended``."""
+
+    def __init__(
+        self,
+        *,
+        reader: Callable[[], Session],
+        lease: Callable[[], Session],
+        database: Callable[[], int],
+        ours: Callable[[], Sequence[int]],
+        timeout: float,
+    ) -> None:
+        self._reader, self._lease = reader, lease
+        self._database, self._ours = database, ours
+        self._deadline = time.monotonic() + timeout
+        self.ended: list[str] = []
+
+    def hindered(self, window: Window) -> bool:
+        """Whether something had to be cleared before the window can be judged: then look again."""
+        hindered = False
+        if window.advisory:
+            self._wait(self._advisory, patience=ADVISORY_PATIENCE)
+            hindered = True
+        if window.prepared:
+            self._roll_back_prepared()
+            hindered = True
+        if window.unfinished:
+            self._wait_for_ids(window.unfinished)
+            hindered = True
+        return hindered
+
+    def writers(self, window: Window) -> bool:
+        """Wait for sessions that hold a transaction id and have written nothing so far; True: look again."""
+        if not window.writers:
+            return False
+        self._wait(self._writers)
+        return True
+
+    def old_snapshots(self, xid: int) -> bool:
+        """After the COMMIT of ``xid``: wait for sessions that still see what was before it."""
+
+        def still() -> list[int]:
+            return restore_sessions.busy(self._reader(), self._database(), self._ours(), xid)
+
+        prepared = restore_sessions.prepared(self._reader(), self._database())
+        if prepared:
+            self._roll_back_prepared()
+        if not still():
+            return bool(prepared)
+        self._wait(still)
+        return True
+
+    def lock_holders(self, relations: Sequence[int]) -> None:
+        """A lock was not to be had: wait for who holds it, or end them."""
+
+        def still() -> list[int]:
+            return restore_sessions.holders(self._reader(), self._database(), relations, self._ours())
+
+        if time.monotonic() >= self._deadline:
+            self._end(still())
+        else:
+            time.sleep(0.005)
+
+    def end_all(self) -> None:
+        """End every session of the application in this database."""
+        found = restore_sessions.describe(self._reader(), self._database(), self._ours())
+        self._end([session.pid for session in found])
+
+    def _advisory(self) -> list[int]:
+        return restore_sessions.advisory(self._reader(), self._database(), self._ours())
+
+    def _writers(self) -> list[int]:
+        return restore_sessions.writers(self._reader(), self._database(), self._ours())
+
+    def _wait_for_ids(self, ids: Sequence[int]) -> None:
+        """Until these transactions have ended; at the deadline whoever writes in this database is ended."""
+        pause = 0.001
+        given_up = 0.0
+        while restore_sessions.in_progress(self._reader(), ids):
+            now = time.monotonic()
+            if restore_sessions.prepared(self._reader(), self._database()):
+                self._roll_back_prepared()
+            elif now >= self._deadline and not given_up:
+                self._end(self._writers())
+                given_up = now + END_PATIENCE
+            elif given_up and now >= given_up:
+                raise RecloneNeeded(
+                    f"transaction {ids[0]} does not end, and no session of this database has it"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+    def _wait(self, still: Callable[[], list[int]], *, patience: float | None = None) -> None:
+        deadline = self._deadline
+        if patience is not None:
+            deadline = min(deadline, time.monotonic() + patience)
+        pause = 0.001
+        ended = False
+        while pids := still():
+            if time.monotonic() >= deadline:
+                if ended:
+                    raise RecloneNeeded(f"{len(pids)} sessions do not end")
+                self._end(pids)
+                ended, deadline = True, time.monotonic() + END_PATIENCE
+            else:
+                # Never long: each round asks the server, which knows.
+                time.sleep(pause)
+                pause = min(2 * pause, 0.05)
+
+    def _roll_back_prepared(self) -> None:
+        """Prepared transactions belong to no session: they are rolled back, from the same database."""
+        for gid in restore_sessions.prepared(self._reader(), self._database()):
+            self._lease().execute(f"rollback prepared {literal(gid)}")
+            self.ended.append(f"prepared transaction {ident(gid)}")
+
+    def _end(self, pids: Sequence[int]) -> None:
+        found = restore_sessions.describe(self._reader(), self._database(), self._ours(), pids)
+        restore_sessions.end(self._reader(), [session.pid for session in found])
+        self.ended.extend(session.text for session in found)
