@@ -1,0 +1,84 @@
+"""What every verb is given: the words of the command line, the environment, a console; settings on demand."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.cli.console import Console
+
+if TYPE_CHECKING:
+    from harness.settings import Settings
+
+OVERRIDES = ("backend", "image", "server_url", "isolation", "storage", "version", "binaries")
+"""Options that are settings; the rest are in the file or in variables."""
+
+
+class Context:
+    """One run of one verb.
+
+    Attributes:
+        arguments: as argparse left them.
+        environ: the process's environment; nothing below the command line reads it by itself.
+        console: where to speak.
+        command: the words after ``--``; None where there was no ``--``.
+    """
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        environ: Mapping[str, str],
+        console: Console,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        self.arguments = arguments
+        self.environ = environ
+        self.console = console
+        self.command = command
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The project's settings.
+
+        Raises:
+            ConfigError: names file, key and the nearest right key.
+        """
+        from harness import config
+
+        given: dict[str, Any] = {name: getattr(self.arguments, name, None) for name in OVERRIDES}
+        explicit = getattr(self.arguments, "config", None)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", config.UnknownVariable)
+            settings = config.load(
+                self.environ,
+                start=working_directory(),
+                explicit=Path(explicit) if explicit else None,
+                overrides=given,
+                override_origin="the command line",
+            )
+        for warning in caught:
+            self.console.warn(str(warning.message))
+        return settings
+
+    @property
+    def json(self) -> bool:
+        """Whether the answer is for a program."""
+        return bool(getattr(self.arguments, "json", False))
+
+
+def working_directory() -> Path:
+    """Where the command was called.
+
+    Raises:
+        ConfigError: the folder was removed under the shell.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        from harness.errors import ConfigError
+
+        raise ConfigError("the working directory does not exist any more: cd to a folder that does") from None

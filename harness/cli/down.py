@@ -1,0 +1,87 @@
+"""``down``: end this checkout's servers. Never another checkout's."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from harness.cli import seen
+from harness.cli.context import Context
+from harness.cli.parser import add_json
+from harness.names import Kind
+
+DESCRIPTION = """\
+End the server that `up` started in this checkout, and remove its data: your databases are gone.
+
+--all ends the servers of this checkout's test runs as well (tests that run just now lose theirs), with their
+templates and the databases that failed tests kept.
+
+Other checkouts are never touched. A server that someone else runs (--server-url) goes on; there, `down` drops
+your databases, and `down --all` all of this checkout's: templates, spares and kept ones too.
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own options."""
+    parser.add_argument(
+        "--all", action="store_true", help="the servers of test runs too, with templates and kept databases"
+    )
+    add_json(parser)
+
+
+def run(context: Context) -> int:
+    """End them; nothing to end is success."""
+    everything = bool(getattr(context.arguments, "all", False))
+    ended = _drop_external(context, everything) if context.settings.server_url else _end(context, everything)
+    if context.json:
+        context.console.json({"ended": ended})
+    elif not ended:
+        context.console.story("there was nothing to end here")
+    return 0
+
+
+def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
+    from harness import server
+
+    ended: list[dict[str, Any]] = []
+    for info in server.servers(context.settings, context.environ):
+        if info.purpose == "up" or everything:
+            ended.append({"purpose": info.purpose, "backend": info.backend, "description": info.description})
+    for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended)]):
+        server.stop(context.settings, context.environ, purpose=purpose, story=context.console.story)
+    return ended
+
+
+def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
+    from harness import reaper, template
+    from harness.catalog import databases
+
+    dropped: list[dict[str, Any]] = []
+    with seen.harnesses(context) as found:
+        for harness in found:
+            session = harness.link.session
+            mine = [
+                database.name
+                for place in seen.places(harness)
+                if place.persons
+                for database in place.databases.values()
+            ]
+            observed = databases.list_ours(session, harness.project)
+            runs = {d.parsed.owner for d in observed if d.parsed and d.parsed.kind is Kind.LEASE}
+            alive = reaper.alive_runs(session, sorted(runs))
+            for database in observed:
+                parsed = database.parsed
+                if parsed is None or not (database.name in mine or everything):
+                    continue
+                if parsed.owner in alive and parsed.kind is Kind.LEASE:
+                    context.console.warn(
+                        f"left alone: {database.name}, the test run {parsed.owner[:8]} is alive"
+                    )
+                    continue
+                if parsed.kind is Kind.TEMPLATE:
+                    template.drop(session, harness.project, database)
+                elif not databases.drop(session, database.name, harness.project):
+                    continue
+                context.console.story(f"dropped {database.name}")
+                dropped.append({"database": database.name})
+    return dropped

@@ -1,0 +1,88 @@
+"""``env``: one database's variables, in the form that the reader takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+from harness import env
+from harness.cli import seen
+from harness.cli.context import Context
+from harness.cli.parser import add_word
+
+USAGE = "[WORKER] [options]"
+
+DESCRIPTION = """\
+Print DATABASE_URL, PGHOST … PGPASSWORD and your own variables of [tool.pg-harness.env] for one database.
+
+  eval "$(pg-harness env)"                                  this shell (--format shell, the default)
+  pg-harness env --format dotenv > .env.test                a file for dotenv
+  pg-harness env --format github >> "$GITHUB_ENV"           the following steps of a GitHub job
+  pg-harness env --format json                              programs
+"""
+
+FORMATS = ("dotenv", "shell", "json", "github")
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=~^-]*")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own options."""
+    add_word(parser)
+    parser.add_argument("--format", choices=FORMATS, default="shell", help="default: shell")
+    parser.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="the same as --format json"
+    )
+
+
+def run(context: Context) -> int:
+    """Print them."""
+    given = context.arguments
+    with seen.resolved(context, given.worker) as place:
+        seen.refuse_template(place, "name")
+        settings = context.settings
+        dsns = {"default": place.dsn(given.database), **place.dsns()}
+        dsns["default"] = place.dsn(given.database)
+        tables = {d.name: d.env for d in settings.databases if d.name in dsns}
+        slot = env.Slot(place.worker or "1", 1, settings.connections_per_worker)
+        values = env.variables(dsns, tables, slot)
+    # What would bend these addresses goes away with them, where the format can say so.
+    bending = sorted(name for name in env.BENDING if name in context.environ and name not in values)
+    if bending and given.format != "shell":
+        context.console.warn(f"{', '.join(bending)} is set here and would bend the address: unset it")
+    context.console.answer(render(values, given.format, unset=bending))
+    return 0
+
+
+def render(values: Mapping[str, str], form: str, *, unset: Sequence[str] = ()) -> str:
+    """The variables as text, without the last line end."""
+    if form == "json":
+        return json.dumps(dict(values), indent=2, ensure_ascii=False)
+    if form == "shell":
+        lines = [f"unset {name}" for name in unset]
+        return "\n".join([*lines, *(f"export {name}={shlex.quote(value)}" for name, value in values.items())])
+    line = _github if form == "github" else _dotenv
+    return "\n".join(line(name, value) for name, value in values.items())
+
+
+def _github(name: str, value: str) -> str:
+    if "\n" not in value:
+        return f"{name}={value}"
+    # GitHub's documentation, "Multiline strings": the delimiter must not be a line of the value.
+    mark = "PGHARNESS_END"
+    while mark in value:
+        mark += "_"
+    return f"{name}<<{mark}\n{value}\n{mark}"
+
+
+def _dotenv(name: str, value: str) -> str:
+    if _PLAIN.fullmatch(value):
+        return f"{name}={value}"
+    # Single quotes are literal in every dotenv; double ones expand $ in some.
+    if "'" not in value and "\n" not in value:
+        return f"{name}='{value}'"
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("$", "\\$")
+    return f'{name}="{escaped}"'
