@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import config, env, names, project, reaper, template
+from harness import config, env, names, project, reaper, recipes, template
 from harness.catalog import databases, locks, roles
 from harness.catalog.link import Link
 from harness.clones import Claim, Clones
@@ -20,9 +20,7 @@ from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.lease import Lease, LeasedDatabase
 from harness.life import SignOfLife
-from harness.migrations.detect import detect
-from harness.migrations.load import load
-from harness.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
+from harness.settings import DatabaseSettings, Settings, SourceSpec
 from harness.template import Owner, Progress, Recipe, Template
 
 if TYPE_CHECKING:
@@ -233,49 +231,18 @@ class Harness:
 
     def recipe(self, database: DatabaseSettings) -> Recipe:
         """How one of the databases is made."""
-        settings = self.settings
-        binaries = self.server.info.binaries
-        return Recipe(
-            database=database.name,
-            sources=[
-                load(
-                    spec,
-                    settings.root,
-                    cache=project.cache_dir(self._environ),
-                    environment=self._environ,
-                )
-                for spec in self.sources(database)
-            ],
-            extensions=database.extensions,
-            migrate_as=settings.migrate_as,
-            decisive=template.decisive_text(
-                {
-                    "role": self.expected_owner()[0].name,
-                    "attributes": sorted(settings.role_attributes),
-                    "superuser": settings.superuser,
-                    "postgres": dict(settings.postgres),
-                }
-            ),
-            environment=lambda dsn: self._migration_environment(database, dsn),
-            binaries=Path(binaries) if binaries else None,
-            timeout=settings.migration_timeout,
+        return recipes.make(
+            self.settings,
+            self._environ,
+            database,
+            role=self.expected_owner()[0].name,
+            binaries=self.server.info.binaries,
+            slot=self.slot("1"),
         )
 
     def sources(self, database: DatabaseSettings) -> tuple[SourceSpec, ...]:
         """The configured sources, or those that were found in the project where none is configured."""
-        if database.migrations is not None:
-            return database.migrations
-        if database.name != DEFAULT_DATABASE:
-            return database.seeds
-        found = detect(self.settings.root)
-        return (*(finding.spec for finding in found[:1]), *database.seeds)
-
-    def _migration_environment(self, database: DatabaseSettings, dsn: Dsn) -> dict[str, str]:
-        # While one database is migrated, the worker's other ones do not exist yet.
-        dsns = {d.name: dsn.with_database("not_migrated_yet") for d in self.settings.databases}
-        dsns |= {DEFAULT_DATABASE: dsn, database.name: dsn}
-        tables = {d.name: d.env for d in self.settings.databases}
-        return env.child_environment(self._environ, env.variables(dsns, tables, self.slot("1")))
+        return recipes.sources(self.settings, database)
 
     # --- leases ------------------------------------------------------------------------------------
 
@@ -296,6 +263,16 @@ class Harness:
             self.clones.fill(found, count, parallel=_parallel())
         self.workers = count
         return [self.lease(str(number)) for number in range(first, first + count)]
+
+    def fill_aside(self, count: int) -> None:
+        """Have ``count`` spares of each template, made over a connection of its own: for another thread."""
+        link = self._link.another()
+        try:
+            clones = Clones(link, self.project, self.owner, connections=self.settings.connections_per_worker)
+            for found in list(self.templates.values()):
+                clones.fill(found, count, parallel=_parallel())
+        finally:
+            link.close()
 
     def existing(self, worker: str) -> Lease | None:
         """The lease that this run's worker holds already (``up`` again); None where there is none."""

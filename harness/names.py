@@ -131,6 +131,9 @@ def run_id(seed: str | None = None) -> str:
     return digest(f"run:{seed}", 16) if seed is not None else secrets.token_hex(8)
 
 
+BAKED = "ba4edba4ed"
+"""The project of templates in a baked base: nobody's yet. Who starts from it renames them to its own."""
+
 PERSON = "0" * 16
 """The run id of what ``up`` leases: a person's databases, never given to a test run, never swept."""
 

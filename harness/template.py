@@ -58,6 +58,7 @@ class Recipe:
         environment: makes the environment of child processes from the address to migrate.
         binaries: folder of ``psql``, where there is one.
         timeout: seconds for all sources together.
+        keep_failed: whether a half-migrated database stays for people to look at.
     """
 
     database: str
@@ -68,6 +69,7 @@ class Recipe:
     environment: Callable[[Dsn], Mapping[str, str]] = lambda dsn: {}
     binaries: Path | None = None
     timeout: float = 300
+    keep_failed: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,14 @@ def fingerprint(session: Session, recipe: Recipe) -> str:
     Raises:
         MigrationError: a source cannot be read.
     """
+    return fingerprint_on(session.server_version // 10000, recipe)
+
+
+def fingerprint_on(major: int, recipe: Recipe) -> str:
+    """:func:`fingerprint` on a server of a major version (17), which need not run yet."""
     parts = [
         f"format {FORMAT}",
-        f"server {session.server_version // 10000}",
+        f"server {major}",
         f"database {recipe.database}",
         f"extensions {list(recipe.extensions)}",
         f"migrate_as {recipe.migrate_as}",
@@ -155,9 +162,20 @@ def ensure(
 def look(session: Session, project: str, wanted: str, database: str = "default") -> Template | None:
     """The finished template of a fingerprint; None where there is none. One round trip."""
     found = databases.find(session, names.template(project, wanted))
+    if found is None and _adopt(session, project, wanted):
+        found = databases.find(session, names.template(project, wanted))
     if found is None or not _finished(found, wanted):
         return None
     return _from_mark(found, database)
+
+
+def _adopt(session: Session, project: str, wanted: str) -> bool:
+    """Whether the server was started from a baked base: its template belongs to nobody yet, and becomes ours."""
+    baked = names.template(names.BAKED, wanted)
+    # Looked for first: a rename that fails would stand as an error in everybody's server log.
+    if databases.find(session, baked) is None:
+        return False
+    return databases.rename(session, baked, names.template(project, wanted))
 
 
 def _finished(found: Database, wanted: str) -> bool:
@@ -244,6 +262,9 @@ def _build(
         _apply(session, name, recipe, owner, story, progress)
         _wait_for_empty(session, name, recipe)
     except MigrationError as error:
+        if not recipe.keep_failed:
+            databases.drop(session, name, project)
+            raise
         error.database = _keep_for_inspection(session, project, name, error)
         error.message += _inspection_hint(session, error.database, owner)
         raise

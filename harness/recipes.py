@@ -1,0 +1,72 @@
+"""How each database of a checkout is made, from the settings alone: no server is needed to know it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness import env, project, template
+from harness.dsn import Dsn
+from harness.migrations.detect import detect
+from harness.migrations.load import load
+from harness.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
+from harness.template import Recipe
+
+
+def make(
+    settings: Settings,
+    environ: Mapping[str, str],
+    database: DatabaseSettings,
+    *,
+    role: str,
+    binaries: str | None = None,
+    slot: env.Slot | None = None,
+) -> Recipe:
+    """How one of the databases is made.
+
+    Args:
+        role: the application's.
+        binaries: folder of ``psql``, where there is one.
+        slot: what env templates may say; None: the first worker's.
+    """
+    where = slot or env.Slot("1", 1, settings.connections_per_worker)
+    return Recipe(
+        database=database.name,
+        sources=[
+            load(spec, settings.root, cache=project.cache_dir(environ), environment=environ)
+            for spec in sources(settings, database)
+        ],
+        extensions=database.extensions,
+        migrate_as=settings.migrate_as,
+        decisive=template.decisive_text(
+            {
+                "role": role,
+                "attributes": sorted(settings.role_attributes),
+                "superuser": settings.superuser,
+                "postgres": dict(settings.postgres),
+            }
+        ),
+        environment=lambda dsn: _migration_environment(settings, environ, database, dsn, where),
+        binaries=Path(binaries) if binaries else None,
+        timeout=settings.migration_timeout,
+    )
+
+
+def sources(settings: Settings, database: DatabaseSettings) -> tuple[SourceSpec, ...]:
+    """The configured sources, or those that were found in the project where none is configured."""
+    if database.migrations is not None:
+        return database.migrations
+    if database.name != DEFAULT_DATABASE:
+        return database.seeds
+    found = detect(settings.root)
+    return (*(finding.spec for finding in found[:1]), *database.seeds)
+
+
+def _migration_environment(
+    settings: Settings, environ: Mapping[str, str], database: DatabaseSettings, dsn: Dsn, slot: env.Slot
+) -> dict[str, str]:
+    # While one database is migrated, the worker's other ones do not exist yet.
+    dsns = {d.name: dsn.with_database("not_migrated_yet") for d in settings.databases}
+    dsns |= {DEFAULT_DATABASE: dsn, database.name: dsn}
+    tables = {d.name: d.env for d in settings.databases}
+    return env.child_environment(environ, env.variables(dsns, tables, slot))
