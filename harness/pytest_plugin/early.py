@@ -1,0 +1,181 @@
+"""Before any conftest is imported: find out what this process is, lease, export."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import config as settings_reader
+from harness import env
+from harness.dsn import Dsn
+from harness.errors import HarnessError
+from harness.pytest_plugin import checks, plugins
+from harness.pytest_plugin.options import given_as_options
+from harness.pytest_plugin.state import STATE, Role, State
+from harness.pytest_plugin.story import Teller
+from harness.runfile import VARIABLE, RunFile
+from harness.settings import Settings
+
+NOT_STARTED = "not_started"
+"""The database's name in the URL of a run that starts nothing."""
+
+_LOOKING_ONLY = ("help", "version", "collectonly", "showfixtures", "show_fixtures_per_test", "markers",
+                 "setupplan", "cacheshow")  # fmt: skip
+
+
+@contextmanager
+def begun(config: pytest.Config, start: tuple[Path, str]) -> Iterator[None]:
+    """Around pytest's loading of conftests: the variables are right when the block begins.
+
+    Raises:
+        pytest.UsageError: nothing could be leased, or a conftest or another plugin has changed what we exported.
+    """
+    try:
+        state = _begin(config, start)
+    except HarnessError as error:
+        raise pytest.UsageError(f"pg-harness: {error}") from None
+    except KeyboardInterrupt:
+        # Outside of a session pytest would show a traceback; 2 is what it calls an interrupted run.
+        print("\npg-harness: interrupted", file=sys.stderr)
+        raise SystemExit(int(pytest.ExitCode.INTERRUPTED)) from None
+    config.stash[STATE] = state
+    # Run also where pytest gives up before pytest_configure, for instance over an unknown option.
+    config.add_cleanup(state.end)
+    plugins.register(config, state)
+    yield
+    checks.stop_if_changed(state, "while the conftests were loaded")
+
+
+def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
+    options = config.known_args_namespace
+    began = time.monotonic()
+    if _is_xdist_worker():
+        state = _join(config)
+    else:
+        settings = _settings(options, start)
+        if any(getattr(options, name, False) for name in _LOOKING_ONLY):
+            return _idle(settings)
+        state = _host(settings, options)
+    state.seconds = time.monotonic() - began
+    return state
+
+
+def _settings(options: Any, start: tuple[Path, str]) -> Settings:
+    explicit = options.pg_harness_config
+    return settings_reader.load(
+        os.environ,
+        start=start[0],
+        start_origin=start[1],
+        explicit=Path(explicit) if explicit else None,
+        overrides=given_as_options(options),
+        override_origin="a pytest option",
+    )
+
+
+def _is_xdist_worker() -> bool:
+    """Whether this very pytest is what xdist has started in this process.
+
+    The variable alone does not tell: a pytest that a test starts inherits it. xdist's worker prepares its
+    config in a module that execnet calls ``__channelexec__`` (xdist/remote.py), and binds it to ``config``
+    only after this hook.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return False
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "__channelexec__":
+            return "config" not in frame.f_globals
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _idle(settings: Settings) -> State:
+    """Nothing is started. The URL is valid, and nobody answers there."""
+    # Bound and not listening: refused at once, and no other program can take the port meanwhile.
+    hold = socket.socket()
+    hold.bind(("127.0.0.1", 0))
+    dsn = Dsn("127.0.0.1", hold.getsockname()[1], settings.role, NOT_STARTED, NOT_STARTED)
+    dsns = {database.name: dsn for database in settings.databases}
+    tables = {database.name: database.env for database in settings.databases}
+    exported = env.variables(dsns, tables, env.Slot("main", 1, settings.connections_per_worker))
+    undo = env.patch(os.environ, exported)
+    return State(settings, Role.IDLE, "main", None, None, exported, undo, hold=hold)
+
+
+def _host(settings: Settings, options: Any) -> State:
+    from harness.core import Harness
+
+    quiet = getattr(options, "verbose", 0) < 0
+    teller = Teller(quiet)
+    # Children of an earlier run may have inherited its file: it says nothing about ours.
+    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    with teller:
+        harness = Harness.open_with(
+            settings,
+            environ,
+            rebuild=options.pg_harness_rebuild,
+            story=teller.line,
+            progress=teller.progress,
+        )
+        try:
+            lease = harness.lease("main")
+            harness.sweep()
+        except BaseException:
+            harness.close()
+            raise
+    return _exporting(State(settings, Role.HOST, "main", harness, lease, {}, lambda: None, quiet))
+
+
+def _join(config: pytest.Config) -> State:
+    from harness.core import Harness
+
+    worker = os.environ["PYTEST_XDIST_WORKER"]
+    named = os.environ.get(VARIABLE)
+    if not named:
+        raise HarnessError(
+            f"worker {worker} was started without {VARIABLE}: was the plugin switched off in the controller? "
+            f"`-p no:pg_harness` must hold for all processes (put it into addopts)."
+        )
+    run = RunFile.read(Path(named))
+    settings = settings_reader.load(
+        os.environ,
+        start=Path(run.root),
+        start_origin=run.start_origin,
+        explicit=Path(run.file) if run.file else None,
+        overrides=run.overrides,
+        override_origin="a pytest option",
+    )
+    harness = Harness.attach(
+        settings,
+        os.environ,
+        run=run.run,
+        info=run.server,
+        owner=run.owner,
+        templates=run.templates,
+        workers=run.workers,
+    )
+    try:
+        lease = harness.lease(worker)
+    except BaseException:
+        harness.close()
+        raise
+    return _exporting(State(settings, Role.WORKER, worker, harness, lease, {}, lambda: None, quiet=True))
+
+
+def _exporting(state: State) -> State:
+    harness, lease = state.running
+    try:
+        state.exported = harness.variables(lease)
+    except BaseException:
+        harness.close()
+        raise
+    state.undo = env.patch(os.environ, state.exported)
+    return state

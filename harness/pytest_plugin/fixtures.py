@@ -1,0 +1,66 @@
+"""The fixtures. Public names only alias private ones: whoever overrides ``pg`` changes nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.pytest_plugin.state import state_of
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from harness.core import Harness
+    from harness.lease import Lease
+
+
+@pytest.fixture(scope="session")
+def _pg_harness_session(pytestconfig: pytest.Config) -> Harness:
+    return state_of(pytestconfig).running[0]
+
+
+@pytest.fixture(scope="session")
+def _pg_harness_lease(pytestconfig: pytest.Config) -> Lease:
+    return state_of(pytestconfig).running[1]
+
+
+@pytest.fixture
+def _pg_harness_connection(_pg_harness_lease: Lease) -> Iterator[psycopg.Connection[Any]]:
+    from harness.catalog.application import open_application
+
+    try:
+        connection = open_application(_pg_harness_lease.dsn)
+    except HarnessError as error:
+        pytest.fail(f"pg_conn: {error}", pytrace=False)
+    try:
+        yield connection
+    finally:
+        # Not committed: what a test wants to stay, it commits itself.
+        connection.close()
+
+
+@pytest.fixture(scope="session")
+def pg_harness(_pg_harness_session: Harness) -> Harness:
+    """The :class:`harness.Harness` of this run."""
+    return _pg_harness_session
+
+
+@pytest.fixture(scope="session")
+def pg(_pg_harness_lease: Lease) -> Lease:
+    """This worker's :class:`harness.Lease`: ``pg.url``, ``pg["analytics"].url``, ``pg.connect()``."""
+    return _pg_harness_lease
+
+
+@pytest.fixture(scope="session")
+def pg_url(_pg_harness_lease: Lease) -> str:
+    """``postgresql://…`` of this worker's database; the same for the whole run."""
+    return _pg_harness_lease.url
+
+
+@pytest.fixture
+def pg_conn(_pg_harness_connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
+    """A psycopg connection to this worker's database, as the application's role; closed after the test."""
+    return _pg_harness_connection

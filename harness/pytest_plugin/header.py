@@ -1,0 +1,70 @@
+"""Lines in pytest's header: which server, which template, what each test starts from, and why."""
+
+from __future__ import annotations
+
+from harness.pytest_plugin.state import Role, State
+from harness.settings import Settings
+
+_FRESH = {
+    "reset": "each test starts from a reset database",
+    "clone": "each test starts from a new clone; connections that the application pools are ended for it",
+    "none": "each test starts from what the last one left",
+}
+
+
+class Header:
+    """Tells once per run; xdist's workers say nothing."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def pytest_report_header(self) -> list[str]:
+        """pytest shows it unless ``-q`` is given."""
+        state = self._state
+        if state.role is Role.WORKER:
+            return []
+        if state.role is Role.IDLE:
+            return ["pg-harness: nothing is started in this kind of run"]
+        return [
+            f"pg-harness: {server_line(state)}",
+            f"pg-harness: {template_line(state)}; {_FRESH[state.settings.fresh]}",
+            f"pg-harness: root {state.settings.root} ({state.settings.root_origin}){given(state.settings)}",
+        ]
+
+
+def server_line(state: State) -> str:
+    """Version, backend, storage, warm or started."""
+    harness, _ = state.running
+    server = harness.server
+    version = server.session.server_version
+    how = f"started in {server.seconds:.1f} s" if server.started else f"warm, ready in {state.seconds:.2f} s"
+    info = server.info
+    where = {"memory": ", in memory", "disk": ", on disk"}.get(info.storage, "")
+    return f"PostgreSQL {version // 10000}.{version % 10000}, {info.backend}{where}, {how}"
+
+
+def template_line(state: State) -> str:
+    """Each template: found or built."""
+    harness, _ = state.running
+    texts = []
+    for database in state.settings.databases:
+        template = harness.templates[database.name]
+        sources = ", ".join(spec.text for spec in harness.sources(database))
+        name = "" if database.name == "default" else f"{database.name}: "
+        if not sources:
+            texts.append(f"{name}an empty database (no migrations are configured, none were found)")
+            continue
+        how = f"built in {template.seconds:.1f} s" if template.built else "found"
+        texts.append(f"{name}{sources}, template {how}")
+    return "; ".join(texts)
+
+
+def given(settings: Settings) -> str:
+    """The settings that somebody has set outside of the file, with their origin."""
+    here = str(settings.file) if settings.file else ""
+    named = [
+        f"{key} = {getattr(settings, key)} ({origin})"
+        for key, origin in sorted(settings.origins.items())
+        if hasattr(settings, key) and key != "server_url" and not (here and origin.startswith(here))
+    ]
+    return "; " + ", ".join(named) if named else ""

@@ -1,0 +1,25 @@
+"""Which parts of the plugin take part in a run, and in which order."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.pytest_plugin import fixtures
+from harness.pytest_plugin.header import Header
+from harness.pytest_plugin.session import Guard
+from harness.pytest_plugin.state import Role, State
+from harness.pytest_plugin.workers import Controller
+
+
+def register(config: pytest.Config, state: State) -> None:
+    """Register the parts.
+
+    Late: of several wrappers that run first, the one that was registered last runs first, and of fixtures of
+    the same name in two plugins the later one is taken.
+    """
+    manager = config.pluginmanager
+    manager.register(fixtures, "pg_harness_fixtures")
+    manager.register(Guard(state), "pg_harness_guard")
+    manager.register(Header(state), "pg_harness_header")
+    if state.role is Role.HOST and manager.hasplugin("xdist"):
+        manager.register(Controller(config, state), "pg_harness_controller")

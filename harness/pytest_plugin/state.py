@@ -1,0 +1,107 @@
+"""What the plugin knows during one pytest session, and how it lets go of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.settings import Settings
+
+if TYPE_CHECKING:
+    from harness.core import Harness
+    from harness.lease import Lease
+
+
+class Role(Enum):
+    """What this process is in the run."""
+
+    HOST = "host"
+    """Runs the tests itself, or is xdist's controller (which is known only later)."""
+    WORKER = "worker"
+    """An xdist worker: a guest of its controller's run."""
+    IDLE = "idle"
+    """Collects or shows something: nothing was started."""
+
+
+@dataclass
+class State:
+    """One pytest session.
+
+    Attributes:
+        worker: what the lease is called in the run: ``"main"``, ``"gw2"``.
+        exported: the variables that were set, as they were set.
+        pid: the process that made it; a fork of it must let go of nothing.
+        seconds: what it took until the variables were exported.
+        workers: ids of the xdist workers that this controller has started.
+    """
+
+    settings: Settings
+    role: Role
+    worker: str
+    harness: Harness | None
+    lease: Lease | None
+    exported: Mapping[str, str]
+    undo: Callable[[], None]
+    quiet: bool = False
+    seconds: float = 0.0
+    run_file: Path | None = None
+    workers: list[str] = field(default_factory=list)
+    pid: int = field(default_factory=os.getpid)
+    hold: object = None
+    """Kept alive for as long as the session: the port that stays closed, in an idle run."""
+    _ended: bool = False
+
+    @property
+    def running(self) -> tuple[Harness, Lease]:
+        """The harness and this process's lease, in a run that started something."""
+        if self.harness is None or self.lease is None:
+            raise pytest.UsageError("pg-harness: nothing was started for this kind of run")
+        return self.harness, self.lease
+
+    @property
+    def in_fork(self) -> bool:
+        """Whether this is a copy of the process that a test has forked."""
+        return os.getpid() != self.pid
+
+    def end(self) -> None:
+        """Undo everything: variables, leases, the run file. Twice is once; a problem becomes one line."""
+        if self._ended or self.in_fork:
+            return
+        self._ended = True
+        self.undo()
+        if self.run_file is not None:
+            self.run_file.unlink(missing_ok=True)
+        if self.harness is None:
+            return
+        try:
+            if self.role is Role.HOST:
+                self.harness.release_run()
+                self.harness.sweep()
+        except HarnessError as error:
+            complain(f"letting go of the databases failed, the next run puts it right: {error}")
+        finally:
+            try:
+                self.harness.close()
+            except HarnessError as error:
+                complain(str(error))
+
+
+STATE = pytest.StashKey[State]()
+
+
+def state_of(config: pytest.Config) -> State:
+    """The state that :mod:`harness.pytest_plugin.early` has left in the config."""
+    return config.stash[STATE]
+
+
+def complain(text: str) -> None:
+    """One line for people, past pytest's own output."""
+    print(f"pg-harness: {text}", file=sys.__stderr__ or sys.stderr, flush=True)

@@ -1,0 +1,97 @@
+"""xdist's controller: what its workers need, whether they fit the server, what a dead one leaves."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import pytest
+
+from harness import budget, project
+from harness.errors import HarnessError
+from harness.pytest_plugin.options import given_as_options
+from harness.pytest_plugin.state import State, complain
+from harness.runfile import VARIABLE, RunFile
+
+UNUSABLE = "postgresql://nobody@127.0.0.1:1/worker_without_pg_harness"
+"""What a worker has until it has leased: where the plugin is switched off there, no test reaches a database."""
+
+
+class Controller:
+    """Hooks of xdist's controller."""
+
+    def __init__(self, config: pytest.Config, state: State) -> None:
+        self._config = config
+        self._state = state
+        self._filler: threading.Thread | None = None
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_xdist_setupnodes(self, config: pytest.Config, specs: list[Any]) -> None:
+        """Before this, ``-n auto`` is a word; from here on, the number of workers is known."""
+        for spec in specs:
+            if not spec.popen or spec.via:
+                raise pytest.UsageError(
+                    f"pg-harness: the worker {spec.id} ({spec}) is not a process of this machine: its database "
+                    f"would not be reachable. Use local workers (-n), or switch the plugin off (-p no:pg_harness)."
+                )
+        harness, _ = self._state.running
+        try:
+            budget.check(harness, len(specs))
+            path = self._run_file(len(specs)).write(project.state_dir(os.environ) / "runs")
+        except HarnessError as error:
+            raise pytest.UsageError(f"pg-harness: {error}") from None
+        self._state.run_file = path
+        for spec in specs:
+            spec.env[VARIABLE] = str(path)
+            spec.env["DATABASE_URL"] = UNUSABLE
+        self._filler = threading.Thread(
+            target=self._fill, args=(len(specs),), name="pg-harness spares", daemon=True
+        )
+        self._filler.start()
+
+    def _run_file(self, workers: int) -> RunFile:
+        harness, _ = self._state.running
+        settings = self._state.settings
+        return RunFile(
+            run=harness.run,
+            pid=self._state.pid,
+            root=str(settings.root),
+            file=str(settings.file or ""),
+            server=harness.server.info,
+            owner=harness.owner,
+            templates=harness.templates,
+            overrides=given_as_options(self._config.option),
+            start_origin=settings.root_origin,
+            workers=workers,
+        )
+
+    def _fill(self, workers: int) -> None:
+        """Clone while the workers are still importing pytest."""
+        harness, _ = self._state.running
+        try:
+            harness.fill_aside(workers)
+        except HarnessError:
+            # Each worker clones for itself then, and says what is wrong.
+            return
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """A worker is about to start: also one that replaces a crashed one, under a new id."""
+        self._state.workers.append(node.gateway.id)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """A worker has ended; one that crashed has left its database, and sessions in it."""
+        if not error:
+            return
+        harness, _ = self._state.running
+        try:
+            harness.release_run([node.gateway.id])
+        except HarnessError as problem:
+            complain(f"the database of the crashed worker {node.gateway.id} stays until the end: {problem}")
+
+    def pytest_unconfigure(self) -> None:
+        """The spares are ours to wait for: a half-made clone would be in the way of the release."""
+        if self._filler is not None:
+            self._filler.join(timeout=30)

@@ -1,0 +1,181 @@
+"""pytest's way into the harness: options, markers, and the question whether anything is to be done.
+
+A module with a name of its own: thousands of projects have a package ``harness``, and ``import harness``
+would find theirs first. Nothing of ``harness`` is imported where nothing is configured: a look into the
+project's files is all that an unconfigured project pays.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+OURS = Path(os.path.realpath(__file__)).parent / "harness"
+"""Our package: it always lies beside this module."""
+
+_FILE = "pg-harness.toml"
+_INSIDE_RUN = "PGHARNESS_WORKERS"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options, with the types that pytest 9 checks."""
+    group = parser.getgroup("pg-harness", "a pristine PostgreSQL for every worker and test")
+    group.addoption(
+        "--pg-harness",
+        action="store_true",
+        default=False,
+        help="use it although the project has no [tool.pg-harness] (migrations are detected)",
+    )
+    group.addoption(
+        "--pg-harness-config", metavar="FILE", default=None, help="the settings file, instead of searching"
+    )
+    group.addoption(
+        "--pg-harness-backend",
+        choices=("auto", "docker", "process", "external"),
+        default=None,
+        help="what runs the server",
+    )
+    group.addoption(
+        "--pg-harness-fresh",
+        choices=("reset", "clone", "none"),
+        default=None,
+        help="what each test gets: the database reset, a new clone, or as the last test left it",
+    )
+    group.addoption(
+        "--pg-harness-keep-failed",
+        type=int,
+        metavar="N",
+        default=None,
+        help="how many failed tests' databases are kept as copies",
+    )
+    group.addoption(
+        "--pg-harness-rebuild",
+        action="store_true",
+        default=False,
+        help="migrate anew although a template is there",
+    )
+    group.addoption(
+        "--pg-harness-server-url",
+        metavar="URL",
+        default=None,
+        help="an existing server; a password is safer in the variable PGHARNESS_SERVER_URL",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Markers: known everywhere, so that --strict-markers and -m work in unconfigured runs too."""
+    for line in (
+        "pg(fresh=...): what this test's database starts from: 'reset', 'clone' or 'none' (pg-harness)",
+        "serial_only: runs while no other test of the run is running in any worker (pg-harness)",
+        "parallel_safe: may run beside others, although its module or class is serial_only (pg-harness)",
+    ):
+        config.addinivalue_line("markers", line)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None]:
+    """Lease and export before any conftest is imported.
+
+    A wrapper that runs first: a plain hook's messages are swallowed by the capture, and pytest-env sets
+    its variables in a hook that is tryfirst too.
+    """
+    start = folder_to_begin(early_config)
+    if not is_configured(early_config, start):
+        return (yield)
+    if shadow := shadowed(early_config, start):
+        if _INSIDE_RUN in os.environ:
+            # `pg-harness run -- pytest` has exported everything: that is what the message below asks for.
+            return (yield)
+        raise pytest.UsageError(
+            f"pg-harness: this project has a `harness` of its own ({shadow}), which hides ours inside pytest. "
+            f"Run: pg-harness run -- pytest"
+        )
+    from harness.pytest_plugin import early
+
+    with early.begun(early_config, start):
+        return (yield)
+
+
+def folder_to_begin(config: pytest.Config) -> tuple[Path, str]:
+    """Where the search for settings begins, and what to call that place."""
+    if config.inipath is not None:
+        return config.inipath.parent, f"pytest's {config.inipath.name}"
+    return config.rootpath, "pytest's rootdir"
+
+
+def is_configured(config: pytest.Config, start: tuple[Path, str]) -> bool:
+    """Whether the project has our section or file, or an option or a variable names one."""
+    options = config.known_args_namespace
+    if options.pg_harness or options.pg_harness_config or os.environ.get("PGHARNESS_CONFIG"):
+        return True
+    folder = Path(os.path.realpath(start[0]))
+    return any(
+        (parent / _FILE).is_file() or _has_section(parent / "pyproject.toml")
+        for parent in (folder, *folder.parents)
+    )
+
+
+def _has_section(path: Path) -> bool:
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return False
+    # Parsing is for those files only that name us, for instance among the development dependencies.
+    if b"pg-harness" not in text:
+        return False
+    import tomllib
+
+    try:
+        tool = tomllib.loads(text.decode("utf-8-sig")).get("tool")
+    except ValueError:
+        # The settings' own reader says where the mistake is.
+        return True
+    return isinstance(tool, dict) and "pg-harness" in tool
+
+
+def shadowed(config: pytest.Config, start: tuple[Path, str]) -> str:
+    """The project's own ``harness`` that an import inside pytest finds, now or later; empty where none is.
+
+    Later: folders of ``pythonpath`` and of rootless test folders come into ``sys.path`` after this hook,
+    and then the project's tests would get *our* package.
+    """
+    loaded = sys.modules.get("harness")
+    if loaded is not None and not _is_ours(Path(getattr(loaded, "__file__", None) or ".").parent):
+        return str(getattr(loaded, "__file__", "already imported"))
+    for folder in _import_folders(config, start[0]):
+        for candidate in (folder / "harness", folder / "harness.py"):
+            if candidate.is_file() or (_is_package(candidate) and not _is_ours(candidate)):
+                return str(candidate)
+    return ""
+
+
+def _is_package(folder: Path) -> bool:
+    return (folder / "__init__.py").is_file() or any(folder.glob("*.py"))
+
+
+def _is_ours(folder: Path) -> bool:
+    return os.path.realpath(folder) == str(OURS)
+
+
+def _import_folders(config: pytest.Config, start: Path) -> list[Path]:
+    """Folders that are, or will be, in ``sys.path`` before the first test is imported."""
+    root = config.rootpath
+    folders = [start, root, config.invocation_params.dir]
+    folders += [root / str(path) for path in config.getini("pythonpath")]
+    named = [arg.split("::")[0] for arg in config.known_args_namespace.file_or_dir]
+    for name in [*named, *config.getini("testpaths"), "tests", "test"]:
+        path = root / str(name)
+        folder = path if path.is_dir() else path.parent
+        # `prepend` puts the folder above the topmost __init__.py into sys.path.
+        while (folder / "__init__.py").is_file():
+            folder = folder.parent
+        folders.append(folder)
+    # An empty entry of sys.path is the working directory (`python -m pytest`).
+    folders += [Path(entry or ".") for entry in sys.path[:1]]
+    return list(dict.fromkeys(folders))
