@@ -70,6 +70,7 @@ class Harness:
         self._life: SignOfLife | None = None
         self._lock = threading.RLock()
         self._closed = False
+        self._filler: Filler | None = None
         self._guest = False
         self._owner: Owner | None = None
         self._clones: Clones | None = None
@@ -306,9 +307,25 @@ class Harness:
             worker=worker,
             epoch=self._epoch,
             on_release=self._forget,
+            drop_later=self._filler.retire if self._filler is not None else None,
         )
         self._leases.append(lease)
         return lease
+
+    def keep_spares(self, count: int = 1) -> None:
+        """Keep that many spares ready in the background from now on, and drop what is retired there too.
+
+        For a worker that takes a new clone for every test: without it, each waits for CREATE DATABASE.
+        Call it before :meth:`lease`.
+        """
+        if self._filler is None:
+            own = Clones(
+                self._link.another(),
+                self.project,
+                self.owner,
+                connections=self.settings.connections_per_worker,
+            )
+            self._filler = Filler(own, list(self.templates.values()), wanted=count)
 
     def _claim(self, worker: str, index: int) -> Claim:
         return Claim(self.run, worker, index, {"root": str(self.settings.root)})
@@ -353,6 +370,8 @@ class Harness:
         if self._closed:
             return
         self._closed = True
+        if self._filler is not None:
+            self._filler.close()
         try:
             if self.run != names.PERSON and not self._guest:
                 self._release_all()

@@ -69,7 +69,13 @@ class Lease:
         worker: str,
         epoch: Callable[[], int] = lambda: 0,
         on_release: Callable[[Lease], None] = lambda lease: None,
+        drop_later: Callable[[str], None] | None = None,
     ) -> None:
+        """
+        Args:
+            epoch: how many times the server's sessions were lost so far.
+            drop_later: takes the name of a retired database; None: it is dropped at once.
+        """
         self.run = run
         self.worker = worker
         self._clones = clones
@@ -77,6 +83,7 @@ class Lease:
         self._epoch = epoch
         self._seen_epoch = epoch()
         self._on_release = on_release
+        self._drop_later = drop_later
         self._released = False
 
     @property
@@ -135,7 +142,9 @@ class Lease:
 
     def _reclone(self, leased: LeasedDatabase) -> None:
         retired = self._clones.replace(leased.template, leased.claim)
-        if retired:
+        if self._drop_later is not None:
+            self._drop_later(retired)
+        elif retired:
             databases.drop_retired(self._clones.link.session, retired)
 
     def keep(self, why: str = "asked for") -> dict[str, str]:
