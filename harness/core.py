@@ -20,6 +20,7 @@ from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.lease import Lease, LeasedDatabase
 from harness.life import SignOfLife
+from harness.pool import Filler
 from harness.settings import DatabaseSettings, Settings, SourceSpec
 from harness.template import Owner, Progress, Recipe, Template
 
