@@ -35,9 +35,9 @@ _CODE = re.compile(r"\S")
 _OUTSIDE = re.compile(
     r"""(?:
       (?:CREATE\s+(?:UNIQUE\s+)?|DROP\s+)INDEX\s+CONCURRENTLY
-    | REINDEX\s+(?:\([^)]*\)\s*)?(?:DATABASE|SYSTEM)
-    | REINDEX\s+(?:\([^)]*CONCURRENTLY[^)]*\)\s*)?(?:INDEX|TABLE|SCHEMA)\s+CONCURRENTLY
-    | REINDEX\s+\([^)]*CONCURRENTLY[^)]*\)
+    | REINDEX\s*(?:\([^)]*\)\s*)?(?:DATABASE|SYSTEM)
+    | REINDEX\s*(?:\([^)]*\)\s*)?(?:INDEX|TABLE|SCHEMA)\s+CONCURRENTLY
+    | REINDEX\s*\([^)]*CONCURRENTLY[^)]*\)\s*(?:INDEX|TABLE|SCHEMA|DATABASE|SYSTEM)
     | VACUUM
     | (?:CREATE|DROP)\s+(?:DATABASE|TABLESPACE)
     | ALTER\s+SYSTEM
