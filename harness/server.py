@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 LOCK_EXTRA = 600.0
 """Seconds, beyond ``start_timeout``, to wait for another process that may be pulling an image."""
 
+RESTART_PATIENCE = 5.0
+"""Seconds to wait for a server whose backend says that it runs, and which does not answer."""
+
 CRASH_PATIENCE = 15.0
 """Seconds to wait for a server that recovers after a crash of one of its backends."""
 
@@ -156,7 +159,8 @@ def ensure(
         backend = select.choose(settings, environ, story)
         found = backend.find(hint.project, purpose)
         if found is not None:
-            session, why = _attach(found)
+            # Its backend says that it runs: it may be starting (`docker restart`).
+            session, why = _attach(found, patience=RESTART_PATIENCE)
             if session is not None:
                 hint.write(found)
                 return result(found, session, False)
@@ -285,11 +289,15 @@ def _wanted(info: ServerInfo, settings: Settings) -> bool:
     return settings.backend in ("auto", info.backend) and info.backend != "external"
 
 
-def _attach(info: ServerInfo) -> tuple[Session | None, str]:
-    """Log in, compare the id and take the sign of life; or say why not."""
+def _attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
+    """Log in, compare the id and take the sign of life; or say why not.
+
+    Args:
+        patience: seconds to wait for a server that does not answer at all.
+    """
     from harness.catalog.session import Session
 
-    deadline = time.monotonic() + CRASH_PATIENCE
+    began = time.monotonic()
     while True:
         session = None
         try:
@@ -304,11 +312,12 @@ def _attach(info: ServerInfo) -> tuple[Session | None, str]:
         except (ServerLost, ServerRefused) as error:
             if session is not None:
                 session.close()
-            refused = isinstance(error, ServerRefused)
-            if refused and error.sqlstate == "57P03" and time.monotonic() < deadline:  # type: ignore[union-attr]
+            sqlstate = error.sqlstate if isinstance(error, ServerRefused) else ""
+            wait = CRASH_PATIENCE if sqlstate == "57P03" else 0 if sqlstate else patience
+            if time.monotonic() - began < wait:
                 time.sleep(0.05)
                 continue
-            if refused and error.sqlstate == "53300":  # type: ignore[union-attr]
+            if sqlstate == "53300":
                 # It is the right server and full: starting a second one beside it would hide the leak.
                 raise
             return None, error.message

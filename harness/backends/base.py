@@ -26,6 +26,9 @@ class ServerRequest:
         settings: server settings, name → value, already complete (throwaway data, connections, user's).
         storage: ``"memory"`` or ``"disk"``, already decided or ``"auto"`` for the backend to decide.
         ttl: seconds after which the server ends itself once nobody has held its sign of life; None: never.
+        base: what to start from instead of an empty cluster: a baked directory (process) or image (docker),
+            see :mod:`harness.backends.bases`.
+        memory: bytes that data in memory may take; None: the backend's own share of what is free.
     """
 
     project: str
@@ -37,6 +40,8 @@ class ServerRequest:
     storage: str = "auto"
     ttl: float | None = None
     start_timeout: float = 60
+    base: str | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)

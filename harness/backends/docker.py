@@ -9,7 +9,7 @@ from typing import Any
 from harness.backends import docker_container as container_
 from harness.backends import docker_image
 from harness.backends.base import ServerInfo, ServerRequest, Story
-from harness.backends.docker_daemon import Daemon, connect, gone, translated
+from harness.backends.docker_daemon import Daemon, connect, translated
 from harness.errors import BackendError, ServerStartError
 
 LABEL = container_.LABEL
@@ -98,14 +98,8 @@ class DockerBackend:
 
     def stop(self, info: ServerInfo) -> None:
         """Remove the container and its volumes. 404 and 409 (a removal under way) are success."""
-        import docker.errors
-
         with translated(f"remove the container {info.handle}"):
-            try:
-                self.daemon.client.api.remove_container(info.handle, v=True, force=True)
-            except docker.errors.APIError as error:
-                if not gone(error):
-                    raise
+            container_.remove(self.daemon, info.handle)
 
     def list(self, project: str | None) -> list[ServerInfo]:
         """All containers of ours, running or stopped."""
@@ -126,15 +120,29 @@ class DockerBackend:
             if rest:
                 yield rest
 
-    def exec_command(self, info: ServerInfo, database: str, arguments: Sequence[str]) -> Sequence[str]:
-        """The command line that runs psql inside the container, for machines that have none."""
+    def exec_command(
+        self,
+        info: ServerInfo,
+        database: str,
+        arguments: Sequence[str],
+        *,
+        user: str | None = None,
+        terminal: bool = True,
+    ) -> Sequence[str]:
+        """The command line that runs psql inside the container, for machines that have none.
+
+        Args:
+            user: role to log in as (without a password: the container's own socket is trusted); default: the admin.
+            terminal: whether a person types; `docker exec -t` refuses a pipe.
+        """
         find = (
             'for d in "$@" ""; do :; done; for d in $(IFS=:; echo $PATH) /usr/lib/postgresql/*/bin '
             "/usr/local/pgsql/bin /usr/local/bin /opt/*/bin /opt/*/*/bin; do "
             '[ -x "$d/psql" ] && exec "$d/psql" "$@"; done; echo "this image has no psql" >&2; exit 127'
         )
-        base = ["docker", "exec", "-it", info.handle, "/bin/sh", "-c", find, "psql"]
-        return [*base, "-h", container_.folder(info.storage), "-U", info.dsn.user, "-d", database, *arguments]
+        base = ["docker", "exec", "-it" if terminal else "-i", info.handle, "/bin/sh", "-c", find, "psql"]
+        socket = container_.folder(info.storage)
+        return [*base, "-h", socket, "-U", user or info.dsn.user, "-d", database, *arguments]
 
     def _containers(self, project: str | None, purpose: str | None) -> Sequence[Any]:
         labels = [f"{LABEL}.project" if project is None else f"{LABEL}.project={project}"]

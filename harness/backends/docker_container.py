@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
@@ -18,6 +19,8 @@ from harness.errors import BackendError, ServerStartError
 LABEL = "dev.pg-harness"
 HOME = "/pgharness"
 """Our folder in the container. No image declares it as a VOLUME, so a commit keeps what lies in it."""
+_REMOVAL = 10.0
+"""Seconds that the daemon may take to remove a container."""
 DISK, MEMORY = f"{HOME}/data", f"{HOME}/memory"
 
 
@@ -81,7 +84,8 @@ def run(daemon: Daemon, plan: Plan, request: ServerRequest, story: Story) -> Ser
         info = replace(info, ttl=request.ttl)
         wait(daemon, container, info, timeout=request.start_timeout, output=output)
     except BaseException:
-        discard(container)
+        with translated(f"remove the container {container.short_id}"):
+            remove(daemon, container.id)
         raise
     finally:
         output.detach()
@@ -170,20 +174,7 @@ def _start(container: Any, plan: Plan) -> None:
             container.start()
     except BackendError as error:
         text = str(error)
-        if "exec format error" in text:
-            raise ServerStartError(_other_architecture(plan)) from error
-        if "/bin/sh" in text and ("no such file" in text or "not found" in text):
-            raise ServerStartError(
-                f"the image {plan.name} has no /bin/sh, so it cannot be a PostgreSQL image with our entrypoint"
-            ) from error
-        raise ServerStartError(f"{text} (image {plan.name})") from error
-
-
-def _other_architecture(plan: Plan) -> str:
-    return (
-        f"the image {plan.name} is for {plan.image.attrs.get('Os')}/{plan.image.attrs.get('Architecture')}, "
-        f"which this Docker daemon cannot run; pull the image for this machine's architecture"
-    )
+        raise ServerStartError(_plainly(text, plan.name) or f"{text} (image {plan.name})") from error
 
 
 def wait(
@@ -210,11 +201,19 @@ def wait(
     try:
         ready.wait(info.dsn, info.server_id, timeout=timeout, died=died, tail=tail)
     except ServerStartError as error:
-        if "exec format error" in error.log_tail:
-            raise ServerStartError(
-                f"the image of {info.description} is for another architecture", log_tail=error.log_tail
-            ) from None
-        raise
+        # With an init process in the container the daemon's own refusals become lines of its log.
+        plain = _plainly(error.log_tail, info.description)
+        raise ServerStartError(plain, log_tail=error.log_tail) if plain else error from None
+
+
+def _plainly(text: str, image: str) -> str | None:
+    """What a refusal to run our entrypoint means; None for everything else."""
+    low = text.lower()
+    if "exec format error" in low:
+        return f"the image {image} is for another architecture than this Docker daemon's"
+    if "/bin/sh" in low and ("no such file" in low or "not found" in low):
+        return f"the image {image} has no /bin/sh, so it cannot be a PostgreSQL image with our entrypoint"
+    return None
 
 
 def _state(container: Any) -> dict[str, Any] | None:
@@ -237,13 +236,19 @@ def _tail_of(container: Any) -> str:
         raise
 
 
-def discard(container: Any) -> None:
-    """Remove a container that did not become a server."""
-    try:
-        container.remove(v=True, force=True)
-    except Exception as error:
-        if not gone(error):
-            raise
+def remove(daemon: Daemon, handle: str) -> None:
+    """Remove a container and its volumes, and wait until it is gone; that it is gone already is success."""
+    deadline = time.monotonic() + _REMOVAL
+    while True:
+        try:
+            daemon.client.api.remove_container(handle, v=True, force=True)
+        except Exception as error:
+            if not gone(error):
+                raise
+            # 409: the daemon is removing it by itself (auto_remove), and it is still listed meanwhile.
+            if error.response.status_code == 404 or time.monotonic() > deadline:  # type: ignore[attr-defined]
+                return
+            time.sleep(0.02)
 
 
 def _wait_for_address(daemon: Daemon, container: Any, password: str) -> Dsn:

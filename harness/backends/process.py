@@ -103,7 +103,10 @@ class ProcessBackend:
             _remove(folder)
         cache = owner.reachable(self._cache, "cache")
         binaries = enterable_binaries(self.binaries(), owner, cache)
-        cluster = process_data.cached(binaries, owner, cache, story)
+        if request.base is not None:
+            cluster = process_bake.cluster(request.base)
+        else:
+            cluster = process_data.cached(binaries, owner, cache, story)
         storage, parent = self._place(request, owner)
         folder = (
             make_folder(parent, owner, 0o711) / f"{request.project}-{request.purpose}-{request.server_id[:8]}"

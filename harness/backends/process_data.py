@@ -19,7 +19,7 @@ from harness.backends.process_owner import Owner, make_folder
 from harness.errors import ServerStartError
 from harness.lock import file_lock
 
-_LAYOUT = "3"
+LAYOUT = "3"
 """Counts up when what :func:`_initialise` does changes: old copies are not used then."""
 
 BASE_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
@@ -45,7 +45,7 @@ def cached(binaries: Binaries, owner: Owner, cache: Path, story: Story) -> Clust
     Raises:
         ServerStartError: initdb failed; its output is in the error.
     """
-    seed = f"{_LAYOUT}:{binaries.folder}:{binaries.version}:{owner.uid}"
+    seed = f"{LAYOUT}:{binaries.folder}:{binaries.version}:{owner.uid}"
     key = hashlib.sha256(seed.encode()).hexdigest()[:12]
     target = cache / f"initdb-{binaries.version}-{key}"
     if not target.is_dir():

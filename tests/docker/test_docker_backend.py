@@ -1,0 +1,345 @@
+"""Servers in containers: any image, our entrypoint, and everything that goes wrong there."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fix_backends import Checkout, docker, until
+
+from harness import server
+from harness.backends.docker import LABEL, DockerBackend
+from harness.backends.docker_daemon import connect
+from harness.catalog.session import Session
+from harness.errors import BackendUnavailable, ServerStartError
+
+pytestmark = pytest.mark.docker
+IMAGE = "pgharness-test:15"
+
+
+def backend(place: Checkout, image: str = IMAGE, **options: Any) -> DockerBackend:
+    return DockerBackend(place.environ, image=image, **options)
+
+
+def containers(place: Checkout) -> list[str]:
+    return docker("ps", "-aq", "--filter", f"label={LABEL}.project={place.project}").split()
+
+
+@pytest.fixture
+def image() -> Iterator[Callable[[dict[str, bytes | Path], str], str]]:
+    """Makes an image of a few files and nothing else; removed afterwards."""
+    made: list[str] = []
+
+    def make(files: dict[str, bytes | Path], architecture: str = "amd64") -> str:
+        layer = io.BytesIO()
+        with tarfile.open(fileobj=layer, mode="w") as tar:
+            for name, content in files.items():
+                data = content.read_bytes() if isinstance(content, Path) else content
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(data), 0o755
+                tar.addfile(entry, io.BytesIO(data))
+        tag = f"pgharness-made-{os.getpid()}:{len(made)}"
+        made.append(tag)
+        docker("load", stdin=_archive(layer.getvalue(), tag, architecture))
+        return tag
+
+    yield make
+    for tag in made:
+        docker("rmi", "-f", tag)
+
+
+def _archive(layer: bytes, tag: str, architecture: str) -> bytes:
+    import hashlib
+
+    config = {
+        "architecture": architecture,
+        "os": "linux",
+        "config": {"Env": ["PATH=/bin:/usr/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+        "history": [{"created_by": "test"}],
+    }
+    manifest = [{"Config": "config.json", "RepoTags": [tag], "Layers": ["layer.tar"]}]
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, data in (
+            ("config.json", json.dumps(config).encode()),
+            ("layer.tar", layer),
+            ("manifest.json", json.dumps(manifest).encode()),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+def shell() -> dict[str, bytes | Path]:
+    """dash and what it is linked with: a POSIX shell and not one other program."""
+    files: dict[str, bytes | Path] = {"bin/sh": Path("/bin/sh").resolve()}
+    for word in subprocess.run(["ldd", "/bin/sh"], capture_output=True, text=True, check=True).stdout.split():
+        if word.startswith("/"):
+            files[word.lstrip("/")] = Path(word).resolve()
+    return files
+
+
+@pytest.mark.parametrize("version", ["15", "17"])
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_start_find_stop(place: Checkout, version: str, storage: str) -> None:
+    ours = backend(place, f"pgharness-test:{version}")
+    info = ours.start(place.request(storage=storage), place.story.append)
+    with Session.connect(info.dsn) as session:
+        assert session.server_version // 10000 == int(version)
+        shown = session.row("SELECT current_setting('data_directory'), current_setting('max_wal_size')")
+    assert shown == (
+        ("/pgharness/memory/1", "192MB") if storage == "memory" else ("/pgharness/data/1", "1GB")
+    )
+    assert info.storage == storage
+    # Another process, without any hint, finds all of it again; the password too.
+    assert backend(place).find(place.project, "run") == info
+    assert "database system is ready" in "\n".join(ours.logs(info, False))
+    ours.stop(info)
+    assert containers(place) == []
+    # That it is gone already is success.
+    ours.stop(info)
+
+
+def test_what_docker_shows_holds_no_secret_and_no_open_port(place: Checkout) -> None:
+    ours = backend(place)
+    info = ours.start(place.request(), place.story.append)
+    shown = json.loads(docker("inspect", info.handle))[0]
+    assert info.dsn.password not in json.dumps(shown)
+    assert info.dsn.password not in docker("logs", info.handle)
+    assert info.dsn.password not in docker("top", info.handle, "-eo", "pid,args")
+    (published,) = shown["NetworkSettings"]["Ports"]["5432/tcp"]
+    assert published["HostIp"] == "127.0.0.1"
+    labels = shown["Config"]["Labels"]
+    assert labels[f"{LABEL}.server-id"] == info.server_id
+    assert labels[f"{LABEL}.root"] == str(place.root)
+    assert shown["HostConfig"]["AutoRemove"] is True
+    assert shown["HostConfig"]["Init"] is True
+    assert shown["Config"]["StopSignal"] == "SIGINT"
+    # Not readable by the server's own user, who runs what a test sends it.
+    with Session.connect(info.dsn) as session, pytest.raises(server.ServerRefused, match="exit code 1"):
+        session.execute("COPY (SELECT 1) TO PROGRAM 'cat /pgharness/password'")
+
+
+def test_the_watcher_is_inits_child(place: Checkout) -> None:
+    info = backend(place).start(place.request(ttl=300), place.story.append)
+    rows = [
+        line.split(None, 2) for line in docker("top", info.handle, "-eo", "pid,ppid,args").splitlines()[1:]
+    ]
+    init = next(pid for pid, _, args in rows if "docker-init" in args or "tini" in args)
+    postmaster = next(pid for pid, parent, args in rows if "postgres" in args and parent == init)
+    (watcher,) = [(pid, parent) for pid, parent, args in rows if "watch.sh" in args]
+    assert watcher[1] == init != postmaster
+
+
+def test_a_watcher_that_cannot_connect_ends_the_server(place: Checkout) -> None:
+    ours = backend(place)
+    info = ours.start(place.request(ttl=3), place.story.append)
+    with Session.connect(info.dsn) as session:
+        # Held, so idleness is not the reason; and nobody new is let in.
+        session.value("SELECT pg_advisory_lock_shared(%s)", (server.life_key(info),))
+        session.execute("COPY (SELECT 'local all all reject') TO '/pgharness/memory/1/pg_hba.conf'")
+        session.value("SELECT pg_reload_conf()")
+        # The watcher may have come in before; if so, its session is ended.
+        session.value(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE '%watcher%'"
+        )
+        until(lambda: containers(place) == [], seconds=40, what="the server ended")
+
+
+def test_a_missing_image(place: Checkout) -> None:
+    with pytest.raises(BackendUnavailable) as caught:
+        backend(place, "127.0.0.1:9/no-such/image:1").start(place.request(), place.story.append)
+    assert caught.value.exit_code == 121
+    assert "127.0.0.1:9/no-such/image:1 is not on this Docker daemon" in str(caught.value)
+    assert "docker login" in str(caught.value)
+    assert "pulling" in place.story[0]
+    assert containers(place) == []
+
+
+def test_an_image_without_a_shell(place: Checkout, image: Callable[..., str]) -> None:
+    with pytest.raises(ServerStartError, match="has no /bin/sh"):
+        backend(place, image({"hello": b"x"})).start(place.request(), place.story.append)
+    assert containers(place) == []
+
+
+def test_an_image_without_postgresql(place: Checkout, image: Callable[..., str]) -> None:
+    # Nothing but a shell: this also proves that the entrypoint gets this far with builtins alone.
+    with pytest.raises(ServerStartError) as caught:
+        backend(place, image(shell())).start(place.request(), place.story.append)
+    assert caught.value.exit_code == 122
+    assert "this image holds no PostgreSQL server" in caught.value.log_tail
+    assert "not found" not in caught.value.log_tail
+    assert containers(place) == []
+
+
+def test_an_image_for_another_architecture(place: Checkout, image: Callable[..., str]) -> None:
+    # An ELF header of AArch64 with nothing behind it.
+    elf = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xb7\x00" + bytes(44)
+    with pytest.raises(ServerStartError, match="architecture"):
+        backend(place, image({"bin/sh": elf}, "arm64")).start(place.request(), place.story.append)
+    assert containers(place) == []
+
+
+def test_a_container_that_dies_at_start_shows_its_log(place: Checkout) -> None:
+    began = time.monotonic()
+    with pytest.raises(ServerStartError) as caught:
+        backend(place).start(place.request(settings={"shared_buffers": "plenty"}), place.story.append)
+    assert 'invalid value for parameter "shared_buffers": "plenty"' in caught.value.log_tail
+    assert time.monotonic() - began < 20
+    assert len(str(caught.value).splitlines()) < 30
+    assert containers(place) == []
+
+
+def test_a_memory_file_system_that_is_full_at_initdb(place: Checkout) -> None:
+    with pytest.raises(ServerStartError, match="No space left on device"):
+        backend(place, memory_limit=9 * 1024**2).start(place.request(storage="memory"), place.story.append)
+    assert containers(place) == []
+
+
+def test_paused_by_hand(place: Checkout) -> None:
+    settings = place.settings(backend="docker", image=IMAGE)
+    first = place.ensure(settings)
+    first.close()
+    docker("pause", first.info.handle)
+    place.story.clear()
+    with place.ensure(settings) as again:
+        assert again.info.server_id == first.info.server_id
+    assert any("was paused" in line for line in place.story)
+
+
+def test_removed_by_hand(place: Checkout) -> None:
+    settings = place.settings(backend="docker", image=IMAGE)
+    first = place.ensure(settings)
+    docker("rm", "-f", first.info.handle)
+    with place.ensure(settings) as again:
+        assert again.started
+        assert again.info.server_id != first.info.server_id
+    assert len(containers(place)) == 1
+
+
+def test_a_persons_server_survives_docker_stop(place: Checkout) -> None:
+    settings = place.settings(backend="docker", image=IMAGE)
+    with place.ensure(settings, purpose="up") as first:
+        assert first.info.storage == "disk"
+        first.session.execute("CREATE TABLE precious AS SELECT 1 AS n")
+    began = time.monotonic()
+    docker("stop", first.info.handle)
+    # The stop signal is the fast shutdown: nobody waits for ten seconds and a SIGKILL.
+    assert time.monotonic() - began < 8
+    with place.ensure(settings, purpose="up") as again:
+        assert again.info.server_id == first.info.server_id
+        assert again.session.value("SELECT n FROM precious") == 1
+    docker("restart", first.info.handle)
+    with place.ensure(settings, purpose="up") as third:
+        assert third.session.value("SELECT n FROM precious") == 1
+    docker("kill", first.info.handle)
+    with place.ensure(settings, purpose="up") as fourth:
+        assert fourth.session.value("SELECT n FROM precious") == 1
+
+
+def test_data_that_the_image_brought_gets_our_password(place: Checkout) -> None:
+    ours = backend(place)
+    made = ours.start(place.request("up"), place.story.append)
+    with Session.connect(made.dsn) as session:
+        session.execute("CREATE TABLE baked AS SELECT 7 AS n")
+    docker("stop", made.handle)
+    tag = f"pgharness-baked-{os.getpid()}:1"
+    docker("commit", made.handle, tag)
+    try:
+        for storage in ("disk", "memory"):
+            request = place.request(storage=storage)
+            info = backend(place, tag).start(request, place.story.append)
+            assert info.dsn.password == request.password != made.dsn.password
+            with Session.connect(info.dsn) as session:
+                assert session.value("SELECT n FROM baked") == 7
+                assert session.value("SHOW data_directory").startswith(
+                    "/pgharness/memory" if storage == "memory" else "/pgharness/data"
+                )
+            ours.stop(info)
+    finally:
+        ours.stop(made)
+        docker("rmi", "-f", tag)
+
+
+def test_an_interrupt_leaves_no_container(place: Checkout) -> None:
+    starter = place.starter(backend="docker", image=IMAGE)
+    until(lambda: containers(place), seconds=30, what="the container exists")
+    starter.send_signal(signal.SIGINT)
+    starter.communicate(timeout=60)
+    if starter.returncode == 0:
+        pytest.skip("it was ready before the signal came")
+    assert containers(place) == []
+
+
+def test_a_daemon_over_tcp(place: Checkout) -> None:
+    with _proxy("/var/run/docker.sock") as port:
+        place.environ["DOCKER_HOST"] = f"tcp://127.0.0.1:{port}"
+        found = connect(place.environ, timeout=10)
+        assert (found.host, found.bind, found.local) == ("127.0.0.1", "127.0.0.1", True)
+        ours = backend(place)
+        info = ours.start(place.request(), place.story.append)
+        with Session.connect(info.dsn) as session:
+            assert session.value("SELECT 1") == 1
+        ours.stop(info)
+    assert os.environ.get("DOCKER_HOST") is None or "127.0.0.1" not in os.environ["DOCKER_HOST"]
+
+
+def test_a_daemon_that_says_nothing_costs_a_second(place: Checkout) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        place.environ["DOCKER_HOST"] = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(BackendUnavailable, match="did not answer within 1 s"):
+            connect(place.environ, timeout=1)
+        assert time.monotonic() - began < 4
+
+
+class _proxy:
+    """Forwards TCP connections on loopback to a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.sockets: list[socket.socket] = []
+
+    def __enter__(self) -> int:
+        threading.Thread(target=self._accept, daemon=True).start()
+        port: int = self.listener.getsockname()[1]
+        return port
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.close()
+        for each in self.sockets:
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            there = socket.socket(socket.AF_UNIX)
+            there.connect(self.path)
+            self.sockets += [client, there]
+            for source, target in ((client, there), (there, client)):
+                threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
+
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
