@@ -1,0 +1,85 @@
+"""``init``: look at the project, write the settings."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from harness import config
+from harness.cli.context import Context, working_directory
+from harness.errors import ConfigError
+
+DESCRIPTION = """\
+Look at the project, say what was found, and write the settings: [tool.pg-harness] into pyproject.toml, or a
+pg-harness.toml where there is no pyproject.toml. Settings that are there already are never overwritten.
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own options."""
+    parser.add_argument(
+        "--dry-run", dest="dry_run", action="store_true", help="print the settings, write nothing"
+    )
+
+
+def run(context: Context) -> int:
+    """Write them; what was written is the answer."""
+    from harness.migrations.detect import detect, looked_for, propose
+
+    location = config.locate(working_directory())
+    if location.configured:
+        raise ConfigError(
+            f"{location.file} has settings already ({location.origin}): nothing was written. Edit them there",
+            key="init",
+            origin=str(location.file),
+        )
+    root = location.root
+    console = context.console
+    found = detect(root)
+    for finding in found:
+        console.story(f"found {finding.tool}: {finding.evidence}")
+        for remark in finding.remarks:
+            console.story(f"  {remark}")
+    if not found:
+        console.warn(f"no migrations were found in {root}. Looked for:")
+        for line in looked_for():
+            console.warn(f"  {line}")
+    target = root / "pyproject.toml"
+    text = propose(root)
+    if not target.is_file():
+        target, text = root / config.FILE, propose(root, table="")
+    if getattr(context.arguments, "dry_run", False):
+        console.answer(text.rstrip())
+        return 0
+    _write(target, text)
+    console.story(f"wrote {target}")
+    console.answer(text.rstrip())
+    if found:
+        console.story("next: `pg-harness up`")
+    return 0
+
+
+def _write(target: Path, text: str) -> None:
+    """Add the text to the file, complete or not at all, whatever its line ends are."""
+    try:
+        old = target.read_bytes() if target.is_file() else b""
+        new = text.encode()
+        if b"\r\n" in old:
+            new = new.replace(b"\n", b"\r\n")
+        end = b"\r\n" if b"\r\n" in old else b"\n"
+        gap = b"" if not old else end if old.endswith(b"\n") else end + end
+        # Through a link, so that the file it points to changes and not the link.
+        real = Path(os.path.realpath(target))
+        aside = real.with_name(f".{real.name}.pg-harness")
+        try:
+            aside.write_bytes(old + gap + new)
+            if old:
+                aside.chmod(real.stat().st_mode & 0o777)
+            aside.replace(real)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {target}: {error.strerror}", key="init", origin=str(target)
+        ) from error

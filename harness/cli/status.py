@@ -1,0 +1,187 @@
+"""``status``: servers, templates, workers, connections by state."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness import names, reaper
+from harness.catalog import databases
+from harness.cli import seen
+from harness.cli.context import Context
+from harness.cli.parser import add_json
+from harness.core import Harness
+from harness.errors import HarnessError
+from harness.names import Kind
+
+DESCRIPTION = """\
+Where the project's root and settings are, which servers of it run, and what is on them. Starts nothing.
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own options."""
+    add_json(parser)
+
+
+def run(context: Context) -> int:
+    """Print it."""
+    settings = context.settings
+    with seen.harnesses(context) as found:
+        report: dict[str, Any] = {
+            "root": str(settings.root),
+            "root_origin": settings.root_origin,
+            "settings": str(settings.file) if settings.file else None,
+            "origins": dict(settings.origins),
+            "servers": [_server(harness) for harness in found],
+        }
+    if context.json:
+        context.console.json(report)
+    else:
+        for line in _lines(report):
+            context.console.answer(line)
+    return 0
+
+
+def _server(harness: Harness) -> dict[str, Any]:
+    session, info = harness.link.session, harness.server.info
+    everything = seen.places(harness)
+    states = _connections(harness)
+    today = _today(harness)
+    runs = {place.run for place in everything if place.kind is Kind.LEASE} - {names.PERSON}
+    alive = reaper.alive_runs(session, sorted(runs))
+    observed = databases.list_ours(session, harness.project)
+    kinds = Counter(d.parsed.kind for d in observed if d.parsed is not None)
+    return {
+        "purpose": info.purpose,
+        "backend": info.backend,
+        "description": info.description,
+        "storage": info.storage,
+        "ttl": info.ttl,
+        "address": info.dsn.masked,
+        "version": ".".join(map(str, divmod(session.server_version, 10000))),
+        "connections": dict(sum((Counter(s) for s in states.values()), Counter())),
+        "max_connections": int(session.value("select current_setting('max_connections')")),
+        "templates": [
+            _template(place, today)
+            for place in everything
+            if place.kind is Kind.TEMPLATE and place.words[0] != "template"
+        ],
+        "workers": [
+            {
+                "worker": place.worker,
+                "run": None if place.persons else place.run,
+                "alive": place.persons or place.run in alive,
+                "what": place.what,
+                "databases": {name: database.name for name, database in place.databases.items()},
+                "current": _is_current(place, today),
+                "connections": dict(
+                    sum((Counter(states.get(d.name, {})) for d in place.databases.values()), Counter())
+                ),
+            }
+            for place in everything
+            if place.kind is Kind.LEASE
+        ],
+        "kept": [
+            {"word": place.words[0], "database": place.words[-1], "what": place.what}
+            for place in everything
+            if place.kind is Kind.KEPT
+        ],
+        "spares": kinds[Kind.SPARE],
+        "left_over": kinds[Kind.RETIRED] + kinds[Kind.BUILDING],
+    }
+
+
+def _template(place: seen.Place, today: Mapping[str, str]) -> dict[str, Any]:
+    ((name, database),) = place.databases.items()
+    mark = database.mark or {}
+    return {
+        "name": database.name,
+        "database": name,
+        "sources": list(mark.get("sources", ())),
+        "bytes": mark.get("size"),
+        "created": mark.get("created"),
+        "used": mark.get("used"),
+        "seconds": mark.get("seconds"),
+        "current": _is_current(place, today),
+    }
+
+
+def _is_current(place: seen.Place, today: Mapping[str, str]) -> bool | None:
+    """Whether it was made from today's migrations; None where they cannot be read."""
+    if not today:
+        return None
+    return all((d.mark or {}).get("fingerprint") == today.get(name) for name, d in place.databases.items())
+
+
+def _today(harness: Harness) -> dict[str, str]:
+    try:
+        return harness.fingerprints()
+    except HarnessError:
+        return {}
+
+
+def _connections(harness: Harness) -> dict[str, dict[str, int]]:
+    """Database → state → how many sessions of clients."""
+    rows = harness.link.session.rows(
+        """
+        select datname, coalesce(state, 'starting'), count(*)::int from pg_stat_activity
+         where backend_type = 'client backend' and application_name !~ '^pg-harness( |$)' group by 1, 2
+        """
+    )
+    states: dict[str, dict[str, int]] = {}
+    for name, state, number in rows:
+        states.setdefault(name, {})[state] = number
+    return states
+
+
+def _lines(report: Mapping[str, Any]) -> list[str]:
+    where = report["settings"] or "none"
+    lines = [f"root      {report['root']} ({report['root_origin']})", f"settings  {where}"]
+    if not report["servers"]:
+        return [*lines, "servers   none runs: `pg-harness up` starts yours, a test run its own"]
+    for server in report["servers"]:
+        lines += _server_lines(server)
+    return lines
+
+
+def _server_lines(server: Mapping[str, Any]) -> list[str]:
+    whose = {"up": "yours", "run": "the test runs'"}.get(server["purpose"], server["purpose"])
+    ttl = f", ends itself after {server['ttl']:g} s without use" if server["ttl"] is not None else ""
+    used = sum(server["connections"].values())
+    lines = [
+        "",
+        f"server    {whose}: {server['description']}, data {_storage(server['storage'])}{ttl}",
+        f"          {server['address']}, {used} of {server['max_connections']} connections{_states(server['connections'])}",
+    ]
+    for item in server["templates"]:
+        age = {True: "current", False: "of other migrations", None: "migrations cannot be read"}[
+            item["current"]
+        ]
+        size = f", {item['bytes'] / 1024**2:.0f} MB" if item["bytes"] else ""
+        lines.append(f"template  {item['name']}  {', '.join(item['sources']) or 'empty'}{size}, {age}")
+    for item in server["workers"]:
+        stale = ", of other migrations" if item["current"] is False else ""
+        dead = "" if item["alive"] else ", its run is dead"
+        lines.append(
+            f"worker    {item['worker']:<8} {item['what']}: {', '.join(item['databases'].values())}"
+            f"{stale}{dead}{_states(item['connections'])}"
+        )
+    lines += [f"kept      {item['word']:<8} {item['what']}: {item['database']}" for item in server["kept"]]
+    if server["spares"]:
+        lines.append(f"spares    {server['spares']}")
+    if server["left_over"]:
+        lines.append(f"left over {server['left_over']} (`pg-harness gc` drops them when they are old enough)")
+    return lines
+
+
+def _storage(storage: str) -> str:
+    return {"memory": "in memory", "disk": "on disk"}.get(storage, storage)
+
+
+def _states(states: Mapping[str, int] | Sequence[str]) -> str:
+    if not isinstance(states, Mapping) or not states:
+        return ""
+    return " (" + ", ".join(f"{number} {state}" for state, number in sorted(states.items())) + ")"
