@@ -133,8 +133,19 @@ class Lease:
             LeaseClosed: it was released. LeaseLost: the template is gone as well.
         """
         self._check()
+        lost = self._epoch() != self._seen_epoch
+        return self._renewed("the server's sessions were lost" if lost else "asked for")
+
+    def renew(self) -> ResetReport:
+        """A fresh clone of every database under the same names, whatever has changed (pytest's ``fresh = "clone"``).
+
+        Sessions of the application are ended first: a rename waits for them.
+        """
+        self._check()
+        return self._renewed("asked for")
+
+    def _renewed(self, reason: str) -> ResetReport:
         began = time.monotonic()
-        reason = "the server's sessions were lost" if self._epoch() != self._seen_epoch else "asked for"
         for leased in self._databases.values():
             self._reclone(leased)
         self._seen_epoch = self._epoch()
