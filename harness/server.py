@@ -18,7 +18,7 @@ from harness import project
 from harness.backends import defaults, select
 from harness.backends.base import Backend, ServerInfo, ServerRequest, Story
 from harness.dsn import Dsn
-from harness.errors import BackendError, ServerLost, ServerRefused
+from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerRefused
 from harness.hint import Hint
 from harness.lock import file_lock
 from harness.settings import Settings
@@ -166,7 +166,7 @@ def ensure(
                 return result(found, session, False)
             _give_up(backend, found, purpose, why, story)
         request = _request(settings, hint.project, purpose, ttl)
-        new = backend.start(request, story)
+        new = _start(backend, request, settings, environ, story)
         session, why = _attach(new)
         if session is None:
             raise ServerLost(f"the server {new.description} was started and is gone again: {why}")
@@ -282,6 +282,30 @@ def _request(settings: Settings, project_id: str, purpose: str, ttl: float | Non
         ttl=ttl if purpose == "up" else (ttl or settings.ttl),
         start_timeout=settings.start_timeout,
     )
+
+
+def _start(
+    backend: Backend, request: ServerRequest, settings: Settings, environ: Mapping[str, str], story: Story
+) -> ServerInfo:
+    """Start it; where nobody chose Docker or an image and the default one cannot be had, from local binaries."""
+    try:
+        return backend.start(request, story)
+    except BackendUnavailable as error:
+        # An image that somebody named is meant: another server in its place would be a surprise.
+        if settings.backend != "auto" or backend.name != "docker" or settings.origin("image") != "default":
+            raise
+        other = select.named("process", settings, environ)
+        try:
+            select.usable(other)
+        except BackendUnavailable as second:
+            raise BackendUnavailable(
+                error.message.splitlines()[0],
+                checked=[*error.checked, second.message.splitlines()[0], *second.checked],
+                remedies=[*error.remedies, *second.remedies],
+            ) from error
+        story(f"docker: {error.message.splitlines()[0]}")
+        story("backend: process instead, because neither a backend nor an image is named in the settings")
+        return other.start(request, story)
 
 
 def _wanted(info: ServerInfo, settings: Settings) -> bool:

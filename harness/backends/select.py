@@ -29,7 +29,7 @@ def choose(settings: Settings, environ: Mapping[str, str], story: Story = lambda
     for name in ("docker", "process"):
         backend = named(name, settings, environ, timeout=AUTO_TIMEOUT)
         try:
-            reason = _try(backend)
+            reason = usable(backend)
         except BackendUnavailable as error:
             tried += [
                 f"{name}: {error.message.splitlines()[0]}",
@@ -97,7 +97,12 @@ def _explicit(settings: Settings) -> str:
     return "external" if settings.server_url is not None else settings.backend
 
 
-def _try(backend: Backend) -> str:
+def usable(backend: Backend) -> str:
+    """What it would start servers with, for people.
+
+    Raises:
+        BackendUnavailable: no daemon answers, or there are no binaries.
+    """
     from harness.backends.docker import DockerBackend
     from harness.backends.process import ProcessBackend
 
