@@ -254,7 +254,7 @@ def make(server: Server, name: str, schema: str, *, reset_timeout: float = 1.0, 
     clone(admin, f"{name}_t", name)
     stages: list[str] = []
     engine = ResetEngine(
-        reader=lambda: server.session(),
+        reader=server.session,
         restorer=lambda settings: server.session(name, settings),
         baseline=lambda settings: server.session(f"{name}_z", settings),
         role="app",

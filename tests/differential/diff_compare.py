@@ -1,0 +1,82 @@
+"""What a database looks like from inside, as hashes: written apart from the engine, so as to judge it."""
+
+from __future__ import annotations
+
+from harness.catalog.session import Session, ident
+
+# Planner statistics, file numbers and freezing are not restored, and no test sees them.
+_SKIPPED = ("pg_statistic", "pg_statistic_ext_data", "pg_largeobject", "pg_largeobject_metadata")
+_CLASS_COLUMNS = """
+    select 'c.' || attname from pg_attribute where attrelid = 'pg_class'::regclass and attnum > 0
+       and attname not in ('relfilenode','relpages','reltuples','relallvisible','relallfrozen','relfrozenxid','relminmxid')
+     order by attnum
+"""
+_TEMP_NAME = "^pg_(toast_)?temp_[0-9]+$"
+
+
+class Picture:
+    """Takes pictures of databases that share one template."""
+
+    def __init__(self, session: Session) -> None:
+        self.tables = session.rows(
+            "select n.nspname, c.relname, pg_relation_size(c.oid) from pg_class c join pg_namespace n on n.oid = relnamespace "
+            "where relkind in ('r', 'm') and c.oid >= 16384 and nspname not like 'pg_%' order by 1, 2"
+        )
+        self.sequences = session.rows(
+            "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = relnamespace "
+            "where relkind = 'S' order by 1, 2"
+        )
+        self.catalogs = [
+            name
+            for (name,) in session.rows(
+                "select relname from pg_class where relkind = 'r' and relnamespace = 'pg_catalog'::regnamespace "
+                "and not relisshared and relname <> all(%s) order by 1",
+                (list(_SKIPPED),),
+            )
+        ]
+        self.class_columns = ", ".join(c for (c,) in session.rows(_CLASS_COLUMNS))
+
+    def take(self, session: Session) -> dict[str, object]:
+        """Name of a thing → hash or value; two databases are the same where these are."""
+        parts: list[str] = []
+        for schema, name, size in self.tables:
+            # As they come for tables that are restored in their order; the large one as a set.
+            order = "ctid" if size < 128 * 8192 else "t::text"
+            parts.append(
+                f"select 'rows of {name}', count(*) || ' ' || coalesce(md5(string_agg(t::text, '|' order by {order})), '') "
+                f"from only {ident(schema, name)} t"
+            )
+        parts.extend(
+            f"select 'sequence {name}', last_value || ' ' || is_called from {ident(schema, name)}"
+            for schema, name in self.sequences
+        )
+        for name in self.catalogs:
+            row = f"concat_ws('|', {self.class_columns})" if name == "pg_class" else "c::text"
+            where = f" where nspname !~ '{_TEMP_NAME}'" if name == "pg_namespace" else ""
+            parts.append(
+                f"select 'catalog {name}', count(*) || ' ' || coalesce(sum(hashtextextended(concat(c.tableoid, {row}), 7)), 0) "
+                f"from pg_catalog.{name} c{where}"
+            )
+        parts.append(
+            "select 'large objects', string_agg(concat_ws(' ', m.oid, lomowner, lomacl, "
+            "(select md5(string_agg(data, '' order by pageno)) from pg_largeobject where loid = m.oid)), ',' order by m.oid) "
+            "from pg_largeobject_metadata m"
+        )
+        parts.append(
+            "select 'settings', string_agg(concat_ws(' ', setrole, setconfig), ',' order by setrole) "
+            "from pg_db_role_setting join pg_database d on d.oid = setdatabase where datname = current_database()"
+        )
+        parts.append(
+            "select 'prepared', count(*)::text from pg_prepared_xacts where database = current_database()"
+        )
+        found: dict[str, object] = dict(session.rows(" union all ".join(f"({part})" for part in parts)))
+        return found
+
+
+def difference(one: dict[str, object], two: dict[str, object]) -> list[str]:
+    """What differs, one line each."""
+    return [
+        f"{name}: {one.get(name)} instead of {two.get(name)}"
+        for name in sorted({*one, *two})
+        if one.get(name) != two.get(name)
+    ]

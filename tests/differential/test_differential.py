@@ -1,0 +1,194 @@
+"""Random workloads over random schemas: after each reset the database is that of a fresh clone.
+
+``PGHARNESS_TEST_WORKLOADS`` says how many for each version (700 or more in CI), ``PGHARNESS_TEST_SEED`` where
+to begin. A failure prints the seed and a workload from which nothing can be left out.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from diff_compare import Picture, difference
+from diff_schemas import Schema
+from diff_schemas import generate as generate_schema
+from diff_workloads import CONNECTIONS, DDL, OPERATIONS, Operation, smaller
+from diff_workloads import generate as generate_workload
+from fix_reset_servers import Bench, Server, binaries, dispose, make
+
+from harness.catalog.session import Session
+from harness.errors import ServerLost, ServerRefused
+from harness.reset.model import RecloneNeeded
+
+LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
+WORKLOADS = int(os.environ.get("PGHARNESS_TEST_WORKLOADS", "700" if LONG else "60"))
+SEED = int(os.environ.get("PGHARNESS_TEST_SEED", "1"))
+PER_SCHEMA = 30 if LONG else 12
+SHRINK_ATTEMPTS = 60
+DUMP_EVERY = 40
+
+
+class Runner:
+    """One schema on one server: runs workloads, resets, compares."""
+
+    def __init__(self, server: Server, schema: Schema) -> None:
+        self.server, self.schema = server, schema
+        self.bench: Bench = make(server, f"diff_{schema.seed}", schema.sql, reset_timeout=0.05)
+        self.sessions: list[Session | None] = [None] * CONNECTIONS
+        fresh = self.bench.clone_fresh()
+        with server.session(fresh) as session:
+            self.picture = Picture(session)
+            self.wanted = self.picture.take(session)
+        self.done: Counter[str] = Counter()
+        self.strategies: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+
+    def session(self, number: int) -> Session:
+        found = self.sessions[number]
+        if found is None or found.closed:
+            # The sessions of one test get in each other's way: a short patience keeps a workload short.
+            found = self.sessions[number] = self.bench.app(lock_timeout="20ms")
+        elif found.connection.info.transaction_status.name == "INERROR":
+            found.execute("rollback")  # what an application does with a transaction that failed
+        return found
+
+    def perform(self, operation: Operation) -> bool:
+        """Whether all of it went through."""
+        for attempt in range(2):
+            session = self.session(operation.connection)
+            try:
+                if operation.copy is not None:
+                    self._copy(session, *operation.copy)
+                for statement in operation.statements:
+                    session.execute(statement.replace("{db}", self.bench.name))
+                return True
+            except ServerRefused:
+                # The transaction of a failed operation stays open, as a test that fails leaves it.
+                return operation.kind == "failed"
+            except ServerLost:
+                # An earlier reset ended this session, as it says it does; a pool would log in again.
+                session.close()
+                if attempt:
+                    raise
+        return False
+
+    def _copy(self, session: Session, statement: str, data: str) -> None:
+        import psycopg
+
+        try:
+            with session.connection.cursor() as cursor, cursor.copy(statement) as copy:
+                copy.write(data)
+        except psycopg.Error as error:
+            if session.closed:
+                raise ServerLost(str(error)) from error
+            raise ServerRefused(str(error), sqlstate=error.sqlstate or "") from error
+
+    def run(self, operations: list[Operation]) -> list[str]:
+        """Do the workload, reset, and return what differs from a fresh clone."""
+        for operation in operations:
+            if self.perform(operation):
+                self.done[operation.kind] += 1
+        try:
+            report = self.bench.engine.reset()
+            self.strategies["restore"] += 1
+        except RecloneNeeded as error:
+            self.strategies["clone"] += 1
+            self.strategies["clone without ddl"] += not any(o.kind in DDL for o in operations)
+            if not any(o.kind in DDL for o in operations):
+                self.reasons[error.reason[:150]] += 1
+            self.bench.reclone()
+            report = None
+        if not any(o.kind in DDL for o in operations):
+            self.strategies["without ddl"] += 1
+        del report
+        return self.compare()
+
+    def compare(self) -> list[str]:
+        for session in self.sessions:
+            if session is None or session.closed:
+                continue
+            try:
+                session.execute("rollback")
+                session.execute("discard temp")
+            except ServerLost:
+                session.close()
+        with self.bench.superuser() as session:
+            return difference(self.picture.take(session), self.wanted)
+
+    def shrink(self, operations: list[Operation]) -> list[Operation]:
+        """Leave out what the failure does not need."""
+        for _ in range(SHRINK_ATTEMPTS):
+            for candidate in smaller(operations):
+                self.bench.reclone()
+                if self.run(candidate):
+                    operations = candidate
+                    break
+            else:
+                return operations
+        return operations
+
+    def dump(self, database: str) -> list[str] | None:
+        """The database as pg_dump prints it; None where there is no pg_dump that is new enough."""
+        folder = binaries(18) or binaries(self.server.version)
+        if folder is None or not Path(folder / "pg_dump").exists():
+            return None
+        dsn = self.server.dsn(database)
+        printed = subprocess.run(
+            [folder / "pg_dump", "--inserts", "-h", dsn.host, "-p", str(dsn.port), "-U", dsn.user, database],
+            capture_output=True, text=True, check=True, timeout=60,
+        ).stdout  # fmt: skip
+        # A random token since the minor releases of August 2025.
+        return [line for line in printed.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
+
+    def close(self) -> None:
+        for session in self.sessions:
+            if session is not None:
+                session.close()
+        dispose(self.bench)
+
+
+def fail(runner: Runner, seed: int, operations: list[Operation], differences: list[str]) -> None:
+    shrunk = runner.shrink(operations)
+    steps = "\n  ".join(str(operation) for operation in shrunk)
+    found = "\n  ".join(differences[:10])
+    pytest.fail(
+        f"PostgreSQL {runner.server.version}, schema {runner.schema.seed}, workload {seed}: the database differs from a "
+        f"fresh clone:\n  {found}\nSmallest workload:\n  {steps}"
+    )
+
+
+@pytest.mark.timeout(1200 if LONG else 180)
+def test_every_reset_gives_what_a_fresh_clone_gives(reset_server: Server) -> None:
+    done: Counter[str] = Counter()
+    strategies: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    dumped = 0
+    for first in range(SEED, SEED + WORKLOADS, PER_SCHEMA):
+        schema = generate_schema(first)
+        runner = Runner(reset_server, schema)
+        try:
+            wanted_dump = runner.dump(runner.bench.name) if first == SEED or LONG else None
+            for seed in range(first, min(first + PER_SCHEMA, SEED + WORKLOADS)):
+                operations = generate_workload(seed, schema)
+                if differences := runner.run(operations):
+                    fail(runner, seed, operations, differences)
+                if wanted_dump is not None and seed % DUMP_EVERY == 0:
+                    assert runner.dump(runner.bench.name) == wanted_dump, (
+                        f"pg_dump differs after workload {seed}"
+                    )
+                    dumped += 1
+            done += runner.done
+            strategies += runner.strategies
+            reasons += runner.reasons
+        finally:
+            runner.close()
+    print(f"\nPostgreSQL {reset_server.version}: {dict(strategies)}\n{dict(done)}\n{dict(reasons)}")
+    total = sum(done.values())
+    missing = [kind for kind in OPERATIONS if done[kind] < max(1, total / 500)]
+    assert not missing or WORKLOADS < 200, f"operations that hardly ever ran: {missing} of {done}"
+    # An engine that always takes a clone is always right, and useless.
+    share = 1 - strategies["clone without ddl"] / strategies["without ddl"]
+    assert share >= 0.85, f"only {share:.0%} of the workloads without DDL ended in a restore: {dict(reasons)}"
