@@ -70,12 +70,15 @@ def run(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    kept: deque[str] = deque(maxlen=KEPT_LINES)
-    reader = threading.Thread(target=_read, args=(process, kept, line), name="pg-harness-output", daemon=True)
-    reader.start()
-    deadline = time.monotonic() + timeout
-    code: int | None = None
+    # Nothing stands between the start and the try: a Ctrl-C there would leave the program behind.
     try:
+        kept: deque[str] = deque(maxlen=KEPT_LINES)
+        reader = threading.Thread(
+            target=_read, args=(process, kept, line), name="pg-harness-output", daemon=True
+        )
+        reader.start()
+        deadline = time.monotonic() + timeout
+        code: int | None = None
         if stdin and process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):  # it ended before it read: its exit code tells why
                 process.stdin.write(stdin)
@@ -85,8 +88,8 @@ def run(
         code = None
     finally:
         _end_group(process)
-        # The pipe ends with its last writer; a process that left the group may hold it open for ever.
-        reader.join(_TERM_GRACE)
+    # The pipe ends with its last writer; a process that left the group may hold it open for ever.
+    reader.join(_TERM_GRACE)
     return Finished(code, tuple(kept))
 
 

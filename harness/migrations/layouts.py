@@ -152,8 +152,8 @@ NODE_PG_MIGRATE = Tool(
     "node-pg-migrate",
     by_number,
     Mode.WHOLE,
-    up=re.compile(r"^\s*--[\s-]*up\s+migration", re.MULTILINE | re.IGNORECASE),
-    down=re.compile(r"^\s*--[\s-]*down\s+migration", re.MULTILINE | re.IGNORECASE),
+    up=re.compile(r"^\s*--[\s-]*up\s+migration.*$", re.MULTILINE | re.IGNORECASE),
+    down=re.compile(r"^\s*--[\s-]*down\s+migration.*$", re.MULTILINE | re.IGNORECASE),
 )
 TERN = Tool(
     "tern",
@@ -212,7 +212,9 @@ def up_parts(tool: Tool, text: str) -> list[tuple[int, int]] | None:
         return [(0, stop.start() if stop else len(text))]
     starts = [match.end() for match in tool.up.finditer(text)]
     if not starts:
-        return None
+        # node-pg-migrate runs a file without its lines as a whole.
+        whole = tool is NODE_PG_MIGRATE and tool.down is not None and not tool.down.search(text)
+        return [(0, len(text))] if whole else None
     edges = sorted(
         [match.start() for match in tool.up.finditer(text)]
         + [match.start() for match in (tool.down.finditer(text) if tool.down else ())]

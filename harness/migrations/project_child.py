@@ -41,7 +41,6 @@ def run(
     """
     script = Path(__file__).with_name("children") / f"{name}.py"
     environment = {**context.environment, "PYTHONUNBUFFERED": "1"}
-    # A debugger or a coverage plugin of the parent would write its own output between the lines.
     try:
         finished = child.run(
             [sys.executable, str(script)],

@@ -108,12 +108,10 @@ def with_driver(url, configured, env):
     elif re.search(r"async_engine_from_config|create_async_engine", env):
         driver = first("asyncpg", "psycopg")
     else:
-        # A plain postgresql:// is psycopg2 for SQLAlchemy.
+        # A plain postgresql:// is psycopg2 for SQLAlchemy 2.0 and psycopg for 2.1: name what is there.
         driver = first("psycopg2", "psycopg", "pg8000", "asyncpg")
     if driver is None:
         raise Refused("no PostgreSQL driver is installed for %s: install psycopg" % sys.executable)
-    if driver == "psycopg2":
-        return url
     return "postgresql+" + driver + url[len("postgresql") :]
 
 
