@@ -56,6 +56,8 @@ class ServerInfo:
         handle: what the backend finds it by again: container id, data directory, or the masked URL.
         binaries: local folder with ``psql`` and the rest, where there is one.
         description: for people, for instance ``"postgres:17 in container 3f9a1c02be"``.
+        project: the checkout that it belongs to; empty where it is unknown.
+        root: that checkout's path, for people; empty where it is unknown.
     """
 
     dsn: Dsn
@@ -67,6 +69,8 @@ class ServerInfo:
     binaries: str | None = None
     ttl: float | None = None
     description: str = ""
+    project: str = ""
+    root: str = ""
 
 
 Story = Callable[[str], None]

@@ -120,6 +120,21 @@ class DockerBackend:
             if rest:
                 yield rest
 
+    def has_image(self) -> bool:
+        """Whether the image is on the daemon already.
+
+        Raises:
+            BackendUnavailable: no daemon answers.
+        """
+        import docker.errors
+
+        with translated(f"look for the image {self.image}"):
+            try:
+                self.daemon.client.images.get(self.daemon.prefix + self.image)
+            except docker.errors.ImageNotFound:
+                return False
+        return True
+
     def exec_command(
         self,
         info: ServerInfo,

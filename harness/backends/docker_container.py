@@ -289,6 +289,8 @@ def info_of(dsn: Dsn, container: Any) -> ServerInfo:
         storage=labels.get(f"{LABEL}.storage", "disk"),
         handle=container.id,
         description=f"{image} in container {container.short_id}",
+        project=labels.get(f"{LABEL}.project", ""),
+        root=labels.get(f"{LABEL}.root", ""),
     )
 
 

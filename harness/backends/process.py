@@ -268,6 +268,8 @@ def _info(folder: Path, record: Record) -> ServerInfo:
         binaries=record.binaries,
         ttl=record.ttl,
         description=f"PostgreSQL {record.version} as process {record.pid} on port {record.port}",
+        project=record.project,
+        root=record.root,
     )
 
 

