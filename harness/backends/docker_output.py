@@ -16,12 +16,14 @@ class Output:
         self.ended = threading.Event()
         self._lines: deque[str] = deque(maxlen=200)
         self._close: Callable[[], None] = lambda: None
+        self._thread: threading.Thread | None = None
 
     def attach(self, container: Any) -> None:
         """Begin to read; before the container starts."""
         stream = container.attach(stream=True, stdout=True, stderr=True, logs=False)
         self._close = stream.close
-        threading.Thread(target=self._read, args=(stream,), name="pg-harness-log", daemon=True).start()
+        self._thread = threading.Thread(target=self._read, args=(stream,), name="pg-harness-log", daemon=True)
+        self._thread.start()
 
     def _read(self, stream: Any) -> None:
         rest = ""
@@ -35,6 +37,10 @@ class Output:
             if rest:
                 self._lines.append(rest)
             self.ended.set()
+            # close() ends the reading only: the connection itself stays open until its response is closed.
+            for each in (stream, getattr(stream, "_response", None)):
+                with contextlib.suppress(Exception):
+                    each.close()  # type: ignore[union-attr]
 
     def tail(self) -> str:
         """The last lines so far."""
@@ -44,3 +50,5 @@ class Output:
         """Stop reading."""
         with contextlib.suppress(Exception):
             self._close()
+        if self._thread is not None:
+            self._thread.join(2)

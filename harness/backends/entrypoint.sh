@@ -1,7 +1,8 @@
 #!/bin/sh
 # Starts a throwaway PostgreSQL in any image that holds its binaries. POSIX sh, builtins only (but `rm`,
 # and `cp` for data that the image brought): images differ in everything else. Put into the container between create and start, with, beside it:
-#   password   the superuser's, one line, readable by root only
+#   password   the superuser's, one line, readable by root only; in an image that is run by hand:
+#              POSTGRES_PASSWORD_FILE or POSTGRES_PASSWORD
 #   settings   server settings, one `name=value` a line
 #   watch.sh   the dead-man's switch
 # Environment (no secrets): PGHARNESS_BASE where data directories lie; PGHARNESS_TTL seconds, empty: never;
@@ -81,15 +82,19 @@ init() {
     case $help in *--set*) set -- "$@" --set scram_iterations=1 ;; esac
     case $help in *--builtin-locale*) set -- "$@" --locale-provider=builtin --builtin-locale=C.UTF-8 ;; esac
     umask 077
-    read -r password <&3
-    echo "$password" >"$base/.pwfile"
-    if ! report=$("$bin/initdb" "$@" --pwfile="$base/.pwfile" --locale=C.UTF-8 2>&1); then
+    # Without a password nobody comes in by the network: an image's directory has none.
+    if [ -n "$password" ]; then
+        echo "$password" >"$base/.pwfile"
+        set -- "$@" --pwfile="$base/.pwfile"
+    fi
+    if ! report=$("$bin/initdb" "$@" --locale=C.UTF-8 2>&1); then
         case $report in
-        *"invalid locale"*) report=$("$bin/initdb" "$@" --pwfile="$base/.pwfile" --locale=C 2>&1) || { : >"$base/.pwfile"; die "initdb failed: $report"; } ;;
-        *) : >"$base/.pwfile"; die "initdb failed: $report" ;;
+        *"invalid locale"*) report=$("$bin/initdb" "$@" --locale=C 2>&1) || failed=yes ;;
+        *) failed=yes ;;
         esac
     fi
-    : >"$base/.pwfile"
+    [ -z "$password" ] || : >"$base/.pwfile"
+    [ -z "${failed:-}" ] || die "initdb failed: $report"
     echo "host all all all scram-sha-256" >>"$data/pg_hba.conf"
     # Last: what was cut off before this line is never used, the next start takes the next number.
     : >"$data.ready"
@@ -109,9 +114,13 @@ serve() {
     number=1
     while [ -d "$base/$number" ] && [ ! -e "$base/$number.ready" ]; do number=$((number + 1)); done
     data=$base/$number
+    password=
     new_password=
-    if [ -e "$data.ready" ]; then read -r new_password <&3 || :; else init; fi
+    read -r password <&3 || :
     exec 3<&-
+    if [ -e "$data.ready" ]; then new_password=$password; else init; fi
+    if [ "${PGHARNESS_ONLY:-}" = init ]; then exit 0; fi
+    unset POSTGRES_PASSWORD
     # A restarted container reuses process numbers: the old one in this file may be somebody else's now.
     rm -f "$data/postmaster.pid" "$base/.s.PGSQL.5432" "$base/.s.PGSQL.5432.lock"
     set --
@@ -141,8 +150,26 @@ if [ "${PGHARNESS_STAGE:-}" = server ]; then
     serve
 fi
 find_binaries
-[ -r "$here/password" ] || die "there is no $here/password to read"
-exec 3<"$here/password"
+if [ "${1:-}" = version ]; then
+    exec "$bin/postgres" --version
+fi
+if [ "${1:-}" = healthy ]; then
+    exec "$bin/psql" -XAtq -h "$base" -U postgres -d postgres -c 'SELECT 1'
+fi
+if [ -r "$here/password" ]; then
+    exec 3<"$here/password"
+elif [ "${PGHARNESS_ONLY:-}" = init ]; then
+    exec 3</dev/null
+else
+    if [ -n "${POSTGRES_PASSWORD_FILE:-}" ]; then read -r POSTGRES_PASSWORD <"$POSTGRES_PASSWORD_FILE" || :; fi
+    case ${POSTGRES_PASSWORD:-} in
+    '') die "there is no password: set POSTGRES_PASSWORD or POSTGRES_PASSWORD_FILE" ;;
+    *[!0-9A-Za-z_.~-]*) die "the password may hold letters, digits and . _ ~ - only" ;;
+    esac
+    exec 3<<END
+$POSTGRES_PASSWORD
+END
+fi
 if [ -w /etc/passwd ]; then
     find_user
     as_user

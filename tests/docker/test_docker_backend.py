@@ -223,6 +223,7 @@ def test_paused_by_hand(place: Checkout) -> None:
 def test_removed_by_hand(place: Checkout) -> None:
     settings = place.settings(backend="docker", image=IMAGE)
     first = place.ensure(settings)
+    first.close()
     docker("rm", "-f", first.info.handle)
     with place.ensure(settings) as again:
         assert again.started
