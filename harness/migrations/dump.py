@@ -119,7 +119,8 @@ class DumpSource:
         from harness.catalog.script import open_script
         from harness.catalog.session import Session
 
-        before = _state(self._path)
+        # The format first: it says properly that there is no such file.
+        _, before = self.format, _state(self._path)
         with (
             self._open_sql(context) as stream,
             open_script(context.admin_dsn, timeout=context.timeout) as runner,

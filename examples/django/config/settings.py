@@ -3,7 +3,7 @@
 import os
 from urllib.parse import unquote, urlsplit
 
-SECRET_KEY = "only for the example"  # noqa: S105
+SECRET_KEY = "only for the example"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = [

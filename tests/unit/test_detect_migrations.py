@@ -1,0 +1,90 @@
+"""What ``init`` finds in a project, and what it makes of it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from harness.errors import ConfigError
+from harness.migrations.detect import detect, looked_for, propose
+from harness.migrations.spec import parse_spec
+
+MANAGE = "os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'shop.settings')\n"
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("files", "tool", "text"),
+    [
+        ({"alembic.ini": "[alembic]\nscript_location = m\n"}, "Alembic", "alembic"),
+        ({"api/alembic.ini": "[alembic]\nscript_location = m\n"}, "Alembic", "alembic:api/alembic.ini"),
+        ({"pyproject.toml": "[tool.alembic]\nscript_location = 'm'\n"}, "Alembic", "alembic"),
+        ({"manage.py": MANAGE}, "Django", "django"),
+        ({"prisma/migrations/2024_a/migration.sql": "SELECT 1;"}, "Prisma", "sql:prisma/migrations"),
+        ({"migrations/2024_a/up.sql": "", "migrations/2024_a/down.sql": ""}, "Diesel", "sql:migrations"),
+        ({"src/main/resources/db/migration/V1__a.sql": ""}, "Flyway", "sql:src/main/resources/db/migration"),
+        ({"db/1_a.up.sql": "", "db/1_a.down.sql": ""}, "golang-migrate", "sql:db"),
+        ({"store/1_a.sql": "-- +goose Up\nSELECT 1;\n"}, "goose", "sql:store"),
+        ({"db/migrations/1_a.sql": "-- migrate:up\n-- migrate:down\n"}, "dbmate", "sql:db/migrations"),
+        (
+            {"Cargo.toml": '[dependencies]\nsqlx = "0.8"\n', "migrations/1_a.sql": ""},
+            "sqlx",
+            "sql:migrations",
+        ),
+        ({"supabase/migrations/20240101_a.sql": ""}, "Supabase", "sql:supabase/migrations"),
+        ({"migrations/a.sql": ""}, "plain SQL files", "sql:migrations"),
+        ({"db/structure.sql": "--\n-- PostgreSQL database dump\n--\n"}, "a dump", "dump:db/structure.sql"),
+    ],
+)
+def test_each_tool(files: dict[str, str], tool: str, text: str, tmp_path: Path) -> None:
+    write(tmp_path, files)
+    best = detect(tmp_path)[0]
+    assert (best.tool, best.text) == (tool, text)
+    assert tomllib.loads(propose(tmp_path))["tool"]["pg-harness"] == {"migrations": [text]}
+    assert tomllib.loads(propose(tmp_path, table="")) == {"migrations": [text]}
+
+
+def test_what_is_not_the_projects_own_is_skipped(tmp_path: Path) -> None:
+    sql = {"migrations/V1__a.sql": ""}
+    for folder in ("node_modules/x", ".venv/x", "env", "tests/data", "vendor/y"):
+        write(tmp_path / folder, sql)
+    write(tmp_path, {"env/pyvenv.cfg": "", "queries/a.sql": "SELECT 1"})
+    assert detect(tmp_path) == []
+    assert all(f"#   {line}" in propose(tmp_path) for line in looked_for())
+
+
+def test_others_are_named(tmp_path: Path) -> None:
+    write(tmp_path, {"manage.py": MANAGE, "db/migrations/a.sql": ""})
+    assert '# also found: "sql:db/migrations" (plain SQL files: 1 migration in db/migrations)' in propose(
+        tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("sq:db", "The nearest is 'sql': sql:db/migrations"),
+        ("db/migrations", 'For SQL files write "sql:db/migrations"'),
+        ("npx prisma migrate deploy", 'For a command write "command:npx prisma migrate deploy"'),
+        ("sql:", "lacks what follows the colon"),
+        ("python:app.db", "a callable is written python:app.db:migrate"),
+        (7, "must be text"),
+        ({"source": "command:x", "wach": []}, "did you mean 'watch'?"),
+        ({"watch": []}, "needs source"),
+        ({"source": "sql:db", "watch": ["a"]}, "takes no watch"),
+        ({"source": "command:x", "watch": ["../a"]}, "stay inside it"),
+    ],
+)
+def test_specs_that_are_wrong(value: object, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_spec(value, "pyproject.toml")
+    assert message in str(caught.value)
+    assert (caught.value.key, caught.value.origin) == ("migrations", "pyproject.toml")
