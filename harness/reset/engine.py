@@ -165,6 +165,11 @@ class ResetEngine:
         self._by_file = {node: oid for oid, node in self._files.items()}
 
     @property
+    def marked(self) -> bool:
+        """Whether any mark is set."""
+        return bool(self._marks)
+
+    @property
     def store(self) -> BaselineStore:
         """Facts of the baseline; read when first wanted."""
         if self._store is None:
@@ -437,6 +442,11 @@ class ResetEngine:
             if later.too_much or set(later.unfinished) - mine:
                 return None
         found = detect.changes(later.relations, by_file=self._by_file, relations=self.store.relations)
+        # Our own writes to catalogs are read here and never again: the next comparison has to know their blocks.
+        for name, blocks in found.catalogs.items():
+            self._touched.setdefault(name, set()).update(blocks)
+        if found.shared:
+            self._put_back_shared()
         foreign = any(
             not records.own and not records.shared and set(records.records) - NOISE
             for records in later.relations
