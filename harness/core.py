@@ -16,7 +16,6 @@ from harness import config, env, names, project, reaper, recipes, template
 from harness.catalog import databases, locks, roles
 from harness.catalog.link import Link
 from harness.clones import Claim, Clones
-from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.lease import Lease, LeasedDatabase
 from harness.life import SignOfLife
@@ -26,6 +25,7 @@ from harness.template import Owner, Progress, Recipe, Template
 
 if TYPE_CHECKING:
     from harness.backends.base import ServerInfo
+    from harness.fleet import Fleet
     from harness.server import Server
 
 Story = Callable[[str], None]
@@ -248,23 +248,29 @@ class Harness:
 
     # --- leases ------------------------------------------------------------------------------------
 
-    def lease(self, worker: str = "1") -> Lease:
+    def lease(self, worker: str = "1", *, watch: bool | None = None) -> Lease:
         """Lease a fresh clone of every database for one worker.
 
         Args:
             worker: any text that is unique in the run, for instance ``"gw2"``.
+            watch: whether resets will be asked for (see :meth:`harness.lease.Lease.watch`);
+                None: where the settings say ``fresh = "reset"``.
         """
         with self._lock:
             for index, database in enumerate(self.settings.databases):
                 self.clones.claim(self.templates[database.name], self._claim(worker, index))
-            return self._lease_of(worker)
+            lease = self._lease_of(worker)
+        if self.settings.fresh == "reset" if watch is None else watch:
+            lease.watch()
+        return lease
 
     def leases(self, count: int, *, first: int = 1) -> list[Lease]:
         """Leases for workers ``first`` … ``first + count - 1``; their clones are made side by side."""
         for found in self.templates.values():
             self.clones.fill(found, count, parallel=_parallel())
         self.workers = count
-        return [self.lease(str(number)) for number in range(first, first + count)]
+        # Whoever leases many hands them to other programs: those cannot ask for a reset.
+        return [self.lease(str(number), watch=False) for number in range(first, first + count)]
 
     def fill_aside(self, count: int) -> None:
         """Have ``count`` spares of each template, made over a connection of its own: for another thread."""
@@ -309,6 +315,7 @@ class Harness:
             epoch=self._epoch,
             on_release=self._forget,
             drop_later=self._filler.retire if self._filler is not None else None,
+            reset_timeout=self.settings.reset_timeout,
         )
         self._leases.append(lease)
         return lease
@@ -381,6 +388,14 @@ class Harness:
                 self._life.close()
             self._link.close()
             self.server.close()
+
+    def abandon(self) -> None:
+        """Let go of a server that is about to be ended: nothing in it needs to be released."""
+        self._closed = True
+        if self._life is not None:
+            self._life.close()
+        self._link.close()
+        self.server.close()
 
     def _release_all(self) -> None:
         for lease in list(self._leases):
@@ -497,3 +512,36 @@ def dump_json(path: Path, data: Mapping[str, Any]) -> None:
     with os.fdopen(descriptor, "w") as file:
         json.dump(data, file)
     os.replace(temporary, path)
+
+
+def open_run(
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    purpose: str = "run",
+    run: str | None = None,
+    rebuild: bool = False,
+    workers: int = 1,
+    story: Story = _silent,
+    progress: Progress = lambda done, total, what: None,
+) -> Harness | Fleet:
+    """What the settings' ``isolation`` asks for: databases in one server, or a server for each worker.
+
+    Both have ``lease``, ``leases``, ``variables``, ``slot``, ``sweep``, ``close``, ``run``, ``settings`` and
+    ``templates``. A person's (``purpose="up"``) databases always share one server.
+
+    Args:
+        workers: how many there will be, where that is known; memory for servers is reckoned for all.
+
+    Raises:
+        As :meth:`Harness.open`.
+    """
+    if settings.isolation != "server" or purpose == "up":
+        return Harness.open_with(
+            settings, environ, purpose=purpose, run=run, rebuild=rebuild, story=story, progress=progress
+        )
+    from harness.fleet import Fleet
+
+    return Fleet.open_with(
+        settings, environ, run=run, rebuild=rebuild, workers=workers, story=story, progress=progress
+    )

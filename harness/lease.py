@@ -12,11 +12,15 @@ from harness.catalog.application import connect_application
 from harness.clones import Claim, Clones
 from harness.dsn import Dsn
 from harness.errors import ConfigError, HarnessError, LeaseClosed, LeaseLost
+from harness.lease_reset import DatabaseReset
 from harness.reset.report import ResetReport
 from harness.template import Template
 
 if TYPE_CHECKING:
     import psycopg
+
+    from harness.reset.marks import Mark
+    from harness.reset.model import Changes
 
 
 class LeasedDatabase:
@@ -53,6 +57,55 @@ class LeasedDatabase:
         return f"<LeasedDatabase {self.name} {self.dsn.masked}>"
 
 
+class LeaseMark:
+    """A state of all databases of a lease to come back to. Made by :meth:`Lease.mark`."""
+
+    def __init__(self, marks: Mapping[str, Mark]) -> None:
+        self._marks = dict(marks)
+
+    def of(self, name: str) -> Mark:
+        """The mark of one database."""
+        return self._marks[name]
+
+    @property
+    def released(self) -> bool:
+        """Whether it cannot be gone back to any more."""
+        return all(mark.released for mark in self._marks.values())
+
+    def release(self) -> None:
+        """Forget this mark and those above it. Twice is once."""
+        for mark in self._marks.values():
+            mark.release()
+
+    def __repr__(self) -> str:
+        return f"<LeaseMark {self._marks}>"
+
+
+class LeaseChanges(dict[str, "Changes"]):
+    """Database name → what changed in it. True where anything did; ``str()`` tells people."""
+
+    def __bool__(self) -> bool:
+        return any(self.values())
+
+    def __str__(self) -> str:
+        if len(self) == 1:
+            return str(next(iter(self.values())))
+        return "\n".join(f"{name}: {line}" for name, c in self.items() for line in str(c).splitlines())
+
+
+def _together(reports: list[ResetReport], milliseconds: float) -> ResetReport:
+    """One report of several databases': the strongest strategy that was needed."""
+    strategy = max((r.strategy for r in reports), key=("nothing", "restore", "clone").index)
+    return ResetReport(
+        strategy=strategy,
+        tables=tuple(table for r in reports for table in r.tables),
+        rows=sum(r.rows for r in reports),
+        milliseconds=milliseconds,
+        reason="; ".join(dict.fromkeys(r.reason for r in reports if r.reason)),
+        ended=tuple(session for r in reports for session in r.ended),
+    )
+
+
 class Lease:
     """One clone of each configured database; claimed, reset and released together.
 
@@ -70,9 +123,11 @@ class Lease:
         epoch: Callable[[], int] = lambda: 0,
         on_release: Callable[[Lease], None] = lambda lease: None,
         drop_later: Callable[[str], None] | None = None,
+        reset_timeout: float = 5.0,
     ) -> None:
         """
         Args:
+            reset_timeout: seconds that a reset waits for sessions of the application before it ends them.
             epoch: how many times the server's sessions were lost so far.
             drop_later: takes the name of a retired database; None: it is dropped at once.
         """
@@ -83,8 +138,13 @@ class Lease:
         self._epoch = epoch
         self._seen_epoch = epoch()
         self._on_release = on_release
-        self._drop_later = drop_later
         self._released = False
+        self._resets = {
+            name: DatabaseReset(
+                clones, d.dsn, d.template, d.claim, reset_timeout=reset_timeout, drop_later=drop_later
+            )
+            for name, d in leased.items()
+        }
 
     @property
     def dsn(self) -> Dsn:
@@ -126,37 +186,78 @@ class Lease:
         """A connection to ``default``, as a context manager; see :meth:`LeasedDatabase.connect`."""
         return self["default"].connect(**options)
 
-    def reset(self, *, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
-        """Bring every database of the lease back to its template's state. The URLs stay.
+    def watch(self) -> None:
+        """Note the present, pristine state, so that :meth:`reset` can put back what changes from now on.
+
+        Call it before anything is written. Where the server does not allow it, :attr:`reset_problem` says why,
+        and every reset is a fresh clone.
+        """
+        self._check()
+        for reset in self._resets.values():
+            reset.prepare()
+
+    @property
+    def reset_problem(self) -> str:
+        """Why resets are clones on this server, with the remedy; empty where they are not."""
+        return next((reset.problem for reset in self._resets.values() if reset.problem), "")
+
+    def reset(self, *, to: LeaseMark | None = None, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
+        """Bring every database of the lease back to the top mark, to ``to``, or to its template. The URLs stay.
+
+        Args:
+            to: a mark of this lease; marks above it are released.
+            sessions: ``"end"`` ends all sessions of the application first; ``"keep"`` keeps those that hold
+                nothing.
+
+        Returns:
+            What was done, of all databases together.
 
         Raises:
             LeaseClosed: it was released. LeaseLost: the template is gone as well.
         """
         self._check()
-        lost = self._epoch() != self._seen_epoch
-        return self._renewed("the server's sessions were lost" if lost else "asked for")
+        if self._epoch() != self._seen_epoch:
+            # A crash emptied unlogged tables and took the last commits with it.
+            self._seen_epoch = self._epoch()
+            return self.renew(reason="the server's sessions were lost: it crashed or was restarted")
+        began = time.monotonic()
+        reports = [
+            reset.reset(to=to.of(name) if to is not None else None, sessions=sessions)
+            for name, reset in self._resets.items()
+        ]
+        return _together(reports, 1000 * (time.monotonic() - began))
 
-    def renew(self) -> ResetReport:
-        """A fresh clone of every database under the same names, whatever has changed (pytest's ``fresh = "clone"``).
+    def renew(self, *, reason: str = "asked for") -> ResetReport:
+        """A fresh clone of every database under the same URL. Sessions of the application are ended."""
+        self._check()
+        began = time.monotonic()
+        reports = [reset.renew(reason=reason) for reset in self._resets.values()]
+        return _together(reports, 1000 * (time.monotonic() - began))
 
-        Sessions of the application are ended first: a rename waits for them.
+    def mark(self) -> LeaseMark:
+        """Make the present state the one that :meth:`reset` comes back to; marks stack.
+
+        Raises:
+            LeaseError: it cannot be held: the schema was changed, or this server can only clone.
         """
         self._check()
-        return self._renewed("asked for")
+        marks: dict[str, Mark] = {}
+        try:
+            for name, reset in self._resets.items():
+                marks[name] = reset.mark()
+        except BaseException:
+            LeaseMark(marks).release()
+            raise
+        return LeaseMark(marks)
 
-    def _renewed(self, reason: str) -> ResetReport:
-        began = time.monotonic()
-        for leased in self._databases.values():
-            self._reclone(leased)
-        self._seen_epoch = self._epoch()
-        return ResetReport(strategy="clone", milliseconds=1000 * (time.monotonic() - began), reason=reason)
+    def changes(self) -> LeaseChanges:
+        """What changed since the databases were pristine, or marked. Resets nothing.
 
-    def _reclone(self, leased: LeasedDatabase) -> None:
-        retired = self._clones.replace(leased.template, leased.claim)
-        if self._drop_later is not None:
-            self._drop_later(retired)
-        elif retired:
-            databases.drop_retired(self._clones.link.session, retired)
+        Raises:
+            LeaseError: it cannot be told.
+        """
+        self._check()
+        return LeaseChanges({name: reset.changes() for name, reset in self._resets.items()})
 
     def keep(self, why: str = "asked for") -> dict[str, str]:
         """Keep the databases for people to look at, under new names; the lease ends.
@@ -165,6 +266,7 @@ class Lease:
             Database name → name of the kept database.
         """
         self._check()
+        self._close_resets()
         self._released = True
         kept = {name: self._clones.keep(d.dsn.database, self.run, why) for name, d in self._databases.items()}
         self._on_release(self)
@@ -174,12 +276,17 @@ class Lease:
         """Give the databases back: they are dropped. Releasing twice is one release."""
         if self._released:
             return
+        self._close_resets()
         self._released = True
         try:
             for leased in self._databases.values():
                 self._clones.release(leased.dsn.database)
         finally:
             self._on_release(self)
+
+    def _close_resets(self) -> None:
+        for reset in self._resets.values():
+            reset.close()
 
     def exists(self) -> bool:
         """Whether all its databases are there."""

@@ -78,7 +78,7 @@ class Settings:
     migrate_as: str = "role"
     """``role`` or ``admin``: who runs the migrations."""
     isolation: str = "database"
-    fresh: str = "none"
+    fresh: str = "reset"
     storage: str = "auto"
     memory_limit: int | None = None
     """Bytes that data in memory may take; None: a quarter of what is free."""
@@ -90,6 +90,10 @@ class Settings:
     ttl: float = 15 * 60
     keep_templates: int = 8
     template_age: float = 14 * 24 * 3600
+    keep_baked: int = 12
+    """How many baked servers (``isolation = "server"``) stay on this machine."""
+    baked_size: int = 4 * 1024**3
+    """Bytes that baked servers may take together."""
     start_timeout: float = 60
     migration_timeout: float = 300
     reset_timeout: float = 5

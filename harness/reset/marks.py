@@ -116,6 +116,13 @@ class Marks:
                 base.places = [((0, 0), 0)] * len(base.places)
             sequences.update(layer.sequences)
             names.update(layer.changes.names)
+        for layer in self._layers:
+            # The state below knows no place of the new clone either: when this layer goes, all is written again.
+            layer.changes = replace(
+                layer.changes,
+                tables={**layer.changes.tables, **tables},
+                names={**layer.changes.names, **names},
+            )
         return Changes(tables=tables, sequences=frozenset(sequences), names=names)
 
     def wrote(self, blocks: Mapping[int, set[int]]) -> None:

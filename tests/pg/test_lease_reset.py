@@ -1,0 +1,144 @@
+"""A lease's own reset: by the engine where it can, by a clone where it must, marks through both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+
+from harness.catalog import databases
+from harness.catalog.link import Link
+from harness.clones import Clones
+from harness.errors import LeaseError
+from harness.lease import Lease
+from harness.lease_reset import ensure_baseline
+from harness.template import Template
+
+
+@pytest.fixture
+def watched(lease_of: Callable[[str], Lease]) -> Iterator[Lease]:
+    with lease_of("1") as lease:
+        lease.watch()
+        assert lease.reset_problem == ""
+        yield lease
+
+
+@pytest.fixture
+def application(watched: Lease) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """A connection that stays open through resets."""
+    with psycopg.connect(watched.url, autocommit=True) as connection:
+        yield connection
+
+
+def state(connection: psycopg.Connection[tuple[object, ...]]) -> tuple[object, ...] | None:
+    return connection.execute(
+        "select (select count(*) from users), (select count(*) from colours)"
+    ).fetchone()
+
+
+def test_connections_are_kept(watched: Lease, application: psycopg.Connection[tuple[object, ...]]) -> None:
+    pid = application.info.backend_pid
+    for _ in range(3):
+        application.execute("insert into users (name) values ('Ada')")
+        application.execute("delete from colours where name = 'red'")
+        assert watched.changes()
+        assert "users" in str(watched.changes())
+        report = watched.reset()
+        assert report.strategy == "restore"
+        assert any("users" in table for table in report.tables)
+        assert state(application) == (0, 3)
+        assert application.execute("select nextval('users_id_seq')").fetchone() == (1,)
+        watched.reset()
+    assert application.info.backend_pid == pid
+    assert watched.reset().strategy == "nothing"
+    assert not watched.changes()
+
+
+def test_ddl_needs_a_clone_and_says_why(
+    watched: Lease, application: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    application.execute("create table extra (id int)")
+    report = watched.reset()
+    assert report.strategy == "clone"
+    assert "extra" in report.reason
+    with watched.connect() as connection:
+        assert connection.execute("select to_regclass('extra')").fetchone() == (None,)
+        connection.execute("insert into users (name) values ('after')")
+    assert watched.reset().strategy == "restore"
+
+
+def test_marks_stack_and_survive_a_clone(
+    watched: Lease, application: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    application.execute("insert into users (name) values ('module')")
+    outer = watched.mark()
+    application.execute("insert into users (name) values ('class')")
+    inner = watched.mark()
+    application.execute("insert into users (name) values ('test')")
+    watched.reset()
+    assert state(application) == (2, 3)
+    application.execute("create table extra (id int)")
+    assert watched.reset().strategy == "clone"
+    with watched.connect() as connection:
+        assert state(connection) == (2, 3)
+    inner.release()
+    assert inner.released
+    watched.reset()
+    with watched.connect() as connection:
+        assert state(connection) == (1, 3)
+    outer.release()
+    watched.reset()
+    with watched.connect() as connection:
+        assert state(connection) == (0, 3)
+
+
+def test_without_watching_a_reset_is_a_clone_and_a_mark_is_refused(lease: Lease) -> None:
+    report = lease.reset()
+    assert (report.strategy, report.reason) == (
+        "clone",
+        "nothing was watched since the database was pristine",
+    )
+    with pytest.raises(LeaseError, match=r"lease\.watch\(\)"):
+        lease.mark()
+    with pytest.raises(LeaseError):
+        lease.changes()
+
+
+def test_a_server_that_was_lost_is_noticed(lease_of: Callable[[str], Lease], link: Link) -> None:
+    """The engine's sessions are killed under it: what it knew is worth nothing, a clone is."""
+    with lease_of("1") as lease:
+        lease.watch()
+        with lease.connect() as connection:
+            connection.execute("insert into users (name) values ('x')")
+        link.session.rows(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+            "where datname = %s or (application_name = 'pg-harness' and pid <> pg_backend_pid() "
+            "and datname = current_database() and backend_start > now() - interval '1 minute' "
+            "and query not like '%%advisory%%')",
+            (lease.dsn.database,),
+        )
+        report = lease.reset()
+        assert report.strategy == "clone"
+        with lease.connect() as connection:
+            assert connection.execute("select count(*) from users").fetchone() == (0,)
+
+
+def test_the_baseline_is_made_once_and_only_the_admin_enters(
+    clones: Clones, made: Template, link: Link, lease: Lease
+) -> None:
+    name = ensure_baseline(clones, made)
+    assert ensure_baseline(clones, made) == name
+    found = databases.find(link.session, name)
+    assert found is not None
+    with pytest.raises(psycopg.OperationalError, match="permission denied"):
+        psycopg.connect(lease.dsn.with_database(name).url)
+
+
+def test_released_leases_leave_no_session(lease_of: Callable[[str], Lease], link: Link) -> None:
+    lease = lease_of("1")
+    database = lease.dsn.database
+    lease.watch()
+    lease.release()
+    assert databases.find(link.session, database) is None
+    assert databases.sessions_of(link.session, database) == []
