@@ -196,6 +196,8 @@ READERS: Mapping[str, Reader] = {
     "ttl": _duration,
     "keep_templates": _count(1),
     "template_age": _duration,
+    "keep_baked": _count(1),
+    "baked_size": _size,
     "start_timeout": _duration,
     "migration_timeout": _duration,
     "reset_timeout": _duration,

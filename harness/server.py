@@ -10,7 +10,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -192,6 +192,37 @@ def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo, *, pu
     if session is None:
         raise ServerLost(f"the server of this run ({info.description}) is gone: {why}")
     return Server(info, session, False, time.monotonic() - began, settings, environ, hint)
+
+
+def private(
+    settings: Settings,
+    environ: Mapping[str, str],
+    backend: Backend,
+    *,
+    purpose: str,
+    ttl: float,
+    base: str | None = None,
+    memory: int | None = None,
+    story: Story = _silent,
+) -> Server:
+    """A new server for one owner: nobody else looks for it, so there is neither a lock nor a hint.
+
+    Args:
+        purpose: ``"run-<run>-<worker>"`` or ``"bake-<key>"``, unique.
+        base, memory: see :class:`harness.backends.base.ServerRequest`.
+
+    Raises:
+        BackendUnavailable, ServerStartError: see the backends. ServerLost: it ended again at once.
+    """
+    began = time.monotonic()
+    hint = Hint.of(settings, environ, purpose)
+    request = replace(_request(settings, hint.project, purpose, ttl), base=base, memory=memory)
+    info = backend.start(request, story)
+    session, why = _attach(info)
+    if session is None:
+        backend.stop(info)
+        raise ServerLost(f"the server {info.description} was started and is gone again: {why}")
+    return Server(info, session, True, time.monotonic() - began, settings, environ, hint)
 
 
 def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run") -> Server | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -73,7 +73,7 @@ class Bakery(Protocol):
         """Note that it was used now; eviction goes by that."""
         ...
 
-    def list(self) -> list[Base]:
+    def list(self) -> Sequence[Base]:
         """All finished bases of this user."""
         ...
 
@@ -81,7 +81,7 @@ class Bakery(Protocol):
         """Remove it; False where it is in use. Servers that were started from it go on."""
         ...
 
-    def leftovers(self) -> list[str]:
+    def leftovers(self) -> Sequence[str]:
         """Remove what bakes that were cut off have left; return it, for people."""
         ...
 

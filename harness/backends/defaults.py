@@ -78,8 +78,13 @@ def memory_budget(limit: int | None) -> int:
     Args:
         limit: the user's ``memory_limit`` in bytes; None: a quarter of what is free.
     """
-    free = min([_available(), *_cgroup_rooms()])
+    free = free_memory()
     return free // 4 if limit is None else min(limit, max(0, free))
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free on this machine, cut by what the control groups leave; 0: unknown."""
+    return min([_available(), *_cgroup_rooms()])
 
 
 def _available() -> int:

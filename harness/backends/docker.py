@@ -73,11 +73,24 @@ class DockerBackend:
             info = self._revive(container, request, story)
             if info is not None:
                 return info
-        image = docker_image.ensure(self.daemon, self.image, story)
+        if request.base is None:
+            image = docker_image.ensure(self.daemon, self.image, story)
+        else:
+            image = docker_image.baked(self.daemon, request.base)
+        limit = self.memory_limit if request.memory is None else request.memory
         plan = container_.Plan.of(
-            request, image=image, name=self.image, memory_limit=self.memory_limit, shm_size=self.shm_size
+            request, image=image, name=self.image, memory_limit=limit, shm_size=self.shm_size
         )
         return container_.run(self.daemon, plan, request, story)
+
+    def total_memory(self) -> tuple[int, bool]:
+        """Bytes of memory of the daemon's machine, and whether that is this machine.
+
+        Raises:
+            BackendUnavailable: no daemon. ServerLost: it stopped answering.
+        """
+        with translated("tell its memory"):
+            return int(self.daemon.client.info().get("MemTotal") or 0), self.daemon.local
 
     def _revive(self, container: Any, request: ServerRequest, story: Story) -> ServerInfo | None:
         state = container.status

@@ -134,7 +134,9 @@ def _create(daemon: Daemon, plan: Plan, request: ServerRequest) -> Any:
             labels=labels,
             environment=environment,
             # A stopped `up` server keeps its data; what a run started is gone with it.
-            auto_remove=request.purpose != "up" or request.ttl is not None,
+            # A bake is committed after it has stopped; its baker removes it.
+            auto_remove=(request.purpose != "up" or request.ttl is not None)
+            and not request.purpose.startswith("bake-"),
             # Reaps the watcher: it must not be the postmaster's child.
             init=True,
             shm_size=plan.shm_size,
@@ -175,6 +177,41 @@ def _start(container: Any, plan: Plan) -> None:
     except BackendError as error:
         text = str(error)
         raise ServerStartError(_plainly(text, plan.name) or f"{text} (image {plan.name})") from error
+
+
+def version_in(daemon: Daemon, image: Any, name: str) -> str:
+    """What ``postgres --version`` says in an image; its binaries are looked for as at every start.
+
+    Raises:
+        ServerStartError: the container cannot be started. BackendError: the daemon refused.
+    """
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        content = _script("entrypoint.sh")
+        entry = tarfile.TarInfo(f"{HOME}/entrypoint.sh".lstrip("/"))
+        entry.size, entry.mode = len(content), 0o755
+        tar.addfile(entry, io.BytesIO(content))
+    with translated(f"ask {name} for its version"):
+        container = daemon.client.containers.create(
+            image.id,
+            command=["version"],
+            entrypoint=["/bin/sh", f"{HOME}/entrypoint.sh"],
+            user="0:0",
+            network_mode="none",
+            healthcheck={"test": ["NONE"]},
+            labels={f"{LABEL}.version-of": name},
+        )
+    try:
+        with translated(f"ask {name} for its version"):
+            container.put_archive("/", buffer.getvalue())
+        _start(container, Plan(image, name, "disk", 0, 0))
+        with translated(f"ask {name} for its version"):
+            container.wait(timeout=30)
+            said: bytes = container.logs()
+            return said.decode("utf-8", "replace")
+    finally:
+        with translated(f"remove the container {container.short_id}"):
+            remove(daemon, container.id)
 
 
 def wait(

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.backends.base import Story
 from harness.backends.docker_daemon import Daemon, translated
-from harness.errors import BackendUnavailable
+from harness.errors import BackendUnavailable, ServerStartError
 
 
 def ensure(daemon: Daemon, name: str, story: Story) -> Any:
@@ -44,6 +44,23 @@ def ensure(daemon: Daemon, name: str, story: Story) -> Any:
             'without a network: `docker load` it, build one with images/build-offline, or use backend = "process"',
         ],
     )
+
+
+def baked(daemon: Daemon, reference: str) -> Any:
+    """An image of :mod:`harness.backends.docker_bake`.
+
+    Raises:
+        ServerStartError: it was removed meanwhile.
+    """
+    import docker.errors
+
+    with translated(f"look for the baked image {reference}"):
+        try:
+            return daemon.client.images.get(reference)
+        except docker.errors.ImageNotFound:
+            raise ServerStartError(
+                f"the baked image {reference[:19]} was removed: run again, and it is baked anew"
+            ) from None
 
 
 class _PullFailed(Exception):

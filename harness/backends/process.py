@@ -54,7 +54,8 @@ class ProcessBackend:
     ) -> None:
         self._environ = environ
         self._state = state
-        self._cache = cache
+        self.cache = cache
+        self._found: Binaries | None = None
         self._folder = binaries
         self._version = version
         self._limit = memory_limit
@@ -66,10 +67,12 @@ class ProcessBackend:
         Raises:
             BackendUnavailable: there are none, or this system cannot run them.
         """
-        reason = supported()
-        if reason is not None:
-            raise BackendUnavailable(reason)
-        return choose(self._environ, folder=self._folder, version=self._version)
+        if self._found is None:
+            reason = supported()
+            if reason is not None:
+                raise BackendUnavailable(reason)
+            self._found = choose(self._environ, folder=self._folder, version=self._version)
+        return self._found
 
     def find(self, project: str, purpose: str) -> ServerInfo | None:
         """The running server of that identity, by the records in our folders and PostgreSQL's pid file."""
@@ -101,10 +104,10 @@ class ProcessBackend:
                 return self._launch(folder, replace(record, server_id=request.server_id), request, owner)
             # What a server left that was killed together with its watcher.
             _remove(folder)
-        cache = owner.reachable(self._cache, "cache")
+        cache = owner.reachable(self.cache, "cache")
         binaries = enterable_binaries(self.binaries(), owner, cache)
         if request.base is not None:
-            cluster = process_bake.cluster(request.base)
+            cluster = process_data.baked(request.base)
         else:
             cluster = process_data.cached(binaries, owner, cache, story)
         storage, parent = self._place(request, owner)

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.backends import defaults, process_data
@@ -103,7 +103,9 @@ class ProcessBakery:
         if record.watcher > 0 and alive(record.watcher):
             os.kill(record.watcher, signal.SIGKILL)
         if not record.running(folder):
-            raise ServerStartError("the server that was baked has ended before its time", log_tail=_log(folder))
+            raise ServerStartError(
+                "the server that was baked has ended before its time", log_tail=_log(folder)
+            )
         os.kill(record.pid, signal.SIGINT)
         deadline = time.monotonic() + _PATIENCE
         while alive(record.pid):
@@ -115,7 +117,9 @@ class ProcessBakery:
         for name in ("postmaster.pid", "postmaster.opts"):
             leftover = folder / "data" / name
             if name == "postmaster.pid" and leftover.exists():
-                raise ServerStartError("the server that was baked crashed on its way out", log_tail=_log(folder))
+                raise ServerStartError(
+                    "the server that was baked crashed on its way out", log_tail=_log(folder)
+                )
             leftover.unlink(missing_ok=True)
 
     def _sync(self, record: Record, data: Path) -> None:
@@ -133,7 +137,7 @@ class ProcessBakery:
         except OSError:
             return
 
-    def list(self) -> list[Base]:
+    def list(self) -> Sequence[Base]:
         """All finished directories that this user's runs have made."""
         found = [_read(path) for path in sorted(self.folder.glob(f"{_PREFIX}*"))]
         return [base for base in found if base is not None]
@@ -142,7 +146,7 @@ class ProcessBakery:
         """Rename it away, then remove it: a copy that is being made now fails, and is made again."""
         return _remove(Path(base.ref))
 
-    def leftovers(self) -> list[str]:
+    def leftovers(self) -> Sequence[str]:
         """Half-written and half-removed directories."""
         gone = []
         for path in sorted(self.folder.glob(f"{_PREFIX}*.*")):
@@ -154,20 +158,6 @@ class ProcessBakery:
                 shutil.rmtree(path, ignore_errors=True)
                 gone.append(str(path))
         return gone
-
-
-def cluster(ref: str) -> process_data.Cluster:
-    """The directory of a base, and its superuser's password.
-
-    Raises:
-        ServerStartError: it was removed meanwhile.
-    """
-    try:
-        return process_data.Cluster(Path(ref) / "data", (Path(ref) / "password").read_text().strip())
-    except OSError as error:
-        raise ServerStartError(
-            f"the baked directory {ref} cannot be read ({error.strerror}): run again, and it is baked anew"
-        ) from error
 
 
 def _read(path: Path) -> Base | None:

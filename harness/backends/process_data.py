@@ -62,6 +62,20 @@ def cached(binaries: Binaries, owner: Owner, cache: Path, story: Story) -> Clust
         ) from error
 
 
+def baked(ref: str) -> Cluster:
+    """The directory of a baked base, see :mod:`harness.backends.process_bake`.
+
+    Raises:
+        ServerStartError: it was removed meanwhile.
+    """
+    try:
+        return Cluster(Path(ref) / "data", (Path(ref) / "password").read_text().strip())
+    except OSError as error:
+        raise ServerStartError(
+            f"the baked directory {ref} cannot be read ({error.strerror}): run again, and it is baked anew"
+        ) from error
+
+
 def _initialise(binaries: Binaries, owner: Owner, target: Path) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:

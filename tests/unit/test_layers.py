@@ -19,7 +19,7 @@ LAYERS = [
     ["migrations", "template", "bake"],
     ["reset", "clones", "lease"],
     ["pool", "reaper", "budget", "env", "life", "config", "config_values"],
-    ["recipes", "core", "runfile", "attach", "fleet"],
+    ["recipes", "rooms", "core", "runfile", "attach", "fleet"],
     ["cli", "pytest_plugin", "bench", "__main__", "__init__"],
 ]
 DOORS = {

@@ -1,0 +1,243 @@
+"""Bake: a migrated cluster, kept by the fingerprints of all that decides what it holds.
+
+A base is built in a server of its own, which is stopped cleanly and kept by its backend: a data directory
+or an image. It is marked last, so what was cut off never passes for finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness import names, project, server, template
+from harness.backends.base import Backend
+from harness.backends.bases import Bakery, Base, bakery_of
+from harness.catalog import roles
+from harness.catalog.session import Session, ident
+from harness.errors import MigrationError
+from harness.lock import file_lock
+from harness.settings import Settings
+from harness.template import Owner, Progress, Recipe
+
+FORMAT = 1
+"""Part of every key: raised when this module bakes differently."""
+
+TTL = 60.0
+"""Seconds after which the server that is being baked ends itself when we have died."""
+
+_LEAN = {
+    # Whatever lies in pg_wal is copied at every start.
+    "min_wal_size": "8MB",
+    "wal_keep_size": "0",
+    # Writing statistics and freezing by themselves would only race with the clean stop.
+    "autovacuum": "off",
+}
+
+Story = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Baked:
+    """A base that fits the checkout's migrations as they are now.
+
+    Attributes:
+        fingerprints: database name → fingerprint of its migrations.
+        built: whether this call baked it.
+        seconds: what finding or baking it took.
+    """
+
+    base: Base
+    fingerprints: Mapping[str, str]
+    built: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many bases may stay.
+
+    Attributes:
+        count: at most.
+        age: seconds since one was last used.
+        size: bytes of all together.
+    """
+
+    count: int = 12
+    age: float = 14 * 24 * 3600
+    size: int = 4 * 1024**3
+
+
+class Oven:
+    """Looks for bases of one checkout, and bakes them.
+
+    Args:
+        backend: whose servers are started from them.
+        recipes: how each database is made, in the order of the settings.
+    """
+
+    def __init__(
+        self, settings: Settings, environ: Mapping[str, str], backend: Backend, recipes: Sequence[Recipe]
+    ) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._backend = backend
+        self._recipes = [replace(recipe, keep_failed=False) for recipe in recipes]
+        self.bakery = bakery_of(backend, project.cache_dir(environ))
+
+    def ensure(
+        self,
+        *,
+        rebuild: bool = False,
+        story: Story = lambda line: None,
+        progress: Progress = lambda done, total, what: None,
+    ) -> Baked:
+        """Find the base of these migrations, or bake it, once however many ask at the same time.
+
+        Raises:
+            MigrationError: a source failed, or cannot be read.
+            BackendUnavailable, ServerStartError: the server to bake in cannot be started or kept.
+            PoolTimeout: another process was still baking when the time was up.
+        """
+        began = time.monotonic()
+        key, fingerprints = self.key(story)
+        if not rebuild and (found := self._look(key)):
+            return Baked(found, fingerprints, False, time.monotonic() - began)
+        with file_lock(
+            Path(project.cache_dir(self._environ)) / f"bake-{key}.lock",
+            timeout=self._settings.migration_timeout + self._settings.start_timeout + 120,
+            waiting_for="baking the migrated server",
+        ):
+            if not rebuild and (found := self._look(key)):
+                return Baked(found, fingerprints, False, time.monotonic() - began)
+            base = self._bake(key, fingerprints, story, progress)
+        baked = Baked(base, fingerprints, True, time.monotonic() - began)
+        story(f"baked in {baked.seconds:.1f} s, {base.size // 2**20} MB: later servers start migrated")
+        for doomed in evict(self.bakery, limits_of(self._settings), keep=key):
+            story(f"bake: removed {doomed.base.key[:8]} ({doomed.reason})")
+        return baked
+
+    def look(self, story: Story = lambda line: None) -> Base | None:
+        """The base of these migrations, where there is one; bakes nothing."""
+        key, _ = self.key(story)
+        return self._look(key)
+
+    def key(self, story: Story = lambda line: None) -> tuple[str, dict[str, str]]:
+        """24 hex digits of all that decides what the base holds, and the fingerprint of each database.
+
+        Raises:
+            MigrationError: a source cannot be read. BackendUnavailable: no server could be started.
+        """
+        origin = self.bakery.origin(story)
+        fingerprints = {r.database: template.fingerprint_on(origin.major, r) for r in self._recipes}
+        parts = json.dumps([FORMAT, template.FORMAT, origin.text, fingerprints], sort_keys=True)
+        return hashlib.sha256(parts.encode()).hexdigest()[:24], fingerprints
+
+    def _look(self, key: str) -> Base | None:
+        found = self.bakery.find(key)
+        if found is not None:
+            self.bakery.touch(found)
+        return found
+
+    def _bake(self, key: str, fingerprints: Mapping[str, str], story: Story, progress: Progress) -> Base:
+        self.bakery.leftovers()
+        settings = replace(
+            self._settings,
+            postgres={**self._settings.postgres, **_LEAN},
+            # An image is made of what lies on disk.
+            storage="disk" if self._backend.name == "docker" else self._settings.storage,
+        )
+        story("bake: no migrated server is kept for these migrations: making one")
+        kitchen = server.private(
+            settings, self._environ, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL, story=story
+        )
+        try:
+            self._fill(kitchen.session, kitchen.info.binaries, story, progress)
+            kitchen.close()
+            return self.bakery.keep(kitchen.info, key, self._facts(fingerprints))
+        except MigrationError as error:
+            error.message += (
+                "\nIt was migrated in a server of its own, which is gone. To look at the half-migrated "
+                'database, run once with isolation = "database".'
+            )
+            raise
+        finally:
+            kitchen.close()
+            # Kept or failed, Ctrl-C too: it has no other use.
+            self._backend.stop(kitchen.info)
+
+    def _fill(self, session: Session, binaries: str | None, story: Story, progress: Progress) -> None:
+        settings = self._settings
+        # The password is forgotten below: who starts from the base sets another one.
+        owner = Owner(settings.role, secrets.token_hex(16))
+        roles.ensure(
+            session,
+            owner.name,
+            password=owner.password,
+            attributes=settings.role_attributes,
+            superuser=settings.superuser,
+        )
+        for recipe in self._recipes:
+            template.ensure(
+                session,
+                names.BAKED,
+                replace(recipe, binaries=Path(binaries) if binaries else recipe.binaries),
+                owner,
+                story=story,
+                progress=progress,
+            )
+        session.execute(f"alter role {ident(owner.name)} password null")
+
+    def _facts(self, fingerprints: Mapping[str, str]) -> dict[str, str]:
+        return {
+            "root": str(self._settings.root),
+            "databases": ", ".join(f"{name} {value[:8]}" for name, value in fingerprints.items()),
+            "sources": ", ".join(source.text for recipe in self._recipes for source in recipe.sources),
+        }
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """A base that may go, and why, for people."""
+
+    base: Base
+    reason: str
+
+
+def plan(bases: Sequence[Base], limits: Limits, now: float, keep: str = "") -> list[Doomed]:
+    """Decide which bases go. Touches nothing.
+
+    Args:
+        now: seconds since 1970.
+        keep: a key that stays in any case.
+    """
+    doomed: list[Doomed] = []
+    size = 0
+    newest_first = sorted(bases, key=lambda b: (b.key == keep, b.used), reverse=True)
+    for place, base in enumerate(newest_first):
+        if base.key == keep:
+            size += base.size
+        elif now - base.used > limits.age:
+            doomed.append(Doomed(base, f"not used for {(now - base.used) / 86400:.0f} days"))
+        elif place >= limits.count:
+            doomed.append(Doomed(base, f"more than keep_baked = {limits.count}"))
+        elif size + base.size > limits.size:
+            doomed.append(Doomed(base, f"more than baked_size = {limits.size // 2**20} MB"))
+        else:
+            size += base.size
+    return doomed
+
+
+def evict(bakery: Bakery, limits: Limits, *, keep: str = "", dry_run: bool = False) -> list[Doomed]:
+    """Remove what is beyond the limits; return what went (or would go)."""
+    doomed = plan(bakery.list(), limits, time.time(), keep)
+    return doomed if dry_run else [item for item in doomed if bakery.remove(item.base)]
+
+
+def limits_of(settings: Settings) -> Limits:
+    """What the settings allow."""
+    return Limits(settings.keep_baked, settings.template_age, settings.baked_size)

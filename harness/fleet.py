@@ -1,0 +1,325 @@
+"""``isolation = "server"``: the same interface as a harness, with a whole server for each worker.
+
+Every server starts from one baked base in which the templates are there already, and is the run's own: it
+ends with its lease, with the run, or by its dead-man's switch soon after the run was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness import config, names, project, reaper, recipes, rooms, server
+from harness.backends import select
+from harness.backends.base import Backend, ServerInfo
+from harness.bake import Baked, Oven
+from harness.core import Harness, run_all
+from harness.env import Slot
+from harness.errors import HarnessError, LeaseClosed
+from harness.lease import Lease
+from harness.settings import Settings
+from harness.template import Progress, Template
+
+TTL = 60.0
+"""Seconds at most after which a worker's server ends itself when its run was killed."""
+
+_EXTRA_CONNECTIONS = 30
+"""What a private server allows beyond its one worker's budget: the harness's own and PostgreSQL's reserve."""
+
+Story = Callable[[str], None]
+
+
+def _silent(line: str) -> None:
+    return None
+
+
+class Fleet:
+    """The servers of one run, one for each worker.
+
+    Made by :meth:`open` or :func:`harness.core.open_run`; a context manager.
+
+    Attributes:
+        settings: what it was opened with.
+        run: sixteen hex digits that name this run.
+        baked: what the servers start from.
+        workers: how many there will be, where that is known: memory is reckoned for all of them.
+        members: worker → the harness on its own server.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        backend: Backend,
+        baked: Baked,
+        *,
+        run: str,
+        workers: int = 1,
+        story: Story = _silent,
+        progress: Progress = lambda done, total, what: None,
+    ) -> None:
+        self.settings = settings
+        self.run = run
+        self.baked = baked
+        self.backend = backend
+        self.project = project.project_id(settings.root)
+        self.workers = workers
+        self.members: dict[str, Harness] = {}
+        self._environ = dict(environ)
+        self._story = story
+        self._progress = progress
+        self._lock = threading.RLock()
+        self._closed = False
+
+    @classmethod
+    def open(cls, *, root: str | os.PathLike[str] | None = None, **options: Any) -> Fleet:
+        """As :meth:`harness.Harness.open`, with ``isolation = "server"``."""
+        environ = options.pop("environ", None)
+        environ = os.environ if environ is None else environ
+        own = ("run", "rebuild", "workers", "story", "progress")
+        given = {name: options.pop(name) for name in own if name in options}
+        start = Path(root) if root is not None else Path.cwd()
+        settings = config.load(environ, start=start, overrides={**options, "isolation": "server"})
+        return cls.open_with(settings, environ, **given)
+
+    @classmethod
+    def open_with(
+        cls,
+        settings: Settings,
+        environ: Mapping[str, str],
+        *,
+        run: str | None = None,
+        rebuild: bool = False,
+        workers: int = 1,
+        story: Story = _silent,
+        progress: Progress = lambda done, total, what: None,
+    ) -> Fleet:
+        """Find or bake the base; no server is started before a worker asks for one.
+
+        Args:
+            run: what names this run, for instance xdist's ``testrun_uid``; default: random.
+            rebuild: bake anew although a base is there.
+            workers: how many servers there will be.
+
+        Raises:
+            ConfigError, BackendUnavailable, ServerStartError, MigrationError, PoolTimeout.
+        """
+        backend = select.choose(settings, environ, story)
+        oven = oven_of(settings, environ, backend)
+        baked = oven.ensure(rebuild=rebuild, story=story, progress=progress)
+        return cls(
+            settings,
+            environ,
+            backend,
+            baked,
+            run=names.run_id(run),
+            workers=workers,
+            story=story,
+            progress=progress,
+        )
+
+    # --- leases ------------------------------------------------------------------------------------
+
+    def lease(self, worker: str = "1") -> Lease:
+        """Lease a server of its own, with a fresh clone of every database, for one worker.
+
+        Args:
+            worker: any text that is unique in the run, for instance ``"gw2"``.
+
+        Raises:
+            ServerStartError, BackendError: the server cannot be started, or memory does not suffice.
+        """
+        self._check_room(1)
+        return self._lease(worker)
+
+    def leases(self, count: int, *, first: int = 1) -> list[Lease]:
+        """Leases for workers ``first`` … ``first + count - 1``; their servers start side by side."""
+        self.workers = max(count, self.workers)
+        self._check_room(count)
+        workers = [str(number) for number in range(first, first + count)]
+        found: dict[str, Lease] = {}
+
+        def start(worker: str) -> None:
+            found[worker] = self._lease(worker)
+
+        try:
+            run_all([lambda worker=worker: start(worker) for worker in workers])  # type: ignore[misc]
+        except BaseException:
+            # All or none: a server without a lease would stay for nobody.
+            self._stop([self.members.pop(worker) for worker in workers if worker in self.members])
+            raise
+        return [found[worker] for worker in workers]
+
+    def _lease(self, worker: str) -> Lease:
+        member = self.members.get(worker)
+        if member is None:
+            member = self._start(worker)
+            with self._lock:
+                if self._closed:
+                    self._stop([member])
+                    raise LeaseClosed("the run was closed while a server was started")
+                self.members[worker] = member
+        member.workers = self.workers
+        return member.lease(worker)
+
+    def _start(self, worker: str) -> Harness:
+        # The worker's word is a user's text: only its plain form or its hash goes into a container's name.
+        plain = names.lease(self.project, self.run, worker, 0).rpartition("_")[0].rpartition("_")[2]
+        settings = self._settings_of_one()
+        found = server.private(
+            settings,
+            self._environ,
+            self.backend,
+            purpose=f"{purpose_of(self.run)}{plain}",
+            ttl=min(TTL, settings.ttl),
+            base=self.baked.base.ref,
+            memory=self._room().tmpfs(self.workers),
+            story=self._story,
+        )
+        member = Member(
+            self.settings,
+            found,
+            run=self.run,
+            environ=self._environ,
+            story=self._story,
+            progress=self._progress,
+        )
+        member.on_empty = lambda: self._ended(worker)
+        try:
+            member.prepare()
+        except BaseException:
+            self._stop([member])
+            raise
+        if any(found.built for found in member.templates.values()):
+            # Its name or label promised what it does not hold: right all the same, but slow every time.
+            self._story(f"bake: the base {self.baked.base.key[:8]} did not hold its templates: removed")
+            self._oven().bakery.remove(self.baked.base)
+        return member
+
+    def _settings_of_one(self) -> Settings:
+        settings = replace(self.settings, storage=self._room().storage(max(1, self.workers)))
+        if settings.origin("max_connections") != "default":
+            return settings
+        fewer = max(100, settings.connections_per_worker + _EXTRA_CONNECTIONS)
+        return replace(settings, max_connections=min(settings.max_connections, fewer))
+
+    def _check_room(self, count: int) -> None:
+        with self._lock:
+            more = max(count, self.workers - len(self.members))
+        self._room().check(more, self._story)
+
+    def _room(self) -> rooms.Room:
+        return rooms.Room.of(self.settings, self.backend, self.baked.base.size)
+
+    def _oven(self) -> Oven:
+        return oven_of(self.settings, self._environ, self.backend)
+
+    def _ended(self, worker: str) -> None:
+        with self._lock:
+            member = self.members.pop(worker, None)
+        if member is not None:
+            self._stop([member])
+
+    # --- as a harness --------------------------------------------------------------------------------
+
+    @property
+    def templates(self) -> dict[str, Template]:
+        """Database name → template, as the first member has them; empty before there is one."""
+        for member in list(self.members.values()):
+            return member.templates
+        return {}
+
+    def slot(self, worker: str) -> Slot:
+        """What env templates may say of a worker."""
+        return Slot(worker, self.workers, self.settings.connections_per_worker)
+
+    def variables(self, lease: Lease) -> dict[str, str]:
+        """``DATABASE_URL``, ``PG*`` and the user's own variables of a lease."""
+        member = self.members[lease.worker]
+        member.workers = self.workers
+        return member.variables(lease)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Database name → fingerprint of its migrations as they are now."""
+        return self._oven().key()[1]
+
+    def sweep(self, *, dry_run: bool = False) -> list[reaper.Doomed]:
+        """Remove what servers left that were killed together with their switch. Databases: none, they go with theirs."""
+        sweep(self.settings, self.backend, dry_run=dry_run)
+        return []
+
+    def close(self) -> None:
+        """End all servers of this run. Twice is once."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            members = list(self.members.values())
+            self.members.clear()
+        self._stop(members)
+
+    def _stop(self, members: Sequence[Harness]) -> None:
+        def end(member: Harness) -> None:
+            member.abandon()
+            self.backend.stop(member.server.info)
+
+        run_all([lambda member=member: end(member) for member in members])  # type: ignore[misc]
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except HarnessError:
+            # The block's own error matters more than a server that went away under it.
+            if error is None:
+                raise
+
+    def __repr__(self) -> str:
+        return (
+            f"<Fleet {self.project} run {self.run}: {len(self.members)} servers of {self.backend.name} "
+            f"from base {self.baked.base.key[:8]}>"
+        )
+
+
+class Member(Harness):
+    """One worker's harness: its server ends with its last lease."""
+
+    on_empty: Callable[[], None] = staticmethod(lambda: None)
+
+    def _forget(self, lease: Lease) -> None:
+        super()._forget(lease)
+        if not self._leases:
+            self.on_empty()
+
+
+def purpose_of(run: str) -> str:
+    """What the purposes of a run's servers begin with."""
+    return f"run-{run[:8]}-"
+
+
+def oven_of(settings: Settings, environ: Mapping[str, str], backend: Backend) -> Oven:
+    """What bakes for these settings."""
+    made = [recipes.make(settings, environ, database, role=settings.role) for database in settings.databases]
+    return Oven(settings, environ, backend, made)
+
+
+def own_servers(infos: Sequence[ServerInfo]) -> list[ServerInfo]:
+    """Those that belong to one run or one bake, and to nobody else."""
+    return [info for info in infos if info.purpose.startswith(("run-", "bake-"))]
+
+
+def sweep(settings: Settings, backend: Backend, *, dry_run: bool = False) -> list[ServerInfo]:
+    """Remove what is left of workers' servers that do not run any more; those that run end by themselves."""
+    mine = project.project_id(settings.root)
+    dead = [info for info in own_servers(backend.list(mine)) if backend.find(mine, info.purpose) is None]
+    if not dry_run:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(backend.stop, dead))
+    return dead
