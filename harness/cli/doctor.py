@@ -97,9 +97,9 @@ def _lines(
         for state, detail, remedies in check(context):
             yield Line(name, state, _one(detail), tuple(remedies), 121 if state == "fail" else 0)
     except HarnessError as error:
-        remedies: Sequence[str] = [*getattr(error, "remedies", ())]
+        what_to_do: Sequence[str] = getattr(error, "remedies", ())
         places = [f"looked at: {place}" for place in getattr(error, "checked", ())]
-        yield Line(name, "fail", _one(error.message), (*places, *remedies), error.exit_code)
+        yield Line(name, "fail", _one(error.message), (*places, *what_to_do), error.exit_code)
 
 
 def _one(text: str) -> str:
