@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from harness.pytest_plugin import fixtures
+from harness.pytest_plugin.failures import Failures
+from harness.pytest_plugin.freshness import Freshness
 from harness.pytest_plugin.header import Header
-from harness.pytest_plugin.session import Guard
+from harness.pytest_plugin.serial import Serial
+from harness.pytest_plugin.session import Guard, Summarizer
 from harness.pytest_plugin.state import Role, State
 from harness.pytest_plugin.workers import Controller
 
@@ -21,5 +24,12 @@ def register(config: pytest.Config, state: State) -> None:
     manager.register(fixtures, "pg_harness_fixtures")
     manager.register(Guard(state), "pg_harness_guard")
     manager.register(Header(state), "pg_harness_header")
+    if state.role is Role.IDLE:
+        return
+    freshness = Freshness(state)
+    manager.register(Summarizer(state), "pg_harness_summary")
+    manager.register(Failures(state, freshness), "pg_harness_failures")
+    manager.register(freshness, "pg_harness_freshness")
+    manager.register(Serial(state), "pg_harness_serial")
     if state.role is Role.HOST and manager.hasplugin("xdist"):
         manager.register(Controller(config, state), "pg_harness_controller")

@@ -1,11 +1,13 @@
-"""Checks at the beginning of the session, when all plugins and conftests have had their say."""
+"""The beginning of the session, when all plugins and conftests have had their say, and its end."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
 from harness.pytest_plugin import checks
-from harness.pytest_plugin.state import State
+from harness.pytest_plugin.state import Role, State
 
 
 class Guard:
@@ -19,3 +21,36 @@ class Guard:
         """Once more: pytest_configure of a conftest may have loaded a .env file."""
         checks.stop_if_not_ours(session.config, self._state)
         checks.stop_if_changed(self._state, "before the session started")
+
+
+class Summarizer:
+    """Sends a worker's summary to its controller; shows that of the whole run."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Before xdist sends what its worker leaves."""
+        if self._state.role is Role.WORKER and hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["pg_harness"] = self._state.summary.sendable()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """A worker that crashed has sent nothing."""
+        if sent := getattr(node, "workeroutput", {}).get("pg_harness"):
+            self._state.summary.add(node.gateway.id, sent)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Nothing to tell, nothing shown; ``-q`` leaves out what is no problem."""
+        summary = self._state.summary
+        lines = summary.lines()
+        for name, test in summary.kept.items():
+            lines.append(f"kept {name} of {test}: python -m harness psql {name}")
+        if (resets := summary.resets()) and not self._state.quiet:
+            lines.insert(0, resets)
+        if not lines:
+            return
+        terminalreporter.section("pg-harness", sep="-")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import HarnessError
+from harness.pytest_plugin.summary import Summary
 from harness.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class State:
         pid: the process that made it; a fork of it must let go of nothing.
         seconds: what it took until the variables were exported.
         workers: ids of the xdist workers that this controller has started.
+        summary: what is told at the end.
     """
 
     settings: Settings
@@ -54,6 +56,7 @@ class State:
     seconds: float = 0.0
     run_file: Path | None = None
     workers: list[str] = field(default_factory=list)
+    summary: Summary = field(default_factory=Summary)
     pid: int = field(default_factory=os.getpid)
     hold: object = None
     """Kept alive for as long as the session: the port that stays closed, in an idle run."""

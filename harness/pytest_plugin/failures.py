@@ -1,0 +1,140 @@
+"""When a test fails: its database as it was then, in the report, and a copy to look at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from harness.catalog import databases, inspection
+from harness.errors import HarnessError
+from harness.keep import keep_copies
+from harness.pytest_plugin.freshness import Freshness
+from harness.pytest_plugin.state import State
+
+LOG_LINES = 20
+"""Lines of the server's log in a report, the newest."""
+
+MOST_LOGS = 10
+"""Failures per process whose log is read: a server in a container has to be asked for all of it each time."""
+
+
+class Failures:
+    """Adds a section to the report of a failed test. A test that passes costs nothing."""
+
+    def __init__(self, state: State, freshness: Freshness) -> None:
+        self._state = state
+        self._freshness = freshness
+        self._began = 0.0
+        self._logs = 0
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logstart(self) -> Generator[None]:
+        """When the test began, for its lines in the log."""
+        self._began = time.time()
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[Any]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """At the moment of the failure: before any fixture cleans up."""
+        report = yield
+        if report.failed and call.when in ("setup", "call") and not self._state.in_fork:
+            report.sections.append(("pg-harness", "\n".join(self._describe(item))))
+        return report
+
+    def _describe(self, item: pytest.Item) -> Iterable[str]:
+        harness, lease = self._state.running
+        lines: list[str] = []
+        try:
+            for name, leased in lease.databases.items():
+                title = "database" if name == "default" else f"database {name}"
+                lines.append(f"{title} {leased.dsn.database} of worker {lease.worker}")
+                if databases.find(harness.link.session, leased.dsn.database) is None:
+                    # Without this, every later test of an unfresh run would fail without telling why.
+                    lease.renew()
+                    lines.append(
+                        f"it was gone: {item.nodeid} or a test before it dropped it; it is there again, new"
+                    )
+                    return lines
+            changed = self._changes(lines)
+            self._sessions(lines)
+            self._keep(item, lines, changed)
+            self._log(lines)
+        except HarnessError as error:
+            lines.append(f"more cannot be told: {error}")
+        return lines
+
+    def _changes(self, lines: list[str]) -> list[str] | None:
+        if self._freshness.mode == "none":
+            return None
+        lease = self._state.running[1]
+        try:
+            changes = lease.changes()
+        except HarnessError:
+            return None
+        lines.append("changed by this test:")
+        lines += [f"  {line}" for line in str(changes).splitlines()]
+        return None
+
+    def _sessions(self, lines: list[str]) -> None:
+        harness, lease = self._state.running
+        for leased in lease.databases.values():
+            sessions = [
+                line
+                for line in databases.sessions_of(harness.link.session, leased.dsn.database)
+                if ", pg-harness, " not in line
+            ]
+            limit = self._state.settings.connections_per_worker
+            if sessions:
+                lines.append(f"sessions ({len(sessions)} of {limit}):")
+                lines += [f"  {line}" for line in sessions]
+            if held := inspection.locks_held(harness.link.session, leased.dsn.database):
+                lines += ["locks:", *(f"  {line}" for line in held)]
+
+    def _keep(self, item: pytest.Item, lines: list[str], changed: list[str] | None) -> None:
+        harness, lease = self._state.running
+        if self._state.settings.keep_failed < 1:
+            return
+        try:
+            kept = keep_copies(harness, lease, item.nodeid, changed=changed)
+        except HarnessError as error:
+            lines.append(f"no copy was kept: {error}")
+            return
+        for copy in kept:
+            self._state.summary.kept[copy.name] = item.nodeid
+            lines.append(
+                f"kept as {copy.name} (committed rows); look at it: python -m harness psql {copy.name}"
+            )
+            if copy.lacking:
+                lines.append(f"  without tables that are not in the template: {', '.join(copy.lacking)}")
+
+    def _log(self, lines: list[str]) -> None:
+        harness, lease = self._state.running
+        self._logs += 1
+        if self._logs > MOST_LOGS or harness.server.info.backend == "external":
+            return
+        wanted = [f"@{leased.dsn.database} " for leased in lease.databases.values()]
+        since = datetime.fromtimestamp(self._began, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:23]
+        found = lines_since(harness.server.logs(), since, wanted)
+        if found:
+            lines += ["the server's log:", *(f"  {line}" for line in found[-LOG_LINES:])]
+
+
+def lines_since(log: Iterable[str], since: str, wanted: list[str]) -> list[str]:
+    """Lines of a log from ``since`` on (``2026-01-31 12:00:00.000``) that belong to the databases named.
+
+    Lines without a time go on with the line above them: statements of several lines.
+    """
+    found: list[str] = []
+    taking = False
+    for line in log:
+        if line[:2] == "20" and line[4:5] == "-" and line[13:14] == ":":
+            taking = line[:23] >= since and any(mark in line for mark in wanted)
+        if taking:
+            found.append(line)
+    return found

@@ -1,0 +1,142 @@
+"""Each test starts from the same state: the reset runs first in the set-up of the *next* test.
+
+Never in a fixture's teardown: the application's engines and pools are closed by then. What wider fixtures
+have written is marked (:mod:`harness.pytest_plugin.marks`) and comes back with every reset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.pytest_plugin import django_classes
+from harness.pytest_plugin.marks import WiderFixtures
+from harness.pytest_plugin.state import State
+from harness.reset.report import ResetReport
+
+MODES = ("reset", "clone", "none")
+
+
+class Freshness:
+    """Resets, and knows which test made the database dirty.
+
+    Attributes:
+        mode: what the test that is running now was given.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._own: dict[pytest.Item, str] = {}
+        self._off = state.settings.fresh == "none"
+        self._dirty_by = ""
+        self._class: type | None = None
+        self.mode = state.settings.fresh
+        self.wider = WiderFixtures(state)
+
+    # --- what each test gets -----------------------------------------------------------------------
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Read the markers once: a test without a reset must not pay for the question."""
+        for item in session.items:
+            if mode := self._marked(item):
+                self._own[item] = mode
+        self._off = all(self.mode_of(item) == "none" for item in session.items)
+        self.wider.off = self._off
+
+    def mode_of(self, item: pytest.Item) -> str:
+        """``reset``, ``clone`` or ``none``."""
+        return self._own.get(item, self._state.settings.fresh)
+
+    def _marked(self, item: pytest.Item) -> str:
+        mode = ""
+        for marker in item.iter_markers("pg"):
+            given = dict(marker.kwargs)
+            fresh = given.pop("fresh", None)
+            wrong = [repr(argument) for argument in marker.args] + [f"{key}=…" for key in given]
+            if fresh is not None and fresh not in MODES:
+                wrong.append(f"fresh={fresh!r}")
+            if wrong:
+                item.warn(
+                    pytest.PytestUnknownMarkWarning(
+                        f"pytest.mark.pg knows fresh='reset', 'clone' or 'none', and not {', '.join(wrong)}"
+                    )
+                )
+            if not mode and fresh in MODES:
+                mode = fresh
+        return mode
+
+    # --- the set-up of a test ----------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None]:
+        """Before every fixture of the test."""
+        if self._off:
+            return (yield)
+        self._begin(item)
+        try:
+            return (yield)
+        finally:
+            self.wider.in_setup = False
+            self._dirty_by = item.nodeid
+
+    def _begin(self, item: pytest.Item) -> None:
+        if self._state.in_fork:
+            pytest.exit(
+                f"pg-harness: this is a fork of pytest that went on after {self._dirty_by}: a child must leave by os._exit()",
+                returncode=3,
+            )
+        self.mode = self.mode_of(item)
+        own: type | None = getattr(item, "cls", None)
+        inside, self._class = own is not None and own is self._class, None
+        if own is not None and django_classes.keeps_transaction_open(own):
+            self._class = own
+        # Django's TestCase writes its class's rows into a transaction that is open until the class's end.
+        self.wider.begin(item, blind=self._class is not None)
+        if inside and self._class is not None:
+            return
+        if self.wider.first_test():
+            return
+        if self.mode == "none" or self.wider.suspended or not (self._dirty_by or self.mode == "clone"):
+            return
+        self._bring_back(item)
+
+    def _bring_back(self, item: pytest.Item) -> None:
+        _, lease = self._state.running
+        culprit = self._dirty_by
+        try:
+            report = lease.renew() if self.mode == "clone" else lease.reset()
+        except HarnessError as error:
+            # Still dirty: the next test tries again.
+            pytest.fail(
+                f"pg-harness: the database could not be brought back after {culprit}: {error}", pytrace=False
+            )
+        self._dirty_by = ""
+        self._note(report, culprit)
+
+    def _note(self, report: ResetReport, culprit: str) -> None:
+        summary = self._state.summary
+        summary.count(report.strategy, report.milliseconds)
+        if report.reason and self.mode != "clone":
+            summary.notice(f"after {culprit} a new clone was needed: {report.reason}", group=report.reason)
+        for session in report.ended:
+            summary.notice(f"{culprit} left a session behind, which was ended: {session}")
+
+    # --- fixtures ----------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+        """Wider fixtures run after the reset, and before anything that belongs to the test alone."""
+        if self._off:
+            return (yield)
+        before = self.wider.about_to_run(fixturedef)
+        result = yield
+        self.wider.has_run(fixturedef, before)
+        return result
+
+    def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
+        """What a fixture wrote goes with it. (pytest calls this also for fixtures that never ran.)"""
+        if not self._off:
+            self.wider.has_ended(fixturedef)
