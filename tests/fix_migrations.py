@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,14 +64,20 @@ class Blank:
         return {name for (name,) in found}
 
     def sessions(self) -> int:
-        """Sessions of others in this database."""
+        """Sessions of others in this database, once those that were closed have had time to end.
+
+        A backend ends some milliseconds after its client has gone; on a busy machine, later.
+        """
+        deadline = time.monotonic() + 5
         with Session.connect(self.admin) as session:
-            return int(
-                session.value(
+            while True:
+                count = session.value(
                     "select count(*) from pg_stat_activity"
                     " where datname = current_database() and pid <> pg_backend_pid()"
                 )
-            )
+                if not count or time.monotonic() > deadline:
+                    return int(count)
+                session.execute("select pg_sleep(0.01)")
 
 
 @pytest.fixture
