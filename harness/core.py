@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import config, env, names, project, reaper, recipes, template
+from harness import config, env, names, outgrown, project, reaper, recipes, template
 from harness.catalog import databases, locks, roles
 from harness.catalog.link import Link
 from harness.clones import Claim, Clones
@@ -132,21 +130,35 @@ class Harness:
         """As :meth:`open`, with settings that were read already."""
         from harness import server
 
+        settings = outgrown.settings_for(settings, environ)
         found = server.ensure(settings, environ, purpose=purpose, story=story)
+        this = cls(
+            settings,
+            found,
+            run=names.PERSON if purpose == "up" else names.run_id(run),
+            environ=environ,
+            story=story,
+            progress=progress,
+        )
         try:
-            this = cls(
-                settings,
-                found,
-                run=names.PERSON if purpose == "up" else names.run_id(run),
-                environ=environ,
-                story=story,
-                progress=progress,
-            )
             this.prepare(rebuild=rebuild)
+            moving = purpose == "run" and this._must_move_to_disk()
         except BaseException:
-            found.close()
+            this.abandon()
             raise
-        return this
+        if not moving:
+            return this
+        this.abandon()
+        server.stop(settings, environ, purpose=purpose, story=story)
+        return cls.open_with(
+            replace(settings, storage="disk"),
+            environ,
+            purpose=purpose,
+            run=run,
+            rebuild=rebuild,
+            story=story,
+            progress=progress,
+        )
 
     @classmethod
     def attach(
@@ -217,10 +229,11 @@ class Harness:
     # --- templates ---------------------------------------------------------------------------------
 
     def prepare(self, *, rebuild: bool = False) -> None:
-        """Show the sign of life, and have every database's template ready."""
+        """Show the sign of life, clean up after dead runs, and have every database's template ready."""
         self._show_life()
+        self._clean_up()
         for database in self.settings.databases:
-            self.templates[database.name] = template.ensure(
+            made = self.templates[database.name] = template.ensure(
                 self._link.session,
                 self.project,
                 self.recipe(database),
@@ -230,6 +243,45 @@ class Harness:
                 story=self._story,
                 progress=self._progress,
             )
+            if not made.built:
+                template.touch(self._link.session, made)
+
+    def _clean_up(self) -> None:
+        try:
+            for item in self.sweep():
+                self._story(f"dropped {item.database.name}: {item.reason}")
+            if self._tests_own_databases and not self._others_alive():
+                for name in self.clones.drop_created_by_tests():
+                    self._story(f"dropped {name}: a test of an earlier run created it")
+        except HarnessError as error:
+            # What is left over is no reason not to run: the next run tries again.
+            self._story(f"what earlier runs left could not be dropped: {error}")
+
+    @property
+    def _tests_own_databases(self) -> bool:
+        """Whether databases of the application's role can only be the tests': nobody else is that role."""
+        if self.run == names.PERSON:
+            return False
+        if self.server.info.backend != "external":
+            return True
+        # Somebody else's server: only a role that is named after this checkout is nobody else's.
+        return self.owner.name == f"{names.PREFIX}_{self.project}"
+
+    def _must_move_to_disk(self) -> bool:
+        """Whether the data has outgrown the memory that it may take, and nobody else is on this server."""
+        if self.settings.storage != "auto" or self.server.info.storage != "memory":
+            return False
+        needed = outgrown.need(list(self.templates.values()), os.cpu_count() or 1)
+        room = outgrown.room(self.settings)
+        if needed <= room:
+            return False
+        told = f"templates and clones need about {needed >> 20} MB, and {room >> 20} MB of memory may be used"
+        outgrown.remember(self.settings, self._environ, needed)
+        if self._others_alive():
+            self._story(f"{told}: the server moves to disk at its next start (other runs use it now)")
+            return False
+        self._story(f'{told}: moving to disk, and migrating once more. storage = "disk" avoids this')
+        return True
 
     def recipe(self, database: DatabaseSettings) -> Recipe:
         """How one of the databases is made."""
@@ -392,6 +444,8 @@ class Harness:
     def abandon(self) -> None:
         """Let go of a server that is about to be ended: nothing in it needs to be released."""
         self._closed = True
+        for lease in self._leases:
+            lease.disconnect()
         if self._life is not None:
             self._life.close()
         self._link.close()
@@ -400,7 +454,7 @@ class Harness:
     def _release_all(self) -> None:
         for lease in list(self._leases):
             lease.release()
-        if not self._others_alive():
+        if self._tests_own_databases and not self._others_alive():
             # Databases that tests created carry no run's name: only the last run of a server may drop them.
             self.clones.drop_created_by_tests()
 
@@ -468,7 +522,7 @@ class Harness:
         name = self.settings.role
         if external and self.settings.origin("role") == "default":
             name = f"{names.PREFIX}_{self.project}"
-        return Owner(name, _derived(session.dsn.password, name)), True
+        return Owner(name, roles.derived_password(session.dsn.password, name)), True
 
     def _find_owner(self) -> Owner:
         """The application's role: made or put right here, unless the server forbids it."""
@@ -489,11 +543,6 @@ class Harness:
         return owner
 
 
-def _derived(secret: str, name: str) -> str:
-    """A password that everybody who knows the admin's can work out: nothing more to store, or to leak."""
-    return hmac.new(secret.encode(), f"pg-harness role {name}".encode(), hashlib.sha256).hexdigest()[:32]
-
-
 def _parallel() -> int:
     return min(4, os.cpu_count() or 1)
 
@@ -503,15 +552,6 @@ def run_all(acts: Sequence[Callable[[], object]]) -> None:
     with ThreadPoolExecutor(max(1, len(acts))) as threads:
         for future in [threads.submit(act) for act in acts]:
             future.result()
-
-
-def dump_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a file that only its owner can read (it may hold passwords), complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(data, file)
-    os.replace(temporary, path)
 
 
 def open_run(
@@ -544,4 +584,23 @@ def open_run(
 
     return Fleet.open_with(
         settings, environ, run=run, rebuild=rebuild, workers=workers, story=story, progress=progress
+    )
+
+
+def open_worker(
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    worker: str,
+    rebuild: bool = False,
+    story: Story = _silent,
+    progress: Progress = lambda done, total, what: None,
+) -> Harness:
+    """The harness of a process that is one worker: on the run's server, or on one of its own (``isolation``)."""
+    if settings.isolation != "server":
+        return Harness.open_with(settings, environ, rebuild=rebuild, story=story, progress=progress)
+    from harness import fleet
+
+    return fleet.open_worker(
+        settings, environ, worker=worker, rebuild=rebuild, story=story, progress=progress
     )

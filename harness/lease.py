@@ -266,7 +266,7 @@ class Lease:
             Database name → name of the kept database.
         """
         self._check()
-        self._close_resets()
+        self.disconnect()
         self._released = True
         kept = {name: self._clones.keep(d.dsn.database, self.run, why) for name, d in self._databases.items()}
         self._on_release(self)
@@ -276,7 +276,7 @@ class Lease:
         """Give the databases back: they are dropped. Releasing twice is one release."""
         if self._released:
             return
-        self._close_resets()
+        self.disconnect()
         self._released = True
         try:
             for leased in self._databases.values():
@@ -284,7 +284,8 @@ class Lease:
         finally:
             self._on_release(self)
 
-    def _close_resets(self) -> None:
+    def disconnect(self) -> None:
+        """Log out of the databases, which stay as they are; later resets are clones."""
         for reset in self._resets.values():
             reset.close()
 

@@ -6,6 +6,7 @@ import os
 import select
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 from harness.catalog import locks
 from harness.catalog.link import Link
@@ -85,6 +86,9 @@ class SignOfLife:
         self._closing.set()
         os.write(self._wake_write, b"x")
         self._thread.join(timeout=5)
+        with suppress(HarnessError):
+            # Logging out is not waited for: the next command could still see the locks of a run that is over.
+            self._link.session.execute("select pg_advisory_unlock_all()")
         self._link.close()
         os.close(self._wake_read)
         os.close(self._wake_write)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness.catalog.session import CONNECT_TIMEOUT, conninfo, translated
+from harness.catalog.session import CONNECT_TIMEOUT, conninfo, translated, without_service
 from harness.dsn import Dsn
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def open_application(dsn: Dsn, options: Mapping[str, Any] | None = None) -> psyc
 
     parameters: dict[str, Any] = conninfo(dsn, application_name="pg-harness-test")
     parameters["connect_timeout"] = CONNECT_TIMEOUT
-    with translated(f"connect to {dsn.masked}"):
+    with translated(f"connect to {dsn.masked}"), without_service():
         return psycopg.connect(**{**parameters, **(options or {})})
 
 

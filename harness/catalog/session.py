@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -48,6 +50,28 @@ def conninfo(dsn: Dsn, *, application_name: str = APPLICATION_NAME) -> dict[str,
     }
 
 
+_service_lock = threading.Lock()
+
+
+@contextmanager
+def without_service() -> Iterator[None]:
+    """Hide ``PGSERVICE`` from libpq while it logs in.
+
+    It is the one variable that no parameter can overrule: with ``service=''`` libpq looks for a service of
+    that name and fails.
+    """
+    if "PGSERVICE" not in os.environ:
+        yield
+        return
+    with _service_lock:
+        hidden = os.environ.pop("PGSERVICE", None)
+        try:
+            yield
+        finally:
+            if hidden is not None:
+                os.environ["PGSERVICE"] = hidden
+
+
 class Session:
     """One admin connection to one database of a server, in autocommit mode.
 
@@ -87,7 +111,7 @@ class Session:
         parameters["connect_timeout"] = str(max(2, round(timeout)))
         if settings:
             parameters["options"] = " ".join(f"-c {k}={_escape_option(v)}" for k, v in settings.items())
-        with translated(f"connect to {dsn.masked}"):
+        with translated(f"connect to {dsn.masked}"), without_service():
             # prepare_threshold=None: admin statements are few, and a pooler in front forbids prepared ones.
             connection = psycopg.connect(**parameters, autocommit=True, prepare_threshold=None)
         return cls(connection, dsn)
