@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from harness import config, names, project, reaper, recipes, rooms, server
 from harness.backends import select
 from harness.backends.base import Backend, ServerInfo
 from harness.bake import Baked, Oven
+from harness.catalog import databases
+from harness.catalog.session import literal
 from harness.core import Harness, run_all
 from harness.env import Slot
 from harness.errors import HarnessError, LeaseClosed
@@ -69,7 +70,7 @@ class Fleet:
         self.backend = backend
         self.project = project.project_id(settings.root)
         self.workers = workers
-        self.members: dict[str, Harness] = {}
+        self.members: dict[str, Member] = {}
         self._environ = dict(environ)
         self._story = story
         self._progress = progress
@@ -94,6 +95,7 @@ class Fleet:
         environ: Mapping[str, str],
         *,
         run: str | None = None,
+        joined: str | None = None,
         rebuild: bool = False,
         workers: int = 1,
         story: Story = _silent,
@@ -103,6 +105,7 @@ class Fleet:
 
         Args:
             run: what names this run, for instance xdist's ``testrun_uid``; default: random.
+            joined: the sixteen digits of a run that another process has opened.
             rebuild: bake anew although a base is there.
             workers: how many servers there will be.
 
@@ -117,7 +120,7 @@ class Fleet:
             environ,
             backend,
             baked,
-            run=names.run_id(run),
+            run=joined or names.run_id(run),
             workers=workers,
             story=story,
             progress=progress,
@@ -134,13 +137,13 @@ class Fleet:
         Raises:
             ServerStartError, BackendError: the server cannot be started, or memory does not suffice.
         """
-        self._check_room(1)
+        self.check_room(1)
         return self._lease(worker)
 
     def leases(self, count: int, *, first: int = 1) -> list[Lease]:
         """Leases for workers ``first`` … ``first + count - 1``; their servers start side by side."""
         self.workers = max(count, self.workers)
-        self._check_room(count)
+        self.check_room(count)
         workers = [str(number) for number in range(first, first + count)]
         found: dict[str, Lease] = {}
 
@@ -158,24 +161,31 @@ class Fleet:
     def _lease(self, worker: str) -> Lease:
         member = self.members.get(worker)
         if member is None:
-            member = self._start(worker)
-            with self._lock:
-                if self._closed:
-                    self._stop([member])
-                    raise LeaseClosed("the run was closed while a server was started")
-                self.members[worker] = member
+            member = self.start(worker)
         member.workers = self.workers
         return member.lease(worker)
 
-    def _start(self, worker: str) -> Harness:
-        # The worker's word is a user's text: only its plain form or its hash goes into a container's name.
-        plain = names.lease(self.project, self.run, worker, 0).rpartition("_")[0].rpartition("_")[2]
+    def start(self, worker: str) -> Member:
+        """The harness on a new server of this worker's.
+
+        Raises:
+            ServerStartError, BackendError: it cannot be started. LeaseClosed: the run was closed meanwhile.
+        """
+        member = self._start(worker)
+        with self._lock:
+            if not self._closed:
+                self.members[worker] = member
+                return member
+        self._stop([member])
+        raise LeaseClosed("the run was closed while a server was started")
+
+    def _start(self, worker: str) -> Member:
         settings = self._settings_of_one()
         found = server.private(
             settings,
             self._environ,
             self.backend,
-            purpose=f"{purpose_of(self.run)}{plain}",
+            purpose=purpose_of(self.run, worker),
             ttl=min(TTL, settings.ttl),
             base=self.baked.base.ref,
             memory=self._room().tmpfs(self.workers),
@@ -189,7 +199,7 @@ class Fleet:
             story=self._story,
             progress=self._progress,
         )
-        member.on_empty = lambda: self._ended(worker)
+        member.fleet, member.worker = self, worker
         try:
             member.prepare()
         except BaseException:
@@ -208,7 +218,12 @@ class Fleet:
         fewer = max(100, settings.connections_per_worker + _EXTRA_CONNECTIONS)
         return replace(settings, max_connections=min(settings.max_connections, fewer))
 
-    def _check_room(self, count: int) -> None:
+    def check_room(self, count: int) -> None:
+        """Reckon memory for ``count`` servers more; tell it.
+
+        Raises:
+            BackendError: they do not fit.
+        """
         with self._lock:
             more = max(count, self.workers - len(self.members))
         self._room().check(more, self._story)
@@ -219,7 +234,8 @@ class Fleet:
     def _oven(self) -> Oven:
         return oven_of(self.settings, self._environ, self.backend)
 
-    def _ended(self, worker: str) -> None:
+    def end(self, worker: str) -> None:
+        """End one worker's server: its last lease was released."""
         with self._lock:
             member = self.members.pop(worker, None)
         if member is not None:
@@ -250,7 +266,7 @@ class Fleet:
 
     def sweep(self, *, dry_run: bool = False) -> list[reaper.Doomed]:
         """Remove what servers left that were killed together with their switch. Databases: none, they go with theirs."""
-        sweep(self.settings, self.backend, dry_run=dry_run)
+        sweep(self.settings, self._environ, self.backend, dry_run=dry_run)
         return []
 
     def close(self) -> None:
@@ -263,10 +279,16 @@ class Fleet:
             self.members.clear()
         self._stop(members)
 
-    def _stop(self, members: Sequence[Harness]) -> None:
-        def end(member: Harness) -> None:
+    def _stop(self, members: Sequence[Member]) -> None:
+        def end(member: Member) -> None:
+            kept = member.kept()
             member.abandon()
-            self.backend.stop(member.server.info)
+            if kept:
+                self._story(
+                    f"{', '.join(kept)}: kept, with its server, for {self.settings.ttl:g} s (setting ttl)"
+                )
+            else:
+                member.server.stop()
 
         run_all([lambda member=member: end(member) for member in members])  # type: ignore[misc]
 
@@ -289,19 +311,100 @@ class Fleet:
 
 
 class Member(Harness):
-    """One worker's harness: its server ends with its last lease."""
+    """One worker's harness: its server ends with its last lease, and with it.
 
-    on_empty: Callable[[], None] = staticmethod(lambda: None)
+    Attributes:
+        fleet: the run that it belongs to.
+        worker: whose server this is.
+    """
+
+    fleet: Fleet
+    worker: str
 
     def _forget(self, lease: Lease) -> None:
         super()._forget(lease)
-        if not self._leases:
-            self.on_empty()
+        if not self._leases and not self.kept():
+            self.fleet.end(self.worker)
+
+    def _clean_up(self) -> None:
+        """A new server holds nothing that anybody has left."""
+
+    def fill_aside(self, count: int) -> None:
+        """The other workers have servers of their own: spares here would be nobody's."""
+
+    def kept(self) -> list[str]:
+        """Databases that stay for people; the server outlives its run then, for ``ttl``."""
+        try:
+            session = self.link.session
+            found = [
+                database.name
+                for database in databases.list_ours(session, self.project)
+                if database.parsed is not None and database.parsed.kind is names.Kind.KEPT
+            ]
+            if found:
+                session.execute(
+                    f"alter database postgres set harness.ttl = {literal(f'{self.settings.ttl:g}')}"
+                )
+        except HarnessError:
+            # It is gone, and so is all that was kept.
+            return []
+        return found
+
+    def release_run(self, workers: Sequence[str] | None = None) -> list[str]:
+        """End the servers of other workers (one that has crashed), or let go of this one with None."""
+        if workers is None:
+            return []
+        wanted = {purpose_of(self.run, worker) for worker in workers}
+        doomed = [info for info in self.fleet.backend.list(self.project) if info.purpose in wanted]
+        for info in doomed:
+            server.stop(self.settings, self._environ, purpose=info.purpose)
+        return [info.description for info in doomed]
+
+    def close(self) -> None:
+        """End the server. Twice is once."""
+        self.fleet.close()
 
 
-def purpose_of(run: str) -> str:
-    """What the purposes of a run's servers begin with."""
-    return f"run-{run[:8]}-"
+def open_worker(
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    worker: str,
+    run: str | None = None,
+    joined: str | None = None,
+    rebuild: bool = False,
+    workers: int = 1,
+    story: Story = _silent,
+    progress: Progress = lambda done, total, what: None,
+) -> Member:
+    """The harness of a process that is one worker of a run, on a server of its own; see :class:`Fleet`.
+
+    Args:
+        joined: the sixteen digits of a run that another process has opened.
+    """
+    fleet = Fleet.open_with(
+        settings,
+        environ,
+        run=run,
+        joined=joined,
+        rebuild=rebuild,
+        workers=workers,
+        story=story,
+        progress=progress,
+    )
+    try:
+        fleet.check_room(1)
+        return fleet.start(worker)
+    except BaseException:
+        fleet.close()
+        raise
+
+
+def purpose_of(run: str, worker: str) -> str:
+    """The purpose of a worker's server; ten workers of two runs have twenty."""
+    # The worker's word is a user's text: only its plain form or its hash goes into a container's name.
+    plain = names.lease("0" * 10, run, worker, 0).rpartition("_")[0].rpartition("_")[2]
+    return f"run-{run[:8]}-{plain}"
 
 
 def oven_of(settings: Settings, environ: Mapping[str, str], backend: Backend) -> Oven:
@@ -315,11 +418,14 @@ def own_servers(infos: Sequence[ServerInfo]) -> list[ServerInfo]:
     return [info for info in infos if info.purpose.startswith(("run-", "bake-"))]
 
 
-def sweep(settings: Settings, backend: Backend, *, dry_run: bool = False) -> list[ServerInfo]:
+def sweep(
+    settings: Settings, environ: Mapping[str, str], backend: Backend, *, dry_run: bool = False
+) -> list[ServerInfo]:
     """Remove what is left of workers' servers that do not run any more; those that run end by themselves."""
     mine = project.project_id(settings.root)
     dead = [info for info in own_servers(backend.list(mine)) if backend.find(mine, info.purpose) is None]
     if not dry_run:
-        with ThreadPoolExecutor(4) as threads:
-            list(threads.map(backend.stop, dead))
+        for info in dead:
+            backend.stop(info)
+        server.forget_gone(settings, environ)
     return dead

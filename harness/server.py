@@ -10,6 +10,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -205,7 +206,7 @@ def private(
     memory: int | None = None,
     story: Story = _silent,
 ) -> Server:
-    """A new server for one owner: nobody else looks for it, so there is neither a lock nor a hint.
+    """A new server for one owner: nobody else starts one of that name, so there is no lock. Its hint is for `status`.
 
     Args:
         purpose: ``"run-<run>-<worker>"`` or ``"bake-<key>"``, unique.
@@ -222,7 +223,24 @@ def private(
     if session is None:
         backend.stop(info)
         raise ServerLost(f"the server {info.description} was started and is gone again: {why}")
+    hint.write(info)
     return Server(info, session, True, time.monotonic() - began, settings, environ, hint)
+
+
+def forget_gone(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    """Remove the hints of workers' servers that do not answer any more; return their purposes."""
+    folder = Hint.of(settings, environ, "run").path.parent
+    gone = []
+    for path in sorted(folder.glob("run-*.json")):
+        hint = Hint.of(settings, environ, path.stem)
+        info, _ = hint.read()
+        session = _attach(info)[0] if info is not None else None
+        if session is None:
+            hint.forget()
+            gone.append(path.stem)
+        else:
+            session.close()
+    return gone
 
 
 def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run") -> Server | None:
@@ -265,11 +283,7 @@ def stop(
         Whether there was one. A server that someone else runs is never touched.
     """
     hint = Hint.of(settings, environ, purpose)
-    with file_lock(
-        hint.path.with_suffix(".lock"),
-        timeout=settings.start_timeout + LOCK_EXTRA,
-        waiting_for=f"the {purpose} server of this checkout",
-    ):
+    with _locked(hint, settings, purpose):
         doomed: dict[str, tuple[Backend, ServerInfo]] = {}
         for backend in _backends(settings, environ):
             for info in backend.list(hint.project):
@@ -280,6 +294,17 @@ def stop(
             story(f"{info.backend}: ended {info.description}")
         hint.forget()
     return bool(doomed)
+
+
+def _locked(hint: Hint, settings: Settings, purpose: str) -> AbstractContextManager[None]:
+    # A worker's own server has one owner, and a lock file for each would stay for ever.
+    if "-" in purpose:
+        return nullcontext()
+    return file_lock(
+        hint.path.with_suffix(".lock"),
+        timeout=settings.start_timeout + LOCK_EXTRA,
+        waiting_for=f"the {purpose} server of this checkout",
+    )
 
 
 def servers(settings: Settings, environ: Mapping[str, str], *, everywhere: bool = False) -> list[ServerInfo]:

@@ -20,6 +20,7 @@ from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.core import Harness
+    from harness.fleet import Fleet
     from harness.lease import Lease
 
 USAGE = "[-n N | --copies N] [options] -- COMMAND [ARGUMENT …]"
@@ -76,14 +77,14 @@ def run(context: Context) -> int:
     code = _cannot_run(context, context.command)
     if code:
         return code
-    from harness.core import Harness
+    from harness.core import open_run
 
     copies: int | None = given.get("copies")
     workers: int = copies or given.get("workers") or 1
-    harness = Harness.open_with(
+    harness = open_run(
         context.settings,
         context.environ,
-        purpose="run",
+        workers=workers,
         rebuild=bool(given.get("rebuild")),
         story=context.console.story,
         progress=context.console.progress,
@@ -104,7 +105,7 @@ def run(context: Context) -> int:
     return result
 
 
-def _close(context: Context, harness: Harness) -> None:
+def _close(context: Context, harness: Harness | Fleet) -> None:
     """Release; what cannot be released now is swept later, and must not hide the command's own exit code."""
     try:
         harness.sweep()
@@ -115,15 +116,18 @@ def _close(context: Context, harness: Harness) -> None:
         )
 
 
-def _run_one(context: Context, harness: Harness, leases: Sequence[Lease], command: Sequence[str]) -> int:
+def _run_one(
+    context: Context, harness: Harness | Fleet, leases: Sequence[Lease], command: Sequence[str]
+) -> int:
     from harness.cli.run_watch import Watch
+    from harness.core import Harness
 
     values = _of_all(harness, leases)
     with passing_on() as children:
         # Its thread must not begin before the command does: fork with threads is a risk for nothing.
         child = start(command, _child(context, values))
         children.add(child)
-        if len(leases) == 1:
+        if len(leases) == 1 or not isinstance(harness, Harness):
             return exit_code(child.wait())
         with Watch(harness.link.another(), [lease.dsn for lease in leases], child.pid) as watch:
             code = exit_code(child.wait())
@@ -132,7 +136,7 @@ def _run_one(context: Context, harness: Harness, leases: Sequence[Lease], comman
     return code
 
 
-def _of_all(harness: Harness, leases: Sequence[Lease]) -> dict[str, str]:
+def _of_all(harness: Harness | Fleet, leases: Sequence[Lease]) -> dict[str, str]:
     """Worker 1's variables, and everybody's with a number."""
     tables = {database.name: database.env for database in harness.settings.databases}
     own = {"DATABASE_URL", *(variable for table in tables.values() for variable in table)}
@@ -143,7 +147,7 @@ def _of_all(harness: Harness, leases: Sequence[Lease]) -> dict[str, str]:
     return {**values, "PGHARNESS_WORKERS": str(len(leases)), "PGHARNESS_RUN": harness.run}
 
 
-def _of_copy(harness: Harness, lease: Lease, copies: int) -> dict[str, str]:
+def _of_copy(harness: Harness | Fleet, lease: Lease, copies: int) -> dict[str, str]:
     """A copy looks like a run with one database: it must not find the others' by accident."""
     return {
         **_of_all(harness, [lease]),

@@ -118,13 +118,18 @@ def _host(settings: Settings, options: Any) -> State:
     # Children of an earlier run may have inherited its file: it says nothing about ours.
     environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
     with teller:
-        harness = Harness.open_with(
-            settings,
-            environ,
-            rebuild=options.pg_harness_rebuild,
-            story=teller.line,
-            progress=teller.progress,
-        )
+        given: dict[str, Any] = {
+            "rebuild": options.pg_harness_rebuild,
+            "story": teller.line,
+            "progress": teller.progress,
+        }
+        harness: Harness
+        if settings.isolation == "server":
+            from harness.fleet import open_worker
+
+            harness = open_worker(settings, environ, worker="main", **given)
+        else:
+            harness = Harness.open_with(settings, environ, **given)
         try:
             lease = harness.lease("main")
             harness.sweep()
@@ -153,15 +158,22 @@ def _join(config: pytest.Config) -> State:
         overrides=run.overrides,
         override_origin="a pytest option",
     )
-    harness = Harness.attach(
-        settings,
-        os.environ,
-        run=run.run,
-        info=run.server,
-        owner=run.owner,
-        templates=run.templates,
-        workers=run.workers,
-    )
+    harness: Harness
+    if settings.isolation == "server":
+        from harness.fleet import open_worker
+
+        harness = open_worker(settings, os.environ, worker=worker, joined=run.run)
+        harness.workers = run.workers
+    else:
+        harness = Harness.attach(
+            settings,
+            os.environ,
+            run=run.run,
+            info=run.server,
+            owner=run.owner,
+            templates=run.templates,
+            workers=run.workers,
+        )
     try:
         lease = harness.lease(worker)
     except BaseException:

@@ -37,7 +37,10 @@ class Controller:
                 )
         harness, _ = self._state.running
         try:
-            budget.check(harness, len(specs))
+            if self._state.settings.isolation == "server":
+                self._check_room(len(specs))
+            else:
+                budget.check(harness, len(specs))
             path = self._run_file(len(specs)).write(project.state_dir(os.environ) / "runs")
         except HarnessError as error:
             raise pytest.UsageError(f"pg-harness: {error}") from None
@@ -49,6 +52,13 @@ class Controller:
             target=self._fill, args=(len(specs),), name="pg-harness spares", daemon=True
         )
         self._filler.start()
+
+    def _check_room(self, workers: int) -> None:
+        from harness.fleet import Member
+
+        harness, _ = self._state.running
+        if isinstance(harness, Member):
+            harness.fleet.check_room(workers)
 
     def _run_file(self, workers: int) -> RunFile:
         harness, _ = self._state.running
