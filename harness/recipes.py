@@ -7,7 +7,6 @@ from pathlib import Path
 
 from harness import env, project, template
 from harness.dsn import Dsn
-from harness.migrations.detect import detect
 from harness.migrations.load import load
 from harness.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
 from harness.template import Recipe
@@ -58,6 +57,9 @@ def sources(settings: Settings, database: DatabaseSettings) -> tuple[SourceSpec,
         return database.migrations
     if database.name != DEFAULT_DATABASE:
         return database.seeds
+    # Only where nothing is configured: it knows every tool's files, which takes a while to import.
+    from harness.migrations.detect import detect
+
     found = detect(settings.root)
     return (*(finding.spec for finding in found[:1]), *database.seeds)
 

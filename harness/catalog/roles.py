@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Sequence
 
 from harness.catalog.session import Session, ident, literal, translated
@@ -74,6 +76,11 @@ def _verifier(session: Session, role: str, password: str) -> str:
     with translated("encrypt a password"):
         raw = session.connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
     return raw.decode()
+
+
+def derived_password(secret: str, role: str) -> str:
+    """A password that everybody who knows the admin's can work out: nothing more to store, or to leak."""
+    return hmac.new(secret.encode(), f"pg-harness role {role}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def all_roles(session: Session) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, Protocol, cast
 
@@ -92,8 +91,8 @@ def parse(
         found = top.parse_args(own)
         if command is not None:
             raise Usage(f"which command? For instance: {PROGRAM} run -- {' '.join(command[:3])}".rstrip())
-        top.print_help(sys.stderr)
-        raise Usage("no command was given")
+        commands = "\n".join(f"{verb:<8} {help_}" for verb, (_, help_) in VERBS.items())
+        raise Usage(f"no command was given. There are:\n{commands}\nmore: {PROGRAM} --help")
     namespace = top.parse_args(own[:place])
     name = own[place]
     if name not in VERBS:

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import names
-from harness.catalog import databases
-from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import add_json, count, duration
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
+    from harness.cli import seen
     from harness.core import Harness
     from harness.server import Server
 
@@ -56,10 +55,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context) -> int:
     """Print the URLs."""
+    given = vars(context.arguments)
+    if not given.keys() & {"fresh", "rebuild", "ttl"} and not context.json:
+        from harness.cli.up_again import urls
+
+        found_urls = urls(context, given.get("workers"))
+        if found_urls:
+            for url in found_urls:
+                context.console.answer(url)
+            return 0
+    return _at_length(context, given)
+
+
+def _at_length(context: Context, given: Mapping[str, Any]) -> int:
     from harness import server
     from harness.core import Harness
 
-    given = vars(context.arguments)
     ttl = given.get("ttl")
     found = server.ensure(
         context.settings, context.environ, purpose="up", ttl=ttl, story=context.console.story
@@ -104,6 +115,8 @@ def _up(context: Context, harness: Harness, given: Mapping[str, Any]) -> None:
 
 
 def _mine(harness: Harness) -> dict[str, seen.Place]:
+    from harness.cli import seen
+
     return {place.worker: place for place in seen.places(harness) if place.persons}
 
 
@@ -142,7 +155,7 @@ def _fresh(
     yes: bool,
     rebuild: bool,
 ) -> None:
-    from harness.catalog import locks
+    from harness.catalog import databases, locks
 
     doomed = [place for place in mine.values() if place.databases]
     if doomed:

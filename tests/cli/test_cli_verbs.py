@@ -189,7 +189,7 @@ def test_logs(project: Project) -> None:
 
 def test_gc_drops_what_a_killed_run_left(new_project: Callable[..., Project]) -> None:
     mine = new_project()
-    run = mine.start("run", "--", "sh", "-c", "echo $DATABASE_URL; exec sleep 60")
+    run = mine.start("run", "--", "sh", "-c", "echo $DATABASE_URL; exec sleep 15")
     assert run.stdout is not None
     url = run.stdout.readline().strip()
     status = json.loads(mine.ok("status", "--json"))
@@ -197,7 +197,10 @@ def test_gc_drops_what_a_killed_run_left(new_project: Callable[..., Project]) ->
     name = status["servers"][0]["workers"][0]["databases"]["default"]
     assert name not in mine.ok("gc", "--dry-run")
     run.kill()
-    run.communicate(timeout=30)
+    run.wait(timeout=30)
+    for stream in (run.stdout, run.stderr):
+        assert stream is not None
+        stream.close()
     # The command itself outlives us; its database must not, once nobody is in it. The server's first
     # 30 seconds are a time of grace for leases, so the plan is asked until it says so.
     for _ in range(120):
