@@ -6,13 +6,17 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.errors import MigrationError
-from harness.migrations import files, layouts, split
+from harness.migrations import files, layouts
 from harness.migrations.base import MigrationContext
 from harness.migrations.layouts import Mode, Tool
 from harness.migrations.report import explain
 from harness.settings import SourceSpec
+
+if TYPE_CHECKING:
+    from harness.migrations import split
 
 ADAPTER = "sql 1"
 """Part of the fingerprint: to be raised when the same files would be run in another way."""
@@ -201,6 +205,8 @@ class SqlSource:
         shown = files.relative(path, self._root)
         for pattern, what in tool.refused:
             if match := pattern.search(text):
+                from harness.migrations import split
+
                 line, _ = split.position(text, match.start())
                 raise self._error_at(
                     f"{shown}, line {line}: {match.group()} is {what}. Let the tool itself run: "
@@ -230,6 +236,9 @@ class SqlSource:
         return tool.mode
 
     def _split(self, step: Step) -> list[split.Statement]:
+        # Not at the top: a warm start hashes the files and cuts none, and its patterns take 10 ms to compile.
+        from harness.migrations import split
+
         found: list[split.Statement] = []
         try:
             for start, end in step.parts:
