@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from harness import names, template
+from harness import eviction, names
 from harness.catalog import databases, locks
 from harness.catalog.databases import Database
 from harness.catalog.session import Session
@@ -144,7 +144,7 @@ def sweep(session: Session, project: str, limits: Limits, *, dry_run: bool = Fal
 def _drop(session: Session, project: str, database: Database) -> bool:
     try:
         if _kind(database) is Kind.TEMPLATE:
-            template.drop(session, project, database)
+            eviction.drop(session, project, database)
             return True
         return databases.drop(session, database.name, project)
     except HarnessError:

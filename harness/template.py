@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness import names
+from harness import eviction, names
 from harness.catalog import databases, locks, roles
 from harness.catalog.databases import Attributes, Database
 from harness.catalog.session import Session, ident
@@ -227,19 +227,19 @@ def _build_with_roles(
     try:
         return _build(session, project, wanted, recipe, owner, before, probe_strategy, story, progress)
     except MigrationError as error:
-        _drop_new_roles(session, before)
+        eviction.drop_new_roles(session, before)
         # A role of an older template makes CREATE ROLE fail: roles belong to the whole server. Where nobody
         # uses those templates, they make room; the second failure is the user's own.
-        evicted = _evict_for_roles(session, project, before)
+        evicted = eviction.make_room(session, project, before)
         if not evicted:
-            error.message += _roles_hint(session, project, before, error)
+            error.message += eviction.hint(session, project, before, error)
             raise
         story(f"roles {', '.join(evicted)} of an older template were dropped with it; migrating again")
         before = roles.all_roles(session)
         try:
             return _build(session, project, wanted, recipe, owner, before, probe_strategy, story, progress)
         except MigrationError:
-            _drop_new_roles(session, before)
+            eviction.drop_new_roles(session, before)
             raise
 
 
@@ -432,68 +432,6 @@ def touch(session: Session, template: Template) -> None:
     except ServerRefused:
         # "tuple concurrently updated": another run has just noted the same.
         return
-
-
-def drop(session: Session, project: str, template: Database) -> list[str]:
-    """Drop a template with its spares, its baseline, and the roles that no other template uses.
-
-    Returns:
-        Roles of the template that had to stay, because something else depends on them.
-    """
-    parsed = template.parsed
-    for other in databases.list_ours(session, project):
-        mine = other.parsed
-        if (
-            parsed
-            and mine
-            and mine.owner == parsed.owner
-            and mine.kind in (names.Kind.SPARE, names.Kind.BASELINE)
-        ):
-            databases.drop(session, other.name, project)
-    databases.drop(session, template.name, project)
-    mine_roles = set((template.mark or {}).get("roles", ()))
-    for other in databases.list_ours(session, None):
-        mine_roles -= set((other.mark or {}).get("roles", ()))
-    return roles.drop(session, sorted(mine_roles))
-
-
-def _drop_new_roles(session: Session, before: set[str]) -> None:
-    roles.drop(session, sorted(roles.all_roles(session) - before))
-
-
-def _evict_for_roles(session: Session, project: str, existing: set[str]) -> list[str]:
-    """Drop idle templates that brought roles which still exist; return those roles that are gone now."""
-    everything = databases.list_ours(session, project)
-    leased = {str((d.mark or {}).get("fingerprint", ""))[:16] for d in everything if _is(d, names.Kind.LEASE)}
-    brought: set[str] = set()
-    for found in everything:
-        own = set((found.mark or {}).get("roles", ())) & existing
-        if (
-            not own
-            or not _is(found, names.Kind.TEMPLATE)
-            or found.parsed is None
-            or found.parsed.owner in leased
-        ):
-            continue
-        drop(session, project, found)
-        brought |= own
-    return sorted(brought - roles.all_roles(session))
-
-
-def _roles_hint(session: Session, project: str, existing: set[str], error: MigrationError) -> str:
-    """What to do where a role that another template brought is in the way of this migration."""
-    brought = {role for d in databases.list_ours(session, project) for role in (d.mark or {}).get("roles", ())}
-    in_the_way = sorted(role for role in brought & existing if role in error.message)
-    if not in_the_way:
-        return ""
-    return (
-        f"\nRoles belong to the whole server, and {', '.join(in_the_way)} came with another template whose "
-        f'databases are in use. End that run and try again, or set isolation = "server".'
-    )
-
-
-def _is(database: Database, kind: names.Kind) -> bool:
-    return database.parsed is not None and database.parsed.kind is kind
 
 
 def _now() -> str:

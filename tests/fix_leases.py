@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness import names, template
+from harness import eviction, names, template
 from harness.catalog import databases, roles
 from harness.catalog.link import Link
 from harness.catalog.session import Session
@@ -47,7 +47,7 @@ def checkout(link: Link) -> Iterator[str]:
     yield project
     for found in databases.list_ours(link.session, project):
         if found.parsed and found.parsed.kind is Kind.TEMPLATE:
-            template.drop(link.session, project, found)
+            eviction.drop(link.session, project, found)
         else:
             databases.drop(link.session, found.name, project)
 

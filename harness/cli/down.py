@@ -53,7 +53,7 @@ def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
 
 
 def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness import reaper, template
+    from harness import eviction, reaper
     from harness.catalog import databases
 
     dropped: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
                     )
                     continue
                 if parsed.kind is Kind.TEMPLATE:
-                    template.drop(session, harness.project, database)
+                    eviction.drop(session, harness.project, database)
                 elif not databases.drop(session, database.name, harness.project):
                     continue
                 context.console.story(f"dropped {database.name}")

@@ -181,7 +181,7 @@ def test_a_backend_killed_with_sigkill_ends_all_sessions_and_no_lease_is_lost(
         for lease in leases:
             lease.release()
         for found in databases.list_ours(link.session, project):
-            template.drop(link.session, project, found)
+            eviction.drop(link.session, project, found)
         link.close()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import names, template
+from harness import eviction, names, template
 from harness.backends.base import ServerInfo
 from harness.catalog import databases, roles
 from harness.catalog.link import Link
@@ -58,7 +58,7 @@ def project(link: Link) -> Iterator[str]:
     yield project
     for found in databases.list_ours(link.session, project):
         if found.parsed and found.parsed.kind is Kind.TEMPLATE:
-            template.drop(link.session, project, found)
+            eviction.drop(link.session, project, found)
         else:
             databases.drop(link.session, found.name, project)
 
@@ -170,7 +170,7 @@ def test_a_role_of_a_failed_migration_is_gone_and_does_not_fail_the_next(link: L
     assert "pgh_test_half" in roles.all_roles(link.session)
     found = databases.find(link.session, made.name)
     assert found is not None
-    assert template.drop(link.session, project, found) == []
+    assert eviction.drop(link.session, project, found) == []
     assert "pgh_test_half" not in roles.all_roles(link.session)
 
 
