@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from fix_leases import OWNER, Schema, make_lease
 
-from harness import names, reaper, template
+from harness import eviction, names, reaper, template
 from harness.backends.base import ServerInfo
 from harness.catalog import databases, roles
 from harness.catalog.databases import Database
