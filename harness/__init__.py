@@ -28,6 +28,7 @@ from harness.errors import (
 if TYPE_CHECKING:
     from harness.core import Harness
     from harness.dsn import Dsn
+    from harness.fleet import Fleet
     from harness.lease import Lease
     from harness.settings import Settings
 
@@ -38,6 +39,7 @@ __all__ = [
     "BackendUnavailable",
     "ConfigError",
     "Dsn",
+    "Fleet",
     "Harness",
     "HarnessError",
     "Lease",
@@ -57,6 +59,7 @@ __all__ = [
 
 _LAZY = {
     "Dsn": "harness.dsn",
+    "Fleet": "harness.fleet",
     "Harness": "harness.core",
     "Lease": "harness.lease",
     "Settings": "harness.settings",

@@ -14,7 +14,7 @@ from harness import config, env, names, outgrown, project, reaper, recipes, temp
 from harness.catalog import databases, locks, roles
 from harness.catalog.link import Link
 from harness.clones import Claim, Clones
-from harness.errors import HarnessError
+from harness.errors import ConfigError, HarnessError
 from harness.lease import Lease, LeasedDatabase
 from harness.life import SignOfLife
 from harness.pool import Filler
@@ -22,7 +22,7 @@ from harness.settings import DatabaseSettings, Settings, SourceSpec
 from harness.template import Owner, Progress, Recipe, Template
 
 if TYPE_CHECKING:
-    from harness.backends.base import ServerInfo
+    from harness.backends.base import Backend, ServerInfo
     from harness.fleet import Fleet
     from harness.server import Server
 
@@ -105,6 +105,14 @@ class Harness:
         environment = os.environ if environ is None else environ
         start = Path(root) if root is not None else Path.cwd()
         settings = config.load(environment, start=start, overrides=overrides)
+        if settings.isolation == "server" and purpose == "run":
+            raise ConfigError(
+                'isolation = "server" gives each worker a server: open it with harness.Fleet.open(), which has '
+                "the same methods",
+                key="isolation",
+                origin=settings.origin("isolation"),
+                value="server",
+            )
         return cls.open_with(
             settings,
             environment,
@@ -131,7 +139,13 @@ class Harness:
         from harness import server
 
         settings = outgrown.settings_for(settings, environ)
-        found = server.ensure(settings, environ, purpose=purpose, story=story)
+        found = server.ensure(
+            settings,
+            environ,
+            purpose=purpose,
+            base=lambda backend: None if rebuild else baked_base(settings, environ, backend, story),
+            story=story,
+        )
         this = cls(
             settings,
             found,
@@ -587,20 +601,15 @@ def open_run(
     )
 
 
-def open_worker(
-    settings: Settings,
-    environ: Mapping[str, str],
-    *,
-    worker: str,
-    rebuild: bool = False,
-    story: Story = _silent,
-    progress: Progress = lambda done, total, what: None,
-) -> Harness:
-    """The harness of a process that is one worker: on the run's server, or on one of its own (``isolation``)."""
-    if settings.isolation != "server":
-        return Harness.open_with(settings, environ, rebuild=rebuild, story=story, progress=progress)
+def baked_base(settings: Settings, environ: Mapping[str, str], backend: Backend, story: Story) -> str | None:
+    """What a new server can start from, migrated already; a hint only: without it, it is migrated."""
     from harness import fleet
 
-    return fleet.open_worker(
-        settings, environ, worker=worker, rebuild=rebuild, story=story, progress=progress
-    )
+    try:
+        found = fleet.oven_of(settings, environ, backend).look()
+    except HarnessError:
+        # Whatever is wrong is said where it matters: at the start, or by the migrations.
+        return None
+    if found is not None:
+        story(f"starting from a baked server ({found.facts.get('databases', found.key[:8])})")
+    return found.ref if found is not None else None

@@ -78,15 +78,25 @@ class Fleet:
         self._closed = False
 
     @classmethod
-    def open(cls, *, root: str | os.PathLike[str] | None = None, **options: Any) -> Fleet:
+    def open(
+        cls,
+        *,
+        root: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        run: str | None = None,
+        rebuild: bool = False,
+        workers: int = 1,
+        story: Story = _silent,
+        progress: Progress = lambda done, total, what: None,
+        **overrides: Any,
+    ) -> Fleet:
         """As :meth:`harness.Harness.open`, with ``isolation = "server"``."""
-        environ = options.pop("environ", None)
-        environ = os.environ if environ is None else environ
-        own = ("run", "rebuild", "workers", "story", "progress")
-        given = {name: options.pop(name) for name in own if name in options}
+        environment = os.environ if environ is None else environ
         start = Path(root) if root is not None else Path.cwd()
-        settings = config.load(environ, start=start, overrides={**options, "isolation": "server"})
-        return cls.open_with(settings, environ, **given)
+        settings = config.load(environment, start=start, overrides={**overrides, "isolation": "server"})
+        return cls.open_with(
+            settings, environment, run=run, rebuild=rebuild, workers=workers, story=story, progress=progress
+        )
 
     @classmethod
     def open_with(

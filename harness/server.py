@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,6 +116,7 @@ def ensure(
     *,
     purpose: str = "run",
     ttl: float | None = None,
+    base: Callable[[Backend], str | None] = lambda backend: None,
     story: Story = _silent,
 ) -> Server:
     """The server of this checkout for this purpose: the one that runs, else a new one.
@@ -125,6 +126,7 @@ def ensure(
     Args:
         purpose: ``"run"``, ``"run-1"``… for tests, ``"up"`` for a person.
         ttl: seconds; for ``up``, None means that it never ends itself. Runs have ``settings.ttl``.
+        base: asked where a new one must be started: what to start from, see :mod:`harness.backends.bases`.
 
     Raises:
         BackendUnavailable, ServerStartError: see the backends.
@@ -166,7 +168,7 @@ def ensure(
                 hint.write(found)
                 return result(found, session, False)
             _give_up(backend, found, purpose, why, story)
-        request = _request(settings, hint.project, purpose, ttl)
+        request = replace(_request(settings, hint.project, purpose, ttl), base=base(backend))
         new = _start(backend, request, settings, environ, story)
         session, why = _attach(new)
         if session is None:
@@ -261,7 +263,7 @@ def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run"
     if session is None:
         candidates = [
             found
-            for backend in _backends(settings, environ)
+            for backend in working_backends(settings, environ)
             if (found := backend.find(hint.project, purpose))
         ]
         for info in candidates:
@@ -285,7 +287,7 @@ def stop(
     hint = Hint.of(settings, environ, purpose)
     with _locked(hint, settings, purpose):
         doomed: dict[str, tuple[Backend, ServerInfo]] = {}
-        for backend in _backends(settings, environ):
+        for backend in working_backends(settings, environ):
             for info in backend.list(hint.project):
                 if info.purpose == purpose:
                     doomed[info.handle] = (backend, info)
@@ -310,10 +312,10 @@ def _locked(hint: Hint, settings: Settings, purpose: str) -> AbstractContextMana
 def servers(settings: Settings, environ: Mapping[str, str], *, everywhere: bool = False) -> list[ServerInfo]:
     """All servers of this checkout, running or stopped, of all backends that work here."""
     mine = None if everywhere else project.project_id(settings.root)
-    return [info for backend in _backends(settings, environ) for info in backend.list(mine)]
+    return [info for backend in working_backends(settings, environ) for info in backend.list(mine)]
 
 
-def _backends(settings: Settings, environ: Mapping[str, str]) -> Iterator[Backend]:
+def working_backends(settings: Settings, environ: Mapping[str, str]) -> Iterator[Backend]:
     """Those that may hold a server of ours; a daemon that does not answer holds none that could be ended."""
     for name in ("process", "docker"):
         backend = select.named(

@@ -13,6 +13,9 @@ DESCRIPTION = """\
 Drop what dead test runs of this checkout left on its servers, half-built templates, templates beyond
 keep_templates and template_age, and databases kept beyond keep_failed. Each run does the same at its end.
 
+Workers' own servers (isolation = "server") that were killed together with their switch, and baked servers
+beyond keep_baked, baked_size and template_age, go as well.
+
 Your own databases, those of runs that are alive, and everything of other checkouts stay.
 """
 
@@ -36,6 +39,11 @@ def run(context: Context) -> int:
                 )
                 if not context.json:
                     context.console.answer(f"{name}  {doomed.reason}")
+    bases = _bases(context, dry_run)
+    gone += bases
+    if not context.json:
+        for item in bases:
+            context.console.answer(f"{item['base']}  {item['reason']}")
     if context.json:
         context.console.json({"dry_run": dry_run, "dropped": gone})
     elif not gone:
@@ -43,3 +51,33 @@ def run(context: Context) -> int:
     else:
         context.console.story(f"{len(gone)} {'would be' if dry_run else 'were'} dropped")
     return 0
+
+
+def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
+    """What was baked and is beyond the limits, and what bakes and workers' servers have left."""
+    from harness import bake, fleet, project, server
+    from harness.backends.bases import bakery_of
+
+    settings = context.settings
+    if settings.server_url is not None:
+        return []
+    gone: list[dict[str, Any]] = []
+    for backend in server.working_backends(settings, context.environ):
+        bakery = bakery_of(backend, project.cache_dir(context.environ))
+        for doomed in bake.evict(bakery, bake.limits_of(settings), dry_run=dry_run):
+            gone.append(
+                {
+                    "base": doomed.base.ref,
+                    "reason": doomed.reason,
+                    "bytes": doomed.base.size,
+                    "server": backend.name,
+                }
+            )
+        for info in fleet.sweep(settings, context.environ, backend, dry_run=dry_run):
+            gone.append({"base": info.handle, "reason": "its run was killed", "server": info.description})
+        if not dry_run:
+            gone += [
+                {"base": name, "reason": "a bake that was cut off", "server": backend.name}
+                for name in bakery.leftovers()
+            ]
+    return gone

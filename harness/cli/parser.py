@@ -21,6 +21,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "psql": ("psql", "open psql on one database"),
     "reset": ("reset", "bring databases back to their migrations' state"),
     "logs": ("logs", "the server's log"),
+    "bake": ("bake", "keep a migrated server, for later ones to start from"),
     "gc": ("gc", "drop what dead runs left behind"),
     "doctor": ("doctor", "check everything, one line each, with remedies"),
     "init": ("init", "look at the project and write the settings"),

@@ -69,11 +69,16 @@ def run(context: Context) -> int:
 
 def _at_length(context: Context, given: Mapping[str, Any]) -> int:
     from harness import server
-    from harness.core import Harness
+    from harness.core import Harness, baked_base
 
     ttl = given.get("ttl")
     found = server.ensure(
-        context.settings, context.environ, purpose="up", ttl=ttl, story=context.console.story
+        context.settings,
+        context.environ,
+        purpose="up",
+        ttl=ttl,
+        base=lambda backend: baked_base(context.settings, context.environ, backend, context.console.story),
+        story=context.console.story,
     )
     try:
         _say_about_ttl(context, found, ttl)

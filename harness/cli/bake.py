@@ -1,0 +1,77 @@
+"""``bake``: a migrated server, kept as a data directory or an image, so that later ones start from it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from harness.cli.context import Context
+from harness.cli.parser import add_json
+
+DESCRIPTION = """\
+Migrate once in a server of its own, stop it, and keep it: as a data directory (process) or as a local image
+pg-harness/baked:KEY (docker). With isolation = "server" each worker's server starts from it, `up` and `run`
+use it where they must start a server. It is done by itself when it is needed; this does it beforehand, for
+instance while a CI machine's image is built.
+
+Without --list: bakes unless these migrations are baked already, and prints the directory or image.
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own options."""
+    parser.add_argument("--list", action="store_true", help="only show what is baked")
+    parser.add_argument("--rebuild", action="store_true", help="bake again although nothing changed")
+    add_json(parser)
+
+
+def run(context: Context) -> int:
+    """Print what later servers start from."""
+    from harness import fleet
+    from harness.backends import select
+
+    settings, console = context.settings, context.console
+    backend = select.choose(settings, context.environ, console.story)
+    oven = fleet.oven_of(settings, context.environ, backend)
+    if getattr(context.arguments, "list", False):
+        return _list(context, oven.bakery.list())
+    baked = oven.ensure(
+        rebuild=bool(getattr(context.arguments, "rebuild", False)),
+        story=console.story,
+        progress=console.progress,
+    )
+    if context.json:
+        console.json({**_told(baked.base), "built": baked.built, "seconds": round(baked.seconds, 3)})
+    else:
+        console.answer(_told(baked.base)["name"])
+    return 0
+
+
+def _list(context: Context, bases: Any) -> int:
+    told = [_told(base) for base in sorted(bases, key=lambda base: base.used, reverse=True)]
+    if context.json:
+        context.console.json(told)
+        return 0
+    for base in told:
+        days = (time.time() - base["used"]) / 86400
+        context.console.answer(
+            f"{base['name']}  {base['bytes'] / 1024**2:.0f} MB, used {days:.0f} days ago: {base['databases']}"
+        )
+    if not told:
+        context.console.story("nothing is baked yet")
+    return 0
+
+
+def _told(base: Any) -> dict[str, Any]:
+    name = f"pg-harness/baked:{base.key}" if base.backend == "docker" else base.ref
+    return {
+        "name": name,
+        "key": base.key,
+        "backend": base.backend,
+        "bytes": base.size,
+        "created": base.created,
+        "used": base.used,
+        "databases": base.facts.get("databases", ""),
+        "sources": base.facts.get("sources", ""),
+    }
