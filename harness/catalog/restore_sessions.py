@@ -114,3 +114,15 @@ def writers(session: Session, database: int, ours: Sequence[int]) -> list[int]:
         (database, list(ours)),
     )
     return [pid for (pid,) in rows]
+
+
+def active(session: Session, database: int, ours: Sequence[int]) -> list[int]:
+    """Pids of sessions that are in a transaction or in the middle of a statement."""
+    rows = session.rows(
+        """
+        select pid from pg_stat_get_activity(null)
+         where datid = %s and backend_type = 'client backend' and state <> 'idle' and pid <> all(%s)
+        """,
+        (database, list(ours)),
+    )
+    return [pid for (pid,) in rows]

@@ -14,6 +14,7 @@ The next window begins where this one's reading ended; the records of our own tr
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -102,6 +103,7 @@ class ResetEngine:
         self._shared: restore_catalogs.Shared = ()
         self._vacuum = Vacuum()
         self._based = False
+        self._one_at_a_time = threading.RLock()
 
     # -- the pristine state -------------------------------------------------------------------------
 
@@ -208,7 +210,13 @@ class ResetEngine:
             LeaseError: ``to`` is not set any more.
         """
         began = time.monotonic()
-        run = _Run(self)
+        # A second thread's reset waits, and then finds nothing to do.
+        with self._one_at_a_time:
+            run = _Run(self)
+            report = self._reset(run, to, sessions)
+        return replace(report, milliseconds=1000 * (time.monotonic() - began), ended=tuple(run.waiting.ended))
+
+    def _reset(self, run: _Run, to: Mark | None, sessions: Literal["keep", "end"]) -> ResetReport:
         try:
             self._check_based()
             if to is not None:
@@ -217,7 +225,7 @@ class ResetEngine:
                     self._pop()
             if sessions == "end":
                 run.waiting.end_all()
-            report = self._reset_loop(run)
+            return self._reset_loop(run)
         except ServerLost as error:
             self._based = False
             raise self._lost(error) from error
@@ -227,7 +235,6 @@ class ResetEngine:
         except RecloneNeeded:
             self._based = False
             raise
-        return replace(report, milliseconds=1000 * (time.monotonic() - began), ended=tuple(run.waiting.ended))
 
     def changes(self) -> Changes:
         """What changed since the database was pristine. Nothing is reset; open transactions are included.
@@ -288,8 +295,12 @@ class ResetEngine:
         rows, tables = 0, set[str]()
         while True:
             force = bool(self._pending or self.store.unlogged_tables or self.store.unlogged_sequences)
-            window = self._look(force=force)
-            if run.waiting.hindered(window):
+            if run.crowded and not self._lock_first(run):
+                continue
+            window = self._look(force=force or bool(run.crowded))
+            if window.advisory or window.prepared or window.unfinished:
+                run.unlock()
+                run.waiting.hindered(window)
                 continue
             if not window.moved:
                 return ResetReport("restore" if tables else "nothing", tuple(sorted(tables)), rows)
@@ -304,21 +315,43 @@ class ResetEngine:
             if found.shared:
                 self._put_back_shared()
             if isinstance(todo, Nothing):
+                run.unlock()
                 if run.waiting.writers(window):
                     continue
                 self._advance(window)
                 self._pending = Changes()
                 return ResetReport("restore" if tables else "nothing", tuple(sorted(tables)), rows)
+            if run.crowded and not set(todo.tables) <= run.crowded:
+                run.unlock()
+                run.crowded |= set(todo.tables)
+                continue
             outcome = self._restore(todo, found, window, run)
             if outcome is None:
+                run.crowded |= set(todo.tables)
+                run.waiting.crowd()
                 continue
             rows += outcome.rows
-            tables.update(found.names[oid] for oid in todo.tables)
-            tables.update(found.names[oid] for oid in todo.sequences)
+            tables.update(found.names.get(oid, str(oid)) for oid in todo.tables)
+            tables.update(found.names.get(oid, str(oid)) for oid in todo.sequences)
             if run.waiting.old_snapshots(outcome.xid):
                 continue  # whoever had to be waited for may have written in the meantime
             self._vacuum.after(self._lease, outcome.dead, self._bases, self._touched)
             return ResetReport("restore", tuple(sorted(tables)), rows)
+
+    def _lock_first(self, run: _Run) -> bool:
+        """Somebody wrote between the look and the locks: this time the locks come first, and then the look."""
+        run.unlock()
+        tables = ", ".join("only " + self.store.relations[oid].sql for oid in sorted(run.crowded))
+        try:
+            restore_batch.run(self._lease, ["begin", f"lock table {tables} in share row exclusive mode"])
+        except ServerRefused as error:
+            restore_batch.rollback(self._lease)
+            if error.sqlstate not in (restore_batch.LOCK_NOT_AVAILABLE, restore_batch.DEADLOCK):
+                raise RecloneNeeded(f"the tables cannot be locked: {error}") from error
+            run.waiting.lock_holders(sorted(run.crowded))
+            return False
+        run.locked = True
+        return True
 
     def _look(self, *, force: bool) -> Window:
         self._stage("before-look")
@@ -398,9 +431,10 @@ class ResetEngine:
         sequences = {oid: self._sequence(oid) for oid in todo.sequences}
         attempt = Attempt(self._lease, self.store, todo, found.tables, bases, sequences, self._stage)
         try:
-            outcome = attempt.run()
+            outcome = attempt.run(locked=run.locked)
         except ServerRefused as error:
             restore_batch.rollback(self._lease)
+            run.locked = False
             if error.sqlstate not in (restore_batch.LOCK_NOT_AVAILABLE, restore_batch.DEADLOCK):
                 raise RecloneNeeded(f"the rows cannot be put back: {error}") from error
             run.waiting.lock_holders(sorted(todo.tables))
@@ -413,10 +447,12 @@ class ResetEngine:
             later = self._unchanged_since(window)
             if later is None:
                 restore_batch.rollback(self._lease)
+                run.locked = False
                 return None
             window = later
         self._stage("before-commit")
-        restore_batch.run(self._lease, ["commit"])
+        attempt.commit()
+        run.locked = False
         self._stage("committed")
         self._own = [outcome.xid]
         self._advance(window)
@@ -506,9 +542,17 @@ class ResetEngine:
 
 
 class _Run:
-    """One reset: how long it has waited, whom it ended."""
+    """One reset: how long it has waited, whom it ended.
+
+    Attributes:
+        crowded: tables that were written while a reset looked: they are locked before the next look.
+        locked: whether they are locked now, in an open transaction of the restorer.
+    """
 
     def __init__(self, engine: ResetEngine) -> None:
+        self.crowded: set[int] = set()
+        self.locked = False
+        self._engine = engine
         self.waiting = Waiting(
             reader=lambda: engine._wal.session,
             lease=lambda: engine._lease,
@@ -516,6 +560,12 @@ class _Run:
             ours=lambda: engine.ours,
             timeout=engine.limits.reset_timeout,
         )
+
+    def unlock(self) -> None:
+        """Let the tables go, where they are locked."""
+        if self.locked:
+            self.locked = False
+            restore_batch.rollback(self._engine._lease)
 
 
 def _united(one: Changes, two: Changes) -> Changes:

@@ -72,16 +72,19 @@ class Attempt:
         self.stage = stage
         self.done = Outcome()
 
-    def run(self) -> Outcome:
+    def run(self, *, locked: bool) -> Outcome:
         """Do all but the COMMIT.
+
+        Args:
+            locked: the transaction is open already, and holds the locks.
 
         Raises:
             RecloneNeeded: it turned out not to be possible.
             ServerRefused: ``55P03`` for a lock that is held too long, and whatever PostgreSQL says.
         """
-        statements = ["begin"]
         self.stage("before-lock")
-        if lock := self.lock_statement():
+        statements = [] if locked else ["begin"]
+        if not locked and (lock := self.lock_statement()):
             statements.append(lock)
         statements.append(_HERE)
         handlers: list[Callable[[Result], None]] = []
@@ -110,17 +113,12 @@ class Attempt:
                 late.append((oid, self._blocks))
             else:
                 raise RecloneNeeded(f"the materialised view {relation} was written")
-        for oid in self.todo.sequences:
-            for statement in sequence_statements(self.store.relations[oid], self.sequences[oid]):
-                statements.append(statement)
-                handlers.append(lambda result, oid=oid: self._sequence(oid, result))  # type: ignore[misc]
         results = restore_batch.run(self.session, [*statements, *looks])
         first = len(statements) - len(handlers)
         here = results[first - 1].rows[0]
         self.done.position, self.done.xid = (here[0] or b"").decode(), int(here[1] or b"0")
         for handler, result in zip(handlers, results[first:], strict=False):
             handler(result)
-        self.done.sequences = len(self.todo.sequences)
         self.stage("locked")
         for (oid, act), result in zip(late, results[len(statements) :], strict=True):
             act(oid, result)
@@ -139,9 +137,19 @@ class Attempt:
         self.done.rows += count
         self.done.dead[oid] = self.done.dead.get(oid, 0) + count
 
-    def _sequence(self, oid: int, result: Result) -> None:
-        if result.rows and len(result.rows[0]) == 2:  # its new file
-            self.done.files[oid] = int(result.rows[0][1] or b"0")
+    def commit(self) -> None:
+        """Put the sequences back and commit.
+
+        Not before: ``setval`` is not rolled back with an attempt that has to begin again, and a session that
+        goes on writing meanwhile would be given keys that exist.
+        """
+        statements: list[str] = []
+        for oid in self.todo.sequences:
+            statements += sequence_statements(self.store.relations[oid], self.sequences[oid])
+        for result in restore_batch.run(self.session, [*statements, "commit"]):
+            if result.rows and len(result.rows[0]) == 2:  # a sequence's new file
+                self.done.files[int(result.rows[0][0] or b"0")] = int(result.rows[0][1] or b"0")
+        self.done.sequences = len(self.todo.sequences)
 
     def _rewrite(self, oid: int, result: Result) -> None:
         """Delete what is not the baseline's; where a row of the baseline is gone, write all of them again."""

@@ -80,6 +80,11 @@ class Waiting:
         else:
             time.sleep(0.005)
 
+    def crowd(self) -> None:
+        """An attempt was disturbed: past the deadline, whoever is busy in this database is ended."""
+        if time.monotonic() >= self._deadline:
+            self._end(restore_sessions.active(self._reader(), self._database(), self._ours()))
+
     def end_all(self) -> None:
         """End every session of the application in this database."""
         found = restore_sessions.describe(self._reader(), self._database(), self._ours())

@@ -12,11 +12,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from diff_compare import Picture, difference
 from diff_schemas import Schema
 from diff_schemas import generate as generate_schema
 from diff_workloads import CONNECTIONS, DDL, OPERATIONS, Operation, smaller
 from diff_workloads import generate as generate_workload
+from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, binaries, dispose, make
 
 from harness.catalog.session import Session

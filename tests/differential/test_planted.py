@@ -1,0 +1,151 @@
+"""Planted bugs: a differential test that lets one of these pass would be worth nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from diff_schemas import generate as generate_schema
+from diff_workloads import DDL
+from diff_workloads import generate as generate_workload
+from fix_reset_servers import Server
+from test_differential import Runner
+
+from harness.errors import ServerLost, ServerRefused
+from harness.reset import detect
+from harness.reset.engine import ResetEngine
+from harness.reset.model import Changes, RecloneNeeded
+from harness.reset.restore import Attempt
+
+TRIES = 120 if os.environ.get("PGHARNESS_TEST_LONG") == "1" else 15
+
+
+@pytest.fixture
+def runner(reset_server: Server) -> Iterator[Runner]:
+    made = Runner(reset_server, generate_schema(5))
+    yield made
+    made.close()
+
+
+def test_a_hidden_relation_is_always_found(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide all records of one relation whose contents truly differ: the comparison must see it each time."""
+    real = detect.changes
+    hidden: list[int] = []
+
+    def blind(*arguments: object, **options: object) -> Changes:
+        found = real(*arguments, **options)  # type: ignore[arg-type]
+        return replace(
+            found,
+            tables={oid: change for oid, change in found.tables.items() if oid not in hidden},
+            sequences=found.sequences - set(hidden),
+        )
+
+    caught = 0
+    engine = runner.bench.engine
+    for seed in range(1, 40 * TRIES):
+        operations = [
+            o for o in generate_workload(seed, runner.schema) if o.kind not in DDL and "open" not in o.kind
+        ]
+        for operation in operations:
+            runner.perform(operation)
+        for session in runner.sessions:
+            if session is not None and not session.closed:
+                with suppress(ServerLost):
+                    session.execute("rollback")
+        with runner.bench.superuser() as session:
+            differing = {
+                key.removeprefix("rows of ").removeprefix("sequence ")
+                for key, value in runner.picture.take(session).items()
+                if value != runner.wanted[key] and key.startswith(("rows of ", "sequence "))
+            }
+        relations = engine.store.relations
+        # An unlogged relation is restored whatever the log says: it cannot be hidden.
+        chosen = sorted(
+            r.oid for r in relations.values() if r.name in differing and r.kind in "rS" and not r.unlogged
+        )
+        if not chosen:
+            runner.bench.reclone()
+            continue
+        hidden[:] = [chosen[seed % len(chosen)]]
+        monkeypatch.setattr(detect, "changes", blind)
+        try:
+            engine.reset()
+        except RecloneNeeded:
+            runner.bench.reclone()
+            continue
+        finally:
+            monkeypatch.setattr(detect, "changes", real)
+        differences = runner.compare()
+        assert any(relations[hidden[0]].name in line for line in differences), (
+            f"workload {seed}: the changes of {relations[hidden[0]]} were hidden, and nobody noticed"
+        )
+        caught += 1
+        runner.bench.reclone()
+        if caught >= TRIES:
+            return
+    pytest.fail(f"only {caught} relations could be hidden")
+
+
+def _write_while_locked(runner: Runner) -> list[str]:
+    """A writer that tries while the reset holds its locks; returns what differs right after the reset."""
+    writer = runner.bench.app(lock_timeout="50ms")
+    writer.execute("insert into cat (name) values ('before')")
+
+    def reached(stage: str) -> None:
+        if stage == "before-commit":
+            # A key of its own: else it would wait for the deleted row's, and not for the lock.
+            with suppress(ServerRefused):
+                writer.execute("insert into cat (id, name) values (777, 'meanwhile')")
+
+    engine = runner.bench.engine
+    engine._stage = reached
+    try:
+        engine.reset()
+    finally:
+        engine._stage = lambda name: None
+    # The reset says that the database is pristine as of its commit: look at once.
+    found = [line for line in runner.compare() if "rows of cat" in line]
+    writer.close()
+    runner.bench.reclone()
+    return found
+
+
+def test_a_lock_that_is_skipped_is_found(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _write_while_locked(runner) == []
+    monkeypatch.setattr(Attempt, "lock_statement", lambda self: "")
+    assert _write_while_locked(runner) != []
+
+
+def _write_between_windows(runner: Runner) -> list[str]:
+    """A writer between the commit of one reset and the beginning of the next."""
+    writer = runner.bench.app()
+    writer.execute("insert into cat (name) values ('before')")
+    engine = runner.bench.engine
+
+    def reached(stage: str) -> None:
+        if stage == "committed":
+            engine._stage = lambda name: None
+            writer.execute("insert into dog (name) values ('between')")
+
+    engine._stage = reached
+    engine.reset()
+    engine.reset()
+    found = runner.compare()
+    writer.close()
+    runner.bench.reclone()
+    return found
+
+
+def test_a_window_end_that_is_moved_is_found(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _write_between_windows(runner) == []
+    real = ResetEngine._advance
+
+    def moved(self: ResetEngine, window: object) -> None:
+        real(self, window)  # type: ignore[arg-type]
+        self._start = self._wal.position()
+
+    monkeypatch.setattr(ResetEngine, "_advance", moved)
+    assert _write_between_windows(runner) != []
