@@ -207,12 +207,17 @@ class Clones:
             databases.drop(self.link.session, name, self.project)
         return found
 
-    def restore_role(self, attributes: Sequence[str], superuser: bool) -> None:
+    def restore_role(self) -> None:
         """Put the application's role back: password, attributes, settings. A test may have changed them."""
-        session = self.link.session
-        roles.ensure(
-            session, self.owner.name, password=self.owner.password, attributes=attributes, superuser=superuser
-        )
+        owner = self.owner
+        if owner.managed:
+            roles.ensure(
+                self.link.session,
+                owner.name,
+                password=owner.password,
+                attributes=owner.attributes,
+                superuser=owner.superuser,
+            )
 
     def __repr__(self) -> str:
         return f"<Clones of {self.project} at {self.link.dsn.masked}>"

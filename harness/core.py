@@ -554,7 +554,8 @@ class Harness:
                 superuser=self.settings.superuser,
                 must_be_ours=self.server.info.backend == "external",
             )
-        return owner
+        attributes = tuple(self.settings.role_attributes)
+        return Owner(owner.name, owner.password, attributes, self.settings.superuser, managed=True)
 
 
 def _parallel() -> int:

@@ -90,6 +90,8 @@ class DatabaseReset:
     def renew(self, *, reason: str) -> ResetReport:
         """A fresh clone under the same name. Sessions of the application are ended; marks come back."""
         began = time.monotonic()
+        # A test may have changed its password: roles are the server's, and no clone brings them back.
+        self._clones.restore_role()
         retired = self._clones.replace(self._template, self._claim)
         if self._drop_later is not None:
             self._drop_later(retired)

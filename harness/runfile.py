@@ -88,7 +88,8 @@ class RunFile:
             server = content.pop("server")
             server["dsn"] = Dsn(**server["dsn"])
             templates = {name: _template(fields) for name, fields in content.pop("templates").items()}
-            owner = Owner(**content.pop("owner"))
+            fields = content.pop("owner")
+            owner = Owner(**{**fields, "attributes": tuple(fields["attributes"])})
             return cls(server=ServerInfo(**server), owner=owner, templates=templates, **content)
         except FileNotFoundError:
             raise ConfigError(

@@ -39,10 +39,15 @@ class Owner:
     Attributes:
         name: role name.
         password: in clear text; never in ``repr``.
+        attributes, superuser: what it was made with.
+        managed: whether it is ours to put right; False where the application uses the admin's own role.
     """
 
     name: str
     password: str = field(repr=False)
+    attributes: tuple[str, ...] = ()
+    superuser: bool = False
+    managed: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from collections.abc import Sequence
 
-from harness.catalog.session import Session, ident, literal, translated
+from harness.catalog.session import Session, ident, literal
 from harness.errors import ConfigError, HarnessError
 
 
@@ -14,6 +15,9 @@ def is_superuser(session: Session) -> bool:
     """Whether the session's role is one."""
     return bool(session.value("select rolsuper from pg_roles where rolname = current_user"))
 
+
+_ITERATIONS = 4096
+"""PostgreSQL's own default (``scram_iterations``)."""
 
 MARK = "pg-harness"
 """The comment of a role that we made. On a server that is not ours, no other role is ever altered."""
@@ -39,7 +43,7 @@ def ensure(
     Raises:
         ConfigError: the role is somebody else's.
     """
-    verifier = _verifier(session, role, password)
+    verifier = _verifier(role, password)
     wanted = ["login", "superuser" if superuser else "nosuperuser", *_complete(attributes, superuser)]
     options = " ".join(wanted)
     found = session.row(
@@ -72,10 +76,17 @@ def _complete(attributes: Sequence[str], superuser: bool) -> list[str]:
     return [a if a in given else f"no{a}" for a in ("createdb", "createrole", "replication", "bypassrls")]
 
 
-def _verifier(session: Session, role: str, password: str) -> str:
-    with translated("encrypt a password"):
-        raw = session.connection.pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
-    return raw.decode()
+def _verifier(role: str, password: str) -> str:
+    """What PostgreSQL stores for SCRAM-SHA-256 (RFC 5803), with a salt that follows from role and password.
+
+    The same each time: a role that is put right by one run does not look changed to the others.
+    """
+    salt = hashlib.sha256(f"pg-harness:{role}:{password}".encode()).digest()[:16]
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _ITERATIONS)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    text = [base64.b64encode(part).decode() for part in (salt, stored, server)]
+    return f"SCRAM-SHA-256${_ITERATIONS}:{text[0]}${text[1]}:{text[2]}"
 
 
 def derived_password(secret: str, role: str) -> str:

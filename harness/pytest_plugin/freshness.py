@@ -32,6 +32,7 @@ class Freshness:
         self._own: dict[pytest.Item, str] = {}
         self._off = state.settings.fresh == "none"
         self._dirty_by = ""
+        self._problem = ""
         self._class: type | None = None
         self.mode = state.settings.fresh
         self.wider = WiderFixtures(state)
@@ -45,10 +46,17 @@ class Freshness:
                 self._own[item] = mode
         self._off = all(self.mode_of(item) == "none" for item in session.items)
         self.wider.off = self._off
+        if not self._off and self._state.settings.fresh != "reset":
+            # Else it was done when the database was leased, before any conftest could write.
+            self._state.running[1].watch()
 
     def mode_of(self, item: pytest.Item) -> str:
         """``reset``, ``clone`` or ``none``."""
         return self._own.get(item, self._state.settings.fresh)
+
+    def resets_next(self) -> bool:
+        """Whether what the running test leaves is put back before the next one."""
+        return not self._off and self.mode != "none" and not self.wider.suspended and self._class is None
 
     def _marked(self, item: pytest.Item) -> str:
         mode = ""
@@ -82,6 +90,13 @@ class Freshness:
             self.wider.in_setup = False
             self._dirty_by = item.nodeid
 
+    @pytest.hookimpl(tryfirst=True, specname="pytest_runtest_setup")
+    def fail_where_not_pristine(self) -> None:
+        """Not from the wrapper above: pytest's own wrappers would not have begun, and fail in the teardown."""
+        problem, self._problem = self._problem, ""
+        if problem:
+            pytest.fail(problem, pytrace=False)
+
     def _begin(self, item: pytest.Item) -> None:
         if self._state.in_fork:
             pytest.exit(
@@ -110,9 +125,8 @@ class Freshness:
             report = lease.renew() if self.mode == "clone" else lease.reset()
         except HarnessError as error:
             # Still dirty: the next test tries again.
-            pytest.fail(
-                f"pg-harness: the database could not be brought back after {culprit}: {error}", pytrace=False
-            )
+            self._problem = f"pg-harness: the database could not be brought back after {culprit}: {error}"
+            return
         self._dirty_by = ""
         self._note(report, culprit)
 

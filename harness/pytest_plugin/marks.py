@@ -123,6 +123,14 @@ class WiderFixtures:
     def _mark(self, fixture: pytest.FixtureDef[Any] | None) -> None:
         lease = self._state.running[1]
         who = f"the {fixture.scope} fixture {fixture.argname!r}" if fixture else "a conftest (or a plugin)"
+        if lease.reset_problem:
+            if fixture is not None:
+                self._state.summary.notice(
+                    f"rows of {who} cannot be marked on this server, and are lost when the next test gets a new "
+                    f"clone: {lease.reset_problem}",
+                    group="no marks",
+                )
+            return
         try:
             if not lease.changes():
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.pytest_plugin import fixtures
+from harness.pytest_plugin import django_bridge, fixtures
 from harness.pytest_plugin.failures import Failures
 from harness.pytest_plugin.freshness import Freshness
 from harness.pytest_plugin.header import Header
@@ -31,5 +31,8 @@ def register(config: pytest.Config, state: State) -> None:
     manager.register(Failures(state, freshness), "pg_harness_failures")
     manager.register(freshness, "pg_harness_freshness")
     manager.register(Serial(state), "pg_harness_serial")
-    if state.role is Role.HOST and manager.hasplugin("xdist"):
+    if django_bridge.wanted(manager, state):
+        manager.register(django_bridge, "pg_harness_django")
+        manager.register(django_bridge.NoFlush(state, freshness.resets_next), "pg_harness_no_flush")
+    if state.role is Role.HOST:
         manager.register(Controller(config, state), "pg_harness_controller")

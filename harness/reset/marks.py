@@ -132,8 +132,10 @@ class Marks:
         layer = self._layers[-1]
         tables = dict(layer.changes.tables)
         for oid, written in blocks.items():
-            change = tables.get(oid, TableChange(deletes=1))
-            tables[oid] = replace(change, blocks=change.blocks | written)
+            change = tables.get(oid, TableChange())
+            # Rows of the states below may lie elsewhere now: a mark that only inserted does not prove any
+            # more that they are untouched, and they would be deleted as rows that nobody knows.
+            tables[oid] = replace(change, blocks=change.blocks | written, deletes=max(1, change.deletes))
         layer.changes = replace(layer.changes, tables=tables)
 
 

@@ -1,0 +1,227 @@
+"""Every test starts from the same state, and what wider fixtures wrote is part of it."""
+
+from __future__ import annotations
+
+from conftest import Folder
+
+WIDER = """
+    import pytest, unittest, psycopg, os
+
+    def names(conn):
+        # Autocommit: a transaction left open would keep the TRUNCATE below waiting.
+        conn.rollback()
+        conn.autocommit = True
+        return [n for (n,) in conn.execute("select name from users order by name").fetchall()]
+
+    def write(name):
+        with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as conn:
+            conn.execute("insert into users (name) values (%s)", (name,))
+
+    @pytest.fixture(scope="session")
+    def in_session(): write("session")
+
+    @pytest.fixture(scope="module")
+    def in_module(in_session):
+        write("module")
+        yield
+        write("left by the module")
+
+    @pytest.fixture(scope="module", params=["a", "b"])
+    def in_param(request, in_module): write(f"param {request.param}")
+
+    @pytest.fixture(autouse=True)
+    def dirt():
+        yield
+        write("dirt of the teardown")
+
+    def test_before(pg_conn):
+        assert names(pg_conn) == []
+        write("dirt")
+
+    def test_module(in_module, pg_conn):
+        assert names(pg_conn) == ["module", "session"]
+        write("dirt")
+        with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as conn:
+            conn.execute("delete from kinds; truncate users")
+
+    def test_module_again(in_module, pg_conn):
+        assert names(pg_conn) == ["module", "session"]
+        assert pg_conn.execute("select count(*) from kinds").fetchone() == (2,)
+        assert pg_conn.execute("insert into users (name) values ('next') returning id").fetchone() == (3,)
+
+    def test_param(in_param, request, pg_conn):
+        assert names(pg_conn) == ["module", f"param {request.node.callspec.params['in_param']}", "session"]
+        write("dirt")
+
+    class TestXunit:
+        @classmethod
+        def setup_class(cls): write("class")
+        def test_one(self, pg_conn):
+            assert names(pg_conn) == ["class", "module", "param b", "session"]
+            write("dirt")
+        def test_two(self, pg_conn): assert len(names(pg_conn)) == 4
+
+    class TestUnit(unittest.TestCase):
+        @classmethod
+        def setUpClass(cls): write("unit")
+        def count(self):
+            with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as conn:
+                return conn.execute("select count(*) from users").fetchone()[0]
+        def test_one(self):
+            self.assertEqual(self.count(), 4)
+            write("dirt")
+        def test_two(self): self.assertEqual(self.count(), 4)
+"""
+
+AFTER = """
+    import psycopg, os
+    def test_other_module(pg_conn):
+        assert pg_conn.execute("select name from users").fetchall() == [("session",)]
+"""
+
+
+def test_wider_fixtures(folder: Folder) -> None:
+    folder.write(test_a=WIDER, test_b=AFTER)
+    result = folder.pytest().ok(10)
+    assert "put back" in result.text
+    assert "a new clone was needed" not in result.text
+    folder.pytest("-n", "2", "--dist", "loadfile").ok(10)
+
+
+def test_what_cannot_be_told_is_said(folder: Folder) -> None:
+    folder.write(
+        test_a="""
+        import pytest
+        def write(conn, name):
+            conn.execute("insert into users (name) values (%s)", (name,)); conn.commit()
+
+        @pytest.fixture(scope="session")
+        def late(pg):
+            with pg.connect() as conn: conn.execute("insert into kinds values (3, 'late')")
+
+        def test_late(request, pg_conn):
+            write(pg_conn, "before")
+            request.getfixturevalue("late")
+
+        def test_next(pg_conn):
+            assert pg_conn.execute("select count(*) from kinds").fetchone() == (2,)
+        """,
+        test_b="""
+        import pytest
+        @pytest.fixture(scope="module")
+        def table(pg):
+            with pg.connect() as conn: conn.execute("create table made_late (id int)")
+            yield
+            with pg.connect() as conn: conn.execute("drop table made_late")
+        def test_one(table, pg_conn):
+            pg_conn.execute("insert into made_late values (1)"); pg_conn.commit()
+        def test_two(table, pg_conn):
+            assert pg_conn.execute("select count(*) from made_late").fetchone() == (1,)
+        """,
+        test_c="""
+        def test_three(pg_conn): assert pg_conn.execute("select to_regclass('made_late')").fetchone() == (None,)
+        """,
+    )
+    result = folder.pytest().ok(5)
+    assert "the session fixture 'late' was first set up inside test_a.py::test_late" in result.text
+    assert "kinds: 1 inserted" in result.text
+    assert "the module fixture 'table' has written what cannot be marked" in result.text
+
+
+def test_modes(folder: Folder) -> None:
+    folder.write(
+        test_a="""
+        import pytest, psycopg, os
+        POOL = []
+        def count():
+            with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as c:
+                c.execute("insert into users (name) values ('x')")
+                return c.execute("select count(*) from users").fetchone()[0]
+        def test_1(): assert count() == 1
+        @pytest.mark.pg(fresh="none")
+        def test_2(): assert count() == 2
+        def test_3(): assert count() == 1
+        def test_4():
+            POOL.append(psycopg.connect(os.environ["DATABASE_URL"], autocommit=True))
+            assert count() == 1
+        def test_5(): POOL[0].execute("select 1")
+        @pytest.mark.pg(fresh="clone")
+        def test_6():
+            with pytest.raises(psycopg.OperationalError): POOL[0].execute("select 1")
+            assert count() == 1
+        @pytest.mark.pg(fresh="often", speed=11)
+        def test_7(): assert count() == 1
+        """
+    )
+    result = folder.pytest().ok(7)
+    assert (
+        "pytest.mark.pg knows fresh='reset', 'clone' or 'none', and not speed=…, fresh='often'" in result.text
+    )
+    folder.write(
+        test_a="""
+        def test_1(pg_conn): pg_conn.execute("insert into users (name) values ('x')"); pg_conn.commit()
+        def test_2(pg_conn): assert pg_conn.execute("select count(*) from users").fetchone() == (1,)
+        """
+    )
+    result = folder.pytest("--pg-harness-fresh=none").ok(2)
+    assert "what the last one left" in result.text
+    assert "resets" not in result.text
+
+
+COUNTED = """
+    import sys, pytest
+    sys.path.insert(0, {here!r})
+
+    @pytest.fixture(scope="session", autouse=True)
+    def counter(pg_harness):
+        import psycopg
+        statements = []
+        for cls in (psycopg.Connection, psycopg.Cursor):
+            original = cls.execute
+            def execute(self, query, *args, _original=original, **kw):
+                statements.append(query)
+                return _original(self, query, *args, **kw)
+            cls.execute = execute
+        # Below all of psycopg: what goes over any connection.
+        import psycopg.generators as generators
+        yield statements
+
+    @pytest.mark.parametrize("i", range(20))
+    def test_nothing(i, counter):
+        SEEN.append(len(counter))
+        if i == 19:
+            assert SEEN[2] == SEEN[19], (SEEN, counter)
+    SEEN = []
+"""
+
+
+def test_a_passing_test_without_freshness_sends_nothing(folder: Folder) -> None:
+    folder.write(test_a=COUNTED.format(here=str(folder.path)))
+    folder.pytest("--pg-harness-fresh=none").ok(20)
+    # With a serial test in the run too: a turn is kept from test to test.
+    folder.write(test_b="import pytest\n@pytest.mark.serial_only\ndef test_alone(): pass\n")
+    folder.pytest("--pg-harness-fresh=none", "-n", "1").ok(21)
+
+
+def test_the_names_may_be_overridden(folder: Folder) -> None:
+    folder.write(
+        conftest="""
+        import pytest
+        @pytest.fixture
+        def pg(): return "mine"
+        """,
+        test_a="""
+        import pytest
+        def test_pg(pg, pg_url, pg_conn): assert pg == "mine" and pg_conn.info.dbname in pg_url
+        class TestMore:
+            @pytest.fixture
+            def pg_url(self, pg_url): return pg_url + "?application_name=mine"
+            @pytest.fixture
+            def pg_conn(self, pg_url): return pg_url
+            @pytest.fixture
+            def pg_harness(self): return None
+            def test_it(self, pg_conn, pg_harness):
+                assert pg_conn.endswith("?application_name=mine") and pg_harness is None
+        """,
+    )
+    folder.pytest().ok(2)
