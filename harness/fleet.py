@@ -15,7 +15,7 @@ from typing import Any
 
 from harness import config, names, project, reaper, recipes, rooms, server
 from harness.backends import select
-from harness.backends.base import Backend, ServerInfo
+from harness.backends.base import Backend
 from harness.bake import Baked, Oven
 from harness.catalog import databases
 from harness.catalog.session import literal
@@ -152,8 +152,8 @@ class Fleet:
 
     def leases(self, count: int, *, first: int = 1) -> list[Lease]:
         """Leases for workers ``first`` … ``first + count - 1``; their servers start side by side."""
-        self.workers = max(count, self.workers)
         self.check_room(count)
+        self.workers = max(count, self.workers)
         workers = [str(number) for number in range(first, first + count)]
         found: dict[str, Lease] = {}
 
@@ -275,8 +275,10 @@ class Fleet:
         return self._oven().key()[1]
 
     def sweep(self, *, dry_run: bool = False) -> list[reaper.Doomed]:
-        """Remove what servers left that were killed together with their switch. Databases: none, they go with theirs."""
-        sweep(self.settings, self._environ, self.backend, dry_run=dry_run)
+        """Remove what starts that were cut off have left. Databases: none, they go with their servers."""
+        if not dry_run:
+            self._oven().bakery.leftovers()
+            server.forget_gone(self.settings, self._environ)
         return []
 
     def close(self) -> None:
@@ -421,21 +423,3 @@ def oven_of(settings: Settings, environ: Mapping[str, str], backend: Backend) ->
     """What bakes for these settings."""
     made = [recipes.make(settings, environ, database, role=settings.role) for database in settings.databases]
     return Oven(settings, environ, backend, made)
-
-
-def own_servers(infos: Sequence[ServerInfo]) -> list[ServerInfo]:
-    """Those that belong to one run or one bake, and to nobody else."""
-    return [info for info in infos if info.purpose.startswith(("run-", "bake-"))]
-
-
-def sweep(
-    settings: Settings, environ: Mapping[str, str], backend: Backend, *, dry_run: bool = False
-) -> list[ServerInfo]:
-    """Remove what is left of workers' servers that do not run any more; those that run end by themselves."""
-    mine = project.project_id(settings.root)
-    dead = [info for info in own_servers(backend.list(mine)) if backend.find(mine, info.purpose) is None]
-    if not dry_run:
-        for info in dead:
-            backend.stop(info)
-        server.forget_gone(settings, environ)
-    return dead

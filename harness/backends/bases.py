@@ -82,7 +82,7 @@ class Bakery(Protocol):
         ...
 
     def leftovers(self) -> Sequence[str]:
-        """Remove what bakes that were cut off have left; return it, for people."""
+        """Remove what bakes and starts that were cut off have left; return it, for people."""
         ...
 
 

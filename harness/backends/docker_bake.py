@@ -142,7 +142,7 @@ class DockerBakery:
         return True
 
     def leftovers(self) -> Sequence[str]:
-        """Builders that were stopped and never committed: their baker was killed in between."""
+        """Containers that do not run and whose maker was killed: builders before their commit, servers before their start."""
         gone = []
         daemon = self._backend.daemon
         with translated("list its containers"):
@@ -155,7 +155,8 @@ class DockerBakery:
             ended = container.attrs.get("State", {}).get("FinishedAt") or ""
             began = container.attrs.get("Created") or ""
             idle = time.time() - max(_seconds(ended), _seconds(began))
-            if container.labels.get(f"{LABEL}.purpose", "").startswith("bake-") and idle > _CUT_OFF:
+            own = container.labels.get(f"{LABEL}.purpose", "").startswith(("run-", "bake-"))
+            if own and idle > _CUT_OFF:
                 with translated(f"remove the container {container.short_id}"):
                     container_.remove(daemon, container.id)
                 gone.append(container.name)

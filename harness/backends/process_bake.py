@@ -28,7 +28,7 @@ _PATIENCE = 120.0
 """Seconds that a clean shutdown may take: its checkpoint writes everything."""
 
 _CUT_OFF = 15 * 60
-"""Seconds after which a half-written base is nobody's work in progress."""
+"""Seconds after which something half-made is nobody's work in progress."""
 
 
 class ProcessBakery:
@@ -147,17 +147,26 @@ class ProcessBakery:
         return _remove(Path(base.ref))
 
     def leftovers(self) -> Sequence[str]:
-        """Half-written and half-removed directories."""
+        """Half-written and half-removed bases, and servers that were cut off before they ran."""
         gone = []
         for path in sorted(self.folder.glob(f"{_PREFIX}*.*")):
-            try:
-                old = time.time() - path.stat().st_mtime > _CUT_OFF
-            except OSError:
-                continue
-            if path.is_dir() and old:
+            if path.is_dir() and _old(path):
                 shutil.rmtree(path, ignore_errors=True)
                 gone.append(str(path))
+        for info in self._backend.list(None):
+            # Those that run end by their switch; the others may be starting just now.
+            own = info.purpose.startswith(("run-", "bake-"))
+            if own and _old(Path(info.handle)) and self._backend.find(info.project, info.purpose) is None:
+                self._backend.stop(info)
+                gone.append(info.handle)
         return gone
+
+
+def _old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _CUT_OFF
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> Base | None:

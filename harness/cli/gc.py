@@ -55,7 +55,7 @@ def run(context: Context) -> int:
 
 def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """What was baked and is beyond the limits, and what bakes and workers' servers have left."""
-    from harness import bake, fleet, project, server
+    from harness import bake, project, server
     from harness.backends.bases import bakery_of
 
     settings = context.settings
@@ -73,11 +73,11 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
                     "server": backend.name,
                 }
             )
-        for info in fleet.sweep(settings, context.environ, backend, dry_run=dry_run):
-            gone.append({"base": info.handle, "reason": "its run was killed", "server": info.description})
         if not dry_run:
             gone += [
-                {"base": name, "reason": "a bake that was cut off", "server": backend.name}
+                {"base": name, "reason": "its maker was cut off", "server": backend.name}
                 for name in bakery.leftovers()
             ]
+    if not dry_run:
+        server.forget_gone(settings, context.environ)
     return gone

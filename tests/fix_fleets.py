@@ -1,0 +1,143 @@
+"""A project whose workers have servers of their own, with caches that nobody shares."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import bake, config, fleet, server
+from harness.backends import select
+from harness.backends.bases import bakery_of
+from harness.fleet import Fleet
+from harness.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Estate:
+    """One checkout, for one backend."""
+
+    root: Path
+    environ: dict[str, str]
+    given: dict[str, Any]
+    story: list[str] = field(default_factory=list)
+
+    def migrate(self, text: str, name: str = "001.sql") -> None:
+        """Write a migration."""
+        (self.root / "migrations").mkdir(exist_ok=True)
+        (self.root / "migrations" / name).write_text(text)
+
+    def settings(self, **values: Any) -> Settings:
+        given = {
+            "isolation": "server",
+            "migrations": ["sql:migrations"],
+            "ttl": "30s",
+            **self.given,
+            **values,
+        }
+        return config.load(self.environ, start=self.root, overrides=given)
+
+    def open(self, **values: Any) -> Fleet:
+        return Fleet.open_with(self.settings(**values), self.environ, story=self.story.append)
+
+    def oven(self, **values: Any) -> bake.Oven:
+        settings = self.settings(**values)
+        return fleet.oven_of(settings, self.environ, select.choose(settings, self.environ))
+
+    def ensure(self, **values: Any) -> bake.Baked:
+        return self.oven(**values).ensure(story=self.story.append)
+
+    def cli(self, *words: str, **environ: str) -> subprocess.Popen[str]:
+        """The command line, in a process of its own."""
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in self.given.items()]
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness", words[0], *options, *words[1:]],
+            cwd=self.root,
+            env={**self.environ, "PYTHONPATH": str(ROOT), **environ},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def python(self, code: str) -> subprocess.Popen[str]:
+        """Some code in a process of its own; ``estate_open(ttl)`` there opens this project's fleet."""
+        prelude = (
+            "import os, sys, time\nfrom pathlib import Path\nfrom harness import bake, config\n"
+            "from harness.fleet import Fleet\n"
+            f"def estate_open(**values):\n    given = {{'isolation': 'server', 'migrations': ['sql:migrations'], **{self.given!r}, **values}}\n"
+            f"    return Fleet.open_with(config.load(os.environ, start=Path({str(self.root)!r}), overrides=given), os.environ)\n"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-c", prelude + code],
+            env={**self.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def purposes(self) -> list[str]:
+        """Of the servers that there are, running or not."""
+        return sorted(info.purpose for info in server.servers(self.settings(), self.environ))
+
+    def bases(self) -> list[Any]:
+        """What is baked for this project."""
+        mine = str(self.root)
+        return [base for base in self.oven().bakery.list() if base.facts.get("root") == mine]
+
+
+@pytest.fixture
+def new_estate(tmp_path: Path, folders: tuple[Path, Path]) -> Iterator[Callable[..., Estate]]:
+    """Makes projects; afterwards their servers and what they baked are removed, and nothing may be left."""
+    made: list[Estate] = []
+    private = folders[0].parent / f"fleet-{uuid.uuid4().hex[:8]}"
+
+    def make(**given: Any) -> Estate:
+        root = tmp_path / f"project{len(made)}"
+        root.mkdir()
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("PGHARNESS_", "PG"))}
+        environ = {
+            **clean,
+            "PGHARNESS_STATE_DIR": str(private / "state"),
+            "PGHARNESS_CACHE_DIR": str(private / "cache"),
+        }
+        # The same initdb for all tests: only what is baked must be this test's own.
+        (private / "cache").mkdir(parents=True, exist_ok=True)
+        for path in (private, private / "cache"):
+            path.chmod(0o755)
+        for found in folders[1].glob("initdb-*") if folders[1].is_dir() else ():
+            if found.is_dir() and not (private / "cache" / found.name).exists():
+                (private / "cache" / found.name).symlink_to(found)
+        estate = Estate(root, environ, given)
+        estate.migrate(
+            "create table users (id bigserial primary key, name text); insert into users (name) values ('a');"
+        )
+        made.append(estate)
+        return estate
+
+    yield make
+    for estate in made:
+        settings = estate.settings()
+        for purpose in estate.purposes():
+            server.stop(settings, estate.environ, purpose=purpose)
+        bakery = bakery_of(select.choose(settings, estate.environ), private / "cache")
+        for base in estate.bases():
+            bakery.remove(base)
+        assert estate.purposes() == []
+        assert estate.bases() == []
+    for found in (private / "cache").glob("initdb-*"):
+        if found.is_dir() and not found.is_symlink() and not (folders[1] / found.name).exists():
+            folders[1].mkdir(parents=True, exist_ok=True)
+            folders[1].chmod(0o755)
+            found.rename(folders[1] / found.name)
+    shutil.rmtree(private, ignore_errors=True)

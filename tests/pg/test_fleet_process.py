@@ -1,0 +1,166 @@
+"""A postmaster for each worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fix_backends import processes_naming, until
+from fix_fleets import Estate
+
+from harness import Harness, server
+from harness.backends import defaults
+from harness.errors import BackendError, ConfigError, ServerLost
+
+ASK = "select current_setting('harness.server_id')"
+
+
+@pytest.fixture
+def estate(new_estate: Callable[..., Estate]) -> Estate:
+    return new_estate(backend="process")
+
+
+def test_each_worker_has_a_server(estate: Estate) -> None:
+    with estate.open() as fleet:
+        leases = fleet.leases(3)
+        ids = set()
+        for lease in leases:
+            with lease.connect() as connection:
+                ids.add(connection.execute(ASK).fetchone()[0])
+        assert len(ids) == 3
+        first = fleet.members["1"].link.session
+        first.execute("create role only_here")
+        there = [
+            m.link.session.value("select count(*) from pg_roles where rolname = 'only_here'")
+            for m in fleet.members.values()
+        ]
+        assert sorted(there) == [0, 0, 1]
+        with leases[0].connect() as connection:
+            connection.execute("delete from users")
+        leases[0].reset()
+        with leases[0].connect() as connection:
+            assert connection.execute("select name from users").fetchall() == [("a",)]
+        assert fleet.variables(leases[2])["DATABASE_URL"] == leases[2].url
+        assert repr(fleet).startswith(f"<Fleet {fleet.project} run {fleet.run}: 3 servers of process")
+        leases[1].release()
+        assert sorted(fleet.members) == ["1", "3"]
+        # The same worker again has a new server.
+        with fleet.lease("2").connect() as connection:
+            assert connection.execute(ASK).fetchone()[0] not in ids
+        folders = [m.server.info.handle for m in fleet.members.values()]
+    assert estate.purposes() == []
+    assert not [folder for folder in folders if Path(folder).exists() or processes_naming(folder)]
+
+
+def test_two_runs_of_one_checkout_share_nothing(estate: Estate) -> None:
+    with estate.open() as one, estate.open() as other:
+        lease, theirs = one.lease("1"), other.lease("1")
+        assert lease.dsn.port != theirs.dsn.port
+        one.close()
+        with theirs.connect() as connection:
+            assert connection.execute("select 1").fetchone() == (1,)
+
+
+def test_killed_nothing_remains(estate: Estate) -> None:
+    estate.ensure()
+    child = estate.cli("run", "--isolation", "server", "-n", "2", "--", "sleep", "60", PGHARNESS_TTL="2s")
+    try:
+        until(lambda: len(estate.purposes()) == 2, seconds=30, what="two servers")
+        time.sleep(0.5)  # they may still be logging in
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=20)
+    for name in ("stdout", "stderr"):
+        getattr(child, name).close()
+    took = until(lambda: estate.purposes() == [], seconds=30, what="the servers to end themselves")
+    assert took < 20
+    server.forget_gone(estate.settings(), estate.environ)
+    assert list(Path(estate.environ["PGHARNESS_STATE_DIR"]).glob("*/run-*.json")) == []
+
+
+def test_the_command_line(estate: Estate) -> None:
+    ask = f'for u in $DATABASE_URL_1 $DATABASE_URL_2; do psql -XAtq "$u" -c "{ASK}"; done; exit 3'
+    child = estate.cli("run", "--isolation", "server", "-n", "2", "--", "sh", "-c", ask)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 3, err
+    assert len(set(out.split())) == 2
+    assert "memory: 2 ×" in err
+
+
+def test_memory_that_is_too_small_is_told_before_anything_starts(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with estate.open() as fleet:
+        monkeypatch.setattr(defaults, "free_memory", lambda: 500 * 1024**2)
+        with pytest.raises(
+            BackendError, match=r"4 servers do not fit into memory: 4 × 176 MB = 704 MB.*500 MB are free"
+        ):
+            fleet.leases(4)
+        assert estate.purposes() == []
+        fleet.leases(2)
+        assert fleet.members["1"].server.info.storage == "disk"
+
+
+def test_a_server_that_was_killed_is_named_at_once(estate: Estate) -> None:
+    with estate.open() as fleet:
+        lease = fleet.lease()
+        data = Path(fleet.members["1"].server.info.handle) / "data"
+        os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        # Sessions end when they see the end of their postmaster, a moment later.
+        until(
+            lambda: not processes_naming(str(data.parent)), seconds=20, what="the server's processes to end"
+        )
+        began = time.monotonic()
+        with pytest.raises(ServerLost):
+            lease.reset()
+        assert time.monotonic() - began < 10
+    assert estate.purposes() == []
+
+
+def test_what_is_kept_keeps_its_server(estate: Estate) -> None:
+    with estate.open(ttl="40s") as fleet:
+        lease = fleet.lease()
+        kept = lease.keep("a test failed")["default"]
+        member = fleet.members["1"]
+    found = server.find(estate.settings(), estate.environ, purpose=member.server.info.purpose)
+    assert found is not None
+    with found:
+        assert found.session.value("select count(*) from pg_database where datname = %s", (kept,)) == 1
+        assert found.session.value("select setconfig::text from pg_db_role_setting") == "{harness.ttl=40}"
+    assert any(kept in line and "40 s" in line for line in estate.story)
+
+
+def test_a_server_of_somebody_elses_is_refused(estate: Estate) -> None:
+    with pytest.raises(BackendError, match='isolation = "database"'):
+        estate.open(backend="external", server_url="postgresql://nobody@127.0.0.1:1/x")
+    with pytest.raises(ConfigError, match=r"Fleet\.open"):
+        Harness.open(root=estate.root, environ=estate.environ, isolation="server", backend="process")
+
+
+def test_pytest_with_workers(estate: Estate) -> None:
+    (estate.root / "test_it.py").write_text(
+        "import os, pytest\n"
+        "@pytest.mark.parametrize('n', range(4))\n"
+        "def test_it(pg, n):\n"
+        "    with pg.connect() as c:\n"
+        f"        print(os.environ['PYTEST_XDIST_WORKER'], c.execute({ASK!r}).fetchone()[0], file=open(os.environ['SEEN'], 'a'))\n"
+        "        assert c.execute('select count(*) from users').fetchone() == (1,)\n"
+        "        c.execute('delete from users')\n"
+    )
+    (estate.root / "pg-harness.toml").write_text(
+        'isolation = "server"\nbackend = "process"\nfresh = "reset"\nmigrations = ["sql:migrations"]\n'
+    )
+    seen = estate.root / "seen"
+    child = estate.python(
+        f"os.environ['SEEN'] = {str(seen)!r}\nos.chdir({str(estate.root)!r})\nimport pytest\n"
+        "sys.exit(pytest.main(['-q', '-p', 'pg_harness_pytest', '-n', '2', 'test_it.py']))\n"
+    )
+    out, err = child.communicate(timeout=100)
+    assert child.returncode == 0, out + err
+    pairs = {tuple(line.split()) for line in seen.read_text().splitlines()}
+    assert {worker for worker, _ in pairs} == {"gw0", "gw1"}
+    assert len({number for _, number in pairs}) == 2

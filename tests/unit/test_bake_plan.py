@@ -1,0 +1,71 @@
+"""Which baked bases go, and what memory servers take: pure decisions."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.backends.bases import Base
+from harness.bake import Limits, plan
+from harness.errors import BackendError
+from harness.rooms import MB, Room, bytes_of
+
+DAY = 86400.0
+
+
+def base(key: str, *, used: float, size: int = 10) -> Base:
+    return Base(ref=f"/cache/base-{key}", key=key, backend="process", size=size, created=0, used=used)
+
+
+def test_nothing_goes_within_the_limits() -> None:
+    assert plan([base("a", used=0), base("b", used=DAY)], Limits(), now=2 * DAY) == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "gone", "why"),
+    [
+        (Limits(count=2), {"a", "b"}, "keep_baked = 2"),
+        (Limits(age=2.5 * DAY), {"a", "b"}, "not used for"),
+        (Limits(size=25), {"a", "b"}, "baked_size"),
+    ],
+)
+def test_the_least_recently_used_go_first(limits: Limits, gone: set[str], why: str) -> None:
+    bases = [base(key, used=place * DAY) for place, key in enumerate("abcd", 1)]
+    doomed = plan(bases, limits, now=5 * DAY)
+    assert {item.base.key for item in doomed} == gone
+    assert all(why in item.reason for item in doomed)
+
+
+def test_the_one_that_was_just_baked_stays_whatever_the_limits() -> None:
+    bases = [base("old", used=0, size=100), base("new", used=1, size=100)]
+    doomed = plan(bases, Limits(count=1, age=1, size=1), now=100 * DAY, keep="old")
+    assert [item.base.key for item in doomed] == ["new"]
+
+
+def test_memory_is_told_before_it_is_exceeded() -> None:
+    room = Room(free=1000 * MB, work=150 * MB, data=400 * MB, wanted="auto")
+    told: list[str] = []
+    assert room.storage(1) == "disk"  # 550 MB are more than half of what is free
+    room.check(4, told.append)
+    assert told == ["memory: 4 × 150 MB = 600 MB (data on disk), 1000 MB are free"]
+    with pytest.raises(
+        BackendError, match=r"8 servers do not fit into memory: 8 × 150 MB = 1200 MB"
+    ) as caught:
+        room.check(8, told.append)
+    assert "at most 6 workers" in str(caught.value)
+    assert len(told) == 1
+
+
+def test_memory_that_was_asked_for_is_reckoned_with_the_data() -> None:
+    room = Room(free=1000 * MB, work=150 * MB, data=400 * MB, wanted="memory")
+    with pytest.raises(BackendError, match='storage = "disk"'):
+        room.check(2, lambda line: None)
+    assert room.tmpfs(1) == 500 * MB
+    assert room.tmpfs(4) == 400 * MB
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("128MB", 128 * MB), ("1GB", 1024 * MB), ("16384", 128 * MB), ("64 kB", 65536), ("?", 128 * MB)],
+)
+def test_memory_settings(text: str, number: int) -> None:
+    assert bytes_of(text) == number
