@@ -163,7 +163,7 @@ class Harness:
         if not moving:
             return this
         this.abandon()
-        server.stop(settings, environ, purpose=purpose, story=story)
+        server.stop(settings, environ, purpose=found.info.purpose, story=story)
         return cls.open_with(
             replace(settings, storage="disk"),
             environ,

@@ -82,4 +82,6 @@ def _decode(content: Any) -> ServerInfo:
     info = ServerInfo(dsn=dsn, **content)
     if not isinstance(info.server_id, str) or not info.server_id:
         raise TypeError("server_id")
+    if not isinstance(info.made_with, dict):
+        raise TypeError("made_with")
     return info

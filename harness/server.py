@@ -9,17 +9,18 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import project
+from harness import made_with, project
+from harness.answering import attach, claim_alone, life_key
 from harness.backends import defaults, select
 from harness.backends.base import Backend, ServerInfo, ServerRequest, Story
 from harness.dsn import Dsn
-from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerRefused
+from harness.errors import BackendError, BackendUnavailable, ServerLost
 from harness.hint import Hint
 from harness.lock import file_lock
 from harness.settings import Settings
@@ -32,9 +33,6 @@ LOCK_EXTRA = 600.0
 
 RESTART_PATIENCE = 5.0
 """Seconds to wait for a server whose backend says that it runs, and which does not answer."""
-
-CRASH_PATIENCE = 15.0
-"""Seconds to wait for a server that recovers after a crash of one of its backends."""
 
 
 def _silent(line: str) -> None:
@@ -103,13 +101,6 @@ class Server:
         self.close()
 
 
-def life_key(info: ServerInfo) -> int:
-    """The advisory lock on the maintenance database that is a server's sign of life."""
-    from harness.catalog.session import lock_key
-
-    return lock_key("server", info.server_id)
-
-
 def ensure(
     settings: Settings,
     environ: Mapping[str, str],
@@ -138,43 +129,62 @@ def ensure(
     if settings.server_url is not None:
         return _external(settings, environ, hint, purpose, story, began)
 
-    def result(info: ServerInfo, session: Session, started: bool) -> Server:
-        seconds = time.monotonic() - began
-        return Server(info, session, started, seconds, settings, environ, hint)
+    # Beside a server that others use, and that other settings started, there may be a second one.
+    second = f"{purpose}-{made_with.mark(settings)}"
+    places = [(purpose, hint)]
+    if purpose != "up":
+        places.append((second, Hint.of(settings, environ, second)))
 
-    info, reason = hint.read()
-    if info is not None and _wanted(info, settings):
-        session, reason = _attach(info)
-        if session is not None:
-            return result(info, session, False)
+    def result(info: ServerInfo, session: Session, place: Hint, started: bool) -> Server:
+        if purpose == "up":
+            _tell_changes(info, settings, story)
+        return Server(info, session, started, time.monotonic() - began, settings, environ, place)
+
+    refused: dict[Path, tuple[ServerInfo | None, str]] = {}
+    for _, place in places:
+        info, reason = place.read()
+        if info is not None and _wanted(info, settings, purpose):
+            session, reason = attach(info)
+            if session is not None:
+                return result(info, session, place, False)
+        refused[place.path] = info, reason
     with file_lock(
         hint.path.with_suffix(".lock"),
         timeout=settings.start_timeout + LOCK_EXTRA,
         waiting_for=f"the {purpose} server of this checkout",
     ):
-        again, why = hint.read()
-        if again is not None and again != info and _wanted(again, settings):
-            session, why = _attach(again)
-            if session is not None:
-                return result(again, session, False)
-        if reason or why:
-            story(f"server: the noted one is not used: {reason or why}")
+        for _, place in places:
+            before, reason = refused[place.path]
+            again, why = place.read()
+            if again is not None and again != before and _wanted(again, settings, purpose):
+                session, why = attach(again)
+                if session is not None:
+                    return result(again, session, place, False)
+            if reason or why:
+                story(f"server: the noted one is not used: {reason or why}")
         backend = select.choose(settings, environ, story)
-        found = backend.find(hint.project, purpose)
-        if found is not None:
+        for purpose_, place in places:
+            found = backend.find(place.project, purpose_)
+            if found is None:
+                break
             # Its backend says that it runs: it may be starting (`docker restart`).
-            session, why = _attach(found, patience=RESTART_PATIENCE)
-            if session is not None:
-                hint.write(found)
-                return result(found, session, False)
-            _give_up(backend, found, purpose, why, story)
-        request = replace(_request(settings, hint.project, purpose, ttl), base=base(backend))
+            session, why = attach(found, patience=RESTART_PATIENCE)
+            if session is None:
+                _give_up(backend, found, purpose, why, story)
+                break
+            changed = made_with.changes(found, settings)
+            if purpose == "up" or not changed:
+                place.write(found)
+                return result(found, session, place, False)
+            if _replaced(backend, found, session, changed, story):
+                break
+        request = replace(_request(settings, hint.project, purpose_, ttl), base=base(backend))
         new = _start(backend, request, settings, environ, story)
-        session, why = _attach(new)
+        session, why = attach(new)
         if session is None:
             raise ServerLost(f"the server {new.description} was started and is gone again: {why}")
-        hint.write(new)
-        return result(new, session, True)
+        place.write(new)
+        return result(new, session, place, True)
 
 
 def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo, *, purpose: str = "run") -> Server:
@@ -191,7 +201,7 @@ def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo, *, pu
         session: Session | None = Session.connect(info.dsn)
         why = ""
     else:
-        session, why = _attach(info)
+        session, why = attach(info)
     if session is None:
         raise ServerLost(f"the server of this run ({info.description}) is gone: {why}")
     return Server(info, session, False, time.monotonic() - began, settings, environ, hint)
@@ -221,7 +231,7 @@ def private(
     hint = Hint.of(settings, environ, purpose)
     request = replace(_request(settings, hint.project, purpose, ttl), base=base, memory=memory)
     info = backend.start(request, story)
-    session, why = _attach(info)
+    session, why = attach(info)
     if session is None:
         backend.stop(info)
         raise ServerLost(f"the server {info.description} was started and is gone again: {why}")
@@ -236,7 +246,7 @@ def forget_gone(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     for path in sorted(folder.glob("run-*.json")):
         hint = Hint.of(settings, environ, path.stem)
         info, _ = hint.read()
-        session = _attach(info)[0] if info is not None else None
+        session = attach(info)[0] if info is not None else None
         if session is None:
             hint.forget()
             gone.append(path.stem)
@@ -259,7 +269,7 @@ def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run"
     candidates = [info] if info is not None else []
     session = None
     if info is not None:
-        session, _ = _attach(info)
+        session, _ = attach(info)
     if session is None:
         candidates = [
             found
@@ -267,7 +277,7 @@ def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run"
             if (found := backend.find(hint.project, purpose))
         ]
         for info in candidates:
-            session, _ = _attach(info)
+            session, _ = attach(info)
             if session is not None:
                 hint.write(info)
                 break
@@ -347,7 +357,7 @@ def _start(
 ) -> ServerInfo:
     """Start it; where nobody chose Docker or an image and the default one cannot be had, from local binaries."""
     try:
-        return backend.start(request, story)
+        return backend.start(replace(request, made_with=made_with.of(settings, backend.name)), story)
     except BackendUnavailable as error:
         # An image that somebody named is meant: another server in its place would be a surprise.
         if settings.backend != "auto" or backend.name != "docker" or settings.origin("image") != "default":
@@ -363,46 +373,39 @@ def _start(
             ) from error
         story(f"docker: {error.message.splitlines()[0]}")
         story("backend: process instead, because neither a backend nor an image is named in the settings")
-        return other.start(request, story)
+        return other.start(replace(request, made_with=made_with.of(settings, other.name)), story)
 
 
-def _wanted(info: ServerInfo, settings: Settings) -> bool:
-    """Whether the settings still mean a server of this kind."""
-    return settings.backend in ("auto", info.backend) and info.backend != "external"
+def _wanted(info: ServerInfo, settings: Settings, purpose: str) -> bool:
+    """Whether the settings still mean this server. A person's is never replaced: its data would be out of sight."""
+    if info.backend == "external" or purpose == "up":
+        return info.backend != "external"
+    return settings.backend in ("auto", info.backend) and not made_with.changes(info, settings)
 
 
-def _attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
-    """Log in, compare the id and take the sign of life; or say why not.
+def _replaced(
+    backend: Backend, info: ServerInfo, session: Session, changed: Sequence[str], story: Story
+) -> bool:
+    """End a server that other settings started, unless somebody uses it; never a restart under others."""
+    with session:
+        told = f"{info.description} was started with other settings ({', '.join(changed)})"
+        if not claim_alone(info, session):
+            story(f"server: {told} and is in use: a second one is used beside it")
+            return False
+        story(f"server: {told}: replacing it")
+        backend.stop(info)
+    return True
 
-    Args:
-        patience: seconds to wait for a server that does not answer at all.
-    """
-    from harness.catalog.session import Session
 
-    began = time.monotonic()
-    while True:
-        session = None
-        try:
-            session = Session.connect(info.dsn)
-            found = session.value("SELECT current_setting('harness.server_id', true)")
-            if found == info.server_id:
-                # Blocking: where the server is ending itself, this waits until it is gone and then says so.
-                session.value("SELECT pg_advisory_lock_shared(%s)", (life_key(info),))
-                return session, ""
-            session.close()
-            return None, f"another server answers at {info.dsn.host}:{info.dsn.port}"
-        except (ServerLost, ServerRefused) as error:
-            if session is not None:
-                session.close()
-            sqlstate = error.sqlstate if isinstance(error, ServerRefused) else ""
-            wait = CRASH_PATIENCE if sqlstate == "57P03" else 0 if sqlstate else patience
-            if time.monotonic() - began < wait:
-                time.sleep(0.05)
-                continue
-            if sqlstate == "53300":
-                # It is the right server and full: starting a second one beside it would hide the leak.
-                raise
-            return None, error.message
+def _tell_changes(info: ServerInfo, settings: Settings, story: Story) -> None:
+    changed = made_with.changes(info, settings)
+    if settings.backend not in ("auto", info.backend):
+        changed.append(f"backend {info.backend} → {settings.backend}")
+    if changed:
+        story(
+            f"server: yours was started with other settings ({', '.join(changed)}) and is used as it is, because "
+            f"its data would be lost: `pg-harness down`, then `pg-harness up`, starts a new one"
+        )
 
 
 def _give_up(backend: Backend, info: ServerInfo, purpose: str, why: str, story: Story) -> None:

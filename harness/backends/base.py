@@ -29,6 +29,7 @@ class ServerRequest:
         base: what to start from instead of an empty cluster: a baked directory (process) or image (docker),
             see :mod:`harness.backends.bases`.
         memory: bytes that data in memory may take; None: the backend's own share of what is free.
+        made_with: the settings that decided this start, see :mod:`harness.made_with`; noted with the server.
     """
 
     project: str
@@ -42,6 +43,7 @@ class ServerRequest:
     start_timeout: float = 60
     base: str | None = None
     memory: int | None = None
+    made_with: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class ServerInfo:
         description: for people, for instance ``"postgres:17 in container 3f9a1c02be"``.
         project: the checkout that it belongs to; empty where it is unknown.
         root: that checkout's path, for people; empty where it is unknown.
+        made_with: the settings that decided its start; empty where they are unknown.
     """
 
     dsn: Dsn
@@ -71,6 +74,7 @@ class ServerInfo:
     description: str = ""
     project: str = ""
     root: str = ""
+    made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 Story = Callable[[str], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import time
 from dataclasses import dataclass, replace
@@ -109,6 +110,7 @@ def _create(daemon: Daemon, plan: Plan, request: ServerRequest) -> Any:
         f"{LABEL}.storage": plan.storage,
         f"{LABEL}.image": plan.name,
         f"{LABEL}.ttl": "" if request.ttl is None else f"{request.ttl:g}",
+        f"{LABEL}.made-with": json.dumps(dict(request.made_with)),
     }
     environment = {
         "PGHARNESS_BASE": folder(plan.storage),
@@ -328,7 +330,16 @@ def info_of(dsn: Dsn, container: Any) -> ServerInfo:
         description=f"{image} in container {container.short_id}",
         project=labels.get(f"{LABEL}.project", ""),
         root=labels.get(f"{LABEL}.root", ""),
+        made_with=_made_with(labels.get(f"{LABEL}.made-with", "{}")),
     )
+
+
+def _made_with(text: str) -> dict[str, str]:
+    try:
+        content = json.loads(text)
+        return {str(key): str(value) for key, value in content.items()}
+    except (ValueError, AttributeError):
+        return {}
 
 
 def read_password(container: Any) -> str:

@@ -101,7 +101,7 @@ class ProcessBackend:
                 return info
             if request.purpose == "up" and (folder / "data" / "PG_VERSION").exists():
                 story(f"process: the server in {folder} was stopped: starting it again, with its data")
-                return self._launch(folder, replace(record, server_id=request.server_id), request, owner)
+                return self._launch(folder, _renewed(record, request), request, owner)
             # What a server left that was killed together with its watcher.
             _remove(folder)
         cache = owner.reachable(self.cache, "cache")
@@ -125,6 +125,7 @@ class ProcessBackend:
             binaries=str(binaries.folder),
             version=binaries.version,
             ttl=request.ttl,
+            made_with=request.made_with,
         )
         try:
             record.write(folder)
@@ -273,7 +274,16 @@ def _info(folder: Path, record: Record) -> ServerInfo:
         description=f"PostgreSQL {record.version} as process {record.pid} on port {record.port}",
         project=record.project,
         root=record.root,
+        made_with=record.made_with,
     )
+
+
+def _renewed(record: Record, request: ServerRequest) -> Record:
+    """The record of a stopped server that starts again: its settings are new, its data and programs stay."""
+    stays = {
+        key: record.made_with[key] for key in ("version", "binaries", "storage") if key in record.made_with
+    }
+    return replace(record, server_id=request.server_id, made_with={**request.made_with, **stays})
 
 
 def _ours(folder: Path) -> bool:

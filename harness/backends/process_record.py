@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 NAME = "server.json"
@@ -23,6 +24,7 @@ class Record:
         port: on 127.0.0.1.
         binaries: folder of the programs it was started with.
         version: of those programs.
+        made_with: as in :class:`harness.backends.base.ServerInfo`.
     """
 
     project: str
@@ -37,6 +39,7 @@ class Record:
     pid: int = 0
     watcher: int = 0
     port: int = 0
+    made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def write(self, folder: Path) -> None:
         """Replace the file in one act, readable by its owner only."""
@@ -50,11 +53,12 @@ class Record:
         """None for a folder without a whole, well-formed file."""
         try:
             content = json.loads((folder / NAME).read_text())
-            known = {field.name for field in fields(cls)}
+            known = {each.name for each in fields(cls)}
             record = cls(**{key: value for key, value in content.items() if key in known})
         except (OSError, ValueError, TypeError, AttributeError):
             return None
-        return record if isinstance(record.pid, int) and isinstance(record.password, str) else None
+        whole = isinstance(record.pid, int) and isinstance(record.password, str)
+        return record if whole and isinstance(record.made_with, dict) else None
 
     def running(self, folder: Path) -> bool:
         """Whether its postmaster runs: by PostgreSQL's own pid file, and not another process of that number."""

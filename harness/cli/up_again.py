@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness import names, project, recipes, server, template
+from harness import made_with, names, project, recipes, server, template
 from harness.catalog import databases, roles
 from harness.cli.context import Context
 from harness.hint import Hint
@@ -22,7 +22,7 @@ def urls(context: Context, workers: int | None) -> list[str]:
     if found is None:
         return []
     with found:
-        if settings.backend not in ("auto", found.info.backend):
+        if settings.backend not in ("auto", found.info.backend) or made_with.changes(found.info, settings):
             return []
         wanted = {
             database.name: template.fingerprint(

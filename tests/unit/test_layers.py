@@ -15,7 +15,7 @@ PACKAGE = Path(harness.__file__).parent
 LAYERS = [
     ["errors", "dsn", "names", "settings", "project", "lock", "migrations.spec", "memory"],
     ["catalog", "backends"],
-    ["server", "hint"],
+    ["server", "hint", "answering", "made_with"],
     ["migrations", "template", "eviction", "bake"],
     ["reset", "clones", "lease_reset", "lease", "keep"],
     ["pool", "outgrown", "reaper", "budget", "env", "life", "config", "config_values"],

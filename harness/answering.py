@@ -1,0 +1,76 @@
+"""Whether a server that is noted or listed answers as itself, and whether anybody else uses it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from harness.backends.base import ServerInfo
+from harness.errors import ServerLost, ServerRefused
+
+if TYPE_CHECKING:
+    from harness.catalog.session import Session
+
+CRASH_PATIENCE = 15.0
+"""Seconds to wait for a server that recovers after a crash of one of its backends."""
+
+_WATCHER_PATIENCE = 0.5
+"""Seconds in which the dead-man's switch has let go of the lock again (it holds it for microseconds)."""
+
+
+def life_key(info: ServerInfo) -> int:
+    """The advisory lock on the maintenance database that is a server's sign of life."""
+    from harness.catalog.session import lock_key
+
+    return lock_key("server", info.server_id)
+
+
+def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
+    """Log in, compare the id and take the sign of life; or say why not.
+
+    Args:
+        patience: seconds to wait for a server that does not answer at all.
+
+    Raises:
+        ServerRefused: it is the right server, and it has no connection left.
+    """
+    from harness.catalog.session import Session
+
+    began = time.monotonic()
+    while True:
+        session = None
+        try:
+            session = Session.connect(info.dsn)
+            found = session.value("SELECT current_setting('harness.server_id', true)")
+            if found == info.server_id:
+                # Blocking: where the server is ending itself, this waits until it is gone and then says so.
+                session.value("SELECT pg_advisory_lock_shared(%s)", (life_key(info),))
+                return session, ""
+            session.close()
+            return None, f"another server answers at {info.dsn.host}:{info.dsn.port}"
+        except (ServerLost, ServerRefused) as error:
+            if session is not None:
+                session.close()
+            sqlstate = error.sqlstate if isinstance(error, ServerRefused) else ""
+            wait = CRASH_PATIENCE if sqlstate == "57P03" else 0 if sqlstate else patience
+            if time.monotonic() - began < wait:
+                time.sleep(0.05)
+                continue
+            if sqlstate == "53300":
+                # It is the right server and full: starting a second one beside it would hide the leak.
+                raise
+            return None, error.message
+
+
+def claim_alone(info: ServerInfo, session: Session) -> bool:
+    """Take the sign of life exclusively, for an end of the server; False where anybody else holds it.
+
+    Whoever comes after that waits for the lock, is told of the shutdown, and never works on a dying server.
+    """
+    began = time.monotonic()
+    while True:
+        if session.value("SELECT pg_try_advisory_lock(%s)", (life_key(info),)):
+            return True
+        if time.monotonic() - began > _WATCHER_PATIENCE:
+            return False
+        time.sleep(0.05)
