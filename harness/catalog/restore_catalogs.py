@@ -8,11 +8,12 @@ reading them; only what is new, and what is gone, is compared as text.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from harness.catalog import restore_batch
 from harness.catalog.restore_facts import block_ranges
-from harness.catalog.restore_rows import Tid, parse_tid, tid_array
+from harness.catalog.restore_rows import Tid, tid_array
 from harness.catalog.session import Session, literal
 
 STATISTICS = frozenset({"pg_statistic", "pg_statistic_ext_data"})
@@ -110,11 +111,13 @@ class Verdict:
 
 def places(session: Session, catalog: str, blocks: Iterable[int]) -> set[tuple[Tid, int]]:
     """Place and writer of every live row in these blocks."""
-    statement = " union all ".join(
-        f"(select ctid::text, xmin::text from pg_catalog.{catalog} where {where})"
-        for where in block_ranges(blocks)
+    return restore_batch.run(session, [_places(catalog, blocks)])[0].pairs()
+
+
+def _places(catalog: str, blocks: Iterable[int]) -> str:
+    return " union all ".join(
+        f"(select ctid, xmin from pg_catalog.{catalog} where {where})" for where in block_ranges(blocks)
     )
-    return {(parse_tid(ctid), int(xmin)) for ctid, xmin in session.rows(statement)}
 
 
 def rows(session: Session, catalog: str, tids: Iterable[Tid]) -> list[CatalogRow]:
@@ -136,21 +139,33 @@ def literal_catalog(catalog: str) -> str:
     return f"'a row of {catalog}'"
 
 
-def compare(lease: Session, baseline: Session, catalog: str, blocks: Iterable[int]) -> Verdict:
-    """Whether the rows in these blocks are, as a set, those of the baseline.
+Known = Callable[[str, Iterable[int]], set[tuple[Tid, int]]]
+
+
+def compare(lease: Session, baseline: Session, touched: Mapping[str, set[int]], known: Known) -> list[str]:
+    """What differs in these catalogs from the baseline, for messages; empty where all that changed was undone.
 
     Args:
-        blocks: every block of this catalog that was written since the database was cloned: a row that was
+        touched: catalog → every block of it that was written since the database was cloned: a row that was
             moved to another block by one reset, and touched by nothing since, is found then too.
+        known: tells the places of the baseline's rows.
     """
-    listed = sorted(set(blocks))
-    now, before = places(lease, catalog, listed), places(baseline, catalog, listed)
-    new, gone = now - before, before - now
-    if not new and not gone:
-        return Verdict(catalog)
-    added = rows(lease, catalog, (tid for tid, _ in new))
-    removed = rows(baseline, catalog, (tid for tid, _ in gone))
-    return judge(catalog, added, removed)
+    names = [name for name in touched if touched[name]]
+    if not names:
+        return []
+    found = restore_batch.run(lease, [_places(name, touched[name]) for name in names])
+    differences = []
+    for name, result in zip(names, found, strict=True):
+        # A range of blocks may hold more than was asked for, where there are many.
+        now = {place for place in result.pairs() if place[0][0] in touched[name]}
+        before = known(name, touched[name])
+        new, gone = now - before, before - now
+        if new or gone:
+            added = rows(lease, name, (tid for tid, _ in new))
+            removed = rows(baseline, name, (tid for tid, _ in gone))
+            if difference := judge(name, added, removed).difference:
+                differences.append(difference)
+    return differences
 
 
 def judge(catalog: str, added: Iterable[CatalogRow], removed: Iterable[CatalogRow]) -> Verdict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.catalog import restore_catalogs, restore_facts, restore_rows
@@ -29,16 +29,40 @@ class TableBase:
     rows: Rows | None
     places: list[tuple[Tid, int]] = field(default_factory=list)
     moved: dict[Tid, tuple[Tid, int]] = field(default_factory=dict)
+    _index: dict[int, dict[tuple[Tid, int], int]] = field(default_factory=dict, repr=False)
+
+    def expected(self, blocks: Iterable[int]) -> dict[tuple[Tid, int], int]:
+        """Of the rows that ought to lie in these blocks: place → which row."""
+        if not self._index:
+            for number, place in enumerate(self.places):
+                self._index.setdefault(place[0][0], {})[place] = number
+        found: dict[tuple[Tid, int], int] = {}
+        for block in blocks:
+            found.update(self._index.get(block, {}))
+        return found
+
+    def lie(self, places: Sequence[tuple[Tid, int]]) -> None:
+        """All rows lie elsewhere now."""
+        self.places = list(places)
+        self._index.clear()
+
+    def move(self, places: Mapping[int, tuple[Tid, int]]) -> None:
+        """Some rows lie elsewhere now."""
+        for number, place in places.items():
+            if self._index:
+                self._index.get(self.places[number][0][0], {}).pop(self.places[number], None)
+                self._index.setdefault(place[0][0], {})[place] = number
+            self.places[number] = place
 
     @property
     def state(self) -> TableState:
         """For the planner."""
-        return TableState(None) if self.rows is None else TableState(len(self.rows.values), self.rows.bytes)
+        return TableState(None) if self.rows is None else TableState(len(self.rows), self.rows.bytes)
 
     def rebase(self) -> None:
         """The lease is a fresh copy: every row lies where it lies in the baseline."""
         self.moved.clear()
-        self.places = list(self.rows.places) if self.rows is not None else []
+        self.lie(self.rows.places if self.rows is not None else ())
 
 
 class BaselineStore:
@@ -58,6 +82,7 @@ class BaselineStore:
         self.unlogged_tables = tuple(r.oid for r in self._unlogged("rm"))
         self.unlogged_sequences = tuple(r.oid for r in self._unlogged("S"))
         self.catalog_names = {r.oid: r.name for r in self.relations.values() if r.catalog and r.kind == "r"}
+        self._places: dict[str, dict[int, set[tuple[Tid, int]]]] = {}
         self._large_objects: dict[int, restore_catalogs.LargeObject] | None = None
 
     @property
@@ -88,6 +113,17 @@ class BaselineStore:
         if self._large_objects is None:
             self._large_objects = restore_catalogs.large_objects(self.session)
         return self._large_objects
+
+    def places(self, catalog: str, blocks: Iterable[int]) -> set[tuple[Tid, int]]:
+        """Place and writer of every row in these blocks of a catalog; asked once for each block."""
+        known = self._places.setdefault(catalog, {})
+        if missing := [block for block in blocks if block not in known]:
+            found = restore_catalogs.places(self.session, catalog, missing)
+            for block in missing:
+                known[block] = set()
+            for place in found:
+                known.setdefault(place[0][0], set()).add(place)
+        return set().union(*(known[block] for block in blocks))
 
     def close(self) -> None:
         """Leave the baseline; never raises."""

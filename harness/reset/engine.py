@@ -24,7 +24,7 @@ from harness.catalog import restore_batch, restore_catalogs, restore_facts
 from harness.catalog.restore_facts import SequenceState
 from harness.catalog.session import Session, ident
 from harness.catalog.wal import NOISE, WalReader, Window
-from harness.errors import HarnessError, ServerLost, ServerRefused
+from harness.errors import HarnessError, LeaseError, ServerLost, ServerRefused
 from harness.reset import detect
 from harness.reset.baseline import BaselineStore, TableBase
 from harness.reset.marks import Mark, Marks
@@ -43,8 +43,9 @@ from harness.reset.restore import Attempt, Outcome
 from harness.reset.vacuum import Vacuum
 from harness.reset.waiting import Waiting
 
-MOST_BYTES = 16 * 1024**2
-"""Bytes of log that are decoded for one reset; a clone is cheaper than more."""
+MOST_BYTES = 12 * 1024**2
+"""Bytes of log that are decoded for one reset; a clone is cheaper than more. A neighbour that copies a database by
+WAL_LOG writes 8 MB in few records, quickly read: that must not cost everybody a clone."""
 
 
 @dataclass(frozen=True)
@@ -226,14 +227,14 @@ class ResetEngine:
             if sessions == "end":
                 run.waiting.end_all()
             return self._reset_loop(run)
-        except ServerLost as error:
-            self._based = False
-            raise self._lost(error) from error
-        except ServerRefused as error:
-            self._based = False
-            raise RecloneNeeded(f"the reset failed: {error}") from error
-        except RecloneNeeded:
-            self._based = False
+        except BaseException as error:
+            # Whatever it was (Ctrl-C too): what is half done must never pass for pristine.
+            if not isinstance(error, LeaseError) or isinstance(error, RecloneNeeded):
+                self._based = False
+            if isinstance(error, ServerLost):
+                raise self._lost(error) from error
+            if isinstance(error, ServerRefused):
+                raise RecloneNeeded(f"the reset failed: {error}") from error
             raise
 
     def changes(self) -> Changes:
@@ -494,21 +495,24 @@ class ResetEngine:
     def _adopt(self, outcome: Outcome) -> None:
         """The attempt was committed: remember where the rows lie now."""
         for oid, places in outcome.places.items():
-            self._base(oid).places = places
+            self._base(oid).lie(places)
+        for oid, replaced in outcome.replaced.items():
+            self._base(oid).move(replaced)
         for oid, moved in outcome.moved.items():
             self._base(oid).moved.update(moved)
         self._marks.wrote(outcome.written)
 
     def _compare(self, catalogs: Mapping[str, frozenset[int]]) -> tuple[str, ...]:
         """What differs in the touched catalogs from the baseline; they need no second look before the next touch."""
-        differences = []
-        for name, blocks in catalogs.items():
-            if name in restore_catalogs.STATISTICS or name in restore_catalogs.LARGE_OBJECTS:
-                continue
-            self._touched.setdefault(name, set()).update(blocks)
-            verdict = restore_catalogs.compare(self._lease, self.store.session, name, self._touched[name])
-            if verdict.difference:
-                differences.append(verdict.difference)
+        asked = [n for n in catalogs if n not in restore_catalogs.STATISTICS | restore_catalogs.LARGE_OBJECTS]
+        for name in asked:
+            self._touched.setdefault(name, set()).update(catalogs[name])
+        differences = restore_catalogs.compare(
+            self._lease,
+            self.store.session,
+            {name: self._touched[name] for name in asked},
+            self.store.places,
+        )
         if "pg_index" in catalogs and restore_catalogs.indexed(self._lease) != self.store.indexed:
             differences.append("pg_class: an index was created and rolled back")
         return tuple(differences)

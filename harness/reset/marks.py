@@ -113,7 +113,7 @@ class Marks:
             for oid, base in layer.tables.items():
                 tables[oid] = TableChange(rewritten=True)
                 names[oid] = str(base.relation)
-                base.places = [((0, 0), 0)] * len(base.places)
+                base.lie([((0, 0), 0)] * len(base.places))
             sequences.update(layer.sequences)
             names.update(layer.changes.names)
         for layer in self._layers:

@@ -146,7 +146,7 @@ class Baseline:
     relations: Mapping[int, Relation]
     states: Mapping[int, TableState]
     sequences: Mapping[int, SequenceState]
-    small: int = 5000
+    small: int = 1000
 
 
 @dataclass(frozen=True)

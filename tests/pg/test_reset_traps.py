@@ -209,6 +209,8 @@ def test_nothing_of_ours_is_in_the_database(case: Case, app: Session) -> None:
         "update wide set v = 'changed' where id in (5, 4000, 7999)",
         "delete from wide where id between 100 and 120",
         "update wide set v = v || 'x' where id < 300",
+        "update wide set v = 'far apart' where id % 84 = 0",
+        "delete from wide where id % 90 = 0",
     ],
 )
 def test_a_large_table_is_put_back_by_its_blocks(case: Case, app: Session, statement: str) -> None:

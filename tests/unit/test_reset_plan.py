@@ -1,0 +1,175 @@
+"""The planner, alone: what a reset does about what changed."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from harness.catalog.restore_catalogs import CatalogRow, judge
+from harness.catalog.restore_facts import Relation, SequenceState, block_ranges
+from harness.catalog.restore_rows import array_literal, parse_tid, tid_array
+from harness.catalog.wal import RelationRecords
+from harness.reset import detect
+from harness.reset.model import (
+    Baseline,
+    Changes,
+    How,
+    Nothing,
+    Reclone,
+    RecloneNeeded,
+    Restore,
+    TableChange,
+    TableState,
+)
+from harness.reset.plan import MOST_BLOCKS, plan
+
+RELATIONS = {
+    1: Relation(1, "public", "empty", "r", owner=1),
+    2: Relation(2, "public", "seeded", "r", owner=2),
+    3: Relation(3, "public", "large", "r", owner=3, pages=9000),
+    4: Relation(4, "public", "always", "r", owner=4, obstacle="trigger t is enabled ALWAYS or REPLICA"),
+    5: Relation(5, "public", "seen", "m", owner=5),
+    6: Relation(6, "public", "counter", "S", owner=6),
+    7: Relation(7, "pg_toast", "pg_toast_2", "t", owner=2),
+    8: Relation(8, "public", "seeded_pkey", "i", owner=8),
+    9: Relation(9, "pg_catalog", "pg_class", "r", catalog=True, owner=9),
+    10: Relation(10, "pg_catalog", "pg_statistic", "r", catalog=True, owner=10),
+    11: Relation(11, "pg_catalog", "pg_largeobject", "r", catalog=True, owner=11),
+}
+STATES = {1: TableState(0), 2: TableState(100), 3: TableState(None), 4: TableState(0)}
+BASELINE = Baseline(RELATIONS, STATES, {6: SequenceState(1, False)})
+
+
+@pytest.mark.parametrize(
+    ("oid", "change", "how"),
+    [
+        (1, TableChange(inserts=10), How.EMPTY),
+        (1, TableChange(rewritten=True), How.EMPTY),
+        (2, TableChange(inserts=10), How.EXTRAS),
+        (2, TableChange(inserts=10, updates=1), How.REWRITE),
+        (2, TableChange(deletes=1), How.REWRITE),
+        (2, TableChange(other=1), How.REWRITE),
+        (2, TableChange(unlogged=True), How.REWRITE),
+        (2, TableChange(rewritten=True), How.REWRITE),
+        (3, TableChange(inserts=1, blocks=frozenset({8})), How.BLOCKS),
+    ],
+)
+def test_each_table_in_its_way(oid: int, change: TableChange, how: How) -> None:
+    assert plan(Changes(tables={oid: change}), BASELINE) == Restore({oid: how})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (Changes(tables={4: TableChange(inserts=1)}), "ALWAYS"),
+        (Changes(tables={99: TableChange(inserts=1)}), "does not have"),
+        (Changes(sequences=frozenset({99})), "does not have"),
+        (Changes(unknown=frozenset({77})), "no relation has"),
+        (Changes(ddl=("pg_class: relation x",)), "schema differs"),
+        (Changes(tables={3: TableChange(rewritten=True)}), "truncated"),
+        (Changes(tables={3: TableChange(unlogged=True)}), "unlogged"),
+        (Changes(tables={3: TableChange(updates=9, blocks=frozenset(range(MOST_BLOCKS + 1)))}), "blocks"),
+        (Changes(tables={6: TableChange(inserts=1)}), "no table"),
+    ],
+)
+def test_what_is_not_understood_is_a_clone(changes: Changes, reason: str) -> None:
+    found = plan(changes, BASELINE)
+    assert isinstance(found, Reclone)
+    assert reason in found.reason
+
+
+def test_nothing_and_statistics_are_nothing() -> None:
+    assert plan(Changes(), BASELINE) == Nothing()
+    assert plan(Changes(catalogs={"pg_statistic": frozenset({1})}), BASELINE) == Nothing()
+
+
+def test_catalogs_are_compared_and_large_objects_put_back() -> None:
+    found = plan(Changes(catalogs={"pg_class": frozenset({1}), "pg_largeobject": frozenset({0})}), BASELINE)
+    assert found == Restore(catalogs={"pg_class": frozenset({1})}, large_objects=True)
+
+
+def records(filenode: int, *, own: bool = False, shared: bool = False, **kinds: int) -> RelationRecords:
+    names = {kind.replace("_", "/", 1): count for kind, count in kinds.items()}
+    return RelationRecords(filenode, shared, own, names, frozenset({1}))
+
+
+FILES = {100 + oid: oid for oid in RELATIONS}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Heap_LOCK",
+        "Heap_INPLACE",
+        "Heap2_PRUNE_ON_ACCESS",
+        "Heap2_VISIBLE",
+        "XLOG_FPI_FOR_HINT",
+        "Heap2_PRUNE",
+    ],
+)
+def test_housekeeping_is_no_change(kind: str) -> None:
+    found = detect.changes([records(102, **{kind: 3})], by_file=FILES, relations=RELATIONS)
+    assert not found
+
+
+def test_records_become_changes() -> None:
+    found = detect.changes(
+        [
+            records(102, Heap_INSERT=2, Heap_HOT_UPDATE=1, Heap_LOCK=5),
+            records(107, Heap_INSERT=1),
+            records(108, Btree_INSERT_LEAF=1),
+            records(106, Sequence_LOG=1),
+            records(101, own=True, Heap_DELETE=4),
+            records(109, own=True, Heap_UPDATE=1),
+            records(555, Heap_INSERT=1),
+            records(700, shared=True, Heap_UPDATE=1),
+        ],
+        by_file=FILES,
+        relations=RELATIONS,
+    )
+    assert found.tables == {2: TableChange(inserts=2, updates=1, blocks=frozenset({1}))}
+    assert found.sequences == {6}
+    assert found.catalogs == {"pg_class": frozenset({1})}
+    assert found.unknown == {555}
+    assert found.shared
+
+
+def test_an_unknown_kind_of_record_counts_as_a_change() -> None:
+    found = detect.changes([records(102, Custom_THING=1)], by_file=FILES, relations=RELATIONS)
+    assert not found.tables[2].only_inserts
+
+
+def test_a_new_file_is_a_change_of_the_table() -> None:
+    found = detect.changes([], by_file=FILES, relations=RELATIONS, rewritten=[2, 6, 7, 8])
+    assert found.tables == {2: TableChange(rewritten=True)}
+    assert found.sequences == {6}
+
+
+def test_catalog_rows_are_judged_as_sets() -> None:
+    same, temporary, new = (
+        CatalogRow("a", False, "a"),
+        CatalogRow("t", True, "t"),
+        CatalogRow("n", False, "relation n"),
+    )
+    assert judge("pg_class", [same, temporary], [same]).difference == ""
+    assert judge("pg_class", [same, new], [same]).difference == "pg_class: relation n"
+    assert judge("pg_class", [], [new]).difference == "pg_class: relation n"
+
+
+def test_literals() -> None:
+    assert (
+        array_literal([b"a'b", None, b'c"\\d', b"NULL"]) == '\'{"a\'\'b",NULL,"c\\"\\\\d","NULL"}\'::text[]'
+    )
+    assert tid_array([(1, 2), (3, 4)]) == """'{"(1,2)","(3,4)"}'::tid[]"""
+    assert parse_tid(b"(12,3)") == (12, 3)
+    assert block_ranges([1, 2, 3, 7]) == [
+        "ctid >= '(1,0)' and ctid < '(4,0)'",
+        "ctid >= '(7,0)' and ctid < '(8,0)'",
+    ]
+    assert len(block_ranges(range(0, 400, 2))) == 1
+
+
+def test_the_errand_for_a_clone_travels_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(RecloneNeeded("why", remedy="do this", lasting=True)))
+    assert (error.reason, error.remedy, error.lasting, str(error)) == ("why", "do this", True, "why. do this")
