@@ -17,6 +17,8 @@ import pytest
 from harness import bake, config, fleet, server
 from harness.backends import select
 from harness.backends.bases import bakery_of
+from harness.catalog.session import Session
+from harness.errors import BackendError
 from harness.fleet import Fleet
 from harness.settings import Settings
 
@@ -85,6 +87,18 @@ class Estate:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def migrating(self) -> bool:
+        """Whether a migration of this project is in ``pg_sleep`` now."""
+        ask = "select count(*) from pg_stat_activity where query ~ 'pg_sleep.20' and state = 'active'"
+        for info in server.servers(self.settings(), self.environ):
+            try:
+                with Session.connect(info.dsn) as session:
+                    return bool(session.value(ask))
+            except BackendError:
+                # It is starting.
+                continue
+        return False
 
     def purposes(self) -> list[str]:
         """Of the servers that there are, running or not."""

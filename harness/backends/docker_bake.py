@@ -91,7 +91,8 @@ class DockerBakery:
         with translated("stop the container that was baked"):
             container = daemon.client.containers.get(info.handle)
             # Written into the container's own layer, and removed before that becomes an image's.
-            done = container.exec_run(["rm", "-f", f"{container_.HOME}/password"], user="0:0")
+            secrets = [f"{container_.HOME}/password", f"{container_.DISK}/.pwfile"]
+            done = container.exec_run(["rm", "-f", *secrets], user="0:0")
             if done.exit_code != 0:
                 raise BackendError(f"the password file cannot be removed before baking: {done.output!r}")
             container.stop(timeout=_PATIENCE)

@@ -17,9 +17,8 @@ from fix_backends import until
 from fix_fleets import Estate
 
 from harness import bake, server
-from harness.catalog.session import Session
 from harness.core import Harness
-from harness.errors import BackendError, MigrationError, ServerStartError
+from harness.errors import MigrationError, ServerStartError
 
 
 @pytest.fixture
@@ -55,20 +54,6 @@ def test_after_many_migrations_the_cache_is_bounded(estate: Estate) -> None:
     assert "more than keep_baked = 1" in out
 
 
-def migrating(estate: Estate) -> bool:
-    for info in server.servers(estate.settings(), estate.environ):
-        try:
-            with Session.connect(info.dsn) as session:
-                return bool(
-                    session.value(
-                        "select count(*) from pg_stat_activity where query ~ 'pg_sleep.20' and state = 'active'"
-                    )
-                )
-        except BackendError:
-            continue
-    return False
-
-
 @pytest.mark.slow
 def test_fifty_migrations(estate: Estate) -> None:
     for number in range(50):
@@ -90,7 +75,7 @@ def test_killed_while_baking(estate: Estate) -> None:
     estate.migrate("create table users (id int); select pg_sleep(20);")
     child = estate.python("bake.TTL = 2.0\nestate_open()\n")
     try:
-        until(lambda: migrating(estate), seconds=30, what="a migration that sleeps")
+        until(estate.migrating, seconds=30, what="a migration that sleeps")
     finally:
         child.send_signal(signal.SIGKILL)
         child.communicate(timeout=20)

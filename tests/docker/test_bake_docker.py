@@ -1,0 +1,170 @@
+"""Baked images: what is in them, what is not, how many stay."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import tarfile
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fix_backends import docker, until
+from fix_fleets import Estate
+
+from harness.backends import docker_bake
+from harness.errors import ServerStartError
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture
+def estate(new_estate: Callable[..., Estate]) -> Estate:
+    return new_estate(backend="docker", image="pgharness-test:17")
+
+
+def test_an_image_holds_the_data_and_no_password(estate: Estate) -> None:
+    base = estate.ensure().base
+    about: dict[str, Any] = json.loads(docker("image", "inspect", base.ref))[0]
+    labels = about["Config"]["Labels"]
+    assert labels["dev.pg-harness.baked"] == base.key
+    # A container that a person runs from it must not be taken for one of ours.
+    assert labels["dev.pg-harness.project"] == labels["dev.pg-harness.purpose"] == ""
+    assert not about["Config"].get("Volumes")
+    assert "PASSWORD" not in json.dumps(about["Config"]["Env"])
+    assert base.size < 150 * 1024**2
+    # Nothing but the data and what starts it: a deleted password file would lie in no layer either.
+    container = docker("create", base.ref)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(_archive(container, "/pgharness"))) as tar:
+            names = tar.getnames()
+    finally:
+        docker("rm", container)
+    assert "pgharness/data/1/PG_VERSION" in names
+    assert "pgharness/data/1.ready" in names
+    assert not [
+        name for name in names if "password" in name or "pwfile" in name or name.endswith("postmaster.pid")
+    ]
+    with estate.open() as fleet:
+        fleet.lease()
+        session = fleet.members["1"].link.session
+        assert (
+            session.value(
+                "select count(*) from pg_authid where rolname = 'postgres' and rolpassword is not null"
+            )
+            == 1
+        )
+    started = docker("run", "-d", "--rm", "--init", "-e", "POSTGRES_PASSWORD=secret", base.ref)
+    try:
+        ask = [
+            "exec",
+            started,
+            "/usr/lib/postgresql/17/bin/psql",
+            "-XAtq",
+            "-h",
+            "/pgharness/data",
+            "-U",
+            "postgres",
+            "-c",
+        ]
+        hashed = "select rolname from pg_authid where rolpassword is not null"
+        until(lambda: _quiet(*ask, hashed) == "postgres", seconds=20, what="only the password that was given")
+        assert estate.purposes() == []
+    finally:
+        docker("rm", "-f", started)
+
+
+def _archive(container: str, path: str) -> bytes:
+    import subprocess
+
+    return subprocess.run(
+        ["docker", "cp", f"{container}:{path}", "-"], capture_output=True, check=True, timeout=60
+    ).stdout
+
+
+def _quiet(*arguments: str) -> str:
+    import subprocess
+
+    return subprocess.run(
+        ["docker", *arguments], capture_output=True, text=True, check=False, timeout=20
+    ).stdout.strip()
+
+
+def test_after_many_migrations_the_images_are_bounded(estate: Estate) -> None:
+    keys = []
+    for number in range(3):
+        estate.migrate(f"create table users (id int, column{number} int)")
+        keys.append(estate.ensure(keep_baked=1).base.key)
+        # Others on this daemon may have baked too: ours is the newest, and stays.
+        assert [base.key for base in estate.bases()] == [keys[-1]]
+    assert len(set(keys)) == 3
+    listed = docker(
+        "images", "-q", "--filter", "dangling=true", "--filter", f"label=dev.pg-harness.baked={keys[0]}"
+    )
+    assert listed == ""
+
+
+def test_an_image_that_lies_or_is_gone(estate: Estate) -> None:
+    wrong = estate.ensure().base
+    estate.migrate("create table other (id int)")
+    key, _ = estate.oven().key()
+    # The right name on the wrong image: its label tells.
+    docker("tag", wrong.ref, f"{docker_bake.REPOSITORY}:{key}")
+    try:
+        assert estate.oven().look() is None
+    finally:
+        docker("rmi", f"{docker_bake.REPOSITORY}:{key}")
+    # A label that lies as well: the databases tell.
+    forged = docker(
+        "build",
+        "-q",
+        "-t",
+        f"{docker_bake.REPOSITORY}:{key}",
+        "-",
+        stdin=f"FROM {docker_bake.REPOSITORY}:{wrong.key}\nLABEL dev.pg-harness.baked={key}\n".encode(),
+    )
+    with estate.open() as fleet:
+        assert fleet.baked.base.ref == forged
+        with fleet.lease().connect() as connection:
+            assert connection.execute("select to_regclass('other'), to_regclass('users')").fetchone() == (
+                "other",
+                None,
+            )
+    docker("rmi", "-f", forged)
+    estate.story.clear()
+    with estate.open() as fleet:
+        docker("rmi", fleet.baked.base.ref)
+        with pytest.raises(ServerStartError, match="run again, and it is baked anew"):
+            fleet.lease()
+
+
+def test_killed_while_baking(estate: Estate) -> None:
+    estate.migrate("create table users (id int); select pg_sleep(20);")
+    child = estate.python("bake.TTL = 2.0\nestate_open()\n")
+
+    try:
+        until(estate.migrating, seconds=30, what="a migration that sleeps")
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.communicate(timeout=20)
+    mine = [
+        "ps",
+        "-a",
+        "--format",
+        "{{.Names}} {{.State}}",
+        "--filter",
+        f"label=dev.pg-harness.root={estate.root.resolve()}",
+    ]
+    until(lambda: "running" not in docker(*mine), seconds=30, what="the builder to end itself")
+    assert estate.bases() == []
+    # It stays, stopped, for as long as somebody may still be about to commit it.
+    bakery = estate.oven().bakery
+    bakery.leftovers()
+    assert docker(*mine) != ""
+    docker_bake._CUT_OFF, before = 0, docker_bake._CUT_OFF
+    try:
+        assert len(bakery.leftovers()) >= 1
+    finally:
+        docker_bake._CUT_OFF = before
+    assert docker(*mine) == ""
