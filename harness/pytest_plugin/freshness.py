@@ -109,8 +109,9 @@ class Freshness:
         if own is not None and django_classes.keeps_transaction_open(own):
             self._class = own
         # Django's TestCase writes its class's rows into a transaction that is open until the class's end.
-        self.wider.begin(item, blind=self._class is not None)
-        if inside and self._class is not None:
+        inside = inside and self._class is not None
+        self.wider.begin(item, blind="all" if inside else "class" if self._class is not None else "")
+        if inside:
             return
         if self.wider.first_test():
             return

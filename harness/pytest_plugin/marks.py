@@ -49,14 +49,19 @@ class WiderFixtures:
         self._layers: list[Layer] = []
         self._item = ""
         self._first = True
-        self._blind = False
+        self._blind = ""
         self._narrow = False
         self.off = False
         self.in_setup = False
         self.suspended: dict[object, str] = {}
 
-    def begin(self, item: pytest.Item, *, blind: bool) -> None:
-        """A test begins. ``blind``: its class's rows cannot be seen from outside, and need not be."""
+    def begin(self, item: pytest.Item, *, blind: str = "") -> None:
+        """A test begins.
+
+        Args:
+            blind: ``"class"`` where its class's rows cannot be seen from outside, and need not be; ``"all"``
+                once the class's transaction is open: a mark would wait for it.
+        """
         self._item = item.nodeid
         self._narrow = False
         self._blind = blind
@@ -105,7 +110,7 @@ class WiderFixtures:
     def _watched(self, fixture: pytest.FixtureDef[Any]) -> bool:
         return (
             not self.off
-            and not self._blind
+            and self._blind not in ("all", fixture.scope)
             and not self.suspended
             and fixture.scope != "function"
             and _writes(fixture)

@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[2]
 TIMEOUT = 90
 """Seconds that one pytest process may take: a hang is a failure with its output, not a stuck suite."""
 
-USUAL = ("pg_harness_pytest", "xdist.plugin")
+USUAL = ("pg_harness_pytest", "xdist")
 
 MIGRATION = """
 create table users (id int generated always as identity primary key, name text not null);

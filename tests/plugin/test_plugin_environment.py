@@ -132,7 +132,7 @@ def test_a_pytest_inside_a_test_has_its_own_lease(folder: Folder) -> None:
     folder.write(
         test_a="""
         import os, subprocess, sys, pytest
-        ARGS = ["-p", "pg_harness_pytest", "-p", "xdist.plugin", "-p", "no:cacheprovider"]
+        ARGS = ["-p", "pg_harness_pytest", "-p", "xdist", "-p", "no:cacheprovider"]
 
         def test_in_a_process(pg):
             env = {**os.environ, "OUTER": pg.url}
@@ -169,7 +169,7 @@ def test_a_worker_without_the_plugin_reaches_no_database(folder: Folder) -> None
             with pytest.raises(psycopg.OperationalError): psycopg.connect(os.environ["DATABASE_URL"])
         """,
     )
-    folder.pytest("-n", "1", plugins=("xdist.plugin",), env={"PYTEST_PLUGINS": "pg_harness_pytest"}).ok(1)
+    folder.pytest("-n", "1", plugins=("xdist",), env={"PYTEST_PLUGINS": "pg_harness_pytest"}).ok(1)
 
 
 def test_errors_are_one_screen_once(folder: Folder, place: Place) -> None:

@@ -18,7 +18,7 @@ WIDER = """
             conn.execute("insert into users (name) values (%s)", (name,))
 
     @pytest.fixture(scope="session")
-    def in_session(): write("session")
+    def in_session(seeded): pass
 
     @pytest.fixture(scope="module")
     def in_module(in_session):
@@ -73,15 +73,24 @@ WIDER = """
         def test_two(self): self.assertEqual(self.count(), 4)
 """
 
+SESSION = """
+    import os, psycopg, pytest
+
+    @pytest.fixture(scope="session")
+    def seeded():
+        with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as conn:
+            conn.execute("insert into users (name) values ('session')")
+"""
+
 AFTER = """
     import psycopg, os
-    def test_other_module(pg_conn):
+    def test_other_module(seeded, pg_conn):
         assert pg_conn.execute("select name from users").fetchall() == [("session",)]
 """
 
 
 def test_wider_fixtures(folder: Folder) -> None:
-    folder.write(test_a=WIDER, test_b=AFTER)
+    folder.write(conftest=SESSION, test_a=WIDER, test_b=AFTER)
     result = folder.pytest().ok(10)
     assert "put back" in result.text
     assert "a new clone was needed" not in result.text

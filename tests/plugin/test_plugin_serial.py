@@ -65,6 +65,7 @@ def test_who_waits_too_long_says_for_whom(folder: Folder) -> None:
         test_a="""
         import os, time
         def test_holds():
+            open("holding", "w").close()
             end = time.time() + 30
             while not os.path.exists("failed") and time.time() < end: time.sleep(0.05)
             assert os.path.exists("failed")
@@ -75,7 +76,13 @@ def test_who_waits_too_long_says_for_whom(folder: Folder) -> None:
         def test_waits(): pass
         """,
         conftest="""
-        import pytest
+        import os, pytest, time
+
+        @pytest.hookimpl(wrapper=True, tryfirst=True)
+        def pytest_runtest_protocol(item):
+            while "waits" in item.name and not os.path.exists("holding"): time.sleep(0.05)
+            return (yield)
+
         @pytest.hookimpl(trylast=True)
         def pytest_runtest_logreport(report):
             if report.failed: open("failed", "w").close()
