@@ -61,9 +61,18 @@ def describe(
 
 def busy(session: Session, database: int, ours: Sequence[int], xid: int) -> list[int]:
     """Pids of sessions that hold a transaction id, or a snapshot as old as transaction ``xid``."""
+    return [pid for (pid,) in session.rows(busy_statement(database, ours, xid))]
+
+
+def busy_statement(database: int, ours: Sequence[int], xid: int) -> str:
+    """The query of :func:`busy`, to be sent with others."""
     listed = "{" + ",".join(str(pid) for pid in ours) + "}"
-    statement = BUSY.format(database=database, ours=listed, xid=xid % 2**32)
-    return [pid for (pid,) in session.rows(statement)]
+    return BUSY.format(database=database, ours=listed, xid=xid % 2**32).strip()
+
+
+def prepared_statement(database: int) -> str:
+    """The query of :func:`prepared`, to be sent with others."""
+    return f"select gid from pg_prepared_xact() where dbid = {int(database)}"
 
 
 def holders(session: Session, database: int, relations: Sequence[int], ours: Sequence[int]) -> list[int]:
@@ -89,7 +98,7 @@ def in_progress(session: Session, ids: Sequence[int]) -> list[int]:
 
 def prepared(session: Session, database: int) -> list[str]:
     """Names of the prepared transactions of a database."""
-    return [gid for (gid,) in session.rows("select gid from pg_prepared_xact() where dbid = %s", (database,))]
+    return [gid for (gid,) in session.rows(prepared_statement(database))]
 
 
 def advisory(session: Session, database: int, ours: Sequence[int]) -> list[int]:

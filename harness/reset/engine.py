@@ -118,7 +118,12 @@ class ResetEngine:
         """
         self._based = False
         try:
-            self._rebase()
+            try:
+                self._rebase()
+            except ServerLost as error:
+                # A session may have died unnoticed since the last reset: once more, with new ones.
+                self._lost(error)
+                self._rebase()
             self._based = True
             if self._marks:
                 self._pending = self._marks.everything()
@@ -334,7 +339,7 @@ class ResetEngine:
             rows += outcome.rows
             tables.update(found.names.get(oid, str(oid)) for oid in todo.tables)
             tables.update(found.names.get(oid, str(oid)) for oid in todo.sequences)
-            if run.waiting.old_snapshots(outcome.xid):
+            if outcome.hindered and run.waiting.old_snapshots(outcome.xid):
                 continue  # whoever had to be waited for may have written in the meantime
             self._vacuum.after(self._lease, outcome.dead, self._bases, self._touched)
             return ResetReport("restore", tuple(sorted(tables)), rows)
@@ -452,7 +457,7 @@ class ResetEngine:
                 return None
             window = later
         self._stage("before-commit")
-        attempt.commit()
+        outcome.hindered = attempt.commit(self._database, self.ours)
         run.locked = False
         self._stage("committed")
         self._own = [outcome.xid]
@@ -538,6 +543,8 @@ class ResetEngine:
         for session in (self._reader.session if self._reader else None, self._restorer):
             if session is not None:
                 session.close()
+        if self._store is not None:
+            self._store.close()
         return RecloneNeeded(f"a session of the reset was lost, the server may have restarted ({error})")
 
     def __repr__(self) -> str:

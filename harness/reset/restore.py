@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.catalog import restore_batch, restore_catalogs, restore_rows
+from harness.catalog import restore_batch, restore_catalogs, restore_rows, restore_sessions
 from harness.catalog.restore_batch import Result
 from harness.catalog.restore_facts import Relation, SequenceState, block_ranges
 from harness.catalog.restore_rows import Tid
@@ -34,6 +34,7 @@ class Outcome:
         moved: table OID → rows of a large table that lie elsewhere after the COMMIT.
         files: OID → number of its new file, where a statement of ours made one.
         written: table OID → blocks into which we inserted.
+        hindered: after the COMMIT, somebody still saw what was before it.
     """
 
     position: str = ""
@@ -47,6 +48,7 @@ class Outcome:
     written: dict[int, set[int]] = field(default_factory=dict)
     sequences: int = 0
     large_objects: int = 0
+    hindered: bool = False
 
 
 class Attempt:
@@ -139,8 +141,11 @@ class Attempt:
         self.done.rows += count
         self.done.dead[oid] = self.done.dead.get(oid, 0) + count
 
-    def commit(self) -> None:
-        """Put the sequences back and commit.
+    def commit(self, database: int, ours: Sequence[int]) -> bool:
+        """Put the sequences back, commit, and look who is there; all in one round trip.
+
+        Returns:
+            Whether somebody still sees what was before, may still write into it, or has prepared to.
 
         Not before: ``setval`` is not rolled back with an attempt that has to begin again, and a session that
         goes on writing meanwhile would be given keys that exist.
@@ -148,10 +153,16 @@ class Attempt:
         statements: list[str] = []
         for oid in self.todo.sequences:
             statements += sequence_statements(self.store.relations[oid], self.sequences[oid])
-        for result in restore_batch.run(self.session, [*statements, "commit"]):
+        left = [
+            restore_sessions.busy_statement(database, ours, self.done.xid),
+            restore_sessions.prepared_statement(database),
+        ]
+        results = restore_batch.run(self.session, [*statements, "commit", *left])
+        for result in results[: len(statements)]:
             if result.rows and len(result.rows[0]) == 2:  # a sequence's new file
                 self.done.files[int(result.rows[0][0] or b"0")] = int(result.rows[0][1] or b"0")
         self.done.sequences = len(self.todo.sequences)
+        return any(result.rows for result in results[-2:])
 
     def _rewrite(self, oid: int, result: Result) -> None:
         """Delete what is not the baseline's; where a row of the baseline is gone, write all of them again."""
