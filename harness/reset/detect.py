@@ -93,3 +93,23 @@ def merge(one: TableChange, two: TableChange) -> TableChange:
         one.rewritten or two.rewritten,
         one.unlogged or two.unlogged,
     )
+
+
+def united(one: Changes, two: Changes) -> Changes:
+    """Both."""
+    if not one:
+        return two
+    tables = dict(one.tables)
+    for oid, change in two.tables.items():
+        tables[oid] = merge(tables[oid], change) if oid in tables else change
+    catalogs = {name: one.catalogs.get(name, frozenset()) | two.catalogs.get(name, frozenset())
+                for name in {*one.catalogs, *two.catalogs}}  # fmt: skip
+    return Changes(
+        tables=tables,
+        sequences=one.sequences | two.sequences,
+        catalogs=catalogs,
+        shared=one.shared or two.shared,
+        unknown=one.unknown | two.unknown,
+        ddl=(*one.ddl, *two.ddl),
+        names={**one.names, **two.names},
+    )

@@ -14,54 +14,24 @@ The next window begins where this one's reading ended; the records of our own tr
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
-from harness.catalog import restore_batch, restore_catalogs, restore_facts
-from harness.catalog.restore_facts import SequenceState
-from harness.catalog.session import Session, ident
-from harness.catalog.wal import NOISE, WalReader, Window
-from harness.errors import HarnessError, LeaseError, ServerLost, ServerRefused
+from harness.catalog import restore_batch, restore_facts
+from harness.catalog.wal import Window
+from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.reset import detect
-from harness.reset.baseline import BaselineStore, TableBase
-from harness.reset.marks import Mark, Marks
-from harness.reset.model import (
-    Baseline,
-    Changes,
-    Nothing,
-    Reclone,
-    RecloneNeeded,
-    Restore,
-    TableChange,
-)
+from harness.reset.marks import Mark
+from harness.reset.model import Changes, Nothing, Reclone, RecloneNeeded, Restore
 from harness.reset.plan import plan
 from harness.reset.report import ResetReport
 from harness.reset.restore import Attempt, Outcome
-from harness.reset.vacuum import Vacuum
+from harness.reset.state import EngineState, Limits
 from harness.reset.waiting import Waiting
 
-MOST_BYTES = 12 * 1024**2
-"""Bytes of log that are decoded for one reset; a clone is cheaper than more. A neighbour that copies a database by
-WAL_LOG writes 8 MB in few records, quickly read: that must not cost everybody a clone."""
 
-
-@dataclass(frozen=True)
-class Limits:
-    """What the engine may spend.
-
-    Attributes:
-        reset_timeout: seconds to wait for sessions of the application before they are ended.
-        most_bytes: of log to decode for one reset.
-    """
-
-    reset_timeout: float = 5.0
-    most_bytes: int = MOST_BYTES
-
-
-class ResetEngine:
+class ResetEngine(EngineState):
     """Brings one leased database back. Not safe for use by several threads.
 
     Args:
@@ -73,40 +43,6 @@ class ResetEngine:
         reset_timeout: seconds, see :class:`Limits`.
         stage: called with the name of each stage; for tests.
     """
-
-    def __init__(
-        self,
-        *,
-        reader: Callable[[], Session],
-        restorer: Callable[[Mapping[str, str]], Session],
-        baseline: Callable[[Mapping[str, str]], Session],
-        role: str,
-        reset_timeout: float = 5.0,
-        most_bytes: int = MOST_BYTES,
-        stage: Callable[[str], None] = lambda name: None,
-    ) -> None:
-        self.limits = Limits(reset_timeout, most_bytes)
-        self._open_reader, self._open_restorer, self._open_baseline = reader, restorer, baseline
-        self._role = role
-        self._stage = stage
-        self._reader: WalReader | None = None
-        self._restorer: Session | None = None
-        self._store: BaselineStore | None = None
-        self._bases: dict[int, TableBase] = {}
-        self._marks = Marks()
-        self._files: dict[int, int] = {}
-        self._by_file: dict[int, int] = {}
-        self._touched: dict[str, set[int]] = {}
-        self._own: list[int] = []
-        self._pending = Changes()
-        self._start = self._seen = ""
-        self._database = self._role_oid = 0
-        self._shared: restore_catalogs.Shared = ()
-        self._vacuum = Vacuum()
-        self._based = False
-        self._one_at_a_time = threading.RLock()
-
-    # -- the pristine state -------------------------------------------------------------------------
 
     def rebase(self) -> None:
         """Call it when the database is pristine: just claimed, or just cloned again.
@@ -133,76 +69,10 @@ class ResetEngine:
         except ServerLost as error:
             raise self._lost(error) from error
 
-    def _rebase(self) -> None:
-        if self._restorer is not None:
-            self._restorer.close()
-        self._restorer = self._open_restorer(restore_batch.RESTORER_SETTINGS)
-        reader, store = self._wal, self.store
-        self._database = int(
-            self._restorer.value("select oid::int8 from pg_database where datname = current_database()")
-        )
-        self._role_oid = int(
-            self._restorer.value("select coalesce(to_regrole(%s), 0)::oid::int8", (_quoted(self._role),))
-        )
-        self._files.clear()
-        self._remember_files(restore_facts.files(self._restorer))
-        if {oid for oid in self._files if oid >= restore_facts.FIRST_USER_OID} != {
-            oid for oid in store.relations if oid >= restore_facts.FIRST_USER_OID
-        }:
-            raise RecloneNeeded("the database is no copy of its baseline: other relations are in it")
-        # A sequence that was logged ahead moves without a word in the log: setval ends that.
-        ahead = [oid for oid, state in store.sequences.items() if state.logged_ahead]
-        if ahead:
-            restore_batch.run(self._restorer, [
-                f"select setval('{oid}'::regclass, {store.sequences[oid].last_value}, "
-                f"{str(store.sequences[oid].is_called).lower()})" for oid in ahead
-            ])  # fmt: skip
-        self._shared = restore_catalogs.shared(reader.session, self._database, self._role_oid)
-        self._touched.clear()
-        self._own.clear()
-        self._pending = Changes()
-        for base in self._bases.values():
-            base.rebase()
-        self._vacuum = Vacuum()
-        self._start, self._seen = reader.position(), ""
-
-    def _remember_files(self, files: Mapping[int, int]) -> None:
-        if not files:
-            return
-        self._files.update(files)
-        self._by_file = {node: oid for oid, node in self._files.items()}
-
     @property
     def marked(self) -> bool:
         """Whether any mark is set."""
         return bool(self._marks)
-
-    @property
-    def store(self) -> BaselineStore:
-        """Facts of the baseline; read when first wanted."""
-        if self._store is None:
-            self._store = BaselineStore(lambda: self._open_baseline(restore_batch.RESTORER_SETTINGS))
-        return self._store
-
-    @property
-    def _wal(self) -> WalReader:
-        if self._reader is None or self._reader.session.closed:
-            self._reader = WalReader(self._open_reader())
-        return self._reader
-
-    @property
-    def _lease(self) -> Session:
-        if self._restorer is None or self._restorer.closed:
-            raise ServerLost("the reset's session in the database was lost")
-        return self._restorer
-
-    @property
-    def ours(self) -> tuple[int, ...]:
-        """Pids of the engine's own sessions."""
-        sessions = (self._reader.session if self._reader else None, self._restorer)
-        return tuple(session.pid for session in sessions if session is not None and not session.closed)
-
-    # -- what users call ----------------------------------------------------------------------------
 
     def reset(self, *, to: Mark | None = None, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
         """Bring the database back to the top mark, to ``to``, or to the template.
@@ -280,7 +150,7 @@ class ResetEngine:
     def _pop(self) -> None:
         """Release the top mark: what it holds is a change against the state below."""
         layer = self._marks.pop()
-        self._pending = _united(self._pending, layer.changes)
+        self._pending = detect.united(self._pending, layer.changes)
 
     def close(self) -> None:
         """Log out everywhere; never raises for sessions that are gone."""
@@ -290,12 +160,6 @@ class ResetEngine:
         if self._store is not None:
             self._store.close()
         self._based = False
-
-    # -- the loop -----------------------------------------------------------------------------------
-
-    def _check_based(self) -> None:
-        if not self._based:
-            raise RecloneNeeded("the state of the database is not known (an earlier reset failed)")
 
     def _reset_loop(self, run: _Run) -> ResetReport:
         rows, tables = 0, set[str]()
@@ -359,73 +223,6 @@ class ResetEngine:
         run.locked = True
         return True
 
-    def _look(self, *, force: bool) -> Window:
-        self._stage("before-look")
-        try:
-            window = self._wal.look(
-                self._start,
-                seen=None if force else (self._seen or None),
-                database=self._database,
-                own=self._own,
-                ours=self.ours,
-                most=self.limits.most_bytes,
-            )
-        except ServerRefused as error:
-            if error.sqlstate == restore_batch.RECYCLED or "WAL" in error.message:
-                raise RecloneNeeded(
-                    f"the log since the last reset was recycled or cannot be read ({error})",
-                    remedy="a larger wal_keep_size keeps more of it",
-                ) from error
-            raise
-        self._stage("looked")
-        return window
-
-    def _resolve(self, window: Window) -> Changes:
-        """Relations of the window's records, with what is pending or always dirty."""
-        relations = self.store.relations
-        found = detect.changes(window.relations, by_file=self._by_file, relations=relations)
-        if "pg_class" in found.catalogs or found.unknown:
-            blocks = found.catalogs.get("pg_class")
-            now = restore_facts.files(self._lease, blocks)
-            rewritten = [oid for oid, node in now.items() if oid in self._files and self._files[oid] != node]
-            by_file = {**self._by_file, **{node: oid for oid, node in now.items()}}
-            found = detect.changes(
-                window.relations, by_file=by_file, relations=relations, rewritten=rewritten
-            )
-        return _united(self._pending, self._with_unlogged(found))
-
-    def _with_unlogged(self, found: Changes) -> Changes:
-        store = self.store
-        if not (store.unlogged_tables or store.unlogged_sequences):
-            return found
-        tables = dict(found.tables)
-        for oid in store.unlogged_tables:
-            tables[oid] = detect.merge(tables.get(oid, TableChange()), TableChange(unlogged=True))
-        always = [*store.unlogged_tables, *store.unlogged_sequences]
-        names = {**found.names, **{oid: str(store.relations[oid]) for oid in always}}
-        return replace(
-            found, tables=tables, sequences=found.sequences | set(store.unlogged_sequences), names=names
-        )
-
-    def _base(self, oid: int) -> TableBase:
-        if (marked := self._marks.table(oid)) is not None:
-            return marked
-        if oid not in self._bases:
-            self._bases[oid] = self.store.table(oid)
-        return self._bases[oid]
-
-    def _sequence(self, oid: int) -> SequenceState:
-        return self._marks.sequence(oid) or self.store.sequences[oid]
-
-    def _baseline(self, found: Changes) -> Baseline:
-        known = self.store.relations
-        states = {
-            oid: self._base(oid).state for oid in found.tables if oid in known and known[oid].kind == "r"
-        }
-        return Baseline(known, states, self.store.sequences)
-
-    # -- putting back -------------------------------------------------------------------------------
-
     def _restore(self, todo: Restore, found: Changes, window: Window, run: _Run) -> Outcome | None:
         """One attempt; None where it has to begin again."""
         if differences := self._compare(todo.catalogs):
@@ -469,84 +266,6 @@ class ResetEngine:
         self._adopt(outcome)
         return outcome
 
-    def _unchanged_since(self, window: Window) -> Window | None:
-        """The window up to now, where nobody but us wrote to this database after the last one; else None."""
-        later = self._wal.look(
-            window.stop,
-            seen=None,
-            database=self._database,
-            own=self._own,
-            ours=self.ours,
-            most=self.limits.most_bytes,
-        )
-        if later.too_much or later.unfinished:
-            mine = {self._own[-1]}
-            if later.too_much or set(later.unfinished) - mine:
-                return None
-        found = detect.changes(later.relations, by_file=self._by_file, relations=self.store.relations)
-        # Our own writes to catalogs are read here and never again: the next comparison has to know their blocks.
-        for name, blocks in found.catalogs.items():
-            self._touched.setdefault(name, set()).update(blocks)
-        if found.shared:
-            self._put_back_shared()
-        foreign = any(
-            not records.own and not records.shared and set(records.records) - NOISE
-            for records in later.relations
-        )
-        return (
-            None if foreign or found.tables or found.sequences or found.unknown else replace(later, seen="")
-        )
-
-    def _adopt(self, outcome: Outcome) -> None:
-        """The attempt was committed: remember where the rows lie now."""
-        for oid, places in outcome.places.items():
-            self._base(oid).lie(places)
-        for oid, replaced in outcome.replaced.items():
-            self._base(oid).move(replaced)
-        for oid, moved in outcome.moved.items():
-            self._base(oid).moved.update(moved)
-        self._marks.wrote(outcome.written)
-
-    def _compare(self, catalogs: Mapping[str, frozenset[int]]) -> tuple[str, ...]:
-        """What differs in the touched catalogs from the baseline; they need no second look before the next touch."""
-        asked = [n for n in catalogs if n not in restore_catalogs.STATISTICS | restore_catalogs.LARGE_OBJECTS]
-        for name in asked:
-            self._touched.setdefault(name, set()).update(catalogs[name])
-        differences = restore_catalogs.compare(
-            self._lease,
-            self.store.session,
-            {name: self._touched[name] for name in asked},
-            self.store.places,
-        )
-        if "pg_index" in catalogs and restore_catalogs.indexed(self._lease) != self.store.indexed:
-            differences.append("pg_class: an index was created and rolled back")
-        return tuple(differences)
-
-    def _put_back_shared(self) -> None:
-        """Settings of this database and of the role; other differences are for a clone."""
-        session = self._wal.session
-        now = restore_catalogs.shared(session, self._database, self._role_oid)
-        if now == self._shared:
-            return
-        changed = set(now) ^ set(self._shared)
-        if kinds := {what for what, _, _ in changed if what != "setting"}:
-            raise RecloneNeeded(f"the {' and the '.join(sorted(kinds))} of this database changed")
-        statements = restore_catalogs.put_back_settings(self._database, self._role_oid, self._shared)
-        restore_batch.run(session, ["begin", *statements, "commit"])
-
-    def _advance(self, window: Window) -> None:
-        """Where the next window begins: exactly where the reading of this one ended."""
-        self._start, self._seen = window.stop, window.seen
-
-    def _lost(self, error: HarnessError) -> RecloneNeeded:
-        self._based = False
-        for session in (self._reader.session if self._reader else None, self._restorer):
-            if session is not None:
-                session.close()
-        if self._store is not None:
-            self._store.close()
-        return RecloneNeeded(f"a session of the reset was lost, the server may have restarted ({error})")
-
     def __repr__(self) -> str:
         state = f"pristine at {self._start}" if self._based else "state unknown"
         return f"<ResetEngine database {self._database}: {state}, {len(self._marks)} marks>"
@@ -577,29 +296,6 @@ class _Run:
         if self.locked:
             self.locked = False
             restore_batch.rollback(self._engine._lease)
-
-
-def _united(one: Changes, two: Changes) -> Changes:
-    if not one:
-        return two
-    tables = dict(one.tables)
-    for oid, change in two.tables.items():
-        tables[oid] = detect.merge(tables[oid], change) if oid in tables else change
-    catalogs = {name: one.catalogs.get(name, frozenset()) | two.catalogs.get(name, frozenset())
-                for name in {*one.catalogs, *two.catalogs}}  # fmt: skip
-    return Changes(
-        tables=tables,
-        sequences=one.sequences | two.sequences,
-        catalogs=catalogs,
-        shared=one.shared or two.shared,
-        unknown=one.unknown | two.unknown,
-        ddl=(*one.ddl, *two.ddl),
-        names={**one.names, **two.names},
-    )
-
-
-def _quoted(role: str) -> str:
-    return ident(role)
 
 
 def _unreadable(error: ServerRefused) -> RecloneNeeded:
