@@ -107,8 +107,11 @@ class Oven:
         key, fingerprints = self.key(story)
         if not rebuild and (found := self._look(key)):
             return Baked(found, fingerprints, False, time.monotonic() - began)
+        cache = project.cache_dir(self._environ)
+        # Before the lock makes it, closed to others: the server's own user copies its data there.
+        cache.mkdir(parents=True, exist_ok=True, mode=0o755)
         with file_lock(
-            Path(project.cache_dir(self._environ)) / f"bake-{key}.lock",
+            cache / f"bake-{key}.lock",
             timeout=self._settings.migration_timeout + self._settings.start_timeout + 120,
             waiting_for="baking the migrated server",
         ):
