@@ -26,7 +26,7 @@ def test_a_project_with_a_harness_of_its_own(folder: Folder, layout: str) -> Non
         command = [sys.executable, "-c", "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main())",
                    *command[3:]]  # fmt: skip
     result = subprocess.run(
-        command, cwd=folder.path, env=folder.env(), text=True, capture_output=True, timeout=60
+        command, check=False, cwd=folder.path, env=folder.env(), text=True, capture_output=True, timeout=60
     )
     assert result.returncode == 4, result.stdout + result.stderr
     error = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
@@ -34,7 +34,9 @@ def test_a_project_with_a_harness_of_its_own(folder: Folder, layout: str) -> Non
     assert "Run: pg-harness run -- pytest" in error[0]
     # Inside `pg-harness run` everything is exported already, and their package is theirs.
     inside = {**folder.env(), "PGHARNESS_WORKERS": "1"}
-    result = subprocess.run(command, cwd=folder.path, env=inside, text=True, capture_output=True, timeout=60)
+    result = subprocess.run(
+        command, check=False, cwd=folder.path, env=inside, text=True, capture_output=True, timeout=60
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -55,6 +57,12 @@ def test_unconfigured_imports_nothing(tmp_path: object) -> None:
         file.write('[project]\nname = "x"\nversion = "1"\n[dependency-groups]\ndev = ["pg-harness"]\n')
     env = {"PATH": "/usr/bin:/bin", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(REPOSITORY)}
     result = subprocess.run(
-        [sys.executable, "-c", probe], cwd=str(tmp_path), env=env, text=True, capture_output=True, timeout=60
+        [sys.executable, "-c", probe],
+        check=False,
+        cwd=str(tmp_path),
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=60,
     )
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""What the plugin costs: unconfigured, and at a warm start. Ratios and differences within one run.
+
+    python benchmarks/pytest_overhead.py [ROUNDS]
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BASE = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+OURS = ["-p", "pg_harness_pytest"]
+
+
+def seconds(command: list[str], cwd: Path, environ: dict[str, str]) -> float:
+    """Wall-clock time of one process that must succeed."""
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=cwd, env=environ, text=True, check=False, capture_output=True, timeout=120)
+    took = time.perf_counter() - began
+    if done.returncode not in (0, 5):
+        sys.exit(done.stdout + done.stderr)
+    return took
+
+
+def compare(title: str, one: list[str], other: list[str], cwd: Path, environ: dict[str, str], rounds: int) -> None:
+    """Alternate both, so that a busy machine hits both."""
+    first, second = [], []
+    for _ in range(rounds):
+        first.append(seconds(one, cwd, environ))
+        second.append(seconds(other, cwd, environ))
+    a, b = statistics.median(first), statistics.median(second)
+    print(f"{title}: {1000 * a:.0f} ms without, {1000 * b:.0f} ms with: {1000 * (b - a):+.1f} ms, {b / a:.2f}×")
+
+
+def main() -> None:
+    """The table."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "test_a.py").write_text("")
+        environ = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(REPOSITORY)}
+        environ |= {"PGHARNESS_STATE_DIR": f"{name}/state", "PGHARNESS_CACHE_DIR": f"{name}/cache"}
+        look = [*BASE, "--collect-only"]
+        compare("installed, unconfigured, --collect-only", look, [*look, *OURS], folder, environ, rounds)
+        (folder / "pg-harness.toml").write_text('backend = "process"\nmigrations = ["sql:m"]\n')
+        (folder / "m").mkdir()
+        (folder / "m" / "1.sql").write_text("create table a (id int);")
+        (folder / "test_a.py").write_text(
+            "import os, psycopg\n"
+            "def test_it():\n"
+            "    with psycopg.connect(os.environ['DATABASE_URL']) as c: c.execute('select 1')\n"
+        )
+        from harness.core import Harness
+
+        with Harness.open(root=folder, environ=environ) as harness, harness.lease() as lease:
+            environ["DATABASE_URL"] = lease.url
+            for workers in ("0", "4"):
+                plain = [*BASE, "-p", "xdist", "-n", workers]
+                compare(f"warm start, -n {workers}", plain, [*plain, *OURS], folder, environ, max(3, rounds // 3))
+        from harness import config, server
+
+        server.stop(config.load(environ, start=folder), environ)
+
+
+if __name__ == "__main__":
+    main()
