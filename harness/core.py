@@ -155,15 +155,21 @@ class Harness:
             progress=progress,
         )
         try:
-            this.prepare(rebuild=rebuild)
-            moving = purpose == "run" and this._must_move_to_disk()
+            try:
+                this.prepare(rebuild=rebuild)
+                moving = purpose == "run" and this._must_move_to_disk()
+            except HarnessError as error:
+                moving = purpose == "run" and this._ran_out_of_memory(error)
+                if not moving:
+                    outgrown.explain(error, found)
+                    raise
         except BaseException:
             this.abandon()
             raise
         if not moving:
             return this
         this.abandon()
-        server.stop(settings, environ, purpose=found.info.purpose, story=story)
+        # The server in memory is replaced there, or left to the runs that use it: see docs/decisions/0013.
         return cls.open_with(
             replace(settings, storage="disk"),
             environ,
@@ -281,20 +287,35 @@ class Harness:
         # Somebody else's server: only a role that is named after this checkout is nobody else's.
         return self.owner.name == f"{names.PREFIX}_{self.project}"
 
+    @property
+    def _may_move_to_disk(self) -> bool:
+        return self.settings.storage == "auto" and self.server.info.storage == "memory"
+
     def _must_move_to_disk(self) -> bool:
-        """Whether the data has outgrown the memory that it may take, and nobody else is on this server."""
-        if self.settings.storage != "auto" or self.server.info.storage != "memory":
+        """Whether the data has outgrown the memory that it may take."""
+        if not self._may_move_to_disk:
             return False
         needed = outgrown.need(list(self.templates.values()), os.cpu_count() or 1)
         room = outgrown.room(self.settings)
         if needed <= room:
             return False
-        told = f"templates and clones need about {needed >> 20} MB, and {room >> 20} MB of memory may be used"
         outgrown.remember(self.settings, self._environ, needed)
-        if self._others_alive():
-            self._story(f"{told}: the server moves to disk at its next start (other runs use it now)")
+        self._story(
+            f"templates and clones need about {needed >> 20} MB, and {room >> 20} MB of memory may be used: "
+            f'moving to disk, and migrating once more. storage = "disk" avoids this'
+        )
+        return True
+
+    def _ran_out_of_memory(self, error: HarnessError) -> bool:
+        """Whether a migration failed because its data did not fit into memory, where disk may do."""
+        if not self._may_move_to_disk or not outgrown.full(error, self.server):
             return False
-        self._story(f'{told}: moving to disk, and migrating once more. storage = "disk" avoids this')
+        # How much is needed is unknown: more than there is.
+        outgrown.remember(self.settings, self._environ, 2 * outgrown.room(self.settings))
+        self._story(
+            "the data does not fit into memory: moving to disk, and migrating once more. "
+            'storage = "disk" avoids this'
+        )
         return True
 
     def recipe(self, database: DatabaseSettings) -> Recipe:

@@ -76,7 +76,7 @@ class Settings:
     role_attributes: tuple[str, ...] = ("CREATEDB",)
     superuser: bool = False
     migrate_as: str = "role"
-    """``role`` or ``admin``: who runs the migrations."""
+    """``role`` or ``admin``: who runs the migrations. What the admin makes is the admin's: grant what the role needs."""
     isolation: str = "database"
     fresh: str = "reset"
     storage: str = "auto"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from harness.catalog import databases, locks, roles
 from harness.catalog.databases import Attributes, Database
 from harness.catalog.session import Session, ident
 from harness.dsn import Dsn
-from harness.errors import HarnessError, MigrationError, ServerRefused, TemplateBusy
+from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
 from harness.migrations.base import MigrationContext, MigrationSource
 
 FORMAT = 1
@@ -270,17 +271,32 @@ def _build(
         if not recipe.keep_failed:
             databases.drop(session, name, project)
             raise
+        if not _answers(session):
+            # A full disk ended the server: the first error says more than ours about the lost database.
+            raise
         error.database = _keep_for_inspection(session, project, name, error)
+        # A migration may create extensions by itself, as rights allow.
+        for extension in re.findall(r'extension "([\w-]+)" is not available', error.message):
+            error.message += _why_missing(session, extension)
         error.message += _inspection_hint(session, error.database, owner)
         raise
     except BaseException:
-        # Ctrl-C too: nothing half-built stays behind.
-        databases.drop(session, name, project)
+        # Ctrl-C too: nothing half-built stays behind. A server that died has taken it along.
+        if _answers(session):
+            databases.drop(session, name, project)
         raise
     created = sorted(roles.all_roles(session) - roles_before)
     return _freeze(
         session, project, name, wanted, recipe, created, time.monotonic() - began, probe_strategy, story
     )
+
+
+def _answers(session: Session) -> bool:
+    try:
+        session.value("select 1")
+    except ServerLost:
+        return False
+    return True
 
 
 def _create_extensions(session: Session, name: str, recipe: Recipe) -> None:
@@ -294,10 +310,23 @@ def _create_extensions(session: Session, name: str, recipe: Recipe) -> None:
                 available = inside.rows("select name from pg_available_extensions order by 1")
                 raise MigrationError(
                     f"extension {extension!r} (setting extensions) cannot be created: {error.message}\n"
-                    f"This server has: {', '.join(row[0] for row in available)}",
+                    f"This server has: {', '.join(row[0] for row in available)}"
+                    f"{_why_missing(inside, extension)}",
                     source="extensions",
                     step=extension,
                 ) from error
+
+
+def _why_missing(session: Session, extension: str) -> str:
+    if extension not in ("pgcrypto", "sslinfo"):
+        return ""
+    if session.value("select current_setting('ssl_library', true)"):
+        return ""
+    return (
+        f"\n{extension} needs OpenSSL, and this PostgreSQL was built without it (as the bundled binaries of "
+        f'pg-harness[embedded] are): use backend = "docker", or the distribution\'s PostgreSQL by `binaries`. '
+        f"gen_random_uuid() needs no extension since version 13."
+    )
 
 
 def _apply(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -192,6 +193,9 @@ def translated(doing: str) -> Iterator[None]:
 
 def _text(error: BaseException) -> str:
     text = str(getattr(error, "explanation", None) or error)
+    if "Max retries exceeded" in text or "Connection aborted" in text:
+        # urllib3 wraps the system's own words ("Connection refused") in a screen of its own.
+        text = next(iter(re.findall(r"\[Errno -?\d+\] ([^\"')]+)", text)), text)
     return " ".join(text.split())[:400]
 
 

@@ -139,7 +139,8 @@ class ProcessBackend:
         except BaseException:
             _remove(folder)
             raise
-        story(f"process: started {info.description} ({binaries.origin}), data in {storage} ({folder})")
+        where = "in memory" if storage == "memory" else "on disk"
+        story(f"process: started {info.description} ({binaries.origin}), data {where} ({folder})")
         return info
 
     def stop(self, info: ServerInfo) -> None:
@@ -234,6 +235,9 @@ class ProcessBackend:
             # Socket paths are limited to 107 bytes; nothing of ours needs one.
             "unix_socket_directories": "",
         }
+        if record.storage == "memory":
+            # Kept with the data: a postmaster killed with SIGKILL left its segments in /dev/shm for ever.
+            settings.setdefault("dynamic_shared_memory_type", "mmap")
         for name in ("launch.sh", "watch.sh"):
             # A copy: the package may lie where the server's user may not enter.
             (folder / name).write_bytes(resources.files("harness.backends").joinpath(name).read_bytes())

@@ -68,12 +68,13 @@ free="SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('state
     'transaction_timeout', 'lock_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout')"
 
 misses=0
+ours=
 while alive; do
     # The kill is psql's own last command: its session still holds the lock exclusively, so a client that
     # comes too late waits for the lock and is told of the shutdown, and never works on a dying server.
     said=$("$psql" -XAtq -v ON_ERROR_STOP=1 -c '\echo connected' -c "$free" -c "$loop" \
         -c "\\! kill -INT $pid" 2>/dev/null) && {
-        misses=0
+        ours=yes
         echo "pg-harness: nobody held the sign of life for $ttl s: ending the server" >&2
         break
     }
@@ -96,7 +97,7 @@ for signal in INT QUIT KILL; do
     while alive && [ "$waited" -lt 5 ]; do sleep 1; waited=$((waited + 1)); done
 done
 if [ -n "$directory" ]; then
-    # Who started the server may still want the end of its log.
-    [ "$misses" -eq 0 ] || sleep 3
+    # Who started a server that died at once still wants the end of its log.
+    [ "$ours" = yes ] || sleep 3
     rm -rf "$directory"
 fi

@@ -22,7 +22,7 @@ from harness import server
 from harness.backends.docker import LABEL, DockerBackend
 from harness.backends.docker_daemon import connect
 from harness.catalog.session import Session
-from harness.errors import BackendUnavailable, ServerStartError
+from harness.errors import BackendUnavailable, ServerRefused, ServerStartError
 
 pytestmark = pytest.mark.docker
 IMAGE = "pgharness-test:15"
@@ -129,7 +129,7 @@ def test_what_docker_shows_holds_no_secret_and_no_open_port(place: Checkout) -> 
     assert shown["HostConfig"]["Init"] is True
     assert shown["Config"]["StopSignal"] == "SIGINT"
     # Not readable by the server's own user, who runs what a test sends it.
-    with Session.connect(info.dsn) as session, pytest.raises(server.ServerRefused, match="exit code 1"):
+    with Session.connect(info.dsn) as session, pytest.raises(ServerRefused, match="exit code 1"):
         session.execute("COPY (SELECT 1) TO PROGRAM 'cat /pgharness/password'")
 
 
