@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-import uuid
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,11 +110,22 @@ class Estate:
         return [base for base in self.oven().bakery.list() if base.facts.get("root") == mine]
 
 
+@pytest.fixture(scope="session")
+def initialised() -> Iterator[Path]:
+    """Where empty clusters lie, made once for all tests of this session."""
+    folder = Path(tempfile.mkdtemp(prefix="pg-harness-initdb-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture
-def new_estate(tmp_path: Path, folders: tuple[Path, Path]) -> Iterator[Callable[..., Estate]]:
+def new_estate(tmp_path: Path, initialised: Path) -> Iterator[Callable[..., Estate]]:
     """Makes projects; afterwards their servers and what they baked are removed, and nothing may be left."""
     made: list[Estate] = []
-    private = folders[0].parent / f"fleet-{uuid.uuid4().hex[:8]}"
+    # Not below pytest's own folder: another pytest that starts meanwhile closes that one to other users, and
+    # where this suite runs as root, the servers' user must reach the cache.
+    private = Path(tempfile.mkdtemp(prefix="pg-harness-fleet-"))
 
     def make(**given: Any) -> Estate:
         root = tmp_path / f"project{len(made)}"
@@ -129,7 +140,7 @@ def new_estate(tmp_path: Path, folders: tuple[Path, Path]) -> Iterator[Callable[
         (private / "cache").mkdir(parents=True, exist_ok=True)
         for path in (private, private / "cache"):
             path.chmod(0o755)
-        for found in folders[1].glob("initdb-*") if folders[1].is_dir() else ():
+        for found in initialised.iterdir():
             if found.is_dir() and not (private / "cache" / found.name).exists():
                 (private / "cache" / found.name).symlink_to(found)
         estate = Estate(root, environ, given)
@@ -150,8 +161,6 @@ def new_estate(tmp_path: Path, folders: tuple[Path, Path]) -> Iterator[Callable[
         assert estate.purposes() == []
         assert estate.bases() == []
     for found in (private / "cache").glob("initdb-*"):
-        if found.is_dir() and not found.is_symlink() and not (folders[1] / found.name).exists():
-            folders[1].mkdir(parents=True, exist_ok=True)
-            folders[1].chmod(0o755)
-            found.rename(folders[1] / found.name)
+        if found.is_dir() and not found.is_symlink() and not (initialised / found.name).exists():
+            found.rename(initialised / found.name)
     shutil.rmtree(private, ignore_errors=True)

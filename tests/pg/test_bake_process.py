@@ -179,3 +179,24 @@ def test_a_start_that_was_cut_off_is_removed_when_it_is_old(estate: Estate) -> N
         assert not cut_off.exists()
         assert not half.exists()
         assert folder.exists()
+
+
+def test_bake_by_hand(estate: Estate) -> None:
+    (estate.root / "pg-harness.toml").write_text('migrations = ["sql:migrations"]\n')
+
+    def call(*words: str) -> str:
+        child = estate.cli("bake", *words)
+        out, err = child.communicate(timeout=60)
+        assert child.returncode == 0, err
+        return out.strip()
+
+    place = call()
+    assert Path(place, "data", "PG_VERSION").exists()
+    assert json.loads(call("--json"))["built"] is False
+    assert json.loads(call("--rebuild", "--json"))["built"] is True
+    (listed,) = json.loads(call("--list", "--json"))
+    assert (listed["name"], listed["sources"]) == (place, "sql:migrations")
+    # What tests get is what was baked: the same key from the settings of a run.
+    with estate.open() as fleet:
+        assert fleet.baked.base.ref == place
+        assert not fleet.baked.built
