@@ -141,7 +141,10 @@ class Runner:
             capture_output=True, text=True, check=True, timeout=60,
         ).stdout  # fmt: skip
         # A random token since the minor releases of August 2025.
-        return [line for line in printed.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
+        # Sorted: rows of a large table come back as a set (docs/reset.md); the order of others is compared above.
+        return sorted(
+            line for line in printed.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))
+        )
 
     def close(self) -> None:
         for session in self.sessions:
