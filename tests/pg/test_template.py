@@ -24,7 +24,7 @@ from harness.migrations.base import MigrationContext
 from harness.names import Kind
 from harness.template import Owner, Recipe, Template
 
-OWNER = Owner("app", "s3cret of äpp")
+OWNER = Owner("app", "s3cret of äpp", attributes=("CREATEDB",), managed=True)
 
 
 @dataclass
