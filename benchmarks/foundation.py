@@ -1,6 +1,6 @@
 """The foundation against the same done by hand: ratios, side by side in one run.
 
-    python benchmarks/foundation.py [--docker IMAGE] [--pairs 7]
+python benchmarks/foundation.py [--docker IMAGE] [--pairs 7]
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def warm_up(pairs: int) -> None:
 
         def ours() -> float:
             return timed(
-                lambda: subprocess.run([*command, "-q"], cwd=folder, env=environ, capture_output=True, check=True)
+                lambda: subprocess.run(
+                    [*command, "-q"], cwd=folder, env=environ, capture_output=True, check=True
+                )
             )
 
         def theirs() -> float:
@@ -102,12 +104,25 @@ class ProcessByHand:
     def __init__(self, binaries: Path, folder: Path) -> None:
         self.binaries = binaries
         self.folder = folder
-        self.as_user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.getuid() == 0 else []
+        self.as_user = (
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.getuid() == 0 else []
+        )
         memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
         self.base = Path(tempfile.mkdtemp(prefix="pg-harness-hand-", dir=memory))
         if self.as_user:
             os.chown(self.base, 65534, 65534)
-        self.call("initdb", "-D", str(self.base / "initialised"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+        self.call(
+            "initdb",
+            "-D",
+            str(self.base / "initialised"),
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-sync",
+        )
 
     def call(self, program: str, *arguments: str) -> None:
         subprocess.run(
@@ -119,7 +134,9 @@ class ProcessByHand:
         data, port = self.base / uuid.uuid4().hex[:8], "54329"
         began = time.perf_counter()
         subprocess.run([*self.as_user, "cp", "-a", str(self.base / "initialised"), str(data)], check=True)
-        options = " ".join(f"-c {k}={v}" for k, v in throwaway(max_connections=500, user={}).items() if " " not in v)
+        options = " ".join(
+            f"-c {k}={v}" for k, v in throwaway(max_connections=500, user={}).items() if " " not in v
+        )
         options += f" -c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
         self.call("pg_ctl", "start", "-w", "-D", str(data), "-o", options, "-l", str(data / "log"))
         url = f"postgresql://postgres@127.0.0.1:{port}"
@@ -199,7 +216,9 @@ def clones(pairs: int) -> None:
 
         def bare(strategy: str) -> float:
             name = f"bare_{uuid.uuid4().hex[:8]}"
-            took = timed(lambda: session.execute(f"create database {name} template {made.name} strategy {strategy}"))
+            took = timed(
+                lambda: session.execute(f"create database {name} template {made.name} strategy {strategy}")
+            )
             session.execute(f"drop database {name}")
             return took
 
@@ -212,7 +231,13 @@ def clones(pairs: int) -> None:
 
         compare("a clone, against the faster bare kind", ours, lambda: min(bare("file_copy"), bare("wal_log")),
                 pairs=pairs, aim=1.1)  # fmt: skip
-        compare("WAL_LOG against FILE_COPY", lambda: bare("wal_log"), lambda: bare("file_copy"), pairs=pairs, aim=9.0)
+        compare(
+            "WAL_LOG against FILE_COPY",
+            lambda: bare("wal_log"),
+            lambda: bare("file_copy"),
+            pairs=pairs,
+            aim=9.0,
+        )
 
         def fill(parallel: int) -> float:
             took = timed(lambda: harness.clones.fill(made, 4, parallel=parallel))
@@ -220,7 +245,9 @@ def clones(pairs: int) -> None:
                 databases.drop(session, spare, harness.project)
             return took
 
-        compare("4 clones side by side, against in turn", lambda: fill(2), lambda: fill(1), pairs=pairs, aim=1.0)
+        compare(
+            "4 clones side by side, against in turn", lambda: fill(2), lambda: fill(1), pairs=pairs, aim=1.0
+        )
         template.touch(session, made)
 
 
@@ -233,7 +260,9 @@ def at_rest() -> None:
         before = cpu_seconds(pid)
         time.sleep(5)
         after = cpu_seconds(pid)
-        print(f"\nAt rest: {private_memory(pid) / 1024**2:.1f} MB private (aim 60), {after - before:.2f} s CPU in 5 s")
+        print(
+            f"\nAt rest: {private_memory(pid) / 1024**2:.1f} MB private (aim 60), {after - before:.2f} s CPU in 5 s"
+        )
 
 
 def tree(pid: int) -> list[int]:
@@ -265,7 +294,9 @@ def private_memory(pid: int) -> int:
 def cpu_seconds(pid: int) -> float:
     """User and system time over the tree."""
     ticks = [
-        sum(int(f) for f in (Path("/proc") / str(item) / "stat").read_text().rpartition(")")[2].split()[11:13])
+        sum(
+            int(f) for f in (Path("/proc") / str(item) / "stat").read_text().rpartition(")")[2].split()[11:13]
+        )
         for item in tree(pid)
     ]
     return sum(ticks) / os.sysconf("SC_CLK_TCK")

@@ -14,7 +14,9 @@ def timed(act: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def compare(name: str, ours: Callable[[], float], theirs: Callable[[], float], *, pairs: int, aim: float) -> float:
+def compare(
+    name: str, ours: Callable[[], float], theirs: Callable[[], float], *, pairs: int, aim: float
+) -> float:
     """Run both in turn, print a line, return the median of the pairs' ratios.
 
     Args:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the plugin costs: unconfigured, and at a warm start. Ratios and differences within one run.
 
-    python benchmarks/pytest_overhead.py [ROUNDS]
+python benchmarks/pytest_overhead.py [ROUNDS]
 """
 
 from __future__ import annotations
@@ -22,21 +22,27 @@ OURS = ["-p", "pg_harness_pytest"]
 def seconds(command: list[str], cwd: Path, environ: dict[str, str]) -> float:
     """Wall-clock time of one process that must succeed."""
     began = time.perf_counter()
-    done = subprocess.run(command, cwd=cwd, env=environ, text=True, check=False, capture_output=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=cwd, env=environ, text=True, check=False, capture_output=True, timeout=120
+    )
     took = time.perf_counter() - began
     if done.returncode not in (0, 5):
         sys.exit(done.stdout + done.stderr)
     return took
 
 
-def compare(title: str, one: list[str], other: list[str], cwd: Path, environ: dict[str, str], rounds: int) -> None:
+def compare(
+    title: str, one: list[str], other: list[str], cwd: Path, environ: dict[str, str], rounds: int
+) -> None:
     """Alternate both, so that a busy machine hits both."""
     first, second = [], []
     for _ in range(rounds):
         first.append(seconds(one, cwd, environ))
         second.append(seconds(other, cwd, environ))
     a, b = statistics.median(first), statistics.median(second)
-    print(f"{title}: {1000 * a:.0f} ms without, {1000 * b:.0f} ms with: {1000 * (b - a):+.1f} ms, {b / a:.2f}×")
+    print(
+        f"{title}: {1000 * a:.0f} ms without, {1000 * b:.0f} ms with: {1000 * (b - a):+.1f} ms, {b / a:.2f}×"
+    )
 
 
 def main() -> None:
@@ -63,7 +69,9 @@ def main() -> None:
             environ["DATABASE_URL"] = lease.url
             for workers in ("0", "4"):
                 plain = [*BASE, "-p", "xdist", "-n", workers]
-                compare(f"warm start, -n {workers}", plain, [*plain, *OURS], folder, environ, max(3, rounds // 3))
+                compare(
+                    f"warm start, -n {workers}", plain, [*plain, *OURS], folder, environ, max(3, rounds // 3)
+                )
         from harness import config, server
 
         server.stop(config.load(environ, start=folder), environ)

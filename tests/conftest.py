@@ -8,7 +8,14 @@ from functools import cache
 
 import pytest
 
-pytest_plugins = ["fix_reset_servers", "fix_servers", "fix_leases", "fix_backends", "fix_migrations", "fix_fleets"]
+pytest_plugins = [
+    "fix_reset_servers",
+    "fix_servers",
+    "fix_leases",
+    "fix_backends",
+    "fix_migrations",
+    "fix_fleets",
+]
 
 REQUIRE_DOCKER = os.environ.get("PGHARNESS_TEST_REQUIRE_DOCKER") == "1"
 IMAGES = ("pgharness-test:15", "pgharness-test:17")

@@ -62,7 +62,9 @@ def fill(blank: Blank) -> None:
 
 def forget(blank: Blank) -> None:
     with Session.connect(blank.admin) as session:
-        session.script("DROP OWNED BY old_owner CASCADE; DROP OWNED BY old_reader CASCADE; DROP ROLE old_owner, old_reader;")
+        session.script(
+            "DROP OWNED BY old_owner CASCADE; DROP OWNED BY old_reader CASCADE; DROP ROLE old_owner, old_reader;"
+        )
 
 
 def pg_dump(blank: Blank, *options: str) -> None:

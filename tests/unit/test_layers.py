@@ -110,7 +110,17 @@ def test_importing_the_package_is_free() -> None:
 
 def test_the_environment_is_read_at_the_edges_only() -> None:
     # docker_daemon undoes what testcontainers writes into it.
-    edges = ("catalog.session", "cli", "pytest_plugin", "core", "fleet", "bench", "__main__", "migrations.child", "backends.docker_daemon")
+    edges = (
+        "catalog.session",
+        "cli",
+        "pytest_plugin",
+        "core",
+        "fleet",
+        "bench",
+        "__main__",
+        "migrations.child",
+        "backends.docker_daemon",
+    )
     wrong = [
         module
         for module, tree in modules().items()
