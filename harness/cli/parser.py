@@ -22,6 +22,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "reset": ("reset", "bring databases back to their migrations' state"),
     "logs": ("logs", "the server's log"),
     "bake": ("bake", "keep a migrated server, for later ones to start from"),
+    "bench": ("bench", "measure on this machine"),
     "gc": ("gc", "drop what dead runs left behind"),
     "doctor": ("doctor", "check everything, one line each, with remedies"),
     "init": ("init", "look at the project and write the settings"),
@@ -100,7 +101,16 @@ def parse(
         raise Usage(f"there is no command {name!r}{_nearest(name)}")
     module = load(name)
     parser = verb_parser(name, module)
-    found = parser.parse_args(own[place + 1 :], namespace)
+    try:
+        found = parser.parse_args(own[place + 1 :], namespace)
+    except Usage as error:
+        _, unknown, rest = error.message.partition("unrecognized arguments: ")
+        if not unknown or command is not None or not parser.get_default("takes_command"):
+            raise
+        what, _, usage = rest.partition("\n")
+        raise Usage(
+            f"{what}: the words for the command go behind --: {PROGRAM} {name} -- {what}\n{usage}"
+        ) from None
     if command is not None and not getattr(found, "takes_command", False):
         raise Usage(f"`{name}` takes nothing after --")
     return module.run, found, command
