@@ -10,27 +10,18 @@ from pathlib import Path
 
 from harness.errors import MigrationError
 from harness.migrations import files, project_child, python_files, watched
-from harness.migrations.base import MigrationContext
-from harness.settings import SourceSpec
+from harness.migrations.base import Configured, MigrationContext
 
 ADAPTER = "alembic 1"
 
 
-class AlembicSource:
+class AlembicSource(Configured):
     """``upgrade head`` of an Alembic environment.
 
     The fingerprint covers the ini file, the script folder (revisions and ``env.py``), what the revisions
     import of the project, and the versions of Alembic and SQLAlchemy. The models that ``env.py`` imports
     are not in it: they decide what ``revision --autogenerate`` writes, not what ``upgrade`` does.
     """
-
-    def __init__(self, spec: SourceSpec, root: Path) -> None:
-        self._spec = spec
-        self._root = root
-
-    @property
-    def text(self) -> str:
-        return self._spec.text
 
     @property
     def hashes(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.dsn import Dsn
+from harness.settings import SourceSpec
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,16 @@ class MigrationSource(Protocol):
         Leaves no session open. Raises MigrationError with ``source`` and ``step`` filled.
         """
         ...
+
+
+class Configured:
+    """What every source of ours begins with: its entry in the settings, and the root that its paths start at."""
+
+    def __init__(self, spec: SourceSpec, root: Path) -> None:
+        self._spec = spec
+        self._root = root
+
+    @property
+    def text(self) -> str:
+        """As written in the settings."""
+        return self._spec.text

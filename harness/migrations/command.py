@@ -9,23 +9,14 @@ from pathlib import Path
 
 from harness.errors import MigrationError
 from harness.migrations import child, files, watched
-from harness.migrations.base import MigrationContext
-from harness.settings import SourceSpec
+from harness.migrations.base import Configured, MigrationContext
 
 ADAPTER = "command 1"
 _SHELL_CHARACTERS = frozenset("|&;<>()$`*?[]{}~#!\n")
 
 
-class CommandSource:
+class CommandSource(Configured):
     """A command line of the user's."""
-
-    def __init__(self, spec: SourceSpec, root: Path) -> None:
-        self._spec = spec
-        self._root = root
-
-    @property
-    def text(self) -> str:
-        return self._spec.text
 
     @property
     def hashes(self) -> str:

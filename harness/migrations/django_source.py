@@ -16,7 +16,7 @@ from typing import Any
 from harness.dsn import Dsn
 from harness.errors import MigrationError
 from harness.migrations import files, project_child, python_files, watched
-from harness.migrations.base import MigrationContext
+from harness.migrations.base import Configured, MigrationContext
 from harness.settings import SourceSpec
 
 ADAPTER = "django 1"
@@ -24,7 +24,7 @@ _LIST_TIMEOUT = 120.0
 """Seconds that importing the settings and the apps may take."""
 
 
-class DjangoSource:
+class DjangoSource(Configured):
     """The migrations of all installed apps, applied to the database that the harness names.
 
     Which apps there are is learnt from a child that imports the settings. The answer is cached until a
@@ -34,14 +34,9 @@ class DjangoSource:
     def __init__(
         self, spec: SourceSpec, root: Path, *, cache: Path | None, environment: Mapping[str, str]
     ) -> None:
-        self._spec = spec
-        self._root = root
+        super().__init__(spec, root)
         self._cache = cache
         self._environment = environment
-
-    @property
-    def text(self) -> str:
-        return self._spec.text
 
     @property
     def hashes(self) -> str:

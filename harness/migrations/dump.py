@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 from harness.errors import MigrationError, ServerRefused
 from harness.migrations import files, watched
-from harness.migrations.base import MigrationContext
+from harness.migrations.base import Configured, MigrationContext
 from harness.migrations.dump_reader import DumpError, Rows, Sql, read
 from harness.migrations.report import explain
 from harness.settings import SourceSpec
@@ -37,7 +37,7 @@ _SETTING = re.compile(r"SET\s+\w+\s*=", re.IGNORECASE)
 _PUBLIC = re.compile(r"CREATE\s+SCHEMA\s+public\Z", re.IGNORECASE)
 
 
-class DumpSource:
+class DumpSource(Configured):
     """A dump, loaded by the admin and then handed to the application's role.
 
     The archive formats are turned into SQL by ``pg_restore`` and read like a plain one; psql is not needed.
@@ -45,13 +45,8 @@ class DumpSource:
     """
 
     def __init__(self, spec: SourceSpec, root: Path) -> None:
-        self._spec = spec
-        self._root = root
+        super().__init__(spec, root)
         self._path = root / spec.argument
-
-    @property
-    def text(self) -> str:
-        return self._spec.text
 
     @property
     def hashes(self) -> str:

@@ -8,23 +8,14 @@ from pathlib import Path
 
 from harness.errors import MigrationError
 from harness.migrations import files, project_child, python_files, watched
-from harness.migrations.base import MigrationContext
-from harness.settings import SourceSpec
+from harness.migrations.base import Configured, MigrationContext
 
 ADAPTER = "python 1"
 _DATA = {".sql", ".csv", ".json", ".toml", ".yaml", ".yml"}
 
 
-class PythonSource:
+class PythonSource(Configured):
     """A callable that takes the URL, or nothing and reads ``DATABASE_URL``."""
-
-    def __init__(self, spec: SourceSpec, root: Path) -> None:
-        self._spec = spec
-        self._root = root
-
-    @property
-    def text(self) -> str:
-        return self._spec.text
 
     @property
     def hashes(self) -> str:

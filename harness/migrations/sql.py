@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import MigrationError
 from harness.migrations import files, layouts
-from harness.migrations.base import MigrationContext
+from harness.migrations.base import Configured, MigrationContext
 from harness.migrations.layouts import Mode, Tool
 from harness.migrations.report import explain
 from harness.settings import SourceSpec
@@ -42,7 +42,7 @@ class Step:
     mode: Mode
 
 
-class SqlSource:
+class SqlSource(Configured):
     """SQL files, ordered and run as their own tool does.
 
     The files are read once: what :meth:`fingerprint` hashed is what :meth:`apply` runs, whoever saves a
@@ -50,13 +50,8 @@ class SqlSource:
     """
 
     def __init__(self, spec: SourceSpec, root: Path) -> None:
-        self._spec = spec
-        self._root = root
+        super().__init__(spec, root)
         self._path = root / spec.argument
-
-    @property
-    def text(self) -> str:
-        return self._spec.text
 
     @property
     def layout(self) -> str:

@@ -60,6 +60,7 @@ def test_help_needs_no_project_and_names_the_exit_codes(project: Project) -> Non
         (["up", "--ttl", "soon"], "soon"),
         (["up", "--", "x"], "nothing after --"),
         (["--", "pytest"], "run -- pytest"),
+        (["run", "pytest", "tests"], "run -- pytest tests"),
         (["status", "--backend", "podman"], "podman"),
         (["--config", "/nowhere/x.toml", "status"], "does not exist"),
         (["status", "--server-url", "mysql://x"], "not a PostgreSQL URL"),
