@@ -20,8 +20,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--version", action="append", dest="versions", metavar="N", help="major version; may be repeated"
     )
-    parser.add_argument("--rounds", type=int, default=200, help="rounds of each row; default: 200")
-    parser.add_argument("--workers", type=int, default=8, help="workers of the crowded rows; default: 8")
+    parser.add_argument("--rounds", type=int, help="rounds of each row; default: 200")
+    parser.add_argument("--workers", type=int, help="workers of the crowded rows; default: 8")
     parser.add_argument("--long", action="store_true", help="also 1,000 tables and 2,000 resets")
 
 
@@ -29,14 +29,7 @@ def run(context: Context) -> int:
     """Print the table."""
     from harness.bench import reset
 
-    given = context.arguments
-    words = [
-        "--rounds",
-        str(given.rounds),
-        "--workers",
-        str(given.workers),
-        *(["--long"] if given.long else []),
-    ]
-    for version in given.versions or []:
-        words += ["--version", version]
-    return reset.main(words)
+    given = vars(context.arguments)
+    words = [word for name in ("rounds", "workers") if name in given for word in (f"--{name}", str(given[name]))]
+    words += [word for version in given.get("versions", ()) for word in ("--version", version)]
+    return reset.main([*words, *(["--long"] if given.get("long") else [])])
