@@ -14,7 +14,8 @@ from harness import names
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import add_word
-from harness.cli.run import exit_code, passing_on, start
+from harness.cli.run import exit_code, start
+from harness.cli.run_signals import passing_on
 from harness.dsn import Dsn
 from harness.env import child_environment
 from harness.errors import BackendUnavailable
@@ -53,7 +54,7 @@ def run(context: Context) -> int:
         with passing_on() as children:
             child = start(words, environ)
             children.add(child)
-            return exit_code(child.wait())
+            return exit_code(children.wait(child))
 
 
 @contextmanager

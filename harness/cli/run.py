@@ -6,16 +6,14 @@ import argparse
 import os
 import re
 import shutil
-import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness import env
 from harness.cli.context import Context
 from harness.cli.parser import Usage, count
+from harness.cli.run_signals import passing_on
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -44,12 +42,6 @@ Variables of libpq that would bend these addresses (PGHOSTADDR, PGSERVICE, PGOPT
 Signals are passed on. The exit code is the command's own, 128 + n where signal n ended it, 127 where it does
 not exist, 126 where it cannot be run; with --copies the worst of them all.
 """
-
-FORWARDED = tuple(
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)
-)
 
 _OF_AN_OUTER_RUN = re.compile(r"DATABASE_URL_\d+|PGHARNESS_(WORKERS|COPY|COPIES|RUN)")
 
@@ -128,9 +120,9 @@ def _run_one(
         child = start(command, _child(context, values))
         children.add(child)
         if len(leases) == 1 or not isinstance(harness, Harness):
-            return exit_code(child.wait())
+            return exit_code(children.wait(child))
         with Watch(harness.link.another(), [lease.dsn for lease in leases], child.pid) as watch:
-            code = exit_code(child.wait())
+            code = exit_code(children.wait(child))
     for line in watch.report():
         context.console.warn(line)
     return code
@@ -197,56 +189,3 @@ def _cannot_run(context: Context, command: Sequence[str]) -> int:
     hint = " (a shell's own words need a shell: sh -c '…')" if " " in name else ""
     context.console.error(f"the command {name!r} was not found{hint}")
     return 127
-
-
-class Children:
-    """The processes that signals are passed on to."""
-
-    def __init__(self) -> None:
-        self._running: list[subprocess.Popen[bytes]] = []
-        self._pending: list[int] = []
-
-    def add(self, child: subprocess.Popen[bytes]) -> None:
-        """One more; what arrived before it was there is passed on now."""
-        self._running.append(child)
-        for signum in self._pending:
-            child.send_signal(signum)
-
-    def handle(self, signum: int, _frame: FrameType | None) -> None:
-        """Pass a signal on, unless the terminal has sent it to the whole group already."""
-        if signum in (signal.SIGINT, signal.SIGQUIT) and _in_foreground():
-            # Twice would be a second Ctrl-C, which pytest and others take for "at once, without teardown".
-            return
-        self._pending.append(signum)
-        for child in self._running:
-            # poll() first: the number of a process that has ended may be somebody else's by now.
-            if child.poll() is None:
-                child.send_signal(signum)
-
-
-@contextmanager
-def passing_on() -> Iterator[Children]:
-    """While the block runs, signals are the command's business and not ours."""
-    children = Children()
-    before = {}
-    for signum in FORWARDED:
-        if signal.getsignal(signum) is not signal.SIG_IGN:
-            before[signum] = signal.signal(signum, children.handle)
-    try:
-        yield children
-    finally:
-        for signum, old in before.items():
-            signal.signal(signum, old)
-
-
-def _in_foreground() -> bool:
-    try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
-    except OSError:
-        return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    except OSError:
-        return False
-    finally:
-        os.close(terminal)

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import IO, TextIO
 
 from harness.cli.context import Context
-from harness.cli.run import exit_code, passing_on, start
+from harness.cli.run import exit_code, start
+from harness.cli.run_signals import passing_on
 
 LONGEST = 64 * 1024
 """Bytes of a line; what never ends its line is cut there instead of filling the memory."""
@@ -35,7 +36,7 @@ def run_copies(context: Context, command: Sequence[str], environments: Sequence[
                     _pump(child.stdout, sys.stdout, prefix, lock),
                     _pump(child.stderr, sys.stderr, prefix, lock),
                 ]
-            codes = [exit_code(child.wait()) for child in children]
+            codes = [exit_code(passing.wait(child)) for child in children]
         except BaseException:
             # A copy could not be started: the others must not go on without us.
             for child in children:

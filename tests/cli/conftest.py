@@ -16,7 +16,8 @@ from harness.env import BENDING
 
 MIGRATION = "create table users (id int generated always as identity primary key, name text);\n"
 
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+STARTED: list[subprocess.Popen[str]] = []
+"""What the test at hand called and did not wait for."""
 
 
 class Project:
@@ -60,10 +61,12 @@ class Project:
 
     def start(self, *words: str, **environ: str) -> subprocess.Popen[str]:
         """Call it and go on."""
-        return subprocess.Popen(
-            self.command(*words), cwd=self.root, env={**self.environ, **environ}, text=True,
+        child = subprocess.Popen(
+            self.command(*words), cwd=self.root, env={**self.environ, **environ}, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
+        STARTED.append(child)
+        return child
 
     def migrate(self, name: str, text: str) -> None:
         """Add a migration."""
@@ -112,3 +115,18 @@ def interrupt() -> Callable[[subprocess.Popen[str], int], tuple[int, str]]:
         return child.returncode, err
 
     return send
+
+
+@pytest.fixture(autouse=True)
+def end_what_was_started() -> Iterator[None]:
+    """A failed test's run would go on, and the next tests would find its databases."""
+    yield
+    for child in STARTED:
+        if child.poll() is None:
+            # The session of its own holds the command below it too.
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait(timeout=30)
+        for stream in (child.stdout, child.stderr):
+            if stream is not None:
+                stream.close()
+    STARTED.clear()

@@ -19,6 +19,7 @@ SLOW_QUERY = 'psql -Xqc "select pg_sleep(1)" '
 
 
 def left_over(project: Project) -> list[object]:
+    """Databases that test runs still have."""
     return [
         w
         for s in json.loads(project.ok("status", "--json"))["servers"]

@@ -1,0 +1,39 @@
+"""A signal is passed on whichever thread the system gave it to, and however early it arrives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# What the main thread has not seen yet is the danger: a signal just before its system call begins cannot be
+# timed by a test, but one that another thread receives leaves the main thread's system call alone just so.
+SCRIPT = """
+import os, signal, sys, threading
+from harness.cli.run import exit_code, start
+from harness.cli.run_signals import passing_on
+
+with passing_on() as children:
+    if "early" in sys.argv:
+        signal.raise_signal(signal.SIGUSR1)
+        command = "kill -0 $PPID; exec sleep 60"
+    else:
+        command = "trap 'exit 9' USR1; echo ready; while :; do sleep 0.05; done"
+    child = start(["sh", "-c", command], dict(os.environ), piped=True)
+    children.add(child)
+
+    def send():
+        child.stdout.readline()
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    if "thread" in sys.argv:
+        threading.Thread(target=send, daemon=True).start()
+    sys.exit(exit_code(children.wait(child)))
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("thread", 9), ("early", 128 + 10)])
+def test_no_signal_is_lost(how: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT, how], timeout=30, check=False)
+    assert done.returncode == code
