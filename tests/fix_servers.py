@@ -5,8 +5,11 @@ from __future__ import annotations
 import glob
 import importlib.util
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,15 +31,26 @@ def binaries_of(version: str) -> Path | None:
     return None
 
 
+@contextmanager
+def enterable_folder(name: str) -> Iterator[Path]:
+    """A folder that the servers' user may enter, outside pytest's own.
+
+    Run as root, pytest sets its common folder back to 0700 whenever another pytest starts: the servers of a
+    suite that is running lose their data.
+    """
+    folder = Path(os.path.realpath(tempfile.mkdtemp(prefix=f"pgh-{name}-")))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders() -> Iterator[tuple[Path, Path]]:
     """State and cache folders of this session, far from the developer's own."""
-    base = tmp_path_factory.mktemp("pg-harness")
-    # Servers run as another user where the suite runs as root.
-    for folder in (base, *base.parents):
-        if folder.stat().st_uid == os.getuid() and folder != Path("/tmp"):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    return base / "state", base / "cache"
+    with enterable_folder("tests") as base:
+        yield base / "state", base / "cache"
 
 
 @pytest.fixture(scope="session")

