@@ -20,6 +20,8 @@ def ensure(daemon: Daemon, name: str, story: Story) -> Any:
         BackendUnavailable: there is no such image, or it cannot be pulled.
     """
     import docker.errors
+    import requests.exceptions
+    import urllib3.exceptions
 
     full = daemon.prefix + name
     with translated(f"look for the image {full}"):
@@ -31,7 +33,12 @@ def ensure(daemon: Daemon, name: str, story: Story) -> Any:
     try:
         _pull(daemon, full, story)
         return daemon.client.images.get(full)
-    except docker.errors.DockerException as error:
+    except (
+        docker.errors.DockerException,
+        # While a pull is read, the client lets these through as they are.
+        requests.exceptions.RequestException,
+        urllib3.exceptions.HTTPError,
+    ) as error:
         reason = " ".join(str(getattr(error, "explanation", None) or error).split())[:300]
     except _PullFailed as error:
         reason = str(error)

@@ -344,3 +344,20 @@ class _proxy:
             target.shutdown(socket.SHUT_WR)
         except OSError:
             return
+
+
+def test_an_interrupt_during_a_pull_leaves_nothing(place: Checkout) -> None:
+    # A registry that takes the call and says nothing.
+    with socket.create_server(("127.0.0.1", 0)) as registry:
+        registry.settimeout(30)
+        image = f"127.0.0.1:{registry.getsockname()[1]}/nobody/postgres:1"
+        starter = place.starter(backend="docker", image=image)
+        caller, _ = registry.accept()
+        with caller:
+            starter.send_signal(signal.SIGINT)
+            _, err = starter.communicate(timeout=30)
+        assert starter.returncode != 0
+        assert "KeyboardInterrupt" in err
+    assert containers(place) == []
+    assert server.servers(place.settings(), place.environ) == []
+    assert not place.hint().exists()
