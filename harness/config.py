@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 import warnings
@@ -250,6 +249,8 @@ def _check_key(key: str, origin: str) -> None:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """``"; did you mean 'x'?"``, or the whole list where nothing is near."""
+    import difflib
+
     close = difflib.get_close_matches(word.replace("-", "_"), known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; the keys are: {', '.join(sorted(known))}"
 
@@ -258,6 +259,8 @@ def _warn_if_near(variable: str) -> None:
     known = [PREFIX + key.upper() for key in [*READERS, "MIGRATIONS", "EXTENSIONS"]] + sorted(
         CONTROL_VARIABLES
     )
+    import difflib
+
     close = difflib.get_close_matches(variable, known, n=1, cutoff=0.85)
     if close:
         warnings.warn(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from harness.errors import ConfigError
@@ -46,6 +45,8 @@ def parse_spec(value: object, origin: str, *, key: str = "migrations") -> Source
         )
     for name in value:
         if name not in _TABLE_KEYS:
+            import difflib
+
             near = difflib.get_close_matches(str(name), _TABLE_KEYS, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(
@@ -134,6 +135,8 @@ def _check_callable(argument: str, text: str, origin: str, key: str) -> None:
 
 
 def _nearest(text: str, kind: str) -> str:
+    import difflib
+
     near = difflib.get_close_matches(kind.lower(), FORMS, n=1, cutoff=0.6)
     if near:
         return f"The nearest is {near[0]!r}: {FORMS[near[0]]}. "
