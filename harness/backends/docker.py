@@ -73,6 +73,10 @@ class DockerBackend:
             info = self._revive(container, request, story)
             if info is not None:
                 return info
+            if request.purpose != "up" and container.status == "created":
+                # Its maker was killed before it started: no server, and nobody else's (there is a lock).
+                with translated(f"remove the container {container.short_id}"):
+                    container_.remove(self.daemon, container.id)
         if request.base is None:
             image = docker_image.ensure(self.daemon, self.image, story)
         else:

@@ -22,6 +22,8 @@ HOME = "/pgharness"
 """Our folder in the container. No image declares it as a VOLUME, so a commit keeps what lies in it."""
 _REMOVAL = 10.0
 """Seconds that the daemon may take to remove a container."""
+_LATE = 1.0
+"""Seconds in which a container appears whose creation was interrupted."""
 DISK, MEMORY = f"{HOME}/data", f"{HOME}/memory"
 
 
@@ -74,6 +76,9 @@ def run(daemon: Daemon, plan: Plan, request: ServerRequest, story: Story) -> Ser
         container = _create(daemon, plan, request)
     except BackendError as error:
         raise ServerStartError(f"{error} (image {plan.name})") from error
+    except BaseException:
+        _remove_late(daemon, _name(request))
+        raise
     output = Output()
     try:
         with translated(f"fill the container {container.short_id}"):
@@ -130,7 +135,7 @@ def _create(daemon: Daemon, plan: Plan, request: ServerRequest) -> Any:
             plan.image.id,
             command=[],
             entrypoint=["/bin/sh", f"{HOME}/entrypoint.sh"],
-            name=f"pg-harness-{request.project}-{request.purpose}-{request.server_id[:8]}",
+            name=_name(request),
             user="0:0",
             working_dir="/",
             labels=labels,
@@ -146,6 +151,24 @@ def _create(daemon: Daemon, plan: Plan, request: ServerRequest) -> Any:
             healthcheck={"test": ["NONE"]},
             **options,
         )
+
+
+def _name(request: ServerRequest) -> str:
+    return f"pg-harness-{request.project}-{request.purpose}-{request.server_id[:8]}"
+
+
+def _remove_late(daemon: Daemon, name: str) -> None:
+    """After Ctrl-C while the daemon was creating it: its answer was not read, and the container may come yet."""
+    deadline = time.monotonic() + _LATE
+    while time.monotonic() < deadline:
+        try:
+            daemon.client.api.remove_container(name, v=True, force=True)
+        except Exception as error:
+            if not gone(error):
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _archive(request: ServerRequest, plan: Plan) -> bytes:

@@ -361,3 +361,12 @@ def test_an_interrupt_during_a_pull_leaves_nothing(place: Checkout) -> None:
     assert containers(place) == []
     assert server.servers(place.settings(), place.environ) == []
     assert not place.hint().exists()
+
+
+def test_a_container_whose_maker_was_killed_is_removed_by_the_next(place: Checkout) -> None:
+    labels = [f"{LABEL}.project={place.project}", f"{LABEL}.purpose=run"]
+    docker("create", *(word for label in labels for word in ("--label", label)), IMAGE, "true")
+    assert len(containers(place)) == 1
+    with place.ensure(place.settings(backend="docker", image=IMAGE)) as found:
+        assert found.started
+        assert len(containers(place)) == 1
