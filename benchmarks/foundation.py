@@ -55,6 +55,9 @@ def warm_up(pairs: int) -> None:
     """`up` again, the whole process, against the least that a Python program can do."""
     head("Warm: `up` again, the whole process")
     with project(60, backend="process", storage="memory") as (_, environ, folder):
+        # Compiled for both sides, as installed packages are, also where this shell or folder forbids it.
+        environ = {k: v for k, v in environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        environ["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
         command = [sys.executable, "-m", "harness", "--backend", "process", "up"]
         first = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=True)
         url = first.stdout.strip()

@@ -79,8 +79,11 @@ def of(session: Session, *, run: str, workers: int, per_worker: int, databases_e
     return Budget(maximum, reserved, others, workers, per_worker * databases_each)
 
 
-def check(harness: Harness, workers: int) -> Budget:
+def check(harness: Harness, workers: int, *, controller: bool = True) -> Budget:
     """Whether ``workers`` workers and their controller fit the server.
+
+    Args:
+        controller: whether the process that started the workers has a lease of its own.
 
     Raises:
         ConfigError: they do not; with the numbers and the largest budget that fits.
@@ -91,7 +94,7 @@ def check(harness: Harness, workers: int) -> Budget:
     found = of(
         session,
         run=harness.run,
-        workers=workers + 1,
+        workers=workers + controller,
         per_worker=settings.connections_per_worker,
         databases_each=len(settings.databases),
     )
@@ -106,7 +109,7 @@ def check(harness: Harness, workers: int) -> Budget:
         else "Use fewer workers"
     )
     raise ConfigError(
-        f"{workers} workers and their controller need {found.needed} connections: "
+        f"{workers} workers{' and their controller' if controller else ''} need {found.needed} connections: "
         f"{found.workers} × ({settings.connections_per_worker}{several} + {PER_WORKER_RESERVE}) + {HOST_RESERVE}. "
         f"The server has {found.maximum}, of which {found.reserved} are reserved for superusers and "
         f"{found.others} belong to other runs: {found.available} are left. {remedy}, or a server with a larger "

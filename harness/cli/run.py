@@ -82,6 +82,7 @@ def run(context: Context) -> int:
         progress=context.console.progress,
     )
     try:
+        _fits(harness, workers)
         leases = harness.leases(workers)
         if copies:
             from harness.cli.run_copies import run_copies
@@ -95,6 +96,16 @@ def run(context: Context) -> int:
         raise
     _close(context, harness)
     return result
+
+
+def _fits(harness: Harness | Fleet, workers: int) -> None:
+    """Before anything is leased: else the last worker would fail with the server's own words, in mid-run."""
+    from harness import budget
+    from harness.core import Harness
+
+    # With a server each, nobody takes another's connections.
+    if isinstance(harness, Harness):
+        budget.check(harness, workers, controller=False)
 
 
 def _close(context: Context, harness: Harness | Fleet) -> None:
