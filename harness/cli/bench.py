@@ -30,6 +30,8 @@ def run(context: Context) -> int:
     from harness.bench import reset
 
     given = vars(context.arguments)
-    words = [word for name in ("rounds", "workers") if name in given for word in (f"--{name}", str(given[name]))]
+    words = [
+        word for name in ("rounds", "workers") if name in given for word in (f"--{name}", str(given[name]))
+    ]
     words += [word for version in given.get("versions", ()) for word in ("--version", version)]
     return reset.main([*words, *(["--long"] if given.get("long") else [])])
