@@ -7,7 +7,7 @@ Pure functions over names and texts: the reading is done in :mod:`harness.migrat
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -21,6 +21,22 @@ class Mode(Enum):
     """One transaction around the file, also where a statement refuses that (then the tool fails too)."""
     AUTO = "auto"
     """One transaction, unless the file is one statement or holds one that refuses a transaction."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A regular expression that is compiled when it is used: a warm start uses few of them all."""
+
+    text: str
+    flags: re.RegexFlag = re.NOFLAG
+
+    def search(self, text: str) -> re.Match[str] | None:
+        """As :func:`re.search`, which keeps what it compiled."""
+        return re.search(self.text, text, self.flags)
+
+    def finditer(self, text: str) -> Iterator[re.Match[str]]:
+        """As :func:`re.finditer`."""
+        return re.finditer(self.text, text, self.flags)
 
 
 SortKey = Callable[[str], tuple[object, ...]]
@@ -46,12 +62,12 @@ class Tool:
     key: SortKey
     mode: Mode = Mode.AUTO
     between: tuple[str, ...] = ()
-    up: re.Pattern[str] | None = None
-    down: re.Pattern[str] | None = None
-    opt_out: re.Pattern[str] | None = None
+    up: Pattern | None = None
+    down: Pattern | None = None
+    opt_out: Pattern | None = None
     advice: str = ""
     nested: str = ""
-    refused: tuple[tuple[re.Pattern[str], str], ...] = field(default=())
+    refused: tuple[tuple[Pattern, str], ...] = field(default=())
 
 
 def by_name(name: str) -> tuple[object, ...]:
@@ -116,67 +132,65 @@ FLYWAY = Tool(
     by_name,
     # Flyway looks for statements that refuse a transaction, and then runs the whole file without one.
     between=("RESET ROLE", "RESET search_path"),
-    refused=((re.compile(r"\$\{[A-Za-z][\w.:-]*\}"), "a Flyway placeholder; only Flyway knows its value"),),
+    refused=((Pattern(r"\$\{[A-Za-z][\w.:-]*\}"), "a Flyway placeholder; only Flyway knows its value"),),
 )
 GOOSE = Tool(
     "goose",
     by_number,
     Mode.WHOLE,
-    up=re.compile(r"^--[ \t]*\+goose Up[ \t]*\r?$", re.MULTILINE),
-    down=re.compile(r"^--[ \t]*\+goose Down[ \t]*\r?$", re.MULTILINE),
-    opt_out=re.compile(r"^--[ \t]*\+goose NO TRANSACTION[ \t]*\r?$", re.MULTILINE),
+    up=Pattern(r"^--[ \t]*\+goose Up[ \t]*\r?$", re.MULTILINE),
+    down=Pattern(r"^--[ \t]*\+goose Down[ \t]*\r?$", re.MULTILINE),
+    opt_out=Pattern(r"^--[ \t]*\+goose NO TRANSACTION[ \t]*\r?$", re.MULTILINE),
     advice="-- +goose NO TRANSACTION",
-    refused=(
-        (re.compile(r"^--[ \t]*\+goose ENVSUB(?:ST)? ON", re.MULTILINE), "goose's variable substitution"),
-    ),
+    refused=((Pattern(r"^--[ \t]*\+goose ENVSUB(?:ST)? ON", re.MULTILINE), "goose's variable substitution"),),
 )
 DBMATE = Tool(
     "dbmate",
     by_name,
     Mode.WHOLE,
-    up=re.compile(r"^--\s*migrate:up\b.*$", re.MULTILINE),
-    down=re.compile(r"^--\s*migrate:down\b.*$", re.MULTILINE),
-    opt_out=re.compile(r"^--\s*migrate:up\b.*\btransaction:false\b", re.MULTILINE),
+    up=Pattern(r"^--\s*migrate:up\b.*$", re.MULTILINE),
+    down=Pattern(r"^--\s*migrate:down\b.*$", re.MULTILINE),
+    opt_out=Pattern(r"^--\s*migrate:up\b.*\btransaction:false\b", re.MULTILINE),
     advice="-- migrate:up transaction:false",
 )
 SQL_MIGRATE = Tool(
     "sql-migrate",
     by_number,
     Mode.WHOLE,
-    up=re.compile(r"^--[ \t]*\+migrate Up\b.*$", re.MULTILINE),
-    down=re.compile(r"^--[ \t]*\+migrate Down\b.*$", re.MULTILINE),
-    opt_out=re.compile(r"^--[ \t]*\+migrate Up\b.*\bnotransaction\b", re.MULTILINE),
+    up=Pattern(r"^--[ \t]*\+migrate Up\b.*$", re.MULTILINE),
+    down=Pattern(r"^--[ \t]*\+migrate Down\b.*$", re.MULTILINE),
+    opt_out=Pattern(r"^--[ \t]*\+migrate Up\b.*\bnotransaction\b", re.MULTILINE),
     advice="-- +migrate Up notransaction",
 )
 NODE_PG_MIGRATE = Tool(
     "node-pg-migrate",
     by_number,
     Mode.WHOLE,
-    up=re.compile(r"^\s*--[\s-]*up\s+migration.*$", re.MULTILINE | re.IGNORECASE),
-    down=re.compile(r"^\s*--[\s-]*down\s+migration.*$", re.MULTILINE | re.IGNORECASE),
+    up=Pattern(r"^\s*--[\s-]*up\s+migration.*$", re.MULTILINE | re.IGNORECASE),
+    down=Pattern(r"^\s*--[\s-]*down\s+migration.*$", re.MULTILINE | re.IGNORECASE),
 )
 TERN = Tool(
     "tern",
     by_number,
     Mode.WHOLE,
-    down=re.compile(r"^---- create above / drop below ----", re.MULTILINE),
-    opt_out=re.compile(r"^---- tern: disable-tx ----", re.MULTILINE),
+    down=Pattern(r"^---- create above / drop below ----", re.MULTILINE),
+    opt_out=Pattern(r"^---- tern: disable-tx ----", re.MULTILINE),
     advice="---- tern: disable-tx ----",
-    refused=((re.compile(r"\{\{"), "a tern template; only tern can fill it"),),
+    refused=((Pattern(r"\{\{"), "a tern template; only tern can fill it"),),
 )
 GOLANG_MIGRATE = Tool("golang-migrate", by_number)
 SQLX = Tool(
     "sqlx",
     by_number,
     Mode.WHOLE,
-    opt_out=re.compile(r"\A-- no-transaction"),
+    opt_out=Pattern(r"\A-- no-transaction"),
     advice="-- no-transaction (as the first line)",
 )
 DIESEL = Tool(
     "Diesel",
     _diesel_version,
     Mode.WHOLE,
-    opt_out=re.compile(r"^\s*run_in_transaction\s*=\s*false", re.MULTILINE),
+    opt_out=Pattern(r"^\s*run_in_transaction\s*=\s*false", re.MULTILINE),
     advice="run_in_transaction = false in the migration's metadata.toml",
     nested="up.sql",
 )
