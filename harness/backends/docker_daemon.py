@@ -68,10 +68,15 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
         ) from error
     found: list[Daemon] = []
     failures: list[BaseException] = []
+    given_up = threading.Event()
 
     def open_() -> None:
         try:
-            found.append(_describe(DockerClient(), socket))
+            daemon = _describe(DockerClient(), socket)
+            if given_up.is_set():
+                # Nobody takes it any more: left to the garbage collector it would be an unclosed socket.
+                daemon.client.close()
+            found.append(daemon)
         except BaseException as error:  # noqa: BLE001 - carried to the caller's thread
             failures.append(error)
 
@@ -80,6 +85,7 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
     with _environment(environ.get("DOCKER_HOST") or socket):
         thread.start()
         thread.join(timeout)
+        given_up.set()
     if found:
         return found[0]
     where = environ.get("DOCKER_HOST") or socket or "the current Docker context"
