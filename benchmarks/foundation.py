@@ -56,24 +56,24 @@ def warm_up(pairs: int) -> None:
     head("Warm: `up` again, the whole process")
     with project(60, backend="process", storage="memory") as (_, environ, folder):
         # Compiled for both sides, as installed packages are, also where this shell or folder forbids it.
-        environ = {k: v for k, v in environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-        environ["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
+        compiled = {k: v for k, v in environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+        compiled["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
         command = [sys.executable, "-m", "harness", "--backend", "process", "up"]
-        first = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=True)
+        first = subprocess.run(command, cwd=folder, env=compiled, capture_output=True, text=True, check=True)
         url = first.stdout.strip()
         least = f"import psycopg; c = psycopg.connect({url!r}); c.execute('select 1'); c.close()"
 
         def ours() -> float:
             return timed(
                 lambda: subprocess.run(
-                    [*command, "-q"], cwd=folder, env=environ, capture_output=True, check=True
+                    [*command, "-q"], cwd=folder, env=compiled, capture_output=True, check=True
                 )
             )
 
         def theirs() -> float:
             return timed(
                 lambda: subprocess.run(
-                    [sys.executable, "-c", least], cwd=folder, env=environ, capture_output=True, check=True
+                    [sys.executable, "-c", least], cwd=folder, env=compiled, capture_output=True, check=True
                 )
             )
 
