@@ -29,6 +29,12 @@ class Controller:
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_setupnodes(self, config: pytest.Config, specs: list[Any]) -> None:
         """Before this, ``-n auto`` is a word; from here on, the number of workers is known."""
+        if config.getoption("dist", "no") == "each":
+            # xdist gives every worker of a run the same test ids: outcomes, copies and waits are kept by id.
+            raise pytest.UsageError(
+                "pg-harness: --dist each runs every test once in each worker, and what a test leaves is told apart "
+                "by its name only. Use another --dist, or switch the plugin off (-p no:pg_harness)."
+            )
         for spec in specs:
             if not spec.popen or spec.via:
                 raise pytest.UsageError(
@@ -90,11 +96,18 @@ class Controller:
         """A worker is about to start: also one that replaces a crashed one, under a new id."""
         self._state.workers.append(node.gateway.id)
 
-    @pytest.hookimpl(optionalhook=True)
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
-        """A worker has ended; one that crashed has left its database, and sessions in it."""
+        """A worker has ended; one that crashed has left its database, and sessions in it.
+
+        Raises:
+            pytest.UsageError: it ended because we stopped it.
+        """
         if not error:
             return
+        if said := _our_words(error):
+            # Before xdist shows a traceback for each worker, and starts four more in the place of each.
+            raise pytest.UsageError(f"{said}\n(said by worker {node.gateway.id}; the run was stopped)")
         harness, _ = self._state.running
         try:
             harness.release_run([node.gateway.id])
@@ -105,3 +118,13 @@ class Controller:
         """The spares are ours to wait for: a half-made clone would be in the way of the release."""
         if self._filler is not None:
             self._filler.join(timeout=30)
+
+
+def _our_words(error: object) -> str:
+    """What our UsageError in a worker said; empty where it ended otherwise.
+
+    execnet sends an exception as the text of its traceback (``RemoteError.formatted``), the message last.
+    """
+    text = str(getattr(error, "formatted", ""))
+    _, found, said = text.rpartition(f"{pytest.UsageError.__name__}: pg-harness: ")
+    return f"pg-harness: {said.strip()}" if found else ""
