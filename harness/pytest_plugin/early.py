@@ -132,7 +132,6 @@ def _host(settings: Settings, options: Any) -> State:
             harness = Harness.open_with(settings, environ, **given)
         try:
             lease = harness.lease("main")
-            harness.sweep()
         except BaseException:
             harness.close()
             raise
