@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -314,16 +315,28 @@ class _proxy:
         self.path = path
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.sockets: list[socket.socket] = []
+        self.threads: list[threading.Thread] = []
 
     def __enter__(self) -> int:
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._start(self._accept)
         port: int = self.listener.getsockname()[1]
         return port
 
     def __exit__(self, *_: object) -> None:
-        self.listener.close()
+        # shutdown, not close: a thread that is inside accept or recv does not notice a close.
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.threads[0].join(timeout=10)
         for each in self.sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join(timeout=10)
+        for each in (self.listener, *self.sockets):
             each.close()
+
+    def _start(self, target: Callable[..., None], *arguments: socket.socket) -> None:
+        self.threads.append(threading.Thread(target=target, args=arguments, daemon=True))
+        self.threads[-1].start()
 
     def _accept(self) -> None:
         while True:
@@ -335,7 +348,7 @@ class _proxy:
             there.connect(self.path)
             self.sockets += [client, there]
             for source, target in ((client, there), (there, client)):
-                threading.Thread(target=self._copy, args=(source, target), daemon=True).start()
+                self._start(self._copy, source, target)
 
     def _copy(self, source: socket.socket, target: socket.socket) -> None:
         try:
