@@ -65,6 +65,7 @@ class Place:
     def __init__(self, root: Path, environ: Mapping[str, str]) -> None:
         self.root = root
         self.environ = dict(environ)
+        self.older: set[str] = set()
 
     def folder(self, name: str) -> Folder:
         """A new folder of tests."""
@@ -80,7 +81,18 @@ class Place:
         return Harness(settings, found, run=names.run_id(), environ=self.environ)
 
     def leases(self) -> list[str]:
-        """Databases that are leased to runs just now."""
+        """Databases that are leased to runs of this test just now.
+
+        What a killed process of an earlier test left is not counted: in the 30 s after the server's start no
+        sweep touches a lease, and a quick machine comes here sooner than that.
+        """
+        return [name for name in self._all_leases() if name not in self.older]
+
+    def begin(self) -> None:
+        """A test begins: what is leased now is not its own."""
+        self.older = set(self._all_leases())
+
+    def _all_leases(self) -> list[str]:
         with self.harness() as harness:
             everything = databases.list_ours(harness.link.session, project_id(self.root))
             return [d.name for d in everything if d.parsed and d.parsed.kind is names.Kind.LEASE]
@@ -181,4 +193,5 @@ def _placed(root: Path) -> Iterator[Place]:
 @pytest.fixture
 def folder(place: Place, request: pytest.FixtureRequest) -> Folder:
     """A folder of tests of this test's own."""
+    place.begin()
     return place.folder(re.sub(r"\W+", "_", request.node.name))

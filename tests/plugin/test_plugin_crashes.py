@@ -21,7 +21,7 @@ def test_a_crashed_worker_is_replaced(folder: Folder, place: Place) -> None:
     folder.write(
         test_a="""
         import os, signal, pytest, psycopg
-        @pytest.mark.parametrize("i", range(12))
+        @pytest.mark.parametrize("i", range(40))
         def test_it(i, pg, pg_conn):
             with open(f"worker-{pg.worker}", "a") as f: f.write(pg.url)
             assert pg_conn.execute("select count(*) from users").fetchone() == (0,)
@@ -32,7 +32,7 @@ def test_a_crashed_worker_is_replaced(folder: Folder, place: Place) -> None:
     )
     result = folder.pytest("-n", "2")
     assert result.code == 1, result.text
-    assert (result["passed"], result["failed"]) == (10, 2), result.text
+    assert (result["passed"], result["failed"]) == (38, 2), result.text
     workers = {path.name for path in folder.path.glob("worker-*")}
     # Two died, and two came under new ids, each with a database of its own.
     assert len(workers) >= 3
