@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from fix_leases import OWNER
 
 from harness import eviction, names, template
 from harness.backends.base import ServerInfo
@@ -21,10 +22,7 @@ from harness.catalog.session import Session, ident
 from harness.clones import Claim, Clones
 from harness.errors import MigrationError, TemplateBusy
 from harness.migrations.base import MigrationContext
-from harness.names import Kind
-from harness.template import Owner, Recipe, Template
-
-OWNER = Owner("app", "s3cret of äpp", attributes=("CREATEDB",), managed=True)
+from harness.template import Recipe, Template
 
 
 @dataclass
@@ -51,16 +49,9 @@ class Script:
 
 
 @pytest.fixture
-def project(link: Link) -> Iterator[str]:
+def project(checkout: str) -> str:
     """An id of a checkout of its own; afterwards nothing of it may be left."""
-    project = names.digest(names.token(), 10)
-    roles.ensure(link.session, OWNER.name, password=OWNER.password, attributes=("CREATEDB",), superuser=False)
-    yield project
-    for found in databases.list_ours(link.session, project):
-        if found.parsed and found.parsed.kind is Kind.TEMPLATE:
-            eviction.drop(link.session, project, found)
-        else:
-            databases.drop(link.session, found.name, project)
+    return checkout
 
 
 def ensure(link: Link, project: str, *sources: Script, **options: object) -> Template:
