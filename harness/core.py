@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self, Unpack
 
-from harness import config, env, names, outgrown, project, reaper, recipes, template
-from harness.catalog import databases, locks, roles
-from harness.catalog.link import Link
-from harness.clones import Claim, Clones
+from harness import names, outgrown
+from harness.catalog import databases
+from harness.clones import Claim
 from harness.errors import ConfigError, HarnessError
 from harness.lease import Lease, LeasedDatabase
-from harness.life import SignOfLife
+from harness.one_server import OneServer
 from harness.pool import Filler
-from harness.settings import DatabaseSettings, Settings, SourceSpec
-from harness.template import Owner, Progress, Recipe, Template
+from harness.runs import How, Story, parallel, silent, unseen
+from harness.settings import Settings
+from harness.template import Owner, Template
 
 if TYPE_CHECKING:
     from harness.backends.base import Backend, ServerInfo
     from harness.fleet import Fleet
-    from harness.server import Server
-
-Story = Callable[[str], None]
 
 
-def _silent(line: str) -> None:
-    return None
-
-
-class Harness:
+class Harness(OneServer):
     """One server, the templates of one checkout, and the leases of one run.
 
     Made by :meth:`open`; a context manager. Leases that are still there at :meth:`close` are released.
@@ -45,66 +34,15 @@ class Harness:
         templates: database name → template, ready to be cloned.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        server: Server,
-        *,
-        run: str,
-        environ: Mapping[str, str],
-        story: Story = _silent,
-        progress: Progress = lambda done, total, what: None,
-    ) -> None:
-        self.settings = settings
-        self.server = server
-        self.run = run
-        self.project = project.project_id(settings.root)
-        self.templates: dict[str, Template] = {}
-        self.workers = 1
-        self._environ = dict(environ)
-        self._story = story
-        self._progress = progress
-        self._link = Link(server.admin_dsn, server.info.server_id, session=server.session)
-        self._leases: list[Lease] = []
-        self._life: SignOfLife | None = None
-        self._lock = threading.RLock()
-        self._closed = False
-        self._filler: Filler | None = None
-        self._guest = False
-        self._owner: Owner | None = None
-        self._clones: Clones | None = None
+    _filler: Filler | None = None
+    _guest = False
 
     @classmethod
-    def open(
-        cls,
-        *,
-        root: str | os.PathLike[str] | None = None,
-        environ: Mapping[str, str] | None = None,
-        purpose: str = "run",
-        run: str | None = None,
-        rebuild: bool = False,
-        story: Story = _silent,
-        progress: Progress = lambda done, total, what: None,
-        **overrides: Any,
-    ) -> Harness:
-        """Find or start the server, find or build the templates.
+    def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
+        """As :meth:`open`, with settings that were read already."""
+        from harness import server
 
-        Args:
-            root: where to look for the project; default: the working directory.
-            environ: default: ``os.environ``.
-            purpose: ``"run"`` for tests, ``"up"`` for a person's databases.
-            run: what names this run, for instance xdist's ``testrun_uid``; default: random.
-            rebuild: migrate anew although a template is there.
-            story: takes a line for people about what is being done.
-            progress: takes (done, total, what) while migrations run.
-            overrides: settings, as in the file, for instance ``migrations=["sql:db/migrations"]``.
-
-        Raises:
-            ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
-        """
-        environment = os.environ if environ is None else environ
-        start = Path(root) if root is not None else Path.cwd()
-        settings = config.load(environment, start=start, overrides=overrides)
+        purpose, rebuild = how.get("purpose", "run"), how.get("rebuild", False)
         if settings.isolation == "server" and purpose == "run":
             raise ConfigError(
                 'isolation = "server" gives each worker a server: open it with harness.Fleet.open(), which has '
@@ -113,31 +51,7 @@ class Harness:
                 origin=settings.origin("isolation"),
                 value="server",
             )
-        return cls.open_with(
-            settings,
-            environment,
-            purpose=purpose,
-            run=run,
-            rebuild=rebuild,
-            story=story,
-            progress=progress,
-        )
-
-    @classmethod
-    def open_with(
-        cls,
-        settings: Settings,
-        environ: Mapping[str, str],
-        *,
-        purpose: str = "run",
-        run: str | None = None,
-        rebuild: bool = False,
-        story: Story = _silent,
-        progress: Progress = lambda done, total, what: None,
-    ) -> Harness:
-        """As :meth:`open`, with settings that were read already."""
-        from harness import server
-
+        story = how.get("story", silent)
         settings = outgrown.settings_for(settings, environ)
         found = server.ensure(
             settings,
@@ -149,20 +63,14 @@ class Harness:
         this = cls(
             settings,
             found,
-            run=names.PERSON if purpose == "up" else names.run_id(run),
+            run=names.PERSON if purpose == "up" else names.run_id(how.get("run")),
             environ=environ,
+            workers=how.get("workers", 1),
             story=story,
-            progress=progress,
+            progress=how.get("progress", unseen),
         )
         try:
-            try:
-                this.prepare(rebuild=rebuild)
-                moving = purpose == "run" and this._must_move_to_disk()
-            except HarnessError as error:
-                moving = purpose == "run" and this._ran_out_of_memory(error)
-                if not moving:
-                    outgrown.explain(error, found)
-                    raise
+            moving = this._prepare_or_move(rebuild=rebuild, may_move=purpose == "run")
         except BaseException:
             this.abandon()
             raise
@@ -170,15 +78,20 @@ class Harness:
             return this
         this.abandon()
         # The server in memory is replaced there, or left to the runs that use it: see docs/decisions/0013.
-        return cls.open_with(
-            replace(settings, storage="disk"),
-            environ,
-            purpose=purpose,
-            run=run,
-            rebuild=rebuild,
-            story=story,
-            progress=progress,
-        )
+        return cls.open_with(replace(settings, storage="disk"), environ, **how)
+
+    def _prepare_or_move(self, *, rebuild: bool, may_move: bool) -> bool:
+        """Have the templates ready; True where everything has to be done again on disk."""
+        settings, environ, server, story = self.settings, self._environ, self.server, self._story
+        try:
+            self.prepare(rebuild=rebuild)
+        except HarnessError as error:
+            if may_move and outgrown.ran_out(error, settings, environ, server, story):
+                return True
+            outgrown.explain(error, server)
+            raise
+        templates = list(self.templates.values())
+        return may_move and outgrown.must_move(settings, environ, server, templates, story)
 
     @classmethod
     def attach(
@@ -191,8 +104,8 @@ class Harness:
         owner: Owner,
         templates: Mapping[str, Template],
         workers: int = 1,
-        story: Story = _silent,
-    ) -> Harness:
+        story: Story = silent,
+    ) -> Self:
         """Join a run that another process has opened: one log-in, nothing is looked for or computed.
 
         What a guest leases belongs to the run: :meth:`close` leaves it to the host's :meth:`release_run`.
@@ -207,131 +120,11 @@ class Harness:
         from harness import server
 
         found = server.join(settings, environ, info)
-        this = cls(settings, found, run=run, environ=environ, story=story)
+        this = cls(settings, found, run=run, environ=environ, workers=workers, story=story)
         this._owner = owner
         this._guest = True
         this.templates = dict(templates)
-        this.workers = workers
         return this
-
-    @property
-    def link(self) -> Link:
-        """The admin's way to the maintenance database of the server."""
-        return self._link
-
-    @property
-    def owner(self) -> Owner:
-        """The role that the application logs in as: made or put right here, when it is first needed."""
-        if self._owner is None:
-            self._owner = self._find_owner()
-        return self._owner
-
-    @property
-    def clones(self) -> Clones:
-        """What makes, claims and retires clones on this server."""
-        if self._clones is None:
-            self._clones = Clones(
-                self._link, self.project, self.owner, connections=self.settings.connections_per_worker
-            )
-        return self._clones
-
-    def fingerprints(self) -> dict[str, str]:
-        """Database name → fingerprint of its migrations as they are now. Builds and changes nothing.
-
-        Raises:
-            MigrationError: a source cannot be read.
-        """
-        return {
-            database.name: template.fingerprint(self._link.session, self.recipe(database))
-            for database in self.settings.databases
-        }
-
-    # --- templates ---------------------------------------------------------------------------------
-
-    def prepare(self, *, rebuild: bool = False) -> None:
-        """Show the sign of life, clean up after dead runs, and have every database's template ready."""
-        self._show_life()
-        self._clean_up()
-        for database in self.settings.databases:
-            made = self.templates[database.name] = template.ensure(
-                self._link.session,
-                self.project,
-                self.recipe(database),
-                self.owner,
-                rebuild=rebuild,
-                probe_strategy=self.server.info.backend == "external",
-                story=self._story,
-                progress=self._progress,
-            )
-            if not made.built:
-                template.touch(self._link.session, made)
-
-    def _clean_up(self) -> None:
-        try:
-            for item in self.sweep():
-                self._story(f"dropped {item.database.name}: {item.reason}")
-            if self._tests_own_databases and not self._others_alive():
-                for name in self.clones.drop_created_by_tests():
-                    self._story(f"dropped {name}: a test of an earlier run created it")
-        except HarnessError as error:
-            # What is left over is no reason not to run: the next run tries again.
-            self._story(f"what earlier runs left could not be dropped: {error}")
-
-    @property
-    def _tests_own_databases(self) -> bool:
-        """Whether databases of the application's role can only be the tests': nobody else is that role."""
-        if self.run == names.PERSON:
-            return False
-        if self.server.info.backend != "external":
-            return True
-        # Somebody else's server: only a role that is named after this checkout is nobody else's.
-        return self.owner.name == f"{names.PREFIX}_{self.project}"
-
-    @property
-    def _may_move_to_disk(self) -> bool:
-        return self.settings.storage == "auto" and self.server.info.storage == "memory"
-
-    def _must_move_to_disk(self) -> bool:
-        """Whether the data has outgrown the memory that it may take."""
-        if not self._may_move_to_disk:
-            return False
-        needed = outgrown.need(list(self.templates.values()), os.cpu_count() or 1)
-        room = outgrown.room(self.settings)
-        if needed <= room:
-            return False
-        outgrown.remember(self.settings, self._environ, needed)
-        self._story(
-            f"templates and clones need about {needed >> 20} MB, and {room >> 20} MB of memory may be used: "
-            f'moving to disk, and migrating once more. storage = "disk" avoids this'
-        )
-        return True
-
-    def _ran_out_of_memory(self, error: HarnessError) -> bool:
-        """Whether a migration failed because its data did not fit into memory, where disk may do."""
-        if not self._may_move_to_disk or not outgrown.full(error, self.server):
-            return False
-        # How much is needed is unknown: more than there is.
-        outgrown.remember(self.settings, self._environ, 2 * outgrown.room(self.settings))
-        self._story(
-            "the data does not fit into memory: moving to disk, and migrating once more. "
-            'storage = "disk" avoids this'
-        )
-        return True
-
-    def recipe(self, database: DatabaseSettings) -> Recipe:
-        """How one of the databases is made."""
-        return recipes.make(
-            self.settings,
-            self._environ,
-            database,
-            role=self.expected_owner()[0].name,
-            binaries=self.server.info.binaries,
-            slot=self.slot("1"),
-        )
-
-    def sources(self, database: DatabaseSettings) -> tuple[SourceSpec, ...]:
-        """The configured sources, or those that were found in the project where none is configured."""
-        return recipes.sources(self.settings, database)
 
     # --- leases ------------------------------------------------------------------------------------
 
@@ -354,7 +147,7 @@ class Harness:
     def leases(self, count: int, *, first: int = 1) -> list[Lease]:
         """Leases for workers ``first`` … ``first + count - 1``; their clones are made side by side."""
         for found in self.templates.values():
-            self.clones.fill(found, count, parallel=_parallel())
+            self.clones.fill(found, count, parallel=parallel())
         self.workers = count
         # Whoever leases many hands them to other programs: those cannot ask for a reset.
         return [self.lease(str(number), watch=False) for number in range(first, first + count)]
@@ -363,9 +156,9 @@ class Harness:
         """Have ``count`` spares of each template, made over a connection of its own: for another thread."""
         link = self._link.another()
         try:
-            clones = Clones(link, self.project, self.owner, connections=self.settings.connections_per_worker)
+            clones = self._clones_over(link)
             for found in list(self.templates.values()):
-                clones.fill(found, count, parallel=_parallel())
+                clones.fill(found, count, parallel=parallel())
         finally:
             link.close()
 
@@ -414,12 +207,7 @@ class Harness:
         Call it before :meth:`lease`.
         """
         if self._filler is None:
-            own = Clones(
-                self._link.another(),
-                self.project,
-                self.owner,
-                connections=self.settings.connections_per_worker,
-            )
+            own = self._clones_over(self._link.another())
             self._filler = Filler(own, list(self.templates.values()), wanted=count)
 
     def _claim(self, worker: str, index: int) -> Claim:
@@ -429,36 +217,7 @@ class Harness:
         if lease in self._leases:
             self._leases.remove(lease)
 
-    def _epoch(self) -> int:
-        return self._life.epoch if self._life is not None else self._link.epoch
-
-    # --- environment -------------------------------------------------------------------------------
-
-    def slot(self, worker: str) -> env.Slot:
-        """What env templates may say of a worker."""
-        return env.Slot(worker, self.workers, self.settings.connections_per_worker)
-
-    def variables(self, lease: Lease) -> dict[str, str]:
-        """``DATABASE_URL``, ``PG*`` and the user's own variables of a lease."""
-        tables = {database.name: database.env for database in self.settings.databases}
-        return env.variables(lease.dsns, tables, self.slot(lease.worker))
-
-    # --- life --------------------------------------------------------------------------------------
-
-    def _show_life(self) -> None:
-        if self.run == names.PERSON or self._life is not None:
-            return
-        held = [("run", self.run)]
-        if self.server.info.server_id:
-            held.append(("server", self.server.info.server_id))
-        self._life = SignOfLife(self._link.another(), held)
-
-    def sweep(self, *, dry_run: bool = False) -> list[reaper.Doomed]:
-        """Drop what dead runs of this checkout left on this server."""
-        limits = reaper.Limits(
-            self.settings.keep_templates, self.settings.template_age, self.settings.keep_failed
-        )
-        return reaper.sweep(self._link.session, self.project, limits, dry_run=dry_run)
+    # --- the end -----------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Release what is still leased, and let go of the server. Twice is once. A person's databases stay."""
@@ -469,71 +228,18 @@ class Harness:
             self._filler.close()
         try:
             if self.run != names.PERSON and not self._guest:
-                self._release_all()
+                for lease in list(self._leases):
+                    lease.release()
+                self._drop_created_by_tests()
         finally:
-            if self._life is not None:
-                self._life.close()
-            self._link.close()
-            self.server.close()
+            self._leave()
 
     def abandon(self) -> None:
         """Let go of a server that is about to be ended: nothing in it needs to be released."""
         self._closed = True
         for lease in self._leases:
             lease.disconnect()
-        if self._life is not None:
-            self._life.close()
-        self._link.close()
-        self.server.close()
-
-    def _release_all(self) -> None:
-        for lease in list(self._leases):
-            lease.release()
-        if self._tests_own_databases and not self._others_alive():
-            # Databases that tests created carry no run's name: only the last run of a server may drop them.
-            self.clones.drop_created_by_tests()
-
-    def release_run(self, workers: Sequence[str] | None = None) -> list[str]:
-        """Drop every database that this run has leased, in whatever process; return their names.
-
-        Args:
-            workers: only those of these workers (one that has crashed); None: all.
-        """
-        session = self._link.session
-        wanted = (
-            None
-            if workers is None
-            else {
-                names.lease(self.project, self.run, worker, index)
-                for worker in workers
-                for index in range(len(self.settings.databases))
-            }
-        )
-        dropped = []
-        for found in databases.list_ours(session, self.project):
-            parsed = found.parsed
-            if parsed is None or parsed.kind is not names.Kind.LEASE or parsed.owner != self.run:
-                continue
-            if wanted is None or found.name in wanted:
-                self.clones.release(found.name)
-                dropped.append(found.name)
-        return dropped
-
-    def _others_alive(self) -> bool:
-        everything = databases.list_ours(self._link.session, self.project)
-        runs = {d.parsed.owner for d in everything if d.parsed and d.parsed.kind is names.Kind.LEASE}
-        return bool(reaper.alive_runs(self._link.session, sorted(runs - {self.run})))
-
-    def __enter__(self) -> Harness:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            self.close()
-        except HarnessError:
-            # The block's own error matters more than a server that went away under it.
-            if error is None:
-                raise
+        self._leave()
 
     def __repr__(self) -> str:
         return (
@@ -541,86 +247,20 @@ class Harness:
             f"{self.server.info.description}>"
         )
 
-    # --- the application's role --------------------------------------------------------------------
 
-    def expected_owner(self) -> tuple[Owner, bool]:
-        """The role that the application logs in as, without touching it; and whether we may make it."""
-        if self._owner is not None:
-            return self._owner, False
-        session = self._link.session
-        # Servers that we start are ours: no need to ask.
-        external = self.server.info.backend == "external"
-        if external and not session.value(
-            "select rolsuper or rolcreaterole from pg_roles where rolname = current_user"
-        ):
-            return Owner(session.dsn.user, session.dsn.password), False
-        name = self.settings.role
-        if external and self.settings.origin("role") == "default":
-            name = f"{names.PREFIX}_{self.project}"
-        return Owner(name, roles.derived_password(session.dsn.password, name)), True
-
-    def _find_owner(self) -> Owner:
-        """The application's role: made or put right here, unless the server forbids it."""
-        session = self._link.session
-        owner, may = self.expected_owner()
-        if not may:
-            self._story(f"role {session.dsn.user} may not create roles: the application uses it as well")
-            return owner
-        with locks.exclusive(session, "roles", "", timeout=60, waiting_for="the application's role"):
-            roles.ensure(
-                session,
-                owner.name,
-                password=owner.password,
-                attributes=self.settings.role_attributes,
-                superuser=self.settings.superuser,
-                must_be_ours=self.server.info.backend == "external",
-            )
-        attributes = tuple(self.settings.role_attributes)
-        return Owner(owner.name, owner.password, attributes, self.settings.superuser, managed=True)
-
-
-def _parallel() -> int:
-    return min(4, os.cpu_count() or 1)
-
-
-def run_all(acts: Sequence[Callable[[], object]]) -> None:
-    """Run several acts side by side; the first error is raised after all have ended."""
-    with ThreadPoolExecutor(max(1, len(acts))) as threads:
-        for future in [threads.submit(act) for act in acts]:
-            future.result()
-
-
-def open_run(
-    settings: Settings,
-    environ: Mapping[str, str],
-    *,
-    purpose: str = "run",
-    run: str | None = None,
-    rebuild: bool = False,
-    workers: int = 1,
-    story: Story = _silent,
-    progress: Progress = lambda done, total, what: None,
-) -> Harness | Fleet:
+def open_run(settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Harness | Fleet:
     """What the settings' ``isolation`` asks for: databases in one server, or a server for each worker.
 
-    Both have ``lease``, ``leases``, ``variables``, ``slot``, ``sweep``, ``close``, ``run``, ``settings`` and
-    ``templates``. A person's (``purpose="up"``) databases always share one server.
-
-    Args:
-        workers: how many there will be, where that is known; memory for servers is reckoned for all.
+    A person's (``purpose="up"``) databases always share one server.
 
     Raises:
-        As :meth:`Harness.open`.
+        As :meth:`harness.runs.Run.open`.
     """
-    if settings.isolation != "server" or purpose == "up":
-        return Harness.open_with(
-            settings, environ, purpose=purpose, run=run, rebuild=rebuild, story=story, progress=progress
-        )
+    if settings.isolation != "server" or how.get("purpose") == "up":
+        return Harness.open_with(settings, environ, **how)
     from harness.fleet import Fleet
 
-    return Fleet.open_with(
-        settings, environ, run=run, rebuild=rebuild, workers=workers, story=story, progress=progress
-    )
+    return Fleet.open_with(settings, environ, **how)
 
 
 def baked_base(settings: Settings, environ: Mapping[str, str], backend: Backend, story: Story) -> str | None:

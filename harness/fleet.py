@@ -6,23 +6,18 @@ ends with its lease, with the run, or by its dead-man's switch soon after the ru
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Self, Unpack
 
-from harness import config, names, project, reaper, recipes, rooms, server
+from harness import names, reaper, recipes, rooms, server
 from harness.backends import select
 from harness.backends.base import Backend
 from harness.bake import Baked, Oven
-from harness.catalog import databases
-from harness.catalog.session import literal
-from harness.core import Harness, run_all
-from harness.env import Slot
-from harness.errors import HarnessError, LeaseClosed
+from harness.errors import LeaseClosed
 from harness.lease import Lease
+from harness.member import Member, purpose_of
+from harness.runs import How, Run, Story, run_all, silent, unseen
 from harness.settings import Settings
 from harness.template import Progress, Template
 
@@ -32,14 +27,8 @@ TTL = 60.0
 _EXTRA_CONNECTIONS = 30
 """What a private server allows beyond its one worker's budget: the harness's own and PostgreSQL's reserve."""
 
-Story = Callable[[str], None]
 
-
-def _silent(line: str) -> None:
-    return None
-
-
-class Fleet:
+class Fleet(Run):
     """The servers of one run, one for each worker.
 
     Made by :meth:`open` or :func:`harness.core.open_run`; a context manager.
@@ -48,7 +37,6 @@ class Fleet:
         settings: what it was opened with.
         run: sixteen hex digits that name this run.
         baked: what the servers start from.
-        workers: how many there will be, where that is known: memory is reckoned for all of them.
         members: worker → the harness on its own server.
     """
 
@@ -61,79 +49,37 @@ class Fleet:
         *,
         run: str,
         workers: int = 1,
-        story: Story = _silent,
-        progress: Progress = lambda done, total, what: None,
+        story: Story = silent,
+        progress: Progress = unseen,
     ) -> None:
-        self.settings = settings
-        self.run = run
+        super().__init__(settings, environ, run=run, workers=workers, story=story, progress=progress)
         self.baked = baked
         self.backend = backend
-        self.project = project.project_id(settings.root)
-        self.workers = workers
         self.members: dict[str, Member] = {}
-        self._environ = dict(environ)
-        self._story = story
-        self._progress = progress
-        self._lock = threading.RLock()
-        self._closed = False
 
     @classmethod
-    def open(
-        cls,
-        *,
-        root: str | os.PathLike[str] | None = None,
-        environ: Mapping[str, str] | None = None,
-        run: str | None = None,
-        rebuild: bool = False,
-        workers: int = 1,
-        story: Story = _silent,
-        progress: Progress = lambda done, total, what: None,
-        **overrides: Any,
-    ) -> Fleet:
-        """As :meth:`harness.Harness.open`, with ``isolation = "server"``."""
-        environment = os.environ if environ is None else environ
-        start = Path(root) if root is not None else Path.cwd()
-        settings = config.load(environment, start=start, overrides={**overrides, "isolation": "server"})
-        return cls.open_with(
-            settings, environment, run=run, rebuild=rebuild, workers=workers, story=story, progress=progress
-        )
+    def _stated(cls, purpose: str) -> Mapping[str, Any]:
+        return {"isolation": "server"}
 
     @classmethod
-    def open_with(
-        cls,
-        settings: Settings,
-        environ: Mapping[str, str],
-        *,
-        run: str | None = None,
-        joined: str | None = None,
-        rebuild: bool = False,
-        workers: int = 1,
-        story: Story = _silent,
-        progress: Progress = lambda done, total, what: None,
-    ) -> Fleet:
+    def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
         """Find or bake the base; no server is started before a worker asks for one.
-
-        Args:
-            run: what names this run, for instance xdist's ``testrun_uid``; default: random.
-            joined: the sixteen digits of a run that another process has opened.
-            rebuild: bake anew although a base is there.
-            workers: how many servers there will be.
 
         Raises:
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, PoolTimeout.
         """
+        return cls.joining(settings, environ, names.run_id(how.get("run")), **how)
+
+    @classmethod
+    def joining(cls, settings: Settings, environ: Mapping[str, str], digits: str, **how: Unpack[How]) -> Self:
+        """As :meth:`open_with`, for the run of these sixteen digits, which another process may have opened."""
+        story, progress = how.get("story", silent), how.get("progress", unseen)
         backend = select.choose(settings, environ, story)
         oven = oven_of(settings, environ, backend)
-        baked = oven.ensure(rebuild=rebuild, story=story, progress=progress)
+        baked = oven.ensure(rebuild=how.get("rebuild", False), story=story, progress=progress)
+        workers = how.get("workers", 1)
         return cls(
-            settings,
-            environ,
-            backend,
-            baked,
-            run=joined or names.run_id(run),
-            workers=workers,
-            story=story,
-            progress=progress,
+            settings, environ, backend, baked, run=digits, workers=workers, story=story, progress=progress
         )
 
     # --- leases ------------------------------------------------------------------------------------
@@ -260,16 +206,6 @@ class Fleet:
             return member.templates
         return {}
 
-    def slot(self, worker: str) -> Slot:
-        """What env templates may say of a worker."""
-        return Slot(worker, self.workers, self.settings.connections_per_worker)
-
-    def variables(self, lease: Lease) -> dict[str, str]:
-        """``DATABASE_URL``, ``PG*`` and the user's own variables of a lease."""
-        member = self.members[lease.worker]
-        member.workers = self.workers
-        return member.variables(lease)
-
     def fingerprints(self) -> dict[str, str]:
         """Database name → fingerprint of its migrations as they are now."""
         return self._oven().key()[1]
@@ -304,17 +240,6 @@ class Fleet:
 
         run_all([lambda member=member: end(member) for member in members])  # type: ignore[misc]
 
-    def __enter__(self) -> Fleet:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            self.close()
-        except HarnessError:
-            # The block's own error matters more than a server that went away under it.
-            if error is None:
-                raise
-
     def __repr__(self) -> str:
         return (
             f"<Fleet {self.project} run {self.run}: {len(self.members)} servers of {self.backend.name} "
@@ -322,101 +247,21 @@ class Fleet:
         )
 
 
-class Member(Harness):
-    """One worker's harness: its server ends with its last lease, and with it.
-
-    Attributes:
-        fleet: the run that it belongs to.
-        worker: whose server this is.
-    """
-
-    fleet: Fleet
-    worker: str
-
-    def _forget(self, lease: Lease) -> None:
-        super()._forget(lease)
-        if not self._leases and not self.kept():
-            self.fleet.end(self.worker)
-
-    def _clean_up(self) -> None:
-        """A new server holds nothing that anybody has left."""
-
-    def fill_aside(self, count: int) -> None:
-        """The other workers have servers of their own: spares here would be nobody's."""
-
-    def kept(self) -> list[str]:
-        """Databases that stay for people; the server outlives its run then, for ``ttl``."""
-        try:
-            session = self.link.session
-            found = [
-                database.name
-                for database in databases.list_ours(session, self.project)
-                if database.parsed is not None and database.parsed.kind is names.Kind.KEPT
-            ]
-            if found:
-                session.execute(
-                    f"alter database postgres set harness.ttl = {literal(f'{self.settings.ttl:g}')}"
-                )
-        except HarnessError:
-            # It is gone, and so is all that was kept.
-            return []
-        return found
-
-    def release_run(self, workers: Sequence[str] | None = None) -> list[str]:
-        """End the servers of other workers (one that has crashed), or let go of this one with None."""
-        if workers is None:
-            return []
-        wanted = {purpose_of(self.run, worker) for worker in workers}
-        doomed = [info for info in self.fleet.backend.list(self.project) if info.purpose in wanted]
-        for info in doomed:
-            server.stop(self.settings, self._environ, purpose=info.purpose)
-        return [info.description for info in doomed]
-
-    def close(self) -> None:
-        """End the server. Twice is once."""
-        self.fleet.close()
-
-
 def open_worker(
-    settings: Settings,
-    environ: Mapping[str, str],
-    *,
-    worker: str,
-    run: str | None = None,
-    joined: str | None = None,
-    rebuild: bool = False,
-    workers: int = 1,
-    story: Story = _silent,
-    progress: Progress = lambda done, total, what: None,
+    settings: Settings, environ: Mapping[str, str], *, worker: str, joined: str = "", **how: Unpack[How]
 ) -> Member:
     """The harness of a process that is one worker of a run, on a server of its own; see :class:`Fleet`.
 
     Args:
         joined: the sixteen digits of a run that another process has opened.
     """
-    fleet = Fleet.open_with(
-        settings,
-        environ,
-        run=run,
-        joined=joined,
-        rebuild=rebuild,
-        workers=workers,
-        story=story,
-        progress=progress,
-    )
+    fleet = Fleet.joining(settings, environ, joined or names.run_id(how.get("run")), **how)
     try:
         fleet.check_room(1)
         return fleet.start(worker)
     except BaseException:
         fleet.close()
         raise
-
-
-def purpose_of(run: str, worker: str) -> str:
-    """The purpose of a worker's server; ten workers of two runs have twenty."""
-    # The worker's word is a user's text: only its plain form or its hash goes into a container's name.
-    plain = names.lease("0" * 10, run, worker, 0).rpartition("_")[0].rpartition("_")[2]
-    return f"run-{run[:8]}-{plain}"
 
 
 def oven_of(settings: Settings, environ: Mapping[str, str], backend: Backend) -> Oven:

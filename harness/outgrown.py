@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +46,50 @@ def full(error: HarnessError, server: Server) -> str:
         return next((line for line in server.logs() if FULL in line), "")
     except HarnessError:
         return ""
+
+
+def must_move(
+    settings: Settings,
+    environ: Mapping[str, str],
+    server: Server,
+    templates: Sequence[Template],
+    story: Callable[[str], None],
+) -> bool:
+    """Whether the data has outgrown the memory that it may take; noted, and told."""
+    if not _may_move(settings, server):
+        return False
+    needed, there = need(templates, os.cpu_count() or 1), room(settings)
+    if needed <= there:
+        return False
+    remember(settings, environ, needed)
+    story(
+        f"templates and clones need about {needed >> 20} MB, and {there >> 20} MB of memory may be used: "
+        f'moving to disk, and migrating once more. storage = "disk" avoids this'
+    )
+    return True
+
+
+def ran_out(
+    error: HarnessError,
+    settings: Settings,
+    environ: Mapping[str, str],
+    server: Server,
+    story: Callable[[str], None],
+) -> bool:
+    """Whether a migration failed because its data did not fit into memory, where disk may do; noted, and told."""
+    if not _may_move(settings, server) or not full(error, server):
+        return False
+    # How much is needed is unknown: more than there is.
+    remember(settings, environ, 2 * room(settings))
+    story(
+        "the data does not fit into memory: moving to disk, and migrating once more. "
+        'storage = "disk" avoids this'
+    )
+    return True
+
+
+def _may_move(settings: Settings, server: Server) -> bool:
+    return settings.storage == "auto" and server.info.storage == "memory"
 
 
 def explain(error: HarnessError, server: Server) -> None:

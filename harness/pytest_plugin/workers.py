@@ -60,7 +60,7 @@ class Controller:
         self._filler.start()
 
     def _check_room(self, workers: int) -> None:
-        from harness.fleet import Member
+        from harness.member import Member
 
         harness, _ = self._state.running
         if isinstance(harness, Member):

@@ -17,9 +17,9 @@ LAYERS = [
     ["catalog", "backends"],
     ["server", "hint", "answering", "made_with"],
     ["migrations", "template", "eviction", "bake"],
-    ["reset", "clones", "lease_reset", "lease", "keep"],
-    ["pool", "outgrown", "reaper", "budget", "env", "life", "config", "config_values"],
-    ["recipes", "rooms", "core", "runfile", "attach", "fleet"],
+    ["reset", "clones", "lease_reset", "lease", "keep", "saved"],
+    ["pool", "outgrown", "reaper", "budget", "env", "life", "config", "config_values", "owner"],
+    ["recipes", "rooms", "runs", "one_server", "core", "runfile", "attach", "member", "fleet"],
     ["cli", "pytest_plugin", "bench", "__main__", "__init__"],
 ]
 DOORS = {
@@ -114,8 +114,7 @@ def test_the_environment_is_read_at_the_edges_only() -> None:
         "catalog.session",
         "cli",
         "pytest_plugin",
-        "core",
-        "fleet",
+        "runs",
         "bench",
         "__main__",
         "migrations.child",
