@@ -34,6 +34,8 @@ class Kind(Enum):
     LEASE = "l"
     KEPT = "k"
     """What a failed test or migration left, for people to look at."""
+    MARK = "m"
+    """A copy of a lease's database, for a person to come back to."""
     RETIRED = "x"
     """Renamed away, to be dropped outside anybody's path."""
 
@@ -109,6 +111,16 @@ def lease(project: str, run: str, worker: str, index: int) -> str:
 def kept(project: str, run: str) -> str:
     """A fresh name for a database that is kept for inspection."""
     return str(DatabaseName(project, Kind.KEPT, run, token()))
+
+
+def mark(project: str, run: str, tail: str, number: int) -> str:
+    """The copy of a lease's database that the mark of this number holds.
+
+    Args:
+        tail: of the lease's name: its worker and which database.
+        number: from 1.
+    """
+    return str(DatabaseName(project, Kind.MARK, run, f"{tail}_{number}"))
 
 
 def retired(project: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from harness import eviction, names
+from harness import eviction, names, saved
 from harness.catalog import databases, locks
 from harness.catalog.databases import Database
 from harness.catalog.session import Session
@@ -66,8 +66,12 @@ def plan(
     fingerprints = {_owner(d) for d in templates} - {_owner(e.database) for e in evicted}
     kept = sorted((d for d in observed if _kind(d) is Kind.KEPT), key=_created, reverse=True)
     surplus = {d.name for d in kept[max(1, limits.keep_failed) :]}
+    leases = {d.name for d in observed if _kind(d) is Kind.LEASE}
     for database in observed:
-        reason = _reason(database, alive, building, now, fingerprints, surplus)
+        if _kind(database) is Kind.MARK:
+            reason = "" if saved.lease_of(database) in leases else "the database that was marked is gone"
+        else:
+            reason = _reason(database, alive, building, now, fingerprints, surplus)
         # A session in it: somebody still looks. It goes another time.
         if reason and database.sessions == 0:
             doomed.append(Doomed(database, reason))
@@ -132,7 +136,8 @@ def sweep(session: Session, project: str, limits: Limits, *, dry_run: bool = Fal
     """
     observed = databases.list_ours(session, project)
     if in_grace(session):
-        observed = [d for d in observed if _kind(d) is not Kind.LEASE]
+        # Marks too: without their leases they would look abandoned.
+        observed = [d for d in observed if _kind(d) not in (Kind.LEASE, Kind.MARK)]
     runs = [_owner(d) for d in observed if _kind(d) is Kind.LEASE]
     building = locks.is_held(session, "build", "")
     doomed = plan(observed, alive_runs(session, runs), building, datetime.now(UTC), limits)

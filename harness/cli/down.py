@@ -53,7 +53,7 @@ def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
 
 
 def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness import eviction, reaper
+    from harness import eviction, reaper, saved
     from harness.catalog import databases
 
     dropped: list[dict[str, Any]] = []
@@ -71,7 +71,9 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
             alive = reaper.alive_runs(session, sorted(runs))
             for database in observed:
                 parsed = database.parsed
-                if parsed is None or not (database.name in mine or everything):
+                if parsed is None or not (
+                    database.name in mine or saved.lease_of(database) in mine or everything
+                ):
                     continue
                 if parsed.owner in alive and parsed.kind is Kind.LEASE:
                     context.console.warn(

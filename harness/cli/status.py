@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import names, reaper
+from harness import names, reaper, saved
 from harness.catalog import databases
 from harness.cli import seen
 from harness.cli.context import Context
@@ -77,6 +77,9 @@ def _server(harness: Harness) -> dict[str, Any]:
                 "what": place.what,
                 "databases": {name: database.name for name, database in place.databases.items()},
                 "current": _is_current(place, today),
+                "marks": [m.name for m in saved.stack(session, harness.project, place.databases)]
+                if place.persons
+                else [],
                 "connections": dict(
                     sum((Counter(states.get(d.name, {})) for d in place.databases.values()), Counter())
                 ),
@@ -165,9 +168,10 @@ def _server_lines(server: Mapping[str, Any]) -> list[str]:
     for item in server["workers"]:
         stale = ", of other migrations" if item["current"] is False else ""
         dead = "" if item["alive"] else ", its run is dead"
+        marks = f", marked: {', '.join(item['marks'])}" if item["marks"] else ""
         lines.append(
             f"worker    {item['worker']:<8} {item['what']}: {', '.join(item['databases'].values())}"
-            f"{stale}{dead}{_states(item['connections'])}"
+            f"{stale}{dead}{marks}{_states(item['connections'])}"
         )
     lines += [f"kept      {item['word']:<8} {item['what']}: {item['database']}" for item in server["kept"]]
     if server["spares"]:

@@ -160,6 +160,7 @@ def _fresh(
     yes: bool,
     rebuild: bool,
 ) -> None:
+    from harness import saved
     from harness.catalog import databases, locks
 
     doomed = [place for place in mine.values() if place.databases]
@@ -177,6 +178,8 @@ def _fresh(
     ):
         for place in doomed:
             for database in place.databases.values():
+                # Marks of other migrations' databases would bring those back.
+                saved.drop_of(harness.link.session, harness.project, database.name)
                 databases.drop(harness.link.session, database.name, harness.project)
         for worker in dict.fromkeys([*wanted, *mine]):
             harness.complete(worker)
@@ -184,12 +187,17 @@ def _fresh(
 
 
 def _confirm(context: Context, doomed: Sequence[seen.Place], *, yes: bool) -> None:
+    from harness import saved
+
     say = context.console.story if yes else context.console.warn
     total = sum(len(place.databases) for place in doomed)
     say(
         f"--fresh drops {total} database{'s' if total != 1 else ''} with all that is in {'them' if total != 1 else 'it'}:"
     )
     for place in doomed:
+        marks = saved.stack(place.harness.link.session, place.harness.project, place.databases)
+        if marks:
+            say(f"  worker {place.worker}: its marks {', '.join(repr(mark.name) for mark in marks)}")
         for name, database in place.databases.items():
             created = str((database.mark or {}).get("created", ""))[:19].replace("T", " ")
             open_ = f", {database.sessions} open sessions" if database.sessions else ""

@@ -14,6 +14,7 @@ def test_every_name_that_is_built_is_parsed_back() -> None:
         names.spare(project, "f" * 64): (Kind.SPARE, "f" * 16),
         names.lease(project, run, "gw2", 0): (Kind.LEASE, run),
         names.kept(project, run): (Kind.KEPT, run),
+        names.mark(project, run, "2_0", 3): (Kind.MARK, run),
         names.retired(project): (Kind.RETIRED, None),
     }
     for name, (kind, owner) in built.items():

@@ -1,0 +1,174 @@
+"""``mark``: the present state of a person's databases becomes the one that ``reset`` comes back to."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import AbstractContextManager
+from typing import Any
+
+from harness import saved, template
+from harness.catalog import locks
+from harness.cli import seen
+from harness.cli.context import Context
+from harness.cli.parser import Usage, add_json
+from harness.core import Harness
+from harness.errors import LeaseError
+from harness.saved import Saved
+
+USAGE = "[WORKER] [--name NAME | --list | --release[=NAME] | --release-all] [options]"
+
+DESCRIPTION = """\
+Make the present state of your databases one to come back to: rows, schema and all.
+
+  pg-harness mark                 from now on, `reset` comes back to here
+  pg-harness mark --name loaded   the same, with a name for `reset --to loaded`
+  pg-harness mark --list          what is marked
+  pg-harness mark --release       forget the top mark: `reset` goes to the one below, or to the migrations
+
+Marks are a stack and stay until they are released: over restarts of the server too, where its data is on disk.
+"""
+
+EPILOG = """\
+A mark is a copy of each database, made by the server. PostgreSQL copies no database that somebody is in: open
+transactions are waited for (reset_timeout), then all sessions in it are ended and named. psql comes back by itself.
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own options."""
+    parser.add_argument(
+        "worker", nargs="?", metavar="WORKER", help="2 (yours); default: 1, with --list all of yours"
+    )
+    parser.add_argument("--name", metavar="NAME", help="for `reset --to`; default: 1, 2, …")
+    parser.add_argument("--list", dest="listed", action="store_true", help="only tell what is marked")
+    parser.add_argument(
+        "--release",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="forget this mark (default: the top one) and those above it",
+    )
+    parser.add_argument("--release-all", dest="release_all", action="store_true", help="forget all of them")
+    add_json(parser)
+
+
+def run(context: Context) -> int:
+    """Set, list or release."""
+    given = vars(context.arguments)
+    chosen = given.keys() & {"name", "listed", "release", "release_all"}
+    if len(chosen) > 1:
+        raise Usage("--name, --list, --release and --release-all do not go together")
+    if chosen == {"listed"}:
+        return _list(context, given.get("worker"))
+    name = given.get("name")
+    if name is not None and (not name.strip() or name == TEMPLATE):
+        raise Usage(
+            f"{name!r} cannot be a mark's name" + (": it is the migrations' state" if name.strip() else "")
+        )
+    with seen.resolved(context, given.get("worker") or "1") as place, changing(place):
+        report: object
+        if chosen & {"release", "release_all"}:
+            report = _release(context, place, given.get("release"), everything="release_all" in chosen)
+        else:
+            report = _set(context, place, name)
+    if context.json:
+        context.console.json(report)
+    return 0
+
+
+TEMPLATE = "template"
+"""What ``reset --to`` calls the migrations' state."""
+
+
+def changing(place: seen.Place) -> AbstractContextManager[None]:
+    """Only one of `up`, `mark` and `reset` at a time changes a person's databases.
+
+    Raises:
+        LeaseError: the place is none of a person's.
+    """
+    if not place.persons:
+        seen.refuse_template(place, "mark")
+        raise LeaseError(
+            f"{place.words[0]} is not yours ({place.what}): marks are for databases of `pg-harness up`; "
+            "a test takes lease.mark()"
+        )
+    harness = place.harness
+    return locks.exclusive(
+        harness.link.session,
+        "person",
+        harness.project,
+        timeout=120,
+        waiting_for="another `up`, `mark` or `reset` of this checkout",
+    )
+
+
+def strategy_of(harness: Harness, place: seen.Place) -> str | None:
+    """How the place's template is cloned; None where it is gone: the server's own choice."""
+    for name, database in place.databases.items():
+        fingerprint = str((database.mark or {}).get("fingerprint", ""))
+        if found := template.look(harness.link.session, harness.project, fingerprint, name):
+            return found.strategy
+    return None
+
+
+def _set(context: Context, place: seen.Place, name: str | None) -> dict[str, Any]:
+    harness = place.harness
+    made, ended = saved.save(
+        harness.link.session,
+        harness.project,
+        place.databases,
+        name,
+        strategy=strategy_of(harness, place),
+        reset_timeout=context.settings.reset_timeout,
+    )
+    for session in ended:
+        context.console.warn(f"ended: {session}")
+    context.console.story(f"{place.what}: marked as {made.name!r}; `pg-harness reset` comes back to here")
+    return {**told(place, made), "ended": ended}
+
+
+def _release(
+    context: Context, place: seen.Place, name: str | None, *, everything: bool
+) -> list[dict[str, Any]]:
+    harness = place.harness
+    marks = saved.stack(harness.link.session, harness.project, place.databases)
+    if not marks and not everything:
+        raise LeaseError(f"{place.what}: nothing is marked")
+    lowest = None if everything else saved.choose(marks, name) if name else marks[-1]
+    gone = saved.release(harness.link.session, harness.project, marks, lowest)
+    left = marks[: len(marks) - len(gone)]
+    where = f"mark {left[-1].name!r}" if left else "their migrations' state"
+    names = ", ".join(repr(mark.name) for mark in gone) or "nothing"
+    context.console.story(f"{place.what}: released {names}; `pg-harness reset` goes to {where}")
+    return [told(place, mark) for mark in gone]
+
+
+def _list(context: Context, worker: str | None) -> int:
+    found: list[dict[str, Any]] = []
+    with seen.harnesses(context, purposes=["up"]) as harnesses:
+        mine = [place for harness in harnesses for place in seen.places(harness) if place.persons]
+        for place in mine:
+            if worker is None or worker in place.words:
+                marks = saved.stack(place.harness.link.session, place.harness.project, place.databases)
+                found += [told(place, mark) for mark in marks]
+    if worker is not None and not any(worker in place.words for place in mine):
+        raise LeaseError(seen.NOTHING if not mine else f"you have no worker {worker!r}")
+    if context.json:
+        context.console.json(found)
+        return 0
+    for mark in found:
+        context.console.answer(f"{mark['worker']}  {mark['name']}  {mark['created']}")
+    if not found:
+        context.console.story("nothing is marked")
+    return 0
+
+
+def told(place: seen.Place, mark: Saved) -> dict[str, Any]:
+    """One mark for people and programs."""
+    return {
+        "worker": place.worker,
+        "name": mark.name,
+        "number": mark.number,
+        "created": mark.created[:19].replace("T", " "),
+        "databases": {name: database.name for name, database in mark.databases.items()},
+    }

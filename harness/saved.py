@@ -1,0 +1,254 @@
+"""States that a person saved (``pg-harness mark``): copies of a worker's databases that outlive their process.
+
+A mark of :mod:`harness.reset.marks` lives in the memory of its process. The command line ends between two
+commands, so its marks are databases of ours: clones of the marked state that nobody may enter. They are a
+stack, like the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from harness import names
+from harness.catalog import databases
+from harness.catalog.attributes import apply_statements, read_attributes
+from harness.catalog.databases import Database
+from harness.catalog.session import Session, ident, literal
+from harness.clones import RESERVED_CONNECTIONS, Clones
+from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
+from harness.names import Kind
+
+PAUSE = 0.02
+"""Seconds between two looks at sessions that are in the middle of a transaction."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One mark of one worker.
+
+    Attributes:
+        number: place in the stack, from 1; numbers of released marks come back.
+        name: as the person called it; the number, where they did not.
+        created: when, as ISO 8601.
+        databases: name in the settings → the copy.
+    """
+
+    number: int
+    name: str
+    created: str
+    databases: Mapping[str, Database]
+
+
+def stack(session: Session, project: str, leased: Mapping[str, Database]) -> list[Saved]:
+    """The marks of a worker's databases, the lowest first. One that is not complete is none.
+
+    Args:
+        leased: name in the settings → the worker's database.
+    """
+    wanted = {database.name: name for name, database in leased.items()}
+    layers: dict[int, dict[str, Database]] = {}
+    for found in databases.list_ours(session, project):
+        mark = found.mark or {}
+        name = wanted.get(lease_of(found))
+        if name is not None and mark.get("kind") == "mark":
+            layers.setdefault(int(mark["number"]), {})[name] = found
+    result = []
+    for number, members in sorted(layers.items()):
+        if members.keys() == leased.keys():
+            mark = next(iter(members.values())).mark or {}
+            result.append(Saved(number, str(mark.get("name", number)), str(mark.get("created", "")), members))
+    return result
+
+
+def choose(marks: Sequence[Saved], name: str) -> Saved:
+    """The mark of that name.
+
+    Raises:
+        LeaseError: there is none; the text lists those that there are.
+    """
+    for saved in reversed(marks):
+        if saved.name == name:
+            return saved
+    known = ", ".join(repr(saved.name) for saved in marks) or "none: `pg-harness mark` sets one"
+    raise LeaseError(f"there is no mark {name!r}; there are {known}")
+
+
+def save(
+    session: Session,
+    project: str,
+    leased: Mapping[str, Database],
+    name: str | None,
+    *,
+    strategy: str | None,
+    reset_timeout: float,
+) -> tuple[Saved, list[str]]:
+    """Make the present state the top mark.
+
+    PostgreSQL copies no database that has sessions: transactions are waited for, then all sessions end.
+
+    Args:
+        name: what to call it; None for its number.
+        strategy: how to clone, see :func:`harness.catalog.databases.clone`.
+        reset_timeout: seconds to wait for open transactions.
+
+    Returns:
+        The mark, and the sessions that were ended, one line each.
+
+    Raises:
+        LeaseError: a mark of that name is set. LeaseInUse: a session cannot be ended.
+    """
+    marks = stack(session, project, leased)
+    number = marks[-1].number + 1 if marks else 1
+    name = name or str(number)
+    if any(saved.name == name for saved in marks):
+        raise LeaseError(f"there is a mark {name!r} already: release it first, or take another name")
+    created = datetime.now(UTC).isoformat(timespec="milliseconds")
+    made: dict[str, str] = {}
+    ended: list[str] = []
+    try:
+        for key, database in leased.items():
+            parsed = database.parsed
+            if parsed is None:
+                raise LeaseError(f"{database.name} is no database of ours")
+            copy = names.mark(project, parsed.owner, parsed.tail, number)
+            # Of one that was interrupted: it is no mark, but it is in the way.
+            drop_of(session, project, database.name, but=marks)
+            made[key] = copy
+            ended += _copy(session, database.name, copy, strategy, reset_timeout)
+            # The comment comes last: a copy without it is none.
+            facts = {"kind": "mark", "number": number, "name": name, "created": created}
+            session.script(databases.comment_statement(copy, facts, database.comment))
+    except BaseException:
+        if not session.closed:
+            for copy in made.values():
+                databases.drop(session, copy, project)
+        raise
+    return choose(stack(session, project, leased), name), ended
+
+
+def _copy(session: Session, source: str, copy: str, strategy: str | None, patience: float) -> list[str]:
+    """Clone a database that people are in; return the sessions that had to end."""
+    _wait(session, source, patience)
+    ended = databases.sessions_of(session, source)
+    attributes = read_attributes(session, source)
+    owner = session.value("select pg_get_userbyid(datdba) from pg_database where datname = %s", (source,))
+    if owner is None:
+        raise LeaseLost(f"database {source} is gone")
+    ended += _roll_back_prepared(session, source)
+    # Else a pool is back before the clone begins. `reset` opens it again, should we be killed in between.
+    session.execute(f"alter database {ident(source)} with allow_connections false")
+    try:
+        databases.terminate(session, source)
+        databases.clone(session, copy, template=source, owner=owner, strategy=strategy)
+    except ServerRefused as error:
+        if error.sqlstate == databases.OBJECT_IN_USE:
+            raise LeaseInUse(
+                f"database {source} cannot be copied: {error.message}",
+                sessions=databases.sessions_of(session, source),
+            ) from error
+        raise
+    finally:
+        if not session.closed:
+            session.execute(f"alter database {ident(source)} with allow_connections true")
+    session.script(
+        ";\n".join(
+            [
+                *apply_statements(copy, attributes),
+                f"alter database {ident(copy)} with allow_connections false",
+            ]
+        )
+    )
+    return ended
+
+
+def _wait(session: Session, database: str, patience: float) -> None:
+    """Until nobody is in a transaction, for at most ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and session.value(
+        "select exists (select from pg_stat_activity where datname = %s and backend_type = 'client backend' "
+        "and state <> 'idle')",
+        (database,),
+    ):
+        time.sleep(PAUSE)
+
+
+def _roll_back_prepared(session: Session, database: str) -> list[str]:
+    found = session.rows("select gid from pg_prepared_xacts where database = %s", (database,))
+    if not found:
+        return []
+    with Session.connect(session.dsn.with_database(database)) as inside:
+        for (gid,) in found:
+            inside.execute(f"rollback prepared {literal(gid)}")
+    return [f"prepared transaction {gid}" for (gid,) in found]
+
+
+def restore(clones: Clones, saved: Saved, leased: Mapping[str, Database], *, strategy: str | None) -> None:
+    """Replace a worker's databases by copies of a mark, under the same names. Sessions in them end.
+
+    Raises:
+        LeaseLost: the mark is gone.
+    """
+    session = clones.link.session
+    for key, database in leased.items():
+        source = saved.databases[key].name
+        fresh = f"{database.name}_n"
+        databases.drop(session, fresh, clones.project)
+        attributes = read_attributes(session, source)
+        try:
+            databases.clone(session, fresh, template=source, owner=database.owner, strategy=strategy)
+        except ServerRefused as error:
+            if error.sqlstate == databases.UNDEFINED_DATABASE:
+                raise LeaseLost(f"the mark {saved.name!r} was released by somebody else") from error
+            raise
+        limit = clones.connections + RESERVED_CONNECTIONS
+        session.script(";\n".join([
+            *apply_statements(fresh, attributes),
+            f"alter database {ident(fresh)} with connection limit {limit}",
+            databases.comment_statement(fresh, database.mark or {}, attributes.comment),
+        ]))  # fmt: skip
+        away = names.retired(clones.project)
+        gone = databases.retire(session, database.name, away)
+        if not databases.rename(session, fresh, database.name):
+            raise LeaseLost(f"the copy of the mark {saved.name!r} was dropped by somebody else")
+        if gone:
+            databases.drop_retired(session, away)
+
+
+def release(session: Session, project: str, marks: Sequence[Saved], lowest: Saved | None) -> list[Saved]:
+    """Drop a mark and those above it; the databases stay as they are.
+
+    Args:
+        lowest: None for all.
+
+    Returns:
+        What was released, the top first.
+    """
+    gone = [saved for saved in reversed(marks) if lowest is None or saved.number >= lowest.number]
+    for saved in gone:
+        for database in saved.databases.values():
+            databases.drop(session, database.name, project)
+    return gone
+
+
+def drop_of(session: Session, project: str, name: str, *, but: Sequence[Saved] = ()) -> None:
+    """Drop every mark of one database, complete or not: the database itself is about to go.
+
+    Args:
+        but: marks that stay.
+    """
+    stay = {database.name for saved in but for database in saved.databases.values()}
+    for found in databases.list_ours(session, project):
+        if lease_of(found) == name and found.name not in stay:
+            databases.drop(session, found.name, project)
+
+
+def lease_of(found: Database) -> str:
+    """The name of the database that a mark is of; empty for what is no mark."""
+    parsed = found.parsed
+    if parsed is None or parsed.kind is not Kind.MARK:
+        return ""
+    tail = parsed.tail.rpartition("_")[0]
+    return str(names.DatabaseName(parsed.project, Kind.LEASE, parsed.owner, tail))
