@@ -10,7 +10,7 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from harness.catalog import roles
 from harness.catalog.session import Session, ident
 from harness.errors import MigrationError
 from harness.lock import file_lock
+from harness.recipe import FORMAT as RECIPE_FORMAT
+from harness.recipe import Owner, Recipe, fingerprint_on
 from harness.settings import Settings
-from harness.template import Owner, Progress, Recipe
+from harness.telling import Progress, Story, silent, unseen
 
 FORMAT = 1
 """Part of every key: raised when this module bakes differently."""
@@ -37,8 +39,6 @@ _LEAN = {
     # Writing statistics and freezing by themselves would only race with the clean stop.
     "autovacuum": "off",
 }
-
-Story = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Oven:
         self,
         *,
         rebuild: bool = False,
-        story: Story = lambda line: None,
-        progress: Progress = lambda done, total, what: None,
+        story: Story = silent,
+        progress: Progress = unseen,
     ) -> Baked:
         """Find the base of these migrations, or bake it, once however many ask at the same time.
 
@@ -124,20 +124,20 @@ class Oven:
             story(f"bake: removed {doomed.base.key[:8]} ({doomed.reason})")
         return baked
 
-    def look(self, story: Story = lambda line: None) -> Base | None:
+    def look(self, story: Story = silent) -> Base | None:
         """The base of these migrations, where there is one; bakes nothing."""
         key, _ = self.key(story)
         return self._look(key)
 
-    def key(self, story: Story = lambda line: None) -> tuple[str, dict[str, str]]:
+    def key(self, story: Story = silent) -> tuple[str, dict[str, str]]:
         """24 hex digits of all that decides what the base holds, and the fingerprint of each database.
 
         Raises:
             MigrationError: a source cannot be read. BackendUnavailable: no server could be started.
         """
         origin = self.bakery.origin(story)
-        fingerprints = {r.database: template.fingerprint_on(origin.major, r) for r in self._recipes}
-        parts = json.dumps([FORMAT, template.FORMAT, origin.text, fingerprints], sort_keys=True)
+        fingerprints = {r.database: fingerprint_on(origin.major, r) for r in self._recipes}
+        parts = json.dumps([FORMAT, RECIPE_FORMAT, origin.text, fingerprints], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:24], fingerprints
 
     def _look(self, key: str) -> Base | None:

@@ -11,10 +11,12 @@ from typing import Any
 
 from harness import names
 from harness.catalog import databases, roles
+from harness.catalog.attributes import apply_statements
 from harness.catalog.link import Link
 from harness.catalog.session import Session, ident
 from harness.errors import LeaseLost, ServerRefused
-from harness.template import Owner, Template
+from harness.recipe import Owner
+from harness.template import Template
 
 RESERVED_CONNECTIONS = 3
 """What a database's CONNECTION LIMIT allows beyond the worker's budget: the admin's own sessions count too,
@@ -81,7 +83,7 @@ class Clones:
     def _finish(self, name: str, template: Template) -> list[str]:
         mark = {"kind": "spare", "fingerprint": template.fingerprint, "created": _now()}
         return [
-            *databases.apply_statements(name, template.attributes),
+            *apply_statements(name, template.attributes),
             f"alter database {ident(name)} with connection limit {self.connections + RESERVED_CONNECTIONS}",
             databases.comment_statement(name, mark, template.attributes.comment),
         ]

@@ -13,9 +13,11 @@ from harness.errors import ConfigError, HarnessError
 from harness.lease import Lease, LeasedDatabase
 from harness.one_server import OneServer
 from harness.pool import Filler
-from harness.runs import How, Story, parallel, silent, unseen
+from harness.recipe import Owner
+from harness.runs import How, parallel
 from harness.settings import Settings
-from harness.template import Owner, Template
+from harness.telling import Story, silent, unseen
+from harness.template import Template
 
 if TYPE_CHECKING:
     from harness.backends.base import Backend, ServerInfo

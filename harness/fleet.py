@@ -17,9 +17,10 @@ from harness.bake import Baked, Oven
 from harness.errors import LeaseClosed
 from harness.lease import Lease
 from harness.member import Member, purpose_of
-from harness.runs import How, Run, Story, run_all, silent, unseen
+from harness.runs import How, Run, run_all
 from harness.settings import Settings
-from harness.template import Progress, Template
+from harness.telling import Progress, Story, silent, unseen
+from harness.template import Template
 
 TTL = 60.0
 """Seconds at most after which a worker's server ends itself when its run was killed."""

@@ -12,9 +12,11 @@ from harness.clones import Clones
 from harness.errors import HarnessError
 from harness.lease import Lease
 from harness.life import SignOfLife
-from harness.runs import Run, Story, silent, unseen
+from harness.recipe import Owner, Recipe, fingerprint
+from harness.runs import Run
 from harness.settings import DatabaseSettings, Settings, SourceSpec
-from harness.template import Owner, Progress, Recipe, Template
+from harness.telling import Progress, Story, silent, unseen
+from harness.template import Template
 
 if TYPE_CHECKING:
     from harness.server import Server
@@ -102,7 +104,7 @@ class OneServer(Run):
             MigrationError: a source cannot be read.
         """
         return {
-            database.name: template.fingerprint(self._link.session, self.recipe(database))
+            database.name: fingerprint(self._link.session, self.recipe(database))
             for database in self.settings.databases
         }
 

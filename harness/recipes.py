@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness import env, project, template
+from harness import env, project
 from harness.dsn import Dsn
 from harness.migrations.load import load
+from harness.recipe import Recipe, decisive_text
 from harness.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
-from harness.template import Recipe
 
 
 def make(
@@ -37,7 +37,7 @@ def make(
         ],
         extensions=database.extensions,
         migrate_as=settings.migrate_as,
-        decisive=template.decisive_text(
+        decisive=decisive_text(
             {
                 "role": role,
                 "attributes": sorted(settings.role_attributes),

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.backends.base import ServerInfo
-from harness.catalog.databases import Attributes
+from harness.catalog.attributes import Attributes
 from harness.dsn import Dsn
 from harness.errors import ConfigError
-from harness.template import Owner, Template
+from harness.recipe import Owner
+from harness.template import Template
 
 VARIABLE = "PGHARNESS_RUN_FILE"
 _FORMAT = 1

@@ -14,17 +14,7 @@ from harness import config, env, project, reaper
 from harness.errors import HarnessError
 from harness.lease import Lease
 from harness.settings import Settings
-from harness.template import Progress
-
-Story = Callable[[str], None]
-
-
-def silent(line: str) -> None:
-    """A story that nobody wants to hear."""
-
-
-def unseen(done: int, total: int | None, what: str) -> None:
-    """Progress that nobody looks at."""
+from harness.telling import Progress, Story, silent, unseen
 
 
 class How(TypedDict, total=False):

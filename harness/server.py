@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 from harness import made_with, project
 from harness.answering import attach, claim_alone, life_key
 from harness.backends import defaults, select
-from harness.backends.base import Backend, ServerInfo, ServerRequest, Story
+from harness.backends.base import Backend, ServerInfo, ServerRequest
 from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerLost
 from harness.hint import Hint
 from harness.lock import file_lock
 from harness.settings import Settings
+from harness.telling import Story, silent
 
 if TYPE_CHECKING:
     from harness.catalog.session import Session
@@ -33,10 +34,6 @@ LOCK_EXTRA = 600.0
 
 RESTART_PATIENCE = 5.0
 """Seconds to wait for a server whose backend says that it runs, and which does not answer."""
-
-
-def _silent(line: str) -> None:
-    return None
 
 
 @dataclass
@@ -108,7 +105,7 @@ def ensure(
     purpose: str = "run",
     ttl: float | None = None,
     base: Callable[[Backend], str | None] = lambda backend: None,
-    story: Story = _silent,
+    story: Story = silent,
 ) -> Server:
     """The server of this checkout for this purpose: the one that runs, else a new one.
 
@@ -216,7 +213,7 @@ def private(
     ttl: float,
     base: str | None = None,
     memory: int | None = None,
-    story: Story = _silent,
+    story: Story = silent,
 ) -> Server:
     """A new server for one owner: nobody else starts one of that name, so there is no lock. Its hint is for `status`.
 
@@ -264,7 +261,7 @@ def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run"
     began = time.monotonic()
     hint = Hint.of(settings, environ, purpose)
     if settings.server_url is not None:
-        return _external(settings, environ, hint, purpose, _silent, began)
+        return _external(settings, environ, hint, purpose, silent, began)
     info, _ = hint.read()
     candidates = [info] if info is not None else []
     session = None
@@ -287,7 +284,7 @@ def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run"
 
 
 def stop(
-    settings: Settings, environ: Mapping[str, str], *, purpose: str = "run", story: Story = _silent
+    settings: Settings, environ: Mapping[str, str], *, purpose: str = "run", story: Story = silent
 ) -> bool:
     """End the server of this checkout and purpose and remove its data, whether it answers or not.
 

@@ -14,7 +14,8 @@ from harness.clones import Claim, Clones
 from harness.lease import Lease, LeasedDatabase
 from harness.migrations.base import MigrationContext
 from harness.names import Kind
-from harness.template import Owner, Recipe, Template
+from harness.recipe import Owner, Recipe
+from harness.template import Template
 
 OWNER = Owner("app", "s3cret of äpp", attributes=("CREATEDB",), managed=True)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from harness.dsn import Dsn
+from harness.telling import Story
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,6 @@ class ServerInfo:
     root: str = ""
     made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
 
-
-Story = Callable[[str], None]
-"""Takes one line for stderr: what is being done, and why."""
 
 
 class Backend(Protocol):

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from harness.backends.base import Backend, ServerInfo, Story
+from harness.backends.base import Backend, ServerInfo
 from harness.errors import BackendUnavailable
+from harness.telling import Story
 
 
 @dataclass(frozen=True)

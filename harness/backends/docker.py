@@ -8,9 +8,10 @@ from typing import Any
 
 from harness.backends import docker_container as container_
 from harness.backends import docker_image
-from harness.backends.base import ServerInfo, ServerRequest, Story
+from harness.backends.base import ServerInfo, ServerRequest
 from harness.backends.docker_daemon import Daemon, connect, translated
 from harness.errors import BackendError, ServerStartError
+from harness.telling import Story
 
 LABEL = container_.LABEL
 

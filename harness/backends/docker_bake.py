@@ -12,11 +12,12 @@ from typing import Any
 
 from harness.backends import docker_container as container_
 from harness.backends import docker_image
-from harness.backends.base import ServerInfo, Story
+from harness.backends.base import ServerInfo
 from harness.backends.bases import Base, Origin
 from harness.backends.docker import LABEL, DockerBackend
 from harness.backends.docker_daemon import translated
 from harness.errors import BackendError, ServerStartError
+from harness.telling import Story
 
 REPOSITORY = "pg-harness/baked"
 """Images of ours are ``pg-harness/baked:<key>``: a name that a registry's prefix can be put before."""

@@ -11,11 +11,12 @@ from importlib import resources
 from typing import Any
 
 from harness.backends import defaults, ready
-from harness.backends.base import ServerInfo, ServerRequest, Story
+from harness.backends.base import ServerInfo, ServerRequest
 from harness.backends.docker_daemon import Daemon, gone, translated
 from harness.backends.docker_output import Output
 from harness.dsn import Dsn
 from harness.errors import BackendError, ServerStartError
+from harness.telling import Story
 
 LABEL = "dev.pg-harness"
 HOME = "/pgharness"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from harness.backends.base import Story
 from harness.backends.docker_daemon import Daemon, translated
 from harness.errors import BackendUnavailable, ServerStartError
+from harness.telling import Story
 
 
 def ensure(daemon: Daemon, name: str, story: Story) -> Any:

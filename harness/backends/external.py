@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.backends.base import ServerInfo, ServerRequest, Story
+from harness.backends.base import ServerInfo, ServerRequest
 from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerRefused
+from harness.telling import Story
 
 if TYPE_CHECKING:
     from harness.catalog.session import Session

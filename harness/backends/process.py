@@ -14,12 +14,13 @@ from importlib import resources
 from pathlib import Path
 
 from harness.backends import defaults, process_data, ready
-from harness.backends.base import ServerInfo, ServerRequest, Story
+from harness.backends.base import ServerInfo, ServerRequest
 from harness.backends.process_binaries import Binaries, choose, supported
 from harness.backends.process_owner import Owner, enterable_binaries, make_folder
 from harness.backends.process_record import Record, alive, end
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerStartError
+from harness.telling import Story
 
 _ADDRESS = "127.0.0.1"
 _ATTEMPTS = 10

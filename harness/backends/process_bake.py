@@ -15,12 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.backends import defaults, process_data
-from harness.backends.base import ServerInfo, Story
+from harness.backends.base import ServerInfo
 from harness.backends.bases import Base, Origin
 from harness.backends.process import ProcessBackend
 from harness.backends.process_owner import Owner, make_folder
 from harness.backends.process_record import Record, alive
 from harness.errors import ServerStartError
+from harness.telling import Story
 
 _PREFIX = "base-"
 _FACTS = "base.json"

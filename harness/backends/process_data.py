@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.backends import defaults
-from harness.backends.base import Story
 from harness.backends.process_binaries import Binaries
 from harness.backends.process_owner import Owner, make_folder
 from harness.errors import ServerStartError
 from harness.lock import file_lock
+from harness.telling import Story
 
 LAYOUT = "3"
 """Counts up when what :func:`_initialise` does changes: old copies are not used then."""

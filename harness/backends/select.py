@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness import project
-from harness.backends.base import Backend, Story
+from harness.backends.base import Backend
 from harness.errors import BackendUnavailable, ConfigError
 from harness.settings import Settings
+from harness.telling import Story, silent
 
 AUTO_TIMEOUT = 1.0
 """Seconds that a Docker daemon may take to answer before ``auto`` goes on to local binaries."""
@@ -15,7 +16,7 @@ AUTO_TIMEOUT = 1.0
 NAMES = ("auto", "docker", "process", "external")
 
 
-def choose(settings: Settings, environ: Mapping[str, str], story: Story = lambda line: None) -> Backend:
+def choose(settings: Settings, environ: Mapping[str, str], story: Story = silent) -> Backend:
     """The backend to start servers with; ``auto`` is decided here, and told in one line.
 
     Raises:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from harness import made_with, names, project, recipes, server, template
+from harness import made_with, names, project, recipes, server
 from harness.catalog import databases, roles
 from harness.cli.context import Context
 from harness.hint import Hint
+from harness.recipe import fingerprint
 from harness.settings import DEFAULT_DATABASE
 
 
@@ -25,7 +26,7 @@ def urls(context: Context, workers: int | None) -> list[str]:
         if settings.backend not in ("auto", found.info.backend) or made_with.changes(found.info, settings):
             return []
         wanted = {
-            database.name: template.fingerprint(
+            database.name: fingerprint(
                 found.session,
                 recipes.make(settings, environ, database, role=settings.role, binaries=found.info.binaries),
             )

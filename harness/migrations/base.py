@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from harness.dsn import Dsn
 from harness.settings import SourceSpec
+from harness.telling import Progress, unseen
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class MigrationContext:
     admin_dsn: Dsn
     environment: Mapping[str, str]
     timeout: float
-    progress: Callable[[int, int | None, str], None] = field(default=lambda done, total, what: None)
+    progress: Progress = unseen
     binaries: Path | None = None
     alias: str = "default"
 

@@ -23,7 +23,8 @@ from harness.errors import HarnessError
 from harness.lease import Lease
 from harness.life import SignOfLife
 from harness.reaper import Limits
-from harness.template import Recipe, Template
+from harness.recipe import Recipe
+from harness.template import Template
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 PROJECT = "0123456789"

@@ -14,15 +14,17 @@ from pathlib import Path
 import pytest
 from fix_leases import OWNER
 
-from harness import eviction, names, template
+from harness import building, eviction, names, template
 from harness.backends.base import ServerInfo
 from harness.catalog import databases, roles
+from harness.catalog.attributes import read_attributes
 from harness.catalog.link import Link
 from harness.catalog.session import Session, ident
 from harness.clones import Claim, Clones
 from harness.errors import MigrationError, TemplateBusy
 from harness.migrations.base import MigrationContext
-from harness.template import Recipe, Template
+from harness.recipe import Recipe, fingerprint
+from harness.template import Template
 
 
 @dataclass
@@ -96,10 +98,10 @@ def test_a_template_is_built_once_and_found_again(link: Link, project: str) -> N
 )
 def test_whatever_decides_the_outcome_changes_the_fingerprint(link: Link, change: dict[str, object]) -> None:
     base: dict[str, object] = {"database": "default", "sources": [TABLES]}
-    one = template.fingerprint(link.session, Recipe(**base))  # type: ignore[arg-type]
-    other = template.fingerprint(link.session, Recipe(**{**base, **change}))  # type: ignore[arg-type]
+    one = fingerprint(link.session, Recipe(**base))  # type: ignore[arg-type]
+    other = fingerprint(link.session, Recipe(**{**base, **change}))  # type: ignore[arg-type]
     assert one != other
-    assert one == template.fingerprint(link.session, Recipe(**base))  # type: ignore[arg-type]
+    assert one == fingerprint(link.session, Recipe(**base))  # type: ignore[arg-type]
 
 
 def test_eight_at_once_migrate_once(link: Link, project: str, server: ServerInfo) -> None:
@@ -186,7 +188,7 @@ def test_two_fingerprints_that_create_the_same_role(link: Link, project: str) ->
 def test_a_migration_that_leaves_a_session_open_is_named(
     link: Link, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(template, "LINGER", 0.2)
+    monkeypatch.setattr(building, "LINGER", 0.2)
     left: list[Session] = []
 
     def act(context: MigrationContext) -> None:
@@ -202,7 +204,7 @@ def test_a_migration_that_leaves_a_session_open_is_named(
 def test_what_was_cut_off_is_built_again(link: Link, project: str) -> None:
     """A process killed in the middle leaves an unmarked database: the next one drops it and builds."""
     source = Script(["create table t (id int)"])
-    wanted = template.fingerprint(link.session, Recipe("default", [source]))
+    wanted = fingerprint(link.session, Recipe("default", [source]))
     locale = databases.deterministic_locale(link.session)
     for name in (names.building(project, wanted), names.template(project, wanted)):
         databases.create_empty(link.session, name, owner="app", locale=locale)
@@ -262,7 +264,7 @@ def test_a_clone_has_what_create_database_loses(link: Link, project: str) -> Non
     assert after is not None
     assert sorted(after[1].strip("{}").split(",")) == sorted(before[1].strip("{}").split(","))
     assert (before[0], after[0], after[2]) == ("app", "app", 8)
-    assert databases.read_attributes(link.session, lease) == made.attributes
+    assert read_attributes(link.session, lease) == made.attributes
     found = databases.find(link.session, lease)
     assert found is not None
     assert found.comment == "it's mine\nsecond line"

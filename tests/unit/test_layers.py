@@ -13,10 +13,10 @@ PACKAGE = Path(harness.__file__).parent
 
 # Lower lists know nothing of the higher ones. migrations.spec only parses text into a value of settings.
 LAYERS = [
-    ["errors", "dsn", "names", "settings", "project", "lock", "migrations.spec", "memory"],
+    ["errors", "dsn", "names", "settings", "project", "lock", "migrations.spec", "memory", "telling"],
     ["catalog", "backends"],
     ["server", "hint", "answering", "made_with"],
-    ["migrations", "template", "eviction", "bake"],
+    ["migrations", "recipe", "half_built", "building", "template", "eviction", "bake"],
     ["reset", "clones", "lease_reset", "lease", "keep", "saved"],
     ["pool", "outgrown", "reaper", "budget", "env", "life", "config", "config_values", "owner"],
     ["recipes", "rooms", "runs", "one_server", "core", "runfile", "attach", "member", "fleet"],
