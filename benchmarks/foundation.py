@@ -23,7 +23,7 @@ import psycopg
 import schema
 from measure import compare, head, timed
 
-from harness import names, server, template
+from harness import names, running, template
 from harness.backends.base import ServerRequest
 from harness.backends.defaults import throwaway
 from harness.catalog import databases
@@ -44,7 +44,7 @@ def project(tables: int, **overrides: object) -> Iterator[tuple[Settings, Mappin
         yield settings, environ, folder
     finally:
         for purpose in ("run", "up"):
-            server.stop(settings, environ, purpose=purpose)
+            running.stop(settings, environ, purpose=purpose)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -86,7 +86,7 @@ def cold_process(pairs: int) -> None:
     with project(60, backend="process", storage="memory") as (settings, environ, folder):
         with Harness.open_with(settings, environ) as harness:
             binaries = Path(str(harness.server.info.binaries))
-        server.stop(settings, environ)
+        running.stop(settings, environ)
 
         def ours() -> float:
             began = time.perf_counter()
@@ -94,7 +94,7 @@ def cold_process(pairs: int) -> None:
                 with lease.connect() as connection:
                     connection.execute("select 1")
                 took = time.perf_counter() - began
-            server.stop(settings, environ)
+            running.stop(settings, environ)
             return took
 
         by_hand = ProcessByHand(binaries, folder)
@@ -175,7 +175,7 @@ def cold_docker(image: str, pairs: int) -> None:
                 with lease.connect() as connection:
                     connection.execute("select 1")
                 took = time.perf_counter() - began
-            server.stop(settings, environ)
+            running.stop(settings, environ)
             return took
 
         def theirs() -> float:

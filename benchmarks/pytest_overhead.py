@@ -78,9 +78,9 @@ def main() -> None:
                 compare(
                     f"warm start, -n {workers}", plain, [*plain, *OURS], folder, environ, max(3, rounds // 3)
                 )
-        from harness import config, server
+        from harness import config, running
 
-        server.stop(config.load(environ, start=folder), environ)
+        running.stop(config.load(environ, start=folder), environ)
 
 
 if __name__ == "__main__":

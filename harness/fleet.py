@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
-from harness import names, reaper, recipes, rooms, server
+from harness import names, reaper, recipes, rooms, running, server
 from harness.backends import select
 from harness.backends.base import Backend
 from harness.bake import Baked, Oven
@@ -215,7 +215,7 @@ class Fleet(Run):
         """Remove what starts that were cut off have left. Databases: none, they go with their servers."""
         if not dry_run:
             self._oven().bakery.leftovers()
-            server.forget_gone(self.settings, self._environ)
+            running.forget_gone(self.settings, self._environ)
         return []
 
     def close(self) -> None:

@@ -39,6 +39,21 @@ def changes(info: ServerInfo, settings: Settings) -> list[str]:
     return _changed(info.made_with, of(settings, info.backend), info.storage) if info.made_with else []
 
 
+def fits(info: ServerInfo, settings: Settings, purpose: str) -> bool:
+    """Whether the settings still mean this server. A person's is never replaced: its data would be out of sight."""
+    if info.backend == "external" or purpose == "up":
+        return info.backend != "external"
+    return settings.backend in ("auto", info.backend) and not changes(info, settings)
+
+
+def told(info: ServerInfo, settings: Settings) -> list[str]:
+    """As :func:`changes`, with a change of backend: what a person should know of a server that stays."""
+    changed = changes(info, settings)
+    if settings.backend not in ("auto", info.backend):
+        changed.append(f"backend {info.backend} → {settings.backend}")
+    return changed
+
+
 def _changed(before: Mapping[str, str], now: Mapping[str, str], storage: str) -> list[str]:
     found = []
     for key in sorted(before.keys() | now.keys()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness import names, server
+from harness import names, running
 from harness.catalog import databases
 from harness.catalog.session import literal
 from harness.core import Harness
@@ -63,7 +63,7 @@ class Member(Harness):
         wanted = {purpose_of(self.run, worker) for worker in workers}
         doomed = [info for info in self.fleet.backend.list(self.project) if info.purpose in wanted]
         for info in doomed:
-            server.stop(self.settings, self._environ, purpose=info.purpose)
+            running.stop(self.settings, self._environ, purpose=info.purpose)
         return [info.description for info in doomed]
 
     def close(self) -> None:

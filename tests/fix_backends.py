@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness import project, server
+from harness import project, running, server
 from harness.backends import defaults
 from harness.backends.base import ServerRequest
 from harness.settings import Settings
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STARTER = """
 import json, os, sys, time
 from pathlib import Path
-from harness import server
+from harness import running, server
 from harness.settings import Settings
 given = json.loads(sys.argv[1])
 settings = Settings(root=Path(given.pop("root")), **given)
@@ -108,8 +108,8 @@ def new_checkout(
     yield make
     for checkout in made:
         for purpose in ("run", "up", "run-1", "run-2"):
-            server.stop(checkout.settings(), checkout.environ, purpose=purpose)
-        assert server.servers(checkout.settings(), checkout.environ) == []
+            running.stop(checkout.settings(), checkout.environ, purpose=purpose)
+        assert running.servers(checkout.settings(), checkout.environ) == []
 
 
 @pytest.fixture

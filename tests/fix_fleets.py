@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness import bake, config, fleet, server
+from harness import bake, config, fleet, running
 from harness.backends import select
 from harness.backends.bases import bakery_of
 from harness.catalog.session import Session
@@ -91,7 +91,7 @@ class Estate:
     def migrating(self) -> bool:
         """Whether a migration of this project is in ``pg_sleep`` now."""
         ask = "select count(*) from pg_stat_activity where query ~ 'pg_sleep.20' and state = 'active'"
-        for info in server.servers(self.settings(), self.environ):
+        for info in running.servers(self.settings(), self.environ):
             try:
                 with Session.connect(info.dsn) as session:
                     return bool(session.value(ask))
@@ -102,7 +102,7 @@ class Estate:
 
     def purposes(self) -> list[str]:
         """Of the servers that there are, running or not."""
-        return sorted(info.purpose for info in server.servers(self.settings(), self.environ))
+        return sorted(info.purpose for info in running.servers(self.settings(), self.environ))
 
     def bases(self) -> list[Any]:
         """What is baked for this project."""
@@ -154,7 +154,7 @@ def new_estate(tmp_path: Path, initialised: Path) -> Iterator[Callable[..., Esta
     for estate in made:
         settings = estate.settings()
         for purpose in estate.purposes():
-            server.stop(settings, estate.environ, purpose=purpose)
+            running.stop(settings, estate.environ, purpose=purpose)
         bakery = bakery_of(select.choose(settings, estate.environ), private / "cache")
         for base in estate.bases():
             bakery.remove(base)

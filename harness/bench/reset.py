@@ -77,7 +77,7 @@ def _schema(tables: int) -> str:
 @contextmanager
 def _project(tables: int, version: str | None) -> Iterator[Harness]:
     """A server of its own, and nothing left of it afterwards."""
-    from harness import server
+    from harness import running
     from harness.config import load
     from harness.core import Harness
 
@@ -95,7 +95,7 @@ def _project(tables: int, version: str | None) -> Iterator[Harness]:
         with Harness.open_with(settings, environ) as harness:
             yield harness
     finally:
-        server.stop(settings, environ)
+        running.stop(settings, environ)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -249,12 +249,12 @@ def servers(context: Context) -> Iterator[Result]:
 
 def strangers(context: Context) -> Iterator[Result]:
     """Servers of checkouts that are gone: nobody will ever call `down` there."""
-    from harness import project, server
+    from harness import project, running
 
     gone = []
     others = 0
     mine = project.project_id(context.settings.root)
-    for info in server.servers(context.settings, context.environ, everywhere=True):
+    for info in running.servers(context.settings, context.environ, everywhere=True):
         if not info.root or project.project_id(Path(info.root)) == mine:
             continue
         # Another machine's checkout, on a daemon that both use, has another id for the same path.

@@ -41,14 +41,14 @@ def run(context: Context) -> int:
 
 
 def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness import server
+    from harness import running
 
     ended: list[dict[str, Any]] = []
-    for info in server.servers(context.settings, context.environ):
+    for info in running.servers(context.settings, context.environ):
         if info.purpose == "up" or everything:
             ended.append({"purpose": info.purpose, "backend": info.backend, "description": info.description})
     for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended)]):
-        server.stop(context.settings, context.environ, purpose=purpose, story=context.console.story)
+        running.stop(context.settings, context.environ, purpose=purpose, story=context.console.story)
     return ended
 
 

@@ -55,14 +55,14 @@ def run(context: Context) -> int:
 
 def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """What was baked and is beyond the limits, and what bakes and workers' servers have left."""
-    from harness import bake, project, server
+    from harness import bake, project, running
     from harness.backends.bases import bakery_of
 
     settings = context.settings
     if settings.server_url is not None:
         return []
     gone: list[dict[str, Any]] = []
-    for backend in server.working_backends(settings, context.environ):
+    for backend in running.working_backends(settings, context.environ):
         bakery = bakery_of(backend, project.cache_dir(context.environ))
         for doomed in bake.evict(bakery, bake.limits_of(settings), dry_run=dry_run):
             gone.append(
@@ -79,5 +79,5 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
                 for name in bakery.leftovers()
             ]
     if not dry_run:
-        server.forget_gone(settings, context.environ)
+        running.forget_gone(settings, context.environ)
     return gone

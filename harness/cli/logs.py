@@ -23,13 +23,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context) -> int:
     """Print it, line by line."""
-    from harness import server
+    from harness import running
     from harness.backends import select
     from harness.errors import ConfigError
 
     wanted = getattr(context.arguments, "server", None)
     # A server that has died is just the one whose log is wanted: all of them, running or not.
-    known = {info.purpose: info for info in server.servers(context.settings, context.environ)}
+    known = {info.purpose: info for info in running.servers(context.settings, context.environ)}
     if context.settings.server_url is not None:
         known = dict.fromkeys(["up"], select.choose(context.settings, context.environ).list(None)[0])
     if not known:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from harness import config, names, project, server
+from harness import config, names, project, running
 from harness.catalog import databases
 from harness.catalog.databases import Database
 from harness.cli.context import Context
@@ -97,7 +97,7 @@ def harnesses(context: Context, *, purposes: Sequence[str] = ()) -> Iterator[lis
 
 def open_one(context: Context, purpose: str) -> Harness | None:
     """The harness of a running server; None where none runs."""
-    found = server.find(context.settings, context.environ, purpose=purpose)
+    found = running.find(context.settings, context.environ, purpose=purpose)
     if found is None:
         return None
     # PERSON: closing it releases nothing, and it shows no sign of life of its own.

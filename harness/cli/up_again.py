@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness import made_with, names, project, recipes, server
+from harness import made_with, names, project, recipes, running
 from harness.catalog import databases, roles
 from harness.cli.context import Context
 from harness.hint import Hint
@@ -19,7 +19,7 @@ def urls(context: Context, workers: int | None) -> list[str]:
     settings, environ = context.settings, context.environ
     if settings.server_url is not None or not Hint.of(settings, environ, "up").path.exists():
         return []
-    found = server.find(settings, environ, purpose="up")
+    found = running.find(settings, environ, purpose="up")
     if found is None:
         return []
     with found:

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from fix_backends import Checkout, docker, until
 
-from harness import server
+from harness import running
+from harness.answering import life_key
 from harness.backends.docker import LABEL, DockerBackend
 from harness.backends.docker_daemon import connect
 from harness.catalog.session import Session
@@ -150,7 +151,7 @@ def test_a_watcher_that_cannot_connect_ends_the_server(place: Checkout) -> None:
     info = ours.start(place.request(ttl=3), place.story.append)
     with Session.connect(info.dsn) as session:
         # Held, so idleness is not the reason; and nobody new is let in.
-        session.value("SELECT pg_advisory_lock_shared(%s)", (server.life_key(info),))
+        session.value("SELECT pg_advisory_lock_shared(%s)", (life_key(info),))
         session.execute("COPY (SELECT 'local all all reject') TO '/pgharness/memory/1/pg_hba.conf'")
         session.value("SELECT pg_reload_conf()")
         # The watcher may have come in before; if so, its session is ended.
@@ -372,7 +373,7 @@ def test_an_interrupt_during_a_pull_leaves_nothing(place: Checkout) -> None:
         assert starter.returncode != 0
         assert "KeyboardInterrupt" in err
     assert containers(place) == []
-    assert server.servers(place.settings(), place.environ) == []
+    assert running.servers(place.settings(), place.environ) == []
     assert not place.hint().exists()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from harness import config, env, names, outgrown, server
+from harness import config, env, names, outgrown, running
 from harness.catalog import databases
 from harness.core import Harness
 from harness.settings import Settings
@@ -50,7 +50,7 @@ def settings(tmp_path: Path, environ: dict[str, str]) -> Iterator[Settings]:
     found = config.load(environ, start=root)
     yield found
     for purpose in ("run", "up"):
-        server.stop(found, environ, purpose=purpose)
+        running.stop(found, environ, purpose=purpose)
 
 
 def test_four_workers_with_two_databases_each(
@@ -151,7 +151,7 @@ def test_data_that_outgrows_memory_moves_to_disk_and_stays_there(
         with lease.connect() as connection:
             assert connection.execute("select count(*) from users").fetchone() == (1,)
     assert any("moving to disk" in line for line in told)
-    server.stop(settings, environ)
+    running.stop(settings, environ)
     with Harness.open_with(settings, environ) as again:
         assert again.server.info.storage == "disk"
 

@@ -12,7 +12,7 @@ import pytest
 from fix_backends import processes_naming, until
 from fix_fleets import Estate
 
-from harness import Harness, server
+from harness import Harness, running
 from harness.backends import defaults
 from harness.errors import BackendError, ConfigError, ServerLost
 
@@ -78,7 +78,7 @@ def test_killed_nothing_remains(estate: Estate) -> None:
         getattr(child, name).close()
     took = until(lambda: estate.purposes() == [], seconds=30, what="the servers to end themselves")
     assert took < 20
-    server.forget_gone(estate.settings(), estate.environ)
+    running.forget_gone(estate.settings(), estate.environ)
     assert list(Path(estate.environ["PGHARNESS_STATE_DIR"]).glob("*/run-*.json")) == []
 
 
@@ -126,7 +126,7 @@ def test_what_is_kept_keeps_its_server(estate: Estate) -> None:
         lease = fleet.lease()
         kept = lease.keep("a test failed")["default"]
         member = fleet.members["1"]
-    found = server.find(estate.settings(), estate.environ, purpose=member.server.info.purpose)
+    found = running.find(estate.settings(), estate.environ, purpose=member.server.info.purpose)
     assert found is not None
     with found:
         assert found.session.value("select count(*) from pg_database where datname = %s", (kept,)) == 1

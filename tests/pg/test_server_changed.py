@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from fix_backends import Checkout, docker, until
 
-from harness import made_with, server
+from harness import made_with, running
+from harness.answering import life_key
 from harness.backends.base import ServerInfo
 from harness.catalog.session import Session
 from harness.dsn import Dsn
@@ -36,7 +37,7 @@ def test_a_warm_server_is_replaced_and_the_change_is_named(place: Checkout) -> N
     assert len(told) == 1
     assert "max_connections 500 → 90" in told[0]
     assert "[tool.pg-harness.postgres] work_mem" in told[0]
-    assert [info.server_id for info in server.servers(settings, place.environ)] == [second.info.server_id]
+    assert [info.server_id for info in running.servers(settings, place.environ)] == [second.info.server_id]
 
 
 @pytest.mark.docker
@@ -62,7 +63,7 @@ def test_another_image_replaces_the_container(place: Checkout) -> None:
         assert second.started
         assert second.session.value("SHOW server_version").startswith("17")
     assert any("image pgharness-test:15 → pgharness-test:17" in line for line in place.story)
-    assert [info.handle for info in server.servers(settings, place.environ)] == [second.info.handle]
+    assert [info.handle for info in running.servers(settings, place.environ)] == [second.info.handle]
 
 
 def test_a_server_in_use_is_left_alone(place: Checkout) -> None:
@@ -80,8 +81,8 @@ def test_a_server_in_use_is_left_alone(place: Checkout) -> None:
                 assert old.info == first.info
             assert place.story == []
         assert first.session.value("SELECT 1") == 1
-    for info in server.servers(settings, place.environ):
-        server.stop(settings, place.environ, purpose=info.purpose)
+    for info in running.servers(settings, place.environ):
+        running.stop(settings, place.environ, purpose=info.purpose)
 
 
 def test_whoever_comes_while_it_is_replaced_gets_the_new_one(place: Checkout) -> None:
@@ -91,7 +92,7 @@ def test_whoever_comes_while_it_is_replaced_gets_the_new_one(place: Checkout) ->
     answers = [place.answer(process) for process in [place.starter(**changed) for _ in range(4)]]
     assert len({answer["id"] for answer in answers}) == 1
     assert sum(answer["started"] for answer in answers) == 1
-    assert len(server.servers(settings, place.environ)) == 1
+    assert len(running.servers(settings, place.environ)) == 1
 
 
 def test_a_persons_server_is_kept_and_says_so(place: Checkout) -> None:
@@ -108,7 +109,7 @@ def test_a_persons_server_is_kept_and_says_so(place: Checkout) -> None:
     assert "pg-harness down" in told[0]
     # Stopped, it starts again with today's settings, and with the programs and the data that it has.
     os.kill(pid, signal.SIGTERM)
-    until(lambda: server.find(settings, place.environ, purpose="up") is None, seconds=20, what="it stopped")
+    until(lambda: running.find(settings, place.environ, purpose="up") is None, seconds=20, what="it stopped")
     place.story.clear()
     with place.ensure(changed, purpose="up") as revived:
         assert revived.session.value("SHOW max_connections") == "90"
@@ -132,7 +133,7 @@ def test_an_end_that_is_claimed_turns_others_away(place: Checkout) -> None:
         late = Session.connect(found.info.dsn)
         late.execute("SET lock_timeout = '200ms'")
         with pytest.raises(Exception, match="lock timeout"):
-            late.value("SELECT pg_advisory_lock_shared(%s)", (server.life_key(found.info),))
+            late.value("SELECT pg_advisory_lock_shared(%s)", (life_key(found.info),))
         late.close()
         found.stop()
         with pytest.raises(ServerLost):

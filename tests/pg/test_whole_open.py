@@ -17,7 +17,7 @@ import pytest
 from fix_backends import ROOT, Checkout
 from fix_servers import binaries_of
 
-from harness import server
+from harness import running, server
 from harness.backends import defaults
 from harness.backends.base import ServerInfo
 from harness.catalog import databases
@@ -127,7 +127,7 @@ def test_a_disk_that_is_full_during_a_migration(
         ):
             assert connection.execute("select count(*) from users").fetchone() == (1,)
     finally:
-        server.stop(settings, place.environ)
+        running.stop(settings, place.environ)
         place.environ["PGHARNESS_STATE_DIR"] = elsewhere
 
 
@@ -146,7 +146,7 @@ def test_data_that_does_not_fit_into_memory_goes_to_disk(
     assert "does not fit into memory: moving to disk" in told
     # Nothing stays in memory, and the next start goes to disk at once.
     assert [path for path in small_disk.rglob("*") if path.is_file()] == []
-    server.stop(settings, place.environ)
+    running.stop(settings, place.environ)
     place.story.clear()
     with Harness.open_with(settings, place.environ, story=place.story.append) as again:
         assert again.server.info.storage == "disk"

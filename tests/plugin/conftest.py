@@ -17,7 +17,7 @@ import pytest
 from fix_servers import enterable_folder
 
 from harness import config as settings_reader
-from harness import names, server
+from harness import names, running, server
 from harness.catalog import databases
 from harness.core import Harness
 from harness.project import project_id
@@ -187,7 +187,7 @@ def _placed(root: Path) -> Iterator[Place]:
         "COLUMNS": "300",
     }
     yield Place(root, environ)
-    server.stop(settings_reader.load(environ, start=root), environ)
+    running.stop(settings_reader.load(environ, start=root), environ)
 
 
 @pytest.fixture

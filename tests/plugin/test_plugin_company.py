@@ -229,6 +229,6 @@ def test_django(folder: Folder) -> None:
         folder.pytest("--reuse-db", "-n", "2", plugins=tuple(reversed(plugins))).ok(9)
         folder.pytest("--create-db", plugins=plugins).ok(9)
     finally:
-        from harness import config, server
+        from harness import config, running
 
-        server.stop(config.load(folder.place.environ, start=folder.path), folder.place.environ)
+        running.stop(config.load(folder.place.environ, start=folder.path), folder.place.environ)

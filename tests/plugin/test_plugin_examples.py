@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, USUAL, Folder, Place
 
-from harness import config, server
+from harness import config, running
 
 EXAMPLES = {
     "sqlalchemy": (7, ("sqlalchemy", "asyncpg", "greenlet"), ()),
@@ -32,4 +32,4 @@ def test_example(name: str, place: Place) -> None:
         folder.pytest(plugins=(*USUAL, *plugins), env=environ).ok(passed)
         folder.pytest("-n", "2", plugins=(*USUAL, *plugins), env=environ).ok(passed)
     finally:
-        server.stop(settings, place.environ)
+        running.stop(settings, place.environ)

@@ -12,7 +12,7 @@ import pytest
 from conftest import Folder, Place
 
 from harness import config as settings_reader
-from harness import server
+from harness import running
 
 SERVERS = """
     import os, pytest
@@ -28,7 +28,7 @@ SERVERS = """
 
 def purposes(place: Place) -> list[str]:
     settings = settings_reader.load(place.environ, start=place.root)
-    return sorted(info.purpose for info in server.servers(settings, place.environ))
+    return sorted(info.purpose for info in running.servers(settings, place.environ))
 
 
 def test_a_server_for_each_worker(folder: Folder, place: Place) -> None:

@@ -15,7 +15,7 @@ PACKAGE = Path(harness.__file__).parent
 LAYERS = [
     ["errors", "dsn", "names", "settings", "project", "lock", "migrations.spec", "memory", "telling"],
     ["catalog", "backends"],
-    ["server", "hint", "answering", "made_with"],
+    ["server", "starting", "running", "hint", "answering", "made_with"],
     ["migrations", "recipe", "half_built", "building", "template", "eviction", "bake"],
     ["reset", "clones", "lease_reset", "lease", "keep", "saved"],
     ["pool", "outgrown", "reaper", "budget", "env", "life", "config", "config_values", "owner"],
