@@ -105,7 +105,7 @@ class Session:
             ServerRefused: the server answers and refuses (``28P01`` password, ``3D000`` no such
                 database, ``53300`` too many clients, ``57P03`` starting up or going down).
         """
-        import psycopg
+        from harness.catalog.silence import Connection
 
         parameters: dict[str, Any] = conninfo(dsn, application_name=application_name)
         parameters["connect_timeout"] = str(max(2, round(timeout)))
@@ -113,7 +113,8 @@ class Session:
             parameters["options"] = " ".join(f"-c {k}={_escape_option(v)}" for k, v in settings.items())
         with translated(f"connect to {dsn.masked}"), without_service():
             # prepare_threshold=None: admin statements are few, and a pooler in front forbids prepared ones.
-            connection = psycopg.connect(**parameters, autocommit=True, prepare_threshold=None)
+            connection = Connection.connect(**parameters, autocommit=True, prepare_threshold=None)
+        connection.server = (dsn.host, dsn.port)
         return cls(connection, dsn)
 
     def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

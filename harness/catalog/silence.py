@@ -1,0 +1,108 @@
+"""A server that has stopped answering (a paused container, a suspended machine): noticed, so that no wait is endless."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Generator
+from typing import Any, NoReturn
+
+import psycopg
+
+QUIET = 8.0
+"""Seconds without an answer after which the server is asked whether it is there at all. A statement may take long."""
+
+PROBE = 3.0
+"""Seconds that the answer to that may take: a server that is only busy answers at once."""
+
+STRIKES = 2
+"""How many times in a row there must be none."""
+
+AGAIN = 1.0
+"""Instead of ``QUIET``, where another session has given up on the server: one strike is enough then."""
+
+_SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+"""What every PostgreSQL server answers with one byte, before any login (PostgreSQL docs, 53.2.9)."""
+
+_given_up: set[tuple[str, int]] = set()
+"""Servers that sessions of this process have given up, and that have not answered since."""
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection that gives up on a server which answers nobody any more.
+
+    Attributes:
+        server: host (or folder of the socket) and port to ask; None: wait for ever.
+    """
+
+    server: tuple[str, int] | None = None
+
+    def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
+        """As psycopg's, which comes back ten times a second while there is no answer.
+
+        Raises:
+            psycopg.OperationalError: the server answers nobody.
+        """
+        return super().wait(self._watched(gen) if self.server else gen, *args, **kwargs)
+
+    def _watched(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        strikes = 0
+        try:
+            wish = next(gen)
+            began = since = time.monotonic()
+            while True:
+                ready = yield wish
+                now = time.monotonic()
+                known = self.server in _given_up
+                if ready:
+                    strikes, began, since = 0, now, now
+                elif now - since > (AGAIN if known else QUIET):
+                    strikes = 0 if self._answers() else strikes + 1
+                    since = time.monotonic()
+                    if strikes >= (1 if known else STRIKES):
+                        self._give_up(since - began)
+                wish = gen.send(ready)
+        except StopIteration as end:
+            return end.value
+
+    def _answers(self) -> bool:
+        assert self.server is not None
+        if _answers(*self.server):
+            _given_up.discard(self.server)
+            return True
+        return False
+
+    def _give_up(self, seconds: float) -> NoReturn:
+        if self.server is not None:
+            _given_up.add(self.server)
+        # What comes late would be taken for the answer to another question.
+        self.pgconn.finish()
+        raise psycopg.OperationalError(
+            f"it has not answered for {seconds:.0f} s, nor does it take connections: is its container paused, "
+            f"or its machine suspended or overloaded?"
+        )
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether a server takes calls there; needs no password and no free place."""
+    try:
+        with _call(host, port) as caller:
+            caller.settimeout(PROBE)
+            caller.sendall(_SSL_REQUEST)
+            return bool(caller.recv(1))
+    except OSError:
+        return False
+
+
+def _call(host: str, port: int) -> socket.socket:
+    if not host.startswith("/"):
+        return socket.create_connection((host, port), timeout=PROBE)
+    caller = socket.socket(socket.AF_UNIX)
+    try:
+        caller.settimeout(PROBE)
+        caller.connect(f"{host}/.s.PGSQL.{port}")
+    except OSError:
+        caller.close()
+        raise
+    return caller
