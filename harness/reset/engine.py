@@ -304,6 +304,11 @@ def _unreadable(error: ServerRefused) -> RecloneNeeded:
         "0A000": "use PostgreSQL 15 or later",
         "58P01": "install the contrib modules of the server (postgresql-contrib)",
     }
+    if "session_replication_role" in error.message:
+        # A setting that a login may not have comes without a code of its own.
+        return RecloneNeeded(
+            f"triggers cannot be kept silent: {error}", remedy=remedies["42501"], lasting=True
+        )
     remedy = remedies.get(error.sqlstate, "")
     return RecloneNeeded(f"the server's log cannot be read: {error}", remedy=remedy, lasting=bool(remedy))
 

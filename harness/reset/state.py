@@ -22,6 +22,14 @@ MOST_BYTES = 12 * 1024**2
 """Bytes of log that are decoded for one reset; a clone is cheaper than more. A neighbour that copies a database by
 WAL_LOG writes 8 MB in few records, quickly read: that must not cost everybody a clone."""
 
+SHARED_KINDS = {
+    "database": "rights, owner or limits of the database",
+    "comment": "the comment of the database",
+    "role": "attributes of the application's role",
+    "membership": "memberships of the application's role",
+}
+"""What the server's own catalogs hold of a database and a role, for people."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -130,7 +138,12 @@ class EngineState:
     @property
     def _wal(self) -> WalReader:
         if self._reader is None or self._reader.session.closed:
-            self._reader = WalReader(self._open_reader())
+            session = self._open_reader()
+            try:
+                self._reader = WalReader(session)
+            except BaseException:
+                session.close()
+                raise
         return self._reader
 
     @property
@@ -274,8 +287,8 @@ class EngineState:
         if now == self._shared:
             return
         changed = set(now) ^ set(self._shared)
-        if kinds := {what for what, _, _ in changed if what != "setting"}:
-            raise RecloneNeeded(f"the {' and the '.join(sorted(kinds))} of this database changed")
+        if kinds := {SHARED_KINDS[what] for what, _, _ in changed if what != "setting"}:
+            raise RecloneNeeded(f"{' and '.join(sorted(kinds))} changed")
         statements = restore_catalogs.put_back_settings(self._database, self._role_oid, self._shared)
         restore_batch.run(session, ["begin", *statements, "commit"])
 

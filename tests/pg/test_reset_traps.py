@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from fix_reset_picture import Picture, difference
-from fix_reset_servers import Bench, Server, dispose, make
+from fix_reset_case import Case, at
+from fix_reset_servers import Server, dispose
 
 from harness.catalog.session import Session
 from harness.errors import HarnessError, ServerLost, ServerRefused
@@ -37,26 +37,9 @@ alter table doubtful add check (v > 0) not valid;
 """
 
 
-class Case:
-    """A bench, and what its database has to look like after each reset."""
-
-    def __init__(self, server: Server) -> None:
-        self.bench: Bench = make(server, "traps", SCHEMA, reset_timeout=0.4)
-        with server.session(self.bench.clone_fresh()) as session:
-            self.picture = Picture(session)
-            self.wanted = self.picture.take(session)
-
-    def reset(self, **options: object) -> object:
-        return self.bench.engine.reset(**options)  # type: ignore[arg-type]
-
-    def assert_pristine(self) -> None:
-        with self.bench.superuser() as session:
-            assert difference(self.picture.take(session), self.wanted) == []
-
-
 @pytest.fixture(scope="module")
 def shared(reset_server: Server) -> Iterator[Case]:
-    case = Case(reset_server)
+    case = Case(reset_server, "traps", SCHEMA)
     yield case
     dispose(case.bench)
 
@@ -72,17 +55,6 @@ def case(shared: Case) -> Iterator[Case]:
 def app(case: Case) -> Iterator[Session]:
     with case.bench.app() as session:
         yield session
-
-
-def at(case: Case, stage: str, act: Callable[[], object]) -> None:
-    """Do something once when the reset comes to a stage."""
-    waiting = [act]
-
-    def reached(name: str) -> None:
-        if name == stage and waiting:
-            waiting.pop()()
-
-    case.bench.engine._stage = reached
 
 
 # --- trap 1: open transactions -----------------------------------------------------------------------
@@ -281,7 +253,7 @@ def test_settings_of_the_database_are_put_back_and_others_are_noise(case: Case, 
 
 def test_rights_on_the_database_need_a_clone(case: Case, app: Session) -> None:
     app.execute("revoke connect on database traps from public")
-    with pytest.raises(RecloneNeeded, match="the database of this database changed"):
+    with pytest.raises(RecloneNeeded, match="rights, owner or limits of the database changed"):
         case.reset()
 
 
