@@ -234,6 +234,9 @@ class Harness(OneServer):
                     lease.release()
                 self._drop_created_by_tests()
         finally:
+            for lease in self._leases:
+                # Not released, because its server is gone: its sessions would stay open.
+                lease.disconnect()
             self._leave()
 
     def abandon(self) -> None:
