@@ -1,25 +1,20 @@
-"""Reading the write-ahead log in SQL: which relations of one database changed between two positions.
+"""What a look at the write-ahead log answers, whichever way it was read, and how that way is chosen.
 
-``pg_walinspect`` decodes the WAL from a session in *any* database of the server, so everything here runs
-in the maintenance database. ``pg_get_wal_block_info`` serves on 16 and later, the ``block_ref`` column
-of ``pg_get_wal_records_info`` on 15 (PostgreSQL documentation, F.50).
-
-One call does all of a look: has anything moved, flush, read, and who is busy. It is a temporary procedure,
-because only a procedure can COMMIT between the flush and the read.
+Ways, the best first: the bytes of the log's files (:mod:`harness.catalog.wal_bytes`), ``pg_walinspect``
+(:mod:`harness.catalog.wal_inspect`). Both look from a session in the maintenance database.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
-from harness.catalog.session import Session, literal, translated
+from harness.catalog.session import Session
 from harness.errors import ServerRefused
 
 FIRST_SUPPORTED = 150000
-"""``server_version_num`` of the first version with pg_walinspect."""
+"""``server_version_num`` of the first version whose log is read. Older ones are not tested."""
 
 NOISE = frozenset(
     {
@@ -31,7 +26,8 @@ NOISE = frozenset(
 )  # fmt: skip
 """Records that change no row that anybody can see. Whatever is not listed counts as a change."""
 
-_INDEX_MANAGERS = ("Btree", "Hash", "Gin", "Gist", "SPGist", "BRIN")
+INDEX_MANAGERS = ("Btree", "Hash", "Gin", "Gist", "SPGist", "BRIN")
+"""Resource managers whose records change no row of a table."""
 
 
 @dataclass(frozen=True)
@@ -82,123 +78,13 @@ class Window:
     prepared: tuple[str, ...] = ()
 
 
-_READ_16 = """
-    select relfilenode::int8, reldatabase = 0, xid = any(v_own), relblocknumber, xid,
-           resource_manager || '/' || split_part(record_type, '+', 1), count(*)
-      from pg_get_wal_block_info(start, stop, false)
-     where relforknumber = 0 and (reldatabase = db or reldatabase = 0)
-       and resource_manager not in ({indexes})
-     group by relfilenode, reldatabase, relblocknumber, xid, resource_manager, record_type
-"""
+class WalReader(Protocol):
+    """Looks at the log from one session. Not safe for use by several threads."""
 
-# The text of 15: "blkref #0: rel 1663/16390/16391 fork main blk 0 blkref #1: …" (rmgrdesc_utils.c).
-# Grouped before it is taken apart: a regular expression for each record cost 4 of 5 microseconds.
-_READ_15 = r"""
-    select m[2]::int8, m[1] = '0', xid = any(v_own), m[3]::int8, xid, kind, n
-      from (select block_ref, xid, resource_manager || '/' || split_part(record_type, '+', 1) as kind, count(*) as n
-              from pg_get_wal_records_info(start, stop)
-             where resource_manager not in ({indexes}, 'Transaction', 'Standby') and block_ref <> ''
-             group by block_ref, xid, resource_manager, record_type) refs,
-           lateral regexp_matches(block_ref, 'rel \d+/(\d+)/(\d+) fork main blk (\d+)', 'g') m
-     where m[1] = db::text or m[1] = '0'
-"""
-
-_FLUSH_17 = "stop := pg_logical_emit_message(false, 'pg-harness', '', true);"
-# Before 17 only a commit flushes; the session runs with synchronous_commit=on, the server with off.
-_FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', ''); commit;"
-
-_PROCEDURE = """
-create or replace procedure pg_temp.pgh_look(
-    start pg_lsn, seen pg_lsn, db oid, v_own xid[], most int8, ours int[], commit_size int8, force bool, inout answer json)
-language plpgsql as $look$
-declare
-    stop pg_lsn; relations json; open_ids int8[]; writers int[]; advisory int[]; prepared text[]; horizon int8; top int8;
-begin
-    select array_agg(distinct pid) into advisory from pg_lock_status()
-     where locktype = 'advisory' and database = db and granted and pid <> all(ours);
-    if not force and pg_current_wal_insert_lsn() = seen then
-        answer := json_build_object('moved', false, 'advisory', advisory);
-        return;
-    end if;
-    {flush}
-    if stop - start > most then
-        answer := json_build_object('moved', true, 'stop', stop, 'bytes', stop - start, 'too_much', true);
-        return;
-    end if;
-    horizon := pg_snapshot_xmin(pg_current_snapshot())::text::int8;
-    top := pg_snapshot_xmax(pg_current_snapshot())::text::int8;
-    with records(filenode, shared, own, block, xid, kind, n) as materialized ({read}),
-    kinds as (
-        select filenode, shared, own, kind, sum(n)::int8 n,
-               array_agg(distinct block) filter (where kind <> all({noise})) blocks
-          from records group by 1, 2, 3, 4),
-    -- A 32-bit id of the log becomes the latest 64-bit one that is not in the future.
-    ids as (
-        select distinct (top & ~4294967295) + x
-               - case when (top & ~4294967295) + x > top then 4294967296 else 0 end as id
-          from (select distinct xid::text::int8 x from records where not shared) r where x <> 0)
-    select (select json_agg(json_build_array(filenode, shared, own, kind, n, blocks)) from kinds),
-           (select array_agg(id) from ids where id >= horizon and pg_xact_status(id::text::xid8) = 'in progress')
-      into relations, open_ids;
-    select array_agg(pid) into writers from pg_stat_get_activity(null)
-     where datid = db and backend_xid is not null and backend_type = 'client backend' and pid <> all(ours);
-    select array_agg(p.gid) into prepared from pg_prepared_xact() p where p.dbid = db;
-    answer := json_build_object('moved', true, 'stop', stop, 'seen', stop + commit_size, 'bytes', stop - start,
-        'relations', relations, 'unfinished', open_ids, 'writers', writers, 'advisory', advisory, 'prepared', prepared);
-end $look$
-"""
-
-_CALL = "call pg_temp.pgh_look({start}, {seen}, {db}, '{own}'::xid[], {most}, '{ours}'::int[], {commit}, {force}, null)"
-
-
-class WalReader:
-    """Looks at the log from one session of the maintenance database.
-
-    Not safe for use by several threads. The session gets a temporary procedure and keeps it.
-    """
-
-    def __init__(self, session: Session) -> None:
-        """Prepare the session.
-
-        Raises:
-            ServerRefused: the server has no pg_walinspect (``0A000``, ``58P01``), or the rights are
-                missing (``42501``).
-        """
-        if session.server_version < FIRST_SUPPORTED:
-            raise ServerRefused(
-                f"PostgreSQL {session.server_version // 10000} cannot read its own log in SQL (15 and later can)",
-                sqlstate="0A000",
-            )
-        self.session = session
-        session.execute("set synchronous_commit = on")
-        session.execute("set client_min_messages = error")
-        # Two workers may do this at the same moment: the second must not fail over the first's row.
-        session.script(
-            "begin; select pg_advisory_xact_lock(7164101315); create extension if not exists pg_walinspect; commit"
-        )
-        read = (_READ_16 if session.server_version >= 160000 else _READ_15).format(
-            indexes=", ".join(literal(name) for name in _INDEX_MANAGERS)
-        )
-        noise = "array[" + ", ".join(literal(kind) for kind in sorted(NOISE)) + "]"
-        flush = _FLUSH_17 if session.server_version >= 170000 else _FLUSH_15
-        session.execute(_PROCEDURE.format(flush=flush, read=read, noise=noise))
-        self._commit_size = 0 if session.server_version >= 170000 else self._measure_commit()
-
-    def _measure_commit(self) -> int:
-        """Bytes between the end of our message and the insert position, where nobody else writes.
-
-        Before 17 the commit that flushes our message is itself a record, of always the same length.
-        """
-        # The smallest of several: another session may write in between, and then it is only longer.
-        sizes = []
-        for _ in range(5):
-            stop = self.session.value("select pg_logical_emit_message(true, 'pg-harness', '')")
-            sizes.append(int(self.session.value("select pg_current_wal_insert_lsn() - %s::pg_lsn", (stop,))))
-        return min(sizes)
+    session: Session
 
     def position(self) -> str:
         """The present end of the log; every later record comes after it."""
-        return str(self.look("0/0", seen=None, database=0, own=(), ours=(), most=-1).stop)
 
     def look(
         self,
@@ -224,37 +110,12 @@ class WalReader:
             ServerRefused: for instance ``58P01``, the log from ``start`` on was recycled.
             ServerLost: the server is gone.
         """
-        statement = _CALL.format(
-            start=f"'{start}'", seen=f"'{seen or '0/0'}'", db=int(database), most=int(most),
-            own="{" + ",".join(str(x % 2**32) for x in own) + "}",
-            ours="{" + ",".join(str(pid) for pid in ours) + "}",
-            commit=self._commit_size, force=str(seen is None).lower(),
-        )  # fmt: skip
-        with translated("look at the write-ahead log"):
-            row = self.session.connection.execute(statement.encode()).fetchone()
-        return _window(row[0] if row else {})
 
 
-def _window(found: Any) -> Window:
-    if isinstance(found, str):
-        found = json.loads(found)
-    merged: dict[tuple[int, bool, bool], tuple[dict[str, int], set[int]]] = {}
-    for filenode, shared, own, kind, count, blocks in found.get("relations") or ():
-        records, touched = merged.setdefault((filenode, shared, bool(own)), ({}, set()))
-        records[kind] = records.get(kind, 0) + count
-        touched.update(blocks or ())
-    return Window(
-        moved=found["moved"],
-        stop=found.get("stop", ""),
-        seen=found.get("seen", ""),
-        bytes=int(found.get("bytes", 0)),
-        too_much=bool(found.get("too_much", False)),
-        relations=tuple(
-            RelationRecords(filenode, shared, own, records, frozenset(blocks))
-            for (filenode, shared, own), (records, blocks) in merged.items()
-        ),
-        unfinished=tuple(found.get("unfinished") or ()),
-        writers=tuple(found.get("writers") or ()),
-        advisory=tuple(found.get("advisory") or ()),
-        prepared=tuple(found.get("prepared") or ()),
-    )
+def check_version(session: Session) -> None:
+    """Raise ServerRefused (``0A000``) for a server that is too old."""
+    if session.server_version < FIRST_SUPPORTED:
+        raise ServerRefused(
+            f"PostgreSQL {session.server_version // 10000} cannot be reset by its log (15 and later can)",
+            sqlstate="0A000",
+        )

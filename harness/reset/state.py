@@ -10,6 +10,7 @@ from harness.catalog import restore_batch, restore_catalogs, restore_facts
 from harness.catalog.restore_facts import SequenceState
 from harness.catalog.session import Session, ident
 from harness.catalog.wal import NOISE, WalReader, Window
+from harness.catalog.wal_choice import ChosenReader
 from harness.errors import HarnessError, ServerLost, ServerRefused
 from harness.reset import detect
 from harness.reset.baseline import BaselineStore, TableBase
@@ -140,7 +141,7 @@ class EngineState:
         if self._reader is None or self._reader.session.closed:
             session = self._open_reader()
             try:
-                self._reader = WalReader(session)
+                self._reader = ChosenReader(session)
             except BaseException:
                 session.close()
                 raise

@@ -1,0 +1,119 @@
+"""Many workers, each a process of its own and as busy as it can be: on one server, and each on its own.
+
+A log of its own for each worker is what one shared log is compared with: the same processors, the same
+waiting for them, nobody else's records to read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.bench.measuring import Timing, summary
+from harness.catalog.session import Session
+
+SECONDS = 3.0
+"""How long the workers are busy, after a warm-up of a tenth of it."""
+
+PATIENCE = 120.0
+"""Seconds after which a worker that hangs is ended."""
+
+
+def measure(folder: Path, states: Sequence[Path], version: str | None, statements: str) -> Timing:
+    """What a reset takes with one worker for each state folder, all at the same time.
+
+    Args:
+        folder: the project.
+        states: of each worker; the same folder twice is the same server twice.
+        statements: what each test writes.
+
+    Raises:
+        RuntimeError: a worker failed; its error output is in the message.
+    """
+    workers = [_start(folder, state, version, statements) for state in states]
+    ending = threading.Timer(PATIENCE, _end, (workers,))
+    ending.start()
+    try:
+        for worker in workers:
+            assert worker.stdout is not None
+            if worker.stdout.readline().strip() != "ready":
+                raise RuntimeError(f"a worker did not start:\n{worker.communicate()[1]}")
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        taken: list[float] = []
+        for worker in workers:
+            out, err = worker.communicate()
+            if worker.returncode:
+                raise RuntimeError(f"a worker failed:\n{err}")
+            taken.extend(json.loads(out))
+        return summary(taken)
+    finally:
+        ending.cancel()
+        for worker in workers:
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
+
+
+def _end(workers: Sequence[subprocess.Popen[str]]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+def _start(folder: Path, state: Path, version: str | None, statements: str) -> subprocess.Popen[str]:
+    told = {"folder": str(folder), "state": str(state), "version": version, "statements": statements}
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness.bench.crowd", json.dumps(told)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+    )  # fmt: skip
+
+
+def settings_of(folder: Path, environ: Mapping[str, str], version: str | None) -> Any:
+    """Settings of a benchmark's project."""
+    from harness.config import load
+
+    overrides: dict[str, object] = {"fresh": "reset"}
+    if version:
+        overrides |= {"version": version, "backend": "process"}
+    return load(environ, start=folder, overrides=overrides)
+
+
+def main() -> None:
+    """One worker: say ``ready``, wait for a line, be busy, print the milliseconds of each reset."""
+    from harness.core import Harness
+
+    told = json.loads(sys.argv[1])
+    environ = {**os.environ, "PGHARNESS_STATE_DIR": told["state"]}
+    settings = settings_of(Path(told["folder"]), environ, told["version"])
+    with Harness.open_with(settings, environ) as harness, harness.lease("crowd", watch=True) as lease:
+        taken = []
+        with Session.connect(lease.dsn, application_name="bench") as app:
+            for _ in range(3):
+                app.script(told["statements"])
+                lease.reset()
+            print("ready", flush=True)
+            sys.stdin.readline()
+            began = time.perf_counter()
+            while (now := time.perf_counter()) < began + 1.1 * SECONDS:
+                app.script(told["statements"])
+                start = time.perf_counter()
+                report = lease.reset()
+                end = time.perf_counter()
+                if report.strategy != "restore":
+                    raise RuntimeError(str(report))
+                if now > began + 0.1 * SECONDS:
+                    taken.append(1000 * (end - start))
+        print(json.dumps(taken), flush=True)
+
+
+if __name__ == "__main__":
+    main()

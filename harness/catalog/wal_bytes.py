@@ -1,0 +1,254 @@
+"""Reading the log's own bytes: the server sends them, :mod:`harness.catalog.wal_records` takes them apart.
+
+One call does all of a look: has anything moved, flush, who is busy, and the bytes. It is a temporary
+procedure in the maintenance database, because before PostgreSQL 17 only a COMMIT flushes, and only a
+procedure can go on after one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from harness.catalog import wal_records
+from harness.catalog.session import Session, translated
+from harness.catalog.wal import RelationRecords, Window, check_version
+from harness.catalog.wal_records import PAGE, Named
+from harness.errors import ServerRefused
+
+_FLUSH_17 = "stop := pg_logical_emit_message(false, 'pg-harness', '', true);"
+_FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', ''); commit;"
+
+_PROCEDURE = """
+create or replace procedure pg_temp.pgh_bytes(
+    start pg_lsn, seen pg_lsn, db oid, most int8, ours int[], force bool, inout answer json, inout data bytea)
+language plpgsql as $look$
+declare
+    stop pg_lsn; writers int[]; advisory int[]; prepared text[]; place int8; size int8;
+begin
+    select array_agg(distinct pid) into advisory from pg_lock_status()
+     where locktype = 'advisory' and database = db and granted and pid <> all(ours);
+    if not force and pg_current_wal_insert_lsn() = seen then
+        answer := json_build_object('moved', false, 'advisory', advisory);
+        return;
+    end if;
+    {flush}
+    if stop - start > most then
+        answer := json_build_object('stop', stop, 'bytes', stop - start, 'too_much', true);
+        return;
+    end if;
+    place := (start - '0/0'::pg_lsn)::int8 / {page} * {page};
+    size := (stop - '0/0'::pg_lsn)::int8 - place;
+    if size <= {inline} and place / {segment} = (place + size - 1) / {segment} then
+        data := pg_read_binary_file({file}, place % {segment}, size);
+    end if;
+    select array_agg(pid) into writers from pg_stat_get_activity(null)
+     where datid = db and backend_xid is not null and backend_type = 'client backend' and pid <> all(ours);
+    select array_agg(p.gid) into prepared from pg_prepared_xact() p where p.dbid = db;
+    answer := json_build_object('stop', stop, 'bytes', stop - start, 'snapshot', pg_current_snapshot(),
+        'writers', writers, 'advisory', advisory, 'prepared', prepared);
+end $look$
+"""
+
+_FILE = (
+    "'pg_wal/{timeline}' || lpad(upper(to_hex(place / 4294967296)), 8, '0')"
+    " || lpad(upper(to_hex(place % 4294967296 / {segment})), 8, '0')"
+)
+
+# Rows of 64 kB: 2 MB took 2 ms, as one value 8.
+_PIECES = """
+select pg_read_binary_file({file}, place % {segment}, least({stop} - place, {piece} - place % {piece}))
+  from (select greatest(g, {first}) as place from generate_series({first} / {piece} * {piece}, {stop} - 1, {piece}) g) pieces
+ order by place
+"""
+
+_PIECE = 65536
+"""Bytes of log that come in one row. Segments are of whole megabytes: no piece lies in two."""
+
+_INLINE = 131072
+"""Bytes of log that come with the answer; more are asked for again, in rows."""
+
+_CALL = "call pg_temp.pgh_bytes('{start}', '{seen}', {db}, {most}, '{ours}', {force}, null, null)"
+
+_FACTS = """
+select pg_size_bytes(current_setting('wal_segment_size')),
+       current_setting('wal_block_size')::int, substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+"""
+
+
+class ByteReader:
+    """Looks at the log from one session of the maintenance database, and takes its bytes apart here.
+
+    Not safe for use by several threads. The session gets a temporary procedure and keeps it.
+    """
+
+    def __init__(self, session: Session) -> None:
+        """Prepare the session.
+
+        Raises:
+            ServerRefused: the server is too old or too new (``0A000``), or the rights are missing (``42501``).
+        """
+        check_version(session)
+        version = session.server_version // 10000
+        if version not in wal_records.MAGIC:
+            raise ServerRefused(f"the log of PostgreSQL {version} is not known yet", sqlstate="0A000")
+        self.session = session
+        self._magic = wal_records.MAGIC[version]
+        session.execute("set synchronous_commit = on")
+        segment, page, timeline = session.row(_FACTS) or (0, 0, "")
+        if page != PAGE:
+            raise ServerRefused(f"the server's wal_block_size is {page}, not {PAGE}", sqlstate="0A000")
+        flush = _FLUSH_17 if version >= 17 else _FLUSH_15
+        file = _FILE.format(timeline=timeline, segment=segment)
+        session.execute(_PROCEDURE.format(flush=flush, segment=segment, page=PAGE, inline=_INLINE, file=file))
+        self._pieces = partial(_PIECES.format, segment=segment, piece=_PIECE, file=file)
+        self._commit_size = 0 if version >= 17 else measure_commit(session)
+        # Fails now, and not at the first reset, where the rights are missing or the bytes are others.
+        self._look("0/0", None, 0, (), (), -1)
+        start = self.position()
+        self._look(start, None, 0, (), (), 1 << 20)
+
+    def position(self) -> str:
+        """The present end of the log; every later record comes after it."""
+        return self._look("0/0", None, 0, (), (), -1).stop
+
+    def look(
+        self,
+        start: str,
+        *,
+        seen: str | None,
+        database: int,
+        own: Sequence[int],
+        ours: Sequence[int],
+        most: int,
+    ) -> Window:
+        """As :meth:`harness.catalog.wal.WalReader.look`.
+
+        Raises:
+            Unreadable: the bytes are not understood.
+        """
+        return self._look(start, seen, database, own, ours, most)
+
+    def _look(
+        self, start: str, seen: str | None, database: int, own: Sequence[int], ours: Sequence[int], most: int
+    ) -> Window:
+        statement = _CALL.format(
+            start=start, seen=seen or "0/0", db=int(database), most=int(most),
+            ours="{" + ",".join(str(pid) for pid in ours) + "}", force=str(seen is None).lower(),
+        )  # fmt: skip
+        with translated("look at the write-ahead log"):
+            # Binary: as text the bytes would be twice as many.
+            row = self.session.connection.execute(statement.encode(), binary=True).fetchone()
+        answer, data = row if row else ({}, None)
+        if isinstance(answer, str):
+            answer = json.loads(answer)
+        if not answer.get("moved", True):
+            return Window(moved=False, advisory=tuple(answer["advisory"] or ()))
+        stop, size = answer["stop"], int(answer["bytes"])
+        if answer.get("too_much"):
+            return Window(moved=True, stop=stop, bytes=size, too_much=True)
+        begin, end = number(start), number(stop)
+        first = begin // PAGE * PAGE
+        named = wal_records.read(
+            self._read(first, end) if data is None else bytes(data),
+            first=first, start=begin, stop=end, magic=self._magic, database=database,
+        )  # fmt: skip
+        return Window(
+            moved=True,
+            stop=stop,
+            seen=text(end + self._commit_size),
+            bytes=size,
+            relations=relations(named, own),
+            unfinished=self._unfinished(named, answer["snapshot"]),
+            writers=tuple(answer["writers"] or ()),
+            advisory=tuple(answer["advisory"] or ()),
+            prepared=tuple(answer["prepared"] or ()),
+        )
+
+    def _read(self, first: int, stop: int) -> bytes:
+        statement = self._pieces(first=first, stop=stop)
+        with translated("read the write-ahead log"):
+            rows = self.session.connection.execute(statement.encode(), binary=True).fetchall()
+        return b"".join(bytes(piece) for (piece,) in rows)
+
+    def _unfinished(self, named: Named, snapshot: str) -> tuple[int, ...]:
+        """Transactions of the records that had not ended when the snapshot was taken, after the flush."""
+        ids = {xid for _, shared, xid, _, _ in named.records if xid and not shared}
+        unknown = undecided(ids, named.ended, snapshot)
+        if not unknown:
+            return ()
+        rows = self.session.rows(
+            "select id from unnest(%s::int8[]) id where pg_xact_status(id::text::xid8) = 'in progress'",
+            (sorted(unknown),),
+        )
+        return tuple(xid for (xid,) in rows)
+
+
+def undecided(ids: Iterable[int], ended: Iterable[int], snapshot: str) -> set[int]:
+    """64-bit ids of transactions that a snapshot (``xmin:xmax:xip,…``) does not prove to have ended.
+
+    A snapshot lists no subtransactions: what is younger than its oldest running transaction has ended for
+    certain only where its own end was read in the log *and* the snapshot does not list it (a session writes
+    its COMMIT before it takes itself off the list).
+    """
+    low, high, running = snapshot.split(":")
+    xmin, xmax = int(low), int(high)
+    listed = {int(xid) for xid in running.split(",") if xid}
+    seen = set(ended)
+    found = set()
+    for short in ids:
+        xid = widened(short, xmax)
+        if xid >= xmax or xid in listed or (xid >= xmin and short not in seen):
+            found.add(xid)
+    return found
+
+
+def widened(xid: int, near: int) -> int:
+    """The 64-bit form of a 32-bit transaction id: the one that is nearest to a present id."""
+    return near + ((xid - near + 2**31) % 2**32 - 2**31)
+
+
+def relations(named: Named, own: Sequence[int]) -> tuple[RelationRecords, ...]:
+    """What was named, by file, ours apart."""
+    from harness.catalog.wal import NOISE
+
+    mine = {xid % 2**32 for xid in own}
+    kinds: dict[tuple[int, int], str] = {}
+    merged: dict[tuple[int, bool, bool], tuple[dict[str, int], set[int]]] = {}
+    for (file, shared, xid, manager, flags), blocks in named.records.items():
+        name = kinds.get((manager, flags)) or kinds.setdefault(
+            (manager, flags), wal_records.kind(manager, flags)
+        )
+        records, touched = merged.setdefault((file, shared, xid in mine), ({}, set()))
+        records[name] = records.get(name, 0) + sum(blocks.values())
+        if name not in NOISE:
+            touched.update(blocks)
+    return tuple(
+        RelationRecords(file, shared, ours, records, frozenset(touched))
+        for (file, shared, ours), (records, touched) in merged.items()
+    )
+
+
+def measure_commit(session: Session) -> int:
+    """Bytes between the end of our message and the insert position, where nobody else writes.
+
+    Before 17 the commit that flushes our message is itself a record, of always the same length.
+    """
+    # The smallest of several: another session may write in between, and then it is only longer.
+    sizes: list[int] = []
+    for _ in range(5):
+        stop = session.value("select pg_logical_emit_message(true, 'pg-harness', '')")
+        sizes.append(int(session.value("select pg_current_wal_insert_lsn() - %s::pg_lsn", (stop,))))
+    return min(sizes)
+
+
+def number(position: str) -> int:
+    """``1/2A`` → a number of bytes."""
+    high, _, low = position.partition("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def text(position: int) -> str:
+    """The opposite of :func:`number`."""
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"

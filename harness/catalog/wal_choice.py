@@ -1,0 +1,61 @@
+"""The best way to read a server's log that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.catalog.session import Session
+from harness.catalog.wal import WalReader, Window
+from harness.catalog.wal_bytes import ByteReader
+from harness.catalog.wal_inspect import InspectReader
+from harness.catalog.wal_records import Unreadable
+from harness.errors import ServerRefused
+
+
+class ChosenReader:
+    """Reads the bytes of the log where that is allowed and understood, else asks ``pg_walinspect``.
+
+    Attributes:
+        doubt: why the bytes are not read; empty where they are.
+    """
+
+    def __init__(self, session: Session) -> None:
+        """Choose.
+
+        Raises:
+            ServerRefused: neither way is open (``42501`` rights, ``0A000`` or ``58P01`` no pg_walinspect).
+        """
+        self.session = session
+        self.doubt = ""
+        self._reader: WalReader
+        try:
+            self._reader = ByteReader(session)
+        except (ServerRefused, Unreadable) as error:
+            self.doubt = str(error)
+            self._reader = InspectReader(session)
+
+    def position(self) -> str:
+        """The present end of the log; every later record comes after it."""
+        return self._reader.position()
+
+    def look(
+        self,
+        start: str,
+        *,
+        seen: str | None,
+        database: int,
+        own: Sequence[int],
+        ours: Sequence[int],
+        most: int,
+    ) -> Window:
+        """As :meth:`harness.catalog.wal.WalReader.look`."""
+        try:
+            return self._reader.look(start, seen=seen, database=database, own=own, ours=ours, most=most)
+        except Unreadable as error:
+            # The same window again, by the server's own decoder; and from now on always.
+            self.doubt = str(error)
+            self._reader = InspectReader(self.session)
+        return self._reader.look(start, seen=None, database=database, own=own, ours=ours, most=most)
+
+    def __repr__(self) -> str:
+        return f"<ChosenReader {type(self._reader).__name__}{': ' + self.doubt if self.doubt else ''}>"

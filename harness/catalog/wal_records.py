@@ -1,0 +1,227 @@
+"""Bytes of the write-ahead log → which relations of one database they name. Pure: no server is asked.
+
+The layout is PostgreSQL's own (access/xlog_internal.h: pages; access/xlogrecord.h: records and their block
+references), the same from 15 to 18 but for the magic number. Nothing is believed: each page says who it is
+and where its first record begins, and the records of a page must end exactly there. What does not fit is
+:class:`Unreadable`, and read another way.
+
+Why not in the server: ``pg_walinspect`` describes every record as text before it can be filtered, 27 ms a
+megabyte on 18 and 95 on 15, in every worker for all workers. Here a page that never names the database is
+passed over at the speed of a search, and the rest costs a quarter of a microsecond to one for each record.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+PAGE = 8192
+"""Bytes of a page of the log (``wal_block_size``)."""
+
+MAGIC = {15: 0xD110, 16: 0xD113, 17: 0xD116, 18: 0xD118}
+"""Major version → ``XLOG_PAGE_MAGIC``: it changes whenever the format of the log does."""
+
+_PAGE_HEAD = struct.Struct("<HHIQI")  # magic, flags, timeline, address, bytes left of the last page's record
+_SHORT_HEAD, _LONG_HEAD = 24, 40
+_IS_LONG, _OVERWRITTEN = 0x0002, 0x0008
+_RECORD = struct.Struct("<II8xBB")  # length, transaction, (previous, checksum left out) flags, manager
+_RECORD_HEAD = 24
+_BLOCK = struct.Struct("<BBHIIII")  # number, fork and flags, length, tablespace, database, file, block
+_LOCATOR = struct.Struct("<III")
+_NUMBER = struct.Struct("<I")
+_SHORT = struct.Struct("<H")
+_HAS_IMAGE, _HAS_DATA, _SAME_RELATION = 0x10, 0x20, 0x80
+_HOLE, _COMPRESSED = 0x01, 0x04 | 0x08 | 0x10  # since 15
+_MAIN_SHORT, _MAIN_LONG, _ORIGIN, _TOP_LEVEL = 255, 254, 253, 252
+_LAST_BLOCK = 32
+_GLOBAL = 1664
+"""The tablespace of the shared catalogs (``GLOBALTABLESPACE_OID``)."""
+
+TRANSACTION, HEAP2, HEAP = 1, 9, 10
+_SKIPPED = frozenset({2, 3, 6, 8, 11, 12, 13, 14, 16, 17, 18, 19, 21})
+"""Managers that name no block of a table: of indexes, and the server's own book-keeping (access/rmgrlist.h)."""
+
+_ENDS = frozenset({0x00, 0x20})  # XLOG_XACT_COMMIT, XLOG_XACT_ABORT
+_MANAGERS = {
+    0: "XLOG", 1: "Transaction", 2: "Storage", 4: "Database", 5: "Tablespace", 7: "RelMap", 9: "Heap2", 10: "Heap",
+    15: "Sequence", 20: "Generic",
+}  # fmt: skip
+_KINDS = {
+    (0, 0xA0): "FPI_FOR_HINT", (0, 0xB0): "FPI", (15, 0x00): "LOG",
+    (10, 0x00): "INSERT", (10, 0x10): "DELETE", (10, 0x20): "UPDATE", (10, 0x30): "TRUNCATE",
+    (10, 0x40): "HOT_UPDATE", (10, 0x50): "HEAP_CONFIRM", (10, 0x60): "LOCK", (10, 0x70): "INPLACE",
+    # 0x10 to 0x30 were PRUNE, VACUUM and FREEZE_PAGE before 17 and are kinds of PRUNE since: none changes a row.
+    (9, 0x00): "REWRITE", (9, 0x10): "PRUNE", (9, 0x20): "VACUUM", (9, 0x30): "FREEZE_PAGE", (9, 0x40): "VISIBLE",
+    (9, 0x50): "MULTI_INSERT", (9, 0x60): "LOCK_UPDATED", (9, 0x70): "NEW_CID",
+}  # fmt: skip
+
+
+class Unreadable(Exception):
+    """The bytes are not what this module knows."""
+
+
+def kind(manager: int, flags: int) -> str:
+    """The name of a record as ``pg_walinspect`` prints it, for those that matter; a number for others."""
+    # The highest bit of heap records only says that the page is new; the lowest four are not the manager's.
+    operation = flags & (0x70 if manager in (HEAP, HEAP2) else 0xF0)
+    name = _KINDS.get((manager, operation), f"{operation:#04x}")
+    return f"{_MANAGERS.get(manager, f'custom{manager:03}')}/{name}"
+
+
+@dataclass
+class Named:
+    """What the records say.
+
+    Attributes:
+        records: (file, shared, transaction, manager, flags) → block → how many records name it.
+        ended: transactions whose end is among the records (their sessions may still be about to say so).
+    """
+
+    records: dict[tuple[int, bool, int, int, int], dict[int, int]] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
+
+
+def read(data: bytes, *, first: int, start: int, stop: int, magic: int, database: int) -> Named:
+    """What the records between two positions name.
+
+    Args:
+        data: the log from ``first`` to ``stop``, page headers included.
+        first: position of the page that ``start`` lies in.
+        start, stop: ends of records.
+        magic: of the server's version.
+        database: OID; only its relations and the shared catalogs are told.
+
+    Raises:
+        Unreadable: this is not the log that was asked for, or a kind that this module does not know.
+    """
+    if len(data) != stop - first:
+        raise Unreadable(f"{len(data)} bytes of log instead of {stop - first}")
+    try:
+        stream, begins = _joined(data, first=first, start=start, stop=stop, magic=magic)
+        named = Named()
+        mine, shared = _NUMBER.pack(database), _NUMBER.pack(_GLOBAL) + _NUMBER.pack(0)
+        next_mine, next_shared = _find(stream, mine, 0), _find(stream, shared, 0)
+        for begin, end in zip(begins, [*begins[1:], len(stream)], strict=True):
+            if next_mine < begin:
+                next_mine = _find(stream, mine, begin)
+            if next_shared < begin:
+                next_shared = _find(stream, shared, begin)
+            if next_mine < end or next_shared < end:
+                _walk(stream, begin, end, database, named)
+        return named
+    except struct.error as error:
+        raise Unreadable(f"a record goes on beyond the end: {error}") from error
+
+
+def _find(stream: bytes, pattern: bytes, begin: int) -> int:
+    found = stream.find(pattern, begin)
+    return found if found >= 0 else len(stream)
+
+
+def _joined(data: bytes, *, first: int, start: int, stop: int, magic: int) -> tuple[bytes, list[int]]:
+    """The records as one stretch of bytes without page headers, and where in it each page's first record begins."""
+    parts: list[bytes] = []
+    begins: list[int] = []
+    length = 0
+    for address in range(first, stop, PAGE):
+        at = address - first
+        found_magic, flags, _, found_address, rest = _PAGE_HEAD.unpack_from(data, at)
+        if found_magic != magic or found_address != address or flags & _OVERWRITTEN:
+            # Also a page of zeros: the rest of a segment that was left early (pg_switch_wal).
+            raise Unreadable(
+                f"the page at {address:X} is another one (magic {found_magic:X}, {found_address:X})"
+            )
+        head = _LONG_HEAD if flags & _IS_LONG else _SHORT_HEAD
+        body = data[at + head : at + PAGE]
+        if address == first and start > first:
+            if start - first < head:
+                raise Unreadable(f"no record begins at {start:X}")
+            body, rest = data[start - first : PAGE], 0
+        begin = length + (rest + 7 & ~7)
+        length += len(body)
+        parts.append(body)
+        if begin < length:
+            begins.append(begin)
+    if not begins or begins[0] != 0:
+        raise Unreadable(f"no record begins at {start:X}")
+    return b"".join(parts), begins
+
+
+def _walk(stream: bytes, position: int, end: int, database: int, named: Named) -> None:
+    """Every record between two places, which must be where records begin."""
+    record, block, records = _RECORD.unpack_from, _BLOCK.unpack_from, named.records
+    skipped = _SKIPPED
+    while position < end:
+        length, xid, flags, manager = record(stream, position)
+        if length < _RECORD_HEAD:
+            raise Unreadable(f"a record of {length} bytes")
+        if manager in skipped:
+            pass
+        elif manager == TRANSACTION:
+            if flags & 0x70 in _ENDS:
+                named.ended.add(xid)
+        else:
+            number, fork, _, _, owner, file, where = block(stream, position + _RECORD_HEAD)
+            if (
+                number == 0
+                and not fork & (_HAS_IMAGE | _SAME_RELATION)
+                and stream[position + 44] == _MAIN_SHORT
+            ):
+                # By far the most frequent: one block, no image.
+                if fork & 0x0F == 0 and (owner == database or owner == 0):
+                    blocks = records.setdefault((file, owner == 0, xid, manager, flags), {})
+                    blocks[where] = blocks.get(where, 0) + 1
+            else:
+                for owner, file, where in _blocks(stream, position + _RECORD_HEAD, position + length):
+                    if owner == database or owner == 0:
+                        blocks = records.setdefault((file, owner == 0, xid, manager, flags), {})
+                        blocks[where] = blocks.get(where, 0) + 1
+        position += length + 7 & ~7
+    if position != end:
+        raise Unreadable(f"records end at {position}, and the page says {end}")
+
+
+def _blocks(stream: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Database, file and block of every reference to a main fork in one record."""
+    payload = 0
+    locator: tuple[int, int, int] | None = None
+    while end - at > payload:
+        number = stream[at]
+        if number == _MAIN_SHORT:
+            payload += stream[at + 1]
+            at += 2
+        elif number == _MAIN_LONG:
+            payload += _NUMBER.unpack_from(stream, at + 1)[0]
+            at += 5
+        elif number == _ORIGIN:
+            at += 3
+        elif number == _TOP_LEVEL:
+            at += 5
+        elif number <= _LAST_BLOCK:
+            flags = stream[at + 1]
+            size = _SHORT.unpack_from(stream, at + 2)[0]
+            if bool(flags & _HAS_DATA) != bool(size):
+                raise Unreadable("a block reference with and without data")
+            payload += size
+            at += 4
+            if flags & _HAS_IMAGE:
+                payload += _SHORT.unpack_from(stream, at)[0]
+                image = stream[at + 4]
+                at += 7 if image & _HOLE and image & _COMPRESSED else 5
+            if not flags & _SAME_RELATION:
+                locator = _LOCATOR.unpack_from(stream, at)
+                at += 12
+            if locator is None:
+                raise Unreadable("a block reference without a relation")
+            where = _NUMBER.unpack_from(stream, at)[0]
+            at += 4
+            if not flags & 0x0F:
+                yield locator[1], locator[2], where
+        else:
+            raise Unreadable(f"a block reference of number {number}")
+    if end - at != payload:
+        raise Unreadable(f"a record with {end - at} bytes of data instead of {payload}")
+
+
+__all__ = ["MAGIC", "PAGE", "Named", "Unreadable", "kind", "read"]
