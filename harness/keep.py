@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from harness import names
 from harness.catalog import copying, databases
-from harness.catalog.session import Session, ident
+from harness.catalog.session import Session
 from harness.errors import HarnessError, LeaseLost
 
 if TYPE_CHECKING:
     from harness.core import Harness
     from harness.lease import Lease
+    from harness.template import Template
 
 MOST_BYTES = 512 * 1024**2
 """Databases larger than this are not copied: keeping must not take longer than the test."""
@@ -65,19 +66,23 @@ def _keep(harness: Harness, lease: Lease, database: str, why: str, changed: Sequ
     size = admin.value("select pg_database_size(%s::name)", (leased.dsn.database,))
     if size > MOST_BYTES:
         raise HarnessError(f"database {leased.dsn.database} is too large to be kept ({size / 1e6:.0f} MB)")
-    name = harness.clones.make_spare(leased.template)
-    final = names.kept(harness.project, harness.run)
+    name = _claimed(harness, leased.template)
     try:
         rows, lacking = _copy(harness, leased.dsn.database, name, changed)
         mark = {**(found.mark or {}), "kind": "kept", "why": why[:500], "created": _now()}
-        admin.script(
-            databases.comment_statement(name, mark, found.comment)
-            + f";\nalter database {ident(name)} rename to {ident(final)}"
-        )
+        admin.script(databases.comment_statement(name, mark, found.comment))
     except BaseException:
         databases.drop(admin, name, harness.project)
         raise
-    return Kept(final, database, rows, lacking)
+    return Kept(name, database, rows, lacking)
+
+
+def _claimed(harness: Harness, template: Template) -> str:
+    """A clone under its final name. As a spare, another worker would take it with half of the rows in it."""
+    name = names.kept(harness.project, harness.run)
+    while not databases.rename(harness.link.session, harness.clones.make_spare(template), name):
+        pass  # somebody took the spare before we could
+    return name
 
 
 def _copy(

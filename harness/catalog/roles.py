@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import time
 from collections.abc import Sequence
 
 from harness.catalog.session import Session, ident, literal
-from harness.errors import ConfigError, HarnessError
+from harness.errors import ConfigError, HarnessError, ServerRefused
 
 
 def is_superuser(session: Session) -> bool:
@@ -58,15 +59,35 @@ def ensure(
             value=role,
         )
     verb = "alter" if exists else "create"
-    session.execute(f"{verb} role {ident(role)} with {options} password {literal(verifier)}")
+    statement = f"{verb} role {ident(role)} with {options} password {literal(verifier)}"
     if exists:
         # A test's `ALTER ROLE app SET search_path …` holds for every later session of every worker.
-        session.execute(f"alter role {ident(role)} reset all")
+        _until_alone(session, statement, f"alter role {ident(role)} reset all")
         return
+    session.execute(statement)
     session.execute(f"comment on role {ident(role)} is {literal(MARK)}")
     if not is_superuser(session):
         # Else CREATE DATABASE … OWNER is refused: since 16 a creator may administer a role, not act as it.
         session.execute(f"grant {ident(role)} to current_user")
+
+
+def _until_alone(session: Session, *statements: str) -> None:
+    """Run statements that change a role. It is one row for the whole server: where another worker changes it at
+    the same moment, PostgreSQL refuses with "tuple concurrently updated" instead of waiting.
+
+    Raises:
+        ServerRefused: also where that goes on for five seconds.
+    """
+    deadline = time.monotonic() + 5
+    for statement in statements:
+        while True:
+            try:
+                session.execute(statement)
+                break
+            except ServerRefused as error:
+                if error.sqlstate != "XX000" or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.002)
 
 
 def _complete(attributes: Sequence[str], superuser: bool) -> list[str]:

@@ -90,12 +90,10 @@ class Freshness:
             self.wider.in_setup = False
             self._dirty_by = item.nodeid
 
-    @pytest.hookimpl(tryfirst=True, specname="pytest_runtest_setup")
-    def fail_where_not_pristine(self) -> None:
-        """Not from the wrapper above: pytest's own wrappers would not have begun, and fail in the teardown."""
+    def take_problem(self) -> str:
+        """Why the running test cannot start from what it should, once; empty where it can."""
         problem, self._problem = self._problem, ""
-        if problem:
-            pytest.fail(problem, pytrace=False)
+        return problem
 
     def _begin(self, item: pytest.Item) -> None:
         if self._state.in_fork:
@@ -155,3 +153,20 @@ class Freshness:
         """What a fixture wrote goes with it. (pytest calls this also for fixtures that never ran.)"""
         if not self._off:
             self.wider.has_ended(fixturedef)
+
+
+class Stop:
+    """Fails a test whose database could not be brought back, before anything of it runs.
+
+    Not from the wrapper of :class:`Freshness`: pytest's own wrappers would not have begun, and would fail in the
+    teardown. And a class of its own, because pytest takes no hook whose name does not begin with ``pytest_``.
+    """
+
+    def __init__(self, freshness: Freshness) -> None:
+        self._freshness = freshness
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        """Before every fixture."""
+        if problem := self._freshness.take_problem():
+            pytest.fail(problem, pytrace=False)

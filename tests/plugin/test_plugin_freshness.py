@@ -234,3 +234,36 @@ def test_the_names_may_be_overridden(folder: Folder) -> None:
         """,
     )
     folder.pytest().ok(2)
+
+
+def test_what_cannot_be_brought_back_fails_the_test(folder: Folder) -> None:
+    folder.write(
+        conftest="""
+        import pytest
+        from harness.errors import LeaseLost
+        @pytest.fixture(scope="session", autouse=True)
+        def refuse_twice(pg):
+            original, left = pg.reset, [1, 1]
+            def reset(**options):
+                if left:
+                    left.pop()
+                    raise LeaseLost("planted")
+                return original(**options)
+            pg.reset = reset
+            yield
+        """,
+        test_a="""
+        import pytest
+        @pytest.fixture
+        def noted(): open("set up", "a").write("x")
+        @pytest.mark.parametrize("i", range(5))
+        def test_it(i, noted, pg_conn):
+            assert pg_conn.execute("insert into users (name) values ('x') returning id").fetchone() == (1,)
+            pg_conn.commit()
+        """,
+    )
+    result = folder.pytest()
+    assert (result["passed"], result["error"]) == (3, 2), result.text
+    assert result.text.count("could not be brought back after test_a.py::test_it[0]: planted") == 2
+    # Nothing of the two has run.
+    assert (folder.path / "set up").read_text() == "xxx"
