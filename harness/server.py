@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import made_with, starting
-from harness.answering import attach, claim_alone, life_key
+from harness.answering import attach, claim_alone
 from harness.backends import select
 from harness.backends.base import Backend, ServerInfo
 from harness.dsn import Dsn
@@ -58,17 +58,6 @@ class Server:
     def backend(self) -> Backend:
         """What started it, for :meth:`stop` and :meth:`logs`; made when it is asked for."""
         return select.named(self.info.backend, self._settings, self._environ)
-
-    def hold_life(self, session: Session) -> None:
-        """Hold the sign of life in another session too, for as long as that session lives.
-
-        Blocks while the dead-man's switch looks (microseconds). A server without a TTL has no switch:
-        the lock is harmless there.
-
-        Raises:
-            ServerLost: the server is ending itself, or gone: ask :func:`ensure` again.
-        """
-        session.value("SELECT pg_advisory_lock_shared(%s)", (life_key(self.info),))
 
     def logs(self, follow: bool = False) -> Iterator[str]:
         """Lines of the server's log."""

@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 
 pytest_plugins = [
+    "fix_last_will",
     "fix_reset_servers",
     "fix_servers",
     "fix_leases",

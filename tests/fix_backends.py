@@ -118,6 +118,19 @@ def place(new_checkout: Callable[..., Checkout]) -> Checkout:
     return new_checkout()
 
 
+BACKENDS = [
+    pytest.param({"backend": "process"}, id="process"),
+    pytest.param({"backend": "docker", "image": "pgharness-test:15"}, id="docker", marks=pytest.mark.docker),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def kind(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings that choose a backend: each in turn."""
+    values: dict[str, str] = request.param
+    return values
+
+
 def until(condition: Callable[[], object], *, seconds: float, what: str) -> float:
     """Wait for a condition; return how long it took. Fails after ``seconds``."""
     began = time.monotonic()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fix_last_will import leave
 
 from harness import bake, config, fleet, running
 from harness.backends import select
@@ -114,6 +115,7 @@ class Estate:
 def initialised() -> Iterator[Path]:
     """Where empty clusters lie, made once for all tests of this session."""
     folder = Path(tempfile.mkdtemp(prefix="pg-harness-initdb-"))
+    leave("folder", str(folder))
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -126,6 +128,7 @@ def new_estate(tmp_path: Path, initialised: Path) -> Iterator[Callable[..., Esta
     # Not below pytest's own folder: another pytest that starts meanwhile closes that one to other users, and
     # where this suite runs as root, the servers' user must reach the cache.
     private = Path(tempfile.mkdtemp(prefix="pg-harness-fleet-"))
+    leave("folder", str(private))
 
     def make(**given: Any) -> Estate:
         root = tmp_path / f"project{len(made)}"

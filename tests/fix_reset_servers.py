@@ -15,12 +15,14 @@ import socket
 import subprocess
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fix_last_will import leave
 
 from harness.catalog.session import Session
 from harness.dsn import Dsn
@@ -115,6 +117,7 @@ def _local(version: int, folder: Path) -> Iterator[Server]:
             postmaster = subprocess.Popen(
                 [folder / "postgres", "-D", data, *options], user=user, cwd="/", stdout=out, stderr=out
             )
+        leave("process", postmaster.pid, str(root))
         server = Server(version, port, data)
         _wait(server, log.read_text(errors="replace"))
         yield server
@@ -139,12 +142,13 @@ def _docker(version: int, image: str) -> Iterator[Server]:
         "--locale=C -N && echo 'host all all all trust' >> /data/d/pg_hba.conf && "
         f"exec setpriv --reuid=postgres --regid=postgres --clear-groups postgres -D /data/d {options}"
     )
-    started = subprocess.run(
-        ["docker", "run", "-d", "--rm", "-p", f"127.0.0.1:{port}:5432", "--shm-size", "1g",
+    container = f"pgh-reset-{uuid.uuid4().hex[:12]}"
+    leave("container", container)
+    subprocess.run(
+        ["docker", "run", "-d", "--rm", "--name", container, "-p", f"127.0.0.1:{port}:5432", "--shm-size", "1g",
          "--tmpfs", "/data:rw,exec,mode=755", image, "sh", "-c", script],
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
-    container = started.stdout.strip()
     try:
         server = Server(version, port)
         _wait(server, "")

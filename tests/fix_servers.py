@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from fix_last_will import leave
 
 from harness import names
 from harness.backends.base import ServerInfo, ServerRequest
@@ -40,6 +41,7 @@ def enterable_folder(name: str) -> Iterator[Path]:
     """
     folder = Path(os.path.realpath(tempfile.mkdtemp(prefix=f"pgh-{name}-")))
     folder.chmod(0o711)
+    leave("folder", str(folder))
     try:
         yield folder
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TypeVar
 
 from harness.catalog.session import Session
@@ -49,15 +48,6 @@ class Link:
                 self._session = None
             self._session = connect_verified(self.dsn, self.server_id)
         return self._session
-
-    def retrying(self, act: Callable[[Session], T]) -> T:
-        """Run ``act``; once more where the connection turns out to be broken. ``act`` must be repeatable."""
-        try:
-            return act(self.session)
-        except ServerLost:
-            if self._session is not None:
-                self._session.close()
-            return act(self.session)
 
     def another(self, database: str | None = None) -> Link:
         """A second link, for another thread or another database of the same server."""

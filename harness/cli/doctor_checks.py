@@ -247,30 +247,20 @@ def servers(context: Context) -> Iterator[Result]:
                 )
 
 
-def strangers(context: Context) -> Iterator[Result]:
+def orphaned(context: Context) -> Iterator[Result]:
     """Servers of checkouts that are gone: nobody will ever call `down` there."""
-    from harness import project, running
+    from harness import orphans
 
-    gone = []
-    others = 0
-    mine = project.project_id(context.settings.root)
-    for info in running.servers(context.settings, context.environ, everywhere=True):
-        if not info.root or project.project_id(Path(info.root)) == mine:
-            continue
-        # Another machine's checkout, on a daemon that both use, has another id for the same path.
-        ids = project.project_id(Path(info.root))
-        others += 1
-        if not Path(info.root).exists() and ids == info.project:
-            gone.append(info)
-    if not gone:
-        yield "ok", f"{others} of other checkouts" if others else "none of other checkouts", ()
-    for info in gone:
-        remedy = (
-            f"docker rm -f -v {info.handle[:12]}"
-            if info.backend == "docker"
-            else f"`mkdir -p {info.root}`, `cd` there, `pg-harness down --all`, remove it again"
+    found = orphans.find(context.settings, context.environ)
+    if not found:
+        yield "ok", "no server's checkout is gone", ()
+    for orphan in found:
+        info = orphan.info
+        yield (
+            "note",
+            f"{info.purpose}: {info.description} belongs to {info.root}, which is gone",
+            ["`pg-harness gc` ends it, and removes its data"],
         )
-        yield "note", f"{info.description} belongs to {info.root}, which is gone", [remedy]
 
 
 WITHOUT_SETTINGS: Sequence[tuple[str, Check]] = (
@@ -284,4 +274,4 @@ WITH_SETTINGS: Sequence[tuple[str, Check]] = (
     ("storage", storage),
     ("psql", psql),
 )
-AT_THE_END: Sequence[tuple[str, Check]] = (("servers", servers), ("strangers", strangers))
+AT_THE_END: Sequence[tuple[str, Check]] = (("servers", servers), ("orphans", orphaned))

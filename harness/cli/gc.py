@@ -16,7 +16,9 @@ keep_templates and template_age, and databases kept beyond keep_failed. Each run
 Workers' own servers (isolation = "server") that were killed together with their switch, and baked servers
 beyond keep_baked, baked_size and template_age, go as well.
 
-Your own databases, those of runs that are alive, and everything of other checkouts stay.
+So do whole servers of checkouts of this machine that are gone, with their data, unless somebody uses them.
+
+Your own databases, those of runs that are alive, and everything of other checkouts that are there stay.
 """
 
 
@@ -39,11 +41,10 @@ def run(context: Context) -> int:
                 )
                 if not context.json:
                     context.console.answer(f"{name}  {doomed.reason}")
-    bases = _bases(context, dry_run)
-    gone += bases
-    if not context.json:
-        for item in bases:
-            context.console.answer(f"{item['base']}  {item['reason']}")
+    for item in _bases(context, dry_run) + _orphans(context, dry_run):
+        gone.append(item)
+        if not context.json:
+            context.console.answer(f"{item.get('base') or item['server']}  {item['reason']}")
     if context.json:
         context.console.json({"dry_run": dry_run, "dropped": gone})
     elif not gone:
@@ -81,3 +82,20 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     if not dry_run:
         running.forget_gone(settings, context.environ)
     return gone
+
+
+def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
+    """Servers of checkouts that are gone, and what was noted of such checkouts."""
+    from harness import orphans
+
+    ended: list[dict[str, Any]] = []
+    for orphan in orphans.find(context.settings, context.environ):
+        info = orphan.info
+        if not dry_run and (why := orphan.end()):
+            context.console.warn(f"left alone: {info.description} of {info.root}, which is gone: {why}")
+            continue
+        reason = f"its checkout {info.root} is gone"
+        ended.append({"server": info.description, "backend": info.backend, "reason": reason})
+    if not dry_run:
+        orphans.forget(context.settings, context.environ)
+    return ended

@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from harness import config
 from harness.cli.context import Context, working_directory
+from harness.config_files import FILE, locate
 from harness.errors import ConfigError
 
 DESCRIPTION = """\
@@ -27,7 +27,7 @@ def run(context: Context) -> int:
     """Write them; what was written is the answer."""
     from harness.migrations.detect import detect, looked_for, propose
 
-    location = config.locate(working_directory())
+    location = locate(working_directory())
     if location.configured:
         raise ConfigError(
             f"{location.file} has settings already ({location.origin}): nothing was written. Edit them there",
@@ -48,7 +48,7 @@ def run(context: Context) -> int:
     target = root / "pyproject.toml"
     text = propose(root)
     if not target.is_file():
-        target, text = root / config.FILE, propose(root, table="")
+        target, text = root / FILE, propose(root, table="")
     if getattr(context.arguments, "dry_run", False):
         console.answer(text.rstrip())
         return 0

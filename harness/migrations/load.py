@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from harness.errors import ConfigError
 from harness.migrations.base import MigrationSource
-from harness.migrations.files import digest
 from harness.settings import SourceSpec
 
 
@@ -51,12 +50,3 @@ def load(
 
         return DumpSource(spec, root)
     raise ConfigError(f"migrations: unknown kind of source {spec.kind!r}", key="migrations", value=spec.text)
-
-
-def combined_fingerprint(sources: Sequence[MigrationSource]) -> str:
-    """One hex digest for several sources in their order.
-
-    Raises:
-        MigrationError: one of them cannot be read.
-    """
-    return digest(["sources 1", *(source.fingerprint() for source in sources)])

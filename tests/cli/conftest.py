@@ -93,7 +93,7 @@ def new_project(
 
     yield make
     for project in made:
-        project.root.mkdir(exist_ok=True)
+        project.root.mkdir(parents=True, exist_ok=True)
         project.run("down", "--all")
 
 

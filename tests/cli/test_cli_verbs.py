@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -210,7 +211,22 @@ def test_gc_drops_what_a_killed_run_left(new_project: Callable[..., Project]) ->
     assert name in mine.ok("gc")
     with pytest.raises(psycopg.OperationalError):
         rows(url)
-    assert mine.ok("gc") == ""
+    assert name not in mine.ok("gc")
+
+
+def test_gc_ends_the_server_of_a_checkout_that_is_gone(new_project: Callable[..., Project]) -> None:
+    gone, mine = new_project("gone"), new_project()
+    url = gone.ok("up").strip()
+    shutil.rmtree(gone.root)
+    told = [line for line in json.loads(mine.ok("doctor", "--json")) if str(gone.root) in line["detail"]]
+    assert [(line["check"], line["state"]) for line in told] == [("orphans", "note")]
+    assert str(gone.root) in mine.ok("gc", "--dry-run")
+    assert rows(url) is not None
+    dropped = json.loads(mine.ok("gc", "--json"))["dropped"]
+    assert [item["backend"] for item in dropped if str(gone.root) in item["reason"]] == ["process"]
+    with pytest.raises(psycopg.OperationalError):
+        rows(url)
+    assert str(gone.root) not in mine.ok("gc")
 
 
 def test_down_ends_only_this_checkouts_server(new_project: Callable[..., Project], project: Project) -> None:

@@ -16,17 +16,6 @@ from harness import running, server
 from harness.catalog.session import Session
 from harness.errors import BackendUnavailable, ServerLost, ServerRefused
 
-BACKENDS = [
-    pytest.param({"backend": "process"}, id="process"),
-    pytest.param({"backend": "docker", "image": "pgharness-test:15"}, id="docker", marks=pytest.mark.docker),
-]
-
-
-@pytest.fixture(params=BACKENDS)
-def kind(request: pytest.FixtureRequest) -> dict[str, str]:
-    values: dict[str, str] = request.param
-    return values
-
 
 def test_the_first_starts_it_and_the_second_finds_it(place: Checkout, kind: dict[str, str]) -> None:
     settings = place.settings(**kind)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fix_backends import Checkout
+from fix_last_will import leave
 
 from harness.backends.base import ServerInfo
 from harness.backends.external import ExternalBackend
@@ -101,6 +102,7 @@ def test_a_pooler_in_front_is_refused(server: ServerInfo, place: Checkout) -> No
         stdout=subprocess.DEVNULL,
         **identity,  # type: ignore[call-overload]
     )
+    leave("process", bouncer.pid, str(folder))
     try:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:

@@ -15,10 +15,21 @@ PACKAGE = Path(harness.__file__).parent
 LAYERS = [
     ["errors", "dsn", "names", "settings", "project", "lock", "migrations.spec", "memory", "telling"],
     ["catalog", "backends"],
-    ["server", "starting", "running", "hint", "answering", "made_with"],
+    ["server", "starting", "running", "orphans", "hint", "answering", "made_with"],
     ["migrations", "recipe", "half_built", "building", "template", "eviction", "bake"],
     ["reset", "clones", "lease_reset", "lease", "keep", "saved"],
-    ["pool", "outgrown", "reaper", "budget", "env", "life", "config", "config_values", "owner"],
+    [
+        "pool",
+        "outgrown",
+        "reaper",
+        "budget",
+        "env",
+        "life",
+        "config",
+        "config_files",
+        "config_values",
+        "owner",
+    ],
     ["recipes", "rooms", "runs", "one_server", "core", "runfile", "attach", "member", "fleet"],
     ["cli", "pytest_plugin", "bench", "__main__", "__init__"],
 ]
