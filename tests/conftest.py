@@ -16,6 +16,7 @@ pytest_plugins = [
     "fix_backends",
     "fix_migrations",
     "fix_fleets",
+    "fix_daemons",
 ]
 
 REQUIRE_DOCKER = os.environ.get("PGHARNESS_TEST_REQUIRE_DOCKER") == "1"
