@@ -19,7 +19,7 @@ from harness.backends.base import Backend
 from harness.backends.bases import Bakery, Base, bakery_of
 from harness.catalog import roles
 from harness.catalog.session import Session, ident
-from harness.errors import MigrationError
+from harness.errors import HarnessError, MigrationError, ServerLost
 from harness.lock import file_lock
 from harness.recipe import FORMAT as RECIPE_FORMAT
 from harness.recipe import Owner, Recipe, fingerprint_on
@@ -162,7 +162,8 @@ class Oven:
             self._fill(kitchen.session, kitchen.info.binaries, story, progress)
             kitchen.close()
             return self.bakery.keep(kitchen.info, key, self._facts(fingerprints))
-        except MigrationError as error:
+        except (MigrationError, ServerLost) as error:
+            error.message += _no_room(error, kitchen)
             error.message += (
                 "\nIt was migrated in a server of its own, which is gone. To look at the half-migrated "
                 'database, run once with isolation = "database".'
@@ -201,6 +202,17 @@ class Oven:
             "databases": ", ".join(f"{name} {value[:8]}" for name, value in fingerprints.items()),
             "sources": ", ".join(source.text for recipe in self._recipes for source in recipe.sources),
         }
+
+
+def _no_room(error: HarnessError, kitchen: server.Server) -> str:
+    """What the server's log says of a full disk: one that cannot write its WAL ends, and the client is not told why."""
+    if isinstance(error, MigrationError):
+        return ""
+    try:
+        said = [line for line in kitchen.logs() if "No space left on device" in line]
+    except HarnessError:
+        return ""
+    return f"\nThe server's log says: {said[-1]}" if said else ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,6 +42,8 @@ class DockerBackend:
         self._environ = environ
         self._timeout = timeout
         self._daemon: Daemon | None = None
+        # Servers are started side by side: one client serves them all.
+        self._connecting = threading.Lock()
         self.image = image
         self.memory_limit = memory_limit
         self.shm_size = shm_size
@@ -52,9 +55,10 @@ class DockerBackend:
         Raises:
             BackendUnavailable: none answers.
         """
-        if self._daemon is None:
-            self._daemon = connect(self._environ, timeout=self._timeout)
-        return self._daemon
+        with self._connecting:
+            if self._daemon is None:
+                self._daemon = connect(self._environ, timeout=self._timeout)
+            return self._daemon
 
     def find(self, project: str, purpose: str) -> ServerInfo | None:
         """The running container with these labels; its password is read from the container."""

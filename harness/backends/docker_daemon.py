@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket as socket_
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import BackendError, BackendUnavailable, ServerLost
+
+_one_at_a_time = threading.Lock()
+"""The environment is the process's: of two threads, each would restore what the other has set."""
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -60,6 +64,11 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
             ],
             remedies=_REMEDIES,
         )
+    where = environ.get("DOCKER_HOST") or socket or "the current Docker context"
+    if (reason := _refusal(where)) is not None:
+        raise BackendUnavailable(
+            f"the Docker daemon at {where} does not answer: {reason}", remedies=_REMEDIES
+        )
     try:
         from testcontainers.core.docker_client import DockerClient
     except Exception as error:
@@ -82,13 +91,12 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
 
     # A thread: a daemon behind a dead ssh or a firewall gives no answer at all for minutes.
     thread = threading.Thread(target=open_, name="pg-harness-docker", daemon=True)
-    with _environment(environ.get("DOCKER_HOST") or socket):
+    with _one_at_a_time, _environment(environ.get("DOCKER_HOST") or socket):
         thread.start()
         thread.join(timeout)
         given_up.set()
     if found:
         return found[0]
-    where = environ.get("DOCKER_HOST") or socket or "the current Docker context"
     if not failures:
         raise BackendUnavailable(
             f"the Docker daemon at {where} did not answer within {timeout:.0f} s", remedies=_REMEDIES
@@ -106,6 +114,25 @@ _REMEDIES = (
     'or use local binaries: pip install "pg-harness[embedded]" and backend = "process"',
     "or name a server that runs already: PGHARNESS_SERVER_URL=postgresql://…",
 )
+
+
+def _refusal(where: str) -> str | None:
+    """Why nobody takes calls at a Unix socket; None where somebody does, or where it is no such address.
+
+    It saves the client's imports (0.3 s) where no daemon runs, and the client loses a socket that it cannot connect.
+    """
+    if not where.startswith("unix://"):
+        return None
+    with socket_.socket(socket_.AF_UNIX) as caller:
+        # A full queue of calls blocks: that is for the caller's own patience.
+        caller.settimeout(0.5)
+        try:
+            caller.connect(where.removeprefix("unix://"))
+        except TimeoutError:
+            return None
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 def _socket(environ: Mapping[str, str]) -> str | None:

@@ -12,6 +12,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,19 @@ def test_a_daemon_over_tcp(place: Checkout) -> None:
             assert session.value("SELECT 1") == 1
         ours.stop(info)
     assert os.environ.get("DOCKER_HOST") is None or "127.0.0.1" not in os.environ["DOCKER_HOST"]
+
+
+def test_threads_leave_the_environment_as_it_was(place: Checkout) -> None:
+    place.environ["DOCKER_HOST"] = "unix:///var/run/docker.sock"
+    before = os.environ.get("DOCKER_HOST")
+    with ThreadPoolExecutor(4) as threads:
+        daemons = list(threads.map(lambda _: connect(place.environ, timeout=10), range(8)))
+    for each in daemons:
+        each.client.close()
+    assert os.environ.get("DOCKER_HOST") == before
+    ours = backend(place)
+    with ThreadPoolExecutor(4) as threads:
+        assert len({id(found) for found in threads.map(lambda _: ours.daemon, range(8))}) == 1
 
 
 def test_a_daemon_that_says_nothing_costs_a_second(place: Checkout) -> None:
