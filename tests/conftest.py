@@ -20,7 +20,7 @@ pytest_plugins = [
 ]
 
 REQUIRE_DOCKER = os.environ.get("PGHARNESS_TEST_REQUIRE_DOCKER") == "1"
-IMAGES = ("pgharness-test:15", "pgharness-test:17")
+IMAGES = ("pgharness-test:15", "pgharness-test:17", "pgharness-test:busybox")
 
 
 @cache
