@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness import names
 from harness.catalog import databases
 from harness.catalog.session import Session
+from harness.clones import RESERVED_CONNECTIONS
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ PER_WORKER_RESERVE = 2
 
 HOST_RESERVE = 6
 """The same for the process that started the run: sign of life, server, spares, sweep."""
+
+USUAL = 20
+"""What each worker gets at least where nobody has set a number, as long as that fits."""
+
+LEAST = 5
+"""Below this a worker is of no use to most applications: rather fewer workers."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,19 @@ class Budget:
     @property
     def largest(self) -> int:
         """The largest ``connections_per_worker`` that fits; 0 where none does."""
-        return max(0, (self.available - HOST_RESERVE) // self.workers - PER_WORKER_RESERVE)
+        return self._each(self.available)
+
+    def fitted(self) -> Budget:
+        """As it is where nobody has set ``connections_per_worker``: so much for each worker as can be had.
+
+        Of what is left, a run takes half at most, so that a second one finds room; :data:`USUAL` for each
+        worker and what is below it may be more than half.
+        """
+        half = self._each(self.available // 2)
+        return replace(self, per_worker=min(self.per_worker, self.largest, max(half, USUAL)))
+
+    def _each(self, connections: int) -> int:
+        return max(0, (connections - HOST_RESERVE) // self.workers - PER_WORKER_RESERVE)
 
 
 def of(session: Session, *, run: str, workers: int, per_worker: int, databases_each: int = 1) -> Budget:
@@ -75,12 +94,17 @@ def of(session: Session, *, run: str, workers: int, per_worker: int, databases_e
         parsed = found.parsed
         if parsed is not None and parsed.kind is names.Kind.LEASE and parsed.owner != run:
             # A person's databases lie idle most of the time: what they hold now is what counts.
-            others += found.sessions if parsed.owner == names.PERSON else per_worker
+            # A run's are what its workers may open: a leak of theirs must fail there.
+            theirs = (
+                found.connection_limit - RESERVED_CONNECTIONS if found.connection_limit > 0 else per_worker
+            )
+            others += found.sessions if parsed.owner == names.PERSON else theirs + PER_WORKER_RESERVE
     return Budget(maximum, reserved, others, workers, per_worker * databases_each)
 
 
 def check(harness: Harness, workers: int, *, controller: bool = True) -> Budget:
-    """Whether ``workers`` workers and their controller fit the server.
+    """Whether ``workers`` workers and their controller fit the server. Where nobody has set
+    ``connections_per_worker``, it is made to fit: the harness's databases get that limit from here on.
 
     Args:
         controller: whether the process that started the workers has a lease of its own.
@@ -98,9 +122,14 @@ def check(harness: Harness, workers: int, *, controller: bool = True) -> Budget:
         per_worker=settings.connections_per_worker,
         databases_each=len(settings.databases),
     )
+    each = len(settings.databases)
+    if "connections_per_worker" not in settings.origins:
+        fitted = found.fitted()
+        if fitted.per_worker // each >= LEAST:
+            harness.limit_connections(fitted.per_worker // each)
+            return fitted
     if found.fits:
         return found
-    each = len(settings.databases)
     fitting = found.largest // each
     several = f" × {each} databases" if each > 1 else ""
     remedy = (

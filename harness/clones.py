@@ -84,9 +84,18 @@ class Clones:
         mark = {"kind": "spare", "fingerprint": template.fingerprint, "created": _now()}
         return [
             *apply_statements(name, template.attributes),
-            f"alter database {ident(name)} with connection limit {self.connections + RESERVED_CONNECTIONS}",
+            self._limit(name),
             databases.comment_statement(name, mark, template.attributes.comment),
         ]
+
+    def _limit(self, name: str) -> str:
+        return f"alter database {ident(name)} with connection limit {self.connections + RESERVED_CONNECTIONS}"
+
+    def limit(self, connections: int, leased: Sequence[str] = ()) -> None:
+        """From now on a worker may open so many connections; ``leased`` are databases that it holds already."""
+        self.connections = connections
+        if leased:
+            self.link.session.script(";\n".join(self._limit(name) for name in leased))
 
     def fill(self, template: Template, count: int, *, parallel: int = 2) -> None:
         """Make spares until ``count`` are there, side by side."""
@@ -170,7 +179,8 @@ class Clones:
         }
         self.link.session.script(
             databases.comment_statement(spare, mark, template.attributes.comment)
-            + f";\nalter database {ident(spare)} rename to {ident(name)}"
+            # A spare of an earlier run has the limit that was right for that run.
+            + f";\n{self._limit(spare)};\nalter database {ident(spare)} rename to {ident(name)}"
         )
 
     def release(self, name: str, *, drop: bool = True) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -12,7 +12,6 @@ from harness.clones import Claim
 from harness.errors import ConfigError, HarnessError
 from harness.lease import Lease, LeasedDatabase
 from harness.one_server import OneServer
-from harness.pool import Filler
 from harness.recipe import Owner
 from harness.runs import How, parallel
 from harness.settings import Settings
@@ -22,6 +21,7 @@ from harness.template import Template
 if TYPE_CHECKING:
     from harness.backends.base import Backend, ServerInfo
     from harness.fleet import Fleet
+    from harness.pool import Filler
 
 
 class Harness(OneServer):
@@ -154,6 +154,14 @@ class Harness(OneServer):
         # Whoever leases many hands them to other programs: those cannot ask for a reset.
         return [self.lease(str(number), watch=False) for number in range(first, first + count)]
 
+    def limit_connections(self, each: int) -> None:
+        """Every worker of this run may open ``each`` connections to each of its databases, from here on."""
+        if each == self.settings.connections_per_worker:
+            return
+        self.settings = replace(self.settings, connections_per_worker=each)
+        leased = [dsn.database for lease in self._leases for dsn in lease.dsns.values()]
+        self.clones.limit(each, leased)
+
     def fill_aside(self, count: int) -> None:
         """Have ``count`` spares of each template, made over a connection of its own: for another thread."""
         link = self._link.another()
@@ -209,6 +217,8 @@ class Harness(OneServer):
         Call it before :meth:`lease`.
         """
         if self._filler is None:
+            from harness.pool import Filler
+
             own = self._clones_over(self._link.another())
             self._filler = Filler(own, list(self.templates.values()), wanted=count)
 
@@ -220,6 +230,13 @@ class Harness(OneServer):
             self._leases.remove(lease)
 
     # --- the end -----------------------------------------------------------------------------------
+
+    def release_run(self, workers: Sequence[str] | None = None) -> list[str]:
+        """As :meth:`OneServer.release_run`; the leases of this process log out before their databases go."""
+        for lease in list(self._leases):
+            if workers is None or lease.worker in workers:
+                lease.disconnect()
+        return super().release_run(workers)
 
     def close(self) -> None:
         """Release what is still leased, and let go of the server. Twice is once. A person's databases stay."""

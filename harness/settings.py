@@ -84,7 +84,8 @@ class Settings:
     """Bytes that data in memory may take; None: a quarter of what is free."""
     shm_size: int = 256 * 1024**2
     """Bytes of a container's ``/dev/shm`` (Docker's default of 64 MB breaks parallel queries)."""
-    connections_per_worker: int = 20
+    connections_per_worker: int = 50
+    """Where it is not set, a run of several workers takes what fits (``harness.budget``)."""
     max_connections: int = 500
     keep_failed: int = 3
     ttl: float = 15 * 60

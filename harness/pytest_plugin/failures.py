@@ -11,7 +11,6 @@ import pytest
 
 from harness.catalog import databases, inspection
 from harness.errors import HarnessError
-from harness.keep import keep_copies
 from harness.pytest_plugin.freshness import Freshness
 from harness.pytest_plugin.state import State
 
@@ -89,7 +88,7 @@ class Failures:
                 for line in databases.sessions_of(harness.link.session, leased.dsn.database)
                 if ", pg-harness, " not in line
             ]
-            limit = self._state.settings.connections_per_worker
+            limit = harness.settings.connections_per_worker
             if sessions:
                 lines.append(f"sessions ({len(sessions)} of {limit}):")
                 lines += [f"  {line}" for line in sessions]
@@ -101,6 +100,8 @@ class Failures:
         if self._state.settings.keep_failed < 1:
             return
         try:
+            from harness.keep import keep_copies
+
             kept = keep_copies(harness, lease, item.nodeid, changed=changed)
         except HarnessError as error:
             lines.append(f"no copy was kept: {error}")

@@ -6,7 +6,8 @@ import pytest
 
 from harness.pytest_plugin import django_bridge, fixtures
 from harness.pytest_plugin.failures import Failures
-from harness.pytest_plugin.freshness import Freshness
+from harness.pytest_plugin.freshness import Freshness, Stop
+from harness.pytest_plugin.garbage import Garbage
 from harness.pytest_plugin.header import Header
 from harness.pytest_plugin.serial import Serial
 from harness.pytest_plugin.session import Guard, Summarizer
@@ -30,6 +31,8 @@ def register(config: pytest.Config, state: State) -> None:
     manager.register(Summarizer(state), "pg_harness_summary")
     manager.register(Failures(state, freshness), "pg_harness_failures")
     manager.register(freshness, "pg_harness_freshness")
+    manager.register(Stop(freshness), "pg_harness_stop")
+    manager.register(Garbage(state), "pg_harness_garbage")
     manager.register(Serial(state), "pg_harness_serial")
     if django_bridge.wanted(manager, state):
         manager.register(django_bridge, "pg_harness_django")

@@ -46,7 +46,7 @@ class Controller:
             if self._state.settings.isolation == "server":
                 self._check_room(len(specs))
             else:
-                budget.check(harness, len(specs))
+                self._tell(budget.check(harness, len(specs)))
             path = self._run_file(len(specs)).write(project.state_dir(os.environ) / "runs")
         except HarnessError as error:
             raise pytest.UsageError(f"pg-harness: {error}") from None
@@ -59,12 +59,27 @@ class Controller:
         )
         self._filler.start()
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """``-n auto`` may have come to nothing: then the tests run here after all."""
+        if self._state.settings.fresh == "reset" and not session.config.pluginmanager.has_plugin("dsession"):
+            self._state.running[1].watch()
+
     def _check_room(self, workers: int) -> None:
         from harness.member import Member
 
         harness, _ = self._state.running
         if isinstance(harness, Member):
             harness.fleet.check_room(workers)
+
+    def _tell(self, found: budget.Budget) -> None:
+        """A small share is worth knowing before a test runs out of it."""
+        each = found.per_worker // len(self._state.settings.databases)
+        if each < budget.USUAL and "connections_per_worker" not in self._state.settings.origins:
+            self._state.summary.notice(
+                f"each of the {found.workers - 1} workers could have {each} connections only: the server has "
+                f"{found.maximum}, {found.others} belong to other runs (setting max_connections, or fewer workers)"
+            )
 
     def _run_file(self, workers: int) -> RunFile:
         harness, _ = self._state.running
@@ -77,7 +92,11 @@ class Controller:
             server=harness.server.info,
             owner=harness.owner,
             templates=harness.templates,
-            overrides=given_as_options(self._config.option),
+            # What fits is found out once: a worker must not take more than was counted for it.
+            overrides={
+                **given_as_options(self._config.option),
+                "connections_per_worker": harness.settings.connections_per_worker,
+            },
             start_origin=settings.root_origin,
             workers=workers,
         )

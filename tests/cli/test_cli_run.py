@@ -194,7 +194,8 @@ def test_the_command_has_our_standard_input(project: Project) -> None:
 
 
 def test_more_workers_than_the_server_has_connections_for(project: Project) -> None:
-    said = project.fails(120, "run", "-n", "40", "--", "true", PGHARNESS_MAX_CONNECTIONS="500")
+    limits = {"PGHARNESS_MAX_CONNECTIONS": "500", "PGHARNESS_CONNECTIONS_PER_WORKER": "20"}
+    said = project.fails(120, "run", "-n", "40", "--", "true", **limits)
     assert "40 workers need 886 connections: 40 × (20 + 2) + 6" in said
     assert "The server has 500" in said
     assert "connections_per_worker = " in said
