@@ -14,13 +14,13 @@ from harness.catalog.session import Session, ident
 from harness.clones import Claim, Clones
 from harness.dsn import Dsn
 from harness.errors import HarnessError, LeaseError
-from harness.reset.engine import ResetEngine
-from harness.reset.model import Changes, RecloneNeeded
 from harness.reset.report import ResetReport
 from harness.template import Template
 
 if TYPE_CHECKING:
+    from harness.reset.engine import ResetEngine
     from harness.reset.marks import Mark
+    from harness.reset.model import Changes, RecloneNeeded
 
 
 class DatabaseReset:
@@ -55,6 +55,9 @@ class DatabaseReset:
         """Open the engine. The database must be pristine: claimed just now, or just cloned again."""
         if self.problem or self._engine is not None:
             return
+        # Here, because whoever only clones has no need of it: it takes a while to import.
+        from harness.reset.engine import ResetEngine
+
         engine = ResetEngine(
             reader=self._open_reader,
             restorer=lambda settings: self._open(self._database, settings),
@@ -81,6 +84,8 @@ class DatabaseReset:
             reason = self.problem or "nothing was watched since the database was pristine"
             report = self.renew(reason=reason)
         else:
+            from harness.reset.model import RecloneNeeded
+
             try:
                 return self._engine.reset(to=to, sessions=sessions)
             except RecloneNeeded as error:
@@ -98,6 +103,8 @@ class DatabaseReset:
         elif retired:
             databases.drop_retired(self._clones.link.session, retired)
         if self._engine is not None:
+            from harness.reset.model import RecloneNeeded
+
             try:
                 self._engine.rebase()
             except RecloneNeeded as error:

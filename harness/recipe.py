@@ -7,10 +7,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.catalog.session import Session
 from harness.dsn import Dsn
-from harness.migrations.base import MigrationSource
+
+if TYPE_CHECKING:
+    from harness.migrations.base import MigrationSource
 
 FORMAT = 1
 """Part of every fingerprint: raised when templates are built differently from the same recipe."""

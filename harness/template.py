@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harness import names
-from harness.building import Build
 from harness.catalog import databases, locks
 from harness.catalog.attributes import Attributes
 from harness.catalog.databases import Database
@@ -83,6 +82,9 @@ def ensure(
         if not rebuild and (found := look(session, project, wanted, recipe.database)):
             return replace(found, seconds=time.monotonic() - began)
         _drop_leftovers(session, project, wanted, rebuild)
+        # Only where it has to be built: what runs migrations takes a while to import.
+        from harness.building import Build
+
         mark = Build(session, project, wanted, recipe, owner, probe_strategy, story, progress).run()
     built = _from_mark(names.template(project, wanted), mark, recipe.database)
     return replace(built, built=True, seconds=time.monotonic() - began)
