@@ -1,4 +1,5 @@
-"""procrastinate's SQL, from its wheel: its whole schema, and its history of migrations, through ``sql:``."""
+"""procrastinate's SQL, from its wheel: its whole schema, and its history of migrations, through ``sql:``; and
+resets of what its own functions and workers write."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fix_migrations import Blank
+from fix_reset_real import real_reset
 
 procrastinate = pytest.importorskip("procrastinate", reason="tests/requirements-real.txt is not installed")
 TABLES = {
@@ -28,9 +30,46 @@ SHAPE = """
     ORDER BY 1, 2, 3
 """
 
+# Jobs are deferred, run, fail, are retried and cancelled: enums, triggers, functions, LISTEN and NOTIFY.
+WORKING = """
+    import asyncio
+    import os
+    import procrastinate
+
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=os.environ["DATABASE_URL"]))
+
+    @app.task(queue="q", name="add")
+    async def add(a, b):
+        return a + b
+
+    @app.task(queue="q", name="fail", retry=procrastinate.RetryStrategy(max_attempts=2, wait=0))
+    async def fail():
+        raise ValueError
+
+    async def main():
+        async with app.open_async():
+            for number in range(12):
+                await add.configure(lock=f"lock {number % 3}", priority=number).defer_async(a=number, b=1)
+            await add.configure(queueing_lock="once").defer_async(a=1, b=1)
+            try:
+                await add.configure(queueing_lock="once").defer_async(a=1, b=1)
+            except procrastinate.exceptions.AlreadyEnqueued:
+                pass
+            await fail.defer_async()
+            later = await add.configure(schedule_in={"hours": 1}).defer_async(a=0, b=0)
+            await app.job_manager.cancel_job_by_id_async(later)
+            await add.configure(queue="other").defer_async(a=5, b=5)
+            await app.run_worker_async(queues=["q"], wait=False, install_signal_handlers=False)
+            await app.job_manager.delete_old_jobs(nb_hours=0, queue="q")
+            job = add.configure(queue="q").make_new_job(timestamp=1)
+            await app.job_manager.defer_periodic_job(job=job, periodic_id="p", defer_timestamp=1)
+
+    asyncio.run(main())
+"""
+
 
 @pytest.mark.parametrize("version", ["15", "18"])
-def test_procrastinate(version: str, blank_on: Callable[[str], Blank]) -> None:
+def test_procrastinate(version: str, blank_on: Callable[[str], Blank], tmp_path: Path) -> None:
     root = Path(procrastinate.__file__).parent / "sql"
     whole, history = blank_on(version), blank_on(version)
     whole.migrate(root, "sql:schema.sql")
@@ -48,3 +87,7 @@ def test_procrastinate(version: str, blank_on: Callable[[str], Blank]) -> None:
     assert history.value(job) == "todo"
     # Its trigger wrote the event: functions with $$ bodies arrived whole.
     assert history.value("SELECT count(*) FROM procrastinate_events WHERE type = 'deferred'") == 1
+    with real_reset(whole, tmp_path) as lease:
+        lease.assert_restores(
+            WORKING, {"procrastinate_jobs", "procrastinate_events", "procrastinate_periodic_defers"}
+        )

@@ -1,4 +1,4 @@
-"""Django's contrib apps and Wagtail, from PyPI, through ``django``."""
+"""Django's contrib apps and Wagtail, from PyPI, through ``django``; and resets of what Wagtail itself writes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fix_migrations import Blank
+from fix_reset_real import real_reset
 
 pytest.importorskip("wagtail", reason="tests/requirements-real.txt is not installed")
 
@@ -35,6 +36,74 @@ WAGTAILADMIN_BASE_URL = "http://localhost"
 DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "production", "HOST": "db.example"}}
 """
 
+WRITING = """
+from real_settings import *
+import os
+ROOT_URLCONF = "writing_urls"
+DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": os.environ["PGDATABASE"],
+    "HOST": os.environ["PGHOST"], "PORT": os.environ["PGPORT"], "USER": os.environ["PGUSER"],
+    "PASSWORD": os.environ["PGPASSWORD"]}}
+"""
+
+URLS = """
+from django.urls import include, path
+from wagtail import urls
+urlpatterns = [path("", include(urls))]
+"""
+
+# What an editor does in an hour: pages are made, changed, published, moved, copied and deleted.
+EDITOR = """
+    import os
+    os.environ["DJANGO_SETTINGS_MODULE"] = "writing_settings"
+    import django
+    django.setup()
+    from django.contrib.auth.models import Group, Permission, User
+    from django.contrib.flatpages.models import FlatPage
+    from django.contrib.sessions.backends.db import SessionStore
+    from django.db import transaction
+    from wagtail.contrib.redirects.models import Redirect
+    from wagtail.models import Collection, Page, Site
+
+    home = Page.objects.get(depth=2)
+    editor = User.objects.create_superuser("editor", "e@example.org", "pw")
+    news = home.add_child(instance=Page(title="News", slug="news"))
+    for number in range(5):
+        child = news.add_child(instance=Page(title=f"Item {number}", slug=f"item-{number}"))
+        child.save_revision(user=editor).publish()
+    news.title = "Old news"
+    news.save()
+    news.copy(recursive=True, update_attrs={"slug": "copied", "title": "Copied"})
+    archive = home.add_child(instance=Page(title="Archive", slug="archive"))
+    child.move(archive, pos="last-child")
+    Page.objects.get(slug="item-0", path__startswith=news.path).delete()
+    home.refresh_from_db()
+    home.title = "Welcome, changed"
+    home.save_revision(user=editor).publish()
+    Site.objects.update(hostname="example.org")
+    group = Group.objects.create(name="writers")
+    group.permissions.set(Permission.objects.all()[:12])
+    Group.objects.get(name="Editors").delete()
+    Collection.get_first_root_node().add_child(name="Pictures")
+    Redirect.objects.create(old_path="/old", redirect_page=news)
+    store = SessionStore()
+    store["key"] = "value"
+    store.save()
+    try:
+        with transaction.atomic():
+            FlatPage.objects.create(url="/never/", title="never")
+            raise KeyError
+    except KeyError:
+        pass
+    with transaction.atomic():
+        FlatPage.objects.create(url="/kept/", title="kept").sites.add(1)
+        try:
+            with transaction.atomic():
+                User.objects.create_user("editor")
+        except Exception:
+            pass
+    assert Page.objects.count() == 14, Page.objects.count()
+"""
+
 
 @pytest.mark.parametrize("version", ["15", "18"])
 def test_wagtail(version: str, blank_on: Callable[[str], Blank], tmp_path: Path) -> None:
@@ -59,3 +128,15 @@ def test_wagtail(version: str, blank_on: Callable[[str], Blank], tmp_path: Path)
         == 0
     )
     assert blank.sessions() == 0
+    (tmp_path / "writing_settings.py").write_text(WRITING)
+    (tmp_path / "writing_urls.py").write_text(URLS)
+    with real_reset(blank, tmp_path) as lease:
+        report = lease.assert_restores(
+            EDITOR,
+            {
+                "wagtailcore_page", "wagtailcore_revision", "wagtailcore_site", "wagtailcore_collection",
+                "wagtailcore_pagelogentry", "wagtailredirects_redirect", "auth_user", "auth_group",
+                "auth_group_permissions", "django_session", "django_flatpage",
+            },
+        )  # fmt: skip
+    assert report.rows > 50
