@@ -205,7 +205,8 @@ class ResetEngine(EngineState):
             tables.update(found.names.get(oid, str(oid)) for oid in todo.sequences)
             if outcome.hindered and run.waiting.old_snapshots(outcome.xid):
                 continue  # whoever had to be waited for may have written in the meantime
-            self._vacuum.after(self._lease, outcome.dead, self._bases, self._touched)
+            put_back = {oid: outcome.dead.get(oid, 0) + found.tables[oid].gone for oid in todo.tables}
+            self._vacuum.after(self._lease, put_back, self.store.relations, self._touched)
             return ResetReport("restore", tuple(sorted(tables)), rows)
 
     def _lock_first(self, run: _Run) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from harness.catalog.restore_facts import Relation
 from harness.catalog.session import Session, ident
 from harness.errors import ServerRefused
-from harness.reset.baseline import TableBase
 
 EVERY_RESETS = 50
 DEAD_ROWS = 2000
@@ -24,24 +24,24 @@ class Vacuum:
     def after(
         self,
         session: Session,
-        dead: Mapping[int, int],
-        bases: Mapping[int, TableBase],
+        put_back: Mapping[int, int],
+        relations: Mapping[int, Relation],
         touched: Mapping[str, object],
     ) -> None:
         """Count one reset, and vacuum the tables and catalogs whose turn it is.
 
         Args:
-            dead: table OID → rows that this reset deleted.
+            put_back: OID of each table that was put back → dead rows that are known of. An application that
+                deletes, or rolls back, leaves some of which nobody tells: each reset counts as well.
+            relations: OID → relation.
             touched: catalogs that were written since the clone.
         """
         due = []
-        for oid, rows in dead.items():
-            if not rows or oid not in bases:
-                continue
+        for oid, rows in put_back.items():
             self._dead[oid] = self._dead.get(oid, 0) + rows
             self._resets[oid] = self._resets.get(oid, 0) + 1
             if self._resets[oid] >= EVERY_RESETS or self._dead[oid] >= DEAD_ROWS:
-                due.append(bases[oid].relation.sql)
+                due.append(relations[oid].sql)
                 self._dead[oid] = self._resets[oid] = 0
         for name in touched:
             self._catalogs[name] = self._catalogs.get(name, 0) + 1
