@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import names
+from harness import keep_dump, names
 from harness.catalog import copying, databases
 from harness.catalog.session import Session
 from harness.errors import HarnessError, LeaseLost
 
 if TYPE_CHECKING:
     from harness.core import Harness
-    from harness.lease import Lease
+    from harness.lease import Lease, LeasedDatabase
     from harness.template import Template
 
 MOST_BYTES = 512 * 1024**2
@@ -28,36 +30,35 @@ class Kept:
     Attributes:
         name: of the database.
         database: which of the lease's databases it is of.
-        rows: how many were copied.
-        lacking: tables of the test's database that the copy does not have (the test created them).
+        whole: whether it is a dump of everything; else a clone of the template with the rows of the test.
+        lacking: what the copy does not have, one line each.
     """
 
     name: str
     database: str
-    rows: int
+    whole: bool = False
     lacking: tuple[str, ...] = ()
 
 
-def keep_copies(
-    harness: Harness, lease: Lease, why: str, *, changed: Sequence[str] | None = None
-) -> list[Kept]:
-    """Copy every database of a lease: a new clone of its template, and the rows of the changed tables.
+def keep_copies(harness: Harness, lease: Lease, why: str, *, schema_changed: bool = False) -> list[Kept]:
+    """Copy every database of a lease: a new clone of its template with the rows of all tables; or a dump, where
+    the schema is not the template's any more. Only what is committed is in it.
 
     Of what was kept by failed tests, the newest ``keep_failed`` stay.
 
     Args:
         why: for people, for instance the test's id.
-        changed: names of the tables that differ from the template; None: unknown, all are copied.
+        schema_changed: whether it is known that the schema was changed; where tables differ, it is seen here.
 
     Raises:
         HarnessError: a copy could not be made; nothing is left of it.
     """
-    kept = [_keep(harness, lease, name, why, changed) for name in lease.databases]
+    kept = [_keep(harness, lease, name, why, schema_changed) for name in lease.databases]
     _drop_surplus(harness, keep=max(harness.settings.keep_failed, len(kept)))
     return kept
 
 
-def _keep(harness: Harness, lease: Lease, database: str, why: str, changed: Sequence[str] | None) -> Kept:
+def _keep(harness: Harness, lease: Lease, database: str, why: str, schema_changed: bool) -> Kept:
     admin = harness.link.session
     leased = lease[database]
     found = databases.find(admin, leased.dsn.database)
@@ -66,15 +67,15 @@ def _keep(harness: Harness, lease: Lease, database: str, why: str, changed: Sequ
     size = admin.value("select pg_database_size(%s::name)", (leased.dsn.database,))
     if size > MOST_BYTES:
         raise HarnessError(f"database {leased.dsn.database} is too large to be kept ({size / 1e6:.0f} MB)")
+    mark = {**(found.mark or {}), "kind": "kept", "why": why[:500], "created": _now()}
     name = _claimed(harness, leased.template)
     try:
-        rows, lacking = _copy(harness, leased.dsn.database, name, changed)
-        mark = {**(found.mark or {}), "kind": "kept", "why": why[:500], "created": _now()}
+        whole, lacking = _fill(harness, leased, name, schema_changed)
         admin.script(databases.comment_statement(name, mark, found.comment))
     except BaseException:
         databases.drop(admin, name, harness.project)
         raise
-    return Kept(name, database, rows, lacking)
+    return Kept(name, database, whole, lacking)
 
 
 def _claimed(harness: Harness, template: Template) -> str:
@@ -85,9 +86,50 @@ def _claimed(harness: Harness, template: Template) -> str:
     return name
 
 
-def _copy(
-    harness: Harness, source: str, target: str, changed: Sequence[str] | None
-) -> tuple[int, tuple[str, ...]]:
+def _fill(
+    harness: Harness, leased: LeasedDatabase, name: str, schema_changed: bool
+) -> tuple[bool, tuple[str, ...]]:
+    """Whether all of it was copied, and what the copy lacks."""
+    source = leased.dsn.database
+    if not schema_changed and _copy_rows(harness, source, name):
+        return False, ()
+    session = harness.link.session
+    binaries = harness.server.info.binaries
+    programs = keep_dump.find(session.server_version, Path(binaries) if binaries else None, harness.environ)
+    if programs is None:
+        lacking = _copy_what_fits(harness, source, name)
+        needed = f"pg_dump {session.server_version // 10000} or later was not found on this machine"
+        return False, (f"the test changed the schema, which is not in the copy: {needed}", *lacking)
+    databases.drop(session, name, harness.project)
+    databases.create_empty(
+        session, name, owner=harness.owner.name, locale=databases.deterministic_locale(session)
+    )
+    dsn = harness.link.dsn
+    problem = keep_dump.copy_whole(
+        programs, dsn.with_database(source), dsn.with_database(name), harness.environ
+    )
+    return True, (problem,) if problem else ()
+
+
+def _copy_rows(harness: Harness, source: str, target: str) -> bool:
+    """Copy the rows of all tables; False, and nothing copied, where the tables are not the same."""
+    with _both(harness, source, target) as (old, new):
+        there = copying.tables(old)
+        if there != copying.tables(new):
+            return False
+        copying.copy(old, new, there)
+        return True
+
+
+def _copy_what_fits(harness: Harness, source: str, target: str) -> tuple[str, ...]:
+    with _both(harness, source, target) as (old, new):
+        there, wanted = copying.tables(new), copying.tables(old)
+        copying.copy(old, new, [table for table in wanted if table in there])
+        return tuple(f"rows of {table}" for table in wanted if table not in there)
+
+
+@contextmanager
+def _both(harness: Harness, source: str, target: str) -> Iterator[tuple[Session, Session]]:
     dsn = harness.link.dsn
     with (
         Session.connect(dsn.with_database(source)) as old,
@@ -95,14 +137,7 @@ def _copy(
     ):
         # A test may have left a lock on a table, in an idle session: the copy must not wait for it.
         old.execute("set lock_timeout = '1s'")
-        there = set(copying.tables(new))
-        wanted = [t for t in copying.tables(old) if changed is None or _named(t, changed)]
-        rows = copying.copy(old, new, [t for t in wanted if t in there])
-        return rows, tuple(str(t) for t in copying.tables(old) if t not in there)
-
-
-def _named(table: copying.Table, changed: Sequence[str]) -> bool:
-    return str(table) in changed or f"{table.schema}.{table.name}" in changed or table.name in changed
+        yield old, new
 
 
 def _drop_surplus(harness: Harness, *, keep: int) -> None:

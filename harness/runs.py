@@ -69,6 +69,11 @@ class Run(ABC):
         self._lock = threading.RLock()
         self._closed = False
 
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """The environment that it was opened with, for programs that are started on its behalf."""
+        return self._environ
+
     @classmethod
     def open(
         cls,

@@ -60,25 +60,26 @@ class Failures:
                         f"it was gone: {item.nodeid} or a test before it dropped it; it is there again, new"
                     )
                     return lines
-            changed = self._changes(lines)
+            schema_changed = self._changes(lines)
             self._sessions(lines)
-            self._keep(item, lines, changed)
+            self._keep(item, lines, schema_changed)
             self._log(lines)
         except HarnessError as error:
             lines.append(f"more cannot be told: {error}")
         return lines
 
-    def _changes(self, lines: list[str]) -> list[str] | None:
+    def _changes(self, lines: list[str]) -> bool:
+        """Tell what the test changed; whether that is the schema, too."""
         if self._freshness.mode == "none":
-            return None
+            return False
         lease = self._state.running[1]
         try:
             changes = lease.changes()
         except HarnessError:
-            return None
+            return False
         lines.append("changed by this test:")
         lines += [f"  {line}" for line in str(changes).splitlines()]
-        return None
+        return any(change.ddl for change in changes.values())
 
     def _sessions(self, lines: list[str]) -> None:
         harness, lease = self._state.running
@@ -95,24 +96,22 @@ class Failures:
             if held := inspection.locks_held(harness.link.session, leased.dsn.database):
                 lines += ["locks:", *(f"  {line}" for line in held)]
 
-    def _keep(self, item: pytest.Item, lines: list[str], changed: list[str] | None) -> None:
+    def _keep(self, item: pytest.Item, lines: list[str], schema_changed: bool) -> None:
         harness, lease = self._state.running
         if self._state.settings.keep_failed < 1:
             return
         try:
             from harness.keep import keep_copies
 
-            kept = keep_copies(harness, lease, item.nodeid, changed=changed)
+            kept = keep_copies(harness, lease, item.nodeid, schema_changed=schema_changed)
         except HarnessError as error:
             lines.append(f"no copy was kept: {error}")
             return
         for copy in kept:
             self._state.summary.kept[copy.name] = item.nodeid
-            lines.append(
-                f"kept as {copy.name} (committed rows); look at it: python -m harness psql {copy.name}"
-            )
-            if copy.lacking:
-                lines.append(f"  without tables that are not in the template: {', '.join(copy.lacking)}")
+            what = "all that is committed, by pg_dump" if copy.whole else "committed rows"
+            lines.append(f"kept as {copy.name} ({what}); look at it: python -m harness psql {copy.name}")
+            lines += [f"  not in it: {lacking}" for lacking in copy.lacking]
 
     def _log(self, lines: list[str]) -> None:
         harness, lease = self._state.running
