@@ -48,6 +48,11 @@ class TableChange:
     unlogged: bool = False
 
     @property
+    def gone(self) -> int:
+        """Rows that the application left dead, as far as records tell."""
+        return self.updates + self.deletes
+
+    @property
     def only_inserts(self) -> bool:
         """Whether every old row is proven to be untouched."""
         return not (self.updates or self.deletes or self.other or self.rewritten or self.unlogged)

@@ -168,3 +168,21 @@ def test_autovacuum_does_not_interfere(version: int, monkeypatch: pytest.MonkeyP
     assert vacuumed >= 3
     # A lock that autovacuum holds is given up after deadlock_timeout, one second: none was waited for.
     assert slowest < 1000
+
+
+def test_what_the_application_deletes_by_itself_is_cleaned_up(case: Case) -> None:
+    """Nothing is left for the reset to delete: the dead rows are all the application's. By a mark, too."""
+    case.bench.reclone()
+    with case.bench.app() as app:
+        for marked in (False, True):
+            if marked:
+                app.execute("insert into child (parent_id, v) values (1, 'marked')")
+                mark = case.bench.engine.mark()
+            for _ in range(700):
+                app.execute("delete from child")
+                assert case.reset().strategy == "restore"
+            # A page holds 291 rows at most, dead ones included.
+            assert app.value("select pg_relation_size('child') / 8192") <= 2
+        mark.release()
+        case.reset()
+    case.assert_pristine()
