@@ -15,12 +15,16 @@ from typing import Any
 
 import pytest
 
+import harness
 from harness import project, running, server
 from harness.backends import defaults
 from harness.backends.base import ServerRequest
 from harness.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+INSTALLED = Path(harness.__file__).resolve().parents[1]
+"""Where this suite's own ``harness`` lies: the checkout, or in CI the wheel that was built from it."""
 
 STARTER = """
 import json, os, sys, time
@@ -66,7 +70,7 @@ class Checkout:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**self.environ, "PYTHONPATH": str(ROOT)},
+            env={**self.environ, "PYTHONPATH": str(INSTALLED)},
         )
 
     def answer(self, process: subprocess.Popen[str]) -> dict[str, Any]:

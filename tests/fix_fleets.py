@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fix_backends import INSTALLED
 from fix_last_will import leave
 
 from harness import bake, config, fleet, running
@@ -22,8 +23,6 @@ from harness.catalog.session import Session
 from harness.errors import BackendError
 from harness.fleet import Fleet
 from harness.settings import Settings
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -66,7 +65,7 @@ class Estate:
         return subprocess.Popen(
             [sys.executable, "-m", "harness", words[0], *options, *words[1:]],
             cwd=self.root,
-            env={**self.environ, "PYTHONPATH": str(ROOT), **environ},
+            env={**self.environ, "PYTHONPATH": str(INSTALLED), **environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -83,7 +82,7 @@ class Estate:
         )
         return subprocess.Popen(
             [sys.executable, "-c", prelude + code],
-            env={**self.environ, "PYTHONPATH": str(ROOT)},
+            env={**self.environ, "PYTHONPATH": str(INSTALLED)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

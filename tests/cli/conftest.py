@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fix_backends import INSTALLED
 
-import harness
 from harness.env import BENDING
 
 MIGRATION = "create table users (id int generated always as identity primary key, name text);\n"
@@ -30,7 +30,7 @@ class Project:
             "PGHARNESS_STATE_DIR": str(state),
             "PGHARNESS_CACHE_DIR": str(cache),
             "PGHARNESS_BACKEND": "process",
-            "PYTHONPATH": str(Path(harness.__file__).parents[1]),
+            "PYTHONPATH": str(INSTALLED),
             "NO_COLOR": "1",
         }
 

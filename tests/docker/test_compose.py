@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from fix_backends import ROOT, docker
+from fix_backends import INSTALLED, ROOT, docker
 
 from harness.catalog.session import Session
 from harness.dsn import Dsn
@@ -67,7 +67,7 @@ def compose(image: str, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
         "PGHARNESS_PROJECT": str(tmp_path),
         # The interpreter and packages that run this test, in an image that has neither: nothing is downloaded.
         "PGHARNESS_PYTHON_IMAGE": "pgharness-test:17", "PGHARNESS_INSTALL": "",
-        "PGHARNESS_COMMAND": f"env PYTHONPATH={ROOT} {sys.executable} -m harness",
+        "PGHARNESS_COMMAND": f"env PYTHONPATH={INSTALLED} {sys.executable} -m harness",
         "TEST_IMAGE": "pgharness-test:17", "TEST_COMMAND": "true",
     }  # fmt: skip
     files: list[str] = []
@@ -116,7 +116,7 @@ def test_four_workers(compose: Run, tmp_path: Path) -> None:
     with Session.connect(Dsn.parse(urls["DATABASE_URL_3"])) as session:
         assert session.value("show data_directory") == "/pgharness/memory/1"
     migrated = compose("workers.yml", "--migrate", "2", program=str(COMPOSE / "urls"), PGHARNESS_PYTHON=sys.executable,
-                       PYTHONPATH=str(ROOT), PGHARNESS_STATE_DIR=str(tmp_path / "state"),
+                       PYTHONPATH=str(INSTALLED), PGHARNESS_STATE_DIR=str(tmp_path / "state"),
                        PGHARNESS_CACHE_DIR=str(tmp_path / "cache"))  # fmt: skip
     assert migrated.returncode == 0, migrated.stderr
     for line in migrated.stdout.splitlines():
@@ -129,7 +129,7 @@ def test_four_workers(compose: Run, tmp_path: Path) -> None:
 
 def test_ci_with_the_sidecar(compose: Run, tmp_path: Path) -> None:
     extra = tmp_path / "interpreter.yml"
-    roots = {str(ROOT), os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix), sys.prefix}
+    roots = {str(INSTALLED), os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix), sys.prefix}
     mounts = "".join(f'      - "{path}:{path}:ro"\n' for path in sorted(roots) if path not in ("/usr", "/"))
     if sys.base_prefix == "/usr":
         pytest.skip("the system's own Python cannot be put into another image")

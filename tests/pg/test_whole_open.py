@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_backends import ROOT, Checkout
+from fix_backends import INSTALLED, Checkout
 from fix_servers import binaries_of
 
 from harness import running, server
@@ -63,7 +63,7 @@ def test_eight_processes_open_at_once(place: Checkout, migrated: Callable[..., S
         subprocess.Popen(
             [sys.executable, "-c", OPENER, str(place.root)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**place.environ, "PYTHONPATH": str(ROOT)},
+            env={**place.environ, "PYTHONPATH": str(INSTALLED)},
         )
         for _ in range(8)
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fix_backends import INSTALLED
 from fix_servers import enterable_folder
 
 from harness import config as settings_reader
@@ -22,7 +23,6 @@ from harness.catalog import databases
 from harness.core import Harness
 from harness.project import project_id
 
-REPOSITORY = Path(__file__).parents[2]
 TIMEOUT = 90
 """Seconds that one pytest process may take: a hang is a failure with its output, not a stuck suite."""
 
@@ -183,7 +183,7 @@ def _placed(root: Path) -> Iterator[Place]:
     environ |= {
         "PGHARNESS_STATE_DIR": str(root / ".state"),
         "PGHARNESS_CACHE_DIR": str(root / ".cache"),
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": str(INSTALLED),
         "COLUMNS": "300",
     }
     yield Place(root, environ)

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, USUAL, Folder, Place
+from conftest import USUAL, Folder, Place
+from fix_backends import ROOT
 
 from harness import config, running
 
@@ -23,9 +24,7 @@ def test_example(name: str, place: Place) -> None:
     for module in needed:
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
-    folder = Folder(
-        place, Path(shutil.copytree(REPOSITORY / "examples" / name, place.root / f"example {name}"))
-    )
+    folder = Folder(place, Path(shutil.copytree(ROOT / "examples" / name, place.root / f"example {name}")))
     environ = {"PGHARNESS_BACKEND": "process"}
     settings = config.load({**place.environ, **environ}, start=folder.path)
     try:

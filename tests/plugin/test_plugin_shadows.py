@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, Folder
+from conftest import Folder
+from fix_backends import INSTALLED
 
 THEIRS = "def answer(): return 42\n"
 USES = "import harness\ndef test_theirs(): assert harness.answer() == 42\n"
@@ -55,7 +56,7 @@ def test_unconfigured_imports_nothing(tmp_path: object) -> None:
         file.write("def test_it(): pass\n")
     with open(f"{tmp_path}/pyproject.toml", "w") as file:
         file.write('[project]\nname = "x"\nversion = "1"\n[dependency-groups]\ndev = ["pg-harness"]\n')
-    env = {"PATH": "/usr/bin:/bin", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(REPOSITORY)}
+    env = {"PATH": "/usr/bin:/bin", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(INSTALLED)}
     result = subprocess.run(
         [sys.executable, "-c", probe],
         check=False,
