@@ -11,6 +11,7 @@ from harness.errors import ServerRefused
 EVERY_RESETS = 50
 DEAD_ROWS = 2000
 CATALOG_RESETS = 100
+OWNERS = "pg_shdepend"
 
 
 class Vacuum:
@@ -43,7 +44,8 @@ class Vacuum:
             if self._resets[oid] >= EVERY_RESETS or self._dead[oid] >= DEAD_ROWS:
                 due.append(relations[oid].sql)
                 self._dead[oid] = self._resets[oid] = 0
-        for name in touched:
+        # Every temporary table and large object has a row about its owner in a catalog of the whole server.
+        for name in (*touched, OWNERS) if touched else ():
             self._catalogs[name] = self._catalogs.get(name, 0) + 1
             if self._catalogs[name] >= CATALOG_RESETS:
                 due.append(ident("pg_catalog", name))
