@@ -103,6 +103,7 @@ def _together(reports: list[ResetReport], milliseconds: float) -> ResetReport:
         milliseconds=milliseconds,
         reason="; ".join(dict.fromkeys(r.reason for r in reports if r.reason)),
         ended=tuple(session for r in reports for session in r.ended),
+        idle=tuple(pid for r in reports for pid in r.idle),
     )
 
 
@@ -189,7 +190,7 @@ class Lease:
     def watch(self) -> None:
         """Note the present, pristine state, so that :meth:`reset` can put back what changes from now on.
 
-        Call it before anything is written. Where the server does not allow it, :attr:`reset_problem` says why,
+        Call it before anything is written. What a reset needs beyond the note is got ready by the first one. Where the server does not allow it, :attr:`reset_problem` says why,
         and every reset is a fresh clone.
         """
         self._check()
@@ -197,9 +198,15 @@ class Lease:
             reset.prepare()
 
     @property
+    def untouched(self) -> bool:
+        """Whether it is watched and nobody has logged in to its databases yet. One round trip for each of them."""
+        self._check()
+        return all(reset.untouched for reset in self._resets.values())
+
+    @property
     def reset_problem(self) -> str:
         """Why resets are clones on this server, with the remedy; empty where they are not."""
-        return next((reset.problem for reset in self._resets.values() if reset.problem), "")
+        return next((problem for reset in self._resets.values() if (problem := reset.problem)), "")
 
     def reset(self, *, to: LeaseMark | None = None, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
         """Bring every database of the lease back to the top mark, to ``to``, or to its template. The URLs stay.

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from harness import names
-from harness.catalog import databases, locks
+from harness.catalog import databases, locks, restore_shared
 from harness.catalog.link import connect_verified
+from harness.catalog.restore_shared import Note
 from harness.catalog.session import Session, ident
 from harness.clones import Claim, Clones
 from harness.dsn import Dsn
-from harness.errors import HarnessError, LeaseError
+from harness.errors import HarnessError, LeaseError, ServerRefused
 from harness.reset.report import ResetReport
 from harness.template import Template
 
@@ -26,10 +28,8 @@ if TYPE_CHECKING:
 class DatabaseReset:
     """Brings one database of a lease back to its template, or to a mark.
 
-    The engine is opened by :meth:`prepare`, while the database is pristine; without it every reset is a clone.
-
-    Attributes:
-        problem: why this server can only clone, with the remedy; empty where it can reset.
+    :meth:`prepare` takes note of the pristine state; the engine is opened when it is first needed. Without the
+    note every reset is a clone.
     """
 
     def __init__(
@@ -42,7 +42,10 @@ class DatabaseReset:
         reset_timeout: float,
         drop_later: Callable[[str], None] | None = None,
     ) -> None:
-        self.problem = ""
+        self._problem = ""
+        self._noted: Note | None = None
+        self._watched = False
+        self._opening = threading.RLock()
         self._clones = clones
         self._database = database.database
         self._template = template
@@ -52,11 +55,63 @@ class DatabaseReset:
         self._engine: ResetEngine | None = None
 
     def prepare(self) -> None:
-        """Open the engine. The database must be pristine: claimed just now, or just cloned again."""
-        if self.problem or self._engine is not None:
+        """Watch from now on. The database must be pristine: claimed just now, or just cloned again."""
+        self._watched = True
+        if self._problem or self._noted is not None or self._engine is not None:
             return
-        # Here, because whoever only clones has no need of it: it takes a while to import.
+        # Before 15, who has logged in is known late; and there is no engine to be opened later.
+        if self._template.settled and self._clones.link.session.server_version >= 150000:
+            try:
+                self._noted = restore_shared.note(
+                    self._clones.link.session, self._database, self._clones.owner.name
+                )
+                return
+            except ServerRefused:
+                # Only a superuser may take the note: what else is missing is said by the engine.
+                self._noted = None
+        self._open_engine()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody has logged in since the database was pristine: there is nothing to look for."""
+        noted, session = self._noted, self._clones.link.session
+        return noted is not None and not restore_shared.entered(session, self._database, noted.database)
+
+    def _unchanged(self) -> bool:
+        """The same, and what the server says about it and its role is as it was: another worker's test shares the role."""
+        noted, session = self._noted, self._clones.link.session
+        return (
+            noted is not None
+            and self.untouched
+            and restore_shared.shared(session, noted.database, noted.role) == noted.shared
+        )
+
+    @property
+    def problem(self) -> str:
+        """Why this server can only clone, with the remedy; empty where it can reset."""
+        try:
+            self._opened()
+        except HarnessError:
+            # This time only: the next reset is a clone, and says why.
+            return ""
+        return self._problem
+
+    def _opened(self) -> ResetEngine | None:
+        """The engine, opened where it was not needed before; None where every reset is a clone.
+
+        Raises:
+            RecloneNeeded: it needs a fresh clone to begin with.
+        """
+        with self._opening:
+            if self._engine is None and self._noted is not None:
+                self._open_engine(self._noted)
+                self._noted = None
+        return self._engine
+
+    def _open_engine(self, noted: Note | None = None) -> None:
+        # Here, because it takes a while to import, and many a run has no need of it.
         from harness.reset.engine import ResetEngine
+        from harness.reset.model import RecloneNeeded
 
         engine = ResetEngine(
             reader=self._open_reader,
@@ -66,10 +121,12 @@ class DatabaseReset:
             reset_timeout=self._timeout,
         )
         try:
-            engine.rebase()
+            engine.rebase(noted)
         except HarnessError as error:
             engine.close()
-            self.problem = str(error)
+            if noted is not None and not (isinstance(error, RecloneNeeded) and error.lasting):
+                raise
+            self._problem = str(error)
         else:
             self._engine = engine
 
@@ -80,16 +137,17 @@ class DatabaseReset:
             LeaseLost: the template is gone as well.
         """
         began = time.monotonic()
-        if self._engine is None:
-            reason = self.problem or "nothing was watched since the database was pristine"
-            report = self.renew(reason=reason)
-        else:
-            from harness.reset.model import RecloneNeeded
+        if self._unchanged():
+            return ResetReport(strategy="nothing", milliseconds=1000 * (time.monotonic() - began))
+        from harness.reset.model import RecloneNeeded
 
-            try:
-                return self._engine.reset(to=to, sessions=sessions)
-            except RecloneNeeded as error:
-                report = self.renew(reason=error.reason)
+        try:
+            if (engine := self._opened()) is not None:
+                return engine.reset(to=to, sessions=sessions)
+            reason = self._problem or "nothing was watched since the database was pristine"
+        except RecloneNeeded as error:
+            reason = error.reason
+        report = self.renew(reason=reason)
         return replace(report, milliseconds=1000 * (time.monotonic() - began))
 
     def renew(self, *, reason: str) -> ResetReport:
@@ -97,6 +155,7 @@ class DatabaseReset:
         began = time.monotonic()
         # A test may have changed its password: roles are the server's, and no clone brings them back.
         self._clones.restore_role()
+        self._noted = None
         retired = self._clones.replace(self._template, self._claim)
         if self._drop_later is not None:
             self._drop_later(retired)
@@ -110,11 +169,13 @@ class DatabaseReset:
             except RecloneNeeded as error:
                 # Else the rows of a mark would be missing, and the database pass for the marked state.
                 self._give_up(error)
+        elif self._watched:
+            self.prepare()
         return ResetReport(strategy="clone", milliseconds=1000 * (time.monotonic() - began), reason=reason)
 
     def _give_up(self, error: RecloneNeeded) -> None:
         engine, self._engine = self._engine, None
-        self.problem = error.reason
+        self._problem = error.reason
         if engine is not None:
             marked = engine.marked
             engine.close()
@@ -140,16 +201,18 @@ class DatabaseReset:
         return self._ready().mark()
 
     def _ready(self) -> ResetEngine:
-        if self._engine is None:
+        engine = self._opened()
+        if engine is None:
             raise LeaseError(
-                self.problem
+                self._problem
                 or f'nothing was watched since {self._database} was pristine: set fresh = "reset", '
                 f"or call lease.watch() before the first change"
             )
-        return self._engine
+        return engine
 
     def close(self) -> None:
         """Log out; the database is about to be retired."""
+        self._noted = None
         if self._engine is not None:
             self._engine.close()
             self._engine = None

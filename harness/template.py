@@ -33,6 +33,7 @@ class Template:
         attributes: what a clone loses and gets again.
         strategy: ``"file_copy"`` or ``"wal_log"``: how it is cloned fastest on this server.
         size: bytes.
+        settled: whether no sequence in it is logged ahead: a reset can then be prepared when it is first needed.
         built: whether this process built it just now.
         seconds: what finding or building it took.
     """
@@ -43,6 +44,7 @@ class Template:
     attributes: Attributes = field(default_factory=Attributes, repr=False)
     strategy: str | None = "file_copy"
     size: int = 0
+    settled: bool = False
     built: bool = False
     seconds: float = 0.0
 
@@ -127,6 +129,7 @@ def _from_mark(name: str, mark: Mapping[str, Any], database: str) -> Template:
         attributes,
         mark.get("strategy", "file_copy"),
         int(mark.get("size", 0)),
+        bool(mark.get("settled", False)),
     )
 
 

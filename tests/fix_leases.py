@@ -29,6 +29,8 @@ class Schema:
         "create table orders (id bigint generated always as identity primary key, user_id int references users)",
         "create table colours (name text primary key, rgb int)",
         "insert into colours values ('red', 255), ('green', 65280), ('blue', 16711680)",
+        "create sequence numbers",
+        "select nextval('numbers')",
     )
 
     def fingerprint(self) -> str:

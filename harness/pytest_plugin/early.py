@@ -131,11 +131,18 @@ def _host(settings: Settings, options: Any) -> State:
         else:
             harness = Harness.open_with(settings, environ, **given)
         try:
-            lease = harness.lease("main")
+            # xdist's controller runs no test: nothing will be reset there.
+            lease = harness.lease("main", watch=False if distributes(options) else None)
         except BaseException:
             harness.close()
             raise
     return _exporting(State(settings, Role.HOST, "main", harness, lease, {}, lambda: None, quiet))
+
+
+def distributes(options: Any) -> bool:
+    """Whether xdist's workers will run the tests, as far as can be told before ``-n auto`` is a number."""
+    # With --pdb, ``-n auto`` is none.
+    return bool(getattr(options, "numprocesses", None)) and not getattr(options, "usepdb", False)
 
 
 def _join(config: pytest.Config) -> State:

@@ -72,7 +72,8 @@ class WiderFixtures:
         if not self._first:
             return False
         self._first = False
-        self._mark(None)
+        if not self._state.running[1].untouched:
+            self._mark(None)
         return True
 
     # --- around a fixture --------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Literal
 
 from harness.catalog import restore_batch, restore_facts
+from harness.catalog.restore_shared import Note
 from harness.catalog.wal import Window
 from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.reset import detect
@@ -44,10 +45,13 @@ class ResetEngine(EngineState):
         stage: called with the name of each stage; for tests.
     """
 
-    def rebase(self) -> None:
+    def rebase(self, noted: Note | None = None) -> None:
         """Call it when the database is pristine: just claimed, or just cloned again.
 
         Marks that are set are made true again: their rows are put into the new clone.
+
+        Args:
+            noted: where the database was pristine earlier, and may be changed by now: what was true then.
 
         Raises:
             RecloneNeeded: this server cannot be read (``lasting``), or the clone is not like the baseline.
@@ -55,11 +59,11 @@ class ResetEngine(EngineState):
         self._based = False
         try:
             try:
-                self._rebase()
+                self._rebase(noted)
             except ServerLost as error:
                 # A session may have died unnoticed since the last reset: once more, with new ones.
                 self._lost(error)
-                self._rebase()
+                self._rebase(noted)
             self._based = True
             if self._marks:
                 self._pending = self._marks.everything()
@@ -90,7 +94,7 @@ class ResetEngine(EngineState):
         with self._one_at_a_time:
             run = _Run(self)
             report = self._reset(run, to, sessions)
-        return replace(report, milliseconds=1000 * (time.monotonic() - began), ended=tuple(run.waiting.ended))
+        return replace(report, milliseconds=1000 * (time.monotonic() - began), ended=tuple(run.waiting.ended), idle=run.idle)
 
     def _reset(self, run: _Run, to: Mark | None, sessions: Literal["keep", "end"]) -> ResetReport:
         try:
@@ -168,6 +172,7 @@ class ResetEngine(EngineState):
             if run.crowded and not self._lock_first(run):
                 continue
             window = self._look(force=force or bool(run.crowded))
+            run.idle = window.idle or run.idle
             if window.advisory or window.prepared or window.unfinished:
                 run.unlock()
                 run.waiting.hindered(window)
@@ -278,11 +283,13 @@ class _Run:
     Attributes:
         crowded: tables that were written while a reset looked: they are locked before the next look.
         locked: whether they are locked now, in an open transaction of the restorer.
+        idle: pids of sessions that were idle in a transaction.
     """
 
     def __init__(self, engine: ResetEngine) -> None:
         self.crowded: set[int] = set()
         self.locked = False
+        self.idle: tuple[int, ...] = ()
         self._engine = engine
         self.waiting = Waiting(
             reader=lambda: engine._wal.session,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from harness.catalog import restore_batch, restore_catalogs, restore_facts
+from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_shared
 from harness.catalog.restore_facts import SequenceState
-from harness.catalog.session import Session, ident
+from harness.catalog.restore_shared import Note
+from harness.catalog.session import Session
 from harness.catalog.wal import NOISE, WalReader, Window
 from harness.catalog.wal_choice import ChosenReader
 from harness.errors import HarnessError, ServerLost, ServerRefused
@@ -85,43 +86,44 @@ class EngineState:
         self._pending = Changes()
         self._start = self._seen = ""
         self._database = self._role_oid = 0
-        self._shared: restore_catalogs.Shared = ()
+        self._shared: restore_shared.Shared = ()
         self._vacuum = Vacuum()
         self._based = False
         self._one_at_a_time = threading.RLock()
 
-    def _rebase(self) -> None:
+    def _rebase(self, noted: Note | None = None) -> None:
         if self._restorer is not None:
             self._restorer.close()
         self._restorer = self._open_restorer(restore_batch.RESTORER_SETTINGS)
         reader, store = self._wal, self.store
-        self._database = int(
-            self._restorer.value("select oid::int8 from pg_database where datname = current_database()")
-        )
-        self._role_oid = int(
-            self._restorer.value("select coalesce(to_regrole(%s), 0)::oid::int8", (_quoted(self._role),))
-        )
-        self._files.clear()
-        self._remember_files(restore_facts.files(self._restorer))
-        if {oid for oid in self._files if oid >= restore_facts.FIRST_USER_OID} != {
-            oid for oid in store.relations if oid >= restore_facts.FIRST_USER_OID
-        }:
+        files = restore_facts.files(self._restorer)
+        if _of_users(files) != _of_users(store.relations):
             raise RecloneNeeded("the database is no copy of its baseline: other relations are in it")
         # A sequence that was logged ahead moves without a word in the log: setval ends that.
         ahead = [oid for oid, state in store.sequences.items() if state.logged_ahead]
-        if ahead:
-            restore_batch.run(self._restorer, [
-                f"select setval('{oid}'::regclass, {store.sequences[oid].last_value}, "
-                f"{str(store.sequences[oid].is_called).lower()})" for oid in ahead
-            ])  # fmt: skip
-        self._shared = restore_catalogs.shared(reader.session, self._database, self._role_oid)
+        if noted is None:
+            if ahead:
+                restore_batch.run(self._restorer, [
+                    f"select setval('{oid}'::regclass, {store.sequences[oid].last_value}, "
+                    f"{str(store.sequences[oid].is_called).lower()})" for oid in ahead
+                ])  # fmt: skip
+            start = restore_shared.note(reader.session, self._restorer.dsn.database, self._role)
+            start = replace(start, position=reader.position())
+        elif ahead:
+            raise RecloneNeeded("a sequence of the template is logged ahead: what moved it cannot be seen")
+        else:
+            # A test may have given a relation another file since: in a copy of the same template it has the first one.
+            start, files = noted, restore_facts.files(store.session)
+        self._database, self._role_oid, self._shared = start.database, start.role, start.shared
+        self._files.clear()
+        self._remember_files(files)
         self._touched.clear()
         self._own.clear()
         self._pending = Changes()
         for base in self._bases.values():
             base.rebase()
         self._vacuum = Vacuum()
-        self._start, self._seen = reader.position(), ""
+        self._start, self._seen = start.position, ""
 
     def _remember_files(self, files: Mapping[int, int]) -> None:
         if not files:
@@ -284,13 +286,13 @@ class EngineState:
     def _put_back_shared(self) -> None:
         """Settings of this database and of the role; other differences are for a clone."""
         session = self._wal.session
-        now = restore_catalogs.shared(session, self._database, self._role_oid)
+        now = restore_shared.shared(session, self._database, self._role_oid)
         if now == self._shared:
             return
         changed = set(now) ^ set(self._shared)
         if kinds := {SHARED_KINDS[what] for what, _, _ in changed if what != "setting"}:
             raise RecloneNeeded(f"{' and '.join(sorted(kinds))} changed")
-        statements = restore_catalogs.put_back_settings(self._database, self._role_oid, self._shared)
+        statements = restore_shared.put_back_settings(self._database, self._role_oid, self._shared)
         restore_batch.run(session, ["begin", *statements, "commit"])
 
     def _advance(self, window: Window) -> None:
@@ -307,5 +309,5 @@ class EngineState:
         return RecloneNeeded(f"a session of the reset was lost, the server may have restarted ({error})")
 
 
-def _quoted(role: str) -> str:
-    return ident(role)
+def _of_users(relations: Iterable[int]) -> set[int]:
+    return {oid for oid in relations if oid >= restore_facts.FIRST_USER_OID}

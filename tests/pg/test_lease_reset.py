@@ -111,6 +111,7 @@ def test_a_server_that_was_lost_is_noticed(lease_of: Callable[[str], Lease], lin
         lease.watch()
         with lease.connect() as connection:
             connection.execute("insert into users (name) values ('x')")
+        assert lease.changes()
         link.session.rows(
             "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
             "where datname = %s or (application_name = 'pg-harness' and pid <> pg_backend_pid() "
@@ -142,3 +143,76 @@ def test_released_leases_leave_no_session(lease_of: Callable[[str], Lease], link
     lease.release()
     assert databases.find(link.session, database) is None
     assert databases.sessions_of(link.session, database) == []
+
+
+def test_what_nobody_has_entered_needs_no_look(lease_of: Callable[[str], Lease], link: Link) -> None:
+    """No session of ours, and no engine, before the first test that logs in; a quick visit is not missed."""
+    with lease_of("1") as lease:
+        lease.watch()
+        assert lease.untouched
+        assert lease.reset().strategy == "nothing"
+        assert databases.sessions_of(link.session, lease.dsn.database) == []
+        with lease.connect() as connection:
+            connection.execute("insert into users (name) values ('x')")
+        assert not lease.untouched
+        assert lease.reset().strategy == "restore"
+        with lease.connect() as connection:
+            assert state(connection) == (0, 3)
+
+
+def test_another_database_under_the_name_is_no_pristine_one(
+    lease_of: Callable[[str], Lease], link: Link
+) -> None:
+    """Whoever owns a database may drop it and make another one, without ever entering it."""
+    with lease_of("1") as lease:
+        lease.watch()
+        name = lease.dsn.database
+        link.session.execute(f'drop database "{name}"')
+        link.session.execute(f'create database "{name}" template template0')
+        assert not lease.untouched
+        assert lease.reset().strategy == "clone"
+        with lease.connect() as connection:
+            assert state(connection) == (0, 3)
+
+
+def test_the_first_test_may_have_done_anything(lease_of: Callable[[str], Lease]) -> None:
+    """The engine is opened after it: sequences, truncated tables and settings come back to what was noted."""
+    with lease_of("1") as lease:
+        lease.watch()
+        with lease.connect() as connection:
+            connection.execute("insert into users (name) values ('x')")
+            connection.execute("truncate colours")
+            connection.execute("select setval('users_id_seq', 1000)")
+            connection.execute(f'alter database "{lease.dsn.database}" set search_path = elsewhere')
+        assert lease.reset().strategy == "restore"
+        with lease.connect() as connection:
+            assert state(connection) == (0, 3)
+            assert connection.execute("select nextval('users_id_seq')").fetchone() == (1,)
+            assert connection.execute("show search_path").fetchone() == ('"$user", public',)
+        lease.reset()
+        with lease.connect() as connection:
+            connection.execute("create table added (id int)")
+        assert lease.reset().strategy == "clone"
+
+
+def test_a_schema_changed_by_the_first_test_is_one_clone_and_no_more(
+    lease_of: Callable[[str], Lease],
+) -> None:
+    with lease_of("1") as lease:
+        lease.watch()
+        with lease.connect() as connection:
+            connection.execute("create table added (id int)")
+        assert lease.reset().strategy == "clone"
+        with lease.connect() as connection:
+            connection.execute("insert into users (name) values ('x')")
+        assert lease.reset().strategy == "restore"
+
+
+def test_sequences_of_a_template_are_settled(lease_of: Callable[[str], Lease]) -> None:
+    """One that migrations moved would be logged 32 values ahead: a move by the first test alone went unseen."""
+    with lease_of("1") as lease:
+        lease.watch()
+        for _ in range(2):
+            with lease.connect() as connection:
+                assert connection.execute("select nextval('numbers')").fetchone() == (2,)
+            assert lease.reset().strategy == "restore"
