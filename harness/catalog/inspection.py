@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from harness.catalog.session import Session
 
 
@@ -26,3 +28,31 @@ def locks_held(session: Session, database: str) -> list[str]:
         + (f", blocked by {', '.join(map(str, blockers))}" if blockers else "")
         for pid, application, modes, relations, blockers in rows
     ]
+
+
+def left_in_transaction(session: Session, pids: Collection[int], *, within: float) -> list[str]:
+    """One line for each of these sessions that is idle in a transaction which began in the last ``within`` seconds."""
+    rows = session.rows(
+        """
+        select pid, application_name, left(regexp_replace(query, '\\s+', ' ', 'g'), 80) from pg_stat_activity
+         where pid = any(%s) and starts_with(state, 'idle in transaction')
+           and xact_start >= clock_timestamp() - make_interval(secs => %s) order by pid
+        """,
+        (list(pids), within),
+    )
+    return [
+        f"pid {pid}, {application or 'no application_name'}, last query: {query}"
+        for pid, application, query in rows
+    ]
+
+
+def changers_of_roles(session: Session, role: str) -> list[tuple[str, int]]:
+    """Database and pid of the role's sessions whose last statement altered a role."""
+    rows = session.rows(
+        r"""
+        select datname, pid from pg_stat_activity
+         where usename = %s and datname is not null and query ~* '\malter\s+(role|user)\M' order by pid
+        """,
+        (role,),
+    )
+    return [(database, pid) for database, pid in rows]

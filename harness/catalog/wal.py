@@ -62,6 +62,7 @@ class Window:
         relations: what was found, of this database and of the shared catalogs.
         unfinished: transaction ids of the window that had not ended when it was read.
         writers: pids of sessions of the application that hold a transaction id.
+        idle: pids of sessions of the application that are idle in a transaction.
         advisory: pids of sessions of the application that hold advisory locks.
         prepared: names of prepared transactions of this database.
     """
@@ -74,6 +75,7 @@ class Window:
     relations: tuple[RelationRecords, ...] = ()
     unfinished: tuple[int, ...] = ()
     writers: tuple[int, ...] = ()
+    idle: tuple[int, ...] = ()
     advisory: tuple[int, ...] = ()
     prepared: tuple[str, ...] = ()
 

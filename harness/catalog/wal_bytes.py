@@ -25,7 +25,7 @@ create or replace procedure pg_temp.pgh_bytes(
     start pg_lsn, seen pg_lsn, db oid, most int8, ours int[], force bool, inout answer json, inout data bytea)
 language plpgsql as $look$
 declare
-    stop pg_lsn; writers int[]; advisory int[]; prepared text[]; place int8; size int8;
+    stop pg_lsn; writers int[]; idle int[]; advisory int[]; prepared text[]; place int8; size int8;
 begin
     select array_agg(distinct pid) into advisory from pg_lock_status()
      where locktype = 'advisory' and database = db and granted and pid <> all(ours);
@@ -43,11 +43,12 @@ begin
     if size <= {inline} and place / {segment} = (place + size - 1) / {segment} then
         data := pg_read_binary_file({file}, place % {segment}, size);
     end if;
-    select array_agg(pid) into writers from pg_stat_get_activity(null)
-     where datid = db and backend_xid is not null and backend_type = 'client backend' and pid <> all(ours);
+    select array_agg(pid) filter (where backend_xid is not null),
+           array_agg(pid) filter (where starts_with(state, 'idle in transaction')) into writers, idle
+      from pg_stat_get_activity(null) where datid = db and backend_type = 'client backend' and pid <> all(ours);
     select array_agg(p.gid) into prepared from pg_prepared_xact() p where p.dbid = db;
     answer := json_build_object('stop', stop, 'bytes', stop - start, 'snapshot', pg_current_snapshot(),
-        'writers', writers, 'advisory', advisory, 'prepared', prepared);
+        'writers', writers, 'idle', idle, 'advisory', advisory, 'prepared', prepared);
 end $look$
 """
 
@@ -162,6 +163,7 @@ class ByteReader:
             relations=relations(named, own),
             unfinished=self._unfinished(named, answer["snapshot"]),
             writers=tuple(answer["writers"] or ()),
+            idle=tuple(answer["idle"] or ()),
             advisory=tuple(answer["advisory"] or ()),
             prepared=tuple(answer["prepared"] or ()),
         )

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from harness import names
 from harness.catalog import databases, inspection
+from harness.catalog.application import open_application
 from harness.errors import HarnessError
 from harness.pytest_plugin.freshness import Freshness
 from harness.pytest_plugin.state import State
@@ -62,6 +64,7 @@ class Failures:
                     return lines
             schema_changed = self._changes(lines)
             self._sessions(lines)
+            self._login(lines)
             self._keep(item, lines, schema_changed)
             self._log(lines)
         except HarnessError as error:
@@ -95,6 +98,24 @@ class Failures:
                 lines += [f"  {line}" for line in sessions]
             if held := inspection.locks_held(harness.link.session, leased.dsn.database):
                 lines += ["locks:", *(f"  {line}" for line in held)]
+
+    def _login(self, lines: list[str]) -> None:
+        """A role is the whole server's: a test of another worker may have changed its password, or its rights."""
+        harness, lease = self._state.running
+        try:
+            open_application(lease.dsn).close()
+        except HarnessError as error:
+            if "too many connections" in str(error):
+                return
+            lines.append(f"the role {lease.dsn.user} cannot log in: {error}")
+        else:
+            return
+        for database, pid in inspection.changers_of_roles(harness.link.session, lease.dsn.user):
+            parsed = names.parse(database)
+            worker = parsed.tail.rsplit("_", 1)[0] if parsed is not None else ""
+            lines.append(f"  altered by pid {pid}" + (f", in a test of worker {worker}" if worker else ""))
+        harness.clones.restore_role()
+        lines.append("  it was put right")
 
     def _keep(self, item: pytest.Item, lines: list[str], schema_changed: bool) -> None:
         harness, lease = self._state.running

@@ -6,11 +6,13 @@ have written is marked (:mod:`harness.pytest_plugin.marks`) and comes back with 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from typing import Any
 
 import pytest
 
+from harness.catalog import inspection
 from harness.errors import HarnessError
 from harness.pytest_plugin import django_classes
 from harness.pytest_plugin.marks import WiderFixtures
@@ -33,6 +35,8 @@ class Freshness:
         self._off = state.settings.fresh == "none"
         self._dirty_by = ""
         self._problem = ""
+        self._began = 0.0
+        self._known: set[int] = set()
         self._class: type | None = None
         self.mode = state.settings.fresh
         self.wider = WiderFixtures(state)
@@ -101,6 +105,7 @@ class Freshness:
                 f"pg-harness: this is a fork of pytest that went on after {self._dirty_by}: a child must leave by os._exit()",
                 returncode=3,
             )
+        since, self._began = self._began, time.monotonic()
         self.mode = self.mode_of(item)
         own: type | None = getattr(item, "cls", None)
         inside, self._class = own is not None and own is self._class, None
@@ -115,9 +120,9 @@ class Freshness:
             return
         if self.mode == "none" or self.wider.suspended or not (self._dirty_by or self.mode == "clone"):
             return
-        self._bring_back(item)
+        self._bring_back(since)
 
-    def _bring_back(self, item: pytest.Item) -> None:
+    def _bring_back(self, since: float) -> None:
         _, lease = self._state.running
         culprit = self._dirty_by
         try:
@@ -128,6 +133,22 @@ class Freshness:
             return
         self._dirty_by = ""
         self._note(report, culprit)
+        if new := set(report.idle) - self._known:
+            self._known |= new
+            self._tell_idle(new, culprit, since)
+
+    def _tell_idle(self, pids: set[int], culprit: str, since: float) -> None:
+        """In nobody's way today; but the next ALTER TABLE of the application will wait for it."""
+        harness, _ = self._state.running
+        try:
+            # What began before the culprit did belongs to a wider fixture, or to the application itself.
+            lines = inspection.left_in_transaction(
+                harness.link.session, pids, within=time.monotonic() - since
+            )
+        except HarnessError:
+            return
+        for line in lines:
+            self._state.summary.notice(f"{culprit} left a session idle in transaction: {line}", group="idle")
 
     def _note(self, report: ResetReport, culprit: str) -> None:
         summary = self._state.summary
@@ -147,6 +168,9 @@ class Freshness:
         before = self.wider.about_to_run(fixturedef)
         result = yield
         self.wider.has_run(fixturedef, before)
+        if fixturedef.scope != "function":
+            # A transaction that it keeps open is not the test's.
+            self._began = time.monotonic()
         return result
 
     def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:

@@ -17,6 +17,8 @@ class ResetReport:
         milliseconds: what it took.
         reason: why it was a clone; empty otherwise.
         ended: sessions that had to be ended, one line each.
+        idle: pids of the application's sessions that were idle in a transaction when the reset looked, whether in
+            its way or not; not looked for where nothing was written on the whole server.
     """
 
     strategy: str
@@ -25,6 +27,7 @@ class ResetReport:
     milliseconds: float = 0.0
     reason: str = ""
     ended: tuple[str, ...] = ()
+    idle: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         what = {"nothing": "nothing had changed", "clone": "fresh clone"}.get(

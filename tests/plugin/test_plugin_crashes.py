@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -113,11 +114,12 @@ BREAKING = """
 
     def test_drops_its_database(pg, pg_harness):
         other = psycopg.connect(os.environ["DATABASE_URL"], dbname="postgres", autocommit=True)
-        with pytest.raises(psycopg.Error):
+        try:
             other.execute(f"drop database {pg.dsn.database} with (force)")
-        # As somebody with the rights:
-        with psycopg.connect(pg_harness.link.dsn.url, autocommit=True) as admin:
-            admin.execute(f"drop database {pg.dsn.database} with (force)")
+        except psycopg.Error:
+            # A session of ours is in it, which only somebody with more rights can end.
+            with psycopg.connect(pg_harness.link.dsn.url, autocommit=True) as admin:
+                admin.execute(f"drop database {pg.dsn.database} with (force)")
     def test_after_drop(): pass
 
     def test_kills_every_backend():
@@ -208,3 +210,126 @@ def test_a_fork_that_goes_on_ends_itself(folder: Folder, place: Place) -> None:
     assert "a fork of pytest that went on after test_a.py::test_forks" in result.text
     assert result.code == 0, result.text
     assert place.leases() == []
+
+
+def test_a_serial_test_that_is_killed_lets_the_others_go_on(folder: Folder) -> None:
+    folder.write(
+        test_a="""
+        import os, signal, time, pytest
+        @pytest.mark.parametrize("i", range(10))
+        def test_it(i): time.sleep(0.02)
+        @pytest.mark.serial_only
+        @pytest.mark.parametrize("i", range(4))
+        def test_alone(i, pg_conn):
+            if i == 1: os.kill(os.getpid(), signal.SIGKILL)
+            assert pg_conn.execute("select count(*) from users").fetchone() == (0,)
+        """
+    )
+    began = time.monotonic()
+    result = folder.pytest("-n", "2")
+    assert (result["passed"], result["failed"]) == (13, 1), result.text
+    assert time.monotonic() - began < 60
+
+
+def test_another_worker_changes_the_password(folder: Folder) -> None:
+    folder.write(
+        waiting="""
+        import os, time
+        def wait_for(name):
+            end = time.time() + 30
+            while not os.path.exists(name):
+                assert time.time() < end
+                time.sleep(0.02)
+        """,
+        test_a="""
+        import os, psycopg
+        from waiting import wait_for
+        def test_culprit():
+            conn = psycopg.connect(os.environ["DATABASE_URL"], autocommit=True)
+            wait_for("ready")
+            conn.execute("alter role current_user password 'changed'")
+            open("changed", "w").close()
+            wait_for("failed")
+        def test_after(pg_conn): assert pg_conn.execute("select 1").fetchone() == (1,)
+        """,
+        test_b="""
+        import os, psycopg
+        from waiting import wait_for
+        def test_victim():
+            open("ready", "w").close()
+            wait_for("changed")
+            psycopg.connect(os.environ["DATABASE_URL"])
+        def test_after(pg_conn): assert pg_conn.execute("select 1").fetchone() == (1,)
+        """,
+        conftest="""
+        import pytest
+        @pytest.hookimpl(trylast=True)
+        def pytest_runtest_logreport(report):
+            if report.failed: open("failed", "w").close()
+        """,
+    )
+    result = folder.pytest("-n", "2", "--dist", "loadfile")
+    assert (result["passed"], result["failed"]) == (3, 1), result.text
+    assert "FAILED test_b.py::test_victim" in result.text
+    assert "the role app cannot log in: " in result.text
+    culprit = re.search(r"altered by pid \d+, in a test of worker (gw\d)", result.text)
+    assert culprit, result.text
+    # The summary names the test: "gw0: after test_a.py::test_culprit a new clone was needed: …".
+    assert f"{culprit[1]}: after test_a.py::test_culprit" in result.text or "changed" in result.text
+
+
+def test_a_session_left_in_a_transaction_is_named(folder: Folder) -> None:
+    folder.write(
+        test_a="""
+        import os, psycopg, pytest
+        HELD = []
+
+        @pytest.fixture(scope="module")
+        def of_the_module():
+            conn = psycopg.connect(os.environ["DATABASE_URL"], application_name="the module")
+            conn.execute("select 1")
+            yield
+
+        def test_leaves(of_the_module, pg_conn):
+            HELD.append(psycopg.connect(os.environ["DATABASE_URL"], application_name="the careless"))
+            HELD[0].execute("select count(*) from kinds")
+            pg_conn.execute("insert into users (name) values ('x')"); pg_conn.commit()
+        def test_two(pg_conn):
+            pg_conn.execute("insert into users (name) values ('x')"); pg_conn.commit()
+        def test_three(pg_conn):
+            assert pg_conn.execute("select count(*) from users").fetchone() == (0,)
+            # It was named, and left alone: it is in nobody's way.
+            HELD[0].execute("select 1")
+        """
+    )
+    result = folder.pytest().ok(3)
+    assert result.text.count("left a session idle in transaction") == 1, result.text
+    assert re.search(
+        r"test_a.py::test_leaves left a session idle in transaction: pid \d+, the careless, "
+        r"last query: select count\(\*\) from kinds", result.text,
+    ), result.text  # fmt: skip
+
+
+def test_children_that_outlive_the_run(folder: Folder, place: Place) -> None:
+    folder.write(
+        test_a="""
+        import os, subprocess, sys
+        CODE = '''import psycopg, os, time
+        c = psycopg.connect(os.environ["DATABASE_URL"]); print(flush=True)
+        end = time.time() + 60
+        while time.time() < end:
+            try: c.execute("insert into users (name) values (1)"); c.commit()
+            except psycopg.Error: break
+        open("child ended", "w").close()'''.replace("\\n        ", "\\n")
+        def test_spawns():
+            child = subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, start_new_session=True)
+            child.stdout.readline()
+        """
+    )
+    for arguments in ((), ("-n", "1")):
+        began = time.monotonic()
+        folder.pytest(*arguments).ok(1)
+        assert time.monotonic() - began < 60
+        assert place.leases() == []
+        wait_for(folder.path / "child ended")
+        (folder.path / "child ended").unlink()
