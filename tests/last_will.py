@@ -16,20 +16,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness.backends.docker_container import LABEL
-from harness.backends.process import ProcessBackend
-
 
 def main() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         wishes = [json.loads(line) for line in sys.stdin]
     for kind, *what in reversed(wishes):
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
+        # One that fails must not cost the others.
+        with contextlib.suppress(Exception):
             {"below": below, "folder": whole_folder, "process": process, "container": container}[kind](*what)
 
 
 def below(folder: str) -> None:
     """Servers of both backends."""
+    # Only now: an import that fails must not cost the wishes that come later.
+    from harness.backends.docker_parts import LABEL
+    from harness.backends.process import ProcessBackend
+
     inside = Path(folder)
     for state in (inside, *inside.glob("*/")):
         backend = ProcessBackend({}, state=state, cache=state)

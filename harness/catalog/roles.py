@@ -115,6 +115,15 @@ def derived_password(secret: str, role: str) -> str:
     return hmac.new(secret.encode(), f"pg-harness role {role}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
+def drop_ours(session: Session, role: str) -> None:
+    """Drop a role that carries our mark; one that something still depends on stays."""
+    comment = session.value(
+        "select shobj_description(oid, 'pg_authid') from pg_roles where rolname = %s", (role,)
+    )
+    if comment == MARK:
+        drop(session, [role])
+
+
 def all_roles(session: Session) -> set[str]:
     """Names of all roles but PostgreSQL's own."""
     return {name for (name,) in session.rows("select rolname from pg_roles where rolname !~ '^pg_'")}

@@ -8,7 +8,7 @@ from typing import Any
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import add_json
-from harness.names import Kind
+from harness.names import PREFIX, Kind
 
 DESCRIPTION = """\
 End the server that `up` started in this checkout, and remove its data: your databases are gone.
@@ -54,7 +54,7 @@ def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
 
 def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
     from harness import eviction, reaper, saved
-    from harness.catalog import databases
+    from harness.catalog import databases, roles
 
     dropped: list[dict[str, Any]] = []
     with seen.harnesses(context) as found:
@@ -86,4 +86,7 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
                     continue
                 context.console.story(f"dropped {database.name}")
                 dropped.append({"database": database.name})
+            if everything and not databases.list_ours(session, harness.project):
+                # Named after this checkout, so nobody else's. One that owns something elsewhere stays.
+                roles.drop_ours(session, f"{PREFIX}_{harness.project}")
     return dropped

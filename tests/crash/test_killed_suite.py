@@ -53,7 +53,7 @@ def test_nothing_is_left_of_a_suite_that_was_killed(storage: str) -> None:
         os.killpg(suite.pid, signal.SIGKILL)
     assert suite.stdin is not None
     try:
-        until(lambda: not any(processes_naming(f) for f in folders), seconds=30, what="everything has ended")
+        until(lambda: not any(processes_naming(f) for f in folders), seconds=60, what="everything has ended")
         until(lambda: not any(Path(f).exists() for f in folders), seconds=10, what="their data is gone")
     finally:
         for folder in folders:
