@@ -111,7 +111,8 @@ class Oven:
         # Before the lock makes it, closed to others: the server's own user copies its data there.
         cache.mkdir(parents=True, exist_ok=True, mode=0o755)
         with file_lock(
-            cache / f"bake-{key}.lock",
+            # Of bounded number: lock files stay for ever, because removing one is a race.
+            cache / f"bake-{key[:2]}.lock",
             timeout=self._settings.migration_timeout + self._settings.start_timeout + 120,
             waiting_for="baking the migrated server",
         ):
@@ -170,9 +171,8 @@ class Oven:
             )
             raise
         finally:
-            kitchen.close()
             # Kept or failed, Ctrl-C too: it has no other use.
-            self._backend.stop(kitchen.info)
+            kitchen.stop()
 
     def _fill(self, session: Session, binaries: str | None, story: Story, progress: Progress) -> None:
         settings = self._settings

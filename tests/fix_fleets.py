@@ -72,6 +72,24 @@ class Estate:
             text=True,
         )
 
+    def four_servers(self) -> str:
+        """`run -n 4` with a role made in one of the four; return what was told meanwhile."""
+        ask = (
+            'psql -Xq "$DATABASE_URL_2" -c "create role only_here"\n'
+            'for u in $DATABASE_URL_1 $DATABASE_URL_2 $DATABASE_URL_3 $DATABASE_URL_4; do psql -XAtq "$u" -c "'
+            "select current_setting('harness.server_id'), count(*) from pg_roles where rolname = 'only_here'\"; done; exit 3"
+        )
+        child = self.cli(
+            "run", "--isolation", "server", "-n", "4", "--", "sh", "-c", ask, PGHARNESS_SUPERUSER="true"
+        )
+        out, err = child.communicate(timeout=120)
+        assert child.returncode == 3, err
+        found = [line.split("|") for line in out.split()]
+        assert len({server_id for server_id, _ in found}) == 4, out
+        assert [count for _, count in found] == ["0", "1", "0", "0"]
+        assert self.purposes() == []
+        return err
+
     def python(self, code: str) -> subprocess.Popen[str]:
         """Some code in a process of its own; ``estate_open(ttl)`` there opens this project's fleet."""
         prelude = (

@@ -78,7 +78,6 @@ class ServerInfo:
     made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-
 class Backend(Protocol):
     """What can find, start and stop servers of one kind."""
 

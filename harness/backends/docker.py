@@ -9,12 +9,13 @@ from typing import Any
 
 from harness.backends import docker_container as container_
 from harness.backends import docker_image
+from harness.backends import docker_parts as parts
 from harness.backends.base import ServerInfo, ServerRequest
 from harness.backends.docker_daemon import Daemon, connect, translated
 from harness.errors import BackendError, ServerStartError
 from harness.telling import Story
 
-LABEL = container_.LABEL
+LABEL = parts.LABEL
 
 
 class DockerBackend:
@@ -87,7 +88,7 @@ class DockerBackend:
         else:
             image = docker_image.baked(self.daemon, request.base)
         limit = self.memory_limit if request.memory is None else request.memory
-        plan = container_.Plan.of(
+        plan = parts.Plan.of(
             request, image=image, name=self.image, memory_limit=limit, shm_size=self.shm_size
         )
         return container_.run(self.daemon, plan, request, story)
@@ -178,7 +179,7 @@ class DockerBackend:
             '[ -x "$d/psql" ] && exec "$d/psql" "$@"; done; echo "this image has no psql" >&2; exit 127'
         )
         base = ["docker", "exec", "-it" if terminal else "-i", info.handle, "/bin/sh", "-c", find, "psql"]
-        socket = container_.folder(info.storage)
+        socket = parts.folder(info.storage)
         return [*base, "-h", socket, "-U", user or info.dsn.user, "-d", database, *arguments]
 
     def _containers(self, project: str | None, purpose: str | None) -> Sequence[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.backends import docker_container as container_
 from harness.backends import docker_image
+from harness.backends import docker_parts as parts
 from harness.backends.base import ServerInfo
 from harness.backends.bases import Base, Origin
 from harness.backends.docker import LABEL, DockerBackend
@@ -92,7 +93,7 @@ class DockerBakery:
         with translated("stop the container that was baked"):
             container = daemon.client.containers.get(info.handle)
             # Written into the container's own layer, and removed before that becomes an image's.
-            secrets = [f"{container_.HOME}/password", f"{container_.DISK}/.pwfile"]
+            secrets = [f"{parts.HOME}/password", f"{parts.DISK}/.pwfile"]
             done = container.exec_run(["rm", "-f", *secrets], user="0:0")
             if done.exit_code != 0:
                 raise BackendError(f"the password file cannot be removed before baking: {done.output!r}")
@@ -113,6 +114,10 @@ class DockerBakery:
         found = _base(image)
         if found is None:
             raise BackendError(f"the image {REPOSITORY}:{key} was committed and lacks its labels")
+        # Baked again (`bake --rebuild`): the one before has lost its tag, and nobody would ever look for it.
+        for older in self.list():
+            if older.key == key and older.ref != found.ref:
+                self.remove(older)
         return found
 
     def touch(self, base: Base) -> None:
@@ -173,7 +178,7 @@ def _changes(key: str, facts: Mapping[str, str]) -> list[str]:
         f"{LABEL}.created": f"{time.time():.0f}",
         f"{LABEL}.facts": json.dumps(dict(facts)),
     }
-    variables = {"PGHARNESS_BASE": container_.DISK, "PGHARNESS_TTL": "", "PGHARNESS_LOCK_KEY": ""}
+    variables = {"PGHARNESS_BASE": parts.DISK, "PGHARNESS_TTL": "", "PGHARNESS_LOCK_KEY": ""}
     return [
         *(f"LABEL {name}={_quoted(value)}" for name, value in labels.items()),
         *(f"ENV {name}={_quoted(value)}" for name, value in variables.items()),

@@ -1,4 +1,4 @@
-"""One container: what it is made of, starting it, waiting for it."""
+"""One container: starting it, waiting for it, reading from it, removing it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import io
 import json
 import tarfile
 import time
-from dataclasses import dataclass, replace
-from importlib import resources
+from dataclasses import replace
 from typing import Any
 
 from harness.backends import defaults, ready
+from harness.backends import docker_parts as parts
 from harness.backends.base import ServerInfo, ServerRequest
 from harness.backends.docker_daemon import Daemon, gone, translated
 from harness.backends.docker_output import Output
@@ -18,78 +18,34 @@ from harness.dsn import Dsn
 from harness.errors import BackendError, ServerStartError
 from harness.telling import Story
 
-LABEL = "dev.pg-harness"
-HOME = "/pgharness"
-"""Our folder in the container. No image declares it as a VOLUME, so a commit keeps what lies in it."""
 _REMOVAL = 10.0
 """Seconds that the daemon may take to remove a container."""
 _LATE = 1.0
 """Seconds in which a container appears whose creation was interrupted."""
-DISK, MEMORY = f"{HOME}/data", f"{HOME}/memory"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What one container is made of.
-
-    Attributes:
-        image: ``docker.models.images.Image``.
-        name: the image's name, for people.
-        storage: ``"memory"`` or ``"disk"``.
-        memory: bytes of the tmpfs.
-    """
-
-    image: Any
-    name: str
-    storage: str
-    memory: int
-    shm_size: int
-
-    @classmethod
-    def of(
-        cls, request: ServerRequest, *, image: Any, name: str, memory_limit: int | None, shm_size: int
-    ) -> Plan:
-        """Decide the storage: memory for runs, where the daemon's machine has room for it."""
-        with translated("tell its memory"):
-            total = int(image.client.info().get("MemTotal") or 0)
-        # The daemon's machine may be another one: its MemTotal is all that is known of it. On this
-        # machine, what is free counts.
-        local = defaults.memory_budget(None)
-        share = min(total // 4, local) if local else total // 4
-        memory = min(memory_limit, share) if memory_limit is not None else share
-        storage = request.storage
-        if storage == "auto":
-            throwaway = request.ttl is not None or request.purpose != "up"
-            storage = "memory" if throwaway and memory >= defaults.MEMORY_AT_LEAST else "disk"
-        elif storage == "memory" and memory_limit is not None:
-            memory = memory_limit
-        return cls(image, name, storage, memory, shm_size)
-
-
-def folder(storage: str) -> str:
-    """Where data directories and the server's socket lie inside the container."""
-    return MEMORY if storage == "memory" else DISK
-
-
-def run(daemon: Daemon, plan: Plan, request: ServerRequest, story: Story) -> ServerInfo:
+def run(daemon: Daemon, plan: parts.Plan, request: ServerRequest, story: Story) -> ServerInfo:
     """Create, fill, start, wait. Whatever goes wrong (Ctrl-C too), nothing is left behind."""
+    if plan.foreign:
+        # Not refused: an emulator may be registered, as Docker Desktop's is.
+        story(f"docker: the image {plan.name}: {plan.foreign}; it runs slowly by emulation, or not at all")
     try:
-        container = _create(daemon, plan, request)
+        container = parts.create(daemon, plan, request)
     except BackendError as error:
         raise ServerStartError(f"{error} (image {plan.name})") from error
     except BaseException:
-        _remove_late(daemon, _name(request))
+        _remove_late(daemon, parts.name_of(request))
         raise
     output = Output()
     try:
         with translated(f"fill the container {container.short_id}"):
-            container.put_archive("/", _archive(request, plan))
+            container.put_archive("/", parts.archive(request, plan))
             # Before the start: auto_remove destroys the log together with the container.
             output.attach(container)
-        _start(container, plan)
+        _start(container, plan.name, plan.foreign)
         info = info_of(_wait_for_address(daemon, container, request.password), container)
         info = replace(info, ttl=request.ttl)
-        wait(daemon, container, info, timeout=request.start_timeout, output=output)
+        wait(daemon, container, info, timeout=request.start_timeout, output=output, foreign=plan.foreign)
     except BaseException:
         with translated(f"remove the container {container.short_id}"):
             remove(daemon, container.id)
@@ -103,59 +59,6 @@ def run(daemon: Daemon, plan: Plan, request: ServerRequest, story: Story) -> Ser
             f"docker: the daemon is on {daemon.host}; the port is open on {daemon.bind} there, with a password"
         )
     return info
-
-
-def _create(daemon: Daemon, plan: Plan, request: ServerRequest) -> Any:
-    from harness.catalog.session import lock_key
-
-    labels = {
-        f"{LABEL}.project": request.project,
-        f"{LABEL}.purpose": request.purpose,
-        f"{LABEL}.server-id": request.server_id,
-        f"{LABEL}.root": str(request.root),
-        f"{LABEL}.storage": plan.storage,
-        f"{LABEL}.image": plan.name,
-        f"{LABEL}.ttl": "" if request.ttl is None else f"{request.ttl:g}",
-        f"{LABEL}.made-with": json.dumps(dict(request.made_with)),
-    }
-    environment = {
-        "PGHARNESS_BASE": folder(plan.storage),
-        "PGHARNESS_USER": (plan.image.attrs.get("Config") or {}).get("User") or "",
-        "PGHARNESS_TTL": "" if request.ttl is None else f"{request.ttl:g}",
-        "PGHARNESS_LOCK_KEY": str(lock_key("server", request.server_id)),
-    }
-    options: dict[str, Any] = {}
-    if daemon.bind:
-        options["ports"] = {"5432/tcp": (daemon.bind, None)}
-    if daemon.network:
-        options["network"] = daemon.network
-    if plan.storage == "memory":
-        options["tmpfs"] = {MEMORY: f"size={plan.memory},mode=1777"}
-    with translated(f"create a container from {plan.name}"):
-        return daemon.client.containers.create(
-            plan.image.id,
-            command=[],
-            entrypoint=["/bin/sh", f"{HOME}/entrypoint.sh"],
-            name=_name(request),
-            user="0:0",
-            working_dir="/",
-            labels=labels,
-            environment=environment,
-            # A stopped `up` server keeps its data; what a run started is gone with it.
-            # A bake is committed after it has stopped; its baker removes it.
-            auto_remove=(request.purpose != "up" or request.ttl is not None)
-            and not request.purpose.startswith("bake-"),
-            # Reaps the watcher: it must not be the postmaster's child.
-            init=True,
-            shm_size=plan.shm_size,
-            stop_signal="SIGINT",
-            healthcheck={"test": ["NONE"]},
-            **options,
-        )
-
-
-def _name(request: ServerRequest) -> str:
-    return f"pg-harness-{request.project}-{request.purpose}-{request.server_id[:8]}"
 
 
 def _remove_late(daemon: Daemon, name: str) -> None:
@@ -172,37 +75,13 @@ def _remove_late(daemon: Daemon, name: str) -> None:
             return
 
 
-def _archive(request: ServerRequest, plan: Plan) -> bytes:
-    settings = defaults.complete(request.settings, storage=plan.storage, server_id=request.server_id)
-    settings = {**settings, "listen_addresses": "*", "port": "5432"}
-    scripts = {name: _script(name) for name in ("entrypoint.sh", "watch.sh")}
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path, mode in ((HOME, 0o755), (DISK, 0o1777)):
-            entry = tarfile.TarInfo(path.lstrip("/"))
-            entry.type, entry.mode = tarfile.DIRTYPE, mode
-            tar.addfile(entry)
-        files = [(f"{HOME}/{name}", 0o755, text) for name, text in scripts.items()]
-        files.append((f"{HOME}/settings", 0o644, defaults.render(settings).encode()))
-        files.append((f"{HOME}/password", 0o400, request.password.encode() + b"\n"))
-        for path, mode, content in files:
-            entry = tarfile.TarInfo(path.lstrip("/"))
-            entry.size, entry.mode = len(content), mode
-            tar.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def _script(name: str) -> bytes:
-    return resources.files("harness.backends").joinpath(name).read_bytes()
-
-
-def _start(container: Any, plan: Plan) -> None:
+def _start(container: Any, name: str, foreign: str) -> None:
     try:
-        with translated(f"start a container of {plan.name}"):
+        with translated(f"start a container of {name}"):
             container.start()
     except BackendError as error:
         text = str(error)
-        raise ServerStartError(_plainly(text, plan.name) or f"{text} (image {plan.name})") from error
+        raise ServerStartError(_plainly(text, name, foreign) or f"{text} (image {name})") from error
 
 
 def version_in(daemon: Daemon, image: Any, name: str) -> str:
@@ -211,37 +90,40 @@ def version_in(daemon: Daemon, image: Any, name: str) -> str:
     Raises:
         ServerStartError: the container cannot be started. BackendError: the daemon refused.
     """
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        content = _script("entrypoint.sh")
-        entry = tarfile.TarInfo(f"{HOME}/entrypoint.sh".lstrip("/"))
-        entry.size, entry.mode = len(content), 0o755
-        tar.addfile(entry, io.BytesIO(content))
     with translated(f"ask {name} for its version"):
+        foreign = parts.foreign(image, daemon.client.info())
         container = daemon.client.containers.create(
             image.id,
             command=["version"],
-            entrypoint=["/bin/sh", f"{HOME}/entrypoint.sh"],
+            entrypoint=["/bin/sh", f"{parts.HOME}/entrypoint.sh"],
             user="0:0",
             network_mode="none",
             healthcheck={"test": ["NONE"]},
-            labels={f"{LABEL}.version-of": name},
+            labels={f"{parts.LABEL}.version-of": name},
         )
     try:
         with translated(f"ask {name} for its version"):
-            container.put_archive("/", buffer.getvalue())
-        _start(container, Plan(image, name, "disk", 0, 0))
+            container.put_archive("/", parts.entrypoint())
+        _start(container, name, foreign)
         with translated(f"ask {name} for its version"):
             container.wait(timeout=30)
-            said: bytes = container.logs()
-            return said.decode("utf-8", "replace")
+            said: str = container.logs().decode("utf-8", "replace")
+        if plain := _plainly(said, name, foreign):
+            raise ServerStartError(plain, log_tail=said)
+        return said
     finally:
         with translated(f"remove the container {container.short_id}"):
             remove(daemon, container.id)
 
 
 def wait(
-    daemon: Daemon, container: Any, info: ServerInfo, *, timeout: float, output: Output | None = None
+    daemon: Daemon,
+    container: Any,
+    info: ServerInfo,
+    *,
+    timeout: float,
+    output: Output | None = None,
+    foreign: str = "",
 ) -> None:
     """Wait until the server in the container answers as itself, or say why it never will."""
 
@@ -265,15 +147,16 @@ def wait(
         ready.wait(info.dsn, info.server_id, timeout=timeout, died=died, tail=tail)
     except ServerStartError as error:
         # With an init process in the container the daemon's own refusals become lines of its log.
-        plain = _plainly(error.log_tail, info.description)
+        plain = _plainly(error.log_tail, info.description, foreign)
         raise ServerStartError(plain, log_tail=error.log_tail) if plain else error from None
 
 
-def _plainly(text: str, image: str) -> str | None:
+def _plainly(text: str, image: str, foreign: str) -> str | None:
     """What a refusal to run our entrypoint means; None for everything else."""
     low = text.lower()
     if "exec format error" in low:
-        return f"the image {image} is for another architecture than this Docker daemon's"
+        why = foreign or "it is for another architecture than the daemon's machine"
+        return f"the image {image} cannot run here: {why}. Take one for this machine, or register an emulator"
     if "/bin/sh" in low and ("no such file" in low or "not found" in low):
         return f"the image {image} has no /bin/sh, so it cannot be a PostgreSQL image with our entrypoint"
     return None
@@ -343,18 +226,18 @@ def address(daemon: Daemon, container: Any, password: str) -> Dsn:
 def info_of(dsn: Dsn, container: Any) -> ServerInfo:
     """What the labels say."""
     labels = container.labels
-    image = labels.get(f"{LABEL}.image", "?")
+    image = labels.get(f"{parts.LABEL}.image", "?")
     return ServerInfo(
         dsn=dsn,
-        server_id=labels.get(f"{LABEL}.server-id", ""),
+        server_id=labels.get(f"{parts.LABEL}.server-id", ""),
         backend="docker",
-        purpose=labels.get(f"{LABEL}.purpose", ""),
-        storage=labels.get(f"{LABEL}.storage", "disk"),
+        purpose=labels.get(f"{parts.LABEL}.purpose", ""),
+        storage=labels.get(f"{parts.LABEL}.storage", "disk"),
         handle=container.id,
         description=f"{image} in container {container.short_id}",
-        project=labels.get(f"{LABEL}.project", ""),
-        root=labels.get(f"{LABEL}.root", ""),
-        made_with=_made_with(labels.get(f"{LABEL}.made-with", "{}")),
+        project=labels.get(f"{parts.LABEL}.project", ""),
+        root=labels.get(f"{parts.LABEL}.root", ""),
+        made_with=_made_with(labels.get(f"{parts.LABEL}.made-with", "{}")),
     )
 
 
@@ -369,7 +252,7 @@ def _made_with(text: str) -> dict[str, str]:
 def read_password(container: Any) -> str:
     """The password file's content; the daemon reads it, whatever the state of the container."""
     with translated(f"read from the container {container.short_id}"):
-        chunks, _ = container.get_archive(f"{HOME}/password")
+        chunks, _ = container.get_archive(f"{parts.HOME}/password")
         with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
             member = tar.extractfile("password")
             return member.read().decode().strip() if member else ""

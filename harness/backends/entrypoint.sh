@@ -102,6 +102,8 @@ init() {
 
 serve() {
     bin=$PGHARNESS_BIN
+    # Where others look for it, wherever the data lies.
+    socket=$base
     # Data that the image brought goes to memory where it fits: a write to a file of an image's layer
     # copies the whole file first.
     if [ "$base" != "$here/data" ] && [ -e "$here/data/1.ready" ] && [ ! -e "$base/1.ready" ]; then
@@ -122,7 +124,7 @@ serve() {
     if [ "${PGHARNESS_ONLY:-}" = init ]; then exit 0; fi
     unset POSTGRES_PASSWORD
     # A restarted container reuses process numbers: the old one in this file may be somebody else's now.
-    rm -f "$data/postmaster.pid" "$base/.s.PGSQL.5432" "$base/.s.PGSQL.5432.lock"
+    rm -f "$data/postmaster.pid" "$socket/.s.PGSQL.5432" "$socket/.s.PGSQL.5432.lock"
     set --
     while IFS= read -r line; do
         [ -z "$line" ] || set -- "$@" -c "$line"
@@ -130,16 +132,16 @@ serve() {
     if [ -n "$new_password" ]; then
         # The image or an earlier start brought the data: its password is set to ours as soon as it answers.
         (
-            PGHARNESS_NEW_PASSWORD=$new_password PGHOST=$base /bin/sh "$here/watch.sh" password "$$" "$bin/psql" &
+            PGHARNESS_NEW_PASSWORD=$new_password PGHOST=$socket /bin/sh "$here/watch.sh" password "$$" "$bin/psql" &
         )
     fi
     if [ -n "${PGHARNESS_TTL:-}" ]; then
         [ -x "$bin/psql" ] || die "this image has no psql beside its server, which the dead-man's switch needs"
         # In a subshell that ends at once: the watcher must be init's child, not the postmaster's.
-        (PGHOST=$base /bin/sh "$here/watch.sh" watch "$$" "$bin/psql" "$PGHARNESS_LOCK_KEY" "$PGHARNESS_TTL" &)
+        (PGHOST=$socket /bin/sh "$here/watch.sh" watch "$$" "$bin/psql" "$PGHARNESS_LOCK_KEY" "$PGHARNESS_TTL" &)
     fi
     unset PGHARNESS_STAGE PGHARNESS_BIN PGHARNESS_TTL PGHARNESS_LOCK_KEY PGHARNESS_USER PGHARNESS_BASE
-    exec "$bin/postgres" -D "$data" -c "unix_socket_directories=$base" "$@"
+    exec "$bin/postgres" -D "$data" -c "unix_socket_directories=$socket" "$@"
 }
 
 # An image's own PG* variables would bend initdb and psql.
@@ -170,7 +172,8 @@ else
 $POSTGRES_PASSWORD
 END
 fi
-if [ -w /etc/passwd ]; then
+# Who may write there is root; an image without the file gets one.
+if [ -w /etc/passwd ] || { [ ! -e /etc/passwd ] && [ -w /etc ]; }; then
     find_user
     as_user
 fi

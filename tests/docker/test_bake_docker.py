@@ -112,6 +112,23 @@ def test_after_many_migrations_the_images_are_bounded(
         "images", "-q", "--filter", "dangling=true", "--filter", f"label=dev.pg-harness.baked={keys[0]}"
     )
     assert listed == ""
+    # Baked again, one stays all the same.
+    again = estate.oven().ensure(rebuild=True)
+    assert again.built
+    assert [base.ref for base in estate.bases()] == [again.base.ref]
+
+
+def test_two_bakes_at_once_are_one(estate: Estate) -> None:
+    (estate.root / "pg-harness.toml").write_text('migrations = ["sql:migrations"]\n')
+    children = [estate.cli("bake", "--json") for _ in range(2)]
+    answers = []
+    for child in children:
+        out, err = child.communicate(timeout=100)
+        assert child.returncode == 0, err
+        answers.append(json.loads(out))
+    assert sorted(answer["built"] for answer in answers) == [False, True]
+    assert answers[0]["name"] == answers[1]["name"]
+    assert len(estate.bases()) == 1
 
 
 def test_an_image_that_lies_or_is_gone(estate: Estate) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 from fix_backends import Checkout, docker, until
+from fix_fleets import Estate
 
 from harness import running
 from harness.answering import life_key
@@ -95,13 +97,13 @@ def shell() -> dict[str, bytes | Path]:
     return files
 
 
-@pytest.mark.parametrize("version", ["15", "17"])
+@pytest.mark.parametrize("version", ["15", "17", "busybox"])
 @pytest.mark.parametrize("storage", ["memory", "disk"])
 def test_start_find_stop(place: Checkout, version: str, storage: str) -> None:
     ours = backend(place, f"pgharness-test:{version}")
     info = ours.start(place.request(storage=storage), place.story.append)
     with Session.connect(info.dsn) as session:
-        assert session.server_version // 10000 == int(version)
+        assert session.server_version // 10000 == {"15": 15}.get(version, 17)
         shown = session.row("SELECT current_setting('data_directory'), current_setting('max_wal_size')")
     assert shown == (
         ("/pgharness/memory/1", "192MB") if storage == "memory" else ("/pgharness/data/1", "1GB")
@@ -188,12 +190,31 @@ def test_an_image_without_postgresql(place: Checkout, image: Callable[..., str])
     assert containers(place) == []
 
 
-def test_an_image_for_another_architecture(place: Checkout, image: Callable[..., str]) -> None:
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the daemon's machine is taken for this one")
+def test_an_image_for_another_architecture(
+    place: Checkout, image: Callable[..., str], new_estate: Callable[..., Estate]
+) -> None:
     # An ELF header of AArch64 with nothing behind it.
     elf = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xb7\x00" + bytes(44)
-    with pytest.raises(ServerStartError, match="architecture"):
-        backend(place, image({"bin/sh": elf}, "arm64")).start(place.request(), place.story.append)
+    made = image({"bin/sh": elf}, "arm64")
+    with pytest.raises(ServerStartError, match="it is for arm64, and the daemon's machine is amd64"):
+        backend(place, made).start(place.request(), place.story.append)
+    # Told before it is tried: where an emulator is registered, it is slow and right.
+    assert "it is for arm64" in place.story[0]
     assert containers(place) == []
+    # For a server each, its version is asked first.
+    estate = new_estate(backend="docker", image=made)
+    with pytest.raises(ServerStartError, match="it is for arm64, and the daemon's machine is amd64"):
+        estate.open()
+    assert docker("ps", "-aq", "--filter", f"label={LABEL}.version-of={made}") == ""
+
+
+def test_a_label_that_is_wrong_hinders_nobody(place: Checkout, image: Callable[..., str]) -> None:
+    # `docker import --platform` writes what it is told.
+    files = shell()
+    with pytest.raises(ServerStartError) as caught:
+        backend(place, image(files, "arm64")).start(place.request(), place.story.append)
+    assert "this image holds no PostgreSQL server" in caught.value.log_tail
 
 
 def test_a_container_that_dies_at_start_shows_its_log(place: Checkout) -> None:
@@ -273,6 +294,15 @@ def test_data_that_the_image_brought_gets_our_password(place: Checkout) -> None:
                     "/pgharness/memory" if storage == "memory" else "/pgharness/data"
                 )
             ours.stop(info)
+        # Where the data does not fit into memory it is used where it is; psql in the container finds the server.
+        cramped = backend(place, tag, memory_limit=16 * 1024**2)
+        info = cramped.start(place.request(storage="memory"), place.story.append)
+        with Session.connect(info.dsn) as session:
+            assert session.value("SHOW data_directory") == "/pgharness/data/1"
+        ask = [*cramped.exec_command(info, "postgres", [], terminal=False), "-Atc", "SELECT n FROM baked"]
+        assert subprocess.run(ask, capture_output=True, text=True, check=True, timeout=30).stdout == "7\n"
+        assert any("does not fit into memory" in line for line in cramped.logs(info, False))
+        cramped.stop(info)
     finally:
         ours.stop(made)
         docker("rmi", "-f", tag)

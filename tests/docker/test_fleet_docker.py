@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fix_backends import docker, until
+from fix_daemons import SMALL
 from fix_fleets import Estate
 
 from harness.errors import ServerLost
@@ -19,23 +20,23 @@ ASK = "select current_setting('harness.server_id')"
 
 @pytest.fixture
 def estate(new_estate: Callable[..., Estate]) -> Estate:
-    return new_estate(backend="docker", image="pgharness-test:17")
+    return new_estate(backend="docker", image=SMALL)
 
 
 def test_each_worker_has_a_container(estate: Estate) -> None:
     with estate.open() as fleet:
-        leases = fleet.leases(4)
+        leases = fleet.leases(2)
         ids = set()
         for lease in leases:
             with lease.connect() as connection:
                 ids.add(connection.execute(ASK).fetchone()[0])
-        assert len(ids) == 4
+        assert len(ids) == 2
         fleet.members["2"].link.session.execute("create role only_here")
         there = [
             m.link.session.value("select count(*) from pg_roles where rolname = 'only_here'")
             for m in fleet.members.values()
         ]
-        assert sorted(there) == [0, 0, 0, 1]
+        assert sorted(there) == [0, 1]
         with leases[0].connect() as connection:
             connection.execute("delete from users")
         leases[0].reset()
@@ -46,6 +47,10 @@ def test_each_worker_has_a_container(estate: Estate) -> None:
             assert "127.0.0.1" in docker("port", member.server.info.handle)
             assert "0.0.0.0" not in docker("port", member.server.info.handle)
     assert estate.purposes() == []
+
+
+def test_the_command_line(estate: Estate) -> None:
+    assert "memory: 4 ×" in estate.four_servers()
 
 
 def test_killed_nothing_remains(estate: Estate) -> None:
