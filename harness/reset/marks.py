@@ -190,6 +190,10 @@ def _read(engine: ResetEngine, found: Changes) -> _Copy:
         )
     if any(name in LARGE_OBJECTS for name in found.catalogs if name not in STATISTICS):
         raise LeaseError("a mark does not hold large objects")
+    if found.shared and engine.shared_changed:
+        raise LeaseError(
+            "a mark does not hold ALTER DATABASE or ALTER ROLE … SET, nor rights of the database"
+        )
     relations = engine.store.relations
     for oid in found.tables:
         if oid not in relations or relations[oid].kind != "r":

@@ -283,6 +283,12 @@ class EngineState:
             differences.append("pg_class: an index was created and rolled back")
         return tuple(differences)
 
+    @property
+    def shared_changed(self) -> bool:
+        """Whether settings, rights or attributes of this database and the role differ from the pristine ones."""
+        now = restore_shared.shared(self._wal.session, self._database, self._role_oid)
+        return now != self._shared
+
     def _put_back_shared(self) -> None:
         """Settings of this database and of the role; other differences are for a clone."""
         session = self._wal.session

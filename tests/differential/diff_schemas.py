@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+SLOT = "int4range /* of one */"
+"""Ranges that seldom overlap, for an exclusion constraint."""
+
 TYPES = {
     "integer": lambda r: str(r.randint(-(10**6), 10**6)),
     "bigint": lambda r: str(r.randint(-(10**15), 10**15)),
@@ -37,6 +40,21 @@ TYPES = {
     "pair": lambda r: quoted(f'({r.randint(0, 9)},"x, y")'),
     "positive[]": lambda r: quoted(f"{{{r.randint(1, 9)},{r.randint(1, 9)}}}"),
     '"odd ""type"': lambda r: quoted(r.choice(["one", "t wo"])),
+    "mood[]": lambda r: quoted(r.choice(["{}", "{sad,happy}", "{NULL,ok}"])),
+    "pair[]": lambda r: quoted('{"(1,\\"a b\\")",NULL}'),
+    "list_of": lambda r: quoted(f"{{{r.randint(1, 9)},{r.randint(1, 9)}}}"),
+    "floats": lambda r: quoted(f"[{r.random():.6f},9.5)"),
+    "int4multirange": lambda r: quoted(f"{{[1,{r.randint(2, 5)}),[7,{r.randint(8, 12)})}}"),
+    "timestamp": lambda r: quoted(r.choice(["2026-01-01 00:00:00.5", "infinity", "4713-01-01 00:00:00 BC"])),
+    "timetz": lambda r: quoted("12:34:56.789+05:30"),
+    "real": lambda r: r.choice(["1.1", "'NaN'", "'-Infinity'", "3.4e38"]),
+    "smallint": lambda r: str(r.randint(-32768, 32767)),
+    "point": lambda r: quoted(f"({r.random()},{r.random()})"),
+    "macaddr": lambda r: quoted(f"08:00:2b:01:02:{r.randint(0, 255):02x}"),
+    '"char"': lambda r: quoted(r.choice("abc")),
+    "varchar(9)": lambda r: quoted(r.choice(["", "tab\there", "new\nline"])),
+    "jsonpath": lambda r: quoted("$.a[*] ? (@ > 1)"),
+    SLOT: lambda r: quoted(f"[{(n := r.randint(10, 900))},{n + 1})"),
 }
 """Type → a literal of it."""
 
@@ -45,6 +63,8 @@ create type mood as enum ('sad', 'ok', 'happy');
 create domain positive as integer check (value > 0);
 create type pair as (n integer, t text);
 create type "odd ""type" as enum ('one', 't wo');
+create domain list_of as positive[];
+create type floats as range (subtype = float8);
 create function quiet() returns trigger language plpgsql as $$ begin return coalesce(new, old); end $$;
 create function loud() returns trigger language plpgsql as $$ begin raise exception 'no delete'; end $$;
 create table audit (id bigserial primary key, what text);
@@ -107,7 +127,7 @@ def generate(seed: int) -> Schema:
         tables.append(table)
         statements.extend(_seed_rows(rng, table))
     statements.extend(_special(rng, tables))
-    sequences = ["plain_seq", "cached_seq", "down_seq"]
+    sequences = ["plain_seq", "cached_seq", "down_seq", "small_seq"]
     statements.append(
         "create sequence plain_seq; create sequence cached_seq cache 10 start 5; "
         "create sequence down_seq increment -3 minvalue -90 maxvalue 0 start -3 cycle"
@@ -161,8 +181,17 @@ def _table(rng: random.Random, name: str, others: list[Table]) -> tuple[Table, s
     if rng.random() < 0.4:
         column = rng.choice(list(columns))
         # A long text fits into no index.
-        if columns[column] not in ("json", "text"):
+        if columns[column] not in ("json", "text", "point", "jsonpath"):
             extra.append(f"create index on {name} ({column})")
+    for column, type_ in columns.items():
+        if (method := _METHODS.get(type_)) and rng.random() < 0.5:
+            extra.append(f"create index on {name} using {method} ({column})")
+    if rng.random() < 0.3:
+        # A default that no old row has in its page, and a column that is not there any more.
+        extra.append(f"alter table {name} add gone integer default 5, add late text default 'late'")
+        extra.append(f"alter table {name} drop column gone")
+    if rng.random() < 0.2:
+        extra.append(f"alter table {name} set (fillfactor = 40)")
     referenced = [t for t in others if t.name.startswith("t") and "ref" not in t.columns and t.key == "id"]
     unlogged = "unlogged " if rng.random() < 0.12 else ""
     if unlogged:
@@ -170,6 +199,13 @@ def _table(rng: random.Random, name: str, others: list[Table]) -> tuple[Table, s
         table.columns.pop("parent", None)
     del referenced
     return table, ";\n".join([f"create {unlogged}table {name} ({', '.join(parts)})", *extra])
+
+
+_METHODS = {
+    "text": "hash", "jsonb": "gin", "integer[]": "gin", "tsvector": "gin", "int4range": "gist", "point": "gist",
+    "inet": "spgist", "integer": "brin", "date": "brin", "uuid": "hash",
+}  # fmt: skip
+"""Kinds of indexes beside B-trees: each has log records of its own."""
 
 
 def _seed_rows(rng: random.Random, table: Table) -> list[str]:
@@ -214,6 +250,26 @@ def _special(rng: random.Random, tables: list[Table]) -> list[str]:
             "m integer check (m < 1000))"
         ),
         "insert into uniq (n, m) select i, i from generate_series(1, 30) i",
+        "create table team (id serial primary key, name text unique); insert into team (name) values ('a'), ('b'), ('c')",
+        (
+            "create table player (id serial primary key, team_id integer references team on delete cascade on update cascade, "
+            "captain integer references team on delete set null, v text)"
+        ),
+        "insert into player (team_id, captain, v) select i % 3 + 1, i % 2 + 1, 'p' || i from generate_series(1, 12) i",
+        'create schema "odd schema"',
+        'create table "odd schema"."odd ""table" (id serial primary key, "the ""column" text, "select" integer)',
+        """insert into "odd schema"."odd ""table" ("the ""column", "select") values ('x', 1), (E'y\\n', 2)""",
+        "create table bare (); insert into bare default values; insert into bare default values",
+        "create statistics numbers on n, m from uniq",
+        "create table nested (id serial, k integer, v text) partition by range (k)",
+        "create table nested_low partition of nested for values from (0) to (50) partition by hash (id)",
+        "create table nested_low0 partition of nested_low for values with (modulus 2, remainder 0)",
+        "create table nested_low1 partition of nested_low for values with (modulus 2, remainder 1)",
+        "create table nested_high partition of nested for values from (50) to (100)",
+        "insert into nested (k, v) select i * 9 % 100, 'n' || i from generate_series(1, 25) i",
+        """do $$ begin if current_setting('server_version_num')::int >= 180000 then
+             execute 'alter table base add virt text generated always as (upper(v)) virtual'; end if; end $$""",
+        "create sequence small_seq as smallint minvalue -5 maxvalue 900 cycle",
         "create view shown as select id, name from cat",
         "create materialized view seen as select k, count(*) from part group by k order by k",
     ]
@@ -224,6 +280,11 @@ def _special(rng: random.Random, tables: list[Table]) -> list[str]:
         Table("base", {"v": "text"}, "id"),
         Table("child", {"v": "text", "w": "integer"}, "id"),
         Table("uniq", {"n": "integer", "m": "positive"}, "id"),
+        Table("booking", {"room": "integer", "during": SLOT}, "id"),
+        Table("team", {"name": "text"}, "id", truncatable=False),
+        Table("player", {"v": "text"}, "id"),
+        Table("nested", {"k": "positive", "v": "text"}, "id"),
+        Table('"odd schema"."odd ""table"', {'"the ""column"': "text", '"select"': "integer"}, "id"),
     ]
     if rng.random() < 0.3:
         # Larger than what is held in memory as a whole.

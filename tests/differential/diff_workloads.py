@@ -142,7 +142,53 @@ def _operations() -> dict[str, tuple[int, Make]]:
             "alter type mood add value 'new'",
             f"create schema {name}",
             f"alter table {table.name} alter column {table.key} set statistics 50",
+            f"alter table {table.name} replica identity nothing",
+            f"create statistics {name} on n, m from uniq",
+            f"create rule {name} as on update to cat do also select 1",
+            f"create policy {name} on cat using (true)",
+            f"create publication {name} for table cat",
+            f"alter default privileges grant select on tables to public /* {name} */",
+            f"create domain {name} as integer",
+            f"create table {name} partition of nested for values from (100) to (200)",
+            "alter table nested detach partition nested_high",
+            "revoke all on audit from public",
+            "comment on column audit.what is 'seen'",
+            "vacuum full uniq",
+            "alter table player drop constraint player_captain_fkey",
+            "alter table uniq alter m set default 3",
+            "select lo_unlink(oid) from pg_largeobject_metadata limit 1",
         ])]  # fmt: skip
+
+    def cascade(m: Maker) -> list[str]:
+        number = m.rng.randint(1, 3)
+        return [m.rng.choice([
+            f"delete from team where id = {number}",
+            f"update team set id = id + 100 where id = {number}",
+            f"insert into player (team_id, captain, v) values ({number}, {number}, 'new')",
+            "truncate team cascade",
+        ])]  # fmt: skip
+
+    def block(m: Maker) -> list[str]:
+        return [
+            (
+                f"do $do$ begin {m.insert()}; begin {m.write()}; perform 1 / 0; exception when others then {m.insert()}; "
+                "end; end $do$"
+            )
+        ]
+
+    def truncated(m: Maker) -> list[str]:
+        table = m.table()
+        cut = f"truncate {table.name}{'' if table.truncatable else ' cascade'}"
+        return m.rng.choice([
+            ["begin", m.write(), cut, m.insert(table), "commit"],
+            ["begin", cut, m.insert(table), "rollback"],
+            ["begin", "savepoint a", cut, m.insert(table), "rollback to a", m.insert(table), "commit"],
+            ["begin", cut, cut, "commit"],
+        ])  # fmt: skip
+
+    def reordered(m: Maker) -> list[str]:
+        return ["begin", "create temp table kept on commit drop as select id, n, m from uniq", "delete from uniq",
+                "insert into uniq (id, n, m) select id, n, m from kept order by id desc", "commit"]  # fmt: skip
 
     def undone(m: Maker) -> list[str]:
         name = m.fresh("u")
@@ -185,6 +231,34 @@ def _operations() -> dict[str, tuple[int, Make]]:
         "setting": (2, simple("setting", setting)),
         "serializable": (2, simple("serializable", lambda m: [
             "begin isolation level serializable", m.write(), m.write(), "commit"])),
+        "cascade": (4, simple("cascade", cascade)),
+        "merge": (2, simple("merge", lambda m: [
+            (f"merge into uniq using (values ({m.rng.randint(1, 30)}), (5000)) s (id) on uniq.id = s.id when matched then "
+            "update set m = 2 when not matched then insert (id, m) values (s.id, 3)")])),
+        "exception block": (3, simple("exception block", block)),
+        "truncate in a transaction": (3, simple("truncate in a transaction", truncated)),
+        "reordered": (2, simple("reordered", reordered)),
+        "moved rows": (2, simple("moved rows", lambda m: [
+            ("with gone as (delete from base where id in (select id from base limit 3) returning v) "
+            "insert into base (v) select v || '!' from gone"),
+            f"update nested set k = (k + {m.rng.randint(30, 60)}) % 100"])),
+        "through a view": (2, simple("through a view", lambda m: [
+            "insert into shown (name) values ('seen')", "update shown set name = 'v' where id = 1"])),
+        "no columns": (1, simple("no columns", lambda m: [m.rng.choice([
+            "insert into bare default values", "delete from bare", "truncate bare"])])),
+        "restarted sequence": (2, simple("restarted sequence", lambda m: [
+            f"alter sequence {m.rng.choice(m.schema.sequences)} restart"])),
+        "kept statement": (4, simple("kept statement", lambda m: [f"execute put('{m.rng.randint(1, 9)}')", "execute look"])),
+        "held cursor": (2, simple("held cursor", lambda m: [
+            "begin", f"declare {m.fresh('held')} cursor with hold for select * from cat", m.insert(), "commit"])),
+        "listen": (2, simple("listen", lambda m: ["listen told", m.insert(), "notify told, 'x'"])),
+        "reindex": (1, simple("reindex", lambda m: [f"reindex table {m.rng.choice(['uniq', 'cat', 'audit'])}"])),
+        "many rows": (2, simple("many rows", lambda m: [
+            f"insert into base (v) select 'many' || i from generate_series(1, {m.rng.randint(300, 900)}) i"])),
+        "prepared truncate": (1, simple("prepared truncate", lambda m: [
+            "begin", "truncate uniq", "select nextval('plain_seq')", f"prepare transaction '{m.fresh('cut')}'"])),
+        "prepared ddl": (1, simple("prepared ddl", lambda m: [
+            "begin", f"create table {m.fresh('never')} (id serial primary key)", f"prepare transaction '{m.fresh('pddl')}'"])),
         "refresh": (1, simple("refresh", lambda m: ["refresh materialized view seen"], ddl=True)),
         "cluster": (1, simple("cluster", lambda m: ["cluster uniq using uniq_pkey"], ddl=True)),
         "ddl": (4, simple("ddl", ddl, ddl=True)),

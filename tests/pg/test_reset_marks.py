@@ -190,3 +190,30 @@ def test_a_mark_puts_back_sequences_and_copies_only_what_changed(bench: Bench, a
     inner.release()
     bench.engine.reset()
     assert app.value("select nextval('b_id_seq')") == 51
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("alter database marks set work_mem = '7MB'", "ALTER DATABASE"),
+        ("alter role app in database marks set work_mem = '7MB'", "ALTER DATABASE"),
+        ("select lo_from_bytea(0, 'large')", "large objects"),
+        ("comment on table a is 'x'", "schema"),
+    ],
+)
+def test_what_a_mark_does_not_hold_is_refused(
+    bench: Bench, app: Session, statement: str, reason: str
+) -> None:
+    """Accepted, it would be lost without a word at the first reset."""
+    app.execute("insert into a (v) values ('x')")
+    app.execute(statement)
+    with pytest.raises(LeaseError, match=reason):
+        bench.engine.mark()
+    # Nothing is set, and the next reset goes to the template as ever.
+    assert not bench.engine.marked
+    try:
+        bench.engine.reset()
+    except RecloneNeeded:
+        bench.reclone()
+    with bench.superuser() as session:
+        assert session.value("select count(*) from a") == 0
