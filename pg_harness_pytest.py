@@ -7,9 +7,11 @@ project's files is all that an unconfigured project pays.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -96,10 +98,25 @@ def pytest_load_initial_conftests(
             f"pg-harness: this project has a `harness` of its own ({shadow}), which hides ours inside pytest. "
             f"Run: pg-harness run -- pytest"
         )
-    from harness.pytest_plugin import early
+    with _uncollected():
+        from harness.pytest_plugin import early
 
-    with early.begun(early_config, start):
-        return (yield)
+        state = early.begin(early_config, start)
+    result = yield
+    early.stop_if_changed(state)
+    return result
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection in the block: it would go through all of pytest's objects several times, for nothing."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def folder_to_begin(config: pytest.Config) -> tuple[Path, str]:

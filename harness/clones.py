@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -107,12 +108,20 @@ class Clones:
                 self.make_spare(template)
             return
 
-        def make(_: int) -> str:
-            with Session.connect(self.link.dsn) as session:
-                return self.make_spare(template, session=session)
+        def make(session: Session, count: int) -> None:
+            for _ in range(count):
+                self.make_spare(template, session=session)
 
-        with ThreadPoolExecutor(min(parallel, missing), thread_name_prefix="pg-harness clone") as threads:
-            list(threads.map(make, range(missing)))
+        with ExitStack() as stack:
+            # A log-in takes about as long as the clone of a small template: one for each thread, and the link's own.
+            sessions = [self.link.session]
+            for _ in range(min(parallel, missing) - 1):
+                sessions.append(stack.enter_context(Session.connect(self.link.dsn)))
+            with ThreadPoolExecutor(len(sessions), thread_name_prefix="pg-harness clone") as threads:
+                shares = [
+                    missing // len(sessions) + (n < missing % len(sessions)) for n in range(len(sessions))
+                ]
+                list(threads.map(make, sessions, shares))
 
     def spares(self, template: Template) -> list[str]:
         """Names of the finished spares of a template."""

@@ -6,8 +6,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,11 @@ _LOOKING_ONLY = ("help", "version", "collectonly", "showfixtures", "show_fixture
                  "setupplan", "cacheshow")  # fmt: skip
 
 
-@contextmanager
-def begun(config: pytest.Config, start: tuple[Path, str]) -> Iterator[None]:
-    """Around pytest's loading of conftests: the variables are right when the block begins.
+def begin(config: pytest.Config, start: tuple[Path, str]) -> State:
+    """Lease and export, before pytest loads conftests: they see the right variables.
 
     Raises:
-        pytest.UsageError: nothing could be leased, or a conftest or another plugin has changed what we exported.
+        pytest.UsageError: nothing could be leased.
     """
     try:
         state = _begin(config, start)
@@ -50,7 +47,15 @@ def begun(config: pytest.Config, start: tuple[Path, str]) -> Iterator[None]:
     # Run also where pytest gives up before pytest_configure, for instance over an unknown option.
     config.add_cleanup(state.end)
     plugins.register(config, state)
-    yield
+    return state
+
+
+def stop_if_changed(state: State) -> None:
+    """When conftests are loaded.
+
+    Raises:
+        pytest.UsageError: one of them, or another plugin, has changed what we exported.
+    """
     checks.stop_if_changed(state, "while the conftests were loaded")
 
 
