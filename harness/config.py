@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from harness import env
 from harness.config_files import Location, locate
 from harness.config_values import (
     READERS,
@@ -17,6 +18,7 @@ from harness.config_values import (
     read_table_of_text,
     read_texts,
 )
+from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.settings import DEFAULT_DATABASE, DatabaseSettings, Settings
 
@@ -116,11 +118,13 @@ def build(
         if values[key] is not None:
             values[key] = location.root / values[key]
     _check_together(values, origins)
+    databases = tuple(_database(name, table) for name, table in tables.items())
+    _check_env(databases, origins.get("env", file_origin))
     return Settings(
         root=location.root,
         file=location.file,
         root_origin=location.origin,
-        databases=tuple(_database(name, table) for name, table in tables.items()),
+        databases=databases,
         origins=origins,
         **values,
     )
@@ -157,6 +161,8 @@ def _warn_if_near(variable: str) -> None:
 def _read(key: str, raw: Any, origin: str, *, text: bool) -> Any:
     try:
         return READERS[key](raw, text)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error.message}", key=key, origin=origin) from None
     except WrongValue as error:
         # The value of server_url holds a password: it is never repeated.
         shown = "" if key == "server_url" else f" (it is {raw!r})"
@@ -220,6 +226,17 @@ def _database(name: str, table: Mapping[str, Any]) -> DatabaseSettings:
         extensions=table.get("extensions", ()),
         env=table.get("env", {}),
     )
+
+
+def _check_env(databases: Sequence[DatabaseSettings], origin: str) -> None:
+    """Fill in every template once: a wrong placeholder is told before any server is started."""
+    nowhere = {database.name: Dsn("127.0.0.1", 5432, "app", "", "app") for database in databases}
+    try:
+        env.variables(nowhere, {database.name: database.env for database in databases}, env.Slot())
+    except ConfigError as error:
+        raise ConfigError(
+            f"{origin}: {error.message}", key=error.key, origin=origin, value=error.value
+        ) from None
 
 
 def _check_together(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:

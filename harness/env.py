@@ -80,7 +80,7 @@ def render(template: str, own: str, dsns: Mapping[str, Dsn], slot: Slot, variabl
             if spec or conversion:
                 raise ValueError("a placeholder takes no format")
             parts.append(_value(placeholder, own, dsns, slot, is_url))
-    except (KeyError, ValueError) as error:
+    except ValueError as error:
         known = ", ".join("{" + p + "}" for p in PLACEHOLDERS)
         others = ", ".join("{" + name + ".url}" for name in dsns)
         raise ConfigError(
@@ -94,9 +94,9 @@ def render(template: str, own: str, dsns: Mapping[str, Dsn], slot: Slot, variabl
 def _value(placeholder: str, own: str, dsns: Mapping[str, Dsn], slot: Slot, is_url: bool) -> str:
     database, dot, key = placeholder.rpartition(".")
     if dot and database not in dsns:
-        raise KeyError(f"there is no database {database!r}")
+        raise ValueError(f"there is no database {database!r}")
     if key not in PLACEHOLDERS:
-        raise KeyError(f"there is no placeholder {key!r}")
+        raise ValueError(f"there is no placeholder {key!r}")
     if key in ("worker", "workers", "connections"):
         return str(getattr(slot, key))
     value = str(getattr(dsns[database if dot else own], key))

@@ -17,7 +17,7 @@ from harness.answering import attach, claim_alone
 from harness.backends import select
 from harness.backends.base import Backend, ServerInfo
 from harness.dsn import Dsn
-from harness.errors import ServerLost
+from harness.errors import BackendUnavailable, ServerLost
 from harness.hint import Hint
 from harness.settings import Settings
 from harness.telling import Story, silent
@@ -113,14 +113,11 @@ def ensure(
             return found
         search.tell_refused()
         backend = select.choose(settings, environ, story)
-        found, place = search.listed(backend)
-        if found is not None:
-            return found
-        request = starting.request(settings, place.hint.project, place.purpose, ttl)
-        request = replace(request, base=base(backend))
-        info, session = starting.start(backend, request, settings, environ, story)
-        place.hint.write(info)
-        return search.result(info, session, place, started=True)
+        try:
+            return search.listed_or_new(backend, ttl, base(backend))
+        except BackendUnavailable as error:
+            backend = starting.instead(error, backend, settings, environ, story)
+            return search.listed_or_new(backend, ttl, base(backend))
 
 
 @dataclass(frozen=True)
@@ -173,6 +170,20 @@ class _Search:
         for _, reason in self._refused.values():
             if reason:
                 self._story(f"server: the noted one is not used: {reason}")
+
+    def listed_or_new(self, backend: Backend, ttl: float | None, base: str | None) -> Server:
+        """One of this backend's, started where there is none that fits."""
+        found, place = self.listed(backend)
+        if found is not None:
+            return found
+        request = starting.request(self._settings, place.hint.project, place.purpose, ttl)
+        marked = made_with.of(self._settings, backend.name)
+        info = backend.start(replace(request, base=base, made_with=marked), self._story)
+        session, why = attach(info)
+        if session is None:
+            raise starting.gone_again(info, why)
+        place.hint.write(info)
+        return self.result(info, session, place, started=True)
 
     def listed(self, backend: Backend) -> tuple[Server | None, _Place]:
         """One that runs by its backend's own records and fits; else None, and the place for a new one."""

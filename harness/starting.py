@@ -6,12 +6,8 @@ import secrets
 import uuid
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from harness import made_with
-from harness.answering import attach
 from harness.backends import defaults, select
 from harness.backends.base import Backend, ServerInfo, ServerRequest
 from harness.errors import BackendUnavailable, ServerLost
@@ -19,9 +15,6 @@ from harness.hint import Hint
 from harness.lock import file_lock
 from harness.settings import Settings
 from harness.telling import Story
-
-if TYPE_CHECKING:
-    from harness.catalog.session import Session
 
 LOCK_EXTRA = 600.0
 """Seconds, beyond ``start_timeout``, to wait for another process that may be pulling an image."""
@@ -63,45 +56,31 @@ def request(settings: Settings, project_id: str, purpose: str, ttl: float | None
     )
 
 
-def start(
-    backend: Backend, request: ServerRequest, settings: Settings, environ: Mapping[str, str], story: Story
-) -> tuple[ServerInfo, Session]:
-    """Start it and log in.
-
-    Raises:
-        BackendUnavailable, ServerStartError: see the backends. ServerLost: it ended again at once.
-    """
-    info = _start(backend, request, settings, environ, story)
-    session, why = attach(info)
-    if session is None:
-        raise gone_again(info, why)
-    return info, session
-
-
 def gone_again(info: ServerInfo, why: str) -> ServerLost:
     """What to raise where a server that has just been started does not answer."""
     return ServerLost(f"the server {info.description} was started and is gone again: {why}")
 
 
-def _start(
-    backend: Backend, request: ServerRequest, settings: Settings, environ: Mapping[str, str], story: Story
-) -> ServerInfo:
-    """Start it; where nobody chose Docker or an image and the default one cannot be had, from local binaries."""
+def instead(
+    error: BackendUnavailable, backend: Backend, settings: Settings, environ: Mapping[str, str], story: Story
+) -> Backend:
+    """Local binaries, where nobody chose Docker or an image and the default one cannot be had.
+
+    Raises:
+        BackendUnavailable: the error, where Docker or the image is meant: another server in its place would be a
+            surprise; with what local binaries lack, where there are none.
+    """
+    if settings.backend != "auto" or backend.name != "docker" or settings.origin("image") != "default":
+        raise error
+    other = select.named("process", settings, environ)
     try:
-        return backend.start(replace(request, made_with=made_with.of(settings, backend.name)), story)
-    except BackendUnavailable as error:
-        # An image that somebody named is meant: another server in its place would be a surprise.
-        if settings.backend != "auto" or backend.name != "docker" or settings.origin("image") != "default":
-            raise
-        other = select.named("process", settings, environ)
-        try:
-            select.usable(other)
-        except BackendUnavailable as second:
-            raise BackendUnavailable(
-                error.message.splitlines()[0],
-                checked=[*error.checked, second.message.splitlines()[0], *second.checked],
-                remedies=[*error.remedies, *second.remedies],
-            ) from error
-        story(f"docker: {error.message.splitlines()[0]}")
-        story("backend: process instead, because neither a backend nor an image is named in the settings")
-        return other.start(replace(request, made_with=made_with.of(settings, other.name)), story)
+        select.usable(other)
+    except BackendUnavailable as second:
+        raise BackendUnavailable(
+            error.message.splitlines()[0],
+            checked=[*error.checked, second.message.splitlines()[0], *second.checked],
+            remedies=[*error.remedies, *second.remedies],
+        ) from error
+    story(f"docker: {error.message.splitlines()[0]}")
+    story("backend: process instead, because neither a backend nor an image is named in the settings")
+    return other

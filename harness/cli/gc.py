@@ -11,7 +11,7 @@ from harness.cli.parser import add_json
 
 DESCRIPTION = """\
 Drop what dead test runs of this checkout left on its servers, half-built templates, templates beyond
-keep_templates and template_age, and databases kept beyond keep_failed. Each run does the same at its end.
+keep_templates and template_age, and databases kept beyond keep_failed. Each run does the same as it begins.
 
 Workers' own servers (isolation = "server") that were killed together with their switch, and baked servers
 beyond keep_baked, baked_size and template_age, go as well.

@@ -15,7 +15,8 @@ import pytest
 from fix_backends import Checkout, processes_naming, until
 from fix_servers import binaries_of
 
-from harness import project, server
+from harness import project
+from harness.answering import life_key
 from harness.backends import process
 from harness.backends.process import ProcessBackend
 from harness.backends.process_record import Record, alive
@@ -167,7 +168,7 @@ def test_a_record_that_lies_is_not_believed(place: Checkout) -> None:
 def test_a_watcher_that_cannot_connect_ends_the_server(place: Checkout) -> None:
     info = backend(place).start(place.request(ttl=2), place.story.append)
     with Session.connect(info.dsn) as session:
-        session.value("SELECT pg_advisory_lock_shared(%s)", (server.life_key(info),))
+        session.value("SELECT pg_advisory_lock_shared(%s)", (life_key(info),))
         hba = session.value("SHOW hba_file")
         session.execute(f"COPY (SELECT 'local all all reject') TO '{hba}'")
         session.value("SELECT pg_reload_conf()")

@@ -14,10 +14,11 @@ from fix_backends import Checkout, docker, until
 
 from harness import made_with, running
 from harness.answering import life_key
+from harness.backends import docker_image
 from harness.backends.base import ServerInfo
 from harness.catalog.session import Session
 from harness.dsn import Dsn
-from harness.errors import ServerLost
+from harness.errors import BackendUnavailable, ServerLost
 from harness.settings import Settings
 
 
@@ -38,6 +39,23 @@ def test_a_warm_server_is_replaced_and_the_change_is_named(place: Checkout) -> N
     assert "max_connections 500 → 90" in told[0]
     assert "[tool.pg-harness.postgres] work_mem" in told[0]
     assert [info.server_id for info in running.servers(settings, place.environ)] == [second.info.server_id]
+
+
+@pytest.mark.docker
+def test_local_binaries_instead_of_an_image_follow_the_settings_too(
+    place: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> None:
+        raise BackendUnavailable("the image cannot be pulled")
+
+    monkeypatch.setattr(docker_image, "ensure", cannot)
+    with place.ensure(place.settings()) as first:
+        assert first.info.backend == "process"
+    # It is warm, was started with other settings, and is not taken as it is.
+    with place.ensure(place.settings(max_connections=90)) as second:
+        assert second.info.backend == "process"
+        assert second.session.value("SHOW max_connections") == "90"
+    assert [line for line in place.story if "max_connections 500 → 90" in line]
 
 
 @pytest.mark.docker

@@ -198,3 +198,18 @@ def test_seeds_come_last(tmp_path: Path) -> None:
     found = load(tmp_path).default.migrations
     assert found is not None
     assert [s.argument for s in found] == ["m", "s"]
+
+
+def test_a_template_of_a_variable_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    project(tmp_path, '[tool.pg-harness.env]\nX = "{sqlalchem}"\n')
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path)
+    assert str(tmp_path / "pyproject.toml") in str(caught.value)
+    assert "env.X = '{sqlalchem}': there is no placeholder 'sqlalchem'. There are {url}" in str(caught.value)
+
+
+def test_a_wrong_server_url_is_told_with_its_origin_and_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"PGHARNESS_SERVER_URL": "mysql://u:topsecret@h/d"})
+    assert "the variable PGHARNESS_SERVER_URL" in str(caught.value)
+    assert "topsecret" not in str(caught.value)
