@@ -171,6 +171,8 @@ class DatabaseReset:
                 self._give_up(error)
         elif self._watched:
             self.prepare()
+        if self._engine is not None:
+            self._engine.cloned_in(1000 * (time.monotonic() - began))
         return ResetReport(strategy="clone", milliseconds=1000 * (time.monotonic() - began), reason=reason)
 
     def _give_up(self, error: RecloneNeeded) -> None:

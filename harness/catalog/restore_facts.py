@@ -27,6 +27,7 @@ class Relation:
         owner: for a TOAST table the OID of its table, else its own.
         pages: size of its file in blocks of 8 kB.
         obstacle: why its rows cannot be put back by DELETE and INSERT; empty where they can.
+        referenced_by: OIDs of other tables whose foreign keys point here: a TRUNCATE has to take them too.
     """
 
     oid: int
@@ -39,6 +40,7 @@ class Relation:
     owner: int = 0
     pages: int = 0
     obstacle: str = ""
+    referenced_by: frozenset[int] = frozenset()
 
     @property
     def sql(self) -> str:
@@ -88,6 +90,11 @@ select ev_class::int8, format('rule %s is enabled ALWAYS or REPLICA', rulename)
   from pg_rewrite where ev_enabled in ('A', 'R') and ev_type <> '1'
 """
 
+_REFERENCES = """
+select confrelid::int8, array_agg(distinct conrelid::int8) from pg_constraint
+ where contype = 'f' and conrelid <> confrelid group by confrelid
+"""
+
 _SEQUENCES = "select {oid}::int8, last_value, is_called, log_cnt::int8 from {name}"
 
 
@@ -104,13 +111,28 @@ def files(session: Session, blocks: Iterable[int] | None = None) -> dict[int, in
     return {oid: node for oid, node in session.rows(statement) if node}
 
 
+def files_of_statement(oids: Iterable[int]) -> str:
+    """The query of :func:`files` for some tables, their indexes and TOAST tables; to be sent with others."""
+    listed = "'{" + ",".join(map(str, oids)) + "}'::oid[]"
+    return (
+        "with t as (select oid, reltoastrelid from pg_class where oid = any(" + listed + ")), "
+        "h as (select oid from t union select reltoastrelid from t where reltoastrelid <> 0), "
+        "f as (select oid from h union select indexrelid from pg_index where indrelid in (select oid from h)) "
+        "select oid, pg_relation_filenode(oid) from f"
+    )
+
+
 def relations(session: Session) -> dict[int, Relation]:
     """OID → relation, temporary ones excluded."""
     obstacles = dict(session.rows(_OBSTACLES))
+    references = {oid: frozenset(by) for oid, by in session.rows(_REFERENCES)}
     found = {}
     for oid, schema, name, kind, catalog, shared, unlogged, owner, pages in session.rows(_RELATIONS):
         obstacle = obstacles.get(oid, "")
-        found[oid] = Relation(oid, schema, name, kind, catalog, shared, unlogged, owner, pages, obstacle)
+        found[oid] = Relation(
+            oid, schema, name, kind, catalog, shared, unlogged, owner, pages, obstacle,
+            references.get(oid, frozenset()),
+        )  # fmt: skip
     return found
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from harness.catalog.restore_facts import Relation, block_range, block_ranges, runs
 from harness.catalog.session import Session, ident, translated
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
 
 Tid = tuple[int, int]
 """Where a row lies: block, position in it (``ctid``)."""
@@ -18,31 +22,35 @@ class Rows:
     Attributes:
         columns: names of the columns that can be written (generated ones are computed again).
         types: of these columns, as SQL.
-        places: of each row, where it lies and which transaction wrote it (``xmin``).
-        bytes: size of the rows as COPY prints them.
     """
 
-    def __init__(
-        self,
-        columns: tuple[str, ...],
-        types: tuple[str, ...],
-        places: Sequence[tuple[Tid, int]] = (),
-        lines: Sequence[bytes] = (),
-    ) -> None:
+    def __init__(self, columns: tuple[str, ...], types: tuple[str, ...], result: PGresult | None) -> None:
+        """
+        Args:
+            result: of a query for ``ctid``, ``xmin`` and the columns, as text; None: no rows.
+        """
         self.columns, self.types = columns, types
-        self.places = tuple(places)
-        self._lines = lines
-        self.bytes = sum(map(len, lines))
+        # Kept as the server sent it, and taken apart when wanted: of a hundred thousand rows a reset puts back three.
+        self._result = result
+        self._count = result.ntuples if result is not None else 0
+
+    @cached_property
+    def places(self) -> tuple[tuple[Tid, int], ...]:
+        """Of each row, where it lies and which transaction wrote it (``xmin``)."""
+        if self._result is None:
+            return ()
+        value = self._result.get_value
+        return tuple((parse_tid(value(i, 0) or b""), int(value(i, 1) or b"0")) for i in range(self._count))
 
     def __len__(self) -> int:
-        return len(self.places)
+        return self._count
 
     def value(self, index: int) -> Values:
         """The values of one row, as PostgreSQL prints them; None is NULL."""
-        # Taken apart only now: of a hundred thousand rows a reset puts back three.
-        if not self.columns:
+        if self._result is None:
             return ()
-        return tuple(_field(field) for field in self._lines[index].split(b"\t"))
+        value = self._result.get_value
+        return tuple(value(index, column) for column in range(2, 2 + len(self.columns)))
 
     def all(self) -> list[Values]:
         """The values of all rows."""
@@ -51,55 +59,49 @@ class Rows:
 
 Values = tuple[bytes | None, ...]
 
-_ESCAPES = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
-_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
-
-
-def _field(text: bytes) -> bytes | None:
-    """One field of COPY's text format (PostgreSQL documentation, COPY, "Text Format")."""
-    if text == b"\\N":
-        return None
-    if b"\\" not in text:
-        return text
-    return _ESCAPED.sub(lambda match: _ESCAPES.get(match[1], match[1]), text)
-
-
 _COLUMNS = """
 select attname, format_type(atttypid, atttypmod) from pg_attribute
  where attrelid = %s and attnum > 0 and not attisdropped and attgenerated = '' order by attnum
 """
 
 
-def read(session: Session, relation: Relation, *, blocks: Iterable[int] | None = None) -> Rows:
-    """The rows of a table, of some of its blocks only where ``blocks`` is given."""
+Columns = tuple[tuple[str, ...], tuple[str, ...]]
+"""Names and types of the columns of a table that can be written."""
+
+
+def columns_of(session: Session, relation: Relation) -> Columns:
+    """Read them."""
     found = session.rows(_COLUMNS, (relation.oid,))
-    columns = tuple(name for name, _ in found)
-    types = tuple(text for _, text in found)
+    return tuple(name for name, _ in found), tuple(text for _, text in found)
+
+
+def read(
+    session: Session,
+    relation: Relation,
+    *,
+    blocks: Iterable[int] | None = None,
+    known: Columns | None = None,
+) -> Rows:
+    """The rows of a table, of some of its blocks only where ``blocks`` is given.
+
+    Args:
+        known: the table's columns, where they have been read before.
+    """
+    columns, types = known or columns_of(session, relation)
     listed = "".join(", " + ident(column) for column in columns)
     source = f"select ctid, xmin{listed} from only {relation.sql}"
     if blocks is None:
         statement = source
     else:
         statement = " union all ".join(f"({source} where {where})" for where in block_ranges(blocks))
-    places: list[tuple[Tid, int]] = []
-    lines: list[bytes] = []
-    with (
-        translated(statement),
-        session.connection.cursor() as cursor,
-        cursor.copy(f"copy ({statement}) to stdout".encode()) as copy,
-    ):
-        text = b"".join(bytes(part) for part in copy)
-    for line in text.split(b"\n")[:-1]:
-        tid, xmin, *rest = line.split(b"\t", 2)
-        places.append((parse_tid(tid), int(xmin)))
-        lines.append(rest[0] if rest else b"")
-    return Rows(columns, types, places, lines)
+    with translated(f"read the rows of {relation}"):
+        result = session.connection.execute(statement.encode()).pgresult
+    return Rows(columns, types, result)
 
 
-def parse_tid(text: bytes | str) -> Tid:
+def parse_tid(text: bytes) -> Tid:
     """``(12,3)`` → (12, 3)."""
-    plain = text.decode() if isinstance(text, bytes) else text
-    block, _, position = plain.strip("()").partition(",")
+    block, position = text[1:-1].split(b",")
     return int(block), int(position)
 
 

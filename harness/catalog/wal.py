@@ -58,7 +58,7 @@ class Window:
         stop: position up to which was read, exactly the end of a record; the next window begins there.
         seen: what the insert position is for as long as nobody writes anything more.
         bytes: length of the window.
-        too_much: the window was longer than the limit; nothing was decoded.
+        too_much: the window was longer than the limits; nothing is known of it.
         relations: what was found, of this database and of the shared catalogs.
         unfinished: transaction ids of the window that had not ended when it was read.
         writers: pids of sessions of the application that hold a transaction id.
@@ -97,6 +97,7 @@ class WalReader(Protocol):
         own: Sequence[int],
         ours: Sequence[int],
         most: int,
+        patience: float,
     ) -> Window:
         """Read from ``start`` to now.
 
@@ -107,6 +108,7 @@ class WalReader(Protocol):
             own: our transaction ids since ``start``.
             ours: pids of our own sessions, never named as the application's.
             most: bytes beyond which nothing is decoded.
+            patience: milliseconds beyond which it is not worth the while: what another way would cost.
 
         Raises:
             ServerRefused: for instance ``58P01``, the log from ``start`` on was recycled.
@@ -114,10 +116,16 @@ class WalReader(Protocol):
         """
 
 
-def check_version(session: Session) -> None:
-    """Raise ServerRefused (``0A000``) for a server that is too old."""
+def check(session: Session) -> None:
+    """Raise ServerRefused for a server that is too old (``0A000``), or a role that may not see who is busy (``42501``)."""
     if session.server_version < FIRST_SUPPORTED:
         raise ServerRefused(
             f"PostgreSQL {session.server_version // 10000} cannot be reset by its log (15 and later can)",
             sqlstate="0A000",
+        )
+    # Without it other roles' sessions have no type, and one that is in the middle of a write looks like none.
+    if not session.value("select pg_has_role(current_user, 'pg_read_all_stats', 'usage')"):
+        raise ServerRefused(
+            f"role {session.dsn.user} may not see other roles' sessions: grant pg_read_all_stats to it",
+            sqlstate="42501",
         )

@@ -1,4 +1,4 @@
-"""Reading the log's own bytes: the server sends them, :mod:`harness.catalog.wal_records` takes them apart.
+"""Reading the log's own bytes: from its files or through the session, :mod:`harness.catalog.wal_records` takes them apart.
 
 One call does all of a look: has anything moved, flush, who is busy, and the bytes. It is a temporary
 procedure in the maintenance database, because before PostgreSQL 17 only a COMMIT flushes, and only a
@@ -8,21 +8,25 @@ procedure can go on after one.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Sequence
 from functools import partial
+from math import inf
 
 from harness.catalog import wal_records
 from harness.catalog.session import Session, translated
-from harness.catalog.wal import RelationRecords, Window, check_version
+from harness.catalog.wal import RelationRecords, Window, check
+from harness.catalog.wal_files import LogFiles
 from harness.catalog.wal_records import PAGE, Named
 from harness.errors import ServerRefused
 
-_FLUSH_17 = "stop := pg_logical_emit_message(false, 'pg-harness', '', true);"
-_FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', ''); commit;"
+_FLUSH_17 = "stop := pg_logical_emit_message(false, 'pg-harness', note, true);"
+_FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', note); commit;"
 
 _PROCEDURE = """
 create or replace procedure pg_temp.pgh_bytes(
-    start pg_lsn, seen pg_lsn, db oid, most int8, ours int[], force bool, inout answer json, inout data bytea)
+    start pg_lsn, seen pg_lsn, db oid, most int8, ours int[], force bool, inline int8, note text,
+    inout answer json, inout data bytea)
 language plpgsql as $look$
 declare
     stop pg_lsn; writers int[]; idle int[]; advisory int[]; prepared text[]; place int8; size int8;
@@ -40,7 +44,7 @@ begin
     end if;
     place := (start - '0/0'::pg_lsn)::int8 / {page} * {page};
     size := (stop - '0/0'::pg_lsn)::int8 - place;
-    if size <= {inline} and place / {segment} = (place + size - 1) / {segment} then
+    if size <= inline and place / {segment} = (place + size - 1) / {segment} then
         data := pg_read_binary_file({file}, place % {segment}, size);
     end if;
     select array_agg(pid) filter (where backend_xid is not null),
@@ -67,14 +71,18 @@ select pg_read_binary_file({file}, place % {segment}, least({stop} - place, {pie
 _PIECE = 65536
 """Bytes of log that come in one row. Segments are of whole megabytes: no piece lies in two."""
 
+FASTEST = 1 << 20
+"""Bytes of log that can be fetched in a millisecond, at the very best."""
+
 _INLINE = 131072
 """Bytes of log that come with the answer; more are asked for again, in rows."""
 
-_CALL = "call pg_temp.pgh_bytes('{start}', '{seen}', {db}, {most}, '{ours}', {force}, null, null)"
+_CALL = "call pg_temp.pgh_bytes('{start}', '{seen}', {db}, {most}, '{ours}', {force}, {inline}, '{note}', null, null)"
 
 _FACTS = """
 select pg_size_bytes(current_setting('wal_segment_size')),
-       current_setting('wal_block_size')::int, substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)
+       current_setting('wal_block_size')::int, substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8),
+       case when pg_has_role('pg_read_all_settings', 'usage') then current_setting('data_directory') else '' end
 """
 
 
@@ -90,19 +98,22 @@ class ByteReader:
         Raises:
             ServerRefused: the server is too old or too new (``0A000``), or the rights are missing (``42501``).
         """
-        check_version(session)
+        check(session)
         version = session.server_version // 10000
         if version not in wal_records.MAGIC:
             raise ServerRefused(f"the log of PostgreSQL {version} is not known yet", sqlstate="0A000")
         self.session = session
         self._magic = wal_records.MAGIC[version]
         session.execute("set synchronous_commit = on")
-        segment, page, timeline = session.row(_FACTS) or (0, 0, "")
+        segment, page, timeline, folder = session.row(_FACTS) or (0, 0, "", "")
         if page != PAGE:
             raise ServerRefused(f"the server's wal_block_size is {page}, not {PAGE}", sqlstate="0A000")
+        self._segment: int = segment
+        self._files = LogFiles(folder, timeline, segment)
+        self._word, self._looks = secrets.token_hex(8), 0
         flush = _FLUSH_17 if version >= 17 else _FLUSH_15
         file = _FILE.format(timeline=timeline, segment=segment)
-        session.execute(_PROCEDURE.format(flush=flush, segment=segment, page=PAGE, inline=_INLINE, file=file))
+        session.execute(_PROCEDURE.format(flush=flush, segment=segment, page=PAGE, file=file))
         self._pieces = partial(_PIECES.format, segment=segment, piece=_PIECE, file=file)
         self._commit_size = 0 if version >= 17 else measure_commit(session)
         # Fails now, and not at the first reset, where the rights are missing or the bytes are others.
@@ -123,19 +134,31 @@ class ByteReader:
         own: Sequence[int],
         ours: Sequence[int],
         most: int,
+        patience: float,
     ) -> Window:
         """As :meth:`harness.catalog.wal.WalReader.look`.
 
         Raises:
             Unreadable: the bytes are not understood.
         """
-        return self._look(start, seen, database, own, ours, most)
+        most = int(min(most, FASTEST * patience))
+        return self._look(start, seen, database, own, ours, most, patience)
 
     def _look(
-        self, start: str, seen: str | None, database: int, own: Sequence[int], ours: Sequence[int], most: int
+        self,
+        start: str,
+        seen: str | None,
+        database: int,
+        own: Sequence[int],
+        ours: Sequence[int],
+        most: int,
+        patience: float = inf,
     ) -> Window:
+        self._looks += 1
+        note = f"{self._word}-{self._looks}"
         statement = _CALL.format(
             start=start, seen=seen or "0/0", db=int(database), most=int(most),
+            inline=0 if self._files.usable else _INLINE, note=note,
             ours="{" + ",".join(str(pid) for pid in ours) + "}", force=str(seen is None).lower(),
         )  # fmt: skip
         with translated("look at the write-ahead log"):
@@ -147,14 +170,23 @@ class ByteReader:
         if not answer.get("moved", True):
             return Window(moved=False, advisory=tuple(answer["advisory"] or ()))
         stop, size = answer["stop"], int(answer["bytes"])
+        too_much = Window(moved=True, stop=stop, bytes=size, too_much=True)
         if answer.get("too_much"):
-            return Window(moved=True, stop=stop, bytes=size, too_much=True)
+            return too_much
         begin, end = number(start), number(stop)
         first = begin // PAGE * PAGE
-        named = wal_records.read(
-            self._read(first, end) if data is None else bytes(data),
-            first=first, start=begin, stop=end, magic=self._magic, database=database,
-        )  # fmt: skip
+        if data is None and self._files.usable:
+            data = self._files.read(first, end, note.encode())
+        if data is None:
+            data = self._read(first, end)
+        try:
+            named = wal_records.read(
+                bytes(data), first=first, start=begin, stop=end, magic=self._magic, segment=self._segment,
+                database=database,
+                patience=patience / 1000,
+            )  # fmt: skip
+        except wal_records.TooMuch:
+            return too_much
         return Window(
             moved=True,
             stop=stop,

@@ -47,15 +47,20 @@ class ChosenReader:
         own: Sequence[int],
         ours: Sequence[int],
         most: int,
+        patience: float,
     ) -> Window:
         """As :meth:`harness.catalog.wal.WalReader.look`."""
         try:
-            return self._reader.look(start, seen=seen, database=database, own=own, ours=ours, most=most)
+            return self._reader.look(
+                start, seen=seen, database=database, own=own, ours=ours, most=most, patience=patience
+            )
         except Unreadable as error:
             # The same window again, by the server's own decoder; and from now on always.
             self.doubt = str(error)
             self._reader = InspectReader(self.session)
-        return self._reader.look(start, seen=None, database=database, own=own, ours=ours, most=most)
+        return self._reader.look(
+            start, seen=None, database=database, own=own, ours=ours, most=most, patience=patience
+        )
 
     def __repr__(self) -> str:
         return f"<ChosenReader {type(self._reader).__name__}{': ' + self.doubt if self.doubt else ''}>"

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 from harness.catalog.session import Session, literal, translated
-from harness.catalog.wal import INDEX_MANAGERS, NOISE, RelationRecords, Window, check_version
+from harness.catalog.wal import INDEX_MANAGERS, NOISE, RelationRecords, Window, check
 from harness.catalog.wal_bytes import measure_commit
 
 _READ_16 = """
@@ -89,6 +90,10 @@ end $look$
 _CALL = "call pg_temp.pgh_look({start}, {seen}, {db}, '{own}'::xid[], {most}, '{ours}'::int[], {commit}, {force}, null)"
 
 
+MEASURED = 262144
+"""Bytes of a window from which its decoding tells how quickly this server decodes."""
+
+
 class InspectReader:
     """Looks at the log from one session of the maintenance database.
 
@@ -102,8 +107,9 @@ class InspectReader:
             ServerRefused: the server has no pg_walinspect (``0A000``, ``58P01``), or the rights are
                 missing (``42501``).
         """
-        check_version(session)
+        check(session)
         self.session = session
+        self._rate = 36000.0 if session.server_version >= 160000 else 10500.0  # bytes in a millisecond
         session.execute("set synchronous_commit = on")
         session.execute("set client_min_messages = error")
         # Two workers may do this at the same moment: the second must not fail over the first's row.
@@ -120,7 +126,7 @@ class InspectReader:
 
     def position(self) -> str:
         """The present end of the log; every later record comes after it."""
-        return str(self.look("0/0", seen=None, database=0, own=(), ours=(), most=-1).stop)
+        return str(self.look("0/0", seen=None, database=0, own=(), ours=(), most=-1, patience=0).stop)
 
     def look(
         self,
@@ -131,6 +137,7 @@ class InspectReader:
         own: Sequence[int],
         ours: Sequence[int],
         most: int,
+        patience: float,
     ) -> Window:
         """Read from ``start`` to now.
 
@@ -141,11 +148,14 @@ class InspectReader:
             own: our transaction ids since ``start``.
             ours: pids of our own sessions, never named as the application's.
             most: bytes beyond which nothing is decoded.
+            patience: milliseconds that decoding may take, at the rate that was measured so far.
 
         Raises:
             ServerRefused: for instance ``58P01``, the log from ``start`` on was recycled.
             ServerLost: the server is gone.
         """
+        most = int(min(most, self._rate * patience))
+        began = perf_counter()
         statement = _CALL.format(
             start=f"'{start}'", seen=f"'{seen or '0/0'}'", db=int(database), most=int(most),
             own="{" + ",".join(str(x % 2**32) for x in own) + "}",
@@ -154,7 +164,11 @@ class InspectReader:
         )  # fmt: skip
         with translated("look at the write-ahead log"):
             row = self.session.connection.execute(statement.encode()).fetchone()
-        return _window(row[0] if row else {})
+        window = _window(row[0] if row else {})
+        if window.bytes >= MEASURED and not window.too_much:
+            rate = window.bytes / (1000 * (perf_counter() - began))
+            self._rate += (rate - self._rate) / 4
+        return window
 
 
 def _window(found: Any) -> Window:

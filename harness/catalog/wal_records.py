@@ -15,6 +15,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
+from time import thread_time
+
+PROBE = 64
+"""Pages after which the time that all will take is estimated, again and again."""
 
 PAGE = 8192
 """Bytes of a page of the log (``wal_block_size``)."""
@@ -27,8 +32,7 @@ _SHORT_HEAD, _LONG_HEAD = 24, 40
 _IS_LONG, _OVERWRITTEN = 0x0002, 0x0008
 _RECORD = struct.Struct("<II8xBB")  # length, transaction, (previous, checksum left out) flags, manager
 _RECORD_HEAD = 24
-_BLOCK = struct.Struct("<BBHIIII")  # number, fork and flags, length, tablespace, database, file, block
-_LOCATOR = struct.Struct("<III")
+_ADDRESS = struct.Struct("<III")  # database, file, block
 _NUMBER = struct.Struct("<I")
 _SHORT = struct.Struct("<H")
 _HAS_IMAGE, _HAS_DATA, _SAME_RELATION = 0x10, 0x20, 0x80
@@ -42,6 +46,7 @@ TRANSACTION, HEAP2, HEAP = 1, 9, 10
 _SKIPPED = frozenset({2, 3, 6, 8, 11, 12, 13, 14, 16, 17, 18, 19, 21})
 """Managers that name no block of a table: of indexes, and the server's own book-keeping (access/rmgrlist.h)."""
 
+_SWITCH = 0x40  # XLOG_SWITCH
 _ENDS = frozenset({0x00, 0x20})  # XLOG_XACT_COMMIT, XLOG_XACT_ABORT
 _MANAGERS = {
     0: "XLOG", 1: "Transaction", 2: "Storage", 4: "Database", 5: "Tablespace", 7: "RelMap", 9: "Heap2", 10: "Heap",
@@ -59,6 +64,10 @@ _KINDS = {
 
 class Unreadable(Exception):
     """The bytes are not what this module knows."""
+
+
+class TooMuch(Exception):
+    """Taking all of it apart would last longer than it is worth."""
 
 
 def kind(manager: int, flags: int) -> str:
@@ -82,7 +91,17 @@ class Named:
     ended: set[int] = field(default_factory=set)
 
 
-def read(data: bytes, *, first: int, start: int, stop: int, magic: int, database: int) -> Named:
+def read(
+    data: bytes,
+    *,
+    first: int,
+    start: int,
+    stop: int,
+    magic: int,
+    segment: int,
+    database: int,
+    patience: float = inf,
+) -> Named:
     """What the records between two positions name.
 
     Args:
@@ -90,27 +109,36 @@ def read(data: bytes, *, first: int, start: int, stop: int, magic: int, database
         first: position of the page that ``start`` lies in.
         start, stop: ends of records.
         magic: of the server's version.
+        segment: size of a file of the log, in bytes.
         database: OID; only its relations and the shared catalogs are told.
+        patience: seconds of a processor that this may take, on a busy machine too; what the first pages took tells what all will take.
 
     Raises:
+        TooMuch: it would take longer.
         Unreadable: this is not the log that was asked for, or a kind that this module does not know.
     """
     if len(data) != stop - first:
         raise Unreadable(f"{len(data)} bytes of log instead of {stop - first}")
     try:
-        stream, begins = _joined(data, first=first, start=start, stop=stop, magic=magic)
-        named = Named()
+        stream, begins, length = _joined(
+            data, first=first, start=start, stop=stop, magic=magic, segment=segment
+        )
+        named, seen = Named(), Seen()
         mine, shared = _NUMBER.pack(database), _NUMBER.pack(_GLOBAL) + _NUMBER.pack(0)
         next_mine, next_shared = _find(stream, mine, 0), _find(stream, shared, 0)
-        for begin, end in zip(begins, [*begins[1:], len(stream)], strict=True):
+        began = thread_time()
+        for page, (begin, end) in enumerate(zip(begins, [*begins[1:], length], strict=True)):
+            if page % PROBE == PROBE - 1 and (thread_time() - began) * length > patience * begin:
+                raise TooMuch
             if next_mine < begin:
                 next_mine = _find(stream, mine, begin)
             if next_shared < begin:
                 next_shared = _find(stream, shared, begin)
             if next_mine < end or next_shared < end:
-                _walk(stream, begin, end, database, named)
+                _walk(stream, begin, end, named, seen)
+        _name(seen, database, named)
         return named
-    except struct.error as error:
+    except (struct.error, IndexError) as error:
         raise Unreadable(f"a record goes on beyond the end: {error}") from error
 
 
@@ -119,16 +147,25 @@ def _find(stream: bytes, pattern: bytes, begin: int) -> int:
     return found if found >= 0 else len(stream)
 
 
-def _joined(data: bytes, *, first: int, start: int, stop: int, magic: int) -> tuple[bytes, list[int]]:
-    """The records as one stretch of bytes without page headers, and where in it each page's first record begins."""
+def _joined(
+    data: bytes, *, first: int, start: int, stop: int, magic: int, segment: int
+) -> tuple[bytes, list[int], int]:
+    """The records without page headers, where in them each page's first record begins, and how many bytes they are.
+
+    Some zeros follow, so that the head of a short last record can be taken apart like any other.
+    """
     parts: list[bytes] = []
     begins: list[int] = []
     length = 0
-    for address in range(first, stop, PAGE):
+    address = first - PAGE
+    while (address := address + PAGE) < stop:
         at = address - first
         found_magic, flags, _, found_address, rest = _PAGE_HEAD.unpack_from(data, at)
         if found_magic != magic or found_address != address or flags & _OVERWRITTEN:
-            # Also a page of zeros: the rest of a segment that was left early (pg_switch_wal).
+            following = address - address % segment + segment
+            if parts and following < stop and not data[at : following - first].strip(b"\0"):
+                address = following - PAGE  # the rest of a segment that was left early (pg_switch_wal)
+                continue
             raise Unreadable(
                 f"the page at {address:X} is another one (magic {found_magic:X}, {found_address:X})"
             )
@@ -145,47 +182,61 @@ def _joined(data: bytes, *, first: int, start: int, stop: int, magic: int) -> tu
             begins.append(begin)
     if not begins or begins[0] != 0:
         raise Unreadable(f"no record begins at {start:X}")
-    return b"".join(parts), begins
+    return b"".join([*parts, bytes(64)]), begins, length
 
 
-def _walk(stream: bytes, position: int, end: int, database: int, named: Named) -> None:
+Seen = dict[tuple[int, int, int, int, bytes], int]
+"""Transaction, flags, manager, fork and flags of the block, its address as bytes → how many records."""
+
+
+def _walk(stream: bytes, position: int, end: int, named: Named, seen: Seen) -> None:
     """Every record between two places, which must be where records begin."""
-    record, block, records = _RECORD.unpack_from, _BLOCK.unpack_from, named.records
-    skipped = _SKIPPED
+    # Written for speed: a test that inserts 10,000 rows writes 30,000 records, two thirds of them of indexes.
+    head, skipped, count = _RECORD.unpack_from, _SKIPPED, seen.get
+    switched = False
     while position < end:
-        length, xid, flags, manager = record(stream, position)
+        length, xid, flags, manager = head(stream, position)
         if length < _RECORD_HEAD:
+            if switched and not stream[position:end].strip(b"\0"):
+                return
             raise Unreadable(f"a record of {length} bytes")
         if manager in skipped:
-            pass
-        elif manager == TRANSACTION:
+            position += length + 7 & ~7
+            continue
+        if manager == TRANSACTION:
             if flags & 0x70 in _ENDS:
                 named.ended.add(xid)
+        elif (
+            stream[position + 24] == 0
+            and stream[position + 44] == _MAIN_SHORT
+            and not (fork := stream[position + 25]) & (_HAS_IMAGE | _SAME_RELATION)
+        ):
+            # By far the most frequent: one block, no image. Its tablespace does not matter.
+            key = (xid, flags, manager, fork, stream[position + 32 : position + 44])
+            seen[key] = count(key, 0) + 1
         else:
-            number, fork, _, _, owner, file, where = block(stream, position + _RECORD_HEAD)
-            if (
-                number == 0
-                and not fork & (_HAS_IMAGE | _SAME_RELATION)
-                and stream[position + 44] == _MAIN_SHORT
-            ):
-                # By far the most frequent: one block, no image.
-                if fork & 0x0F == 0 and (owner == database or owner == 0):
-                    blocks = records.setdefault((file, owner == 0, xid, manager, flags), {})
-                    blocks[where] = blocks.get(where, 0) + 1
-            else:
-                for owner, file, where in _blocks(stream, position + _RECORD_HEAD, position + length):
-                    if owner == database or owner == 0:
-                        blocks = records.setdefault((file, owner == 0, xid, manager, flags), {})
-                        blocks[where] = blocks.get(where, 0) + 1
+            switched = manager == 0 and flags & 0xF0 == _SWITCH
+            for address in _blocks(stream, position + _RECORD_HEAD, position + length):
+                key = (xid, flags, manager, 0, address)
+                seen[key] = count(key, 0) + 1
         position += length + 7 & ~7
     if position != end:
         raise Unreadable(f"records end at {position}, and the page says {end}")
 
 
-def _blocks(stream: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Database, file and block of every reference to a main fork in one record."""
+def _name(seen: Seen, database: int, named: Named) -> None:
+    """Sort what was seen by relation."""
+    for (xid, flags, manager, fork, address), count in seen.items():
+        owner, file, block = _ADDRESS.unpack(address)
+        if fork & 0x0F == 0 and (owner == database or owner == 0):
+            blocks = named.records.setdefault((file, owner == 0, xid, manager, flags), {})
+            blocks[block] = blocks.get(block, 0) + count
+
+
+def _blocks(stream: bytes, at: int, end: int) -> Iterator[bytes]:
+    """The address (database, file, block) of every reference to a main fork in one record."""
     payload = 0
-    locator: tuple[int, int, int] | None = None
+    relation: bytes | None = None
     while end - at > payload:
         number = stream[at]
         if number == _MAIN_SHORT:
@@ -210,18 +261,17 @@ def _blocks(stream: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
                 image = stream[at + 4]
                 at += 7 if image & _HOLE and image & _COMPRESSED else 5
             if not flags & _SAME_RELATION:
-                locator = _LOCATOR.unpack_from(stream, at)
+                relation = stream[at + 4 : at + 12]
                 at += 12
-            if locator is None:
+            if relation is None:
                 raise Unreadable("a block reference without a relation")
-            where = _NUMBER.unpack_from(stream, at)[0]
-            at += 4
             if not flags & 0x0F:
-                yield locator[1], locator[2], where
+                yield relation + stream[at : at + 4]
+            at += 4
         else:
             raise Unreadable(f"a block reference of number {number}")
     if end - at != payload:
         raise Unreadable(f"a record with {end - at} bytes of data instead of {payload}")
 
 
-__all__ = ["MAGIC", "PAGE", "Named", "Unreadable", "kind", "read"]
+__all__ = ["MAGIC", "PAGE", "Named", "TooMuch", "Unreadable", "kind", "read"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from harness.catalog import restore_catalogs, restore_facts, restore_rows
 from harness.catalog.restore_facts import Relation, SequenceState
-from harness.catalog.restore_rows import Rows, Tid
+from harness.catalog.restore_rows import Columns, Rows, Tid
 from harness.catalog.session import Session
 from harness.reset.model import TableState
 
@@ -21,15 +21,21 @@ class TableBase:
 
     Attributes:
         rows: all of its rows; None where it is too large: its blocks are read from the baseline.
-        places: where each of ``rows`` lies now in the lease, and who wrote it.
         moved: for large tables: where a row lay in the baseline → where it lies in the lease now.
     """
 
     relation: Relation
     rows: Rows | None
-    places: list[tuple[Tid, int]] = field(default_factory=list)
     moved: dict[Tid, tuple[Tid, int]] = field(default_factory=dict)
+    _places: list[tuple[Tid, int]] | None = field(default=None, repr=False)
     _index: dict[int, dict[tuple[Tid, int], int]] = field(default_factory=dict, repr=False)
+
+    @property
+    def places(self) -> list[tuple[Tid, int]]:
+        """Where each of ``rows`` lies now in the lease, and who wrote it."""
+        if self._places is None:
+            self._places = list(self.rows.places) if self.rows is not None else []
+        return self._places
 
     def expected(self, blocks: Iterable[int]) -> dict[tuple[Tid, int], int]:
         """Of the rows that ought to lie in these blocks: place → which row."""
@@ -43,7 +49,7 @@ class TableBase:
 
     def lie(self, places: Sequence[tuple[Tid, int]]) -> None:
         """All rows lie elsewhere now."""
-        self.places = list(places)
+        self._places = list(places)
         self._index.clear()
 
     def move(self, places: Mapping[int, tuple[Tid, int]]) -> None:
@@ -57,12 +63,13 @@ class TableBase:
     @property
     def state(self) -> TableState:
         """For the planner."""
-        return TableState(None) if self.rows is None else TableState(len(self.rows), self.rows.bytes)
+        return TableState(None) if self.rows is None else TableState(len(self.rows))
 
     def rebase(self) -> None:
         """The lease is a fresh copy: every row lies where it lies in the baseline."""
         self.moved.clear()
-        self.lie(self.rows.places if self.rows is not None else ())
+        self._places = None
+        self._index.clear()
 
 
 class BaselineStore:
@@ -82,6 +89,7 @@ class BaselineStore:
         self.unlogged_tables = tuple(r.oid for r in self._unlogged("rm"))
         self.unlogged_sequences = tuple(r.oid for r in self._unlogged("S"))
         self.catalog_names = {r.oid: r.name for r in self.relations.values() if r.catalog and r.kind == "r"}
+        self._columns: dict[int, Columns] = {}
         self._places: dict[str, dict[int, set[tuple[Tid, int]]]] = {}
         self._large_objects: dict[int, restore_catalogs.LargeObject] | None = None
 
@@ -100,12 +108,17 @@ class BaselineStore:
         relation = self.relations[oid]
         if relation.pages > HELD_PAGES:
             return TableBase(relation, None)
-        rows = restore_rows.read(self.session, relation)
-        return TableBase(relation, rows, list(rows.places))
+        return TableBase(relation, restore_rows.read(self.session, relation, known=self.columns(relation)))
+
+    def columns(self, relation: Relation) -> Columns:
+        """The columns of a table; asked once."""
+        if relation.oid not in self._columns:
+            self._columns[relation.oid] = restore_rows.columns_of(self.session, relation)
+        return self._columns[relation.oid]
 
     def blocks(self, relation: Relation, blocks: Iterable[int]) -> Rows:
         """The rows of some blocks of a table."""
-        return restore_rows.read(self.session, relation, blocks=blocks)
+        return restore_rows.read(self.session, relation, blocks=blocks, known=self.columns(relation))
 
     @property
     def large_objects(self) -> dict[int, restore_catalogs.LargeObject]:

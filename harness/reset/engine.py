@@ -24,12 +24,15 @@ from harness.catalog.wal import Window
 from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.reset import detect
 from harness.reset.marks import Mark
-from harness.reset.model import Changes, Nothing, Reclone, RecloneNeeded, Restore
+from harness.reset.model import Changes, How, Nothing, Reclone, RecloneNeeded, Restore
 from harness.reset.plan import plan
 from harness.reset.report import ResetReport
 from harness.reset.restore import Attempt, Outcome
 from harness.reset.state import EngineState, Limits
 from harness.reset.waiting import Waiting
+
+CHANGES_PATIENCE = 2000.0
+"""Milliseconds that a person waits for what changed."""
 
 
 class ResetEngine(EngineState):
@@ -94,7 +97,12 @@ class ResetEngine(EngineState):
         with self._one_at_a_time:
             run = _Run(self)
             report = self._reset(run, to, sessions)
-        return replace(report, milliseconds=1000 * (time.monotonic() - began), ended=tuple(run.waiting.ended), idle=run.idle)
+        return replace(
+            report,
+            milliseconds=1000 * (time.monotonic() - began),
+            ended=tuple(run.waiting.ended),
+            idle=run.idle,
+        )
 
     def _reset(self, run: _Run, to: Mark | None, sessions: Literal["keep", "end"]) -> ResetReport:
         try:
@@ -124,7 +132,9 @@ class ResetEngine(EngineState):
         """
         self._check_based()
         try:
-            window = self._look(force=True)
+            window = self._look(force=True, patience=CHANGES_PATIENCE)
+            if window.too_much:
+                raise RecloneNeeded(f"{window.bytes / 1e6:.0f} MB of log are too much to be read")
             found = self._resolve(window)
             differences = self._compare(found.catalogs) if not window.unfinished else ()
         except ServerLost as error:
@@ -181,10 +191,11 @@ class ResetEngine(EngineState):
                 return ResetReport("restore" if tables else "nothing", tuple(sorted(tables)), rows)
             if window.too_much:
                 raise RecloneNeeded(
-                    f"{window.bytes / 1e6:.0f} MB of log were written since the last reset: reading them costs more than a clone"
+                    f"{window.bytes / 1e6:.1f} MB of log were written since the last reset: "
+                    "reading them would cost more than a clone"
                 )
             found = self._resolve(window)
-            todo = plan(found, self._baseline(found))
+            todo = plan(found, self._baseline(found, may_truncate=run.may_truncate))
             if isinstance(todo, Reclone):
                 raise RecloneNeeded(todo.reason)
             if found.shared:
@@ -201,6 +212,10 @@ class ResetEngine(EngineState):
                 run.crowded |= set(todo.tables)
                 continue
             outcome = self._restore(todo, found, window, run)
+            if outcome is None and How.TRUNCATE in todo.tables.values() and not run.may_truncate:
+                todo = plan(found, self._baseline(found, may_truncate=False))
+                assert isinstance(todo, Restore)
+                outcome = self._restore(todo, found, window, run)
             if outcome is None:
                 run.crowded |= set(todo.tables)
                 run.waiting.crowd()
@@ -246,7 +261,10 @@ class ResetEngine(EngineState):
             run.locked = False
             if error.sqlstate not in (restore_batch.LOCK_NOT_AVAILABLE, restore_batch.DEADLOCK):
                 raise RecloneNeeded(f"the rows cannot be put back: {error}") from error
-            run.waiting.lock_holders(sorted(todo.tables))
+            if How.TRUNCATE in todo.tables.values():
+                run.may_truncate = False
+            else:
+                run.waiting.lock_holders(sorted(todo.tables))
             return None
         except RecloneNeeded:
             restore_batch.rollback(self._lease)
@@ -284,12 +302,14 @@ class _Run:
         crowded: tables that were written while a reset looked: they are locked before the next look.
         locked: whether they are locked now, in an open transaction of the restorer.
         idle: pids of sessions that were idle in a transaction.
+        may_truncate: nobody was found in the way of a TRUNCATE so far.
     """
 
     def __init__(self, engine: ResetEngine) -> None:
         self.crowded: set[int] = set()
         self.locked = False
         self.idle: tuple[int, ...] = ()
+        self.may_truncate = True
         self._engine = engine
         self.waiting = Waiting(
             reader=lambda: engine._wal.session,

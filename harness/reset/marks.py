@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MOST_BYTES = 512 * 1024**2
 """Bytes of rows that one mark may hold in memory."""
 
+PATIENCE = 5000.0
+"""Milliseconds that reading the log may take for a mark: no other way leads to one."""
+
 
 class Mark:
     """A state to come back to. The engine's ``reset(to=mark)`` goes to it."""
@@ -98,6 +101,11 @@ class Marks:
         """The table as the top mark wants it; None where no mark holds it."""
         return next((layer.tables[oid] for layer in reversed(self._layers) if oid in layer.tables), None)
 
+    @property
+    def held(self) -> frozenset[int]:
+        """OIDs of the tables that any mark holds."""
+        return frozenset(oid for layer in self._layers for oid in layer.tables)
+
     def sequence(self, oid: int) -> SequenceState | None:
         """The sequence as the top mark wants it; None where no mark holds it."""
         return next(
@@ -149,7 +157,7 @@ def set_mark(engine: ResetEngine) -> Mark:
 
     run = _Run(engine)
     while True:
-        window = engine._look(force=True)
+        window = engine._look(force=True, patience=PATIENCE)
         if run.waiting.hindered(window):
             continue
         if window.too_much:
@@ -213,15 +221,14 @@ def _read(engine: ResetEngine, found: Changes) -> _Copy:
         here = restore_batch.run(lease, statements)[-1].rows[0]
         position, xid = (here[0] or b"").decode(), int(here[1] or b"0")
         copied: dict[int, TableBase] = {}
-        size = 0
+        sizes = "select coalesce(sum(pg_table_size(oid::oid)), 0) from unnest(%s::int8[]) oid"
+        if int(lease.value(sizes, ([table.oid for table in tables],))) > MOST_BYTES:
+            raise LeaseError(
+                f"the tables that changed hold more than {MOST_BYTES >> 20} MB: too much for a mark"
+            )
         for table in tables:
-            rows = restore_rows.read(lease, table)
-            size += rows.bytes
-            if size > MOST_BYTES:
-                raise LeaseError(
-                    f"the tables that changed hold more than {MOST_BYTES >> 20} MB: too much for a mark"
-                )
-            copied[table.oid] = TableBase(table, rows, list(rows.places))
+            rows = restore_rows.read(lease, table, known=engine.store.columns(table))
+            copied[table.oid] = TableBase(table, rows)
         wanted = [relations[oid] for oid in sorted(found.sequences)]
         states = restore_facts.sequences(lease, wanted)
         if states:

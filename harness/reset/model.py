@@ -118,6 +118,7 @@ class How(Enum):
     """The way in which one table is put back."""
 
     EMPTY = "delete every row"
+    TRUNCATE = "truncate it: it grew beyond what a DELETE costs"
     EXTRAS = "delete the rows that are not the baseline's"
     REWRITE = "delete and insert all rows, in their order"
     BLOCKS = "compare the blocks that were written, and put back the rows that differ"
@@ -130,11 +131,9 @@ class TableState:
 
     Attributes:
         rows: how many; None where the table is too large to be kept.
-        bytes: their size.
     """
 
     rows: int | None
-    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,12 +145,16 @@ class Baseline:
         states: OID → what the table holds; those that the changes name, at least.
         sequences: OID → state.
         small: rows up to which a table is put back as a whole, in its order.
+        held: tables that a mark holds, so that they are not as empty as in the template.
+        may_truncate: False once somebody was found to hold a lock on what would be truncated.
     """
 
     relations: Mapping[int, Relation]
     states: Mapping[int, TableState]
     sequences: Mapping[int, SequenceState]
     small: int = 1000
+    held: frozenset[int] = frozenset()
+    may_truncate: bool = True
 
 
 @dataclass(frozen=True)
@@ -168,12 +171,14 @@ class Restore:
         sequences: OIDs, in order.
         catalogs: system catalogs to be compared with the baseline first; a difference means a clone.
         large_objects: compare the large objects, and put them back.
+        along: empty tables that are truncated too, because their foreign keys point to one that is.
     """
 
     tables: Mapping[int, How] = field(default_factory=dict)
     sequences: tuple[int, ...] = ()
     catalogs: Mapping[str, frozenset[int]] = field(default_factory=dict)
     large_objects: bool = False
+    along: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

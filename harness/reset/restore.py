@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.catalog import restore_batch, restore_catalogs, restore_rows, restore_sessions
+from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_rows, restore_sessions
 from harness.catalog.restore_batch import Result
 from harness.catalog.restore_facts import Relation, SequenceState, block_ranges
 from harness.catalog.restore_rows import Tid
@@ -87,6 +87,9 @@ class Attempt:
             ServerRefused: ``55P03`` for a lock that is held too long, and whatever PostgreSQL says.
         """
         self.stage("before-lock")
+        truncated = sorted(
+            {oid for oid, how in self.todo.tables.items() if how is How.TRUNCATE} | self.todo.along
+        )
         statements = [] if locked else ["begin"]
         if not locked and (lock := self.lock_statement()):
             statements.append(lock)
@@ -96,6 +99,8 @@ class Attempt:
         looks: list[str] = []
         for oid, how in self.todo.tables.items():
             relation = self.bases[oid].relation
+            if how is How.TRUNCATE:
+                continue
             if how is How.EMPTY:
                 statements.append(restore_rows.delete_all(relation))
                 handlers.append(lambda result, oid=oid: self._deleted(oid, result.count))  # type: ignore[misc]
@@ -117,6 +122,16 @@ class Attempt:
                 late.append((oid, self._blocks))
             else:
                 raise RecloneNeeded(f"the materialised view {relation} was written")
+        if truncated:
+            names = ", ".join("only " + self.store.relations[oid].sql for oid in truncated)
+            statements += [
+                # Not waiting: a reader that is in the way of a TRUNCATE is in nobody's way after it.
+                f"lock table {names} in access exclusive mode nowait",
+                f"truncate {names}",
+                restore_facts.files_of_statement(truncated),
+            ]
+            handlers += [lambda result: None, lambda result: None, self._new_files]
+            self.done.rows += sum(self.changes[oid].inserts for oid in truncated if oid in self.changes)
         results = restore_batch.run(self.session, [*statements, *looks])
         first = len(statements) - len(handlers)
         here = results[first - 1].rows[0]
@@ -136,6 +151,10 @@ class Attempt:
         if not tables:
             return ""
         return f"lock table {', '.join('only ' + table for table in tables)} in share row exclusive mode"
+
+    def _new_files(self, result: Result) -> None:
+        for row in result.rows:
+            self.done.files[int(row[0] or b"0")] = int(row[1] or b"0")
 
     def _deleted(self, oid: int, count: int) -> None:
         self.done.rows += count
@@ -205,18 +224,15 @@ class Attempt:
         try:
             results = restore_batch.run(
                 self.session,
-                [f"truncate only {name}", fill, f"select {oid}, pg_relation_filenode({oid})",
-                 f"select c.oid, pg_relation_filenode(c.oid) from pg_class c join pg_class t on t.reltoastrelid = c.oid where t.oid = {oid}"],
-            )  # fmt: skip
+                [f"truncate only {name}", fill, restore_facts.files_of_statement([oid])],
+            )
         except ServerRefused as error:
             raise RecloneNeeded(
                 f"the rows of {base.relation} cannot be put back in their order ({error})"
             ) from error
         if not self._in_order(oid, results[1], len(base.rows)):
             raise RecloneNeeded(f"the rows of {base.relation} do not keep their order")
-        for found in results[2:]:
-            for row in found.rows:
-                self.done.files[int(row[0] or b"0")] = int(row[1] or b"0")
+        self._new_files(results[2])
 
     def _blocks(self, oid: int, result: Result) -> None:
         """Put back the rows of a large table that differ in the blocks that were written."""

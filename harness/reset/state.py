@@ -20,9 +20,12 @@ from harness.reset.model import Baseline, Changes, RecloneNeeded, TableChange
 from harness.reset.restore import Outcome
 from harness.reset.vacuum import Vacuum
 
-MOST_BYTES = 12 * 1024**2
-"""Bytes of log that are decoded for one reset; a clone is cheaper than more. A neighbour that copies a database by
-WAL_LOG writes 8 MB in few records, quickly read: that must not cost everybody a clone."""
+MOST_BYTES = 64 * 1024**2
+"""Bytes of log that are read for one reset, whatever a clone costs: they lie in memory at once."""
+
+CLONE_MS = 100.0
+"""What a fresh clone is taken to cost until one was measured: milliseconds, with what it costs the application to log
+in again."""
 
 SHARED_KINDS = {
     "database": "rights, owner or limits of the database",
@@ -89,6 +92,7 @@ class EngineState:
         self._shared: restore_shared.Shared = ()
         self._vacuum = Vacuum()
         self._based = False
+        self.clone_ms = CLONE_MS
         self._one_at_a_time = threading.RLock()
 
     def _rebase(self, noted: Note | None = None) -> None:
@@ -165,7 +169,11 @@ class EngineState:
         if not self._based:
             raise RecloneNeeded("the state of the database is not known (an earlier reset failed)")
 
-    def _look(self, *, force: bool) -> Window:
+    def cloned_in(self, milliseconds: float) -> None:
+        """A fresh clone was made in this time: reading the log may cost as much, and no more."""
+        self.clone_ms += (milliseconds - self.clone_ms) / 2
+
+    def _look(self, *, force: bool, patience: float | None = None) -> Window:
         self._stage("before-look")
         try:
             window = self._wal.look(
@@ -175,6 +183,7 @@ class EngineState:
                 own=self._own,
                 ours=self.ours,
                 most=self.limits.most_bytes,
+                patience=self.clone_ms if patience is None else patience,
             )
         except ServerRefused as error:
             if error.sqlstate == restore_batch.RECYCLED or "WAL" in error.message:
@@ -223,12 +232,12 @@ class EngineState:
     def _sequence(self, oid: int) -> SequenceState:
         return self._marks.sequence(oid) or self.store.sequences[oid]
 
-    def _baseline(self, found: Changes) -> Baseline:
+    def _baseline(self, found: Changes, *, may_truncate: bool = True) -> Baseline:
         known = self.store.relations
         states = {
             oid: self._base(oid).state for oid in found.tables if oid in known and known[oid].kind == "r"
         }
-        return Baseline(known, states, self.store.sequences)
+        return Baseline(known, states, self.store.sequences, held=self._marks.held, may_truncate=may_truncate)
 
     def _unchanged_since(self, window: Window) -> Window | None:
         """The window up to now, where nobody but us wrote to this database after the last one; else None."""
@@ -239,6 +248,7 @@ class EngineState:
             own=self._own,
             ours=self.ours,
             most=self.limits.most_bytes,
+            patience=self.clone_ms,
         )
         if later.too_much or later.unfinished:
             mine = {self._own[-1]}

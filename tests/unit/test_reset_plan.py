@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
@@ -28,6 +29,10 @@ RELATIONS = {
     1: Relation(1, "public", "empty", "r", owner=1),
     2: Relation(2, "public", "seeded", "r", owner=2),
     3: Relation(3, "public", "large", "r", owner=3, pages=9000),
+    20: Relation(20, "public", "parent", "r", owner=20, referenced_by=frozenset({21})),
+    21: Relation(21, "public", "child", "r", owner=21, referenced_by=frozenset({22})),
+    22: Relation(22, "public", "grandchild", "r", owner=22, referenced_by=frozenset({20})),
+    23: Relation(23, "public", "colour", "r", owner=23, referenced_by=frozenset({2})),
     4: Relation(4, "public", "always", "r", owner=4, obstacle="trigger t is enabled ALWAYS or REPLICA"),
     5: Relation(5, "public", "seen", "m", owner=5),
     6: Relation(6, "public", "counter", "S", owner=6),
@@ -37,7 +42,15 @@ RELATIONS = {
     10: Relation(10, "pg_catalog", "pg_statistic", "r", catalog=True, owner=10),
     11: Relation(11, "pg_catalog", "pg_largeobject", "r", catalog=True, owner=11),
 }
-STATES = {1: TableState(0), 2: TableState(100), 3: TableState(None), 4: TableState(0)}
+STATES = {
+    1: TableState(0),
+    2: TableState(100),
+    3: TableState(None),
+    4: TableState(0),
+    20: TableState(0),
+    22: TableState(0),
+    23: TableState(0),
+}
 BASELINE = Baseline(RELATIONS, STATES, {6: SequenceState(1, False)})
 
 
@@ -173,3 +186,28 @@ def test_literals() -> None:
 def test_the_errand_for_a_clone_travels_between_processes() -> None:
     error = pickle.loads(pickle.dumps(RecloneNeeded("why", remedy="do this", lasting=True)))
     assert (error.reason, error.remedy, error.lasting, str(error)) == ("why", "do this", True, "why. do this")
+
+
+GROWN = TableChange(inserts=10000)
+
+
+def test_a_table_that_grew_is_truncated() -> None:
+    assert plan(Changes(tables={1: GROWN}), BASELINE) == Restore({1: How.TRUNCATE})
+    assert plan(
+        Changes(tables={1: TableChange(inserts=80, blocks=frozenset(range(80)))}), BASELINE
+    ) == Restore({1: How.TRUNCATE})
+
+
+def test_what_points_to_a_truncated_table_is_truncated_along() -> None:
+    found = plan(Changes(tables={20: GROWN, 22: TableChange(inserts=1)}), BASELINE)
+    assert found == Restore({20: How.TRUNCATE, 22: How.TRUNCATE}, along=frozenset({21}))
+
+
+def test_a_table_that_full_ones_point_to_is_not_truncated() -> None:
+    relations = {**RELATIONS, 2: replace(RELATIONS[2], pages=1)}
+    found = plan(Changes(tables={23: GROWN}), replace(BASELINE, relations=relations))
+    assert found == Restore({23: How.EMPTY})
+    held = replace(BASELINE, held=frozenset({21}))
+    assert plan(Changes(tables={20: GROWN}), held) == Restore({20: How.EMPTY})
+    somebody_reads = replace(BASELINE, may_truncate=False)
+    assert plan(Changes(tables={1: GROWN}), somebody_reads) == Restore({1: How.EMPTY})
