@@ -14,10 +14,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness.bench.measuring import Timing, summary
 from harness.catalog.session import Session
+
+if TYPE_CHECKING:
+    from harness.settings import Settings
 
 SECONDS = 3.0
 """How long the workers are busy, after a warm-up of a tenth of it."""
@@ -77,7 +80,7 @@ def _start(folder: Path, state: Path, version: str | None, statements: str) -> s
     )  # fmt: skip
 
 
-def settings_of(folder: Path, environ: Mapping[str, str], version: str | None) -> Any:
+def settings_of(folder: Path, environ: Mapping[str, str], version: str | None) -> Settings:
     """Settings of a benchmark's project."""
     from harness.config import load
 

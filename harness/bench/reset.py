@@ -10,20 +10,20 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.bench import crowd, instead
 from harness.bench.measuring import HEAD, Timing, line, measured, summary
-from harness.catalog import databases
 from harness.catalog.session import Session
 
 if TYPE_CHECKING:
     from harness.core import Harness
     from harness.lease import Lease
+    from harness.settings import Settings
 
 SEEDED = 5
 DIRTY = """
@@ -47,15 +47,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="append", help="major version of PostgreSQL; may be repeated")
     parser.add_argument("--rounds", type=int, default=200, help="rounds of each row (slow rows: a tenth)")
     parser.add_argument("--workers", type=int, default=8, help="workers of the crowded rows")
-    parser.add_argument("--long", action="store_true", help="also 1,000 tables and 2,000 resets")
+    parser.add_argument("--long", action="store_true", help="also 1,000 tables, 1 GB, 2,000 resets")
     options = parser.parse_args(argv)
     for version in options.version or [None]:
-        with _project(60, version) as harness:
-            _report(harness, options)
+        with _project(_schema(60), version) as (harness, folder):
+            _report(harness, folder, options, version)
         if options.long:
-            with _project(1000, version) as harness, harness.lease("many", watch=True) as lease:
-                _print("3 dirty tables of 1,000", _dirty(lease, DIRTY, options.rounds))
+            with _project(_schema(1000), version) as (harness, _), harness.lease("many", watch=True) as lease:
+                _print("reset, 3 dirty tables of 1,000", _dirty(lease, DIRTY, options.rounds))
+            with (
+                _project(_schema(60) + BIG, version) as (harness, _),
+                harness.lease("big", watch=True) as lease,
+            ):
+                _print("reset, 3 dirty tables, a template of 1 GB", _dirty(lease, DIRTY, options.rounds))
     return 0
+
+
+BIG = """
+create table big (id bigint primary key, filler text) with (fillfactor = 10);
+insert into big select i, repeat('x', 800) from generate_series(1, 131072) i;
+"""
+"""One row in each of 131,072 pages."""
 
 
 def _schema(tables: int) -> str:
@@ -75,31 +87,40 @@ def _schema(tables: int) -> str:
 
 
 @contextmanager
-def _project(tables: int, version: str | None) -> Iterator[Harness]:
-    """A server of its own, and nothing left of it afterwards."""
-    from harness import running
-    from harness.config import load
-    from harness.core import Harness
-
+def _project(schema: str, version: str | None) -> Iterator[tuple[Harness, Path]]:
+    """A server of its own with its project's folder, and nothing left of it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="pg-harness-bench-"))
     folder.chmod(0o755)
     (folder / "migrations").mkdir()
-    (folder / "migrations" / "001_all.sql").write_text(_schema(tables))
+    (folder / "migrations" / "001_all.sql").write_text(schema)
     (folder / "pg-harness.toml").write_text('migrations = ["sql:migrations"]\n')
-    environ = {**os.environ, "PGHARNESS_STATE_DIR": str(folder / "state")}
-    overrides: dict[str, object] = {"fresh": "reset"}
-    if version:
-        overrides |= {"version": version, "backend": "process"}
-    settings = load(environ, start=folder, overrides=overrides)
+    environ = _environ(folder / "state")
+    settings = crowd.settings_of(folder, environ, version)
     try:
-        with Harness.open_with(settings, environ) as harness:
-            yield harness
+        with _open(settings, environ) as harness:
+            yield harness, folder
     finally:
-        running.stop(settings, environ)
+        _stop(settings, environ)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _report(harness: Harness, options: argparse.Namespace) -> None:
+def _environ(state: Path) -> dict[str, str]:
+    return {**os.environ, "PGHARNESS_STATE_DIR": str(state)}
+
+
+def _open(settings: Settings, environ: dict[str, str]) -> Harness:
+    from harness.core import Harness
+
+    return Harness.open_with(settings, environ)
+
+
+def _stop(settings: Settings, environ: dict[str, str]) -> None:
+    from harness import running
+
+    running.stop(settings, environ)
+
+
+def _report(harness: Harness, folder: Path, options: argparse.Namespace, version: str | None) -> None:
     rounds, slow = options.rounds, max(5, options.rounds // 10)
     session = harness.link.session
     print(
@@ -128,8 +149,8 @@ def _report(harness: Harness, options: argparse.Namespace) -> None:
             _dirty(lease, DIRTY, 2000)
             _print("reset, 3 dirty tables, after 2,000 resets", _dirty(lease, DIRTY, rounds))
         _marks(lease, rounds, slow)
-        _instead(harness, app, lease, rounds, slow)
-    _crowd(harness, options)
+        instead.report(harness, app, lease, DIRTY, rounds, slow)
+    _crowd(harness, folder, options, version)
 
 
 def _print(name: str, timing: Timing, note: str = "") -> None:
@@ -169,72 +190,43 @@ def _marks(lease: Lease, rounds: int, slow: int) -> None:
         lease.reset()
 
 
-def _instead(harness: Harness, app: Session, lease: Lease, rounds: int, slow: int) -> None:
-    """What people do without a reset."""
-    tables = [f"t{number:03}" for number in range(60)]
-    seeds = "; ".join(
-        f"insert into t{3 * n:03} (name, amount) select 'seed ' || i, i from generate_series(1, 100) i"
-        for n in range(SEEDED)
-    )
-
-    def dirty() -> None:
-        app.script(DIRTY)
-
-    truncate = f"truncate {', '.join(tables)} restart identity"
-    _print(
-        "instead: TRUNCATE all 60, seed again",
-        measured(dirty, lambda: app.script(f"{truncate}; {seeds}"), slow),
-    )
-    delete = "; ".join(f"delete from {name}" for name in reversed(tables))
-    _print(
-        "instead: DELETE all in order, seed again",
-        measured(dirty, lambda: app.script(f"{delete}; {seeds}"), slow),
-    )
-    lease.renew()
-    with _application(lease) as again:
-        _print(
-            "instead: roll back",
-            measured(lambda: again.script(f"begin; {DIRTY}"), lambda: again.execute("rollback"), rounds),
-        )
-    lease.renew()
-    admin, template = harness.link.session, harness.templates["default"]
-    for strategy in ("file_copy", "wal_log"):
-        name = "pgh_bench_clone"
-
-        def drop(name: str = name) -> None:
-            admin.execute(f"drop database if exists {name}")
-
-        def clone(name: str = name, strategy: str = strategy) -> None:
-            databases.clone(admin, name, template=template.name, owner=harness.owner.name, strategy=strategy)
-            Session.connect(admin.dsn.with_database(name)).close()
-
-        _print(f"instead: clone by {strategy} and connect", measured(drop, clone, slow, warm=1))
-        drop()
+def _crowd(harness: Harness, folder: Path, options: argparse.Namespace, version: str | None) -> None:
+    """Many workers on one server, whose log holds what all of them write."""
+    count = options.workers
+    state = folder / "state"
+    for workers in (1, count):
+        many = f"{workers} busy worker{'s' if workers > 1 else ''}"
+        _print(f"reset, 3 dirty tables, {many}", crowd.measure(folder, [state] * workers, version, DIRTY))
+    if options.long:
+        # The same processors, and nobody else's log: what is left is waiting for a processor.
+        states = [folder / f"state{n}" for n in range(count)]
+        try:
+            for own in states:
+                environ = _environ(own)
+                _open(crowd.settings_of(folder, environ, version), environ).close()
+            timing = crowd.measure(folder, states, version, DIRTY)
+            _print(f"the same, {count} busy workers with a server each", timing)
+        finally:
+            for own in states:
+                _stop(crowd.settings_of(folder, _environ(own), version), _environ(own))
+    _turns(harness, count, options.rounds)
 
 
-def _crowd(harness: Harness, options: argparse.Namespace) -> None:
-    """Many workers, each as busy as it can be; on few processors they wait for each other as well."""
-    for count in (1, options.workers):
-        leases = [harness.lease(f"crowd{n}", watch=True) for n in range(count)]
-        taken: list[float] = []
-        rounds = max(10, options.rounds // count)
-
-        def work(lease: Lease, rounds: int = rounds, taken: list[float] = taken) -> None:
-            with _application(lease) as app:
-                for _ in range(rounds):
-                    app.script(DIRTY)
-                    began = time.perf_counter()
-                    lease.reset()
+def _turns(harness: Harness, count: int, rounds: int) -> None:
+    """One after the other, so that nobody waits for a processor: what the others' log alone costs."""
+    with ExitStack() as stack:
+        leases = [stack.enter_context(harness.lease(f"turn{n}", watch=True)) for n in range(count)]
+        apps = [stack.enter_context(_application(lease)) for lease in leases]
+        taken = []
+        for number in range(3 + max(10, rounds // count)):
+            for app in apps:
+                app.script(DIRTY)
+            for lease in leases:
+                began = time.perf_counter()
+                lease.reset()
+                if number >= 3:
                     taken.append(1000 * (time.perf_counter() - began))
-
-        threads = [threading.Thread(target=work, args=(lease,)) for lease in leases]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        _print(f"reset, 3 dirty tables, {count} busy worker{'s' if count > 1 else ''}", summary(taken))
-        for lease in leases:
-            lease.release()
+        _print(f"reset, 3 dirty tables, {count} workers in turns", summary(taken))
 
 
 if __name__ == "__main__":
