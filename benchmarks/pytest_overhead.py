@@ -50,6 +50,51 @@ def compare(
             )
 
 
+MANY = """
+import os, psycopg, pytest
+
+@pytest.fixture(scope="session")
+def connection():
+    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+        yield connection
+
+@pytest.mark.parametrize("i", range(400))
+def test_it(connection, i):
+    connection.execute("insert into users (name) values ('x')")
+    for _ in range(5):
+        connection.execute("select count(*) from users join orders on orders.user_id = users.id").fetchone()
+    connection.execute("insert into orders (user_id) select max(id) from users")
+"""
+
+HARD_CODED = """
+import os
+os.environ["DATABASE_URL"] = os.environ["URL_" + os.environ.get("PYTEST_XDIST_WORKER", "gw0")]
+"""
+
+
+def throughput(folder: Path, environ: dict[str, str], rounds: int) -> None:
+    """400 short database tests with ``-n 4``, against four databases made by hand with hard-coded URLs."""
+    from harness.core import Harness
+
+    (folder / "test_a.py").write_text(MANY)
+    command = [*BASE, "-p", "xdist", "-n", "4"]
+    with Harness.open(root=folder, environ=environ) as harness:
+        for lease in harness.leases(4, first=0):
+            environ[f"URL_gw{lease.worker}"] = lease.url
+        for fresh in ("none", "reset"):
+            by_hand, ours = [], []
+            for _ in range(rounds):
+                (folder / "conftest.py").write_text(HARD_CODED)
+                by_hand.append(seconds(command, folder, environ)[0])
+                (folder / "conftest.py").unlink()
+                ours.append(seconds([*command, *OURS, "--pg-harness-fresh", fresh], folder, environ)[0])
+            ratio = statistics.median(a / b for a, b in zip(by_hand, ours, strict=True))
+            print(
+                f"400 short tests, -n 4, fresh = {fresh}: {statistics.median(by_hand):.2f} s by hand, "
+                f"{statistics.median(ours):.2f} s with: {ratio:.2f}× the throughput"
+            )
+
+
 def main() -> None:
     """The table."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
@@ -62,7 +107,10 @@ def main() -> None:
         compare("installed, unconfigured, --collect-only", look, [*look, *OURS], folder, environ, rounds)
         (folder / "pg-harness.toml").write_text('backend = "process"\nmigrations = ["sql:m"]\n')
         (folder / "m").mkdir()
-        (folder / "m" / "1.sql").write_text("create table a (id int);")
+        (folder / "m" / "1.sql").write_text(
+            "create table users (id serial primary key, name text);"
+            "create table orders (id serial primary key, user_id int references users);"
+        )
         (folder / "test_a.py").write_text(
             "import os, time, psycopg\n"
             "def test_it():\n"
