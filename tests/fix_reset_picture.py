@@ -69,7 +69,11 @@ class Picture:
         parts.append(
             "select 'prepared', count(*)::text from pg_prepared_xacts where database = current_database()"
         )
-        found: dict[str, object] = dict(session.rows(" union all ".join(f"({part})" for part in parts)))
+        found: dict[str, object] = {}
+        # A statement of thousands of branches exceeds the parser's stack.
+        for start in range(0, len(parts), 200):
+            chunk = parts[start : start + 200]
+            found.update(session.rows(" union all ".join(f"({part})" for part in chunk)))
         return found
 
 

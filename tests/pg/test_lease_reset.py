@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
 
 from harness.catalog import databases
 from harness.catalog.link import Link
-from harness.clones import Clones
-from harness.errors import LeaseError
+from harness.catalog.session import ident
+from harness.clones import Claim, Clones
+from harness.errors import LeaseClosed, LeaseError
 from harness.lease import Lease
 from harness.lease_reset import ensure_baseline
 from harness.template import Template
@@ -216,3 +218,54 @@ def test_sequences_of_a_template_are_settled(lease_of: Callable[[str], Lease]) -
             with lease.connect() as connection:
                 assert connection.execute("select nextval('numbers')").fetchone() == (2,)
             assert lease.reset().strategy == "restore"
+
+
+def test_a_lease_that_was_released_is_not_reset(lease_of: Callable[[str], Lease]) -> None:
+    lease = lease_of("1")
+    lease.watch()
+    mark = lease.mark()
+    lease.release()
+    calls: list[Callable[[], object]] = [lease.reset, lease.changes, lease.mark, lambda: lease.reset(to=mark)]
+    for call in calls:
+        with pytest.raises(LeaseClosed, match="worker 1 was released"):
+            call()
+    lease.release()
+
+
+def test_a_reset_by_somebody_else_is_noticed(watched: Lease, clones: Clones, made: Template) -> None:
+    """`pg-harness reset gw0` while its run goes on: another database has the name, and the run's next reset says so."""
+    with watched.connect() as connection:
+        connection.execute("insert into users (name) values ('x')")
+    retired = clones.replace(made, Claim(watched.run, watched.worker))
+    databases.drop_retired(clones.link.session, retired)
+    with watched.connect() as connection:
+        connection.execute("insert into users (name) values ('after')")
+    report = watched.reset()
+    assert report.strategy == "clone"
+    with watched.connect() as connection:
+        assert state(connection) == (0, 3)
+        connection.execute("insert into users (name) values ('again')")
+    assert watched.reset().strategy == "restore"
+
+
+def test_several_threads_reset_one_lease(watched: Lease) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(5):
+            with watched.connect() as connection:
+                connection.execute("insert into users (name) values ('x')")
+            reports = [future.result(30) for future in [threads.submit(watched.reset) for _ in range(4)]]
+            assert sorted(report.strategy for report in reports) == ["nothing"] * 3 + ["restore"]
+    with watched.connect() as connection:
+        assert state(connection) == (0, 3)
+
+
+def test_a_role_and_settings_that_a_test_changed(watched: Lease, link: Link) -> None:
+    """Of the whole server, but seen where it concerns the application: put back, by a clone where it must be."""
+    link.session.execute(f"alter database {ident(watched.dsn.database)} set work_mem = '9MB'")
+    assert watched.reset().strategy in ("nothing", "restore")
+    link.session.execute("alter role app nocreatedb")
+    report = watched.reset()
+    assert (report.strategy, report.reason) == ("clone", "attributes of the application's role changed")
+    assert link.session.value("select rolcreatedb from pg_roles where rolname = 'app'")
+    with watched.connect() as connection:
+        assert connection.execute("show work_mem").fetchone() != ("9MB",)
