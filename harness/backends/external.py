@@ -29,7 +29,7 @@ class Limits:
         read_only: new transactions may not write.
         pooler: something between us and the server keeps no session for us (pgbouncer).
         max_connections: in all, for everybody.
-        reads_wal: ``pg_walinspect`` can be had and used.
+        reads_wal: the server's log can be read.
     """
 
     version: int
@@ -74,9 +74,7 @@ class Limits:
         if self.version // 10000 < 15:
             lines.append("before PostgreSQL 15 there is no pg_walinspect: each reset is a new clone")
         elif not self.reads_wal:
-            lines.append(
-                "pg_walinspect cannot be used here (contrib and a superuser are needed): each reset is a new clone"
-            )
+            lines.append("the server's log cannot be read (a superuser is needed): each reset is a new clone")
         if not self.superuser:
             lines.append("without a superuser, extensions that are not trusted must be there already")
         return lines
@@ -180,13 +178,12 @@ def _ask(session: Session) -> Limits:
     pooler = _pooled(session)
     row = session.row(
         "SELECT current_user, rolsuper, rolcreatedb, rolcreaterole, pg_is_in_recovery(),"
-        " current_setting('default_transaction_read_only')::bool, current_setting('max_connections')::int,"
-        " EXISTS (SELECT FROM pg_available_extensions WHERE name = 'pg_walinspect')"
+        " current_setting('default_transaction_read_only')::bool, current_setting('max_connections')::int"
         " FROM pg_roles WHERE rolname = current_user"
     )
     if row is None:
         raise ServerRefused("the server does not show us our own role in pg_roles")
-    user, superuser, createdb, createrole, recovery, read_only, most, walinspect = row
+    user, superuser, createdb, createrole, recovery, read_only, most = row
     return Limits(
         version=session.server_version,
         user=user,
@@ -197,7 +194,7 @@ def _ask(session: Session) -> Limits:
         read_only=read_only,
         pooler=pooler,
         max_connections=most,
-        reads_wal=walinspect and superuser,
+        reads_wal=superuser and session.server_version >= 150000,
     )
 
 

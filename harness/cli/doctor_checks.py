@@ -206,7 +206,7 @@ def external(context: Context) -> Iterator[Result]:
             found.superuser or found.createrole,
             f"the application logs in as {found.user} itself",
         ),
-        ("pg_walinspect", found.reads_wal, "each reset is a new clone"),
+        ("right to read the log", found.reads_wal, "each reset is a new clone"),
     )
     for right, there, without in rights:
         yield (

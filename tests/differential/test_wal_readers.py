@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import fix_reset_servers
 import pytest
 from diff_schemas import generate as generate_schema
 from diff_workloads import generate as generate_workload
-from fix_reset_servers import Server
+from fix_reset_servers import VERSIONS, Server, running
 from test_differential import Runner
 
 from harness.catalog.session import Session
@@ -61,17 +62,35 @@ class BothReaders:
         return Window(**{**vars(one), "seen": ""})
 
 
-@pytest.mark.timeout(900)
-def test_bytes_and_walinspect_agree(reset_server: Server) -> None:
-    runner = Runner(reset_server, generate_schema(11))
-    both = BothReaders(reset_server.session(), reset_server.session())
+def agree(server: Server, seeds: range, *, checkpoint: bool) -> None:
+    runner = Runner(server, generate_schema(11))
+    both = BothReaders(server.session(), server.session())
     try:
         runner.bench.engine._wal.session.close()
         runner.bench.engine._reader = both
         runner.bench.reclone()
-        for seed in range(9000, 9000 + WORKLOADS):
+        for seed in seeds:
+            if checkpoint and seed % 3 == 0:
+                runner.bench.admin.execute("checkpoint")  # the next write of each page carries all of it
             assert runner.run(generate_workload(seed, runner.schema)) == []
-        assert both.compared > 2 * WORKLOADS
+        assert both.compared > len(seeds)
     finally:
         both.inspect.session.close()
         runner.close()
+
+
+@pytest.mark.timeout(900)
+def test_bytes_and_walinspect_agree(reset_server: Server) -> None:
+    agree(reset_server, range(9000, 9000 + WORKLOADS), checkpoint=False)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda v: f"pg{v}")
+def test_they_agree_where_everything_is_logged(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of pages, compressed, hints, top-level transactions, as other people's servers write them."""
+    wanted = {"wal_level": "logical", "full_page_writes": "on", "wal_compression": "on", "wal_log_hints": "on",
+              "wal_keep_size": "256MB"}  # fmt: skip
+    for name, value in wanted.items():
+        monkeypatch.setitem(fix_reset_servers.SETTINGS, name, value)
+    with running(version) as server:
+        agree(server, range(9500, 9500 + WORKLOADS), checkpoint=True)
