@@ -34,6 +34,7 @@ def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
     Raises:
         ServerRefused: it is the right server, and it has no connection left.
     """
+    from harness.catalog.locks import HOLD_SHARED
     from harness.catalog.session import Session
 
     began = time.monotonic()
@@ -44,7 +45,7 @@ def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
             found = session.value("SELECT current_setting('harness.server_id', true)")
             if found == info.server_id:
                 # Blocking: where the server is ending itself, this waits until it is gone and then says so.
-                session.value("SELECT pg_advisory_lock_shared(%s)", (life_key(info),))
+                session.execute(HOLD_SHARED, (life_key(info),))
                 return session, ""
             session.close()
             return None, f"another server answers at {info.dsn.host}:{info.dsn.port}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fix_backends import ROOT, STARTER, Checkout, docker, processes_naming, until
+from fix_backends import INSTALLED, STARTER, Checkout, docker, processes_naming, until
 from fix_daemons import SMALL
 from fix_fleets import Estate
 from fix_servers import binaries_of
@@ -136,7 +136,7 @@ def test_local_servers_where_sh_is_busybox(place: Checkout, tmp_path: Path) -> N
     script = f'mount --bind {tmp_path}/busybox "$(readlink -f /bin/sh)" && exec "$@"'
     # bash: the shell that mounts must not be the one that is mounted over.
     command = ["unshare", "--mount", "bash", "-c", script, "bash", sys.executable, "-c", STARTER, given]
-    environ = {**place.environ, "PYTHONPATH": str(ROOT), "PATH": f"{folder}:{os.environ['PATH']}"}
+    environ = {**place.environ, "PYTHONPATH": str(INSTALLED), "PATH": f"{folder}:{os.environ['PATH']}"}
     starter = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ
     )
