@@ -29,18 +29,17 @@ PATIENCE = 120.0
 """Seconds after which a worker that hangs is ended."""
 
 
-def measure(folder: Path, states: Sequence[Path], version: str | None, statements: str) -> Timing:
-    """What a reset takes with one worker for each state folder, all at the same time.
+def measure(folders: Sequence[Path], version: str | None, statements: str) -> Timing:
+    """What a reset takes with one worker for each folder, all at the same time.
 
     Args:
-        folder: the project.
-        states: of each worker; the same folder twice is the same server twice.
+        folders: of each worker its project; the same folder twice is the same server twice.
         statements: what each test writes.
 
     Raises:
         RuntimeError: a worker failed; its error output is in the message.
     """
-    workers = [_start(folder, state, version, statements) for state in states]
+    workers = [_start(folder, version, statements) for folder in folders]
     ending = threading.Timer(PATIENCE, _end, (workers,))
     ending.start()
     try:
@@ -72,8 +71,8 @@ def _end(workers: Sequence[subprocess.Popen[str]]) -> None:
         worker.kill()
 
 
-def _start(folder: Path, state: Path, version: str | None, statements: str) -> subprocess.Popen[str]:
-    told = {"folder": str(folder), "state": str(state), "version": version, "statements": statements}
+def _start(folder: Path, version: str | None, statements: str) -> subprocess.Popen[str]:
+    told = {"folder": str(folder), "version": version, "statements": statements}
     return subprocess.Popen(
         [sys.executable, "-m", "harness.bench.crowd", json.dumps(told)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
@@ -95,7 +94,7 @@ def main() -> None:
     from harness.core import Harness
 
     told = json.loads(sys.argv[1])
-    environ = {**os.environ, "PGHARNESS_STATE_DIR": told["state"]}
+    environ = {**os.environ, "PGHARNESS_STATE_DIR": str(Path(told["folder"]) / "state")}
     settings = settings_of(Path(told["folder"]), environ, told["version"])
     with Harness.open_with(settings, environ) as harness, harness.lease("crowd", watch=True) as lease:
         taken = []

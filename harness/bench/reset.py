@@ -193,22 +193,15 @@ def _marks(lease: Lease, rounds: int, slow: int) -> None:
 def _crowd(harness: Harness, folder: Path, options: argparse.Namespace, version: str | None) -> None:
     """Many workers on one server, whose log holds what all of them write."""
     count = options.workers
-    state = folder / "state"
     for workers in (1, count):
         many = f"{workers} busy worker{'s' if workers > 1 else ''}"
-        _print(f"reset, 3 dirty tables, {many}", crowd.measure(folder, [state] * workers, version, DIRTY))
+        _print(f"reset, 3 dirty tables, {many}", crowd.measure([folder] * workers, version, DIRTY))
     if options.long:
         # The same processors, and nobody else's log: what is left is waiting for a processor.
-        states = [folder / f"state{n}" for n in range(count)]
-        try:
-            for own in states:
-                environ = _environ(own)
-                _open(crowd.settings_of(folder, environ, version), environ).close()
-            timing = crowd.measure(folder, states, version, DIRTY)
+        with ExitStack() as stack:
+            folders = [stack.enter_context(_project(_schema(60), version))[1] for _ in range(count)]
+            timing = crowd.measure(folders, version, DIRTY)
             _print(f"the same, {count} busy workers with a server each", timing)
-        finally:
-            for own in states:
-                _stop(crowd.settings_of(folder, _environ(own), version), _environ(own))
     _turns(harness, count, options.rounds)
 
 
