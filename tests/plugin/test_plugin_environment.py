@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from conftest import USUAL, Folder, Place
@@ -78,6 +79,34 @@ def test_switched_off_is_off(folder: Folder) -> None:
     (folder.path / "sitecustomize.py").write_text("")
     # By the entry point's name, as users write it.
     assert folder.pytest("-p", "no:pg_harness_pytest").code == 0
+
+
+def test_switched_off_as_it_is_installed(folder: Folder) -> None:
+    """By the name of its entry point, in every process; the plugin is found as pip would have put it there."""
+    site = folder.path / "site"
+    (site / "pg_harness-0.dist-info").mkdir(parents=True)
+    (site / "pg_harness-0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: pg-harness\nVersion: 0\n"
+    )
+    (site / "pg_harness-0.dist-info" / "entry_points.txt").write_text(
+        "[pytest11]\npg_harness = pg_harness_pytest\n"
+    )
+    folder.write(
+        test_a="""
+        import os, sys
+        def test_it(): assert ("DATABASE_URL" in os.environ) == ("harness" in sys.modules) == ("on" in os.environ["IS"])
+        """
+    )
+    path = f"{site}{os.pathsep}{folder.place.environ['PYTHONPATH']}"
+    autoload = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "", "PYTHONPATH": path}
+    # Only what is asked for here: the suite's own environment may hold any other plugin.
+    others = ("-p", "no:randomly", "-p", "no:django", "-p", "no:pytest_pg", "-p", "no:env")
+    for workers in ("0", "1"):
+        folder.pytest("-n", workers, *others, plugins=(), env={**autoload, "IS": "on"}).ok(1)
+        off = folder.pytest(
+            "-n", workers, *others, "-p", "no:pg_harness", plugins=(), env={**autoload, "IS": "off"}
+        )
+        assert "pg-harness" not in off.ok(1).text
 
 
 def test_a_changed_url_stops_the_run(folder: Folder) -> None:
