@@ -109,7 +109,7 @@ class Oven:
             return Baked(found, fingerprints, False, time.monotonic() - began)
         cache = project.cache_dir(self._environ)
         # Before the lock makes it, closed to others: the server's own user copies its data there.
-        cache.mkdir(parents=True, exist_ok=True, mode=0o755)
+        project.make_folder(cache, 0o755)
         with file_lock(
             # Of bounded number: lock files stay for ever, because removing one is a race.
             cache / f"bake-{key[:2]}.lock",

@@ -13,7 +13,7 @@ from harness.errors import ConfigError, HarnessError
 from harness.lease import Lease, LeasedDatabase
 from harness.one_server import OneServer
 from harness.recipe import Owner
-from harness.runs import How, parallel
+from harness.runs import How, first_free, parallel
 from harness.settings import Settings
 from harness.telling import Story, silent, unseen
 from harness.template import Template
@@ -130,15 +130,18 @@ class Harness(OneServer):
 
     # --- leases ------------------------------------------------------------------------------------
 
-    def lease(self, worker: str = "1", *, watch: bool | None = None) -> Lease:
+    def lease(self, worker: str | None = None, *, watch: bool | None = None) -> Lease:
         """Lease a fresh clone of every database for one worker.
 
         Args:
-            worker: any text that is unique in the run, for instance ``"gw2"``.
+            worker: any text that is unique in the run, for instance ``"gw2"``; the same once more is a fresh
+                clone under the same name. None: the lowest number that this object has not leased.
             watch: whether resets will be asked for (see :meth:`harness.lease.Lease.watch`);
                 None: where the settings say ``fresh = "reset"``.
         """
         with self._lock:
+            if worker is None:
+                worker = first_free(lease.worker for lease in self._leases)
             for index, database in enumerate(self.settings.databases):
                 self.clones.claim(self.templates[database.name], self._claim(worker, index))
             lease = self._lease_of(worker)

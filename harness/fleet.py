@@ -17,7 +17,7 @@ from harness.bake import Baked, Oven
 from harness.errors import LeaseClosed
 from harness.lease import Lease
 from harness.member import Member, purpose_of
-from harness.runs import How, Run, run_all
+from harness.runs import How, Run, first_free, run_all
 from harness.settings import Settings
 from harness.telling import Progress, Story, silent, unseen
 from harness.template import Template
@@ -85,17 +85,18 @@ class Fleet(Run):
 
     # --- leases ------------------------------------------------------------------------------------
 
-    def lease(self, worker: str = "1") -> Lease:
+    def lease(self, worker: str | None = None) -> Lease:
         """Lease a server of its own, with a fresh clone of every database, for one worker.
 
         Args:
-            worker: any text that is unique in the run, for instance ``"gw2"``.
+            worker: any text that is unique in the run, for instance ``"gw2"``; None: the lowest number that
+                has no server yet.
 
         Raises:
             ServerStartError, BackendError: the server cannot be started, or memory does not suffice.
         """
         self.check_room(1)
-        return self._lease(worker)
+        return self._lease(first_free(self.members) if worker is None else worker)
 
     def leases(self, count: int, *, first: int = 1) -> list[Lease]:
         """Leases for workers ``first`` … ``first + count - 1``; their servers start side by side."""

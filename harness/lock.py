@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import PoolTimeout
+from harness.project import make_folder, unwritable
 
 
 @contextmanager
@@ -19,11 +20,12 @@ def file_lock(path: Path, *, timeout: float, waiting_for: str) -> Iterator[None]
         waiting_for: what the holder is doing, for the error, for instance ``"the server of this checkout"``.
 
     Raises:
+        ConfigError: the folder cannot be written to.
         PoolTimeout: somebody else held it all that time.
     """
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent)
     lock = FileLock(str(path), timeout=timeout)
     try:
         lock.acquire()
@@ -32,6 +34,8 @@ def file_lock(path: Path, *, timeout: float, waiting_for: str) -> Iterator[None]
             f"another process is still busy with {waiting_for} after {timeout:.0f} s (lock file: {path}). "
             f"Wait for it or end it: the lock goes with its process."
         ) from None
+    except OSError as error:
+        raise unwritable(path, error) from error
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from harness import names
+from harness.errors import ConfigError
 
 
 def machine_id() -> str:
@@ -46,6 +47,30 @@ def cache_dir(environ: Mapping[str, str]) -> Path:
         return Path(configured).absolute()
     base = environ.get("XDG_CACHE_HOME") or os.path.join(_home(environ), ".cache")
     return Path(base) / "pg-harness"
+
+
+def make_folder(folder: Path, mode: int = 0o700) -> None:
+    """Make a folder of ours with its parents; one that is there stays as it is.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> ConfigError:
+    """What to raise where something of ours cannot be written: a home that is read-only, a full disk."""
+    return ConfigError(
+        f"{path} cannot be written: {error.strerror or error}. State lies in PGHARNESS_STATE_DIR (else in "
+        f"XDG_STATE_HOME, else in ~/.local/state), what can be made again in PGHARNESS_CACHE_DIR (else in "
+        f"XDG_CACHE_HOME, else in ~/.cache): set both to folders that you may write to",
+        key="PGHARNESS_STATE_DIR",
+        origin="the environment",
+        value=str(path),
+    )
 
 
 def _home(environ: Mapping[str, str]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
@@ -15,6 +16,12 @@ from harness.errors import HarnessError
 from harness.lease import Lease
 from harness.settings import Settings
 from harness.telling import Progress, Story, silent, unseen
+
+
+def first_free(taken: Iterable[str]) -> str:
+    """The lowest number that names no worker yet."""
+    names = set(taken)
+    return next(str(number) for number in itertools.count(1) if str(number) not in names)
 
 
 class How(TypedDict, total=False):
@@ -124,7 +131,7 @@ class Run(ABC):
         """As :meth:`open`, with settings that were read already."""
 
     @abstractmethod
-    def lease(self, worker: str = "1") -> Lease:
+    def lease(self, worker: str | None = None) -> Lease:
         """Lease a fresh clone of every database for one worker."""
 
     @abstractmethod

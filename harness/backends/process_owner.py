@@ -16,6 +16,7 @@ from typing import Any
 from harness.backends.process_binaries import Binaries
 from harness.errors import BackendUnavailable, ServerStartError
 from harness.lock import file_lock
+from harness.project import unwritable
 
 _COMMON = Path("/var/lib/pg-harness")
 """Where root keeps what the server's own user must be able to enter."""
@@ -117,14 +118,14 @@ def make_folder(path: Path, owner: Owner, mode: int = 0o700) -> Path:
     """Make a folder of the owner's, and the missing ones above it.
 
     Raises:
-        ServerStartError: it cannot be made (a full or read-only disk, no right).
+        ConfigError: it cannot be made (a full or read-only disk, no right).
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=mode, exist_ok=True)
         owner.give(path)
     except OSError as error:
-        raise ServerStartError(f"the folder {path} cannot be made: {error.strerror}") from error
+        raise unwritable(path, error) from error
     return path
 
 

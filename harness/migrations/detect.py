@@ -133,6 +133,8 @@ def _alembic(root: Path, entries: list[Path]) -> Iterator[Finding]:
 
 def _django(root: Path, entries: list[Path]) -> Iterator[Finding]:
     managers = [p for p in entries if p.name == "manage.py" and "DJANGO_SETTINGS_MODULE" in _head(p)]
+    # Deeper ones belong to somebody else's project inside this one: `django` would not find them.
+    managers = [p for p in managers if len(p.relative_to(root).parts) <= 3]
     managers.sort(key=lambda path: len(path.parts))
     if managers:
         first = managers[0]

@@ -163,3 +163,24 @@ def test_a_bug_of_ours_says_how_to_report_it(project: Project) -> None:
     assert done.returncode in (120, 121, 122, 125)
     assert "Traceback" not in done.stderr
     assert str(plain) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ("PGHARNESS_STATE_DIR", ("up",)),
+        ("PGHARNESS_STATE_DIR", ("run", "--", "true")),
+        ("PGHARNESS_CACHE_DIR", ("bake",)),
+    ],
+)
+def test_a_home_that_cannot_be_written(
+    new_project: Callable[..., Project], variable: str, words: tuple[str, ...]
+) -> None:
+    mine = new_project()
+    # Root may write everywhere, but not below a file.
+    (mine.root / "file").write_text("")
+    text = mine.fails(120, *words, **{variable: str(mine.root / "file" / "below")})
+    assert f"{mine.root / 'file' / 'below'}" in text
+    assert "cannot be written: Not a directory" in text
+    assert "PGHARNESS_STATE_DIR" in text
+    assert "PGHARNESS_CACHE_DIR" in text

@@ -87,6 +87,15 @@ def test_four_workers_with_two_databases_each(
     assert not leased & now
 
 
+def test_leases_without_a_name_are_different_databases(settings: Settings, environ: dict[str, str]) -> None:
+    with Harness.open_with(settings, environ) as harness:
+        with harness.lease() as one, harness.lease() as two:
+            assert (one.worker, two.worker) == ("1", "2")
+            assert one.url != two.url
+        with harness.lease() as again:
+            assert again.worker == "1"
+
+
 def test_a_child_process_reaches_its_own_database_whatever_the_shell_says(
     settings: Settings, environ: dict[str, str]
 ) -> None:

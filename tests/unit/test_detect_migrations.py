@@ -68,6 +68,14 @@ def test_others_are_named(tmp_path: Path) -> None:
     )
 
 
+def test_a_django_project_too_deep_for_its_source_is_not_proposed(tmp_path: Path) -> None:
+    text = "os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'shop.settings')\n"
+    for folder, found in (("a/b/c", []), ("a/b", ["django"])):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "manage.py").write_text(text)
+        assert [finding.text for finding in detect(tmp_path)] == found
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
