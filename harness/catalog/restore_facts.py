@@ -5,7 +5,7 @@ All queries read; they run in the baseline (a clone that nobody else enters) or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.catalog.session import Session, ident
@@ -136,10 +136,17 @@ def relations(session: Session) -> dict[int, Relation]:
     return found
 
 
-def sequences(session: Session, wanted: Sequence[Relation]) -> dict[int, SequenceState]:
-    """OID → state of these sequences."""
+def sequences(
+    session: Session, wanted: Sequence[Relation], *, caches: Mapping[int, int] | None = None
+) -> dict[int, SequenceState]:
+    """OID → state of these sequences.
+
+    Args:
+        caches: OID → how many values a session fetches, where that is known already.
+    """
     states: dict[int, SequenceState] = {}
-    caches = dict(session.rows("select seqrelid::int8, seqcache from pg_sequence"))
+    if caches is None:
+        caches = dict(session.rows("select seqrelid::int8, seqcache from pg_sequence"))
     # Two hundred at a time: a statement of thousands of branches exceeds the parser's stack.
     for start in range(0, len(wanted), 200):
         chunk = wanted[start : start + 200]

@@ -169,7 +169,13 @@ def set_mark(engine: ResetEngine) -> Mark:
         layer = _read(engine, found)
         position = layer.position
         if position == window.seen or engine._unchanged_since(window) is not None:
-            restore_batch.run(engine._lease, ["commit"])
+            # So that every later nextval is in the log (see SequenceState.logged_ahead). Not before: it is not
+            # rolled back with an attempt, and somebody who goes on meanwhile would be given keys that exist.
+            setvals = [
+                f"select setval('{oid}'::regclass, {s.last_value}, {str(s.is_called).lower()})"
+                for oid, s in layer.sequences.items()
+            ]
+            restore_batch.run(engine._lease, [*setvals, "commit"])
             break
         restore_batch.rollback(engine._lease)
     if "pg_class" in found.catalogs:
@@ -216,13 +222,15 @@ def _read(engine: ResetEngine, found: Changes) -> _Copy:
         listed = ", ".join("only " + table.sql for table in tables)
         statements.append(f"lock table {listed} in share row exclusive mode")
     statements.append("select pg_current_wal_insert_lsn(), pg_current_xact_id()")
+    listed = "{" + ",".join(str(table.oid) for table in tables) + "}"
+    statements.append(f"select sum(pg_table_size(oid)) from unnest('{listed}'::oid[]) oid")
     lease = engine._lease
     try:
-        here = restore_batch.run(lease, statements)[-1].rows[0]
+        *_, places, sizes = restore_batch.run(lease, statements)
+        here = places.rows[0]
         position, xid = (here[0] or b"").decode(), int(here[1] or b"0")
         copied: dict[int, TableBase] = {}
-        sizes = "select coalesce(sum(pg_table_size(oid::oid)), 0) from unnest(%s::int8[]) oid"
-        if int(lease.value(sizes, ([table.oid for table in tables],))) > MOST_BYTES:
+        if int(sizes.rows[0][0] or b"0") > MOST_BYTES:
             raise LeaseError(
                 f"the tables that changed hold more than {MOST_BYTES >> 20} MB: too much for a mark"
             )
@@ -230,12 +238,8 @@ def _read(engine: ResetEngine, found: Changes) -> _Copy:
             rows = restore_rows.read(lease, table, known=engine.store.columns(table))
             copied[table.oid] = TableBase(table, rows)
         wanted = [relations[oid] for oid in sorted(found.sequences)]
-        states = restore_facts.sequences(lease, wanted)
-        if states:
-            # So that every later nextval is in the log (see SequenceState.logged_ahead).
-            restore_batch.run(lease, [
-                f"select setval('{oid}'::regclass, {s.last_value}, {str(s.is_called).lower()})" for oid, s in states.items()
-            ])  # fmt: skip
+        caches = {oid: state.cache for oid, state in engine.store.sequences.items()}
+        states = restore_facts.sequences(lease, wanted, caches=caches)
     except ServerRefused as error:
         restore_batch.rollback(lease)
         raise LeaseError(f"the mark cannot be set: {error}") from error
