@@ -146,7 +146,8 @@ class DatabaseReset:
                 return engine.reset(to=to, sessions=sessions)
             reason = self._problem or "nothing was watched since the database was pristine"
         except RecloneNeeded as error:
-            reason = error.reason
+            # With what would avoid it the next time.
+            reason = str(error)
         report = self.renew(reason=reason)
         return replace(report, milliseconds=1000 * (time.monotonic() - began))
 

@@ -199,8 +199,23 @@ class Bench:
     server: Server
     admin: Session
     name: str
-    engine: ResetEngine
+    reset_timeout: float
     stages: list[str]
+
+    def __post_init__(self) -> None:
+        self.engine = self.open_engine()
+
+    def open_engine(self) -> ResetEngine:
+        """Another engine for this lease; it is not based on anything yet."""
+        server, name = self.server, self.name
+        return ResetEngine(
+            reader=server.session,
+            restorer=lambda settings: server.session(name, settings),
+            baseline=lambda settings: server.session(f"{name}_z", settings),
+            role="app",
+            reset_timeout=self.reset_timeout,
+            stage=self.stages.append,
+        )
 
     def app(self, **settings: str) -> Session:
         """A session of the application: the role ``app``, no superuser."""
@@ -257,16 +272,9 @@ def make(server: Server, name: str, schema: str, *, reset_timeout: float = 1.0, 
     clone(admin, f"{name}_t", f"{name}_z")
     clone(admin, f"{name}_t", name)
     stages: list[str] = []
-    engine = ResetEngine(
-        reader=server.session,
-        restorer=lambda settings: server.session(name, settings),
-        baseline=lambda settings: server.session(f"{name}_z", settings),
-        role="app",
-        reset_timeout=reset_timeout,
-        stage=stages.append,
-    )
-    engine.rebase()
-    return Bench(server, admin, name, engine, stages)
+    bench = Bench(server, admin, name, reset_timeout, stages)
+    bench.engine.rebase()
+    return bench
 
 
 def dispose(bench: Bench) -> None:

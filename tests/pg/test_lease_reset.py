@@ -15,6 +15,8 @@ from harness.clones import Claim, Clones
 from harness.errors import LeaseClosed, LeaseError
 from harness.lease import Lease
 from harness.lease_reset import ensure_baseline
+from harness.reset.engine import ResetEngine
+from harness.reset.model import RecloneNeeded
 from harness.template import Template
 
 
@@ -269,3 +271,16 @@ def test_a_role_and_settings_that_a_test_changed(watched: Lease, link: Link) -> 
     assert link.session.value("select rolcreatedb from pg_roles where rolname = 'app'")
     with watched.connect() as connection:
         assert connection.execute("show work_mem").fetchone() != ("9MB",)
+
+
+def test_the_report_of_a_clone_has_the_remedy(watched: Lease, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RecloneNeeded("the log was recycled", remedy="a larger wal_keep_size keeps more of it")
+
+    with watched.connect() as connection:
+        connection.execute("insert into users (name) values ('x')")
+    monkeypatch.setattr(ResetEngine, "reset", refuse)
+    report = watched.reset()
+    assert report.strategy == "clone"
+    assert report.reason == "the log was recycled. a larger wal_keep_size keeps more of it"
+    assert str(report).startswith("fresh clone (the log was recycled. a larger wal_keep_size")
