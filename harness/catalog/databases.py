@@ -20,7 +20,6 @@ goes with the database. A comment that migrations wrote themselves stays above i
 """
 
 UNDEFINED_DATABASE = "3D000"
-DUPLICATE_DATABASE = "42P04"
 OBJECT_IN_USE = "55006"
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 from harness.catalog.session import Session
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused
-
-T = TypeVar("T")
 
 SERVER_ID = "harness.server_id"
 """The setting that names a server of ours; ``system_identifier`` identifies nothing: copies share it."""

@@ -14,7 +14,7 @@ from harness import names
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import add_word
-from harness.cli.run import exit_code, start
+from harness.cli.run_child import exit_code, start
 from harness.cli.run_signals import passing_on
 from harness.dsn import Dsn
 from harness.env import child_environment

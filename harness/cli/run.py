@@ -6,13 +6,13 @@ import argparse
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from harness import env
 from harness.cli.context import Context
 from harness.cli.parser import Usage, count
+from harness.cli.run_child import exit_code, start
 from harness.cli.run_signals import passing_on
 from harness.errors import HarnessError
 
@@ -162,29 +162,6 @@ def _of_copy(harness: Harness | Fleet, lease: Lease, copies: int) -> dict[str, s
 def _child(context: Context, values: Mapping[str, str]) -> dict[str, str]:
     outer = [name for name in context.environ if _OF_AN_OUTER_RUN.fullmatch(name)]
     return env.child_environment(context.environ, values, drop=outer)
-
-
-def start(
-    command: Sequence[str], environ: Mapping[str, str], *, piped: bool = False
-) -> subprocess.Popen[bytes]:
-    """Start the command in our own process group, so that a terminal's Ctrl-C and Ctrl-Z reach it as ever.
-
-    Args:
-        piped: take its output instead of letting it through.
-    """
-    pipe = subprocess.PIPE if piped else None
-    return subprocess.Popen(
-        list(command),
-        env=dict(environ),
-        stdin=subprocess.DEVNULL if piped else None,
-        stdout=pipe,
-        stderr=pipe,
-    )
-
-
-def exit_code(returned: int) -> int:
-    """As shells have it: 128 + n for signal n."""
-    return 128 - returned if returned < 0 else returned
 
 
 def _cannot_run(context: Context, command: Sequence[str]) -> int:

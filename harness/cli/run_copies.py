@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, TextIO
 
 from harness.cli.context import Context
-from harness.cli.run import exit_code, start
+from harness.cli.run_child import exit_code, start
 from harness.cli.run_signals import passing_on
 
 LONGEST = 64 * 1024
