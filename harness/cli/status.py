@@ -9,6 +9,7 @@ from typing import Any
 
 from harness import names, reaper, saved
 from harness.catalog import databases
+from harness.catalog.session import Session
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import add_json
@@ -59,6 +60,7 @@ def _server(harness: Harness) -> dict[str, Any]:
         "backend": info.backend,
         "description": info.description,
         "storage": info.storage,
+        "bytes": _bytes(session) if info.backend != "external" else None,
         "ttl": info.ttl,
         "address": info.dsn.masked,
         "version": ".".join(map(str, divmod(session.server_version, 10000))),
@@ -156,7 +158,7 @@ def _server_lines(server: Mapping[str, Any]) -> list[str]:
     used = sum(server["connections"].values())
     lines = [
         "",
-        f"server    {whose}: {server['description']}, data {_storage(server['storage'])}{ttl}",
+        f"server    {whose}: {server['description']}, data {_storage(server['storage'], server['bytes'])}{ttl}",
         f"          {server['address']}, {used} of {server['max_connections']} connections{_states(server['connections'])}",
     ]
     for item in server["templates"]:
@@ -181,8 +183,19 @@ def _server_lines(server: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _storage(storage: str) -> str:
-    return {"memory": "in memory", "disk": "on disk"}.get(storage, storage)
+def _storage(storage: str, size: int | None) -> str:
+    where = {"memory": "in memory", "disk": "on disk"}.get(storage, storage)
+    return where if size is None else f"{where} ({size >> 20} MB)"
+
+
+def _bytes(session: Session) -> int:
+    """What the server's data takes, its log included: in memory it is nobody else's."""
+    return int(
+        session.value(
+            "select (select coalesce(sum(pg_database_size(oid)), 0) from pg_database)"
+            " + (select coalesce(sum(size), 0) from pg_ls_waldir())"
+        )
+    )
 
 
 def _states(states: Mapping[str, int] | Sequence[str]) -> str:
