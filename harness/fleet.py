@@ -57,6 +57,7 @@ class Fleet(Run):
         self.baked = baked
         self.backend = backend
         self.members: dict[str, Member] = {}
+        self._reckoned: rooms.Room | None = None
 
     @classmethod
     def _stated(cls, purpose: str) -> Mapping[str, Any]:
@@ -184,10 +185,16 @@ class Fleet(Run):
         """
         with self._lock:
             more = max(count, self.workers - len(self.members))
+            # Reckoned anew: what is free has changed since the last start.
+            self._reckoned = None
         self._room().check(more, self._story)
 
     def _room(self) -> rooms.Room:
-        return rooms.Room.of(self.settings, self.backend, self.baked.base.size)
+        # Once for all that start together: a daemon takes 8 ms to tell its memory.
+        with self._lock:
+            if self._reckoned is None:
+                self._reckoned = rooms.Room.of(self.settings, self.backend, self.baked.base.size)
+            return self._reckoned
 
     def _oven(self) -> Oven:
         return oven_of(self.settings, self._environ, self.backend)

@@ -45,6 +45,8 @@ def wait(
                 raise ServerStartError(
                     f"the server started and then refused us: {error}", log_tail=tail()
                 ) from None
+            # It says that it is starting up: it will not be long.
+            pause = min(pause, 0.01)
         else:
             if found == server_id:
                 return
