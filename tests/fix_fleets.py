@@ -24,6 +24,9 @@ from harness.errors import BackendError
 from harness.fleet import Fleet
 from harness.settings import Settings
 
+USERS = "create table users (id bigserial primary key, name text); insert into users (name) values ('a');"
+"""The migrations of every new project here, until a test writes others."""
+
 
 @dataclass
 class Estate:
@@ -164,9 +167,7 @@ def new_estate(tmp_path: Path, initialised: Path) -> Iterator[Callable[..., Esta
             if found.is_dir() and not (private / "cache" / found.name).exists():
                 (private / "cache" / found.name).symlink_to(found)
         estate = Estate(root, environ, given)
-        estate.migrate(
-            "create table users (id bigserial primary key, name text); insert into users (name) values ('a');"
-        )
+        estate.migrate(USERS)
         made.append(estate)
         return estate
 

@@ -167,7 +167,7 @@ def test_an_image_that_lies_or_is_gone(estate: Estate) -> None:
 
 def test_killed_while_baking(estate: Estate) -> None:
     estate.migrate("create table users (id int); select pg_sleep(20);")
-    child = estate.python("bake.TTL = 2.0\nestate_open()\n")
+    child = estate.python("bake.TTL = 1.0\nestate_open()\n")
 
     try:
         until(estate.migrating, seconds=30, what="a migration that sleeps")

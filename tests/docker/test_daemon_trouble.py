@@ -24,7 +24,10 @@ def there(new_estate: Callable[..., Estate], daemon: OwnDaemon) -> Estate:
     return estate
 
 
-@pytest.mark.parametrize("kill", [False, True], ids=["restarted", "killed"])
+@pytest.mark.parametrize(
+    "kill",
+    [pytest.param(False, id="restarted"), pytest.param(True, id="killed", marks=pytest.mark.slow)],
+)
 def test_a_daemon_that_goes_away_while_leases_are_open(
     own_daemon: Make, new_estate: Callable[..., Estate], kill: bool
 ) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fix_backends import docker, until
 from fix_daemons import SMALL
-from fix_fleets import Estate
+from fix_fleets import USERS, Estate
 
 from harness.errors import ServerLost
 
@@ -18,8 +19,22 @@ pytestmark = pytest.mark.docker
 ASK = "select current_setting('harness.server_id')"
 
 
+@pytest.fixture(scope="module")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The image that all projects of this module start from: baked once, as their migrations are the same."""
+    root = tmp_path_factory.mktemp("baked")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PGHARNESS_", "PG"))}
+    folders = {f"PGHARNESS_{kind}_DIR": str(root / kind) for kind in ("STATE", "CACHE")}
+    first = Estate(root, {**clean, **folders}, {"backend": "docker", "image": SMALL})
+    first.migrate(USERS)
+    first.ensure()
+    yield
+    for base in first.bases():
+        first.oven().bakery.remove(base)
+
+
 @pytest.fixture
-def estate(new_estate: Callable[..., Estate]) -> Estate:
+def estate(new_estate: Callable[..., Estate], baked: None) -> Estate:
     return new_estate(backend="docker", image=SMALL)
 
 
@@ -54,8 +69,7 @@ def test_the_command_line(estate: Estate) -> None:
 
 
 def test_killed_nothing_remains(estate: Estate) -> None:
-    estate.ensure()
-    child = estate.cli("run", "--isolation", "server", "-n", "2", "--", "sleep", "60", PGHARNESS_TTL="2s")
+    child = estate.cli("run", "--isolation", "server", "-n", "2", "--", "sleep", "60", PGHARNESS_TTL="1s")
     mine = ["ps", "-aq", "--filter", f"label=dev.pg-harness.root={estate.root.resolve()}"]
     try:
         until(lambda: len(estate.purposes()) == 2, seconds=30, what="two servers")

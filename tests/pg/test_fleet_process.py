@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -67,7 +68,7 @@ def test_two_runs_of_one_checkout_share_nothing(estate: Estate) -> None:
 
 def test_killed_nothing_remains(estate: Estate) -> None:
     estate.ensure()
-    child = estate.cli("run", "--isolation", "server", "-n", "2", "--", "sleep", "60", PGHARNESS_TTL="2s")
+    child = estate.cli("run", "--isolation", "server", "-n", "2", "--", "sleep", "60", PGHARNESS_TTL="1s")
     try:
         until(lambda: len(estate.purposes()) == 2, seconds=30, what="two servers")
         time.sleep(0.5)  # they may still be logging in
@@ -84,6 +85,29 @@ def test_killed_nothing_remains(estate: Estate) -> None:
 
 def test_the_command_line(estate: Estate) -> None:
     assert "memory: 4 ×" in estate.four_servers()
+
+
+def test_other_commands_see_each_workers_server(estate: Estate) -> None:
+    (estate.root / "pg-harness.toml").write_text('migrations = ["sql:migrations"]\nisolation = "server"\n')
+
+    def call(*words: str) -> str:
+        other = estate.cli(*words)
+        out, err = other.communicate(timeout=60)
+        assert other.returncode == 0, err
+        return out
+
+    estate.ensure()
+    mark = estate.root / "began"
+    child = estate.cli("run", "-n", "2", "--", "sh", "-c", f"touch {mark}; exec sleep 60")
+    until(mark.exists, seconds=60, what="the command to run")
+    servers = json.loads(call("status", "--json"))["servers"]
+    assert sorted(worker["worker"] for server in servers for worker in server["workers"]) == ["1", "2"]
+    assert all(server["bytes"] > 2**20 for server in servers)
+    assert call("psql", "2", "--", "-Atc", "select name from users").strip() == "a"
+    call("down", "--all")
+    assert estate.purposes() == []
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=60)
 
 
 def test_memory_that_is_too_small_is_told_before_anything_starts(
