@@ -226,6 +226,19 @@ class Fleet(Run):
             running.forget_gone(self.settings, self._environ)
         return []
 
+    def release_run(self, workers: Sequence[str] = ()) -> list[str]:
+        """End the servers of other processes' workers (of one that has crashed); return their descriptions.
+
+        Those that nobody ends go with their worker, or by their switch.
+        """
+        wanted = {purpose_of(self.run, worker) for worker in workers}
+        doomed = (
+            [info for info in self.backend.list(self.project) if info.purpose in wanted] if wanted else []
+        )
+        for info in doomed:
+            running.stop(self.settings, self._environ, purpose=info.purpose)
+        return [info.description for info in doomed]
+
     def close(self) -> None:
         """End all servers of this run. Twice is once."""
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness import names, running
+from harness import names
 from harness.catalog import databases
 from harness.catalog.session import literal
 from harness.core import Harness
@@ -60,11 +60,7 @@ class Member(Harness):
         """End the servers of other workers (one that has crashed), or let go of this one with None."""
         if workers is None:
             return []
-        wanted = {purpose_of(self.run, worker) for worker in workers}
-        doomed = [info for info in self.fleet.backend.list(self.project) if info.purpose in wanted]
-        for info in doomed:
-            running.stop(self.settings, self._environ, purpose=info.purpose)
-        return [info.description for info in doomed]
+        return self.fleet.release_run(workers)
 
     def close(self) -> None:
         """End the server. Twice is once."""

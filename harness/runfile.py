@@ -35,8 +35,8 @@ class RunFile:
         file: the settings file; empty where there is none.
         start_origin: what the search for settings began at, for messages.
         overrides: options that were given, as settings.
-        server: where the server is, with the admin's password.
-        owner: the application's role.
+        server: where the server is, with the admin's password; None where every worker starts its own.
+        owner: the application's role; None as well.
         templates: database name → template.
         workers: how many there are.
     """
@@ -45,8 +45,8 @@ class RunFile:
     pid: int
     root: str
     file: str
-    server: ServerInfo = field(repr=False)
-    owner: Owner
+    server: ServerInfo | None = field(repr=False)
+    owner: Owner | None
     templates: Mapping[str, Template]
     overrides: Mapping[str, Any] = field(default_factory=dict, repr=False)
     start_origin: str = ""
@@ -86,12 +86,14 @@ class RunFile:
             content = json.loads(path.read_text("utf-8"))
             if content.pop("format") != _FORMAT:
                 raise ValueError("another version of pg-harness wrote it")
-            server = content.pop("server")
-            server["dsn"] = Dsn(**server["dsn"])
+            server, owner = content.pop("server"), content.pop("owner")
             templates = {name: _template(fields) for name, fields in content.pop("templates").items()}
-            fields = content.pop("owner")
-            owner = Owner(**{**fields, "attributes": tuple(fields["attributes"])})
-            return cls(server=ServerInfo(**server), owner=owner, templates=templates, **content)
+            return cls(
+                server=ServerInfo(**{**server, "dsn": Dsn(**server["dsn"])}) if server else None,
+                owner=Owner(**{**owner, "attributes": tuple(owner["attributes"])}) if owner else None,
+                templates=templates,
+                **content,
+            )
         except FileNotFoundError:
             raise ConfigError(
                 f"the run file {path} is gone: the pytest that wrote it has ended", origin=str(path)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from harness import recipes
 from harness.dsn import Dsn
 from harness.pytest_plugin.state import State, state_of
 
@@ -23,8 +24,7 @@ def wanted(manager: pytest.PytestPluginManager, state: State) -> bool:
     plugin = sys.modules.get("pytest_django.plugin")
     if plugin is None or not manager.is_registered(plugin):
         return False
-    harness, _ = state.running
-    return any(spec.kind == "django" for spec in harness.sources(state.settings.default))
+    return any(spec.kind == "django" for spec in recipes.sources(state.settings, state.settings.default))
 
 
 @pytest.hookimpl(trylast=True)
@@ -44,13 +44,13 @@ def adopt(state: State) -> list[str]:
         return []
     from django.db import connections
 
-    _, lease = state.running
-    ours = {dsn.database for dsn in lease.dsns.values()}
+    dsns = state.dsns
+    ours = {dsn.database for dsn in dsns.values()}
     left: list[str] = []
     for alias in connections:
         values: dict[str, Any] = connections.settings[alias]
         mirrored = (values.get("TEST") or {}).get("MIRROR")
-        dsn = lease.dsns.get(mirrored or alias)
+        dsn = dsns.get(mirrored or alias)
         if not any(kind in str(values.get("ENGINE", "")) for kind in ("postgresql", "postgis", "psycopg")):
             left.append(alias)
         elif dsn is not None:

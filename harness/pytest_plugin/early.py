@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,6 +21,9 @@ from harness.pytest_plugin.state import STATE, Role, State
 from harness.pytest_plugin.story import Teller
 from harness.runfile import VARIABLE, RunFile
 from harness.settings import Settings
+
+if TYPE_CHECKING:
+    from harness.fleet import Fleet
 
 NOT_STARTED = "not_started"
 """The database's name in the URL of a run that starts nothing."""
@@ -103,7 +106,22 @@ def _is_xdist_worker() -> bool:
 
 
 def _idle(settings: Settings) -> State:
-    """Nothing is started. The URL is valid, and nobody answers there."""
+    """Nothing is started."""
+    return _closed(settings, Role.IDLE)
+
+
+def _conductor(settings: Settings, environ: dict[str, str], quiet: bool, given: dict[str, Any]) -> State:
+    """xdist's controller, whose workers start a server each: it runs no test, and needs none for itself.
+
+    Migrations that fail are told here, once, all the same: they run when the base is baked.
+    """
+    from harness.fleet import Fleet
+
+    return _closed(settings, Role.HOST, quiet=quiet, fleet=Fleet.open_with(settings, environ, **given))
+
+
+def _closed(settings: Settings, role: Role, *, quiet: bool = False, fleet: Fleet | None = None) -> State:
+    """The URL is valid, and nobody answers there."""
     # Bound and not listening: refused at once, and no other program can take the port meanwhile.
     hold = socket.socket()
     hold.bind(("127.0.0.1", 0))
@@ -112,7 +130,9 @@ def _idle(settings: Settings) -> State:
     tables = {database.name: database.env for database in settings.databases}
     exported = env.variables(dsns, tables, env.Slot("main", 1, settings.connections_per_worker))
     undo = env.patch(os.environ, exported)
-    return State(settings, Role.IDLE, "main", None, None, exported, undo, hold=hold)
+    return State(
+        settings, role, "main", None, None, exported, undo, quiet, hold=hold, fleet=fleet, closed=dsns
+    )
 
 
 def _host(settings: Settings, options: Any) -> State:
@@ -129,6 +149,8 @@ def _host(settings: Settings, options: Any) -> State:
             "progress": teller.progress,
         }
         harness: Harness
+        if settings.isolation == "server" and distributes(options):
+            return _conductor(settings, environ, quiet, given)
         if settings.isolation == "server":
             from harness.fleet import open_worker
 
@@ -146,8 +168,11 @@ def _host(settings: Settings, options: Any) -> State:
 
 def distributes(options: Any) -> bool:
     """Whether xdist's workers will run the tests, as far as can be told before ``-n auto`` is a number."""
+    wanted = getattr(options, "numprocesses", None)
+    if wanted in ("auto", "logical") and os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") == "0":
+        return False
     # With --pdb, ``-n auto`` is none.
-    return bool(getattr(options, "numprocesses", None)) and not getattr(options, "usepdb", False)
+    return bool(wanted) and not getattr(options, "usepdb", False)
 
 
 def _join(config: pytest.Config) -> State:
@@ -175,6 +200,10 @@ def _join(config: pytest.Config) -> State:
 
         harness = open_worker(settings, os.environ, worker=worker, joined=run.run)
         harness.workers = run.workers
+    elif run.server is None or run.owner is None:
+        raise HarnessError(
+            f'the run file {named} names no server: isolation = "server" was set for the controller only'
+        )
     else:
         harness = Harness.attach(
             settings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness import recipes
 from harness.pytest_plugin.state import Role, State
 from harness.settings import Settings
 
@@ -34,6 +35,8 @@ class Header:
 
 def server_line(state: State) -> str:
     """Version, backend, storage, warm or started."""
+    if state.fleet is not None:
+        return f"PostgreSQL {state.fleet.backend.name}, a server for each worker and none for this process"
     harness, _ = state.running
     server = harness.server
     version = server.session.server_version
@@ -45,18 +48,22 @@ def server_line(state: State) -> str:
 
 def template_line(state: State) -> str:
     """Each template: found or built."""
-    harness, _ = state.running
     texts = []
     for database in state.settings.databases:
-        template = harness.templates[database.name]
-        sources = ", ".join(spec.text for spec in harness.sources(database))
+        sources = ", ".join(spec.text for spec in recipes.sources(state.settings, database))
         name = "" if database.name == "default" else f"{database.name}: "
         if not sources:
             texts.append(f"{name}an empty database (no migrations are configured, none were found)")
             continue
-        how = f"built in {template.seconds:.1f} s" if template.built else "found"
-        texts.append(f"{name}{sources}, template {how}")
+        texts.append(f"{name}{sources}, {_had(state, database.name)}")
     return "; ".join(texts)
+
+
+def _had(state: State, database: str) -> str:
+    """How its migrations were had."""
+    made = state.fleet.baked if state.fleet is not None else state.running[0].templates[database]
+    what = "base" if state.fleet is not None else "template"
+    return f"{what} {f'built in {made.seconds:.1f} s' if made.built else 'found'}"
 
 
 def given(settings: Settings) -> str:

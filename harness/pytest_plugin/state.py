@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.pytest_plugin.summary import Summary
 from harness.settings import Settings
 
 if TYPE_CHECKING:
     from harness.core import Harness
+    from harness.fleet import Fleet
     from harness.lease import Lease
 
 
@@ -59,7 +61,11 @@ class State:
     summary: Summary = field(default_factory=Summary)
     pid: int = field(default_factory=os.getpid)
     hold: object = None
-    """Kept alive for as long as the session: the port that stays closed, in an idle run."""
+    """Kept alive for as long as the session: the port that stays closed, where nothing was leased."""
+    fleet: Fleet | None = None
+    """The run of an xdist controller whose workers have servers of their own: it has none, and no lease."""
+    closed: Mapping[str, Dsn] = field(default_factory=dict)
+    """Database name → the address at which nobody answers, where nothing was leased."""
     _ended: bool = False
 
     @property
@@ -68,6 +74,11 @@ class State:
         if self.harness is None or self.lease is None:
             raise pytest.UsageError("pg-harness: nothing was started for this kind of run")
         return self.harness, self.lease
+
+    @property
+    def dsns(self) -> Mapping[str, Dsn]:
+        """Database name → the address that was exported."""
+        return self.closed if self.lease is None else self.lease.dsns
 
     @property
     def in_fork(self) -> bool:
@@ -82,17 +93,18 @@ class State:
         self.undo()
         if self.run_file is not None:
             self.run_file.unlink(missing_ok=True)
-        if self.harness is None:
+        run = self.harness or self.fleet
+        if run is None:
             return
         try:
             if self.role is Role.HOST:
-                self.harness.release_run()
-                self.harness.sweep()
+                run.release_run()
+                run.sweep()
         except HarnessError as error:
             complain(f"letting go of the databases failed, the next run puts it right: {error}")
         finally:
             try:
-                self.harness.close()
+                run.close()
             except HarnessError as error:
                 complain(str(error))
 

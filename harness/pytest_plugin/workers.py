@@ -41,12 +41,12 @@ class Controller:
                     f"pg-harness: the worker {spec.id} ({spec}) is not a process of this machine: its database "
                     f"would not be reachable. Use local workers (-n), or switch the plugin off (-p no:pg_harness)."
                 )
-        harness, _ = self._state.running
+        fleet = self._state.fleet
         try:
-            if self._state.settings.isolation == "server":
-                self._check_room(len(specs))
+            if fleet is not None:
+                fleet.check_room(len(specs))
             else:
-                self._tell(budget.check(harness, len(specs)))
+                self._tell(budget.check(self._state.running[0], len(specs)))
             path = self._run_file(len(specs)).write(project.state_dir(os.environ) / "runs")
         except HarnessError as error:
             raise pytest.UsageError(f"pg-harness: {error}") from None
@@ -54,23 +54,28 @@ class Controller:
         for spec in specs:
             spec.env[VARIABLE] = str(path)
             spec.env["DATABASE_URL"] = UNUSABLE
-        self._filler = threading.Thread(
-            target=self._fill, args=(len(specs),), name="pg-harness spares", daemon=True
-        )
-        self._filler.start()
+        if fleet is None:
+            self._filler = threading.Thread(
+                target=self._fill, args=(len(specs),), name="pg-harness spares", daemon=True
+            )
+            self._filler.start()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """``-n auto`` may have come to nothing: then the tests run here after all."""
-        if self._state.settings.fresh == "reset" and not session.config.pluginmanager.has_plugin("dsession"):
+        """``-n auto`` may have come to nothing: then the tests run here after all.
+
+        Raises:
+            pytest.UsageError: there is no server for them, because workers were expected.
+        """
+        if session.config.pluginmanager.has_plugin("dsession"):
+            return
+        if self._state.fleet is not None:
+            raise pytest.UsageError(
+                'pg-harness: xdist has started no workers after all, and with isolation = "server" its controller '
+                "has no database. Say -n 0."
+            )
+        if self._state.settings.fresh == "reset":
             self._state.running[1].watch()
-
-    def _check_room(self, workers: int) -> None:
-        from harness.member import Member
-
-        harness, _ = self._state.running
-        if isinstance(harness, Member):
-            harness.fleet.check_room(workers)
 
     def _tell(self, found: budget.Budget) -> None:
         """A small share is worth knowing before a test runs out of it."""
@@ -82,20 +87,21 @@ class Controller:
             )
 
     def _run_file(self, workers: int) -> RunFile:
-        harness, _ = self._state.running
-        settings = self._state.settings
+        settings, fleet = self._state.settings, self._state.fleet
+        harness = None if fleet is not None else self._state.running[0]
+        run = fleet or self._state.running[0]
         return RunFile(
-            run=harness.run,
+            run=run.run,
             pid=self._state.pid,
             root=str(settings.root),
             file=str(settings.file or ""),
-            server=harness.server.info,
-            owner=harness.owner,
-            templates=harness.templates,
+            server=harness.server.info if harness is not None else None,
+            owner=harness.owner if harness is not None else None,
+            templates=run.templates,
             # What fits is found out once: a worker must not take more than was counted for it.
             overrides={
                 **given_as_options(self._config.option),
-                "connections_per_worker": harness.settings.connections_per_worker,
+                "connections_per_worker": run.settings.connections_per_worker,
             },
             start_origin=settings.root_origin,
             workers=workers,
@@ -127,9 +133,9 @@ class Controller:
         if said := _our_words(error):
             # Before xdist shows a traceback for each worker, and starts four more in the place of each.
             raise pytest.UsageError(f"{said}\n(said by worker {node.gateway.id}; the run was stopped)")
-        harness, _ = self._state.running
+        run = self._state.fleet or self._state.running[0]
         try:
-            harness.release_run([node.gateway.id])
+            run.release_run([node.gateway.id])
         except HarnessError as problem:
             complain(f"the database of the crashed worker {node.gateway.id} stays until the end: {problem}")
 

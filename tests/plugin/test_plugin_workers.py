@@ -50,6 +50,52 @@ def test_a_server_for_each_worker(folder: Folder, place: Place) -> None:
     assert purposes(place) == before
 
 
+def test_the_controller_has_no_server_of_its_own(folder: Folder, place: Place) -> None:
+    folder.write(
+        conftest="""
+            import os, socket, psycopg, pytest
+            from harness import config, running
+            URL = os.environ["DATABASE_URL"]
+
+            def pytest_sessionfinish(session):
+                if hasattr(session.config, "workerinput"):
+                    return
+                assert os.environ["DATABASE_URL"] == URL
+                with pytest.raises(psycopg.OperationalError, match="refused"):
+                    psycopg.connect(URL, connect_timeout=5)
+                print("CONTROLLER", URL.rpartition("/")[2])
+
+            @pytest.fixture(scope="session", autouse=True)
+            def look():
+                settings = config.load(os.environ, start=os.getcwd())
+                found = running.servers(settings, os.environ)
+                with open("purposes-" + os.environ["PYTEST_XDIST_WORKER"], "w") as file:
+                    file.write("\\n".join(info.purpose for info in found))
+        """,
+        test_a=SERVERS,
+    )
+    before = purposes(place)
+    result = folder.pytest("-n", "2", "-s", env={"PGHARNESS_ISOLATION": "server"}).ok(4)
+    assert "CONTROLLER not_started" in result.text, result.text
+    assert "a server for each worker and none for this process" in result.text, result.text
+    seen = {line for path in folder.path.glob("purposes-*") for line in path.read_text().split()}
+    assert {purpose.rpartition("-")[2] for purpose in seen - set(before)} <= {"gw0", "gw1"}
+    assert seen - set(before)
+    assert purposes(place) == before
+
+
+def test_a_controller_without_workers_says_what_to_do(folder: Folder, place: Place) -> None:
+    folder.write(conftest="def pytest_xdist_auto_num_workers(config): return 0", test_a=SERVERS)
+    before = purposes(place)
+    result = folder.pytest("-n", "auto", env={"PGHARNESS_ISOLATION": "server"})
+    assert (result.code, result.text.count("Say -n 0.")) == (4, 1), result.text
+    # Where the environment says so, it is known in time.
+    none = {"PGHARNESS_ISOLATION": "server", "PYTEST_XDIST_AUTO_NUM_WORKERS": "0"}
+    (folder.path / "conftest.py").unlink()
+    folder.pytest("-n", "auto", env=none).ok(4)
+    assert purposes(place) == before
+
+
 def test_dist_each_is_refused(folder: Folder, place: Place) -> None:
     folder.write(test_a="def test_it(): pass")
     result = folder.pytest("--dist", "each", "--tx", "2*popen")
