@@ -89,7 +89,12 @@ class DockerBackend:
             image = docker_image.baked(self.daemon, request.base)
         limit = self.memory_limit if request.memory is None else request.memory
         plan = parts.Plan.of(
-            request, image=image, name=self.image, memory_limit=limit, shm_size=self.shm_size
+            request,
+            self.daemon.about(),
+            image=image,
+            name=self.image,
+            memory_limit=limit,
+            shm_size=self.shm_size,
         )
         return container_.run(self.daemon, plan, request, story)
 
@@ -99,8 +104,7 @@ class DockerBackend:
         Raises:
             BackendUnavailable: no daemon. ServerLost: it stopped answering.
         """
-        with translated("tell its memory"):
-            return int(self.daemon.client.info().get("MemTotal") or 0), self.daemon.local
+        return int(self.daemon.about().get("MemTotal") or 0), self.daemon.local
 
     def _revive(self, container: Any, request: ServerRequest, story: Story) -> ServerInfo | None:
         state = container.status

@@ -175,6 +175,8 @@ def _changes(key: str, facts: Mapping[str, str]) -> list[str]:
         # The builder's own would pass on to every container that a person runs from this image.
         **{f"{LABEL}.{name}": "" for name in ("project", "purpose", "server-id", "root", "ttl", "storage")},
         f"{LABEL}.baked": key,
+        # They lie in it, with the settings: a later start has to bring neither.
+        parts.SCRIPTS: parts.scripts_mark(),
         f"{LABEL}.created": f"{time.time():.0f}",
         f"{LABEL}.facts": json.dumps(dict(facts)),
     }

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from harness.backends import defaults, ready
 from harness.backends import docker_parts as parts
 from harness.backends.base import ServerInfo, ServerRequest
 from harness.backends.docker_daemon import Daemon, gone, translated
-from harness.backends.docker_output import Output
+from harness.backends.docker_output import Output, feeding
 from harness.dsn import Dsn
 from harness.errors import BackendError, ServerStartError
 from harness.telling import Story
@@ -29,20 +30,24 @@ def run(daemon: Daemon, plan: parts.Plan, request: ServerRequest, story: Story) 
     if plan.foreign:
         # Not refused: an emulator may be registered, as Docker Desktop's is.
         story(f"docker: the image {plan.name}: {plan.foreign}; it runs slowly by emulation, or not at all")
+    fed = plan.fed and daemon.feeds
     try:
-        container = parts.create(daemon, plan, request)
+        container = parts.create(daemon, plan, request, fed=fed)
     except BackendError as error:
         raise ServerStartError(f"{error} (image {plan.name})") from error
     except BaseException:
         _remove_late(daemon, parts.name_of(request))
         raise
-    output = Output()
+    output = Output(brought=request.base is not None)
     try:
         with translated(f"fill the container {container.short_id}"):
-            container.put_archive("/", parts.archive(request, plan))
+            # Unpacking takes the daemon 45 ms, a process of its own and a mount.
+            if not fed:
+                container.put_archive("/", parts.archive(request, plan))
             # Before the start: auto_remove destroys the log together with the container.
             output.attach(container)
-        _start(container, plan.name, plan.foreign)
+        with feeding(daemon, container, parts.feed(request, plan)) if fed else nullcontext():
+            _start(container, plan.name, plan.foreign)
         info = info_of(_wait_for_address(daemon, container, request.password), container)
         info = replace(info, ttl=request.ttl)
         wait(daemon, container, info, timeout=request.start_timeout, output=output, foreign=plan.foreign)
@@ -91,7 +96,7 @@ def version_in(daemon: Daemon, image: Any, name: str) -> str:
         ServerStartError: the container cannot be started. BackendError: the daemon refused.
     """
     with translated(f"ask {name} for its version"):
-        foreign = parts.foreign(image, daemon.client.info())
+        foreign = parts.foreign(image, daemon.about())
         container = daemon.client.containers.create(
             image.id,
             command=["version"],
@@ -144,7 +149,8 @@ def wait(
         return _tail_of(container)
 
     try:
-        ready.wait(info.dsn, info.server_id, timeout=timeout, died=died, tail=tail)
+        nap = time.sleep if output is None else output.nap
+        ready.wait(info.dsn, info.server_id, timeout=timeout, died=died, tail=tail, nap=nap)
     except ServerStartError as error:
         # With an init process in the container the daemon's own refusals become lines of its log.
         plain = _plainly(error.log_tail, info.description, foreign)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -18,6 +20,8 @@ LABEL = "dev.pg-harness"
 HOME = "/pgharness"
 """Our folder in the container. No image declares it as a VOLUME, so a commit keeps what lies in it."""
 DISK, MEMORY = f"{HOME}/data", f"{HOME}/memory"
+SCRIPTS = f"{LABEL}.scripts"
+"""Label of a baked image: which scripts lie in it."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,27 @@ class Plan:
     shm_size: int
     foreign: str = ""
 
+    @property
+    def fed(self) -> bool:
+        """Whether the image has our scripts of today: then nothing has to be unpacked into the container."""
+        return bool((self.image.labels or {}).get(SCRIPTS) == scripts_mark())
+
     @classmethod
     def of(
-        cls, request: ServerRequest, *, image: Any, name: str, memory_limit: int | None, shm_size: int
+        cls,
+        request: ServerRequest,
+        about: Mapping[str, Any],
+        *,
+        image: Any,
+        name: str,
+        memory_limit: int | None,
+        shm_size: int,
     ) -> Plan:
-        """Decide the storage: memory for runs, where the daemon's machine has room for it."""
-        with translated("tell its memory"):
-            about = image.client.info()
+        """Decide the storage: memory for runs, where the daemon's machine has room for it.
+
+        Args:
+            about: what the daemon says of itself (`docker info`).
+        """
         total = int(about.get("MemTotal") or 0)
         # The daemon's machine may be another one: its MemTotal is all that is known of it. On this
         # machine, what is free counts.
@@ -90,8 +108,11 @@ def foreign(image: Any, about: Mapping[str, Any]) -> str:
     return f"it is for {wanted}, and the daemon's machine is {mine}"
 
 
-def create(daemon: Daemon, plan: Plan, request: ServerRequest) -> Any:
+def create(daemon: Daemon, plan: Plan, request: ServerRequest, *, fed: bool) -> Any:
     """Create the container, not yet filled or started.
+
+    Args:
+        fed: whether its password and settings will come by standard input.
 
     Raises:
         BackendError: the daemon refused.
@@ -115,6 +136,9 @@ def create(daemon: Daemon, plan: Plan, request: ServerRequest) -> Any:
         "PGHARNESS_LOCK_KEY": str(lock_key("server", request.server_id)),
     }
     options: dict[str, Any] = {}
+    if fed:
+        environment["PGHARNESS_STDIN"] = "yes"
+        options["stdin_open"] = True
     if daemon.bind:
         options["ports"] = {"5432/tcp": (daemon.bind, None)}
     if daemon.network:
@@ -149,11 +173,20 @@ def name_of(request: ServerRequest) -> str:
     return f"pg-harness-{request.project}-{request.purpose}-{request.server_id[:8]}"
 
 
+def settings_of(request: ServerRequest, plan: Plan) -> bytes:
+    """The server's settings, one a line."""
+    settings = defaults.complete(request.settings, storage=plan.storage, server_id=request.server_id)
+    return defaults.render({**settings, "listen_addresses": "*", "port": "5432"}).encode()
+
+
+def feed(request: ServerRequest, plan: Plan) -> bytes:
+    """What a container whose image has the scripts reads from its standard input."""
+    return request.password.encode() + b"\n" + settings_of(request, plan) + b"\n"
+
+
 def archive(request: ServerRequest, plan: Plan) -> bytes:
     """All that is put into the container before it starts, as a tar file."""
-    settings = defaults.complete(request.settings, storage=plan.storage, server_id=request.server_id)
-    settings = {**settings, "listen_addresses": "*", "port": "5432"}
-    scripts = {name: _script(name) for name in ("entrypoint.sh", "watch.sh")}
+    scripts = {name: _script(name) for name in _SCRIPTS}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for path, mode in ((HOME, 0o755), (DISK, 0o1777)):
@@ -161,13 +194,22 @@ def archive(request: ServerRequest, plan: Plan) -> bytes:
             entry.type, entry.mode = tarfile.DIRTYPE, mode
             tar.addfile(entry)
         files = [(f"{HOME}/{name}", 0o755, text) for name, text in scripts.items()]
-        files.append((f"{HOME}/settings", 0o644, defaults.render(settings).encode()))
+        files.append((f"{HOME}/settings", 0o644, settings_of(request, plan)))
         files.append((f"{HOME}/password", 0o400, request.password.encode() + b"\n"))
         for path, mode, content in files:
             entry = tarfile.TarInfo(path.lstrip("/"))
             entry.size, entry.mode = len(content), mode
             tar.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
+
+
+_SCRIPTS = ("entrypoint.sh", "watch.sh")
+
+
+@cache
+def scripts_mark() -> str:
+    """Sixteen hex digits of the scripts' text: an image that an older version baked has others in it."""
+    return hashlib.sha256(b"\0".join(_script(name) for name in _SCRIPTS)).hexdigest()[:16]
 
 
 def _script(name: str) -> bytes:

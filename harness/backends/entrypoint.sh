@@ -5,6 +5,7 @@
 #              POSTGRES_PASSWORD_FILE or POSTGRES_PASSWORD
 #   settings   server settings, one `name=value` a line
 #   watch.sh   the dead-man's switch
+# Into an image that has the scripts, password and settings come by standard input instead (PGHARNESS_STDIN).
 # Environment (no secrets): PGHARNESS_BASE where data directories lie; PGHARNESS_TTL seconds, empty: never;
 # PGHARNESS_LOCK_KEY of the sign of life; PGHARNESS_USER the image's own user, a name or `uid:gid`.
 set -eu
@@ -100,6 +101,18 @@ init() {
     : >"$data.ready"
 }
 
+# Runs watch.sh beside the server. The image or an earlier start brought the data: then it sets our password.
+beside() {
+    mode=$1
+    shift
+    # In a subshell that ends at once: it must be init's child, not the postmaster's.
+    (
+        PGHARNESS_DATA=$data PGHOST=$socket /bin/sh "$here/watch.sh" "$mode" "$$" "$bin/psql" "$@" <<END &
+$new_password
+END
+    )
+}
+
 serve() {
     bin=$PGHARNESS_BIN
     # Where others look for it, wherever the data lies.
@@ -107,7 +120,8 @@ serve() {
     # Data that the image brought goes to memory where it fits: a write to a file of an image's layer
     # copies the whole file first.
     if [ "$base" != "$here/data" ] && [ -e "$here/data/1.ready" ] && [ ! -e "$base/1.ready" ]; then
-        if cp -a "$here/data/1" "$base/1"; then : >"$base/1.ready"; else
+        # Without -p: who copies is who serves, and nobody reads the times of these files.
+        if cp -RP "$here/data/1" "$base/1"; then : >"$base/1.ready"; else
             rm -rf "$base/1"
             say "the image's data does not fit into memory: using it where it is"
             base=$here/data
@@ -129,16 +143,11 @@ serve() {
     while IFS= read -r line; do
         [ -z "$line" ] || set -- "$@" -c "$line"
     done <"$here/settings"
-    if [ -n "$new_password" ]; then
-        # The image or an earlier start brought the data: its password is set to ours as soon as it answers.
-        (
-            PGHARNESS_NEW_PASSWORD=$new_password PGHOST=$socket /bin/sh "$here/watch.sh" password "$$" "$bin/psql" &
-        )
-    fi
     if [ -n "${PGHARNESS_TTL:-}" ]; then
         [ -x "$bin/psql" ] || die "this image has no psql beside its server, which the dead-man's switch needs"
-        # In a subshell that ends at once: the watcher must be init's child, not the postmaster's.
-        (PGHOST=$socket /bin/sh "$here/watch.sh" watch "$$" "$bin/psql" "$PGHARNESS_LOCK_KEY" "$PGHARNESS_TTL" &)
+        beside watch "$PGHARNESS_LOCK_KEY" "$PGHARNESS_TTL"
+    elif [ -n "$new_password" ]; then
+        beside password
     fi
     unset PGHARNESS_STAGE PGHARNESS_BIN PGHARNESS_TTL PGHARNESS_LOCK_KEY PGHARNESS_USER PGHARNESS_BASE
     exec "$bin/postgres" -D "$data" -c "unix_socket_directories=$socket" "$@"
@@ -158,6 +167,16 @@ fi
 if [ "${1:-}" = healthy ]; then
     exec "$bin/psql" -XAtq -h "$base" -U postgres -d postgres -c 'SELECT 1'
 fi
+if [ -n "${PGHARNESS_STDIN:-}" ] && [ ! -e "$here/password" ]; then
+    # The image has these scripts already: all that is new comes by standard input, up to an empty line.
+    umask 077
+    read -r line && [ -n "$line" ] || die "no password came by standard input"
+    echo "$line" >"$here/password"
+    umask 022
+    while IFS= read -r line && [ -n "$line" ]; do echo "$line"; done >"$here/settings"
+    exec </dev/null
+fi
+unset PGHARNESS_STDIN
 if [ -r "$here/password" ]; then
     exec 3<"$here/password"
 elif [ "${PGHARNESS_ONLY:-}" = init ]; then

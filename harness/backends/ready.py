@@ -13,7 +13,13 @@ _SOON = ("57P03", "28P01", "3D000")
 
 
 def wait(
-    dsn: Dsn, server_id: str, *, timeout: float, died: Callable[[], str | None], tail: Callable[[], str]
+    dsn: Dsn,
+    server_id: str,
+    *,
+    timeout: float,
+    died: Callable[[], str | None],
+    tail: Callable[[], str],
+    nap: Callable[[float], None] = time.sleep,
 ) -> None:
     """Return once the server at ``dsn`` answers with our ``harness.server_id``.
 
@@ -21,6 +27,7 @@ def wait(
         timeout: seconds.
         died: says why the server will never answer; None while it may.
         tail: the last lines of its log so far.
+        nap: pauses for so many seconds, or until the server's log says that it is ready.
 
     Raises:
         ServerStartError: it died, another server answers there, or time is up.
@@ -56,5 +63,5 @@ def wait(
                 f"the server did not become ready within {timeout:.0f} s (start_timeout); last answer: {last}",
                 log_tail=tail(),
             )
-        time.sleep(pause)
+        nap(pause)
         pause = min(pause * 1.5, 0.05)

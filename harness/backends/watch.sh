@@ -3,8 +3,9 @@
 #   watch.sh watch PID PSQL KEY TTL [DIRECTORY]  end the server PID once nobody has held the shared advisory
 #                                      lock KEY (on the database postgres) for TTL seconds, or once it cannot
 #                                      be asked for that long; then remove DIRECTORY.
-#   watch.sh password PID PSQL         set the superuser's password to $PGHARNESS_NEW_PASSWORD.
-# PGHOST and PGPORT say where the server is, PGPASSFILE how to log in.
+#   watch.sh password PID PSQL         only do what follows.
+# The first line of standard input, where it is not empty, becomes the superuser's password as soon as the server
+# answers. PGHOST and PGPORT say where the server is, PGPASSFILE how to log in, PGHARNESS_DATA (if set) its directory.
 set -u
 mode=$1
 pid=$2
@@ -21,15 +22,35 @@ alive() {
     [ "$state" != Z ]
 }
 
+# Wait for the postmaster's own word in the eighth line of its file: each log-in that comes too early costs a
+# process on either side. Bounded: psql has the last word.
+until_ready() {
+    looks=0
+    while [ -n "${PGHARNESS_DATA:-}" ] && [ "$looks" -lt 1000 ] && alive; do
+        status=
+        { read -r _ && read -r _ && read -r _ && read -r _ && read -r _ && read -r _ && read -r _ && read -r status; } \
+            2>/dev/null <"$PGHARNESS_DATA/postmaster.pid"
+        [ "$status" != ready ] || return 0
+        looks=$((looks + 1))
+        sleep 0.01 2>/dev/null || { sleep 1; looks=$((looks + 100)); }
+    done
+}
+
+read -r password || password=
+# psql reads it from its standard input: an argument would show in the process list. The password is hex digits.
+first=
+[ -z "$password" ] || first="SET log_statement = none; ALTER ROLE postgres PASSWORD '$password';
+\\! echo 'pg-harness: the password is set' >&3"
+# The container's log, for what psql's children say: psql's own complaints go nowhere.
+exec 3>&2
+until_ready
+
 if [ "$mode" = password ]; then
-    password=$PGHARNESS_NEW_PASSWORD
-    unset PGHARNESS_NEW_PASSWORD
     tries=0
     while alive && [ "$tries" -lt 60 ]; do
-        # By standard input: an argument would show in the process list. The password is hex digits.
-        if echo "SET log_statement = none; ALTER ROLE postgres PASSWORD '$password';" | "$psql" -Xq -v ON_ERROR_STOP=1 >/dev/null 2>&1; then
-            exit 0
-        fi
+        if "$psql" -Xq -v ON_ERROR_STOP=1 -f - >/dev/null 2>&1 <<END; then exit 0; fi
+$first
+END
         tries=$((tries + 1))
         sleep 0.1 2>/dev/null || sleep 1
     done
@@ -72,8 +93,11 @@ ours=
 while alive; do
     # The kill is psql's own last command: its session still holds the lock exclusively, so a client that
     # comes too late waits for the lock and is told of the shutdown, and never works on a dying server.
-    said=$("$psql" -XAtq -v ON_ERROR_STOP=1 -c '\echo connected' -c "$free" -c "$loop" \
-        -c "\\! kill -INT $pid" 2>/dev/null) && {
+    said=$("$psql" -XAtq -v ON_ERROR_STOP=1 -f - -c '\echo connected' -c "$free" -c "$loop" \
+        -c "\\! kill -INT $pid" 2>/dev/null <<END
+$first
+END
+    ) && {
         ours=yes
         echo "pg-harness: nobody held the sign of life for $ttl s: ending the server" >&2
         break
