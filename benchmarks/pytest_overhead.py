@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the plugin costs: unconfigured, and at a warm start. Ratios and differences within one run.
 
-python benchmarks/pytest_overhead.py [ROUNDS]
+python benchmarks/pytest_overhead.py [ROUNDS] [unconfigured] [start] [throughput]
 """
 
 from __future__ import annotations
@@ -75,35 +75,60 @@ import os
 os.environ["DATABASE_URL"] = os.environ["URL_" + os.environ.get("PYTEST_XDIST_WORKER", "gw0")]
 """
 
+CLEANED = """
+import pytest
+
+@pytest.fixture(autouse=True)
+def cleaned(connection):
+    yield
+    connection.execute({statement!r})
+"""
+
+BY_HAND = {
+    "nothing is put back": HARD_CODED,
+    "DELETE of both tables": HARD_CODED + CLEANED.format(statement="delete from orders; delete from users"),
+    "TRUNCATE of both tables": HARD_CODED
+    + CLEANED.format(statement="truncate users, orders restart identity cascade"),
+}
+"""How a suite on databases made by hand may clean up after each test: what it does → its conftest."""
+
 
 def throughput(folder: Path, environ: dict[str, str], rounds: int) -> None:
     """400 short database tests with ``-n 4``, against four databases made by hand with hard-coded URLs.
 
     Told for the whole run, and for the time from the first test to the last: how long the start takes is above.
-    By hand nothing is put back between two tests: with ``fresh = "reset"`` the harness does more.
+    ``fresh = "none"`` does what a suite by hand does that puts nothing back; ``fresh = "reset"`` does more, and is
+    compared with suites that clean up by themselves, too.
     """
     from harness.core import Harness
 
     (folder / "test_a.py").write_text(MANY)
     command = [*BASE, "-p", "xdist", "-n", "4"]
+    times: dict[str, list[tuple[float, float]]] = {}
+
+    def run(what: str, conftest: str, more: list[str]) -> None:
+        (folder / "conftest.py").write_text(conftest)
+        whole = seconds([*command, *more], folder, environ)[0]
+        times.setdefault(what, []).append((whole, between(folder)))
+
     with Harness.open(root=folder, environ=environ) as harness:
         for lease in harness.leases(4, first=0):
             environ[f"URL_gw{lease.worker}"] = lease.url
-        for fresh in ("none", "reset"):
-            by_hand, ours = [], []
-            for _ in range(rounds):
-                (folder / "conftest.py").write_text(HARD_CODED)
-                by_hand.append((seconds(command, folder, environ)[0], between(folder)))
-                (folder / "conftest.py").unlink()
-                command_of_ours = [*command, *OURS, "--pg-harness-fresh", fresh]
-                ours.append((seconds(command_of_ours, folder, environ)[0], between(folder)))
-            for index, what in enumerate(("the whole run", "first test to last")):
-                a, b = ([times[index] for times in both] for both in (by_hand, ours))
-                ratio = statistics.median(one / other for one, other in zip(a, b, strict=True))
-                print(
-                    f"400 short tests, -n 4, fresh = {fresh}, {what}: {statistics.median(a):.2f} s by hand, "
-                    f"{statistics.median(b):.2f} s with: {ratio:.2f}× the throughput"
-                )
+        for _ in range(rounds):
+            for what, conftest in BY_HAND.items():
+                run(what, conftest, [])
+            for fresh in ("none", "reset"):
+                run(fresh, "", [*OURS, "--pg-harness-fresh", fresh])
+    (folder / "conftest.py").unlink()
+    nothing = next(iter(BY_HAND))
+    for fresh, by_hand in [("none", nothing), *(("reset", what) for what in BY_HAND)]:
+        for index, part in enumerate(("the whole run", "first test to last")):
+            a, b = ([taken[index] for taken in times[which]] for which in (by_hand, fresh))
+            ratio = statistics.median(one / other for one, other in zip(a, b, strict=True))
+            print(
+                f"400 short tests, -n 4, fresh = {fresh}, {part}: {statistics.median(b):.2f} s, by hand "
+                f"({by_hand}) {statistics.median(a):.2f} s: {ratio:.2f}× the throughput"
+            )
 
 
 def between(folder: Path) -> float:
@@ -117,13 +142,17 @@ def between(folder: Path) -> float:
 def main() -> None:
     """The table."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
+    parts = sys.argv[2:] or ["unconfigured", "start", "throughput"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "test_a.py").write_text("")
         environ = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(REPOSITORY)}
         environ |= {"PGHARNESS_STATE_DIR": f"{name}/state", "PGHARNESS_CACHE_DIR": f"{name}/cache"}
         look = [*BASE, "--collect-only"]
-        compare("installed, unconfigured, --collect-only", look, [*look, *OURS], folder, environ, rounds)
+        if "unconfigured" in parts:
+            compare("installed, unconfigured, --collect-only", look, [*look, *OURS], folder, environ, rounds)
+        if parts == ["unconfigured"]:
+            return
         (folder / "pg-harness.toml").write_text('backend = "process"\nmigrations = ["sql:m"]\n')
         (folder / "m").mkdir()
         (folder / "m" / "1.sql").write_text(
@@ -140,12 +169,13 @@ def main() -> None:
 
         with Harness.open(root=folder, environ=environ) as harness, harness.lease() as lease:
             environ["DATABASE_URL"] = lease.url
-            for workers in ("0", "4"):
+            for workers in ("0", "4") if "start" in parts else ():
                 plain = [*BASE, "-p", "xdist", "-n", workers]
                 compare(
                     f"warm start, -n {workers}", plain, [*plain, *OURS], folder, environ, max(3, rounds // 3)
                 )
-        throughput(folder, environ, max(3, rounds // 5))
+        if "throughput" in parts:
+            throughput(folder, environ, max(3, rounds // 5))
         from harness import config, running
 
         running.stop(config.load(environ, start=folder), environ)

@@ -11,6 +11,7 @@ from harness.catalog import databases
 from harness.clones import Claim
 from harness.errors import ConfigError, HarnessError
 from harness.lease import Lease, LeasedDatabase
+from harness.lease_reset import ensure_baseline
 from harness.one_server import OneServer
 from harness.recipe import Owner
 from harness.runs import How, first_free, parallel
@@ -166,12 +167,17 @@ class Harness(OneServer):
         self.clones.limit(each, leased)
 
     def fill_aside(self, count: int) -> None:
-        """Have ``count`` spares of each template, made over a connection of its own: for another thread."""
+        """Have ``count`` spares of each template, made over a connection of its own: for another thread.
+
+        And what the first reset of every worker would wait for, where the tests are reset.
+        """
         link = self._link.another()
         try:
             clones = self._clones_over(link)
             for found in list(self.templates.values()):
                 clones.fill(found, count, parallel=parallel())
+                if self.settings.fresh == "reset" and found.settled:
+                    ensure_baseline(clones, found)
         finally:
             link.close()
 

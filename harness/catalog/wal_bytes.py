@@ -193,7 +193,7 @@ class ByteReader:
             seen=text(end + self._commit_size),
             bytes=size,
             relations=relations(named, own),
-            unfinished=self._unfinished(named, answer["snapshot"]),
+            unfinished=self._unfinished(named, answer["snapshot"], own),
             writers=tuple(answer["writers"] or ()),
             idle=tuple(answer["idle"] or ()),
             advisory=tuple(answer["advisory"] or ()),
@@ -206,9 +206,13 @@ class ByteReader:
             rows = self.session.connection.execute(statement.encode(), binary=True).fetchall()
         return b"".join(bytes(piece) for (piece,) in rows)
 
-    def _unfinished(self, named: Named, snapshot: str) -> tuple[int, ...]:
-        """Transactions of the records that had not ended when the snapshot was taken, after the flush."""
-        ids = {xid for _, shared, xid, _, _ in named.records if xid and not shared}
+    def _unfinished(self, named: Named, snapshot: str, own: Sequence[int]) -> tuple[int, ...]:
+        """Transactions of the records that had not ended when the snapshot was taken, after the flush.
+
+        Not our own: a second look comes in the middle of ours, and asking for it would be a round trip more each time.
+        """
+        mine = {xid % 2**32 for xid in own}
+        ids = {xid for _, shared, xid, _, _ in named.records if xid and not shared} - mine
         unknown = undecided(ids, named.ended, snapshot)
         if not unknown:
             return ()
