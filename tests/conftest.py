@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from functools import cache
 
@@ -21,6 +22,12 @@ pytest_plugins = [
 
 REQUIRE_DOCKER = os.environ.get("PGHARNESS_TEST_REQUIRE_DOCKER") == "1"
 IMAGES = ("pgharness-test:15", "pgharness-test:17", "pgharness-test:busybox")
+
+# A suite that is started in the background (`&`, nohup) inherits ignored signals, and so would every command
+# that a test interrupts: it would wait for an end that never comes.
+for _number, _action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _action)
 
 
 @cache

@@ -103,6 +103,8 @@ class Estate:
         )
         return subprocess.Popen(
             [sys.executable, "-c", prelude + code],
+            # In the checkout, `python -c` would find its `harness` before the one that is installed.
+            cwd=self.root,
             env={**self.environ, "PYTHONPATH": str(INSTALLED)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

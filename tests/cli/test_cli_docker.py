@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from fix_cli import Project
 
 pytestmark = pytest.mark.docker
 

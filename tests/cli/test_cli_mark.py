@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import psycopg
 import pytest
-from conftest import Project
+from fix_cli import Project
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from fix_cli import Project
 
 PACKAGES = ("jest@30", "@mikro-orm/core@6.4.16", "@mikro-orm/knex@6.4.16", "@mikro-orm/postgresql@6.4.16",
             "vitest@3", "pg@8")  # fmt: skip

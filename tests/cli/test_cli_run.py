@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from fix_cli import Project
 
 Interrupt = Callable[[subprocess.Popen[str], int], tuple[int, str]]
 needs_psql = pytest.mark.skipif(shutil.which("psql") is None, reason="no psql on this machine")

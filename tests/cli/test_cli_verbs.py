@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import Project
+from fix_cli import Project
 
 
 def rows(url: str, query: str = "select count(*) from users") -> object:

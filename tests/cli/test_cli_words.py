@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from fix_cli import Project
 
 from harness.cli.parser import VERBS, load, verb_parser
 

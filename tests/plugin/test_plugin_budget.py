@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from conftest import Folder
+from fix_plugin import Folder
 
 from harness import config, running
 

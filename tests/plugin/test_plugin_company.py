@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
-from conftest import USUAL, Folder
+from fix_plugin import USUAL, Folder
 
 # Plugin module → what it is installed as; the suite's requirements name them.
 ASYNC = ("pytest_asyncio.plugin", "anyio.pytest_plugin")

@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from conftest import Folder, Place
+from fix_plugin import Folder, Place
 
 
 def wait_for(path: Path, seconds: float = 60) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from conftest import USUAL, Folder, Place
+from fix_plugin import USUAL, Folder, Place
 
 CONFTEST = """
     import os
@@ -14,7 +14,7 @@ CONFTEST = """
 
 DISTINCT = """
     import os, psycopg, pytest
-    from conftest import AT_IMPORT
+    from fix_plugin import AT_IMPORT
 
     @pytest.mark.parametrize("number", range(8))
     def test_own_database(number, pg, pg_url, pg_conn, pg_harness, worker_id):

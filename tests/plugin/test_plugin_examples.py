@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import USUAL, Folder, Place
 from fix_backends import ROOT
+from fix_plugin import USUAL, Folder, Place
 
 from harness import config, running
 

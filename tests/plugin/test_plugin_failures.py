@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import Folder, Place, Result
+from fix_plugin import Folder, Place, Result
 
 from harness import keep_dump
 from harness.catalog.session import Session

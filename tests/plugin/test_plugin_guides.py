@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from conftest import Folder
+from fix_plugin import Folder
 
 from harness import config, running
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from conftest import Folder
 from fix_backends import INSTALLED, ROOT
+from fix_plugin import Folder
 
 import harness
 

@@ -6,7 +6,7 @@ import os
 import re
 
 import pytest
-from conftest import Folder, Place
+from fix_plugin import Folder, Place
 
 MIXED = """
     import os, pytest, psycopg

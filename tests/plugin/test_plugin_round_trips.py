@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from conftest import Folder, Place
 from fix_counting_proxy import CountingProxy, counting_proxy
+from fix_plugin import Folder, Place
 
 from harness.core import Harness
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import Folder
+from fix_plugin import Folder
 
 LOGGING = """
     import os, time, pytest

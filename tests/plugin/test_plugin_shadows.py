@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import Folder
 from fix_backends import INSTALLED
+from fix_plugin import Folder
 
 THEIRS = "def answer(): return 42\n"
 USES = "import harness\ndef test_theirs(): assert harness.answer() == 42\n"

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Folder, Place
+from fix_plugin import Folder, Place
 
 from harness import config as settings_reader
 from harness import running
