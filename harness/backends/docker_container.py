@@ -46,7 +46,7 @@ def run(daemon: Daemon, plan: parts.Plan, request: ServerRequest, story: Story) 
                 container.put_archive("/", parts.archive(request, plan))
             # Before the start: auto_remove destroys the log together with the container.
             output.attach(container)
-        with feeding(daemon, container, parts.feed(request, plan)) if fed else nullcontext():
+        with feeding(daemon, container, parts.feed(request, plan)) if fed else nullcontext(), daemon.turn():
             _start(container, plan.name, plan.foreign)
         info = info_of(_wait_for_address(daemon, container, request.password), container)
         info = replace(info, ttl=request.ttl)

@@ -92,6 +92,40 @@ def _quiet(*arguments: str) -> str:
     ).stdout.strip()
 
 
+def test_nothing_is_unpacked_into_a_container_of_an_image_that_has_our_scripts(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from docker.models.containers import Container
+
+    unpacked: list[str] = []
+    put_archive = Container.put_archive
+
+    def put(container: Container, path: str, data: bytes) -> bool:
+        unpacked.append(container.short_id)
+        return bool(put_archive(container, path, data))
+
+    key = estate.ensure().base.key
+    monkeypatch.setattr(Container, "put_archive", put)
+    with estate.open() as fleet:
+        fleet.lease()
+        info = fleet.members["1"].server.info
+        assert unpacked == []
+        # What came by standard input is seen by nobody who may look at containers.
+        for seen in (docker("inspect", info.handle), docker("logs", info.handle)):
+            assert info.dsn.password not in seen
+        assert info.dsn.password not in docker("top", info.handle, "-eo", "pid,args")
+        # Another process finds it, with its password and settings.
+        assert [other.dsn for other in fleet.backend.list(fleet.project)] == [info.dsn]
+        assert fleet.members["1"].link.session.value("show log_line_prefix") == "%m [%p] %q%u@%d %a "
+    # Baked by a version of ours with other scripts: they are replaced.
+    name = f"{docker_bake.REPOSITORY}:{key}"
+    older = f"FROM {name}\nLABEL dev.pg-harness.scripts=0123456789abcdef\nRUN rm /pgharness/*.sh\n"
+    docker("build", "-q", "-t", name, "-", stdin=older.encode())
+    with estate.open() as fleet, fleet.lease().connect() as connection:
+        assert connection.execute("select count(*) from users").fetchone() == (1,)
+        assert len(unpacked) == 1
+
+
 def test_after_many_migrations_the_images_are_bounded(
     estate: Estate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
