@@ -14,7 +14,7 @@ CONFTEST = """
 
 DISTINCT = """
     import os, psycopg, pytest
-    from fix_plugin import AT_IMPORT
+    from conftest import AT_IMPORT
 
     @pytest.mark.parametrize("number", range(8))
     def test_own_database(number, pg, pg_url, pg_conn, pg_harness, worker_id):
