@@ -60,7 +60,7 @@ class Window:
         bytes: length of the window.
         too_much: the window was longer than the limits; nothing is known of it.
         relations: what was found, of this database and of the shared catalogs.
-        unfinished: transaction ids of the window that had not ended when it was read.
+        unfinished: transaction ids of the window, other than ours, that had not ended when it was read.
         writers: pids of sessions of the application that hold a transaction id.
         idle: pids of sessions of the application that are idle in a transaction.
         advisory: pids of sessions of the application that hold advisory locks.
@@ -98,6 +98,7 @@ class WalReader(Protocol):
         ours: Sequence[int],
         most: int,
         patience: float,
+        brief: bool = False,
     ) -> Window:
         """Read from ``start`` to now.
 
@@ -109,6 +110,8 @@ class WalReader(Protocol):
             ours: pids of our own sessions, never named as the application's.
             most: bytes beyond which nothing is decoded.
             patience: milliseconds beyond which it is not worth the while: what another way would cost.
+            brief: only what was written and by whom is wanted, as in a second look: who is busy, and what is
+                held or prepared, may be left out.
 
         Raises:
             ServerRefused: for instance ``58P01``, the log from ``start`` on was recycled.

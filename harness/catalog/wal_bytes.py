@@ -25,14 +25,16 @@ _FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', note); commit;"
 
 _PROCEDURE = """
 create or replace procedure pg_temp.pgh_bytes(
-    start pg_lsn, seen pg_lsn, db oid, most int8, ours int[], force bool, inline int8, note text,
+    start pg_lsn, seen pg_lsn, db oid, most int8, ours int[], force bool, brief bool, inline int8, note text,
     inout answer json, inout data bytea)
 language plpgsql as $look$
 declare
     stop pg_lsn; writers int[]; idle int[]; advisory int[]; prepared text[]; place int8; size int8;
 begin
-    select array_agg(distinct pid) into advisory from pg_lock_status()
-     where locktype = 'advisory' and database = db and granted and pid <> all(ours);
+    if not brief then
+        select array_agg(distinct pid) into advisory from pg_lock_status()
+         where locktype = 'advisory' and database = db and granted and pid <> all(ours);
+    end if;
     if not force and pg_current_wal_insert_lsn() = seen then
         answer := json_build_object('moved', false, 'advisory', advisory);
         return;
@@ -47,10 +49,12 @@ begin
     if size <= inline and place / {segment} = (place + size - 1) / {segment} then
         data := pg_read_binary_file({file}, place % {segment}, size);
     end if;
-    select array_agg(pid) filter (where backend_xid is not null),
-           array_agg(pid) filter (where starts_with(state, 'idle in transaction')) into writers, idle
-      from pg_stat_get_activity(null) where datid = db and backend_type = 'client backend' and pid <> all(ours);
-    select array_agg(p.gid) into prepared from pg_prepared_xact() p where p.dbid = db;
+    if not brief then
+        select array_agg(pid) filter (where backend_xid is not null),
+               array_agg(pid) filter (where starts_with(state, 'idle in transaction')) into writers, idle
+          from pg_stat_get_activity(null) where datid = db and backend_type = 'client backend' and pid <> all(ours);
+        select array_agg(p.gid) into prepared from pg_prepared_xact() p where p.dbid = db;
+    end if;
     answer := json_build_object('stop', stop, 'bytes', stop - start, 'snapshot', pg_current_snapshot(),
         'writers', writers, 'idle', idle, 'advisory', advisory, 'prepared', prepared);
 end $look$
@@ -77,7 +81,7 @@ FASTEST = 1 << 20
 _INLINE = 131072
 """Bytes of log that come with the answer; more are asked for again, in rows."""
 
-_CALL = "call pg_temp.pgh_bytes('{start}', '{seen}', {db}, {most}, '{ours}', {force}, {inline}, '{note}', null, null)"
+_CALL = "call pg_temp.pgh_bytes('{start}', '{seen}', {db}, {most}, '{ours}', {force}, {brief}, {inline}, '{note}', null, null)"
 
 _FACTS = """
 select pg_size_bytes(current_setting('wal_segment_size')),
@@ -135,6 +139,7 @@ class ByteReader:
         ours: Sequence[int],
         most: int,
         patience: float,
+        brief: bool = False,
     ) -> Window:
         """As :meth:`harness.catalog.wal.WalReader.look`.
 
@@ -142,7 +147,7 @@ class ByteReader:
             Unreadable: the bytes are not understood.
         """
         most = int(min(most, FASTEST * patience))
-        return self._look(start, seen, database, own, ours, most, patience)
+        return self._look(start, seen, database, own, ours, most, patience, brief)
 
     def _look(
         self,
@@ -153,6 +158,7 @@ class ByteReader:
         ours: Sequence[int],
         most: int,
         patience: float = inf,
+        brief: bool = False,
     ) -> Window:
         self._looks += 1
         note = f"{self._word}-{self._looks}"
@@ -160,6 +166,7 @@ class ByteReader:
             start=start, seen=seen or "0/0", db=int(database), most=int(most),
             inline=0 if self._files.usable else _INLINE, note=note,
             ours="{" + ",".join(str(pid) for pid in ours) + "}", force=str(seen is None).lower(),
+            brief=str(brief).lower(),
         )  # fmt: skip
         with translated("look at the write-ahead log"):
             # Binary: as text the bytes would be twice as many.

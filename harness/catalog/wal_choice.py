@@ -48,11 +48,19 @@ class ChosenReader:
         ours: Sequence[int],
         most: int,
         patience: float,
+        brief: bool = False,
     ) -> Window:
         """As :meth:`harness.catalog.wal.WalReader.look`."""
         try:
             return self._reader.look(
-                start, seen=seen, database=database, own=own, ours=ours, most=most, patience=patience
+                start,
+                seen=seen,
+                database=database,
+                own=own,
+                ours=ours,
+                most=most,
+                patience=patience,
+                brief=brief,
             )
         except Unreadable as error:
             # The same window again, by the server's own decoder; and from now on always.

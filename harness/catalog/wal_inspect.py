@@ -73,7 +73,7 @@ begin
     ids as (
         select distinct (top & ~4294967295) + x
                - case when (top & ~4294967295) + x > top then 4294967296 else 0 end as id
-          from (select distinct xid::text::int8 x from records where not shared) r where x <> 0)
+          from (select distinct xid::text::int8 x from records where not shared and not own) r where x <> 0)
     select (select json_agg(json_build_array(filenode, shared, own, kind, n, blocks)) from kinds),
            (select array_agg(id) from ids where id >= horizon and pg_xact_status(id::text::xid8) = 'in progress')
       into relations, open_ids;
@@ -138,6 +138,7 @@ class InspectReader:
         ours: Sequence[int],
         most: int,
         patience: float,
+        brief: bool = False,
     ) -> Window:
         """Read from ``start`` to now.
 
@@ -149,6 +150,7 @@ class InspectReader:
             ours: pids of our own sessions, never named as the application's.
             most: bytes beyond which nothing is decoded.
             patience: milliseconds that decoding may take, at the rate that was measured so far.
+            brief: changes nothing here: decoding takes longer than all the rest.
 
         Raises:
             ServerRefused: for instance ``58P01``, the log from ``start`` on was recycled.

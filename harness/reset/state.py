@@ -249,11 +249,11 @@ class EngineState:
             ours=self.ours,
             most=self.limits.most_bytes,
             patience=self.clone_ms,
+            # Who is busy was asked in the first look, and is asked again with the COMMIT.
+            brief=True,
         )
         if later.too_much or later.unfinished:
-            mine = {self._own[-1]}
-            if later.too_much or set(later.unfinished) - mine:
-                return None
+            return None
         found = detect.changes(later.relations, by_file=self._by_file, relations=self.store.relations)
         # Our own writes to catalogs are read here and never again: the next comparison has to know their blocks.
         for name, blocks in found.catalogs.items():

@@ -56,7 +56,8 @@ class BothReaders:
             two = self.inspect.look(start, ours=everybody, most=most + 65536, seen=None, **options)
             assert told(one) == told(two)
             assert set(one.unfinished) == set(two.unfinished)
-            assert (one.writers, one.prepared, one.advisory) == (two.writers, two.prepared, two.advisory)
+            if not options.get("brief"):
+                assert (one.writers, one.prepared, one.advisory) == (two.writers, two.prepared, two.advisory)
             self.compared += 1
         # The second look wrote into the log: what the first says of the insert position holds no more.
         return Window(**{**vars(one), "seen": ""})

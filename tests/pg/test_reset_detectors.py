@@ -110,6 +110,30 @@ def test_bytes_that_are_not_understood_are_asked_for_again(
     assert resets(bench, bench.engine) == "<ChosenReader InspectReader: a strange page>"
 
 
+def test_a_second_look_is_one_question(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other workers write all the time: what is asked then, is asked at each reset."""
+    assert resets(bench, bench.engine) == "<ChosenReader ByteReader>"
+    asked: list[bytes] = []
+    connection = bench.engine._wal.session.connection
+    execute = connection.execute
+
+    def counted(query: bytes, *arguments: object, **options: object) -> object:
+        asked.append(query)
+        return execute(query, *arguments, **options)
+
+    def elsewhere(stage: str) -> None:
+        if stage == "before-lock":
+            bench.admin.value("select pg_logical_emit_message(false, 'another', 'worker')")
+
+    monkeypatch.setattr(connection, "execute", counted)
+    monkeypatch.setattr(bench.engine, "_stage", elsewhere)
+    with bench.app() as app:
+        app.execute("insert into cat (name) values ('new')")
+    assert bench.engine.reset().strategy == "restore"
+    assert [b"pgh_bytes" in query for query in asked] == [True, True]
+    assert cats(bench) == ["Tom"]
+
+
 def test_the_rest_of_a_segment_that_was_left_early(bench: Bench) -> None:
     with bench.app() as app:
         app.execute("insert into cat (name) values ('before')")
