@@ -68,10 +68,13 @@ def test_two_runs_of_one_checkout_share_nothing(estate: Estate) -> None:
 
 def test_killed_nothing_remains(estate: Estate) -> None:
     estate.ensure()
-    child = estate.cli("run", "--isolation", "server", "-n", "2", "--", "sleep", "60", PGHARNESS_TTL="1s")
+    mark = estate.root / "began"
+    words = ("run", "--isolation", "server", "-n", "2", "--", "sh", "-c", f"touch {mark}; exec sleep 60")
+    child = estate.cli(*words, PGHARNESS_TTL="1s")
     try:
-        until(lambda: len(estate.purposes()) == 2, seconds=30, what="two servers")
-        time.sleep(0.5)  # they may still be logging in
+        # Before that, a server may be no more than a record, which stays for a while (decision 62).
+        until(mark.exists, seconds=30, what="the command to run")
+        assert len(estate.purposes()) == 2
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait(timeout=20)
