@@ -128,7 +128,7 @@ def test_what_the_header_says(folder: Folder, place: Place) -> None:
     assert re.search(r"sql:migrations, template built in \d+\.\d s", text)
     # One line of numbers about resets, none with -q.
     folder.write(test_b="def test_more(): pass")
-    assert re.search(r"1 resets, [\d.]+ ms each", folder.pytest().text)
+    assert re.search(r"1 resets, \d+ ms the first of each process \(", folder.pytest().text)
     text = folder.pytest("-q", "-n", "2").text
     assert "resets" not in text
     assert "pg-harness" not in text
