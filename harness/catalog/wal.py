@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 from harness.catalog.session import Session
@@ -80,6 +81,36 @@ class Window:
     prepared: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a look at the log asks.
+
+    Attributes:
+        start: where the last window stopped.
+        seen: the insert position at which nothing has moved; None to read in any case.
+        database: OID of the database that is asked about.
+        own: our transaction ids since ``start``.
+        ours: pids of our own sessions, never named as the application's.
+        most: bytes beyond which nothing is decoded; below 0 only the present end of the log is wanted.
+        patience: milliseconds beyond which it is not worth the while: what another way would cost.
+        brief: only what was written and by whom is wanted, as in a second look: who is busy, and what is
+            held or prepared, may be left out.
+    """
+
+    start: str
+    seen: str | None = None
+    database: int = 0
+    own: Sequence[int] = ()
+    ours: Sequence[int] = ()
+    most: int = -1
+    patience: float = inf
+    brief: bool = False
+
+
+THE_END = Question("0/0")
+"""Asks for nothing but the present end of the log."""
+
+
 class WalReader(Protocol):
     """Looks at the log from one session. Not safe for use by several threads."""
 
@@ -88,33 +119,11 @@ class WalReader(Protocol):
     def position(self) -> str:
         """The present end of the log; every later record comes after it."""
 
-    def look(
-        self,
-        start: str,
-        *,
-        seen: str | None,
-        database: int,
-        own: Sequence[int],
-        ours: Sequence[int],
-        most: int,
-        patience: float,
-        brief: bool = False,
-    ) -> Window:
-        """Read from ``start`` to now.
-
-        Args:
-            start: where the last window stopped.
-            seen: the insert position at which nothing has moved; None to read in any case.
-            database: OID of the database that is asked about.
-            own: our transaction ids since ``start``.
-            ours: pids of our own sessions, never named as the application's.
-            most: bytes beyond which nothing is decoded.
-            patience: milliseconds beyond which it is not worth the while: what another way would cost.
-            brief: only what was written and by whom is wanted, as in a second look: who is busy, and what is
-                held or prepared, may be left out.
+    def look(self, asked: Question) -> Window:
+        """Read from ``asked.start`` to now.
 
         Raises:
-            ServerRefused: for instance ``58P01``, the log from ``start`` on was recycled.
+            ServerRefused: for instance ``58P01``, the log from ``asked.start`` on was recycled.
             ServerLost: the server is gone.
         """
 

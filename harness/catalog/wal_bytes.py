@@ -11,11 +11,10 @@ import json
 import secrets
 from collections.abc import Iterable, Sequence
 from functools import partial
-from math import inf
 
 from harness.catalog import wal_records
 from harness.catalog.session import Session, translated
-from harness.catalog.wal import RelationRecords, Window, check
+from harness.catalog.wal import NOISE, THE_END, Question, RelationRecords, Window, check
 from harness.catalog.wal_files import LogFiles
 from harness.catalog.wal_records import PAGE, Named
 from harness.errors import ServerRefused
@@ -121,52 +120,26 @@ class ByteReader:
         self._pieces = partial(_PIECES.format, segment=segment, piece=_PIECE, file=file)
         self._commit_size = 0 if version >= 17 else measure_commit(session)
         # Fails now, and not at the first reset, where the rights are missing or the bytes are others.
-        self._look("0/0", None, 0, (), (), -1)
-        start = self.position()
-        self._look(start, None, 0, (), (), 1 << 20)
+        self.look(Question(self.position(), most=1 << 20))
 
     def position(self) -> str:
         """The present end of the log; every later record comes after it."""
-        return self._look("0/0", None, 0, (), (), -1).stop
+        return self.look(THE_END).stop
 
-    def look(
-        self,
-        start: str,
-        *,
-        seen: str | None,
-        database: int,
-        own: Sequence[int],
-        ours: Sequence[int],
-        most: int,
-        patience: float,
-        brief: bool = False,
-    ) -> Window:
+    def look(self, asked: Question) -> Window:
         """As :meth:`harness.catalog.wal.WalReader.look`.
 
         Raises:
             Unreadable: the bytes are not understood.
         """
-        most = int(min(most, FASTEST * patience))
-        return self._look(start, seen, database, own, ours, most, patience, brief)
-
-    def _look(
-        self,
-        start: str,
-        seen: str | None,
-        database: int,
-        own: Sequence[int],
-        ours: Sequence[int],
-        most: int,
-        patience: float = inf,
-        brief: bool = False,
-    ) -> Window:
         self._looks += 1
         note = f"{self._word}-{self._looks}"
         statement = _CALL.format(
-            start=start, seen=seen or "0/0", db=int(database), most=int(most),
+            start=asked.start, seen=asked.seen or "0/0", db=int(asked.database),
+            most=int(min(asked.most, FASTEST * asked.patience)),
             inline=0 if self._files.usable else _INLINE, note=note,
-            ours="{" + ",".join(str(pid) for pid in ours) + "}", force=str(seen is None).lower(),
-            brief=str(brief).lower(),
+            ours="{" + ",".join(str(pid) for pid in asked.ours) + "}", force=str(asked.seen is None).lower(),
+            brief=str(asked.brief).lower(),
         )  # fmt: skip
         with translated("look at the write-ahead log"):
             # Binary: as text the bytes would be twice as many.
@@ -180,7 +153,7 @@ class ByteReader:
         too_much = Window(moved=True, stop=stop, bytes=size, too_much=True)
         if answer.get("too_much"):
             return too_much
-        begin, end = number(start), number(stop)
+        begin, end = number(asked.start), number(stop)
         first = begin // PAGE * PAGE
         if data is None and self._files.usable:
             data = self._files.read(first, end, note.encode())
@@ -189,8 +162,8 @@ class ByteReader:
         try:
             named = wal_records.read(
                 bytes(data), first=first, start=begin, stop=end, magic=self._magic, segment=self._segment,
-                database=database,
-                patience=patience / 1000,
+                database=asked.database,
+                patience=asked.patience / 1000,
             )  # fmt: skip
         except wal_records.TooMuch:
             return too_much
@@ -199,8 +172,8 @@ class ByteReader:
             stop=stop,
             seen=text(end + self._commit_size),
             bytes=size,
-            relations=relations(named, own),
-            unfinished=self._unfinished(named, answer["snapshot"], own),
+            relations=relations(named, asked.own),
+            unfinished=self._unfinished(named, answer["snapshot"], asked.own),
             writers=tuple(answer["writers"] or ()),
             idle=tuple(answer["idle"] or ()),
             advisory=tuple(answer["advisory"] or ()),
@@ -256,8 +229,6 @@ def widened(xid: int, near: int) -> int:
 
 def relations(named: Named, own: Sequence[int]) -> tuple[RelationRecords, ...]:
     """What was named, by file, ours apart."""
-    from harness.catalog.wal import NOISE
-
     mine = {xid % 2**32 for xid in own}
     kinds: dict[tuple[int, int], str] = {}
     merged: dict[tuple[int, bool, bool], tuple[dict[str, int], set[int]]] = {}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 from harness.catalog.session import Session
-from harness.catalog.wal import WalReader, Window
+from harness.catalog.wal import Question, WalReader, Window
 from harness.catalog.wal_bytes import ByteReader
 from harness.catalog.wal_inspect import InspectReader
 from harness.catalog.wal_records import Unreadable
@@ -38,37 +38,15 @@ class ChosenReader:
         """The present end of the log; every later record comes after it."""
         return self._reader.position()
 
-    def look(
-        self,
-        start: str,
-        *,
-        seen: str | None,
-        database: int,
-        own: Sequence[int],
-        ours: Sequence[int],
-        most: int,
-        patience: float,
-        brief: bool = False,
-    ) -> Window:
+    def look(self, asked: Question) -> Window:
         """As :meth:`harness.catalog.wal.WalReader.look`."""
         try:
-            return self._reader.look(
-                start,
-                seen=seen,
-                database=database,
-                own=own,
-                ours=ours,
-                most=most,
-                patience=patience,
-                brief=brief,
-            )
+            return self._reader.look(asked)
         except Unreadable as error:
             # The same window again, by the server's own decoder; and from now on always.
             self.doubt = str(error)
             self._reader = InspectReader(self.session)
-        return self._reader.look(
-            start, seen=None, database=database, own=own, ours=ours, most=most, patience=patience
-        )
+        return self._reader.look(replace(asked, seen=None))
 
     def __repr__(self) -> str:
         return f"<ChosenReader {type(self._reader).__name__}{': ' + self.doubt if self.doubt else ''}>"

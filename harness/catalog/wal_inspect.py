@@ -11,12 +11,11 @@ because only a procedure can COMMIT between the flush and the read.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
 from harness.catalog.session import Session, literal, translated
-from harness.catalog.wal import INDEX_MANAGERS, NOISE, RelationRecords, Window, check
+from harness.catalog.wal import INDEX_MANAGERS, NOISE, THE_END, Question, RelationRecords, Window, check
 from harness.catalog.wal_bytes import measure_commit
 
 _READ_16 = """
@@ -126,43 +125,21 @@ class InspectReader:
 
     def position(self) -> str:
         """The present end of the log; every later record comes after it."""
-        return str(self.look("0/0", seen=None, database=0, own=(), ours=(), most=-1, patience=0).stop)
+        return self.look(THE_END).stop
 
-    def look(
-        self,
-        start: str,
-        *,
-        seen: str | None,
-        database: int,
-        own: Sequence[int],
-        ours: Sequence[int],
-        most: int,
-        patience: float,
-        brief: bool = False,
-    ) -> Window:
-        """Read from ``start`` to now.
+    def look(self, asked: Question) -> Window:
+        """As :meth:`harness.catalog.wal.WalReader.look`.
 
-        Args:
-            start: where the last window stopped.
-            seen: the insert position at which nothing has moved; None to read in any case.
-            database: OID of the database that is asked about.
-            own: our transaction ids since ``start``.
-            ours: pids of our own sessions, never named as the application's.
-            most: bytes beyond which nothing is decoded.
-            patience: milliseconds that decoding may take, at the rate that was measured so far.
-            brief: changes nothing here: decoding takes longer than all the rest.
-
-        Raises:
-            ServerRefused: for instance ``58P01``, the log from ``start`` on was recycled.
-            ServerLost: the server is gone.
+        ``patience`` is reckoned at the rate that was measured so far; ``brief`` changes nothing: decoding takes
+        longer than all the rest.
         """
-        most = int(min(most, self._rate * patience))
+        most = int(min(asked.most, self._rate * asked.patience))
         began = perf_counter()
         statement = _CALL.format(
-            start=f"'{start}'", seen=f"'{seen or '0/0'}'", db=int(database), most=int(most),
-            own="{" + ",".join(str(x % 2**32) for x in own) + "}",
-            ours="{" + ",".join(str(pid) for pid in ours) + "}",
-            commit=self._commit_size, force=str(seen is None).lower(),
+            start=f"'{asked.start}'", seen=f"'{asked.seen or '0/0'}'", db=int(asked.database), most=most,
+            own="{" + ",".join(str(x % 2**32) for x in asked.own) + "}",
+            ours="{" + ",".join(str(pid) for pid in asked.ours) + "}",
+            commit=self._commit_size, force=str(asked.seen is None).lower(),
         )  # fmt: skip
         with translated("look at the write-ahead log"):
             row = self.session.connection.execute(statement.encode()).fetchone()

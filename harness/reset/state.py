@@ -10,7 +10,7 @@ from harness.catalog import restore_batch, restore_catalogs, restore_facts, rest
 from harness.catalog.restore_facts import SequenceState
 from harness.catalog.restore_shared import Note
 from harness.catalog.session import Session
-from harness.catalog.wal import NOISE, WalReader, Window
+from harness.catalog.wal import NOISE, Question, WalReader, Window
 from harness.catalog.wal_choice import ChosenReader
 from harness.errors import HarnessError, ServerLost, ServerRefused
 from harness.reset import detect
@@ -173,18 +173,22 @@ class EngineState:
         """A fresh clone was made in this time: reading the log may cost as much, and no more."""
         self.clone_ms += (milliseconds - self.clone_ms) / 2
 
+    def _question(self, start: str, *, patience: float | None = None, brief: bool = False) -> Question:
+        return Question(
+            start,
+            database=self._database,
+            own=self._own,
+            ours=self.ours,
+            most=self.limits.most_bytes,
+            patience=self.clone_ms if patience is None else patience,
+            brief=brief,
+        )
+
     def _look(self, *, force: bool, patience: float | None = None) -> Window:
         self._stage("before-look")
         try:
-            window = self._wal.look(
-                self._start,
-                seen=None if force else (self._seen or None),
-                database=self._database,
-                own=self._own,
-                ours=self.ours,
-                most=self.limits.most_bytes,
-                patience=self.clone_ms if patience is None else patience,
-            )
+            asked = self._question(self._start, patience=patience)
+            window = self._wal.look(asked if force else replace(asked, seen=self._seen or None))
         except ServerRefused as error:
             if error.sqlstate == restore_batch.RECYCLED or "WAL" in error.message:
                 raise RecloneNeeded(
@@ -241,17 +245,8 @@ class EngineState:
 
     def _unchanged_since(self, window: Window) -> Window | None:
         """The window up to now, where nobody but us wrote to this database after the last one; else None."""
-        later = self._wal.look(
-            window.stop,
-            seen=None,
-            database=self._database,
-            own=self._own,
-            ours=self.ours,
-            most=self.limits.most_bytes,
-            patience=self.clone_ms,
-            # Who is busy was asked in the first look, and is asked again with the COMMIT.
-            brief=True,
-        )
+        # Brief: who is busy was asked in the first look, and is asked again with the COMMIT.
+        later = self._wal.look(self._question(window.stop, brief=True))
         if later.too_much or later.unfinished:
             return None
         found = detect.changes(later.relations, by_file=self._by_file, relations=self.store.relations)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import fix_reset_servers
 import pytest
@@ -14,7 +13,7 @@ from fix_reset_servers import VERSIONS, Server, running
 from test_differential import Runner
 
 from harness.catalog.session import Session
-from harness.catalog.wal import NOISE, Window
+from harness.catalog.wal import NOISE, Question, Window
 from harness.catalog.wal_bytes import ByteReader
 from harness.catalog.wal_inspect import InspectReader
 
@@ -49,14 +48,14 @@ class BothReaders:
     def position(self) -> str:
         return self.bytes.position()
 
-    def look(self, start: str, *, ours: Sequence[int], most: int, seen: str | None, **options: Any) -> Window:
-        everybody = [*ours, self.inspect.session.pid]
-        one = self.bytes.look(start, ours=everybody, most=most, seen=seen, **options)
+    def look(self, asked: Question) -> Window:
+        asked = replace(asked, ours=[*asked.ours, self.inspect.session.pid])
+        one = self.bytes.look(asked)
         if one.moved and not one.too_much:
-            two = self.inspect.look(start, ours=everybody, most=most + 65536, seen=None, **options)
+            two = self.inspect.look(replace(asked, most=asked.most + 65536, seen=None))
             assert told(one) == told(two)
             assert set(one.unfinished) == set(two.unfinished)
-            if not options.get("brief"):
+            if not asked.brief:
                 assert (one.writers, one.prepared, one.advisory) == (two.writers, two.prepared, two.advisory)
             self.compared += 1
         # The second look wrote into the log: what the first says of the insert position holds no more.
