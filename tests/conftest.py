@@ -12,6 +12,7 @@ import pytest
 pytest_plugins = [
     "fix_last_will",
     "fix_reset_servers",
+    "fix_reset_case",
     "fix_servers",
     "fix_leases",
     "fix_backends",

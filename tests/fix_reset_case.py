@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import pytest
 from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, make
 
+from harness.catalog.session import Session
 from harness.reset.model import RecloneNeeded
 from harness.reset.report import ResetReport
 
@@ -50,3 +52,17 @@ def at(case: Case, stage: str, act: Callable[[], object]) -> None:
             waiting.pop()()
 
     case.bench.engine._stage = reached
+
+
+@pytest.fixture
+def case(shared: Case) -> Iterator[Case]:
+    """The module's one (its fixture ``shared``), pristine."""
+    shared.bench.reclone()
+    yield shared
+    shared.bench.engine._stage = lambda name: None
+
+
+@pytest.fixture
+def app(case: Case) -> Iterator[Session]:
+    with case.bench.app() as session:
+        yield session

@@ -43,19 +43,6 @@ def shared(reset_server: Server) -> Iterator[Case]:
     dispose(case.bench)
 
 
-@pytest.fixture
-def case(shared: Case) -> Iterator[Case]:
-    shared.bench.reclone()
-    yield shared
-    shared.bench.engine._stage = lambda name: None
-
-
-@pytest.fixture
-def app(case: Case) -> Iterator[Session]:
-    with case.bench.app() as session:
-        yield session
-
-
 # --- a table owned by another role -------------------------------------------------------------------
 
 

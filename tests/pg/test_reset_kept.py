@@ -30,19 +30,6 @@ def shared(reset_server: Server) -> Iterator[Case]:
     dispose(case.bench)
 
 
-@pytest.fixture
-def case(shared: Case) -> Iterator[Case]:
-    shared.bench.reclone()
-    yield shared
-    shared.bench.engine._stage = lambda name: None
-
-
-@pytest.fixture
-def app(case: Case) -> Iterator[Session]:
-    with case.bench.app() as session:
-        yield session
-
-
 def test_prepared_statements_cached_plans_and_type_oids_go_on_working(case: Case) -> None:
     """One connection through ten resets, of every kind of restore, TRUNCATE with its new files included."""
     changes = (
