@@ -9,7 +9,6 @@ from harness.catalog.session import Session, translated
 
 LOCK_NOT_AVAILABLE = "55P03"
 DEADLOCK = "40P01"
-SERIALIZATION = "40001"
 RECYCLED = "58P01"
 """``undefined_file``: the log that was asked for is not there any more."""
 

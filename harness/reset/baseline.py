@@ -88,7 +88,6 @@ class BaselineStore:
         self.indexed: list[int] = restore_catalogs.indexed(self.session)
         self.unlogged_tables = tuple(r.oid for r in self._unlogged("rm"))
         self.unlogged_sequences = tuple(r.oid for r in self._unlogged("S"))
-        self.catalog_names = {r.oid: r.name for r in self.relations.values() if r.catalog and r.kind == "r"}
         self._columns: dict[int, Columns] = {}
         self._places: dict[str, dict[int, set[tuple[Tid, int]]]] = {}
         self._large_objects: dict[int, restore_catalogs.LargeObject] | None = None
