@@ -15,6 +15,7 @@ from harness.catalog.wal_choice import ChosenReader
 from harness.errors import HarnessError, ServerLost, ServerRefused
 from harness.reset import detect
 from harness.reset.baseline import BaselineStore, TableBase
+from harness.reset.carried import Carried
 from harness.reset.marks import Marks
 from harness.reset.model import Baseline, Changes, RecloneNeeded, TableChange
 from harness.reset.restore import Outcome
@@ -84,6 +85,7 @@ class EngineState:
         self._marks = Marks()
         self._files: dict[int, int] = {}
         self._by_file: dict[int, int] = {}
+        self._first_files: Mapping[int, int] = {}
         self._touched: dict[str, set[int]] = {}
         self._own: list[int] = []
         self._pending = Changes()
@@ -128,6 +130,15 @@ class EngineState:
             base.rebase()
         self._vacuum = Vacuum()
         self._start, self._seen = start.position, ""
+        self._first_files = files
+        if isinstance(noted, Carried):
+            noted.hand_over(self)
+
+    @property
+    def noted(self) -> Note | None:
+        """What another process needs to go on from here (:meth:`rebase`); None where the state is not known."""
+        known = self._based and not self._marks and not self._pending
+        return Carried.of(self, self._first_files) if known else None
 
     def _remember_files(self, files: Mapping[int, int]) -> None:
         if not files:
