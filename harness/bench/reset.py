@@ -50,13 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--long", action="store_true", help="also 1,000 tables, 1 GB, 2,000 resets")
     options = parser.parse_args(argv)
     for version in options.version or [None]:
-        with _project(_schema(60), version) as (harness, folder):
+        with _project(schema_of(60), version) as (harness, folder):
             _report(harness, folder, options, version)
         if options.long:
-            with _project(_schema(1000), version) as (harness, _), harness.lease("many", watch=True) as lease:
+            with (
+                _project(schema_of(1000), version) as (harness, _),
+                harness.lease("many", watch=True) as lease,
+            ):
                 _print("reset, 3 dirty tables of 1,000", _dirty(lease, DIRTY, options.rounds))
             with (
-                _project(_schema(60) + BIG, version) as (harness, _),
+                _project(schema_of(60) + BIG, version) as (harness, _),
                 harness.lease("big", watch=True) as lease,
             ):
                 _print("reset, 3 dirty tables, a template of 1 GB", _dirty(lease, DIRTY, options.rounds))
@@ -70,7 +73,8 @@ insert into big select i, repeat('x', 800) from generate_series(1, 131072) i;
 """One row in each of 131,072 pages."""
 
 
-def _schema(tables: int) -> str:
+def schema_of(tables: int) -> str:
+    """Migrations of that many tables in chains of three foreign keys; five are seeded with a hundred rows."""
     made = []
     for number in range(tables):
         parent = f", parent_id bigint references t{number - 1:03}(id)" if number % 3 else ""
@@ -201,7 +205,7 @@ def _crowd(harness: Harness, folder: Path, options: argparse.Namespace, version:
     if options.long:
         # The same processors, and nobody else's log: what is left is waiting for a processor.
         with ExitStack() as stack:
-            folders = [stack.enter_context(_project(_schema(60), version))[1] for _ in range(count)]
+            folders = [stack.enter_context(_project(schema_of(60), version))[1] for _ in range(count)]
             timing = crowd.measure(folders, version, DIRTY)
             _print(f"the same, {count} busy workers with a server each", timing)
     _turns(harness, count, options.rounds)
