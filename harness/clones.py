@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +22,11 @@ from harness.template import Template
 RESERVED_CONNECTIONS = 3
 """What a database's CONNECTION LIMIT allows beyond the worker's budget: the admin's own sessions count too,
 though as a superuser's they are never refused."""
+
+
+BeforeRename = Callable[[str], None]
+"""Called with a clone's present name when nothing but its rename is left to do: under the final name, which its
+users know, somebody may be in it, and have written, before anything could be noted."""
 
 
 @dataclass(frozen=True)
@@ -135,29 +140,29 @@ class Clones:
         )
         return [name for (name,) in rows]
 
-    def claim(self, template: Template, claim: Claim) -> str:
+    def claim(self, template: Template, claim: Claim, *, before: BeforeRename | None = None) -> str:
         """Take a spare by renaming it, or make one; return the database's name.
 
         A database of that name is somebody's lease still: it is retired first (the same worker of the same
         run claims again after a crash).
         """
         name = names.lease(self.project, claim.run, claim.worker, claim.index)
-        return self._claim_as(template, claim, name)
+        return self._claim_as(template, claim, name, before)
 
-    def replace(self, template: Template, claim: Claim) -> str:
+    def replace(self, template: Template, claim: Claim, *, before: BeforeRename | None = None) -> str:
         """A fresh clone under the same name. Sessions of the old one are ended. Returns the retired name ("": none)."""
         name = names.lease(self.project, claim.run, claim.worker, claim.index)
         away = names.retired(self.project)
         # The new one first: while it is made, the old one still answers.
         spare = self._take(template, claim)
         gone = databases.retire(self.link.session, name, away)
-        self._hand_over(template, claim, spare, name)
+        self._hand_over(template, claim, spare, name, before)
         return away if gone else ""
 
-    def _claim_as(self, template: Template, claim: Claim, name: str) -> str:
+    def _claim_as(self, template: Template, claim: Claim, name: str, before: BeforeRename | None) -> str:
         if databases.find(self.link.session, name) is not None:
             databases.drop(self.link.session, name, self.project)
-        self._hand_over(template, claim, self._take(template, claim), name)
+        self._hand_over(template, claim, self._take(template, claim), name, before)
         return name
 
     def _take(self, template: Template, claim: Claim) -> str:
@@ -176,7 +181,9 @@ class Clones:
             pass  # another claimant took the spare that we made, before we could
         return mine
 
-    def _hand_over(self, template: Template, claim: Claim, spare: str, name: str) -> None:
+    def _hand_over(
+        self, template: Template, claim: Claim, spare: str, name: str, before: BeforeRename | None
+    ) -> None:
         mark = {
             "kind": "lease",
             "fingerprint": template.fingerprint,
@@ -186,11 +193,18 @@ class Clones:
             "created": _now(),
             **(claim.extra or {}),
         }
-        self.link.session.script(
-            databases.comment_statement(spare, mark, template.attributes.comment)
+        session, rename = self.link.session, f"alter database {ident(spare)} rename to {ident(name)}"
+        statements = [
+            databases.comment_statement(spare, mark, template.attributes.comment),
             # A spare of an earlier run has the limit that was right for that run.
-            + f";\n{self._limit(spare)};\nalter database {ident(spare)} rename to {ident(name)}"
-        )
+            self._limit(spare),
+        ]
+        if before is None:
+            session.script(";\n".join([*statements, rename]))
+            return
+        session.script(";\n".join(statements))
+        before(spare)
+        session.execute(rename)
 
     def release(self, name: str, *, drop: bool = True) -> str:
         """Take a lease's database out of use; drop it at once, or leave that to the caller.

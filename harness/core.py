@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
 from harness import names, outgrown
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from harness.backends.base import Backend, ServerInfo
     from harness.fleet import Fleet
     from harness.pool import Filler
+
+BeforeHandingOver = Callable[[Template, str, str], None]
 
 
 class Harness(OneServer):
@@ -189,14 +192,20 @@ class Harness(OneServer):
         self._leases.remove(lease)
         return None
 
-    def complete(self, worker: str) -> Lease:
-        """The lease of a worker whose databases are there in part, or not at all: only the missing ones are made."""
+    def complete(self, worker: str, *, before: BeforeHandingOver | None = None) -> Lease:
+        """The lease of a worker whose databases are there in part, or not at all: only the missing ones are made.
+
+        Args:
+            before: called for each of those, with its template, its name, and what it is called until it has that.
+        """
         with self._lock:
             for index, database in enumerate(self.settings.databases):
                 claim = self._claim(worker, index)
                 name = names.lease(self.project, claim.run, worker, index)
                 if databases.find(self._link.session, name) is None:
-                    self.clones.claim(self.templates[database.name], claim)
+                    made = self.templates[database.name]
+                    told = partial(before, made, name) if before is not None else None
+                    self.clones.claim(made, claim, before=told)
             return self._lease_of(worker)
 
     def _lease_of(self, worker: str) -> Lease:

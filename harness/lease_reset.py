@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from harness.reset.model import Changes, RecloneNeeded
 
 
+PERSONS_PATIENCE = 2000.0
+"""Milliseconds that reading the log may take for a person: a clone would end the sessions of a running application."""
+
+
 class DatabaseReset:
     """Brings one database of a lease back to its template, or to a mark.
 
@@ -42,9 +46,9 @@ class DatabaseReset:
         reset_timeout: float,
         drop_later: Callable[[str], None] | None = None,
     ) -> None:
-        self._problem = ""
+        self._problem = self._missing = ""
         self._noted: Note | None = None
-        self._watched = False
+        self._watched = self._resumed = False
         self._opening = threading.RLock()
         self._clones = clones
         self._database = database.database
@@ -59,23 +63,32 @@ class DatabaseReset:
         self._watched = True
         if self._problem or self._noted is not None or self._engine is not None:
             return
-        # Before 15, who has logged in is known late; and there is no engine to be opened later.
-        if self._template.settled and self._clones.link.session.server_version >= 150000:
-            try:
-                self._noted = restore_shared.note(
-                    self._clones.link.session, self._database, self._clones.owner.name
-                )
-                return
-            except ServerRefused:
-                # Only a superuser may take the note: what else is missing is said by the engine.
-                self._noted = None
-        self._open_engine()
+        self._noted = take_note(self._clones, self._template, self._database)
+        if self._noted is None:
+            # What is missing is said by the engine.
+            self._open_engine()
+
+    def resume(self, noted: Note | None, missing: str) -> None:
+        """Go on from what another process has :attr:`noted`; connections are worth more than a fast clone there.
+
+        Args:
+            missing: where nothing was noted, why: the next reset is a clone, and says so.
+        """
+        self._watched, self._noted, self._missing, self._resumed = True, noted, missing, True
+
+    @property
+    def noted(self) -> Note | None:
+        """What another process needs to go on from the state that the last reset has made; None: nothing is known."""
+        return self._noted if self._engine is None else self._engine.noted
 
     @property
     def untouched(self) -> bool:
         """Whether nobody has logged in since the database was pristine: there is nothing to look for."""
         noted, session = self._noted, self._clones.link.session
-        return noted is not None and not restore_shared.entered(session, self._database, noted.database)
+        # Sessions are counted from when the clone was made: after a reset that says nothing.
+        if noted is None or self._resumed:
+            return False
+        return not restore_shared.entered(session, self._database, noted.database)
 
     def _unchanged(self) -> bool:
         """The same, and what the server says about it and its role is as it was: another worker's test shares the role."""
@@ -129,6 +142,8 @@ class DatabaseReset:
             self._problem = str(error)
         else:
             self._engine = engine
+            if self._resumed:
+                engine.clone_ms = PERSONS_PATIENCE
 
     def reset(self, *, to: Mark | None = None, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
         """Put back what changed; where that is not certain, a fresh clone under the same name.
@@ -144,7 +159,7 @@ class DatabaseReset:
         try:
             if (engine := self._opened()) is not None:
                 return engine.reset(to=to, sessions=sessions)
-            reason = self._problem or "nothing was watched since the database was pristine"
+            reason = self._problem or self._missing or "nothing was watched since the database was pristine"
         except RecloneNeeded as error:
             # With what would avoid it the next time.
             reason = str(error)
@@ -156,8 +171,15 @@ class DatabaseReset:
         began = time.monotonic()
         # A test may have changed its password: roles are the server's, and no clone brings them back.
         self._clones.restore_role()
-        self._noted = None
-        retired = self._clones.replace(self._template, self._claim)
+        self._noted = noted = None
+
+        def before(name: str) -> None:
+            # Not later: a pool that comes back at once writes before anything could be noted.
+            nonlocal noted
+            noted = take_note(self._clones, self._template, name)
+
+        watched = self._watched or self._engine is not None
+        retired = self._clones.replace(self._template, self._claim, before=before if watched else None)
         if self._drop_later is not None:
             self._drop_later(retired)
         elif retired:
@@ -166,11 +188,12 @@ class DatabaseReset:
             from harness.reset.model import RecloneNeeded
 
             try:
-                self._engine.rebase()
+                self._engine.rebase(noted)
             except RecloneNeeded as error:
                 # Else the rows of a mark would be missing, and the database pass for the marked state.
                 self._give_up(error)
         elif self._watched:
+            self._noted, self._missing = noted, ""
             self.prepare()
         if self._engine is not None:
             self._engine.cloned_in(1000 * (time.monotonic() - began))
@@ -231,6 +254,22 @@ class DatabaseReset:
 
     def _open_baseline(self, settings: Mapping[str, str]) -> Session:
         return self._open(ensure_baseline(self._clones, self._template), settings)
+
+
+def take_note(clones: Clones, template: Template, name: str) -> Note | None:
+    """What is true of a clone that is pristine now; None where a reset cannot go on from there, or may not read it.
+
+    Args:
+        name: what the clone is called at present.
+    """
+    session = clones.link.session
+    # Before 15, who has logged in is known late; and there is no engine to be opened later.
+    if not template.settled or session.server_version < 150000:
+        return None
+    try:
+        return restore_shared.note(session, name, clones.owner.name)
+    except ServerRefused:
+        return None
 
 
 def ensure_baseline(clones: Clones, template: Template) -> str:

@@ -66,8 +66,10 @@ class SequenceState:
     logged_ahead: int = 0
 
 
+# Temporary relations are a session's own: a pool that keeps one has changed nothing.
 _FILES = (
-    "select oid::int8, pg_relation_filenode(oid)::int8 from pg_class where relkind in ('r','m','S','t','i')"
+    "select oid::int8, pg_relation_filenode(oid)::int8 from pg_class "
+    "where relkind in ('r','m','S','t','i') and relpersistence <> 't'"
 )
 
 _RELATIONS = """
@@ -109,6 +111,15 @@ def files(session: Session, blocks: Iterable[int] | None = None) -> dict[int, in
     else:
         statement = " union all ".join(f"({_FILES} and {where})" for where in block_ranges(blocks))
     return {oid: node for oid, node in session.rows(statement) if node}
+
+
+def labels(session: Session, oids: Iterable[int]) -> list[str]:
+    """Names of relations, for messages: tables rather than their indexes."""
+    rows = session.rows(
+        "select oid::regclass::text from pg_class where oid = any(%s) order by relkind in ('i', 't', 'S'), oid",
+        (list(oids),),
+    )
+    return [name for (name,) in rows]
 
 
 def files_of_statement(oids: Iterable[int]) -> str:

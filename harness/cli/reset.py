@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from harness import saved, template
+from harness import pristine, saved, template
 from harness.catalog import databases
+from harness.catalog.databases import Database
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.mark import TEMPLATE, changing, strategy_of
@@ -15,15 +18,27 @@ from harness.cli.parser import Usage, add_json
 from harness.clones import Claim
 from harness.errors import LeaseError, LeaseLost
 from harness.names import Kind
+from harness.pristine import PersonsReset
+from harness.reset.report import ResetReport
+from harness.template import Template
 
-USAGE = "[WORKER | --all] [--to NAME] [options]"
+USAGE = "[WORKER | --all] [--to NAME] [--dry-run] [options]"
 
 DESCRIPTION = """\
-Replace a worker's databases by fresh clones, under the same URLs. Sessions in them are ended.
+Bring a worker's databases back, under the same URLs, and tell what was put back.
 
 They come back to the last mark (`pg-harness mark`), else to the migrations that they were made from;
 `up --fresh` takes today's. A test run's worker can be named too, while it runs.
 """
+
+EPILOG = """\
+To the migrations' state only what changed is put back, and open sessions go on; one that is in a transaction is
+waited for (reset_timeout), then ended and named. Where the schema was changed, the server was restarted, or too much
+was written, it is a fresh clone, which ends all sessions; a line says why. A mark and a test run's worker are cloned.
+"""
+
+NAMED = 6
+"""Tables that one line names."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +52,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a mark, releasing those above it; `template`: the migrations' state, releasing all",
     )
+    parser.add_argument(
+        "--dry-run", dest="dry_run", action="store_true", help="only tell what changed since the migrations"
+    )
     add_json(parser)
 
 
@@ -45,27 +63,25 @@ def run(context: Context) -> int:
     given = vars(context.arguments)
     if given.get("all") and given.get("worker"):
         raise Usage("name a worker or give --all, not both")
+    if given.get("dry_run") and given.get("to") not in (None, TEMPLATE):
+        raise Usage("--dry-run tells what changed since the migrations, not since a mark")
+    act = _tell if given.get("dry_run") else _reset
     reports: list[dict[str, Any]] = []
     if given.get("all"):
         with seen.harnesses(context, purposes=["up"]) as found:
             mine = [place for harness in found for place in seen.places(harness) if place.persons]
             if not mine:
                 raise LeaseError(seen.NOTHING)
-            reports += [_reset(place, given.get("to")) for place in mine]
+            reports += [act(context, place, given.get("to")) for place in mine]
     else:
         with seen.resolved(context, given.get("worker") or "1") as place:
-            reports.append(_reset(place, given.get("to")))
+            reports.append(act(context, place, given.get("to")))
     if context.json:
         context.console.json(reports)
-    for report in reports:
-        context.console.story(
-            f"{report['what']}: {report['state']}, {len(report['databases'])} fresh clone(s) "
-            f"in {report['milliseconds']:.0f} ms"
-        )
     return 0
 
 
-def _reset(place: seen.Place, to: str | None) -> dict[str, Any]:
+def _reset(context: Context, place: seen.Place, to: str | None) -> dict[str, Any]:
     seen.refuse_template(place, "reset")
     if place.kind is Kind.KEPT:
         raise LeaseError(
@@ -74,52 +90,145 @@ def _reset(place: seen.Place, to: str | None) -> dict[str, Any]:
     began = time.monotonic()
     if place.persons:
         with changing(place):
-            state = _reset_mine(place, to)
+            state, reports = _reset_mine(context, place, to)
     elif to not in (None, TEMPLATE):
         raise LeaseError(f"{place.words[0]} is not yours ({place.what}): it has no marks of a person's")
     else:
-        state = _reset_to_template(place)
+        state, reports = "the migrations' state", _renew(place)
+    milliseconds = round(1000 * (time.monotonic() - began), 1)
+    together = _together(place, state, reports, milliseconds)
+    _say(context, together)
+    return together
+
+
+def _together(
+    place: seen.Place, state: str, reports: dict[str, ResetReport], milliseconds: float
+) -> dict[str, Any]:
+    several = len(reports) > 1
     return {
         "worker": place.worker,
         "what": place.what,
-        "strategy": "clone",
+        "strategy": max((r.strategy for r in reports.values()), key=("nothing", "restore", "clone").index),
         "state": state,
         "databases": {name: database.name for name, database in place.databases.items()},
-        "milliseconds": round(1000 * (time.monotonic() - began), 1),
+        "tables": [f"{n}: {t}" if several else t for n, r in reports.items() for t in r.tables],
+        "rows": sum(report.rows for report in reports.values()),
+        "reason": "; ".join(dict.fromkeys(r.reason for r in reports.values() if r.reason)),
+        "ended": [session for report in reports.values() for session in report.ended],
+        "milliseconds": milliseconds,
+        "reports": {name: asdict(report) for name, report in reports.items()},
     }
 
 
-def _reset_mine(place: seen.Place, to: str | None) -> str:
+def _say(context: Context, report: dict[str, Any]) -> None:
+    for session in report["ended"]:
+        context.console.warn(f"ended: {session}")
+    if report["strategy"] == "nothing":
+        did = "nothing had changed"
+    elif report["strategy"] == "restore":
+        did = f"{_listed(report['tables'])} put back ({report['rows']} rows), sessions kept"
+    else:
+        clones = sum(one["strategy"] == "clone" for one in report["reports"].values())
+        why = f" ({report['reason']})" if report["reason"] else ""
+        did = f"{clones} fresh clone(s){why}"
+    context.console.story(f"{report['what']}: {report['state']}, {did} in {report['milliseconds']:.0f} ms")
+
+
+def _listed(tables: Sequence[str]) -> str:
+    more = f" and {len(tables) - NAMED} more" if len(tables) > NAMED else ""
+    return ", ".join(tables[:NAMED]) + more
+
+
+def _reset_mine(context: Context, place: seen.Place, to: str | None) -> tuple[str, dict[str, ResetReport]]:
     """Go to a mark, or to the template; marks above it are released once it worked. Tells where it went."""
     harness = place.harness
     session = harness.link.session
     marks = saved.stack(session, harness.project, place.databases)
     if to == TEMPLATE or (to is None and not marks):
-        state = _reset_to_template(place)
+        reports = {}
+        for name, database in place.databases.items():
+            with _persons(context, place, name, database) as reset:
+                reports[name] = reset.reset()
         saved.release(session, harness.project, marks, None)
-        return state
+        return "the migrations' state", reports
     mark = saved.choose(marks, to) if to is not None else marks[-1]
+    open_ = _sessions(place)
     saved.restore(harness.clones, mark, place.databases, strategy=strategy_of(harness, place))
     above = [other for other in marks if other.number > mark.number]
     if above:
         saved.release(session, harness.project, above, None)
-    return f"mark {mark.name!r}"
+    return f"mark {mark.name!r}", {name: ResetReport("clone", ended=ended) for name, ended in open_.items()}
 
 
-def _reset_to_template(place: seen.Place) -> str:
-    harness = place.harness
-    session = harness.link.session
+def _persons(context: Context, place: seen.Place, name: str, database: Database) -> PersonsReset:
+    return PersonsReset(
+        place.harness.clones,
+        pristine.Notes.of(context.settings, context.environ),
+        _template(place, name, database),
+        _claim(place, database),
+        database.name,
+        database.oid,
+        reset_timeout=context.settings.reset_timeout,
+    )
+
+
+def _renew(place: seen.Place) -> dict[str, ResetReport]:
+    """A test run's: what it knows of its databases is in its own process."""
+    harness, open_ = place.harness, _sessions(place)
     for name, database in place.databases.items():
-        fingerprint = str((database.mark or {}).get("fingerprint", ""))
-        found = template.look(session, harness.project, fingerprint, name)
-        if found is None:
-            raise LeaseLost(
-                f"the template that {place.what} was made from is gone; `pg-harness up --fresh` makes it from today's "
-                "migrations"
-            )
-        index = int(database.parsed.tail.rpartition("_")[2]) if database.parsed else 0
-        claim = Claim(place.run, place.worker, index, {"root": str(harness.settings.root)})
-        retired = harness.clones.replace(found, claim)
+        retired = harness.clones.replace(_template(place, name, database), _claim(place, database))
         if retired:
-            databases.drop_retired(session, retired)
-    return "the migrations' state"
+            databases.drop_retired(harness.link.session, retired)
+    return {name: ResetReport("clone", ended=ended) for name, ended in open_.items()}
+
+
+def _sessions(place: seen.Place) -> dict[str, tuple[str, ...]]:
+    """Who is in its databases, and is about to be ended."""
+    session = place.harness.link.session
+    return {
+        name: tuple(databases.sessions_of(session, database.name))
+        for name, database in place.databases.items()
+    }
+
+
+def _template(place: seen.Place, name: str, database: Database) -> Template:
+    harness = place.harness
+    fingerprint = str((database.mark or {}).get("fingerprint", ""))
+    found = template.look(harness.link.session, harness.project, fingerprint, name)
+    if found is None:
+        raise LeaseLost(
+            f"the template that {place.what} was made from is gone; `pg-harness up --fresh` makes it from today's "
+            "migrations"
+        )
+    return found
+
+
+def _claim(place: seen.Place, database: Database) -> Claim:
+    index = int(database.parsed.tail.rpartition("_")[2]) if database.parsed else 0
+    return Claim(place.run, place.worker, index, {"root": str(place.harness.settings.root)})
+
+
+def _tell(context: Context, place: seen.Place, to: str | None) -> dict[str, Any]:
+    """What changed since the migrations; nothing is reset."""
+    with changing(place):
+        told: dict[str, dict[str, Any]] = {}
+        for name, database in place.databases.items():
+            told[name] = {"changes": [], "unknown": ""}
+            with _persons(context, place, name, database) as reset:
+                try:
+                    told[name]["changes"] = str(reset.changes()).splitlines() if reset.changes() else []
+                except LeaseError as error:
+                    told[name]["unknown"] = str(error)
+    several = len(told) > 1 or bool(getattr(context.arguments, "all", False))
+    for name, found in told.items():
+        where = f"{place.worker} {name}: " if several else ""
+        if found["unknown"]:
+            context.console.story(
+                f"{place.what}: what changed cannot be told, a reset is a fresh clone ({found['unknown']})"
+            )
+        elif not found["changes"]:
+            context.console.story(f"{place.what}: nothing changed since the migrations")
+        if not context.json:
+            for line in found["changes"]:
+                context.console.answer(f"{where}{line}")
+    return {"worker": place.worker, "what": place.what, "databases": told}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness import names
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from harness.cli import seen
     from harness.core import Harness
     from harness.server import Server
+    from harness.template import Template
 
 DESCRIPTION = """\
 Your own migrated databases, for development and for looking around. Prints one URL a line, worker 1 first.
@@ -147,7 +149,7 @@ def _complete(context: Context, harness: Harness, wanted: Sequence[str], *, rebu
             for template in harness.templates.values():
                 harness.clones.fill(template, len(missing), parallel=2)
         for worker in missing:
-            harness.complete(worker)
+            harness.complete(worker, before=_noting(context, harness))
     harness.sweep()
 
 
@@ -182,8 +184,15 @@ def _fresh(
                 saved.drop_of(harness.link.session, harness.project, database.name)
                 databases.drop(harness.link.session, database.name, harness.project)
         for worker in dict.fromkeys([*wanted, *mine]):
-            harness.complete(worker)
+            harness.complete(worker, before=_noting(context, harness))
     harness.sweep()
+
+
+def _noting(context: Context, harness: Harness) -> Callable[[Template, str, str], None]:
+    """So that `reset` can put back what changes from here on: nobody knows the new databases yet."""
+    from harness import pristine
+
+    return partial(pristine.first_note, harness.clones, pristine.Notes.of(context.settings, context.environ))
 
 
 def _confirm(context: Context, doomed: Sequence[seen.Place], *, yes: bool) -> None:

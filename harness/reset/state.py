@@ -103,8 +103,14 @@ class EngineState:
         self._restorer = self._open_restorer(restore_batch.RESTORER_SETTINGS)
         reader, store = self._wal, self.store
         files = restore_facts.files(self._restorer)
-        if _of_users(files) != _of_users(store.relations):
-            raise RecloneNeeded("the database is no copy of its baseline: other relations are in it")
+        if others := _of_users(files) ^ _of_users(store.relations):
+            shown = [
+                *restore_facts.labels(self._restorer, others),
+                *restore_facts.labels(store.session, others),
+            ]
+            raise RecloneNeeded(
+                f"the schema differs from the template's (relation {', '.join(dict.fromkeys(shown[:3]))})"
+            )
         # A sequence that was logged ahead moves without a word in the log: setval ends that.
         ahead = [oid for oid, state in store.sequences.items() if state.logged_ahead]
         if noted is None:
