@@ -16,7 +16,8 @@ from harness.cli.parser import add_word
 USAGE = "[WORKER] [options]"
 
 DESCRIPTION = """\
-Print DATABASE_URL, PGHOST … PGPASSWORD and your own variables of [tool.pg-harness.env] for one database.
+Print DATABASE_URL, PGHOST … PGPASSWORD and your own variables of [tool.pg-harness.env] for one database. Without
+WORKER, where `up -n N` made several: those of the first, and all of them numbered, as `run -n N` has them.
 
   eval "$(pg-harness env)"                                  this shell (--format shell, the default)
   pg-harness env --format dotenv > .env.test                a file for dotenv
@@ -31,7 +32,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=~^-]*")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own options."""
-    add_word(parser)
+    add_word(parser, default=None)
     parser.add_argument("--format", choices=FORMATS, default="shell", help="default: shell")
     parser.add_argument(
         "--json", dest="format", action="store_const", const="json", help="the same as --format json"
@@ -41,20 +42,41 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """Print them."""
     given = context.arguments
-    with seen.resolved(context, given.worker) as place:
+    with seen.resolved(context, given.worker or "1") as place:
         seen.refuse_template(place, "name")
-        settings = context.settings
-        dsns = {"default": place.dsn(given.database), **place.dsns()}
-        dsns["default"] = place.dsn(given.database)
-        tables = {d.name: d.env for d in settings.databases if d.name in dsns}
-        slot = env.Slot(place.worker or "1", 1, settings.connections_per_worker)
-        values = env.variables(dsns, tables, slot)
+        mine = [place]
+        if given.worker is None and place.persons:
+            mine = [other for other in seen.places(place.harness) if other.persons]
+        values = _of_one(context, place, len(mine))
+        if len(mine) > 1:
+            values |= _numbered(context, mine)
     # What would bend these addresses goes away with them, where the format can say so.
     bending = sorted(name for name in env.BENDING if name in context.environ and name not in values)
     if bending and given.format != "shell":
         context.console.warn(f"{', '.join(bending)} is set here and would bend the address: unset it")
     context.console.answer(render(values, given.format, unset=bending))
     return 0
+
+
+def _of_one(context: Context, place: seen.Place, workers: int) -> dict[str, str]:
+    dsns = {"default": place.dsn(context.arguments.database), **place.dsns()}
+    dsns["default"] = place.dsn(context.arguments.database)
+    tables = {d.name: d.env for d in context.settings.databases if d.name in dsns}
+    slot = env.Slot(place.worker or "1", workers, context.settings.connections_per_worker)
+    return env.variables(dsns, tables, slot)
+
+
+def _numbered(context: Context, mine: Sequence[seen.Place]) -> dict[str, str]:
+    """What a parallel runner's workers take their own from."""
+    own = {
+        "DATABASE_URL",
+        *(variable for database in context.settings.databases for variable in database.env),
+    }
+    values = {"PGHARNESS_WORKERS": str(len(mine))}
+    for place in mine:
+        theirs = _of_one(context, place, len(mine))
+        values |= {f"{variable}_{place.worker}": theirs[variable] for variable in own if variable in theirs}
+    return values
 
 
 def render(values: Mapping[str, str], form: str, *, unset: Sequence[str] = ()) -> str:

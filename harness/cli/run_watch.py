@@ -70,8 +70,8 @@ class Watch:
             lines.append(f"only worker 1's database was used, of {many}: DATABASE_URL_2 … were ignored")
         if lines:
             lines.append(
-                f"each worker of the runner must take its own of DATABASE_URL_1 … DATABASE_URL_{many}; "
-                f"or let `pg-harness run --copies {many} -- …` start it several times"
+                f"each worker of the runner must take its own of DATABASE_URL_1 … DATABASE_URL_{many} "
+                f"(Vitest: by VITEST_POOL_ID, Jest: by JEST_WORKER_ID); or let `pg-harness run --copies {many} -- …` start it several times"
             )
         return lines
 

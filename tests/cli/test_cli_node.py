@@ -1,22 +1,11 @@
-"""Jest and Vitest side by side, with the pools, the clean-ups and the "unique" values that guides warn of.
-
-Both want their packages: PGHARNESS_TEST_NODE_MODULES names a folder ``node_modules`` that has them; with
-PGHARNESS_TEST_LONG=1 npm installs them.
-"""
+"""Jest and Vitest side by side, with the pools, the clean-ups and the "unique" values that guides warn of."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from fix_cli import Project
-
-PACKAGES = ("jest@30", "@mikro-orm/core@6.4.16", "@mikro-orm/knex@6.4.16", "@mikro-orm/postgresql@6.4.16",
-            "vitest@3", "pg@8")  # fmt: skip
 
 MIGRATION = """
 create table posts (id int generated always as identity primary key, slug text not null unique);
@@ -24,46 +13,22 @@ create table comments (id int generated always as identity primary key, post int
 """
 
 
-@pytest.fixture(scope="session")
-def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the packages."""
-    if shutil.which("node") is None:
-        pytest.skip("no node on this machine")
-    if given := os.environ.get("PGHARNESS_TEST_NODE_MODULES"):
-        return Path(given)
-    if not os.environ.get("PGHARNESS_TEST_LONG") or shutil.which("npm") is None:
-        pytest.skip(
-            "PGHARNESS_TEST_NODE_MODULES names no folder, and npm installs only with PGHARNESS_TEST_LONG=1"
-        )
-    folder = tmp_path_factory.mktemp("node")
-    (folder / "package.json").write_text('{"private": true}')
-    done = subprocess.run(
-        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES],
-        cwd=folder, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        pytest.skip(f"npm cannot install {', '.join(PACKAGES)}: {done.stderr.strip()[-300:]}")
-    return folder / "node_modules"
-
-
-@pytest.fixture(scope="module")
-def javascript(new_project: Callable[..., Project], node_modules: Path) -> Project:
-    project = new_project("javascript")
+@pytest.fixture
+def javascript(new_javascript: Callable[[str], Project]) -> Project:
+    """One each: Vitest takes Jest's files for its own."""
+    project = new_javascript("javascript")
     project.migrate("010_posts.sql", MIGRATION)
-    (project.root / "node_modules").symlink_to(node_modules)
-    (project.root / "package.json").write_text('{"private": true}')
     return project
 
 
 JEST = """
 const { MikroORM, EntitySchema } = require('@mikro-orm/postgresql');
-const url = process.env.SHARED ? process.env.DATABASE_URL : process.env[`DATABASE_URL_${process.env.JEST_WORKER_ID}`];
 const Post = new EntitySchema({ name: 'Post', tableName: 'posts',
     properties: { id: { type: 'number', primary: true, autoincrement: true }, slug: { type: 'string' } } });
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 let orm;
 beforeAll(async () => {
-    orm = await MikroORM.init({ clientUrl: url, entities: [Post], pool: { min: 5, max: 10 }, allowGlobalContext: true });
+    orm = await MikroORM.init({ clientUrl: process.env.DATABASE_URL, entities: [Post], pool: { min: 5, max: 10 }, allowGlobalContext: true });
 });
 afterAll(async () => { await orm.close(true); });
 // The clean-ups that a guide gave up on: each as it was tried.
@@ -93,10 +58,16 @@ for (const [n, cleanUp] of cleanUps.entries()) {
 }
 """
 
+JEST_SETUP = """
+if (!process.env.SHARED) process.env.DATABASE_URL = process.env[`DATABASE_URL_${process.env.JEST_WORKER_ID}`];
+"""
+
 
 def test_jest_and_mikro_orm(javascript: Project) -> None:
     for number in range(5):
         (javascript.root / f"posts{number}.test.js").write_text(JEST)
+    (javascript.root / "setup.js").write_text(JEST_SETUP)
+    (javascript.root / "package.json").write_text('{"jest": {"setupFiles": ["./setup.js"]}}')
     command = ("run", "-n", "4", "--", "node", "node_modules/jest/bin/jest.js", "--maxWorkers=4", "--ci")
     # session_replication_role is for superusers.
     done = javascript.run(*command, PGHARNESS_SUPERUSER="true")
@@ -145,8 +116,7 @@ test('a schema for each worker, by the URL', async () => {
 def test_vitest_and_pools(javascript: Project) -> None:
     for number in range(8):
         (javascript.root / f"posts{number}.test.mjs").write_text(VITEST)
-    command = ("run", "-n", "8", "--", "node", "node_modules/vitest/vitest.mjs", "run", "--pool=forks",
-               "--poolOptions.forks.minForks=8", "--poolOptions.forks.maxForks=8")  # fmt: skip
+    command = ("run", "-n", "8", "--", "node", "node_modules/vitest/vitest.mjs", "run", "--maxWorkers=8")
     done = javascript.run(*command, CI="true")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "40 passed" in done.stdout

@@ -123,6 +123,10 @@ def test_url_env_and_words(project: Project) -> None:
     assert "dropped afterwards" in project.fails(124, "url", "template")
     values = json.loads(project.ok("env", "2", "--format", "json"))
     assert values["DATABASE_URL"] == urls[1]
+    assert "DATABASE_URL_1" not in values
+    values = json.loads(project.ok("env", "--json"))
+    assert [values[f"DATABASE_URL{end}"] for end in ("", "_1", "_2")] == [urls[0], *urls]
+    assert (values["PGHARNESS_WORKERS"], "DATABASE_URL_3" in values) == ("2", False)
     assert f"DATABASE_URL={urls[0]}" in project.ok("env", "--format", "dotenv").splitlines()
     assert f"DATABASE_URL={urls[0]}" in project.ok("env", "--format", "github").splitlines()
 
