@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from harness.catalog.session import Session, translated
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
 
 LOCK_NOT_AVAILABLE = "55P03"
 DEADLOCK = "40P01"
@@ -38,19 +42,15 @@ def run(session: Session, statements: Sequence[str]) -> list[Result]:
     Raises:
         ServerRefused, ServerLost: as :class:`Session` does.
     """
-    results: list[Result] = []
     with translated(f"reset: {len(statements)} statements"):
-        cursor = session.connection.execute(";\n".join(statements).encode())
-        more: bool | None = True
-        while more:
-            raw = cursor.pgresult
-            if raw is None:
-                break
-            width = raw.nfields
-            rows = tuple(tuple(raw.get_value(i, j) for j in range(width)) for i in range(raw.ntuples))
-            results.append(Result(rows, raw.command_tuples or 0))
-            more = cursor.nextset()
-    return results
+        results = session.connection.ask(";\n".join(statements).encode())
+    return [_result(raw) for raw in results]
+
+
+def _result(raw: PGresult) -> Result:
+    get, columns = raw.get_value, range(raw.nfields)
+    rows = tuple(tuple(get(i, j) for j in columns) for i in range(raw.ntuples)) if columns else ()
+    return Result(rows, raw.command_tuples or 0)
 
 
 def rollback(session: Session) -> None:

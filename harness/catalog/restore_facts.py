@@ -116,7 +116,8 @@ def files(session: Session, blocks: Iterable[int] | None = None) -> dict[int, in
 def labels(session: Session, oids: Iterable[int]) -> list[str]:
     """Names of relations, for messages: tables rather than their indexes."""
     rows = session.rows(
-        "select oid::regclass::text from pg_class where oid = any(%s) order by relkind in ('i', 't', 'S'), oid",
+        "select concat_ws('.', nullif(nspname, 'public'), relname) from pg_class c "
+        "join pg_namespace n on n.oid = relnamespace where c.oid = any(%s) order by relkind in ('i', 't', 'S'), c.oid",
         (list(oids),),
     )
     return [name for (name,) in rows]

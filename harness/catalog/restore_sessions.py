@@ -30,12 +30,11 @@ select pid, format('pid %%s, %%s, %%s%%s, last query: %%s', pid, coalesce(nullif
  where datid = %s and backend_type in ('client backend', 'walsender') and pid <> all(%s)
 """
 
-BUSY = """
+_BUSY = """
 select pid from pg_stat_get_activity(null)
  where datid = {database} and backend_type = 'client backend' and pid <> all('{ours}'::int[])
-   and (backend_xid is not null or (backend_xmin is not null and age(backend_xmin) >= age('{xid}'::xid)))
+   and (backend_xid is not null or (backend_xmin is not null{old}))
 """
-"""Sessions that still see, or may still change, what was there before transaction ``xid``."""
 
 _HOLDERS = """
 select distinct l.pid from pg_lock_status() l
@@ -64,10 +63,11 @@ def busy(session: Session, database: int, ours: Sequence[int], xid: int) -> list
     return [pid for (pid,) in session.rows(busy_statement(database, ours, xid))]
 
 
-def busy_statement(database: int, ours: Sequence[int], xid: int) -> str:
-    """The query of :func:`busy`, to be sent with others."""
+def busy_statement(database: int, ours: Sequence[int], xid: int | None = None) -> str:
+    """The query of :func:`busy`, to be sent with others; without ``xid`` for a snapshot of any age."""
     listed = "{" + ",".join(str(pid) for pid in ours) + "}"
-    return BUSY.format(database=database, ours=listed, xid=xid % 2**32).strip()
+    old = f" and age(backend_xmin) >= age('{xid % 2**32}'::xid)" if xid is not None else ""
+    return _BUSY.format(database=database, ours=listed, old=old).strip()
 
 
 def prepared_statement(database: int) -> str:

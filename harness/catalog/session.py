@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg import sql
 
+    from harness.catalog.silence import Connection
+
 APPLICATION_NAME = "pg-harness"
 """What ``pg_stat_activity`` shows for our sessions; sessions of the application have any other name."""
 
@@ -79,7 +81,7 @@ class Session:
     names go in through :func:`ident`.
     """
 
-    def __init__(self, connection: psycopg.Connection[Any], dsn: Dsn) -> None:
+    def __init__(self, connection: Connection, dsn: Dsn) -> None:
         self.connection = connection
         self.dsn = dsn
         self._heard: list[str] = []

@@ -95,6 +95,8 @@ class Question:
         patience: milliseconds beyond which it is not worth the while: what another way would cost.
         brief: only what was written and by whom is wanted, as in a second look: who is busy, and what is
             held or prepared, may be left out.
+        until: a position that was the end of the log a while ago, to leave out what came after it; a way of
+            reading that cannot may tell all up to now. Empty: now.
     """
 
     start: str
@@ -105,6 +107,7 @@ class Question:
     most: int = -1
     patience: float = inf
     brief: bool = False
+    until: str = ""
 
 
 THE_END = Question("0/0")

@@ -25,22 +25,21 @@ _FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', note); commit;"
 _PROCEDURE = """
 create or replace procedure pg_temp.pgh_bytes(
     start pg_lsn, seen pg_lsn, db oid, most int8, ours int[], force bool, brief bool, inline int8, note text,
-    inout answer json, inout data bytea)
+    inout stop pg_lsn, inout snapshot text, inout writers int[], inout idle int[], inout advisory int[],
+    inout prepared json, inout data bytea)
 language plpgsql as $look$
 declare
-    stop pg_lsn; writers int[]; idle int[]; advisory int[]; prepared text[]; place int8; size int8;
+    place int8; size int8;
 begin
     if not brief then
         select array_agg(distinct pid) into advisory from pg_lock_status()
          where locktype = 'advisory' and database = db and granted and pid <> all(ours);
     end if;
     if not force and pg_current_wal_insert_lsn() = seen then
-        answer := json_build_object('moved', false, 'advisory', advisory);
         return;
     end if;
     {flush}
     if stop - start > most then
-        answer := json_build_object('stop', stop, 'bytes', stop - start, 'too_much', true);
         return;
     end if;
     place := (start - '0/0'::pg_lsn)::int8 / {page} * {page};
@@ -52,10 +51,9 @@ begin
         select array_agg(pid) filter (where backend_xid is not null),
                array_agg(pid) filter (where starts_with(state, 'idle in transaction')) into writers, idle
           from pg_stat_get_activity(null) where datid = db and backend_type = 'client backend' and pid <> all(ours);
-        select array_agg(p.gid) into prepared from pg_prepared_xact() p where p.dbid = db;
+        select json_agg(p.gid) into prepared from pg_prepared_xact() p where p.dbid = db;
     end if;
-    answer := json_build_object('stop', stop, 'bytes', stop - start, 'snapshot', pg_current_snapshot(),
-        'writers', writers, 'idle', idle, 'advisory', advisory, 'prepared', prepared);
+    snapshot := pg_current_snapshot();
 end $look$
 """
 
@@ -80,7 +78,10 @@ FASTEST = 1 << 20
 _INLINE = 131072
 """Bytes of log that come with the answer; more are asked for again, in rows."""
 
-_CALL = "call pg_temp.pgh_bytes('{start}', '{seen}', {db}, {most}, '{ours}', {force}, {brief}, {inline}, '{note}', null, null)"
+_CALL = (
+    "call pg_temp.pgh_bytes('{start}', '{seen}', {db}, {most}, '{ours}', {force}, {brief}, {inline}, '{note}'"
+    + (", null" * 7 + ")")
+)
 
 _FACTS = """
 select pg_size_bytes(current_setting('wal_segment_size')),
@@ -107,7 +108,7 @@ class ByteReader:
             raise ServerRefused(f"the log of PostgreSQL {version} is not known yet", sqlstate="0A000")
         self.session = session
         self._magic = wal_records.MAGIC[version]
-        session.execute("set synchronous_commit = on")
+        session.script("set synchronous_commit = on; set bytea_output = hex")
         segment, page, timeline, folder = session.row(_FACTS) or (0, 0, "", "")
         if page != PAGE:
             raise ServerRefused(f"the server's wal_block_size is {page}, not {PAGE}", sqlstate="0A000")
@@ -142,26 +143,26 @@ class ByteReader:
             brief=str(asked.brief).lower(),
         )  # fmt: skip
         with translated("look at the write-ahead log"):
-            # Binary: as text the bytes would be twice as many.
-            row = self.session.connection.execute(statement.encode(), binary=True).fetchone()
-        answer, data = row if row else ({}, None)
-        if isinstance(answer, str):
-            answer = json.loads(answer)
-        if not answer.get("moved", True):
-            return Window(moved=False, advisory=tuple(answer["advisory"] or ()))
-        stop, size = answer["stop"], int(answer["bytes"])
-        too_much = Window(moved=True, stop=stop, bytes=size, too_much=True)
-        if answer.get("too_much"):
+            answer = self.session.connection.ask(statement.encode())[0]
+        stop, snapshot, writers, idle, advisory, prepared, data = (answer.get_value(0, n) for n in range(7))
+        if stop is None:
+            return Window(moved=False, advisory=_pids(advisory))
+        begin, end = number(asked.start), number(stop.decode())
+        too_much = Window(moved=True, stop=stop.decode(), bytes=end - begin, too_much=True)
+        if snapshot is None:
             return too_much
-        begin, end = number(asked.start), number(stop)
         first = begin // PAGE * PAGE
-        if data is None and self._files.usable:
-            data = self._files.read(first, end, note.encode())
-        if data is None:
-            data = self._read(first, end)
+        log = bytes.fromhex(data[2:].decode()) if data is not None else None
+        if log is None and self._files.usable:
+            log = self._files.read(first, end, note.encode())
+        if log is None:
+            log = self._read(first, end)
+        if asked.until:
+            end = number(asked.until)
+            stop, log = asked.until.encode(), log[: end - first]
         try:
             named = wal_records.read(
-                bytes(data), first=first, start=begin, stop=end, magic=self._magic, segment=self._segment,
+                log, first=first, start=begin, stop=end, magic=self._magic, segment=self._segment,
                 database=asked.database,
                 patience=asked.patience / 1000,
             )  # fmt: skip
@@ -169,15 +170,15 @@ class ByteReader:
             return too_much
         return Window(
             moved=True,
-            stop=stop,
+            stop=stop.decode(),
             seen=text(end + self._commit_size),
-            bytes=size,
+            bytes=end - begin,
             relations=relations(named, asked.own),
-            unfinished=self._unfinished(named, answer["snapshot"], asked.own),
-            writers=tuple(answer["writers"] or ()),
-            idle=tuple(answer["idle"] or ()),
-            advisory=tuple(answer["advisory"] or ()),
-            prepared=tuple(answer["prepared"] or ()),
+            unfinished=self._unfinished(named, snapshot.decode(), asked.own),
+            writers=_pids(writers),
+            idle=_pids(idle),
+            advisory=_pids(advisory),
+            prepared=tuple(json.loads(prepared)) if prepared else (),
         )
 
     def _read(self, first: int, stop: int) -> bytes:
@@ -201,6 +202,11 @@ class ByteReader:
             (sorted(unknown),),
         )
         return tuple(xid for (xid,) in rows)
+
+
+def _pids(array: bytes | None) -> tuple[int, ...]:
+    """``{1,2}`` → (1, 2)."""
+    return tuple(map(int, array[1:-1].split(b","))) if array else ()
 
 
 def undecided(ids: Iterable[int], ended: Iterable[int], snapshot: str) -> set[int]:

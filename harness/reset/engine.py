@@ -1,11 +1,12 @@
-"""The reset engine of one leased database: look, decide, lock, put back, look again, commit.
+"""The reset engine of one leased database: look, decide, lock, put back, commit, and look whether somebody was quicker.
 
 How a reset stays true (docs/reset.md tells it at length):
 
 1. The reader flushes a message of ours into the log and reads everything from the last pristine position
    to it. Every transaction id found there must have ended, else it is waited for.
-2. The restorer locks all dirty tables against writers and asks for the insert position. Where it moved,
-   the log is read up to there: anything of this database that is not ours means: begin again.
+2. The restorer locks all dirty tables against writers, asks for the insert position, puts back and commits.
+   Where the position had moved, the log is read on from where the look stopped: anything of this database that
+   is not ours means: begin again, with what was put back as it is.
 3. After the COMMIT no session may still see, or write into, the state before it: such sessions are waited
    for, then named and ended.
 
@@ -67,10 +68,11 @@ class ResetEngine(EngineState):
                 # A session may have died unnoticed since the last reset: once more, with new ones.
                 self._lost(error)
                 self._rebase(noted)
-            self._based = True
             if self._marks:
                 self._pending = self._marks.everything()
                 self._reset_loop(_Run(self))
+            # Last of all: Ctrl-C in between must not leave half a mark that passes for pristine.
+            self._based = True
         except ServerRefused as error:
             raise _unreadable(error) from error
         except ServerLost as error:
@@ -223,8 +225,12 @@ class ResetEngine(EngineState):
             rows += outcome.rows
             tables.update(found.names.get(oid, str(oid)) for oid in todo.tables)
             tables.update(found.names.get(oid, str(oid)) for oid in todo.sequences)
-            if outcome.hindered and run.waiting.old_snapshots(outcome.xid):
-                continue  # whoever had to be waited for may have written in the meantime
+            waited = outcome.hindered and run.waiting.old_snapshots(outcome.xid)
+            if outcome.disturbed:
+                run.crowded |= set(todo.tables)
+                run.waiting.crowd()
+            if outcome.disturbed or waited:
+                continue  # whoever wrote between look and locks, or had to be waited for, may have written elsewhere too
             put_back = {oid: outcome.dead.get(oid, 0) + found.tables[oid].gone for oid in todo.tables}
             self._vacuum.after(self._lease, put_back, self.store.relations, self._touched)
             return ResetReport("restore", tuple(sorted(tables)), rows)
@@ -255,7 +261,7 @@ class ResetEngine(EngineState):
         sequences = {oid: self._sequence(oid) for oid in todo.sequences}
         attempt = Attempt(self._lease, self.store, todo, found.tables, bases, sequences, self._stage)
         try:
-            outcome = attempt.run(locked=run.locked)
+            outcome = attempt.run(locked=run.locked, database=self._database, ours=self.ours)
         except ServerRefused as error:
             restore_batch.rollback(self._lease)
             run.locked = False
@@ -264,30 +270,22 @@ class ResetEngine(EngineState):
             if How.TRUNCATE in todo.tables.values():
                 run.may_truncate = False
             else:
-                run.waiting.lock_holders(sorted(todo.tables))
+                run.waiting.lock_holders(sorted([*todo.tables, *todo.sequences]))
             return None
         except RecloneNeeded:
             restore_batch.rollback(self._lease)
             raise
-        self._own.append(outcome.xid)
-        if outcome.position != window.seen:
-            later = self._unchanged_since(window)
-            if later is None:
-                restore_batch.rollback(self._lease)
-                run.locked = False
-                return None
-            window = later
-        self._stage("before-commit")
-        outcome.hindered = attempt.commit(self._database, self.ours)
         run.locked = False
         self._stage("committed")
-        self._own = [outcome.xid]
-        self._advance(window)
-        self._seen = ""
-        self._pending = Changes()
+        self._own = [*self._own, outcome.xid]
         # Only now: an attempt that begins again must find the table rewritten once more.
         self._remember_files({**files, **outcome.files})
         self._adopt(outcome)
+        self._pending = Changes()
+        later = window if outcome.position == window.seen else self._unchanged_since(window, outcome.position)
+        outcome.disturbed = later is None
+        self._advance(later or window)
+        self._own, self._seen = [outcome.xid], ""
         return outcome
 
     def __repr__(self) -> str:

@@ -168,7 +168,7 @@ def set_mark(engine: ResetEngine) -> Mark:
         found = engine._resolve(window)
         layer = _read(engine, found)
         position = layer.position
-        if position == window.seen or engine._unchanged_since(window) is not None:
+        if position == window.seen or engine._unchanged_since(window, position) is not None:
             # So that every later nextval is in the log (see SequenceState.logged_ahead). Not before: it is not
             # rolled back with an attempt, and somebody who goes on meanwhile would be given keys that exist.
             setvals = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_rows, restore_sessions
 from harness.catalog.restore_batch import Result
@@ -17,12 +18,15 @@ from harness.reset.model import How, RecloneNeeded, Restore, TableChange
 ORDER_ATTEMPTS = 3
 """How often the rows of a table are written again until they lie in their order, before a TRUNCATE."""
 
+Step = tuple[str, Callable[[Result], None]]
+"""A statement, and who takes what it gives."""
+
 _HERE = "select pg_current_wal_insert_lsn(), pg_current_xact_id()"
 
 
 @dataclass
 class Outcome:
-    """What an attempt has done, before its COMMIT.
+    """What an attempt has done.
 
     Attributes:
         position: the insert position once the locks were held.
@@ -35,6 +39,7 @@ class Outcome:
         files: OID → number of its new file, where a statement of ours made one.
         written: table OID → blocks into which we inserted.
         hindered: after the COMMIT, somebody still saw what was before it.
+        disturbed: somebody wrote between the look and the locks; he may have written elsewhere too.
     """
 
     position: str = ""
@@ -46,13 +51,16 @@ class Outcome:
     moved: dict[int, dict[Tid, tuple[Tid, int]]] = field(default_factory=dict)
     files: dict[int, int] = field(default_factory=dict)
     written: dict[int, set[int]] = field(default_factory=dict)
-    sequences: int = 0
-    large_objects: int = 0
     hindered: bool = False
+    disturbed: bool = False
+
+
+def _ignore(result: Result) -> None:
+    """Of LOCK, BEGIN and COMMIT there is nothing to be learnt."""
 
 
 class Attempt:
-    """Locks, deletes, inserts; the caller commits or rolls back.
+    """Locks, deletes, inserts, commits.
 
     A statement that PostgreSQL refuses leaves the transaction failed, and raises.
     """
@@ -76,74 +84,102 @@ class Attempt:
         self.stage = stage
         self.done = Outcome()
 
-    def run(self, *, locked: bool) -> Outcome:
-        """Do all but the COMMIT.
+    def run(self, *, locked: bool, database: int, ours: Sequence[int]) -> Outcome:
+        """Put everything back and commit, in one round trip where no row has to be looked at first.
+
+        Whoever wrote between the look and the locks is found after the COMMIT: what was put back stays put back,
+        and the caller begins again. ``setval`` comes last of all, it is not rolled back with an attempt that fails.
 
         Args:
             locked: the transaction is open already, and holds the locks.
+            database, ours: to ask who still sees what was before, or may write into it.
 
         Raises:
             RecloneNeeded: it turned out not to be possible.
             ServerRefused: ``55P03`` for a lock that is held too long, and whatever PostgreSQL says.
         """
         self.stage("before-lock")
-        truncated = sorted(
-            {oid for oid, how in self.todo.tables.items() if how is How.TRUNCATE} | self.todo.along
-        )
-        statements = [] if locked else ["begin"]
+        steps: list[Step] = [] if locked else [("begin", _ignore)]
         if not locked and (lock := self.lock_statement()):
-            statements.append(lock)
-        statements.append(_HERE)
-        handlers: list[Callable[[Result], None]] = []
-        late: list[tuple[int, Callable[[int, Result], None]]] = []
-        looks: list[str] = []
+            steps.append((lock, _ignore))
+        steps.append((_HERE, self._here))
+        # Before any DELETE: a lock that is not to be had must not have cost anything.
+        steps += self._truncating()
+        looks: list[tuple[str, Callable[[Result], None]]] = []
         for oid, how in self.todo.tables.items():
             relation = self.bases[oid].relation
             if how is How.TRUNCATE:
                 continue
             if how is How.EMPTY:
-                statements.append(restore_rows.delete_all(relation))
-                handlers.append(lambda result, oid=oid: self._deleted(oid, result.count))  # type: ignore[misc]
+                steps.append((restore_rows.delete_all(relation), partial(self._deleted, oid)))
             elif how is How.EXTRAS:
                 kept = (tid for tid, _ in self.bases[oid].places)
                 for statement in restore_rows.delete_but(relation, kept, self.changes[oid].blocks):
-                    statements.append(statement)
-                    handlers.append(lambda result, oid=oid: self._deleted(oid, result.count))  # type: ignore[misc]
+                    steps.append((statement, partial(self._deleted, oid)))
             elif how is How.REWRITE:
-                looks.append(f"select ctid, xmin from only {relation.sql}")
-                late.append((oid, self._rewrite))
+                looks.append((f"select ctid, xmin from only {relation.sql}", partial(self._rewrite, oid)))
             elif how is How.BLOCKS:
                 ranges = block_ranges(self.changes[oid].blocks)
                 source = f"select ctid, xmin from only {relation.sql}"
-                looks.append(
-                    " union all ".join(f"({source} where {where})" for where in ranges)
-                    or f"{source} where false"
-                )
-                late.append((oid, self._blocks))
+                look = " union all ".join(f"({source} where {where})" for where in ranges)
+                looks.append((look or f"{source} where false", partial(self._blocks, oid)))
             else:
                 raise RecloneNeeded(f"the materialised view {relation} was written")
-        if truncated:
-            names = ", ".join("only " + self.store.relations[oid].sql for oid in truncated)
-            statements += [
-                # Not waiting: a reader that is in the way of a TRUNCATE is in nobody's way after it.
-                f"lock table {names} in access exclusive mode nowait",
-                f"truncate {names}",
-                restore_facts.files_of_statement(truncated),
-            ]
-            handlers += [lambda result: None, lambda result: None, self._new_files]
-            self.done.rows += sum(self.changes[oid].inserts for oid in truncated if oid in self.changes)
-        results = restore_batch.run(self.session, [*statements, *looks])
-        first = len(statements) - len(handlers)
-        here = results[first - 1].rows[0]
-        self.done.position, self.done.xid = (here[0] or b"").decode(), int(here[1] or b"0")
-        for handler, result in zip(handlers, results[first:], strict=False):
-            handler(result)
+        if not looks and not self.todo.large_objects:
+            self._take([*steps, *self._ending(database, ours)])
+            return self.done
+        seen: list[Result] = []
+        self._take([*steps, *((look, seen.append) for look, _ in looks)])
         self.stage("locked")
-        for (oid, act), result in zip(late, results[len(statements) :], strict=True):
-            act(oid, result)
+        for (_, act), result in zip(looks, seen, strict=True):
+            act(result)
         if self.todo.large_objects:
             self._large_objects()
+        self.stage("before-commit")
+        self._take(self._ending(database, ours))
         return self.done
+
+    def _take(self, steps: Sequence[Step]) -> None:
+        """Send the statements as one message, and hand out what each gave."""
+        results = restore_batch.run(self.session, [statement for statement, _ in steps])
+        for (_, handle), result in zip(steps, results, strict=True):
+            handle(result)
+
+    def _here(self, result: Result) -> None:
+        position, xid = result.rows[0]
+        self.done.position, self.done.xid = (position or b"").decode(), int(xid or b"0")
+
+    def _truncating(self) -> list[Step]:
+        truncated = sorted(
+            {oid for oid, how in self.todo.tables.items() if how is How.TRUNCATE} | self.todo.along
+        )
+        if not truncated:
+            return []
+        self.done.rows += sum(self.changes[oid].inserts for oid in truncated if oid in self.changes)
+        names = ", ".join("only " + self.store.relations[oid].sql for oid in truncated)
+        return [
+            # Not waiting: a reader that is in the way of a TRUNCATE is in nobody's way after it.
+            (f"lock table {names} in access exclusive mode nowait", _ignore),
+            (f"truncate {names}", _ignore),
+            (restore_facts.files_of_statement(truncated), self._new_files),
+        ]
+
+    def _ending(self, database: int, ours: Sequence[int]) -> list[Step]:
+        """Sequences, COMMIT, and who still sees what was before, may still write into it, or has prepared to."""
+        steps: list[Step] = []
+        # Those that need a lock come first: where it is not to be had, no setval must have happened.
+        for oid in sorted(self.todo.sequences, key=lambda oid: self.sequences[oid].cache == 1):
+            for statement in sequence_statements(self.store.relations[oid], self.sequences[oid]):
+                steps.append((statement, self._new_files))
+        return [
+            *steps,
+            ("commit", _ignore),
+            (restore_sessions.busy_statement(database, ours), self._hindrance),
+            (restore_sessions.prepared_statement(database), self._hindrance),
+        ]
+
+    def _hindrance(self, result: Result) -> None:
+        self.done.hindered = self.done.hindered or bool(result.rows)
 
     def lock_statement(self) -> str:
         """Keep writers out of every table that is put back, in OID order so that two resets cannot deadlock."""
@@ -154,52 +190,28 @@ class Attempt:
 
     def _new_files(self, result: Result) -> None:
         for row in result.rows:
-            self.done.files[int(row[0] or b"0")] = int(row[1] or b"0")
+            if len(row) == 2:  # setval says only its value
+                self.done.files[int(row[0] or b"0")] = int(row[1] or b"0")
 
-    def _deleted(self, oid: int, count: int) -> None:
-        self.done.rows += count
-        self.done.dead[oid] = self.done.dead.get(oid, 0) + count
-
-    def commit(self, database: int, ours: Sequence[int]) -> bool:
-        """Put the sequences back, commit, and look who is there; all in one round trip.
-
-        Returns:
-            Whether somebody still sees what was before, may still write into it, or has prepared to.
-
-        Not before: ``setval`` is not rolled back with an attempt that has to begin again, and a session that
-        goes on writing meanwhile would be given keys that exist.
-        """
-        statements: list[str] = []
-        for oid in self.todo.sequences:
-            statements += sequence_statements(self.store.relations[oid], self.sequences[oid])
-        left = [
-            restore_sessions.busy_statement(database, ours, self.done.xid),
-            restore_sessions.prepared_statement(database),
-        ]
-        results = restore_batch.run(self.session, [*statements, "commit", *left])
-        for result in results[: len(statements)]:
-            if result.rows and len(result.rows[0]) == 2:  # a sequence's new file
-                self.done.files[int(result.rows[0][0] or b"0")] = int(result.rows[0][1] or b"0")
-        self.done.sequences = len(self.todo.sequences)
-        return any(result.rows for result in results[-2:])
+    def _deleted(self, oid: int, result: Result) -> None:
+        self.done.rows += result.count
+        self.done.dead[oid] = self.done.dead.get(oid, 0) + result.count
 
     def _rewrite(self, oid: int, result: Result) -> None:
         """Delete what is not the baseline's; where a row of the baseline is gone, write all of them again."""
         base = self.bases[oid]
         assert base.rows is not None
-        expected, live = set(base.places), result.pairs()
+        # CLUSTER permutes rows: the same places and writers, of a table that is written anew, prove nothing.
+        live = set() if self.changes[oid].rewritten else result.pairs()
+        expected = set(base.places)
         extras = [tid for tid, _ in live - expected]
         if not expected - live:
-            if extras:
-                count = restore_batch.run(self.session, [restore_rows.delete_at(base.relation, extras)])[
-                    0
-                ].count
-                self._deleted(oid, count)
+            self._delete(oid, extras)
             return
         clear, fill = restore_rows.delete_all(base.relation), restore_rows.insert(base.relation, base.rows)
         for _ in range(ORDER_ATTEMPTS):
             cleared, filled = restore_batch.run(self.session, [clear, fill])
-            self._deleted(oid, cleared.count)
+            self._deleted(oid, cleared)
             self.done.rows += filled.count
             if self._in_order(oid, filled, len(base.rows)):
                 return
@@ -282,7 +294,7 @@ class Attempt:
     def _delete(self, oid: int, tids: Sequence[Tid]) -> None:
         if tids:
             statement = restore_rows.delete_at(self.bases[oid].relation, tids)
-            self._deleted(oid, restore_batch.run(self.session, [statement])[0].count)
+            self._deleted(oid, restore_batch.run(self.session, [statement])[0])
 
     def _insert(
         self, oid: int, base: TableBase, rows: restore_rows.Rows, values: Sequence[restore_rows.Values]
@@ -315,7 +327,6 @@ class Attempt:
             statements.append(f"select lo_put({oid}, 0, '\\x{data}'::bytea)")
         if statements:
             restore_batch.run(self.session, statements)
-        self.done.large_objects = len(statements)
 
 
 def sequence_statements(relation: Relation, state: SequenceState) -> list[str]:

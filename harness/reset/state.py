@@ -260,24 +260,31 @@ class EngineState:
         }
         return Baseline(known, states, self.store.sequences, held=self._marks.held, may_truncate=may_truncate)
 
-    def _unchanged_since(self, window: Window) -> Window | None:
-        """The window up to now, where nobody but us wrote to this database after the last one; else None."""
+    def _unchanged_since(self, window: Window, until: str) -> Window | None:
+        """The window from where that one stopped, where nobody but us wrote to this database before ``until``; else None.
+
+        What was written later is for the next look; without a word of it, this one reaches up to now.
+        """
         # Brief: who is busy was asked in the first look, and is asked again with the COMMIT.
-        later = self._wal.look(self._question(window.stop, brief=True))
+        asked = self._question(window.stop, brief=True)
+        later = self._wal.look(asked)
+        if not self._foreign(later):
+            return later
+        later = self._wal.look(replace(asked, until=until))
+        return None if self._foreign(later) else later
+
+    def _foreign(self, later: Window) -> bool:
         if later.too_much or later.unfinished:
-            return None
+            return True
         found = detect.changes(later.relations, by_file=self._by_file, relations=self.store.relations)
         # Our own writes to catalogs are read here and never again: the next comparison has to know their blocks.
         for name, blocks in found.catalogs.items():
             self._touched.setdefault(name, set()).update(blocks)
         if found.shared:
             self._put_back_shared()
-        foreign = any(
+        return bool(found.tables or found.sequences or found.unknown) or any(
             not records.own and not records.shared and set(records.records) - NOISE
             for records in later.relations
-        )
-        return (
-            None if foreign or found.tables or found.sequences or found.unknown else replace(later, seen="")
         )
 
     def _adopt(self, outcome: Outcome) -> None:

@@ -75,10 +75,13 @@ class Waiting:
         def still() -> list[int]:
             return restore_sessions.holders(self._reader(), self._database(), relations, self._ours())
 
-        if time.monotonic() >= self._deadline:
+        over = time.monotonic() - self._deadline
+        if over < 0:
+            time.sleep(0.005)
+        elif over < END_PATIENCE:
             self._end(still())
         else:
-            time.sleep(0.005)
+            raise RecloneNeeded("a lock is not to be had, and no session of the application holds it")
 
     def crowd(self) -> None:
         """An attempt was disturbed: past the deadline, whoever is busy in this database is ended."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -14,6 +16,7 @@ from diff_workloads import generate as generate_workload
 from fix_reset_servers import Server
 from test_differential import Runner
 
+from harness.catalog.session import Session
 from harness.errors import ServerLost, ServerRefused
 from harness.reset import detect
 from harness.reset.engine import ResetEngine
@@ -90,16 +93,41 @@ def test_a_hidden_relation_is_always_found(runner: Runner, monkeypatch: pytest.M
     pytest.fail(f"only {caught} relations could be hidden")
 
 
+def _oid(runner: Runner, name: str) -> int:
+    return next(r.oid for r in runner.bench.engine.store.relations.values() if r.name == name)
+
+
 def _write_while_locked(runner: Runner) -> list[str]:
-    """A writer that tries while the reset holds its locks; returns what differs right after the reset."""
-    writer = runner.bench.app(lock_timeout="50ms")
+    """A writer that tries while the reset holds its locks; returns what differs right after the reset.
+
+    All is sent at once, but somebody holds a row that is to be deleted, so that the reset stands still in the middle.
+    """
+    writer, holder = runner.bench.app(lock_timeout="50ms"), runner.bench.app()
     writer.execute("insert into cat (name) values ('before')")
+    writer.execute("insert into dog (name) values ('held')")
+    assert runner.bench.engine.store.relations[_oid(runner, "cat")].oid < _oid(runner, "dog")
+
+    def write() -> None:
+        admin, restorer = runner.bench.admin.dsn, runner.bench.engine.ours[1]
+        with Session.connect(admin) as watching:
+            for _ in range(200):
+                if watching.value(
+                    "select wait_event_type = 'Lock' from pg_stat_activity where pid = %s", (restorer,)
+                ):
+                    break
+                time.sleep(0.001)
+        # A key of its own: else it would wait for the deleted row's, and not for the lock.
+        with suppress(ServerRefused):
+            writer.execute("insert into cat (id, name) values (777, 'meanwhile')")
+        holder.execute("rollback")
+
+    writing = threading.Thread(target=write)
 
     def reached(stage: str) -> None:
-        if stage == "before-commit":
-            # A key of its own: else it would wait for the deleted row's, and not for the lock.
-            with suppress(ServerRefused):
-                writer.execute("insert into cat (id, name) values (777, 'meanwhile')")
+        if stage == "before-lock" and not writing.ident:
+            holder.execute("begin")
+            holder.execute("select from dog where name = 'held' for update")
+            writing.start()
 
     engine = runner.bench.engine
     engine._stage = reached
@@ -108,8 +136,10 @@ def _write_while_locked(runner: Runner) -> list[str]:
     finally:
         engine._stage = lambda name: None
     # The reset says that the database is pristine as of its commit: look at once.
+    writing.join(10)
     found = [line for line in runner.compare() if "rows of cat" in line]
     writer.close()
+    holder.close()
     runner.bench.reclone()
     return found
 
