@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,10 +22,12 @@ from harness.catalog.restore_shared import Note
 from harness.catalog.session import Session
 from harness.clones import Claim, Clones
 from harness.dsn import Dsn
+from harness.errors import LeaseLost
 from harness.lease_reset import DatabaseReset, take_note
 from harness.reset.model import Changes
 from harness.reset.report import ResetReport
 from harness.settings import Settings
+from harness.telling import Story, silent
 from harness.template import Template
 
 FOLDER = "pristine"
@@ -66,9 +69,8 @@ class Life:
         """Why what was noted in this life does not hold now; empty where it does."""
         if not now.revived:
             return "this role may not see whether the server crashed: grant pg_read_all_stats to it"
-        if self.server != now.server:
-            return "the server is another one than when the pristine state was noted"
-        if self.started != now.started:
+        # A server that is started again with its data has another id.
+        if (self.server, self.started) != (now.server, now.started):
             return "the server was restarted since the pristine state was noted"
         if self.revived != now.revived:
             return "the server crashed since the pristine state was noted"
@@ -158,6 +160,9 @@ def _decoded(content: Mapping[str, Any]) -> Note:
     from harness.reset.carried import Carried
 
     found = content["note"]
+    # It becomes a part of statements.
+    if not re.fullmatch(r"[0-9A-F]{1,8}/[0-9A-F]{1,8}", found["position"]):
+        raise ValueError("position")
     shared = tuple((str(what), str(who), detail) for what, who, detail in found["shared"])
     note = Note(str(found["position"]), int(found["database"]), int(found["role"]), shared)
     return note if found["carried"] is None else Carried.from_json(note, found["carried"])
@@ -176,17 +181,28 @@ class PersonsReset:
         template: Template,
         claim: Claim,
         database: str,
-        oid: int,
         *,
         reset_timeout: float,
+        story: Story = silent,
     ) -> None:
+        """
+        Args:
+            database: its name. Nobody else may replace it meanwhile.
+            reset_timeout: seconds to wait for sessions that are in the way.
+
+        Raises:
+            LeaseLost: the database is gone.
+        """
+        self._timeout, self._story = reset_timeout, story
         self._clones, self._notes, self._template = clones, notes, template
         self._database = database
         dsn: Dsn = clones.link.dsn.with_database(database)
         self._reset = DatabaseReset(clones, dsn, template, claim, reset_timeout=reset_timeout)
         self._life = life_of(clones, template)
-        noted, self.missing = notes.read(database, oid, self._life)
-        self._reset.resume(noted, self.missing)
+        found = databases.find(clones.link.session, database)
+        if found is None:
+            raise LeaseLost(f"database {database} is gone")
+        self._reset.resume(*notes.read(database, found.oid, self._life))
 
     def reset(self) -> ResetReport:
         """Put back what changed, with the application's sessions kept; else a fresh clone.
@@ -198,6 +214,8 @@ class PersonsReset:
             LeaseLost: the template is gone.
         """
         there = databases.sessions_of(self._clones.link.session, self._database)
+        if busy := [line for line in there if " in transaction" in line]:
+            self._story(f"waiting for open transactions, up to {self._timeout:g} s: {'; '.join(busy)}")
         report = self._reset.reset()
         if report.strategy == "clone":
             report = replace(report, ended=tuple(there))

@@ -90,11 +90,27 @@ select tgrelid::int8, format('trigger %s is enabled ALWAYS or REPLICA', tgname)
 union all
 select ev_class::int8, format('rule %s is enabled ALWAYS or REPLICA', rulename)
   from pg_rewrite where ev_enabled in ('A', 'R') and ev_type <> '1'
+union all
+-- A value that was printed is put back as text::type: a cast of the user's own would do whatever it likes.
+select attrelid::int8, format('the type of its column %s has a cast from text of its own', attname)
+  from pg_attribute
+ where attnum > 0 and not attisdropped and attgenerated = '' and atttypid in (
+    with recursive cast_to(type) as (
+        select casttarget from pg_cast where castsource = 'text'::regtype and castfunc <> 0 and oid >= 16384
+        union select t.oid from pg_type t join cast_to on t.typbasetype = cast_to.type)
+    select type from cast_to)
 """
 
 _REFERENCES = """
 select confrelid::int8, array_agg(distinct conrelid::int8) from pg_constraint
  where contype = 'f' and conrelid <> confrelid group by confrelid
+"""
+
+_WATCHFUL = """
+select exists (select from pg_event_trigger where evtenabled in ('A', 'R')) or exists (
+    select from pg_depend d join pg_proc p on p.oid = d.refobjid join pg_language l on l.oid = p.prolang
+     where d.refclassid = 'pg_proc'::regclass and d.refobjid >= 16384 and l.lanname not in ('c', 'internal')
+       and (d.classid in ('pg_constraint'::regclass, 'pg_class'::regclass) or d.classid = 'pg_attrdef'::regclass))
 """
 
 _SEQUENCES = "select {oid}::int8, last_value, is_called, log_cnt::int8 from {name}"
@@ -132,6 +148,14 @@ def files_of_statement(oids: Iterable[int]) -> str:
         "f as (select oid from h union select indexrelid from pg_index where indrelid in (select oid from h)) "
         "select oid, pg_relation_filenode(oid) from f"
     )
+
+
+def watchful(session: Session) -> bool:
+    """Whether putting rows back may run functions of the user's that write elsewhere.
+
+    Those of CHECK constraints, domains, index expressions and generated columns; and event triggers that fire at all times.
+    """
+    return bool(session.value(_WATCHFUL))
 
 
 def relations(session: Session) -> dict[int, Relation]:

@@ -152,7 +152,7 @@ def _list(context: Context, worker: str | None) -> int:
                 marks = saved.stack(place.harness.link.session, place.harness.project, place.databases)
                 found += [told(place, mark) for mark in marks]
     if worker is not None and not any(worker in place.words for place in mine):
-        raise LeaseError(seen.NOTHING if not mine else f"you have no worker {worker!r}")
+        raise LeaseError(f"you have no worker {worker!r}") if mine else seen.nothing(context)
     if context.json:
         context.console.json(found)
         return 0

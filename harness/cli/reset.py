@@ -71,7 +71,7 @@ def run(context: Context) -> int:
         with seen.harnesses(context, purposes=["up"]) as found:
             mine = [place for harness in found for place in seen.places(harness) if place.persons]
             if not mine:
-                raise LeaseError(seen.NOTHING)
+                raise seen.nothing(context)
             reports += [act(context, place, given.get("to")) for place in mine]
     else:
         with seen.resolved(context, given.get("worker") or "1") as place:
@@ -82,11 +82,7 @@ def run(context: Context) -> int:
 
 
 def _reset(context: Context, place: seen.Place, to: str | None) -> dict[str, Any]:
-    seen.refuse_template(place, "reset")
-    if place.kind is Kind.KEPT:
-        raise LeaseError(
-            f"{place.words[0]} is kept for inspection ({place.what}): it is not reset; a worker's is"
-        )
+    _refuse(place)
     began = time.monotonic()
     if place.persons:
         with changing(place):
@@ -99,6 +95,14 @@ def _reset(context: Context, place: seen.Place, to: str | None) -> dict[str, Any
     together = _together(place, state, reports, milliseconds)
     _say(context, together)
     return together
+
+
+def _refuse(place: seen.Place) -> None:
+    seen.refuse_template(place, "reset")
+    if place.kind is Kind.KEPT:
+        raise LeaseError(
+            f"{place.words[0]} is kept for inspection ({place.what}): it is not reset; a worker's is"
+        )
 
 
 def _together(
@@ -125,6 +129,8 @@ def _say(context: Context, report: dict[str, Any]) -> None:
         context.console.warn(f"ended: {session}")
     if report["strategy"] == "nothing":
         did = "nothing had changed"
+    elif report["strategy"] == "restore" and not report["tables"]:
+        did = "no rows had changed, sessions kept"
     elif report["strategy"] == "restore":
         did = f"{_listed(report['tables'])} put back ({report['rows']} rows), sessions kept"
     else:
@@ -167,8 +173,8 @@ def _persons(context: Context, place: seen.Place, name: str, database: Database)
         _template(place, name, database),
         _claim(place, database),
         database.name,
-        database.oid,
         reset_timeout=context.settings.reset_timeout,
+        story=context.console.story,
     )
 
 
@@ -208,26 +214,33 @@ def _claim(place: seen.Place, database: Database) -> Claim:
     return Claim(place.run, place.worker, index, {"root": str(place.harness.settings.root)})
 
 
-def _tell(context: Context, place: seen.Place, to: str | None) -> dict[str, Any]:
+def _tell(context: Context, place: seen.Place, _to: str | None) -> dict[str, Any]:
     """What changed since the migrations; nothing is reset."""
+    _refuse(place)
+    if not place.persons:
+        raise LeaseError(
+            f"{place.words[0]} is not yours ({place.what}): what changed there only its own process knows, "
+            "as lease.changes()"
+        )
     with changing(place):
         told: dict[str, dict[str, Any]] = {}
         for name, database in place.databases.items():
             told[name] = {"changes": [], "unknown": ""}
             with _persons(context, place, name, database) as reset:
                 try:
-                    told[name]["changes"] = str(reset.changes()).splitlines() if reset.changes() else []
+                    changes = reset.changes()
+                    told[name]["changes"] = str(changes).splitlines() if changes else []
                 except LeaseError as error:
                     told[name]["unknown"] = str(error)
     several = len(told) > 1 or bool(getattr(context.arguments, "all", False))
     for name, found in told.items():
-        where = f"{place.worker} {name}: " if several else ""
+        where, what = (f"{place.worker} {name}: ", f"{place.what}, {name}") if several else ("", place.what)
         if found["unknown"]:
             context.console.story(
-                f"{place.what}: what changed cannot be told, a reset is a fresh clone ({found['unknown']})"
+                f"{what}: what changed cannot be told, a reset is a fresh clone ({found['unknown']})"
             )
         elif not found["changes"]:
-            context.console.story(f"{place.what}: nothing changed since the migrations")
+            context.console.story(f"{what}: nothing changed since the migrations")
         if not context.json:
             for line in found["changes"]:
                 context.console.answer(f"{where}{line}")

@@ -16,7 +16,10 @@ from harness.errors import ConfigError, LeaseError
 from harness.names import Kind
 from harness.settings import DEFAULT_DATABASE
 
-NOTHING = "there is no database here yet: `pg-harness up` makes one"
+
+def nothing(context: Context) -> LeaseError:
+    """What to raise where there is nothing to name. With the folder: it may be the wrong one."""
+    return LeaseError(f"there is no database of {context.settings.root} yet: `pg-harness up` makes one")
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,8 @@ def resolved(context: Context, word: str) -> Iterator[Place]:
             if found and found[0].persons:
                 yield found[0]
                 return
+        if not known:
+            raise nothing(context)
         yield choose(word, known)
 
 
@@ -218,8 +223,6 @@ def choose(word: str, known: Sequence[Place]) -> Place:
     # Two servers may both have a template: yours was asked first.
     if len(found) == 1 or (found and word == "template"):
         return found[0]
-    if not known:
-        raise LeaseError(NOTHING)
     if found:
         raise ConfigError(
             f"{word!r} names {len(found)} databases; say which:\n{choices(found, exact=True)}",
