@@ -20,6 +20,7 @@ from harness.backends.bases import Bakery, Base, bakery_of
 from harness.catalog import roles
 from harness.catalog.session import Session, ident
 from harness.errors import HarnessError, MigrationError, ServerLost
+from harness.joining import Server
 from harness.lock import file_lock
 from harness.recipe import FORMAT as RECIPE_FORMAT
 from harness.recipe import Owner, Recipe, fingerprint_on
@@ -204,7 +205,7 @@ class Oven:
         }
 
 
-def _no_room(error: HarnessError, kitchen: server.Server) -> str:
+def _no_room(error: HarnessError, kitchen: Server) -> str:
     """What the server's log says of a full disk: one that cannot write its WAL ends, and the client is not told why."""
     if isinstance(error, MigrationError):
         return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -112,6 +111,7 @@ class Clones:
             for _ in range(missing):
                 self.make_spare(template)
             return
+        from concurrent.futures import ThreadPoolExecutor
 
         def make(session: Session, count: int) -> None:
             for _ in range(count):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
-from harness import names, outgrown
+from harness import names
 from harness.catalog import databases
 from harness.clones import Claim
 from harness.errors import ConfigError, HarnessError
@@ -46,7 +46,7 @@ class Harness(OneServer):
     @classmethod
     def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
         """As :meth:`open`, with settings that were read already."""
-        from harness import server
+        from harness import outgrown, server
 
         purpose, rebuild = how.get("purpose", "run"), how.get("rebuild", False)
         if settings.isolation == "server" and purpose == "run":
@@ -88,6 +88,8 @@ class Harness(OneServer):
 
     def _prepare_or_move(self, *, rebuild: bool, may_move: bool) -> bool:
         """Have the templates ready; True where everything has to be done again on disk."""
+        from harness import outgrown
+
         settings, environ, server, story = self.settings, self._environ, self.server, self._story
         try:
             self.prepare(rebuild=rebuild)
@@ -123,9 +125,9 @@ class Harness(OneServer):
         Raises:
             ServerLost: the server is gone, or another one answers at its address.
         """
-        from harness import server
+        from harness.joining import join
 
-        found = server.join(settings, environ, info)
+        found = join(settings, environ, info)
         this = cls(settings, found, run=run, environ=environ, workers=workers, story=story)
         this._owner = owner
         this._guest = True

@@ -1,11 +1,14 @@
-"""One run on one server: the way in, the application's role, the templates, and what is left over there."""
+"""One run on one server: the way in, the application's role, the templates, and what is left over there.
+
+What only the process needs that opens the run is imported where it is used: each worker joins it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from harness import names, owner, reaper, recipes, template
+from harness import names, template
 from harness.catalog import databases
 from harness.catalog.link import Link
 from harness.clones import Clones
@@ -19,7 +22,8 @@ from harness.telling import Progress, Story, silent, unseen
 from harness.template import Template
 
 if TYPE_CHECKING:
-    from harness.server import Server
+    from harness import reaper
+    from harness.joining import Server
 
 
 class OneServer(Run):
@@ -59,6 +63,8 @@ class OneServer(Run):
     def owner(self) -> Owner:
         """The role that the application logs in as: made or put right here, when it is first needed."""
         if self._owner is None:
+            from harness import owner
+
             self._owner = owner.ensure(
                 self._link.session, self.server.info, self.settings, self.project, self._story
             )
@@ -68,6 +74,8 @@ class OneServer(Run):
         """The role that the application logs in as, without touching it; and whether we may make it."""
         if self._owner is not None:
             return self._owner, False
+        from harness import owner
+
         return owner.expected(self._link.session, self.server.info, self.settings, self.project)
 
     @property
@@ -84,6 +92,8 @@ class OneServer(Run):
 
     def recipe(self, database: DatabaseSettings) -> Recipe:
         """How one of the databases is made."""
+        from harness import recipes
+
         return recipes.make(
             self.settings,
             self._environ,
@@ -95,6 +105,8 @@ class OneServer(Run):
 
     def sources(self, database: DatabaseSettings) -> tuple[SourceSpec, ...]:
         """The configured sources, or those that were found in the project where none is configured."""
+        from harness import recipes
+
         return recipes.sources(self.settings, database)
 
     def fingerprints(self) -> dict[str, str]:
@@ -151,6 +163,8 @@ class OneServer(Run):
 
     def sweep(self, *, dry_run: bool = False) -> list[reaper.Doomed]:
         """Drop what dead runs of this checkout left on this server."""
+        from harness import reaper
+
         limits = reaper.Limits(
             self.settings.keep_templates, self.settings.template_age, self.settings.keep_failed
         )
@@ -199,6 +213,8 @@ class OneServer(Run):
         return self.owner.name == f"{names.PREFIX}_{self.project}"
 
     def _others_alive(self) -> bool:
+        from harness import reaper
+
         everything = databases.list_ours(self._link.session, self.project)
         runs = {d.parsed.owner for d in everything if d.parsed and d.parsed.kind is names.Kind.LEASE}
         return bool(reaper.alive_runs(self._link.session, sorted(runs - {self.run})))

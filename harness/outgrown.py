@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import project
 from harness.backends import defaults
 from harness.errors import HarnessError, MigrationError, ServerLost
-from harness.server import Server
+from harness.joining import Server
 from harness.settings import Settings
 from harness.template import Template
 

@@ -1,6 +1,7 @@
 """What a run's controller tells its workers: one file, readable by its owner only.
 
-A worker joins with it in milliseconds: no fingerprint is computed again, no backend is imported.
+A worker joins with it in milliseconds: no settings are read again, no fingerprint is computed, no backend is
+imported. And all workers have the same settings, whatever happens to the project's files meanwhile.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from harness.catalog.attributes import Attributes
 from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.recipe import Owner
+from harness.settings import DatabaseSettings, Settings, SourceSpec
 from harness.template import Template
 
 VARIABLE = "PGHARNESS_RUN_FILE"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,7 @@ class RunFile:
     Attributes:
         run: sixteen hex digits.
         pid: the controller's process.
-        root: the project's root.
-        file: the settings file; empty where there is none.
-        start_origin: what the search for settings began at, for messages.
-        overrides: options that were given, as settings.
+        settings: of the run, with options and with what the controller has found out.
         server: where the server is, with the admin's password; None where every worker starts its own.
         owner: the application's role; None as well.
         templates: database name → template.
@@ -43,13 +42,10 @@ class RunFile:
 
     run: str
     pid: int
-    root: str
-    file: str
+    settings: Settings = field(repr=False)
     server: ServerInfo | None = field(repr=False)
     owner: Owner | None
     templates: Mapping[str, Template]
-    overrides: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    start_origin: str = ""
     workers: int = 1
 
     def write(self, folder: Path) -> Path:
@@ -65,7 +61,7 @@ class RunFile:
             # mkstemp makes it readable by its owner only: it holds the admin's password.
             descriptor, aside = tempfile.mkstemp(prefix=".run.", dir=folder)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump({"format": _FORMAT, **asdict(self)}, file)
+                json.dump({"format": _FORMAT, **asdict(self)}, file, default=os.fspath)
             os.replace(aside, path)
         except OSError as error:
             raise ConfigError(
@@ -89,6 +85,7 @@ class RunFile:
             server, owner = content.pop("server"), content.pop("owner")
             templates = {name: _template(fields) for name, fields in content.pop("templates").items()}
             return cls(
+                settings=_settings(content.pop("settings")),
                 server=ServerInfo(**{**server, "dsn": Dsn(**server["dsn"])}) if server else None,
                 owner=Owner(**{**owner, "attributes": tuple(owner["attributes"])}) if owner else None,
                 templates=templates,
@@ -107,6 +104,27 @@ class RunFile:
 def _template(fields: dict[str, Any]) -> Template:
     attributes = fields.pop("attributes")
     return Template(**fields, attributes=Attributes(tuple(attributes["statements"]), attributes["comment"]))
+
+
+def _settings(fields: dict[str, Any]) -> Settings:
+    """JSON knows neither paths nor tuples."""
+    for key in ("root", "file", "binaries"):
+        fields[key] = Path(fields[key]) if fields[key] is not None else None
+    databases = tuple(_database(database) for database in fields.pop("databases"))
+    attributes = tuple(fields.pop("role_attributes"))
+    return Settings(**fields, databases=databases, role_attributes=attributes)
+
+
+def _database(fields: dict[str, Any]) -> DatabaseSettings:
+    sources = {
+        key: None if fields[key] is None else tuple(_source(source) for source in fields[key])
+        for key in ("migrations", "seeds")
+    }
+    return DatabaseSettings(**{**fields, **sources, "extensions": tuple(fields["extensions"])})
+
+
+def _source(fields: dict[str, Any]) -> SourceSpec:
+    return SourceSpec(**{**fields, "watch": None if fields["watch"] is None else tuple(fields["watch"])})
 
 
 def _forget_the_dead(folder: Path) -> None:

@@ -11,7 +11,8 @@ from harness.backends import select
 from harness.backends.base import Backend, ServerInfo
 from harness.errors import BackendError
 from harness.hint import Hint
-from harness.server import Server, external
+from harness.joining import Server
+from harness.server import external
 from harness.settings import Settings
 from harness.starting import locked
 from harness.telling import Story, silent
@@ -45,7 +46,7 @@ def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run"
                 break
     if session is None or info is None:
         return None
-    return Server(info, session, False, time.monotonic() - began, settings, environ, hint)
+    return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)
 
 
 def stop(

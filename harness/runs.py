@@ -7,15 +7,17 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from harness import config, env, project, reaper
+from harness import env, project
 from harness.errors import HarnessError
 from harness.lease import Lease
 from harness.settings import Settings
 from harness.telling import Progress, Story, silent, unseen
+
+if TYPE_CHECKING:
+    from harness import reaper
 
 
 def first_free(taken: Iterable[str]) -> str:
@@ -106,6 +108,8 @@ class Run(ABC):
         Raises:
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
         """
+        from harness import config
+
         environment = os.environ if environ is None else environ
         start = Path(root) if root is not None else Path.cwd()
         settings = config.load(environment, start=start, overrides={**overrides, **cls._stated(purpose)})
@@ -180,6 +184,8 @@ def parallel() -> int:
 
 def run_all(acts: Sequence[Callable[[], object]]) -> None:
     """Run several acts side by side; the first error is raised after all have ended."""
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(max(1, len(acts))) as threads:
         for future in [threads.submit(act) for act in acts]:
             future.result()

@@ -7,8 +7,8 @@ one round trip; nothing of Docker's is imported. A hint is never believed before
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,9 @@ from harness import made_with, starting
 from harness.answering import attach, claim_alone
 from harness.backends import select
 from harness.backends.base import Backend, ServerInfo
-from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerLost
 from harness.hint import Hint
+from harness.joining import Server
 from harness.settings import Settings
 from harness.telling import Story, silent
 
@@ -27,57 +27,6 @@ if TYPE_CHECKING:
 
 RESTART_PATIENCE = 5.0
 """Seconds to wait for a server whose backend says that it runs, and which does not answer."""
-
-
-@dataclass
-class Server:
-    """A server that answered, and a session on its maintenance database.
-
-    Attributes:
-        info: what its backend knows.
-        session: the admin session that verified it. It holds the sign of life (a shared advisory lock)
-            until :meth:`close`, so the server does not end itself meanwhile.
-        started: whether this call started it; False where it was found.
-        seconds: how long finding or starting took.
-    """
-
-    info: ServerInfo
-    session: Session
-    started: bool
-    seconds: float
-    _settings: Settings = field(repr=False)
-    _environ: Mapping[str, str] = field(repr=False)
-    _hint: Hint = field(repr=False)
-
-    @property
-    def admin_dsn(self) -> Dsn:
-        """The superuser's address of the maintenance database."""
-        return self.info.dsn
-
-    @property
-    def backend(self) -> Backend:
-        """What started it, for :meth:`stop` and :meth:`logs`; made when it is asked for."""
-        return select.named(self.info.backend, self._settings, self._environ)
-
-    def logs(self, follow: bool = False) -> Iterator[str]:
-        """Lines of the server's log."""
-        return self.backend.logs(self.info, follow)
-
-    def stop(self) -> None:
-        """End the server and remove its data. A server that someone else runs is left alone."""
-        self.close()
-        self._hint.forget()
-        self.backend.stop(self.info)
-
-    def close(self) -> None:
-        """Let go of it: log out. The server goes on, until its TTL has passed."""
-        self.session.close()
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def ensure(
@@ -212,7 +161,7 @@ class _Search:
                 f"because its data would be lost: `pg-harness down`, then `pg-harness up`, starts a new one"
             )
         seconds = time.monotonic() - self._began
-        return Server(info, session, started, seconds, self._settings, self._environ, place.hint)
+        return Server(info, session, started, seconds, self._settings, self._environ, place.hint.forget)
 
     def _give_up(self, backend: Backend, info: ServerInfo, why: str) -> None:
         if self._purpose == "up":
@@ -233,26 +182,6 @@ class _Search:
             self._story(f"server: {told}: replacing it")
             backend.stop(info)
         return True
-
-
-def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo, *, purpose: str = "run") -> Server:
-    """A server that another process of the same run has found: log in and compare its id, look for nothing.
-
-    Raises:
-        ServerLost: it is gone, or another one answers at its address.
-    """
-    from harness.catalog.session import Session
-
-    began = time.monotonic()
-    hint = Hint.of(settings, environ, purpose)
-    if info.backend == "external":
-        session: Session | None = Session.connect(info.dsn)
-        why = ""
-    else:
-        session, why = attach(info)
-    if session is None:
-        raise ServerLost(f"the server of this run ({info.description}) is gone: {why}")
-    return Server(info, session, False, time.monotonic() - began, settings, environ, hint)
 
 
 def private(
@@ -284,7 +213,7 @@ def private(
         backend.stop(info)
         raise starting.gone_again(info, why)
     hint.write(info)
-    return Server(info, session, True, time.monotonic() - began, settings, environ, hint)
+    return Server(info, session, True, time.monotonic() - began, settings, environ, hint.forget)
 
 
 def external(
@@ -302,4 +231,4 @@ def external(
     backend = select.choose(settings, environ, story)
     info = backend.start(starting.request(settings, hint.project, purpose, None), story)
     session = Session.connect(info.dsn)
-    return Server(info, session, False, time.monotonic() - began, settings, environ, hint)
+    return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)

@@ -19,6 +19,7 @@ import harness
 from harness import project, running, server
 from harness.backends import defaults
 from harness.backends.base import ServerRequest
+from harness.joining import Server
 from harness.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +57,7 @@ class Checkout:
     def settings(self, **values: Any) -> Settings:
         return Settings(root=self.root, **{"start_timeout": 60, "ttl": 300, **values})
 
-    def ensure(self, settings: Settings, **options: Any) -> server.Server:
+    def ensure(self, settings: Settings, **options: Any) -> Server:
         return server.ensure(settings, self.environ, story=self.story.append, **options)
 
     def hint(self, purpose: str = "run") -> Path:

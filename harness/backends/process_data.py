@@ -15,11 +15,12 @@ from pathlib import Path
 from harness.backends import defaults
 from harness.backends.process_binaries import Binaries
 from harness.backends.process_owner import Owner, make_folder
+from harness.catalog import roles
 from harness.errors import ServerStartError
 from harness.lock import file_lock
 from harness.telling import Story
 
-LAYOUT = "3"
+LAYOUT = "4"
 """Counts up when what :func:`_initialise` does changes: old copies are not used then."""
 
 BASE_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
@@ -82,15 +83,22 @@ def _initialise(binaries: Binaries, owner: Owner, target: Path) -> None:
         owner.give(aside)
         secret = aside / "password"
         secret.touch(0o600)
-        secret.write_text(secrets.token_hex(24) + "\n")
+        password = secrets.token_hex(24)
+        secret.write_text(password + "\n")
         owner.give(secret)
+        # A random password gains nothing from 4096 rounds of hashing, and each connection pays for them. Before 16
+        # PostgreSQL makes no verifier with fewer, and takes one.
+        hashed = aside / "verifier"
+        hashed.touch(0o600)
+        hashed.write_text(roles.verifier("postgres", password, rounds=1) + "\n")
+        owner.give(hashed)
         command: list[str | Path] = [
             binaries.folder / "initdb",
             "-D",
             aside / "data",
             *_options(binaries.major),
         ]
-        command += [f"--pwfile={secret}"]
+        command += [f"--pwfile={hashed}"]
         for locale in ("C.UTF-8", "C"):
             done = owner.run([*command, f"--locale={locale}"], timeout=180, env=BASE_ENVIRONMENT)
             if done.returncode == 0:
@@ -122,7 +130,7 @@ def _options(major: int) -> list[str]:
     if major >= 14:
         options.append("--no-instructions")
     if major >= 16:
-        # A random password gains nothing from 4096 rounds, and each connection pays for them.
+        # For roles that tests make.
         options += ["--set", "scram_iterations=1"]
     if major >= 17:
         options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]

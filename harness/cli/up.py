@@ -15,7 +15,7 @@ from harness.errors import ConfigError
 if TYPE_CHECKING:
     from harness.cli import seen
     from harness.core import Harness
-    from harness.server import Server
+    from harness.joining import Server
     from harness.template import Template
 
 DESCRIPTION = """\

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import config as settings_reader
 from harness import env
 from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.pytest_plugin import checks, plugins
-from harness.pytest_plugin.options import given_as_options
 from harness.pytest_plugin.state import STATE, Role, State
 from harness.pytest_plugin.story import Teller
 from harness.runfile import VARIABLE, RunFile
@@ -77,6 +75,10 @@ def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
 
 
 def _settings(options: Any, start: tuple[Path, str]) -> Settings:
+    # Here: a worker has its controller's, and imports neither.
+    from harness import config as settings_reader
+    from harness.pytest_plugin.options import given_as_options
+
     explicit = options.pg_harness_config
     return settings_reader.load(
         os.environ,
@@ -163,7 +165,19 @@ def _host(settings: Settings, options: Any) -> State:
         except BaseException:
             harness.close()
             raise
-    return _exporting(State(settings, Role.HOST, "main", harness, lease, {}, lambda: None, quiet))
+    state = _exporting(State(settings, Role.HOST, "main", harness, lease, {}, lambda: None, quiet))
+    if (workers := _told(options)) and settings.isolation != "server":
+        # A second processor has nothing to do until xdist's workers begin.
+        state.fill(workers)
+    return state
+
+
+def _told(options: Any) -> int:
+    """How many workers xdist will start, where that is certain; 0 where it is not, or there are none."""
+    wanted = getattr(options, "numprocesses", None)
+    if not isinstance(wanted, int) or not distributes(options):
+        return 0
+    return min(wanted, getattr(options, "maxprocesses", None) or wanted)
 
 
 def distributes(options: Any) -> bool:
@@ -186,14 +200,7 @@ def _join(config: pytest.Config) -> State:
             f"`-p no:pg_harness` must hold for all processes (put it into addopts)."
         )
     run = RunFile.read(Path(named))
-    settings = settings_reader.load(
-        os.environ,
-        start=Path(run.root),
-        start_origin=run.start_origin,
-        explicit=Path(run.file) if run.file else None,
-        overrides=run.overrides,
-        override_origin="a pytest option",
-    )
+    settings = run.settings
     harness: Harness
     if settings.isolation == "server":
         from harness.fleet import open_worker

@@ -14,7 +14,7 @@ _FRESH = {
 
 
 class Header:
-    """Tells once per run; xdist's workers say nothing."""
+    """Tells once per run; xdist's workers have none."""
 
     def __init__(self, state: State) -> None:
         self._state = state
@@ -22,8 +22,6 @@ class Header:
     def pytest_report_header(self) -> list[str]:
         """pytest shows it unless ``-q`` is given."""
         state = self._state
-        if state.role is Role.WORKER:
-            return []
         if state.role is Role.IDLE:
             return ["pg-harness: nothing is started in this kind of run"]
         return [

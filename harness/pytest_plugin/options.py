@@ -6,7 +6,7 @@ from typing import Any
 
 
 def given_as_options(options: Any) -> dict[str, Any]:
-    """The settings that were given as options of pytest; for a worker they are in the run file."""
+    """The settings that were given as options of pytest."""
     given = {
         "backend": options.pg_harness_backend,
         "fresh": options.pg_harness_fresh,

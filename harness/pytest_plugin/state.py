@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -67,6 +68,15 @@ class State:
     closed: Mapping[str, Dsn] = field(default_factory=dict)
     """Database name → the address at which nobody answers, where nothing was leased."""
     _ended: bool = False
+    _filler: threading.Thread | None = None
+
+    def fill(self, workers: int) -> None:
+        """Clone for these workers from now on, in a thread: while they import pytest, and before. Twice is once."""
+        if self._filler is None and self.harness is not None:
+            self._filler = threading.Thread(
+                target=_fill, args=(self.harness, workers), name="pg-harness spares", daemon=True
+            )
+            self._filler.start()
 
     @property
     def running(self) -> tuple[Harness, Lease]:
@@ -91,6 +101,9 @@ class State:
             return
         self._ended = True
         self.undo()
+        if self._filler is not None:
+            # A half-made clone would be in the way of the release.
+            self._filler.join(timeout=30)
         if self.run_file is not None:
             self.run_file.unlink(missing_ok=True)
         run = self.harness or self.fleet
@@ -107,6 +120,14 @@ class State:
                 run.close()
             except HarnessError as error:
                 complain(str(error))
+
+
+def _fill(harness: Harness, workers: int) -> None:
+    try:
+        harness.fill_aside(workers)
+    except HarnessError:
+        # Each worker clones for itself then, and says what is wrong.
+        return
 
 
 STATE = pytest.StashKey[State]()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any
 
 import pytest
 
 from harness import budget, project
 from harness.errors import HarnessError
-from harness.pytest_plugin.options import given_as_options
 from harness.pytest_plugin.state import State, complain
 from harness.runfile import VARIABLE, RunFile
 
@@ -21,10 +19,8 @@ UNUSABLE = "postgresql://nobody@127.0.0.1:1/worker_without_pg_harness"
 class Controller:
     """Hooks of xdist's controller."""
 
-    def __init__(self, config: pytest.Config, state: State) -> None:
-        self._config = config
+    def __init__(self, state: State) -> None:
         self._state = state
-        self._filler: threading.Thread | None = None
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_setupnodes(self, config: pytest.Config, specs: list[Any]) -> None:
@@ -54,11 +50,7 @@ class Controller:
         for spec in specs:
             spec.env[VARIABLE] = str(path)
             spec.env["DATABASE_URL"] = UNUSABLE
-        if fleet is None:
-            self._filler = threading.Thread(
-                target=self._fill, args=(len(specs),), name="pg-harness spares", daemon=True
-            )
-            self._filler.start()
+        self._state.fill(len(specs))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
@@ -87,34 +79,19 @@ class Controller:
             )
 
     def _run_file(self, workers: int) -> RunFile:
-        settings, fleet = self._state.settings, self._state.fleet
+        fleet = self._state.fleet
         harness = None if fleet is not None else self._state.running[0]
         run = fleet or self._state.running[0]
         return RunFile(
             run=run.run,
             pid=self._state.pid,
-            root=str(settings.root),
-            file=str(settings.file or ""),
+            # As the run has them: what fits the server is found out once, and no worker may take more.
+            settings=run.settings,
             server=harness.server.info if harness is not None else None,
             owner=harness.owner if harness is not None else None,
             templates=run.templates,
-            # What fits is found out once: a worker must not take more than was counted for it.
-            overrides={
-                **given_as_options(self._config.option),
-                "connections_per_worker": run.settings.connections_per_worker,
-            },
-            start_origin=settings.root_origin,
             workers=workers,
         )
-
-    def _fill(self, workers: int) -> None:
-        """Clone while the workers are still importing pytest."""
-        harness, _ = self._state.running
-        try:
-            harness.fill_aside(workers)
-        except HarnessError:
-            # Each worker clones for itself then, and says what is wrong.
-            return
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -138,11 +115,6 @@ class Controller:
             run.release_run([node.gateway.id])
         except HarnessError as problem:
             complain(f"the database of the crashed worker {node.gateway.id} stays until the end: {problem}")
-
-    def pytest_unconfigure(self) -> None:
-        """The spares are ours to wait for: a half-made clone would be in the way of the release."""
-        if self._filler is not None:
-            self._filler.join(timeout=30)
 
 
 def _our_words(error: object) -> str:

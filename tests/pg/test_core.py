@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from harness import config, env, names, outgrown, running
-from harness.catalog import databases
+from harness.catalog import databases, roles
 from harness.core import Harness
 from harness.settings import Settings
 
@@ -181,3 +181,20 @@ def test_an_open_harness_shows_its_state_and_no_password(settings: Settings, env
         assert "2 templates, 1 leases" in repr(harness)
         for secret in (harness.owner.password, harness.link.dsn.password):
             assert secret not in repr(harness) + repr(lease) + repr(harness.server) + repr(harness.settings)
+
+
+def test_log_ins_of_our_servers_hash_once(settings: Settings, environ: dict[str, str]) -> None:
+    """4096 rounds are 2 ms of each log-in, and guard nothing where the password is random."""
+    rounds = "select split_part(split_part(rolpassword, ':', 1), '$', 2) from pg_authid where rolname = %s"
+    with Harness.open_with(settings, environ) as harness, harness.lease() as lease:
+        session = harness.link.session
+        for role in ("postgres", harness.owner.name):
+            assert session.value(rounds, (role,)) == "1"
+        with lease.connect() as connection:
+            assert connection.execute("select current_user").fetchone() == (harness.owner.name,)
+        # On another's server the password follows from the admin's, which somebody may have thought up.
+        session.execute("set harness.server_id = ''")
+        roles.ensure(session, "guessed", password="secret", attributes=(), superuser=False)
+        assert session.value(rounds, ("guessed",)) == "4096"
+        session.execute("drop role guessed")
+        session.execute("reset harness.server_id")

@@ -12,9 +12,10 @@ from dataclasses import replace
 import pytest
 from fix_backends import Checkout, processes_naming, until
 
-from harness import running, server
+from harness import running
 from harness.catalog.session import Session
 from harness.errors import BackendUnavailable, ServerLost, ServerRefused
+from harness.joining import Server
 
 
 def test_the_first_starts_it_and_the_second_finds_it(place: Checkout, kind: dict[str, str]) -> None:
@@ -258,7 +259,7 @@ def test_a_persons_server_is_not_thrown_away(place: Checkout) -> None:
         assert again.info.dsn.password == found.info.dsn.password
 
 
-def _postmaster(found: server.Server) -> int:
+def _postmaster(found: Server) -> int:
     with open(os.path.join(found.info.handle, "data", "postmaster.pid")) as file:
         return int(file.readline())
 

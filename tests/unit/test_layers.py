@@ -15,7 +15,7 @@ PACKAGE = Path(harness.__file__).parent
 LAYERS = [
     ["errors", "dsn", "names", "settings", "project", "lock", "migrations.spec", "memory", "telling"],
     ["catalog", "backends"],
-    ["server", "starting", "running", "orphans", "hint", "answering", "made_with"],
+    ["server", "starting", "running", "orphans", "hint", "answering", "joining", "made_with"],
     ["migrations", "recipe", "half_built", "building", "template", "eviction", "bake"],
     ["reset", "clones", "lease_reset", "lease", "keep", "keep_dump", "saved", "pristine"],
     [
