@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from harness.bench import crowd, instead
 from harness.bench.measuring import HEAD, Timing, line, measured, summary
 from harness.catalog.session import Session
+from harness.errors import ConfigError
 
 if TYPE_CHECKING:
     from harness.core import Harness
@@ -41,25 +42,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: options, without the program's name.
 
     Raises:
-        HarnessError: no server can be started here.
+        HarnessError: no server can be started here. ConfigError: the folder cannot be used.
     """
     parser = argparse.ArgumentParser(prog="pg-harness bench reset", description=main.__doc__)
     parser.add_argument("--version", action="append", help="major version of PostgreSQL; may be repeated")
     parser.add_argument("--rounds", type=int, default=200, help="rounds of each row (slow rows: a tenth)")
     parser.add_argument("--workers", type=int, default=8, help="workers of the crowded rows")
+    parser.add_argument("--folder", type=Path, help="keep the servers' data below it, on its file system")
     parser.add_argument("--long", action="store_true", help="also 1,000 tables, 1 GB, 2,000 resets")
     options = parser.parse_args(argv)
+    if options.folder is not None and not options.folder.is_dir():
+        raise ConfigError(f"--folder {options.folder}: there is no such folder")
     for version in options.version or [None]:
-        with _project(schema_of(60), version) as (harness, folder):
+        with _project(schema_of(60), version, options.folder) as (harness, folder):
             _report(harness, folder, options, version)
         if options.long:
             with (
-                _project(schema_of(1000), version) as (harness, _),
+                _project(schema_of(1000), version, options.folder) as (harness, _),
                 harness.lease("many", watch=True) as lease,
             ):
                 _print("reset, 3 dirty tables of 1,000", _dirty(lease, DIRTY, options.rounds))
             with (
-                _project(schema_of(60) + BIG, version) as (harness, _),
+                _project(schema_of(60) + BIG, version, options.folder) as (harness, _),
                 harness.lease("big", watch=True) as lease,
             ):
                 _print("reset, 3 dirty tables, a template of 1 GB", _dirty(lease, DIRTY, options.rounds))
@@ -91,17 +95,22 @@ def schema_of(tables: int) -> str:
 
 
 @contextmanager
-def _project(schema: str, version: str | None) -> Iterator[tuple[Harness, Path]]:
+def _project(schema: str, version: str | None, below: Path | None) -> Iterator[tuple[Harness, Path]]:
     """A server of its own with its project's folder, and nothing left of it afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="pg-harness-bench-"))
+    folder = Path(tempfile.mkdtemp(prefix="pg-harness-bench-", dir=below))
     folder.chmod(0o755)
     (folder / "migrations").mkdir()
     (folder / "migrations" / "001_all.sql").write_text(schema)
-    (folder / "pg-harness.toml").write_text('migrations = ["sql:migrations"]\n')
+    # A container's data lies where the daemon keeps it.
+    place = "" if below is None else 'storage = "disk"\nbackend = "process"\n'
+    (folder / "pg-harness.toml").write_text(f'migrations = ["sql:migrations"]\n{place}')
     environ = _environ(folder / "state")
     settings = crowd.settings_of(folder, environ, version)
     try:
         with _open(settings, environ) as harness:
+            data = Path(str(harness.link.session.value("show data_directory")))
+            if below is not None and folder.resolve() not in data.resolve().parents:
+                raise ConfigError(f"the server's user may not enter {below}: its data would lie in {data}")
             yield harness, folder
     finally:
         _stop(settings, environ)
@@ -205,7 +214,8 @@ def _crowd(harness: Harness, folder: Path, options: argparse.Namespace, version:
     if options.long:
         # The same processors, and nobody else's log: what is left is waiting for a processor.
         with ExitStack() as stack:
-            folders = [stack.enter_context(_project(schema_of(60), version))[1] for _ in range(count)]
+            made = [_project(schema_of(60), version, options.folder) for _ in range(count)]
+            folders = [stack.enter_context(one)[1] for one in made]
             timing = crowd.measure(folders, version, DIRTY)
             _print(f"the same, {count} busy workers with a server each", timing)
     _turns(harness, count, options.rounds)

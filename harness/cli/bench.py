@@ -22,6 +22,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=int, help="rounds of each row; default: 200")
     parser.add_argument("--workers", type=int, help="workers of the crowded rows; default: 8")
+    parser.add_argument(
+        "--folder",
+        metavar="DIR",
+        help="keep the servers' data below it; default: in memory where there is room",
+    )
     parser.add_argument("--long", action="store_true", help="also 1,000 tables and 2,000 resets")
 
 
@@ -31,7 +36,10 @@ def run(context: Context) -> int:
 
     given = vars(context.arguments)
     words = [
-        word for name in ("rounds", "workers") if name in given for word in (f"--{name}", str(given[name]))
+        word
+        for name in ("rounds", "workers", "folder")
+        if name in given
+        for word in (f"--{name}", str(given[name]))
     ]
     words += [word for version in given.get("versions", ()) for word in ("--version", version)]
     return reset.main([*words, *(["--long"] if given.get("long") else [])])
