@@ -11,6 +11,7 @@ from harness import eviction, half_built, names
 from harness.catalog import databases, roles
 from harness.catalog.attributes import read_attributes
 from harness.catalog.session import Session, ident
+from harness.catalog.settling import settle_sequences
 from harness.errors import MigrationError, ServerRefused, TemplateBusy
 from harness.migrations.base import MigrationContext
 from harness.recipe import Owner, Recipe
@@ -145,7 +146,7 @@ class Build:
     def _freeze(self, name: str, created_roles: list[str], seconds: float) -> dict[str, Any]:
         session = self.session
         with Session.connect(session.dsn.with_database(name)) as inside:
-            settled = _settle_sequences(inside)
+            settled = settle_sequences(inside)
             # Frozen rows need no freezing, no hint bits and no pruning later: nothing that a reset would have to explain.
             inside.execute("vacuum (freeze, analyze)")
             size = int(inside.value("select pg_database_size(current_database())"))
@@ -194,32 +195,3 @@ class Build:
         times = ", ".join(f"a clone by {s} takes {1000 * t:.0f} ms" for s, t in took.items())
         self.story(f"{times}: {best} it is")
         return best
-
-
-def _settle_sequences(inside: Session) -> bool:
-    """Have every sequence write to the log when it next moves; whether that could be done.
-
-    nextval logs 32 values ahead, and the next 31 moves are silent: a reset could not see them in a clone.
-    """
-    try:
-        inside.execute(_SETTLE)
-    except ServerRefused:
-        # Not our server, and a sequence of somebody else's role: each lease settles its own then.
-        return False
-    return True
-
-
-_SETTLE = """
-do $settle$
-declare
-    sequence regclass;
-    now record;
-begin
-    for sequence in select oid::regclass from pg_class where relkind = 'S' and relpersistence <> 't' loop
-        execute format('select last_value, is_called, log_cnt from %s', sequence) into now;
-        if now.log_cnt > 0 then
-            perform setval(sequence, now.last_value, now.is_called);
-        end if;
-    end loop;
-end $settle$
-"""

@@ -13,7 +13,8 @@ from harness.catalog import databases, locks, restore_shared
 from harness.catalog.link import connect_verified
 from harness.catalog.restore_shared import Note
 from harness.catalog.session import Session, ident
-from harness.clones import Claim, Clones
+from harness.catalog.wal import FIRST_SUPPORTED
+from harness.clones import BeforeRename, Claim, Clones
 from harness.dsn import Dsn
 from harness.errors import HarnessError, LeaseError, ServerRefused
 from harness.reset.report import ResetReport
@@ -63,10 +64,16 @@ class DatabaseReset:
         self._watched = True
         if self._problem or self._noted is not None or self._engine is not None:
             return
-        self._noted = take_note(self._clones, self._template, self._database)
+        self._noted, _ = self._take_note(self._database)
         if self._noted is None:
             # What is missing is said by the engine.
             self._open_engine()
+
+    def _take_note(self, name: str) -> tuple[Note | None, str]:
+        return take_note(self._clones, self._template, name)
+
+    def _replace(self, before: BeforeRename | None) -> str:
+        return self._clones.replace(self._template, self._claim, before=before)
 
     def resume(self, noted: Note | None, missing: str) -> None:
         """Go on from what another process has :attr:`noted`; connections are worth more than a fast clone there.
@@ -80,6 +87,11 @@ class DatabaseReset:
     def noted(self) -> Note | None:
         """What another process needs to go on from the state that the last reset has made; None: nothing is known."""
         return self._noted if self._engine is None else self._engine.noted
+
+    @property
+    def missing(self) -> str:
+        """Why nothing is noted that another process could go on from, where it can be told."""
+        return self._problem or self._missing
 
     @property
     def untouched(self) -> bool:
@@ -176,10 +188,13 @@ class DatabaseReset:
         def before(name: str) -> None:
             # Not later: a pool that comes back at once writes before anything could be noted.
             nonlocal noted
-            noted = take_note(self._clones, self._template, name)
+            noted, self._missing = self._take_note(name)
 
         watched = self._watched or self._engine is not None
-        retired = self._clones.replace(self._template, self._claim, before=before if watched else None)
+        if self._resumed:
+            # Of no more use: nothing but the note outlives this command.
+            self.close()
+        retired = self._replace(before if watched else None)
         if self._drop_later is not None:
             self._drop_later(retired)
         elif retired:
@@ -193,8 +208,9 @@ class DatabaseReset:
                 # Else the rows of a mark would be missing, and the database pass for the marked state.
                 self._give_up(error)
         elif self._watched:
-            self._noted, self._missing = noted, ""
-            self.prepare()
+            self._noted = noted
+            if not self._resumed:
+                self.prepare()
         if self._engine is not None:
             self._engine.cloned_in(1000 * (time.monotonic() - began))
         return ResetReport(strategy="clone", milliseconds=1000 * (time.monotonic() - began), reason=reason)
@@ -256,20 +272,32 @@ class DatabaseReset:
         return self._open(ensure_baseline(self._clones, self._template), settings)
 
 
-def take_note(clones: Clones, template: Template, name: str) -> Note | None:
-    """What is true of a clone that is pristine now; None where a reset cannot go on from there, or may not read it.
+def take_note(clones: Clones, template: Template, name: str) -> tuple[Note | None, str]:
+    """What is true of a clone that is pristine now; or None, and why a reset cannot go on from there.
 
     Args:
         name: what the clone is called at present.
     """
-    session = clones.link.session
+    if not template.settled:
+        return (
+            None,
+            "its template has sequences that are logged ahead: `pg-harness up --rebuild` makes it again",
+        )
+    return note_of(clones.link.session, name, clones.owner.name)
+
+
+def note_of(session: Session, name: str, role: str) -> tuple[Note | None, str]:
+    """The same of any database in which every move of a sequence is seen in the log."""
     # Before 15, who has logged in is known late; and there is no engine to be opened later.
-    if not template.settled or session.server_version < 150000:
-        return None
+    if session.server_version < FIRST_SUPPORTED:
+        return (
+            None,
+            f"PostgreSQL {session.server_version // 10000} cannot be reset by its log (15 and later can)",
+        )
     try:
-        return restore_shared.note(session, name, clones.owner.name)
-    except ServerRefused:
-        return None
+        return restore_shared.note(session, name, role), ""
+    except ServerRefused as error:
+        return None, f"this role may not read what a reset has to know, see docs/reset.md, Rights ({error})"
 
 
 def ensure_baseline(clones: Clones, template: Template) -> str:

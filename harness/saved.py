@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from harness import names
 from harness.catalog import databases
 from harness.catalog.attributes import apply_statements, read_attributes
 from harness.catalog.databases import Database
+from harness.catalog.restore_shared import Note
 from harness.catalog.session import Session, ident, literal
-from harness.clones import RESERVED_CONNECTIONS, Clones
+from harness.catalog.settling import settle_sequences
+from harness.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
 from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
+from harness.lease_reset import note_of
 from harness.names import Kind
 
 PAUSE = 0.02
@@ -82,20 +85,23 @@ def save(
     leased: Mapping[str, Database],
     name: str | None,
     *,
+    role: str,
     strategy: str | None,
     reset_timeout: float,
-) -> tuple[Saved, list[str]]:
+) -> tuple[Saved, list[str], dict[str, Note]]:
     """Make the present state the top mark.
 
     PostgreSQL copies no database that has sessions: transactions are waited for, then all sessions end.
 
     Args:
         name: what to call it; None for its number.
+        role: the application's.
         strategy: how to clone, see :func:`harness.catalog.databases.clone`.
         reset_timeout: seconds to wait for open transactions.
 
     Returns:
-        The mark, and the sessions that were ended, one line each.
+        The mark; the sessions that were ended, one line each; name of a copy → what was true of its database when
+        it was made, for a reset to go on from.
 
     Raises:
         LeaseError: a mark of that name is set. LeaseInUse: a session cannot be ended.
@@ -108,6 +114,7 @@ def save(
     created = datetime.now(UTC).isoformat(timespec="milliseconds")
     made: dict[str, str] = {}
     ended: list[str] = []
+    notes: dict[str, Note] = {}
     try:
         for key, database in leased.items():
             parsed = database.parsed
@@ -117,7 +124,10 @@ def save(
             # Of one that was interrupted: it is no mark, but it is in the way.
             drop_of(session, project, database.name, but=marks)
             made[key] = copy
-            ended += _copy(session, database.name, copy, strategy, reset_timeout)
+            noted, gone = _copy(session, database.name, copy, role, strategy, reset_timeout)
+            ended += gone
+            if noted is not None:
+                notes[copy] = noted
             # The comment comes last: a copy without it is none.
             facts = {"kind": "mark", "number": number, "name": name, "created": created}
             session.script(databases.comment_statement(copy, facts, database.comment))
@@ -126,11 +136,13 @@ def save(
             for copy in made.values():
                 databases.drop(session, copy, project)
         raise
-    return choose(stack(session, project, leased), name), ended
+    return choose(stack(session, project, leased), name), ended, notes
 
 
-def _copy(session: Session, source: str, copy: str, strategy: str | None, patience: float) -> list[str]:
-    """Clone a database that people are in; return the sessions that had to end."""
+def _copy(
+    session: Session, source: str, copy: str, role: str, strategy: str | None, patience: float
+) -> tuple[Note | None, list[str]]:
+    """Clone a database that people are in; return what is true of both, and the sessions that had to end."""
     _wait(session, source, patience)
     ended = databases.sessions_of(session, source)
     attributes = read_attributes(session, source)
@@ -138,11 +150,18 @@ def _copy(session: Session, source: str, copy: str, strategy: str | None, patien
     if owner is None:
         raise LeaseLost(f"database {source} is gone")
     ended += _roll_back_prepared(session, source)
+    # As the attributes: while connections are allowed. A clone by file_copy begins with a checkpoint, and after that
+    # every sequence writes to the log when it moves; after one by wal_log it may move without a word.
+    noted = note_of(session, source, role)[0] if strategy == "file_copy" else None
     # Else a pool is back before the clone begins. `reset` opens it again, should we be killed in between.
     session.execute(f"alter database {ident(source)} with allow_connections false")
     try:
         databases.terminate(session, source)
         databases.clone(session, copy, template=source, owner=owner, strategy=strategy)
+        if noted is not None:
+            # Nobody is in it: this is the position at which both are the same.
+            here = str(session.value("select pg_current_wal_insert_lsn()::text"))
+            noted = replace(noted, position=here)
     except ServerRefused as error:
         if error.sqlstate == databases.OBJECT_IN_USE:
             raise LeaseInUse(
@@ -153,6 +172,8 @@ def _copy(session: Session, source: str, copy: str, strategy: str | None, patien
     finally:
         if not session.closed:
             session.execute(f"alter database {ident(source)} with allow_connections true")
+    with Session.connect(session.dsn.with_database(copy)) as inside:
+        settle_sequences(inside)
     session.script(
         ";\n".join(
             [
@@ -161,7 +182,7 @@ def _copy(session: Session, source: str, copy: str, strategy: str | None, patien
             ]
         )
     )
-    return ended
+    return noted, ended
 
 
 def _wait(session: Session, database: str, patience: float) -> None:
@@ -185,36 +206,66 @@ def _roll_back_prepared(session: Session, database: str) -> list[str]:
     return [f"prepared transaction {gid}" for (gid,) in found]
 
 
-def restore(clones: Clones, saved: Saved, leased: Mapping[str, Database], *, strategy: str | None) -> None:
-    """Replace a worker's databases by copies of a mark, under the same names. Sessions in them end.
+def put_back(
+    clones: Clones,
+    saved: str,
+    copy: Database,
+    database: Database,
+    *,
+    strategy: str | None,
+    before: BeforeRename | None = None,
+) -> str:
+    """Replace one of a worker's databases by a copy of a mark, under the same name. Sessions in it end.
+
+    Args:
+        saved: what the mark is called.
+        copy: the mark's copy of the database.
+
+    Returns:
+        What the old one is called now, for :func:`harness.catalog.databases.drop_retired`; empty where it was gone.
 
     Raises:
         LeaseLost: the mark is gone.
     """
-    session = clones.link.session
-    for key, database in leased.items():
-        source = saved.databases[key].name
-        fresh = f"{database.name}_n"
-        databases.drop(session, fresh, clones.project)
-        attributes = read_attributes(session, source)
-        try:
-            databases.clone(session, fresh, template=source, owner=database.owner, strategy=strategy)
-        except ServerRefused as error:
-            if error.sqlstate == databases.UNDEFINED_DATABASE:
-                raise LeaseLost(f"the mark {saved.name!r} was released by somebody else") from error
+    session, fresh = clones.link.session, f"{database.name}_n"
+    databases.drop(session, fresh, clones.project)
+    attributes = read_attributes(session, copy.name)
+    shut(session, copy.name)
+    try:
+        databases.clone(session, fresh, template=copy.name, owner=database.owner, strategy=strategy)
+    except ServerRefused as error:
+        if error.sqlstate == databases.UNDEFINED_DATABASE:
+            raise LeaseLost(f"the mark {saved!r} was released by somebody else") from error
+        raise
+    limit = clones.connections + RESERVED_CONNECTIONS
+    session.script(";\n".join([
+        *apply_statements(fresh, attributes),
+        f"alter database {ident(fresh)} with connection limit {limit}",
+        databases.comment_statement(fresh, database.mark or {}, attributes.comment),
+    ]))  # fmt: skip
+    away = names.retired(clones.project)
+    gone = databases.retire(session, database.name, away)
+    if before is not None:
+        before(fresh)
+    if not databases.rename(session, fresh, database.name):
+        raise LeaseLost(f"the copy of the mark {saved!r} was dropped by somebody else")
+    return away if gone else ""
+
+
+def open_up(session: Session, copy: str) -> None:
+    """Let the admin read a mark's copy, and nobody else; :func:`shut` ends that."""
+    session.execute(f"alter database {ident(copy)} with allow_connections true connection limit 0")
+
+
+def shut(session: Session, copy: str) -> None:
+    """Nobody is in a mark's copy any more, and nobody can come: a session there would stall clones of it."""
+    try:
+        session.execute(f"alter database {ident(copy)} with allow_connections false")
+    except ServerRefused as error:
+        if error.sqlstate != databases.UNDEFINED_DATABASE:
             raise
-        limit = clones.connections + RESERVED_CONNECTIONS
-        session.script(";\n".join([
-            *apply_statements(fresh, attributes),
-            f"alter database {ident(fresh)} with connection limit {limit}",
-            databases.comment_statement(fresh, database.mark or {}, attributes.comment),
-        ]))  # fmt: skip
-        away = names.retired(clones.project)
-        gone = databases.retire(session, database.name, away)
-        if not databases.rename(session, fresh, database.name):
-            raise LeaseLost(f"the copy of the mark {saved.name!r} was dropped by somebody else")
-        if gone:
-            databases.drop_retired(session, away)
+    else:
+        databases.terminate(session, copy)
 
 
 def release(session: Session, project: str, marks: Sequence[Saved], lowest: Saved | None) -> list[Saved]:

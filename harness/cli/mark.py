@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from harness import saved, template
+from harness import persons, saved, template
 from harness.catalog import locks
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import Usage, add_json
 from harness.core import Harness
 from harness.errors import LeaseError
+from harness.pristine import Life, Notes
 from harness.saved import Saved
 
 USAGE = "[WORKER] [--name NAME | --list | --release[=NAME] | --release-all] [options]"
@@ -113,14 +115,18 @@ def strategy_of(harness: Harness, place: seen.Place) -> str | None:
 
 def _set(context: Context, place: seen.Place, name: str | None) -> dict[str, Any]:
     harness = place.harness
-    made, ended = saved.save(
+    notes = Notes.of(context.settings, context.environ)
+    life = Life.of(harness.link.session, harness.link.server_id, "")
+    made, ended, noted = saved.save(
         harness.link.session,
         harness.project,
         place.databases,
         name,
+        role=harness.clones.owner.name,
         strategy=strategy_of(harness, place),
         reset_timeout=context.settings.reset_timeout,
     )
+    persons.note_marks(harness.clones, notes, life, noted)
     for session in ended:
         context.console.warn(f"ended: {session}")
     context.console.story(f"{place.what}: marked as {made.name!r}; `pg-harness reset` comes back to here")
@@ -135,12 +141,22 @@ def _release(
     if not marks and not everything:
         raise LeaseError(f"{place.what}: nothing is marked")
     lowest = None if everything else saved.choose(marks, name) if name else marks[-1]
-    gone = saved.release(harness.link.session, harness.project, marks, lowest)
+    gone = release(context, place, marks, lowest)
     left = marks[: len(marks) - len(gone)]
     where = f"mark {left[-1].name!r}" if left else "their migrations' state"
     names = ", ".join(repr(mark.name) for mark in gone) or "nothing"
     context.console.story(f"{place.what}: released {names}; `pg-harness reset` goes to {where}")
     return [told(place, mark) for mark in gone]
+
+
+def release(context: Context, place: seen.Place, marks: Sequence[Saved], lowest: Saved | None) -> list[Saved]:
+    """As :func:`harness.saved.release`, with what was noted of them."""
+    notes = Notes.of(context.settings, context.environ)
+    gone = saved.release(place.harness.link.session, place.harness.project, marks, lowest)
+    for mark in gone:
+        for copy in mark.databases.values():
+            notes.forget(copy.name)
+    return gone
 
 
 def _list(context: Context, worker: str | None) -> int:

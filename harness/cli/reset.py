@@ -8,18 +8,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from harness import pristine, saved, template
+from harness import saved, template
 from harness.catalog import databases
 from harness.catalog.databases import Database
 from harness.cli import seen
 from harness.cli.context import Context
-from harness.cli.mark import TEMPLATE, changing, strategy_of
+from harness.cli.mark import TEMPLATE, changing, release, strategy_of
 from harness.cli.parser import Usage, add_json
 from harness.clones import Claim
 from harness.errors import LeaseError, LeaseLost
 from harness.names import Kind
-from harness.pristine import PersonsReset
+from harness.persons import PersonsReset
+from harness.pristine import Notes
 from harness.reset.report import ResetReport
+from harness.saved import Saved
 from harness.template import Template
 
 USAGE = "[WORKER | --all] [--to NAME] [--dry-run] [options]"
@@ -32,9 +34,9 @@ They come back to the last mark (`pg-harness mark`), else to the migrations that
 """
 
 EPILOG = """\
-To the migrations' state only what changed is put back, and open sessions go on; one that is in a transaction is
-waited for (reset_timeout), then ended and named. Where the schema was changed, the server was restarted, or too much
-was written, it is a fresh clone, which ends all sessions; a line says why. A mark and a test run's worker are cloned.
+Only what changed is put back, and open sessions go on; one that is in a transaction is waited for (reset_timeout),
+then ended and named. Where the schema was changed, the server was restarted, or too much was written, it is a fresh
+clone, which ends all sessions; a line says why. A test run's worker gets a clone each time.
 """
 
 NAMED = 6
@@ -53,7 +55,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="a mark, releasing those above it; `template`: the migrations' state, releasing all",
     )
     parser.add_argument(
-        "--dry-run", dest="dry_run", action="store_true", help="only tell what changed since the migrations"
+        "--dry-run", dest="dry_run", action="store_true", help="only tell what changed since then"
     )
     add_json(parser)
 
@@ -63,8 +65,6 @@ def run(context: Context) -> int:
     given = vars(context.arguments)
     if given.get("all") and given.get("worker"):
         raise Usage("name a worker or give --all, not both")
-    if given.get("dry_run") and given.get("to") not in (None, TEMPLATE):
-        raise Usage("--dry-run tells what changed since the migrations, not since a mark")
     act = _tell if given.get("dry_run") else _reset
     reports: list[dict[str, Any]] = []
     if given.get("all"):
@@ -147,35 +147,40 @@ def _listed(tables: Sequence[str]) -> str:
 
 def _reset_mine(context: Context, place: seen.Place, to: str | None) -> tuple[str, dict[str, ResetReport]]:
     """Go to a mark, or to the template; marks above it are released once it worked. Tells where it went."""
-    harness = place.harness
-    session = harness.link.session
-    marks = saved.stack(session, harness.project, place.databases)
-    if to == TEMPLATE or (to is None and not marks):
-        reports = {}
-        for name, database in place.databases.items():
-            with _persons(context, place, name, database) as reset:
-                reports[name] = reset.reset()
-        saved.release(session, harness.project, marks, None)
-        return "the migrations' state", reports
-    mark = saved.choose(marks, to) if to is not None else marks[-1]
-    open_ = _sessions(place)
-    saved.restore(harness.clones, mark, place.databases, strategy=strategy_of(harness, place))
-    above = [other for other in marks if other.number > mark.number]
+    marks, mark = _target(place, to)
+    reports = {}
+    for name, database in place.databases.items():
+        with _persons(context, place, name, database, mark) as reset:
+            reports[name] = reset.reset()
+    above = [other for other in marks if mark is None or other.number > mark.number]
     if above:
-        saved.release(session, harness.project, above, None)
-    return f"mark {mark.name!r}", {name: ResetReport("clone", ended=ended) for name, ended in open_.items()}
+        release(context, place, above, None)
+    return f"mark {mark.name!r}" if mark else "the migrations' state", reports
 
 
-def _persons(context: Context, place: seen.Place, name: str, database: Database) -> PersonsReset:
-    return PersonsReset(
-        place.harness.clones,
-        pristine.Notes.of(context.settings, context.environ),
-        _template(place, name, database),
-        _claim(place, database),
-        database.name,
-        reset_timeout=context.settings.reset_timeout,
-        story=context.console.story,
-    )
+def _target(place: seen.Place, to: str | None) -> tuple[list[Saved], Saved | None]:
+    """All marks, and the one to go to; None is the template."""
+    harness = place.harness
+    marks = saved.stack(harness.link.session, harness.project, place.databases)
+    if to == TEMPLATE or (to is None and not marks):
+        return marks, None
+    return marks, saved.choose(marks, to) if to is not None else marks[-1]
+
+
+def _persons(
+    context: Context, place: seen.Place, name: str, database: Database, mark: Saved | None
+) -> PersonsReset:
+    clones, settings = place.harness.clones, context.settings
+    notes, story = Notes.of(settings, context.environ), context.console.story
+    if mark is None:
+        return PersonsReset.to_template(
+            clones, notes, _template(place, name, database), _claim(place, database), database,
+            reset_timeout=settings.reset_timeout, story=story,
+        )  # fmt: skip
+    return PersonsReset.to_mark(
+        clones, notes, mark.name, mark.databases[name], database, strategy=strategy_of(place.harness, place),
+        reset_timeout=settings.reset_timeout, story=story,
+    )  # fmt: skip
 
 
 def _renew(place: seen.Place) -> dict[str, ResetReport]:
@@ -214,8 +219,8 @@ def _claim(place: seen.Place, database: Database) -> Claim:
     return Claim(place.run, place.worker, index, {"root": str(place.harness.settings.root)})
 
 
-def _tell(context: Context, place: seen.Place, _to: str | None) -> dict[str, Any]:
-    """What changed since the migrations; nothing is reset."""
+def _tell(context: Context, place: seen.Place, to: str | None) -> dict[str, Any]:
+    """What changed since the state that a reset would go to; nothing is reset."""
     _refuse(place)
     if not place.persons:
         raise LeaseError(
@@ -223,15 +228,17 @@ def _tell(context: Context, place: seen.Place, _to: str | None) -> dict[str, Any
             "as lease.changes()"
         )
     with changing(place):
+        _, mark = _target(place, to)
         told: dict[str, dict[str, Any]] = {}
         for name, database in place.databases.items():
             told[name] = {"changes": [], "unknown": ""}
-            with _persons(context, place, name, database) as reset:
+            with _persons(context, place, name, database, mark) as reset:
                 try:
                     changes = reset.changes()
                     told[name]["changes"] = str(changes).splitlines() if changes else []
                 except LeaseError as error:
                     told[name]["unknown"] = str(error)
+    state = f"mark {mark.name!r}" if mark else "the migrations' state"
     several = len(told) > 1 or bool(getattr(context.arguments, "all", False))
     for name, found in told.items():
         where, what = (f"{place.worker} {name}: ", f"{place.what}, {name}") if several else ("", place.what)
@@ -240,8 +247,8 @@ def _tell(context: Context, place: seen.Place, _to: str | None) -> dict[str, Any
                 f"{what}: what changed cannot be told, a reset is a fresh clone ({found['unknown']})"
             )
         elif not found["changes"]:
-            context.console.story(f"{what}: nothing changed since the migrations")
+            context.console.story(f"{what}: nothing changed since {state}")
         if not context.json:
             for line in found["changes"]:
                 context.console.answer(f"{where}{line}")
-    return {"worker": place.worker, "what": place.what, "databases": told}
+    return {"worker": place.worker, "what": place.what, "state": state, "databases": told}

@@ -190,9 +190,9 @@ def _fresh(
 
 def _noting(context: Context, harness: Harness) -> Callable[[Template, str, str], None]:
     """So that `reset` can put back what changes from here on: nobody knows the new databases yet."""
-    from harness import pristine
+    from harness import persons, pristine
 
-    return partial(pristine.first_note, harness.clones, pristine.Notes.of(context.settings, context.environ))
+    return partial(persons.first_note, harness.clones, pristine.Notes.of(context.settings, context.environ))
 
 
 def _confirm(context: Context, doomed: Sequence[seen.Place], *, yes: bool) -> None:

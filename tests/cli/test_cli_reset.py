@@ -161,7 +161,7 @@ def test_a_dry_run_tells_what_changed_and_leaves_it(mine: Project, application: 
     done = mine.run("reset", "--dry-run")
     assert (done.stdout, done.returncode) == ("", 0)
     assert "a reset is a fresh clone (the schema differs from the template's (relation extra" in done.stderr
-    assert "since the migrations, not since a mark" in mine.fails(120, "reset", "--dry-run", "--to", "x")
+    assert "there is no mark 'x'" in mine.fails(124, "reset", "--dry-run", "--to", "x")
     mine.fails(124, "reset", "--dry-run", "template")
 
 
@@ -242,25 +242,67 @@ def test_a_pool_that_comes_back_at_once_writes_nothing_that_stays(
     assert differs() == []
 
 
-def test_marks_are_cloned_and_the_migrations_state_is_put_back_below_them(
+def test_a_mark_is_put_back_too_and_what_is_below_it(
+    mine: Project, application: Connection, url: str, differs: Callable[[], list[str]]
+) -> None:
+    application.execute("create table extra (id serial primary key, body text)")
+    application.execute("insert into extra (body) select 'marked' from generate_series(1, 5)")
+    application.execute("update colours set name = 'marked' where id = 1")
+    told = json.loads(mine.ok("mark", "--name", "loaded", "--json"))
+    assert len(told["ended"]) == 1
+    with psycopg.connect(url, autocommit=True) as connection:
+        look = "select count(*), max(id), (select name from colours order by id limit 1) from extra"
+        for number in range(3):
+            # The sequence was in the middle of what it had logged when it was copied.
+            assert connection.execute(
+                "insert into extra (body) values ('later') returning id"
+            ).fetchone() == (6,)
+            if number:
+                connection.execute(
+                    "delete from extra where id < 3; update colours set name = 'later' where id = 1"
+                )
+            assert "extra: " in mine.ok("reset", "--dry-run")
+            report = reset(mine)
+            assert (report["strategy"], report["state"], report["ended"]) == ("restore", "mark 'loaded'", [])
+            assert connection.execute(look.encode()).fetchone() == (5, 5, "marked")
+        second = mine.run("mark", "--name", "second")
+        assert second.returncode == 0, second.stderr
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("truncate extra")
+        # Below: it goes by what was noted then.
+        assert reset(mine, "--to", "loaded")["strategy"] == "restore"
+        assert connection.execute(look.encode()).fetchone() == (5, 5, "marked")
+        pid = connection.info.backend_pid
+        connection.execute("drop table extra")
+        report = reset(mine)
+        assert report["strategy"] == "clone"
+        assert "extra" in report["reason"]
+        assert f"pid {pid}" in report["ended"][0]
+    with psycopg.connect(url, autocommit=True) as connection:
+        assert connection.execute("insert into extra (body) values ('later') returning id").fetchone() == (6,)
+        assert reset(mine)["strategy"] == "restore"
+        assert connection.execute(look.encode()).fetchone() == (5, 5, "marked")
+    with Session.connect(admin(mine)) as session:
+        copies = session.rows(
+            "select datallowconn from pg_database where datname = any(%s)",
+            (list(told["databases"].values()),),
+        )
+    assert copies == [(False,), (False,)]
+    report = reset(mine, "--to", "template")
+    assert (report["strategy"], "made again" in report["reason"]) == ("clone", True)
+    assert differs() == []
+    assert not [path for path in notes_of(mine) if "_m_" in path.name]
+
+
+def test_the_migrations_state_is_put_back_below_marks(
     mine: Project, url: str, differs: Callable[[], list[str]]
 ) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("insert into users (name) values ('marked')")
     mine.ok("mark")
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("insert into users (name) values ('later')")
-        # The mark is another database: what is known of this one still holds.
-        report = reset(mine, "--to", "template")
-        assert report["strategy"] == "restore"
+        assert reset(mine, "--to", "template")["strategy"] == "restore"
         assert connection.execute("select count(*) from users").fetchone() == (1,)
     assert differs() == []
-    mine.ok("mark")
-    assert reset(mine)["strategy"] == "clone"
-    mine.ok("mark", "--release-all")
-    report = reset(mine)
-    assert (report["strategy"], "made again" in report["reason"]) == ("clone", True)
-    assert reset(mine)["strategy"] == "nothing"
 
 
 def test_the_likely_mistakes(mine: Project, new_project: Callable[..., Project]) -> None:

@@ -17,7 +17,7 @@ LAYERS = [
     ["catalog", "backends"],
     ["server", "starting", "running", "orphans", "hint", "answering", "joining", "made_with"],
     ["migrations", "recipe", "half_built", "building", "template", "eviction", "bake"],
-    ["reset", "clones", "lease_reset", "lease", "keep", "keep_dump", "saved", "pristine"],
+    ["reset", "clones", "lease_reset", "lease", "keep", "keep_dump", "saved", "pristine", "persons"],
     [
         "pool",
         "outgrown",
