@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 from diff_schemas import generate as generate_schema
-from diff_workloads import DDL
+from diff_workloads import DDL, Operation
 from diff_workloads import generate as generate_workload
-from fix_reset_servers import Server
+from fix_reset_picture import Picture, difference
+from fix_reset_servers import Server, clone, drop
 from test_differential import _SETTLE, SEED, Runner
 
+from harness import saved
+from harness.lease_reset import note_of
 from harness.pristine import Life, Notes
 from harness.reset.carried import Carried
+from harness.reset.engine import ResetEngine
 from harness.reset.model import RecloneNeeded
 from harness.reset.state import EngineState
 
@@ -120,3 +124,106 @@ def test_a_process_that_does_not_know_where_rows_lie_is_caught(
         assert any(runner.round(seed, rng)[0] for seed in range(1, 60))
     finally:
         runner.close()
+
+
+class Marked(Processes):
+    """A runner whose engines go back to a mark of a person's."""
+
+    marked: tuple[Operation, ...] = ()
+
+    def mark(self, seed: int) -> None:
+        """Mark what a workload leaves, its DDL included."""
+        bench = self.bench
+        copy = f"{bench.name}_m"
+        self.marked = tuple(generate_workload(seed, self.schema))
+        for operation in self.marked:
+            self.perform(operation)
+        self.leave_transactions()
+        drop(bench.admin, copy)
+        noted, _ = saved._copy(bench.admin, bench.name, copy, "app", "file_copy", 0.05)
+        assert noted is not None
+        self.notes.write(bench.name, LIFE, noted)
+        saved.open_up(bench.admin, copy)
+        with bench.superuser() as session:
+            self.picture = Picture(session)
+            self.wanted = self.picture.take(session)
+
+    def begin(self) -> None:
+        bench, server = self.bench, self.server
+        copy = f"{bench.name}_m"
+        bench.engine.close()
+        oid = bench.admin.value("select oid::int8 from pg_database where datname = %s", (bench.name,))
+        noted, _ = self.notes.read(bench.name, oid, LIFE)
+        bench.engine = ResetEngine(
+            reader=server.session,
+            restorer=lambda settings: server.session(bench.name, settings),
+            baseline=lambda settings: server.session(copy, settings),
+            role="app",
+            reset_timeout=bench.reset_timeout,
+        )
+        if noted is None:
+            return
+        try:
+            bench.engine.rebase(noted)
+        except RecloneNeeded:
+            return  # it is not based on anything, and its reset says so
+
+    def run(self, operations: list[Operation]) -> list[str]:
+        del operations
+        try:
+            self.bench.engine.reset()
+            self.strategies["restore"] += 1
+        except RecloneNeeded:
+            self.strategies["clone"] += 1
+            self.clone()
+        self.leave_transactions()
+        with self.bench.superuser() as session:
+            return difference(self.picture.take(session), self.wanted)
+
+    def clone(self) -> None:
+        """As the command does it."""
+        bench = self.bench
+        copy = f"{bench.name}_m"
+        bench.engine.close()
+        saved.shut(bench.admin, copy)
+        drop(bench.admin, bench.name)
+        clone(bench.admin, copy, bench.name)
+        noted, why = note_of(bench.admin, bench.name, "app")
+        assert noted is not None, why
+        self.notes.write(bench.name, LIFE, noted)
+        saved.open_up(bench.admin, copy)
+
+    def end(self, rng: random.Random, *, written: bool = False) -> None:
+        if self.bench.engine.noted is not None:
+            super().end(rng, written=written)
+
+    def close(self) -> None:
+        super().close()
+        with self.server.session() as session:
+            drop(session, f"{self.bench.name}_m")
+
+
+@pytest.mark.timeout(900 if LONG else 180)
+def test_every_process_resets_to_what_a_person_marked(reset_server: Server, tmp_path: Path) -> None:
+    """The baseline is a copy of a database that was in use: not frozen, its schema changed, its sequences under way."""
+    strategies: Counter[str] = Counter()
+    for first in range(SEED, SEED + WORKLOADS, PER_SCHEMA):
+        rng = random.Random(first)
+        runner = Marked(reset_server, first, tmp_path / str(first))
+        try:
+            for seed in range(first, min(first + PER_SCHEMA, SEED + WORKLOADS)):
+                if (seed - first) % 4 == 0:
+                    runner.mark(seed + 10000)
+                differences, operations = runner.round(seed, rng)
+                if differences:
+                    steps = "\n  ".join(map(str, [*runner.marked, "--- marked ---", *operations]))
+                    found = "\n  ".join(differences[:10])
+                    pytest.fail(
+                        f"PostgreSQL {reset_server.version}, schema {first}, workload {seed}: the database differs "
+                        f"from what was marked:\n  {found}\nWorkloads:\n  {steps}"
+                    )
+            strategies += runner.strategies
+        finally:
+            runner.close()
+    print(f"\nPostgreSQL {reset_server.version}, to marks: {dict(strategies)}")
+    assert strategies["clone"] <= 0.4 * strategies["restore"]
