@@ -33,6 +33,7 @@ Marks are a stack and stay until they are released: over restarts of the server 
 EPILOG = """\
 A mark is a copy of each database, made by the server. PostgreSQL copies no database that somebody is in: open
 transactions are waited for (reset_timeout), then all sessions in it are ended and named. psql comes back by itself.
+Coming back to a mark keeps sessions, as a rule (`pg-harness reset --help`).
 """
 
 
