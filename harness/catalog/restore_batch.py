@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,16 @@ def rollback(session: Session) -> None:
         session.execute("rollback")
 
 
-RESTORER_SETTINGS = {
+def settings(server_version: int) -> Mapping[str, str]:
+    """Of the session in the lease and of the one in the baseline, given at login.
+
+    Args:
+        server_version: as ``server_version_num``.
+    """
+    return {**_SETTINGS, "transaction_timeout": "0"} if server_version >= 170000 else _SETTINGS
+
+
+_SETTINGS = {
     # Triggers and foreign keys of the application must not fire; a superuser may say so, once, at login.
     "session_replication_role": "replica",
     # Below deadlock_timeout (1 s): a wait of ours ends before PostgreSQL would end somebody else's.
@@ -68,6 +77,7 @@ RESTORER_SETTINGS = {
     "row_security": "off",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
     # What the baseline printed must be read as it was meant, whatever ALTER DATABASE … SET says.
@@ -78,9 +88,10 @@ RESTORER_SETTINGS = {
     "extra_float_digits": "1",
     "timezone": "UTC",
     "standard_conforming_strings": "on",
+    "lc_monetary": "C",
+    "array_nulls": "on",
     "xmlbinary": "base64",
     "xmloption": "content",
     "client_min_messages": "error",
     "jit": "off",
 }
-"""Settings of the session in the lease and of the one in the baseline, given at login."""

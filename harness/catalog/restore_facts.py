@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from harness.catalog.session import Session, ident
 
@@ -26,6 +27,7 @@ class Relation:
         unlogged: changes to it are not in the log.
         owner: for a TOAST table the OID of its table, else its own.
         pages: size of its file in blocks of 8 kB.
+        toast: the same of its TOAST table, where long values lie.
         obstacle: why its rows cannot be put back by DELETE and INSERT; empty where they can.
         referenced_by: OIDs of other tables whose foreign keys point here: a TRUNCATE has to take them too.
     """
@@ -41,8 +43,9 @@ class Relation:
     pages: int = 0
     obstacle: str = ""
     referenced_by: frozenset[int] = frozenset()
+    toast: int = 0
 
-    @property
+    @cached_property
     def sql(self) -> str:
         """Schema-qualified, quoted."""
         return ident(self.schema, self.name)
@@ -76,7 +79,8 @@ _RELATIONS = """
 select c.oid::int8, n.nspname, c.relname, c.relkind::text,
        c.oid < 16384 and n.nspname in ('pg_catalog', 'pg_toast'), c.relisshared, c.relpersistence = 'u',
        coalesce(p.oid, c.oid)::int8,
-       case when c.relkind in ('r', 'm') then pg_relation_size(c.oid) / 8192 else 0 end
+       case when c.relkind in ('r', 'm') then pg_relation_size(c.oid) / 8192 else 0 end,
+       case when c.reltoastrelid <> 0 then pg_relation_size(c.reltoastrelid) / 8192 else 0 end
   from pg_class c
   join pg_namespace n on n.oid = c.relnamespace
   left join pg_class p on c.relkind = 't' and p.reltoastrelid = c.oid
@@ -110,7 +114,9 @@ _WATCHFUL = """
 select exists (select from pg_event_trigger where evtenabled in ('A', 'R')) or exists (
     select from pg_depend d join pg_proc p on p.oid = d.refobjid join pg_language l on l.oid = p.prolang
      where d.refclassid = 'pg_proc'::regclass and d.refobjid >= 16384 and l.lanname not in ('c', 'internal')
-       and (d.classid in ('pg_constraint'::regclass, 'pg_class'::regclass) or d.classid = 'pg_attrdef'::regclass))
+       and (d.classid in ('pg_constraint'::regclass, 'pg_class'::regclass) or exists (
+            select from pg_attrdef f join pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum
+             where d.classid = 'pg_attrdef'::regclass and d.objid = f.oid and a.attgenerated <> '')))
 """
 
 _SEQUENCES = "select {oid}::int8, last_value, is_called, log_cnt::int8 from {name}"
@@ -163,11 +169,11 @@ def relations(session: Session) -> dict[int, Relation]:
     obstacles = dict(session.rows(_OBSTACLES))
     references = {oid: frozenset(by) for oid, by in session.rows(_REFERENCES)}
     found = {}
-    for oid, schema, name, kind, catalog, shared, unlogged, owner, pages in session.rows(_RELATIONS):
+    for oid, schema, name, kind, catalog, shared, unlogged, owner, pages, toast in session.rows(_RELATIONS):
         obstacle = obstacles.get(oid, "")
         found[oid] = Relation(
             oid, schema, name, kind, catalog, shared, unlogged, owner, pages, obstacle,
-            references.get(oid, frozenset()),
+            references.get(oid, frozenset()), toast,
         )  # fmt: skip
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.catalog.restore_facts import Relation, block_range, block_ranges, runs
 from harness.catalog.session import Session, ident, translated
@@ -20,16 +20,15 @@ class Rows:
     """Rows of one table, in the order in which they lie.
 
     Attributes:
-        columns: names of the columns that can be written (generated ones are computed again).
-        types: of these columns, as SQL.
+        columns: of the table.
     """
 
-    def __init__(self, columns: tuple[str, ...], types: tuple[str, ...], result: PGresult | None) -> None:
+    def __init__(self, columns: Columns, result: PGresult | None) -> None:
         """
         Args:
-            result: of a query for ``ctid``, ``xmin`` and the columns, as text; None: no rows.
+            result: of a query for ``ctid``, ``xmin``, the columns and the generated ones, as text; None: no rows.
         """
-        self.columns, self.types = columns, types
+        self.columns = columns
         # Kept as the server sent it, and taken apart when wanted: of a hundred thousand rows a reset puts back three.
         self._result = result
         self._count = result.ntuples if result is not None else 0
@@ -50,29 +49,56 @@ class Rows:
         if self._result is None:
             return ()
         value = self._result.get_value
-        return tuple(value(index, column) for column in range(2, 2 + len(self.columns)))
+        return tuple(value(index, column) for column in range(2, 2 + len(self.columns.names)))
 
-    def all(self) -> list[Values]:
-        """The values of all rows."""
-        return [self.value(index) for index in range(len(self))]
+    def generated(self, index: int) -> Values:
+        """The values of its generated columns, which PostgreSQL computes again."""
+        if self._result is None:
+            return ()
+        value, first = self._result.get_value, 2 + len(self.columns.names)
+        return tuple(value(index, column) for column in range(first, first + len(self.columns.generated)))
 
 
 Values = tuple[bytes | None, ...]
 
 _COLUMNS = """
-select attname, format_type(atttypid, atttypmod) from pg_attribute
- where attrelid = %s and attnum > 0 and not attisdropped and attgenerated = '' order by attnum
+select attname, format_type(atttypid, atttypmod), attgenerated = 's' from pg_attribute
+ where attrelid = %s and attnum > 0 and not attisdropped and attgenerated in ('', 's') order by attnum
 """
 
 
-Columns = tuple[tuple[str, ...], tuple[str, ...]]
-"""Names and types of the columns of a table that can be written."""
+class Columns(NamedTuple):
+    """The columns of a table that lie in its rows.
+
+    Attributes:
+        names: of those that can be written.
+        types: of these, as SQL.
+        generated: names of those that are computed.
+    """
+
+    names: tuple[str, ...]
+    types: tuple[str, ...]
+    generated: tuple[str, ...]
+
+    @property
+    def listed(self) -> str:
+        """For a query, each after a comma."""
+        # An xml printed as text keeps its declaration, and so does a text that is read as xml.
+        named = [
+            ident(n) + ("::text" if t == "xml" else "") for n, t in zip(self.names, self.types, strict=True)
+        ]
+        return "".join(", " + name for name in [*named, *map(ident, self.generated)])
 
 
 def columns_of(session: Session, relation: Relation) -> Columns:
     """Read them."""
     found = session.rows(_COLUMNS, (relation.oid,))
-    return tuple(name for name, _ in found), tuple(text for _, text in found)
+    written = [(name, text) for name, text, generated in found if not generated]
+    return Columns(
+        tuple(name for name, _ in written),
+        tuple(text for _, text in written),
+        tuple(name for name, _, generated in found if generated),
+    )
 
 
 def read(
@@ -87,16 +113,15 @@ def read(
     Args:
         known: the table's columns, where they have been read before.
     """
-    columns, types = known or columns_of(session, relation)
-    listed = "".join(", " + ident(column) for column in columns)
-    source = f"select ctid, xmin{listed} from only {relation.sql}"
+    columns = known or columns_of(session, relation)
+    source = f"select ctid, xmin{columns.listed} from only {relation.sql}"
     if blocks is None:
         statement = source
     else:
         statement = " union all ".join(f"({source} where {where})" for where in block_ranges(blocks))
     with translated(f"read the rows of {relation}"):
         result = session.connection.execute(statement.encode()).pgresult
-    return Rows(columns, types, result)
+    return Rows(columns, result)
 
 
 def parse_tid(text: bytes) -> Tid:
@@ -131,21 +156,24 @@ def delete_at(relation: Relation, places: Sequence[Tid]) -> str:
     return f"delete from only {relation.sql} where ctid = any({tid_array(places)})"
 
 
-def insert(relation: Relation, rows: Rows, values: Sequence[Values] | None = None) -> str:
-    """Insert rows in their order; returns ``ctid`` of each.
+def insert(relation: Relation, columns: Columns, values: Sequence[Values]) -> str:
+    """Insert rows in their order; returns ``ctid`` and the generated columns of each.
 
     Values go in as arrays of text, cast to the column's type: what PostgreSQL prints, it reads.
     """
-    chosen = rows.all() if values is None else values
-    if not rows.columns:
-        return f"insert into {relation.sql} select from generate_series(1, {len(chosen)}) returning ctid"
-    aliases = [f"v{i}" for i in range(len(rows.columns))]
-    arrays = [array_literal(row[i] for row in chosen) for i in range(len(rows.columns))]
-    cast = ", ".join(f"{alias}::{type_}" for alias, type_ in zip(aliases, rows.types, strict=True))
+    names, types, generated = columns
+    returning = ", ".join(["ctid", *map(ident, generated)])
+    if not names:
+        return (
+            f"insert into {relation.sql} select from generate_series(1, {len(values)}) returning {returning}"
+        )
+    aliases = [f"v{i}" for i in range(len(names))]
+    arrays = [array_literal(row[i] for row in values) for i in range(len(names))]
+    cast = ", ".join(f"{alias}::{type_}" for alias, type_ in zip(aliases, types, strict=True))
     return (
-        f"insert into {relation.sql} ({', '.join(ident(c) for c in rows.columns)}) overriding system value "
+        f"insert into {relation.sql} ({', '.join(map(ident, names))}) overriding system value "
         f"select {cast} from unnest({', '.join(arrays)}) with ordinality as _({', '.join(aliases)}, nr) "
-        "order by nr returning ctid"
+        f"order by nr returning {returning}"
     )
 
 

@@ -87,6 +87,18 @@ def end(session: Session, pids: Sequence[int]) -> None:
         session.rows("select pg_terminate_backend(%s, 5000)", (pid,))
 
 
+def cancel_autovacuum(session: Session, pids: Sequence[int]) -> None:
+    """Stop those of these that are autovacuum workers; they begin again later.
+
+    PostgreSQL does it for whoever waits for ``deadlock_timeout``; a reset never waits that long.
+    """
+    session.rows(
+        "select pg_cancel_backend(pid) from pg_stat_get_activity(null) "
+        "where pid = any(%s) and backend_type = 'autovacuum worker'",
+        (list(pids),),
+    )
+
+
 def in_progress(session: Session, ids: Sequence[int]) -> list[int]:
     """Which of these 64-bit transaction ids have not ended."""
     rows = session.rows(

@@ -22,6 +22,9 @@ select coalesce(json_agg(json_build_array(what, who, detail) order by what, who,
     select 'role', rolname, concat_ws('|', rolsuper, rolinherit, rolcreaterole, rolcreatedb, rolcanlogin,
            rolreplication, rolbypassrls, rolconnlimit, md5(rolpassword), rolvaliduntil) from pg_authid where oid = {role}
     union all
+    select 'subscription', subname, concat_ws('|', subowner, subenabled, subpublications) from pg_subscription
+     where subdbid = {db}
+    union all
     select 'membership', roleid::text, concat_ws('|', member, admin_option) from pg_auth_members where member = {role}
   ) shared
 """

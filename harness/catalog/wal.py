@@ -61,7 +61,8 @@ class Window:
         bytes: length of the window.
         too_much: the window was longer than the limits; nothing is known of it.
         relations: what was found, of this database and of the shared catalogs.
-        unfinished: transaction ids of the window, other than ours, that had not ended when it was read.
+        unfinished: ids of transactions, other than ours, that wrote to this database and had not ended when it was read.
+        unsettled: the same of transactions that wrote to the catalogs of the whole server.
         writers: pids of sessions of the application that hold a transaction id.
         idle: pids of sessions of the application that are idle in a transaction.
         advisory: pids of sessions of the application that hold advisory locks.
@@ -75,6 +76,7 @@ class Window:
     too_much: bool = False
     relations: tuple[RelationRecords, ...] = ()
     unfinished: tuple[int, ...] = ()
+    unsettled: tuple[int, ...] = ()
     writers: tuple[int, ...] = ()
     idle: tuple[int, ...] = ()
     advisory: tuple[int, ...] = ()

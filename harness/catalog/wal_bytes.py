@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from harness.catalog import wal_records
+from harness.catalog.restore_sessions import in_progress
 from harness.catalog.session import Session, translated
 from harness.catalog.wal import NOISE, THE_END, Question, RelationRecords, Window, check
 from harness.catalog.wal_files import LogFiles
@@ -168,13 +169,15 @@ class ByteReader:
             )  # fmt: skip
         except wal_records.TooMuch:
             return too_much
+        unfinished, unsettled = self._unfinished(named, snapshot.decode(), asked.own)
         return Window(
             moved=True,
             stop=stop.decode(),
             seen=text(end + self._commit_size),
             bytes=end - begin,
             relations=relations(named, asked.own),
-            unfinished=self._unfinished(named, snapshot.decode(), asked.own),
+            unfinished=unfinished,
+            unsettled=unsettled,
             writers=_pids(writers),
             idle=_pids(idle),
             advisory=_pids(advisory),
@@ -187,21 +190,19 @@ class ByteReader:
             rows = self.session.connection.execute(statement.encode(), binary=True).fetchall()
         return b"".join(bytes(piece) for (piece,) in rows)
 
-    def _unfinished(self, named: Named, snapshot: str, own: Sequence[int]) -> tuple[int, ...]:
-        """Transactions of the records that had not ended when the snapshot was taken, after the flush.
+    def _unfinished(self, named: Named, snapshot: str, own: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Transactions of the records that had not ended when the snapshot was taken, after the flush: of this
+        database, and of the shared catalogs.
 
         Not our own: a second look comes in the middle of ours, and asking for it would be a round trip more each time.
         """
         mine = {xid % 2**32 for xid in own}
-        ids = {xid for _, shared, xid, _, _ in named.records if xid and not shared} - mine
-        unknown = undecided(ids, named.ended, snapshot)
-        if not unknown:
-            return ()
-        rows = self.session.rows(
-            "select id from unnest(%s::int8[]) id where pg_xact_status(id::text::xid8) = 'in progress'",
-            (sorted(unknown),),
-        )
-        return tuple(xid for (xid,) in rows)
+        both = []
+        for of_server in (False, True):
+            ids = {xid for _, shared, xid, _, _ in named.records if xid and shared is of_server} - mine
+            unknown = undecided(ids, named.ended, snapshot) if ids else ()
+            both.append(tuple(in_progress(self.session, sorted(unknown))) if unknown else ())
+        return tuple(both)
 
 
 def _pids(array: bytes | None) -> tuple[int, ...]:

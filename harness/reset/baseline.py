@@ -86,6 +86,7 @@ class BaselineStore:
             self.session, [r for r in self.relations.values() if r.kind == "S"]
         )
         self.indexed: list[int] = restore_catalogs.indexed(self.session)
+        self.watchful = restore_facts.watchful(self.session)
         self.unlogged_tables = tuple(r.oid for r in self._unlogged("rm"))
         self.unlogged_sequences = tuple(r.oid for r in self._unlogged("S"))
         self._columns: dict[int, Columns] = {}

@@ -180,7 +180,10 @@ class ResetEngine(EngineState):
     def _reset_loop(self, run: _Run) -> ResetReport:
         rows, tables = 0, set[str]()
         while True:
-            force = bool(self._pending or self.store.unlogged_tables or self.store.unlogged_sequences)
+            store = self.store
+            force = bool(
+                self._pending or self._unsettled or store.unlogged_tables or store.unlogged_sequences
+            )
             if run.crowded and not self._lock_first(run):
                 continue
             window = self._look(force=force or bool(run.crowded))
@@ -282,7 +285,10 @@ class ResetEngine(EngineState):
         self._remember_files({**files, **outcome.files})
         self._adopt(outcome)
         self._pending = Changes()
-        later = window if outcome.position == window.seen else self._unchanged_since(window, outcome.position)
+        later: Window | None = window
+        if outcome.position != window.seen or self.store.watchful:
+            wrote = {*todo.tables, *todo.along, *todo.sequences}
+            later = self._unchanged_since(window, outcome.position, wrote, outcome.inserted)
         outcome.disturbed = later is None
         self._advance(later or window)
         self._own, self._seen = [outcome.xid], ""

@@ -21,6 +21,9 @@ ORDER_ATTEMPTS = 3
 Step = tuple[str, Callable[[Result], None]]
 """A statement, and who takes what it gives."""
 
+Chosen = tuple[restore_rows.Rows, int]
+"""Rows of a table, and which of them."""
+
 _HERE = "select pg_current_wal_insert_lsn(), pg_current_xact_id()"
 
 
@@ -38,6 +41,7 @@ class Outcome:
         moved: table OID → rows of a large table that lie elsewhere after the COMMIT.
         files: OID → number of its new file, where a statement of ours made one.
         written: table OID → blocks into which we inserted.
+        inserted: table OID → rows that we inserted, those of attempts at an order too.
         hindered: after the COMMIT, somebody still saw what was before it.
         disturbed: somebody wrote between the look and the locks; he may have written elsewhere too.
     """
@@ -51,6 +55,7 @@ class Outcome:
     moved: dict[int, dict[Tid, tuple[Tid, int]]] = field(default_factory=dict)
     files: dict[int, int] = field(default_factory=dict)
     written: dict[int, set[int]] = field(default_factory=dict)
+    inserted: dict[int, int] = field(default_factory=dict)
     hindered: bool = False
     disturbed: bool = False
 
@@ -208,30 +213,26 @@ class Attempt:
         if not expected - live:
             self._delete(oid, extras)
             return
-        clear, fill = restore_rows.delete_all(base.relation), restore_rows.insert(base.relation, base.rows)
+        chosen = [(base.rows, index) for index in range(len(base.rows))]
+        clear, fill = restore_rows.delete_all(base.relation), self._filling(base.relation, chosen)
         for _ in range(ORDER_ATTEMPTS):
             cleared, filled = restore_batch.run(self.session, [clear, fill])
             self._deleted(oid, cleared)
             self.done.rows += filled.count
-            if self._in_order(oid, filled, len(base.rows)):
+            if self._in_order(oid, filled, chosen):
                 return
-        self._truncate(oid, base, fill)
+        self._truncate(oid, base, fill, chosen)
 
-    def _in_order(self, oid: int, filled: Result, count: int) -> bool:
-        tids = [restore_rows.parse_tid(row[0] or b"") for row in filled.rows]
-        if len(tids) != count:
-            raise RecloneNeeded(
-                f"only {len(tids)} of {count} rows of {self.bases[oid].relation} could be put back"
-            )
+    def _in_order(self, oid: int, filled: Result, chosen: Sequence[Chosen]) -> bool:
+        tids = self._filled(oid, filled, chosen)
         if tids != sorted(tids):
             return False
         self.done.places[oid] = [(tid, self.done.xid % 2**32) for tid in tids]
         self.done.written.setdefault(oid, set()).update(block for block, _ in tids)
         return True
 
-    def _truncate(self, oid: int, base: TableBase, fill: str) -> None:
+    def _truncate(self, oid: int, base: TableBase, fill: str, chosen: Sequence[Chosen]) -> None:
         """A new file: the last way to have the rows in their order."""
-        assert base.rows is not None
         name = base.relation.sql
         try:
             results = restore_batch.run(
@@ -242,7 +243,7 @@ class Attempt:
             raise RecloneNeeded(
                 f"the rows of {base.relation} cannot be put back in their order ({error})"
             ) from error
-        if not self._in_order(oid, results[1], len(base.rows)):
+        if not self._in_order(oid, results[1], chosen):
             raise RecloneNeeded(f"the rows of {base.relation} do not keep their order")
         self._new_files(results[2])
 
@@ -272,8 +273,7 @@ class Attempt:
         others = self.store.blocks(base.relation, {home[0] for home in away}) if away else rows
         sources = {place[0]: (others, index) for index, place in enumerate(others.places)}
         sources.update({place[0]: (rows, index) for index, place in enumerate(rows.places)})
-        values = [source.value(index) for source, index in (sources[home] for home in homes)]
-        tids = self._insert(oid, base, rows, values)
+        tids = self._insert(oid, base, [sources[home] for home in homes])
         self.done.moved[oid] = {
             home: (tid, self.done.xid % 2**32) for home, tid in zip(homes, tids, strict=True)
         }
@@ -287,7 +287,7 @@ class Attempt:
         gone = sorted(expected[place] for place in expected.keys() - live)
         if not gone:
             return
-        tids = self._insert(oid, base, base.rows, [base.rows.value(index) for index in gone])
+        tids = self._insert(oid, base, [(base.rows, index) for index in gone])
         xid = self.done.xid % 2**32
         self.done.replaced[oid] = {index: (tid, xid) for index, tid in zip(gone, tids, strict=True)}
 
@@ -296,18 +296,33 @@ class Attempt:
             statement = restore_rows.delete_at(self.bases[oid].relation, tids)
             self._deleted(oid, restore_batch.run(self.session, [statement])[0])
 
-    def _insert(
-        self, oid: int, base: TableBase, rows: restore_rows.Rows, values: Sequence[restore_rows.Values]
-    ) -> list[Tid]:
-        filled = restore_batch.run(self.session, [restore_rows.insert(base.relation, rows, values)])[0]
-        tids = [restore_rows.parse_tid(row[0] or b"") for row in filled.rows]
-        if len(tids) != len(values):
-            raise RecloneNeeded(
-                f"only {len(tids)} of {len(values)} rows of {base.relation} could be put back"
-            )
+    def _insert(self, oid: int, base: TableBase, chosen: Sequence[Chosen]) -> list[Tid]:
+        filled = restore_batch.run(self.session, [self._filling(base.relation, chosen)])[0]
+        tids = self._filled(oid, filled, chosen)
         self.done.rows += len(tids)
         self.done.written.setdefault(oid, set()).update(block for block, _ in tids)
         return tids
+
+    def _filling(self, relation: Relation, chosen: Sequence[Chosen]) -> str:
+        values = [rows.value(index) for rows, index in chosen]
+        return restore_rows.insert(relation, chosen[0][0].columns, values)
+
+    def _filled(self, oid: int, filled: Result, chosen: Sequence[Chosen]) -> list[Tid]:
+        """Where the rows lie now; what PostgreSQL computed for them must be what it was."""
+        relation = self.bases[oid].relation
+        self.done.inserted[oid] = self.done.inserted.get(oid, 0) + len(filled.rows)
+        if len(filled.rows) != len(chosen):
+            raise RecloneNeeded(
+                f"only {len(filled.rows)} of {len(chosen)} rows of {relation} could be put back"
+            )
+        if len(filled.rows[0]) > 1 and any(
+            found[1:] != rows.generated(index)
+            for found, (rows, index) in zip(filled.rows, chosen, strict=True)
+        ):
+            raise RecloneNeeded(
+                f"a generated column of {relation} has another value when it is computed again"
+            )
+        return [restore_rows.parse_tid(row[0] or b"") for row in filled.rows]
 
     def _large_objects(self) -> None:
         before = self.store.large_objects

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_shared
+from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_sessions, restore_shared
 from harness.catalog.restore_facts import SequenceState
 from harness.catalog.restore_shared import Note
 from harness.catalog.session import Session
@@ -33,6 +33,7 @@ SHARED_KINDS = {
     "comment": "the comment of the database",
     "role": "attributes of the application's role",
     "membership": "memberships of the application's role",
+    "subscription": "subscriptions of the database",
 }
 """What the server's own catalogs hold of a database and a role, for people."""
 
@@ -89,6 +90,7 @@ class EngineState:
         self._touched: dict[str, set[int]] = {}
         self._own: list[int] = []
         self._pending = Changes()
+        self._unsettled: tuple[int, ...] = ()
         self._start = self._seen = ""
         self._database = self._role_oid = 0
         self._shared: restore_shared.Shared = ()
@@ -100,8 +102,8 @@ class EngineState:
     def _rebase(self, noted: Note | None = None) -> None:
         if self._restorer is not None:
             self._restorer.close()
-        self._restorer = self._open_restorer(restore_batch.RESTORER_SETTINGS)
         reader, store = self._wal, self.store
+        self._restorer = self._open_restorer(restore_batch.settings(reader.session.server_version))
         files = restore_facts.files(self._restorer)
         if others := _of_users(files) ^ _of_users(store.relations):
             shown = [
@@ -131,7 +133,7 @@ class EngineState:
         self._remember_files(files)
         self._touched.clear()
         self._own.clear()
-        self._pending = Changes()
+        self._pending, self._unsettled = Changes(), ()
         for base in self._bases.values():
             base.rebase()
         self._vacuum = Vacuum()
@@ -143,7 +145,7 @@ class EngineState:
     @property
     def noted(self) -> Note | None:
         """What another process needs to go on from here (:meth:`rebase`); None where the state is not known."""
-        known = self._based and not self._marks and not self._pending
+        known = self._based and not (self._marks or self._pending or self._unsettled)
         return Carried.of(self, self._first_files) if known else None
 
     def _remember_files(self, files: Mapping[int, int]) -> None:
@@ -156,7 +158,8 @@ class EngineState:
     def store(self) -> BaselineStore:
         """Facts of the baseline; read when first wanted."""
         if self._store is None:
-            self._store = BaselineStore(lambda: self._open_baseline(restore_batch.RESTORER_SETTINGS))
+            settings = restore_batch.settings(self._wal.session.server_version)
+            self._store = BaselineStore(lambda: self._open_baseline(settings))
         return self._store
 
     @property
@@ -228,7 +231,18 @@ class EngineState:
             found = detect.changes(
                 window.relations, by_file=by_file, relations=relations, rewritten=rewritten
             )
-        return detect.united(self._pending, self._with_unlogged(found))
+        found = detect.united(self._pending, self._with_unlogged(found))
+        return replace(found, shared=True) if self._unsettled_by(window) else found
+
+    def _unsettled_by(self, window: Window) -> bool:
+        """Whether a transaction that wrote to the server's own catalogs may have ended since, or may still do so.
+
+        It may be of another database, open for long, and its COMMIT names no block: until it has ended, each reset
+        compares. Asked before that comparison: what ends in between is compared once more.
+        """
+        ids = {*self._unsettled, *window.unsettled}
+        self._unsettled = tuple(restore_sessions.in_progress(self._wal.session, sorted(ids))) if ids else ()
+        return bool(ids)
 
     def _with_unlogged(self, found: Changes) -> Changes:
         store = self.store
@@ -260,18 +274,47 @@ class EngineState:
         }
         return Baseline(known, states, self.store.sequences, held=self._marks.held, may_truncate=may_truncate)
 
-    def _unchanged_since(self, window: Window, until: str) -> Window | None:
+    def _unchanged_since(
+        self,
+        window: Window,
+        until: str,
+        wrote: Collection[int] = (),
+        inserted: Mapping[int, int] | None = None,
+    ) -> Window | None:
         """The window from where that one stopped, where nobody but us wrote to this database before ``until``; else None.
 
         What was written later is for the next look; without a word of it, this one reaches up to now.
+
+        Args:
+            wrote: OIDs of the tables and sequences that we have put back.
+            inserted: table OID → how many rows.
+
+        Raises:
+            RecloneNeeded: more was written in our transaction than that.
         """
         # Brief: who is busy was asked in the first look, and is asked again with the COMMIT.
         asked = self._question(window.stop, brief=True)
         later = self._wal.look(asked)
+        self._check_own(later, wrote, inserted or {})
         if not self._foreign(later):
             return later
         later = self._wal.look(replace(asked, until=until))
         return None if self._foreign(later) else later
+
+    def _check_own(self, later: Window, wrote: Collection[int], inserted: Mapping[int, int]) -> None:
+        for records in later.relations:
+            relation = self.store.relations.get(self._by_file.get(records.filenode, 0))
+            if not records.own or relation is None or relation.catalog or relation.kind == "i":
+                continue
+            kinds = records.records
+            more = relation.kind == "r" and (
+                kinds.get("Heap/INSERT", 0) > inserted.get(relation.oid, 0)
+                or kinds.keys() & {"Heap/UPDATE", "Heap/HOT_UPDATE"}
+            )
+            if more or (relation.owner not in wrote and set(kinds) - NOISE):
+                raise RecloneNeeded(
+                    f"putting rows back changed {relation} too: a function of a CHECK, an index or an event trigger does"
+                )
 
     def _foreign(self, later: Window) -> bool:
         if later.too_much or later.unfinished:

@@ -77,6 +77,7 @@ class Waiting:
 
         over = time.monotonic() - self._deadline
         if over < 0:
+            restore_sessions.cancel_autovacuum(self._reader(), still())
             time.sleep(0.005)
         elif over < END_PATIENCE:
             self._end(still())
@@ -85,7 +86,10 @@ class Waiting:
 
     def crowd(self) -> None:
         """An attempt was disturbed: past the deadline, whoever is busy in this database is ended."""
-        if time.monotonic() >= self._deadline:
+        over = time.monotonic() - self._deadline
+        if over >= END_PATIENCE:
+            raise RecloneNeeded("somebody who is no session of the application goes on writing")
+        if over >= 0:
             self._end(restore_sessions.active(self._reader(), self._database(), self._ours()))
 
     def end_all(self) -> None:

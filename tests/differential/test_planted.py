@@ -33,7 +33,11 @@ def runner(reset_server: Server) -> Iterator[Runner]:
     made.close()
 
 
-@pytest.mark.timeout(1200 if TRIES > 100 else 180)
+OPEN_ENDED = ("open transaction", "open snapshot", "open savepoint", "prepared truncate")
+"""Operations after which nobody could look at the tables: a prepared TRUNCATE kept the picture waiting for ever."""
+
+
+@pytest.mark.timeout(600 if TRIES > 100 else 180)
 def test_a_hidden_relation_is_always_found(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide all records of one relation whose contents truly differ: the comparison must see it each time."""
     real = detect.changes
@@ -51,7 +55,9 @@ def test_a_hidden_relation_is_always_found(runner: Runner, monkeypatch: pytest.M
     engine = runner.bench.engine
     for seed in range(1, 40 * TRIES):
         operations = [
-            o for o in generate_workload(seed, runner.schema) if o.kind not in DDL and "open" not in o.kind
+            o
+            for o in generate_workload(seed, runner.schema)
+            if o.kind not in DDL and o.kind not in OPEN_ENDED
         ]
         for operation in operations:
             runner.perform(operation)

@@ -115,17 +115,17 @@ def test_a_second_look_is_one_question(bench: Bench, monkeypatch: pytest.MonkeyP
     assert resets(bench, bench.engine) == "<ChosenReader ByteReader>"
     asked: list[bytes] = []
     connection = bench.engine._wal.session.connection
-    execute = connection.execute
+    ask = connection.ask
 
-    def counted(query: bytes, *arguments: object, **options: object) -> object:
+    def counted(query: bytes) -> object:
         asked.append(query)
-        return execute(query, *arguments, **options)
+        return ask(query)
 
     def elsewhere(stage: str) -> None:
         if stage == "before-lock":
             bench.admin.value("select pg_logical_emit_message(false, 'another', 'worker')")
 
-    monkeypatch.setattr(connection, "execute", counted)
+    monkeypatch.setattr(connection, "ask", counted)
     monkeypatch.setattr(bench.engine, "_stage", elsewhere)
     with bench.app() as app:
         app.execute("insert into cat (name) values ('new')")
