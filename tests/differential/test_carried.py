@@ -17,6 +17,7 @@ from fix_reset_servers import Server, clone, drop
 from test_differential import _SETTLE, SEED, Runner
 
 from harness import saved
+from harness.catalog.attributes import apply_statements, read_attributes
 from harness.lease_reset import note_of
 from harness.pristine import Life, Notes
 from harness.reset.carried import Carried
@@ -188,6 +189,7 @@ class Marked(Processes):
         saved.shut(bench.admin, copy)
         drop(bench.admin, bench.name)
         clone(bench.admin, copy, bench.name)
+        bench.admin.script(";\n".join(apply_statements(bench.name, read_attributes(bench.admin, copy))))
         noted, why = note_of(bench.admin, bench.name, "app")
         assert noted is not None, why
         self.notes.write(bench.name, LIFE, noted)

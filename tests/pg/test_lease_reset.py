@@ -10,7 +10,7 @@ import pytest
 
 from harness.catalog import databases
 from harness.catalog.link import Link
-from harness.catalog.session import ident
+from harness.catalog.session import Session, ident
 from harness.clones import Claim, Clones
 from harness.errors import LeaseClosed, LeaseError
 from harness.lease import Lease
@@ -284,3 +284,29 @@ def test_the_report_of_a_clone_has_the_remedy(watched: Lease, monkeypatch: pytes
     assert report.strategy == "clone"
     assert report.reason == "the log was recycled. a larger wal_keep_size keeps more of it"
     assert str(report).startswith("fresh clone (the log was recycled. a larger wal_keep_size")
+
+
+def test_who_is_in_a_new_clone_at_once_has_written_nothing_that_stays(
+    watched: Lease, application: psycopg.Connection[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool that the clone has ended is back as soon as the name is: before anything else could be done there."""
+    name, came = watched.dsn.database, []
+    application.execute("create table extra (id int)")
+
+    def and_come(real: Callable[..., None]) -> Callable[..., None]:
+        def run(session: Session, statement: str) -> None:
+            real(session, statement)
+            if f'rename to "{name}"' in statement or f"rename to {name}" in statement:
+                with watched.connect() as connection:
+                    connection.execute("insert into users (name) values ('at once')")
+                came.append(statement)
+
+        return run
+
+    for how in ("execute", "script"):
+        monkeypatch.setattr(Session, how, and_come(getattr(Session, how)))
+    assert watched.reset().strategy == "clone"
+    assert came
+    assert watched.reset().strategy == "restore"
+    with watched.connect() as connection:
+        assert state(connection) == (0, 3)
