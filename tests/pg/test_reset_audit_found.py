@@ -173,6 +173,8 @@ def test_an_autovacuum_that_takes_long_is_no_hang(version: int, monkeypatch: pyt
         )
         with case.bench.app() as app:
             app.execute("update wide set v = v || 'x'")
+            # An idle session tells its counts only after ten seconds.
+            app.execute("select pg_stat_force_next_flush()")
             with case.bench.superuser() as session:
                 session.execute(
                     "do $$ begin for i in 1..2000 loop "
