@@ -208,6 +208,11 @@ class Lease:
         """Why resets are clones on this server, with the remedy; empty where they are not."""
         return next((problem for reset in self._resets.values() if (problem := reset.problem)), "")
 
+    @property
+    def reset_doubt(self) -> str:
+        """Why resets read the server's log in the slower way; empty where they do not, or none was needed yet."""
+        return next((doubt for reset in self._resets.values() if (doubt := reset.doubt)), "")
+
     def reset(self, *, to: LeaseMark | None = None, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
         """Bring every database of the lease back to the top mark, to ``to``, or to its template. The URLs stay.
 

@@ -121,6 +121,14 @@ class DatabaseReset:
             return ""
         return self._problem
 
+    @property
+    def doubt(self) -> str:
+        """Why the log is read with pg_walinspect, which takes longer, and not its bytes; empty where it is not.
+
+        The first reset finds it out; before that it is empty.
+        """
+        return str(getattr(self._engine._reader, "doubt", "")) if self._engine is not None else ""
+
     def _opened(self) -> ResetEngine | None:
         """The engine, opened where it was not needed before; None where every reset is a clone.
 

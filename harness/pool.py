@@ -46,8 +46,8 @@ def plan(spares: Mapping[str, int], wanted: int, retired: Sequence[str]) -> Make
 class Filler:
     """One thread with a connection of its own that does what :func:`plan` says, whenever it is woken.
 
-    A failure is kept and ends the filling (callers then make their clones themselves); it is never raised
-    in the thread.
+    A failure is kept and ends the filling until it is woken again (callers make their clones themselves then); it is
+    never raised in the thread.
     """
 
     def __init__(self, clones: Clones, templates: Sequence[Template], *, wanted: int = 1) -> None:
@@ -112,8 +112,13 @@ class Filler:
                 return
             if isinstance(act, Make):
                 self._clones.make_spare(self._templates[act.fingerprint])
-            else:
+                continue
+            try:
                 databases.drop_retired(self._clones.link.session, act.name)
+            except HarnessError:
+                # The session was lost: at the next attempt there is a new one.
+                self._retired.append(act.name)
+                raise
 
     def close(self, *, timeout: float = 30.0) -> None:
         """Stop, after the act at hand; drop what waits to be dropped. Twice is once."""

@@ -103,6 +103,12 @@ class Place:
             everything = databases.list_ours(harness.link.session, project_id(self.root))
             return [d.name for d in everything if d.parsed and d.parsed.kind is names.Kind.KEPT]
 
+    def kinds(self) -> set[names.Kind]:
+        """What kinds of databases there are."""
+        with self.harness() as harness:
+            everything = databases.list_ours(harness.link.session, project_id(self.root))
+            return {d.parsed.kind for d in everything if d.parsed}
+
 
 class Folder:
     """Some tests, and how to run them."""

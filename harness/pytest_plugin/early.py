@@ -21,6 +21,7 @@ from harness.runfile import VARIABLE, RunFile
 from harness.settings import Settings
 
 if TYPE_CHECKING:
+    from harness.core import Harness
     from harness.fleet import Fleet
 
 NOT_STARTED = "not_started"
@@ -161,6 +162,8 @@ def _host(settings: Settings, options: Any) -> State:
             harness = Harness.open_with(settings, environ, **given)
         try:
             # xdist's controller runs no test: nothing will be reset there.
+            if not distributes(options):
+                _keep_spares(harness)
             lease = harness.lease("main", watch=False if distributes(options) else None)
         except BaseException:
             harness.close()
@@ -222,11 +225,18 @@ def _join(config: pytest.Config) -> State:
             workers=run.workers,
         )
     try:
+        _keep_spares(harness)
         lease = harness.lease(worker)
     except BaseException:
         harness.close()
         raise
     return _exporting(State(settings, Role.WORKER, worker, harness, lease, {}, lambda: None, quiet=True))
+
+
+def _keep_spares(harness: Harness) -> None:
+    """Where each test gets a new clone, the next one is made, and the last one dropped, while a test runs."""
+    if harness.settings.fresh == "clone" and harness.settings.isolation != "server":
+        harness.keep_spares()
 
 
 def _exporting(state: State) -> State:

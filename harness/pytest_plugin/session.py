@@ -9,6 +9,12 @@ import pytest
 from harness.pytest_plugin import checks
 from harness.pytest_plugin.state import Role, State
 
+_MISSING_RIGHTS = "[42501]"
+_GRANT = (
+    "Remedy: GRANT EXECUTE ON FUNCTION pg_read_binary_file(text, bigint, bigint) and the roles pg_read_server_files "
+    "and pg_read_all_settings to the harness's role"
+)
+
 
 class Guard:
     """Stops a run that would use another database than the leased one."""
@@ -32,6 +38,12 @@ class Summarizer:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Before xdist sends what its worker leaves."""
+        lease = self._state.lease
+        if lease is not None and (doubt := lease.reset_doubt):
+            self._state.summary.notice(
+                f"resets read the server's log with pg_walinspect, which takes longer than reading its bytes: {doubt}. "
+                + (_GRANT if _MISSING_RIGHTS in doubt else "A newer pg-harness may know this server's log")
+            )
         if self._state.role is Role.WORKER and hasattr(session.config, "workeroutput"):
             session.config.workeroutput["pg_harness"] = self._state.summary.sendable()
 

@@ -87,6 +87,19 @@ def test_walinspect_where_files_may_not_be_read(bench: Bench, role: Callable[...
         engine.close()
 
 
+def test_the_bytes_with_the_rights_that_the_summary_of_pytest_asks_for(
+    bench: Bench, role: Callable[..., str]
+) -> None:
+    asked = "execute on function pg_read_binary_file(text, bigint, bigint)"
+    rights = ("pg_read_server_files", "pg_read_all_settings", "pg_read_all_stats", "pg_signal_backend")
+    engine = engine_as(bench, role(*rights, "select on pg_authid", asked))
+    try:
+        engine.rebase()
+        assert resets(bench, engine) == "<ChosenReader ByteReader>"
+    finally:
+        engine.close()
+
+
 @pytest.mark.parametrize("rights", [(), ("pg_read_server_files",), ("pg_read_all_stats",)], ids=str)
 def test_without_the_rights_it_says_so(
     bench: Bench, role: Callable[..., str], rights: tuple[str, ...]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fix_plugin import Folder
+import pytest
+from fix_plugin import Folder, Place
+
+from harness import names
 
 WIDER = """
     import pytest, unittest, psycopg, os
@@ -267,3 +270,56 @@ def test_what_cannot_be_brought_back_fails_the_test(folder: Folder) -> None:
     assert result.text.count("could not be brought back after test_a.py::test_it[0]: planted") == 2
     # Nothing of the two has run.
     assert (folder.path / "set up").read_text() == "xxx"
+
+
+CLONED = """
+    import pytest
+    @pytest.mark.parametrize("i", range(6))
+    def test_it(i, pg_conn):
+        assert pg_conn.execute("select count(*) from users").fetchone() == (0,)
+        pg_conn.execute("insert into users (name) values ('dirt')"); pg_conn.commit()
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_new_clones_are_made_while_tests_run(workers: str, folder: Folder, place: Place) -> None:
+    folder.write(
+        conftest="""
+            import pytest, threading
+            @pytest.hookimpl(trylast=True)
+            def pytest_sessionfinish(session):
+                if not session.config.option.numprocesses or hasattr(session.config, "workerinput"):
+                    print("THREADS", sorted(t.name for t in threading.enumerate()))
+        """,
+        test_a=CLONED,
+    )
+    result = folder.pytest("-n", workers, "-s", "--pg-harness-fresh", "clone").ok(6)
+    if workers == "0":
+        assert "pg-harness filler" in result.text, result.text
+    assert "new clones" in result.text
+    kinds = place.kinds()
+    # What was retired is dropped at the end at the latest; what is ready is there for the next run.
+    assert names.Kind.RETIRED not in kinds
+    assert names.Kind.SPARE in kinds
+    assert place.leases() == []
+
+
+def test_a_slower_way_to_read_the_log_is_told_once(folder: Folder) -> None:
+    folder.write(
+        conftest="""
+            from harness.catalog import wal_records
+
+            def strange(*arguments, **options):
+                raise wal_records.Unreadable("a strange page")
+
+            wal_records.read = strange
+        """,
+        test_a=CLONED,
+    )
+    result = folder.pytest("-n", "2", "--dist", "loadscope", "-v").ok(6)
+    assert (
+        result.text.count("with pg_walinspect, which takes longer than reading its bytes: a strange page")
+        == 1
+    )
+    quiet = folder.pytest().ok(6)
+    assert quiet.text.count("a strange page") == 1

@@ -1,4 +1,4 @@
-"""The rollback recipe, for suites that have it: it goes on working, and leaves nothing to reset.
+"""The rollback recipe, for suites that have it: it goes on working.
 
 The session joins a transaction that the test's end rolls back; ``commit()`` inside becomes a savepoint.
 """
