@@ -36,6 +36,8 @@ SETTINGS = {
     "fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "wal_level": "replica",
     "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_prepared_transactions": "10",
     "autovacuum": "off", "max_connections": "100", "shared_buffers": "64MB", "wal_keep_size": "32MB",
+    # With the data: of a server that a test kills, PostgreSQL's own segments would stay in /dev/shm for ever.
+    "dynamic_shared_memory_type": "mmap",
 }  # fmt: skip
 
 # Forks (subprocess) after gRPC or threads are none of ours; a server has half a minute to come up.

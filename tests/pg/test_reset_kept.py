@@ -149,6 +149,7 @@ def test_where_nothing_was_written_no_log_is_read(
     case.reset()
     case.reset()
     monkeypatch.setattr(reader, "look", seen)
+    moved = 0
     for _ in range(5):
         app.rows("select * from people order by v")
         app.execute("begin read only")
@@ -157,9 +158,10 @@ def test_where_nothing_was_written_no_log_is_read(
         looks.clear()
         report = case.reset()
         assert (report.strategy, report.tables, report.rows) == ("nothing", (), 0)
-        # Somebody's checkpoint or hint may move the position; then a few bytes are read, once.
         assert len(looks) == 1
-    assert not looks[0].moved
+        moved += looks[0].moved
+    # A checkpoint, or the background writer's note every 15 seconds, may move the position: then a few bytes are read, once.
+    assert moved <= 2
 
 
 @pytest.mark.parametrize(

