@@ -169,6 +169,10 @@ TESTS = """
     @pytest.mark.parametrize("i", range(2))
     def test_db(i, pg):
         assert connections["default"].settings_dict["NAME"] == pg.dsn.database
+        with connections["default"].cursor() as cursor:
+            # What Django would have created.
+            cursor.execute("select datname from pg_database where datname like 'test%'")
+            assert cursor.fetchall() == []
         assert names() == ["seed", "from the set-up"]
         Item.objects.create(name="x")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from fix_plugin import Folder, Place
 
@@ -273,9 +275,11 @@ def test_what_cannot_be_brought_back_fails_the_test(folder: Folder) -> None:
 
 
 CLONED = """
-    import pytest
+    import os, psycopg, pytest
+    POOL = []
     @pytest.mark.parametrize("i", range(6))
     def test_it(i, pg_conn):
+        POOL.append(psycopg.connect(os.environ["DATABASE_URL"], autocommit=True))
         assert pg_conn.execute("select count(*) from users").fetchone() == (0,)
         pg_conn.execute("insert into users (name) values ('dirt')"); pg_conn.commit()
 """
@@ -293,7 +297,10 @@ def test_new_clones_are_made_while_tests_run(workers: str, folder: Folder, place
         """,
         test_a=CLONED,
     )
+    began = time.monotonic()
     result = folder.pytest("-n", workers, "-s", "--pg-harness-fresh", "clone").ok(6)
+    # A rename under the pool's idle connections would stall five seconds each time.
+    assert time.monotonic() - began < 20
     if workers == "0":
         assert "pg-harness filler" in result.text, result.text
     assert "new clones" in result.text
