@@ -24,6 +24,23 @@ MARK = "pg-harness"
 """The comment of a role that we made. On a server that is not ours, no other role is ever altered."""
 
 
+_HELD = (
+    "array["
+    + ", ".join(
+        f"case when r.rol{column} then '{word}' else 'no{word}' end"
+        for column, word in (
+            ("super", "superuser"),
+            ("createdb", "createdb"),
+            ("createrole", "createrole"),
+            ("replication", "replication"),
+            ("bypassrls", "bypassrls"),
+        )
+    )
+    + "]"
+)
+"""The attributes that a role has, as ALTER ROLE calls them."""
+
+
 def ensure(
     session: Session,
     role: str,
@@ -44,16 +61,18 @@ def ensure(
     Raises:
         ConfigError: the role is somebody else's.
     """
-    found, ours = session.row(
-        "select (select coalesce(shobj_description(oid, 'pg_authid'), '') from pg_roles where rolname = %s), "
-        "coalesce(current_setting('harness.server_id', true), '') <> ''",
+    found, held, ours = session.row(
+        f"select coalesce(shobj_description(r.oid, 'pg_authid'), case when r.oid is not null then '' end), {_HELD}, "
+        "coalesce(current_setting('harness.server_id', true), '') <> '' "
+        "from (select) as one left join pg_roles r on rolname = %s",
         (role,),
-    ) or (None, False)
+    ) or (None, [], False)
     # The password is random on our servers; on others it follows from one that a person may have thought up.
     hashed = verifier(role, password, rounds=1 if ours else USUAL_ROUNDS)
     wanted = ["login", "superuser" if superuser else "nosuperuser", *_complete(attributes, superuser)]
-    options = " ".join(wanted)
     exists = found is not None
+    # Who is no superuser may not even name most of them, although nothing would change.
+    options = " ".join(option for option in wanted if not exists or option not in held)
     if exists and must_be_ours and found != MARK:
         raise ConfigError(
             f"the server has a role {role!r} that the harness did not make: it is left alone. "

@@ -16,6 +16,7 @@ from fix_last_will import leave
 
 from harness.backends.base import ServerInfo
 from harness.backends.external import ExternalBackend
+from harness.catalog import roles
 from harness.catalog.session import Session
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ConfigError
@@ -56,6 +57,33 @@ def test_with_few_rights(role: Callable[[str], Dsn], place: Checkout) -> None:
     ours.start(place.request(), place.story.append)
     assert any("no CREATEROLE" in line for line in place.story)
     assert any("each reset is a new clone" in line for line in place.story)
+
+
+def test_who_is_no_superuser_can_put_its_role_right_again(
+    role: Callable[[str], Dsn], server: ServerInfo
+) -> None:
+    """The second command on such a server was refused: only a superuser may say `nosuperuser` of a role."""
+    name = f"ext_{os.urandom(4).hex()}"
+    look = (
+        "select rolcreatedb, rolcreaterole, rolcanlogin, rolsuper, rolconfig from pg_roles where rolname = %s"
+    )
+    with Session.connect(role("CREATEDB CREATEROLE")) as plain, Session.connect(server.dsn) as admin:
+
+        def ensure() -> tuple[object, ...] | None:
+            roles.ensure(
+                plain, name, password="x", attributes=("CREATEDB",), superuser=False, must_be_ours=True
+            )
+            return admin.row(look, (name,))
+
+        right = (True, False, True, False, None)
+        assert ensure() == right
+        assert ensure() == right
+        admin.script(
+            f"alter role {name} nocreatedb createrole nologin; alter role {name} set work_mem = '5MB'"
+        )
+        assert ensure() == right
+        with Session.connect(server.dsn.with_user(name, "x")) as application:
+            assert application.value("select current_user") == name
 
 
 def test_read_only(role: Callable[[str], Dsn], server: ServerInfo) -> None:
