@@ -255,6 +255,7 @@ class DatabaseReset:
         if engine is None:
             raise LeaseError(
                 self._problem
+                or self._missing
                 or f'nothing was watched since {self._database} was pristine: set fresh = "reset", '
                 f"or call lease.watch() before the first change"
             )
@@ -304,8 +305,8 @@ def note_of(session: Session, name: str, role: str) -> tuple[Note | None, str]:
         )
     try:
         return restore_shared.note(session, name, role), ""
-    except ServerRefused as error:
-        return None, f"this role may not read what a reset has to know, see docs/reset.md, Rights ({error})"
+    except ServerRefused:
+        return None, "this role may not read what a reset has to know: see docs/reset.md, Rights"
 
 
 def ensure_baseline(clones: Clones, template: Template) -> str:

@@ -207,6 +207,7 @@ def test_what_cannot_be_believed_is_a_clone(mine: Project, application: Connecti
             path.unlink()
         else:
             path.write_text("{")
+        assert why in mine.run("reset", "--dry-run").stderr
         report = reset(mine)
         assert (report["strategy"], why in report["reason"]) == ("clone", True), report
     assert reset(mine)["strategy"] == "nothing"
