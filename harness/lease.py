@@ -95,6 +95,8 @@ class LeaseChanges(dict[str, "Changes"]):
 
 def _together(reports: list[ResetReport], milliseconds: float) -> ResetReport:
     """One report of several databases': the strongest strategy that was needed."""
+    if len(reports) == 1:
+        return reports[0]
     strategy = max((r.strategy for r in reports), key=("nothing", "restore", "clone").index)
     return ResetReport(
         strategy=strategy,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.catalog.session import Session, translated
 
@@ -17,17 +16,16 @@ RECYCLED = "58P01"
 """``undefined_file``: the log that was asked for is not there any more."""
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What one statement gave.
 
     Attributes:
         rows: values as text; None is NULL.
-        count: rows that were touched or returned.
+        touched: how many rows were touched or returned.
     """
 
     rows: tuple[tuple[bytes | None, ...], ...]
-    count: int
+    touched: int
 
     def pairs(self) -> set[tuple[tuple[int, int], int]]:
         """Rows of ``ctid, xmin``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -140,15 +141,37 @@ def delete_all(relation: Relation) -> str:
     return f"delete from only {relation.sql}"
 
 
-def delete_but(relation: Relation, places: Iterable[Tid], blocks: Iterable[int]) -> list[str]:
-    """Delete every row of these blocks that lies at none of these places. One statement for a run of blocks."""
-    kept = sorted(places)
+MOST_GAPS = 3
+"""Ranges of places that are deleted one by one; beyond, each row is compared with all that stay."""
+
+
+def delete_but(relation: Relation, places: Sequence[Tid], blocks: Iterable[int]) -> list[str]:
+    """Delete every row of these blocks that lies at none of these places.
+
+    Args:
+        places: sorted.
+    """
     statements = []
     for first, last in runs(blocks):
-        here = [tid for tid in kept if first <= tid[0] <= last]
-        other = f" and ctid <> all({tid_array(here)})" if here else ""
-        statements.append(f"delete from only {relation.sql} where {block_range(first, last)}{other}")
+        kept = places[bisect_left(places, (first, 0)) : bisect_left(places, (last + 1, 0))]
+        gaps = _gaps(first, last, kept)
+        if len(gaps) <= MOST_GAPS:
+            where = [f"ctid >= '({a[0]},{a[1]})' and ctid < '({b[0]},{b[1]})'" for a, b in gaps]
+        else:
+            where = [f"{block_range(first, last)} and ctid <> all({tid_array(kept)})"]
+        statements += [f"delete from only {relation.sql} where {condition}" for condition in where]
     return statements
+
+
+def _gaps(first: int, last: int, kept: Sequence[Tid]) -> list[tuple[Tid, Tid]]:
+    """The ranges between places, from the beginning of one block to the end of another."""
+    gaps = []
+    begin = (first, 1)  # places in a block are counted from 1
+    for tid in kept:
+        if tid != begin:
+            gaps.append((begin, tid))
+        begin = (tid[0], tid[1] + 1)
+    return [*gaps, (begin, (last + 1, 0))]
 
 
 def delete_at(relation: Relation, places: Sequence[Tid]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 from harness.catalog.session import Session
 
@@ -33,8 +34,47 @@ select pid, format('pid %%s, %%s, %%s%%s, last query: %%s', pid, coalesce(nullif
 _BUSY = """
 select pid from pg_stat_get_activity(null)
  where datid = {database} and backend_type = 'client backend' and pid <> all('{ours}'::int[])
-   and (backend_xid is not null or (backend_xmin is not null{old}))
+   and (backend_xid is not null or (backend_xmin is not null and age(backend_xmin) >= age('{xid}'::xid)))
 """
+
+PRESENT = """
+select pid, backend_xid is not null, backend_xmin is not null, starts_with(state, 'idle in transaction')
+  from pg_stat_get_activity(null)
+ where datid = {database} and backend_type = 'client backend' and pid <> all('{ours}'::int[])
+   and (backend_xid is not null or backend_xmin is not null or starts_with(state, 'idle in transaction'))
+union all
+select 0, true, true, false from pg_prepared_xact() where dbid = {database}
+"""
+"""Who is in a transaction in a database: pid (0 for one that is prepared), whether it has an id, a snapshot, and idles."""
+
+
+class Present(NamedTuple):
+    """Transactions of the application in a database.
+
+    Attributes:
+        writers: pids of sessions that hold a transaction id.
+        readers: pids of sessions that hold a snapshot.
+        idle: pids of sessions that are idle in a transaction.
+        prepared: whether there is a prepared one.
+    """
+
+    writers: tuple[int, ...] = ()
+    readers: tuple[int, ...] = ()
+    idle: tuple[int, ...] = ()
+    prepared: bool = False
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[int, bool, bool, bool]]) -> Self:
+        """From what :data:`PRESENT` gives."""
+        if not rows:
+            return cls()
+        return cls(
+            tuple(pid for pid, has_id, _, _ in rows if pid and has_id),
+            tuple(pid for pid, _, has_snapshot, _ in rows if pid and has_snapshot),
+            tuple(pid for pid, _, _, idles in rows if pid and idles),
+            any(not pid for pid, _, _, _ in rows),
+        )
+
 
 _HOLDERS = """
 select distinct l.pid from pg_lock_status() l
@@ -60,19 +100,22 @@ def describe(
 
 def busy(session: Session, database: int, ours: Sequence[int], xid: int) -> list[int]:
     """Pids of sessions that hold a transaction id, or a snapshot as old as transaction ``xid``."""
-    return [pid for (pid,) in session.rows(busy_statement(database, ours, xid))]
+    statement = _BUSY.format(database=database, ours=_array(ours), xid=xid % 2**32)
+    return [pid for (pid,) in session.rows(statement)]
 
 
-def busy_statement(database: int, ours: Sequence[int], xid: int | None = None) -> str:
-    """The query of :func:`busy`, to be sent with others; without ``xid`` for a snapshot of any age."""
-    listed = "{" + ",".join(str(pid) for pid in ours) + "}"
-    old = f" and age(backend_xmin) >= age('{xid % 2**32}'::xid)" if xid is not None else ""
-    return _BUSY.format(database=database, ours=listed, old=old).strip()
+def present_statement(database: int, ours: Sequence[int]) -> str:
+    """:data:`PRESENT`, to be sent with others."""
+    return PRESENT.format(database=database, ours=_array(ours)).strip()
 
 
-def prepared_statement(database: int) -> str:
-    """The query of :func:`prepared`, to be sent with others."""
-    return f"select gid from pg_prepared_xact() where dbid = {int(database)}"
+def present(session: Session, database: int, ours: Sequence[int]) -> Present:
+    """Who is in a transaction in a database."""
+    return Present.of(session.rows(present_statement(database, ours)))
+
+
+def _array(pids: Sequence[int]) -> str:
+    return "{" + ",".join(map(str, pids)) + "}"
 
 
 def holders(session: Session, database: int, relations: Sequence[int], ours: Sequence[int]) -> list[int]:
@@ -110,7 +153,8 @@ def in_progress(session: Session, ids: Sequence[int]) -> list[int]:
 
 def prepared(session: Session, database: int) -> list[str]:
     """Names of the prepared transactions of a database."""
-    return [gid for (gid,) in session.rows(prepared_statement(database))]
+    rows = session.rows("select gid from pg_prepared_xact() where dbid = %s", (database,))
+    return [gid for (gid,) in rows]
 
 
 def advisory(session: Session, database: int, ours: Sequence[int]) -> list[int]:
@@ -119,18 +163,6 @@ def advisory(session: Session, database: int, ours: Sequence[int]) -> list[int]:
         """
         select distinct pid from pg_lock_status()
          where locktype = 'advisory' and database = %s and granted and pid <> all(%s)
-        """,
-        (database, list(ours)),
-    )
-    return [pid for (pid,) in rows]
-
-
-def writers(session: Session, database: int, ours: Sequence[int]) -> list[int]:
-    """Pids of sessions that hold a transaction id in a database."""
-    rows = session.rows(
-        """
-        select pid from pg_stat_get_activity(null)
-         where datid = %s and backend_xid is not null and backend_type = 'client backend' and pid <> all(%s)
         """,
         (database, list(ours)),
     )

@@ -99,7 +99,9 @@ def entered(session: Session, name: str, database: int) -> bool:
         session.value(
             "select exists (select from pg_stat_get_activity(null) where datid = %s) "
             "or coalesce(pg_stat_get_db_sessions(%s::oid), 0) > 0 "
+            # Whoever calls pg_stat_reset() was there, and the counter no longer says so.
+            "or pg_stat_get_db_stat_reset_time(%s::oid) is not null "
             "or not exists (select from pg_database where oid = %s and datname = %s)",
-            (database, database, database, name),
+            (database, database, database, database, name),
         )
     )

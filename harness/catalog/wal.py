@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from harness.catalog.session import Session
 from harness.errors import ServerRefused
@@ -31,8 +31,7 @@ INDEX_MANAGERS = ("Btree", "Hash", "Gin", "Gist", "SPGist", "BRIN")
 """Resource managers whose records change no row of a table."""
 
 
-@dataclass(frozen=True)
-class RelationRecords:
+class RelationRecords(NamedTuple):
     """What the WAL says about one relation file.
 
     Attributes:
@@ -50,8 +49,7 @@ class RelationRecords:
     blocks: frozenset[int]
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """One look at the log.
 
     Attributes:
@@ -63,10 +61,7 @@ class Window:
         relations: what was found, of this database and of the shared catalogs.
         unfinished: ids of transactions, other than ours, that wrote to this database and had not ended when it was read.
         unsettled: the same of transactions that wrote to the catalogs of the whole server.
-        writers: pids of sessions of the application that hold a transaction id.
-        idle: pids of sessions of the application that are idle in a transaction.
         advisory: pids of sessions of the application that hold advisory locks.
-        prepared: names of prepared transactions of this database.
     """
 
     moved: bool
@@ -77,10 +72,7 @@ class Window:
     relations: tuple[RelationRecords, ...] = ()
     unfinished: tuple[int, ...] = ()
     unsettled: tuple[int, ...] = ()
-    writers: tuple[int, ...] = ()
-    idle: tuple[int, ...] = ()
     advisory: tuple[int, ...] = ()
-    prepared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,8 +87,8 @@ class Question:
         ours: pids of our own sessions, never named as the application's.
         most: bytes beyond which nothing is decoded; below 0 only the present end of the log is wanted.
         patience: milliseconds beyond which it is not worth the while: what another way would cost.
-        brief: only what was written and by whom is wanted, as in a second look: who is busy, and what is
-            held or prepared, may be left out.
+        brief: only what was written and by whom is wanted, as in a second look: who holds advisory locks may be
+            left out (the list of all locks is half of what a look costs).
         until: a position that was the end of the log a while ago, to leave out what came after it; a way of
             reading that cannot may tell all up to now. Empty: now.
     """

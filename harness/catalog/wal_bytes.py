@@ -1,13 +1,12 @@
 """Reading the log's own bytes: from its files or through the session, :mod:`harness.catalog.wal_records` takes them apart.
 
-One call does all of a look: has anything moved, flush, who is busy, and the bytes. It is a temporary
+One call does all of a look: has anything moved, flush, who holds advisory locks, and the bytes. It is a temporary
 procedure in the maintenance database, because before PostgreSQL 17 only a COMMIT flushes, and only a
 procedure can go on after one.
 """
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -26,8 +25,7 @@ _FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', note); commit;"
 _PROCEDURE = """
 create or replace procedure pg_temp.pgh_bytes(
     start pg_lsn, seen pg_lsn, db oid, most int8, ours int[], force bool, brief bool, inline int8, note text,
-    inout stop pg_lsn, inout snapshot text, inout writers int[], inout idle int[], inout advisory int[],
-    inout prepared json, inout data bytea)
+    inout stop pg_lsn, inout snapshot text, inout advisory int[], inout data bytea)
 language plpgsql as $look$
 declare
     place int8; size int8;
@@ -47,12 +45,6 @@ begin
     size := (stop - '0/0'::pg_lsn)::int8 - place;
     if size <= inline and place / {segment} = (place + size - 1) / {segment} then
         data := pg_read_binary_file({file}, place % {segment}, size);
-    end if;
-    if not brief then
-        select array_agg(pid) filter (where backend_xid is not null),
-               array_agg(pid) filter (where starts_with(state, 'idle in transaction')) into writers, idle
-          from pg_stat_get_activity(null) where datid = db and backend_type = 'client backend' and pid <> all(ours);
-        select json_agg(p.gid) into prepared from pg_prepared_xact() p where p.dbid = db;
     end if;
     snapshot := pg_current_snapshot();
 end $look$
@@ -81,7 +73,7 @@ _INLINE = 131072
 
 _CALL = (
     "call pg_temp.pgh_bytes('{start}', '{seen}', {db}, {most}, '{ours}', {force}, {brief}, {inline}, '{note}'"
-    + (", null" * 7 + ")")
+    + (", null" * 4 + ")")
 )
 
 _FACTS = """
@@ -145,7 +137,7 @@ class ByteReader:
         )  # fmt: skip
         with translated("look at the write-ahead log"):
             answer = self.session.connection.ask(statement.encode())[0]
-        stop, snapshot, writers, idle, advisory, prepared, data = (answer.get_value(0, n) for n in range(7))
+        stop, snapshot, advisory, data = (answer.get_value(0, n) for n in range(4))
         if stop is None:
             return Window(moved=False, advisory=_pids(advisory))
         begin, end = number(asked.start), number(stop.decode())
@@ -178,10 +170,7 @@ class ByteReader:
             relations=relations(named, asked.own),
             unfinished=unfinished,
             unsettled=unsettled,
-            writers=_pids(writers),
-            idle=_pids(idle),
             advisory=_pids(advisory),
-            prepared=tuple(json.loads(prepared)) if prepared else (),
         )
 
     def _read(self, first: int, stop: int) -> bytes:

@@ -48,7 +48,7 @@ create or replace procedure pg_temp.pgh_look(
     start pg_lsn, seen pg_lsn, db oid, v_own xid[], most int8, ours int[], commit_size int8, force bool, inout answer json)
 language plpgsql as $look$
 declare
-    stop pg_lsn; relations json; unfinished int8[]; unsettled int8[]; writers int[]; idle int[]; advisory int[]; prepared text[]; horizon int8; top int8;
+    stop pg_lsn; relations json; unfinished int8[]; unsettled int8[]; advisory int[]; horizon int8; top int8;
 begin
     select array_agg(distinct pid) into advisory from pg_lock_status()
      where locktype = 'advisory' and database = db and granted and pid <> all(ours);
@@ -77,13 +77,8 @@ begin
     select (select json_agg(json_build_array(filenode, shared, own, kind, n, blocks)) from kinds),
            (select array_agg(id) from open_ids where not shared), (select array_agg(id) from open_ids where shared)
       into relations, unfinished, unsettled;
-    select array_agg(pid) filter (where backend_xid is not null),
-           array_agg(pid) filter (where starts_with(state, 'idle in transaction')) into writers, idle
-      from pg_stat_get_activity(null) where datid = db and backend_type = 'client backend' and pid <> all(ours);
-    select array_agg(p.gid) into prepared from pg_prepared_xact() p where p.dbid = db;
     answer := json_build_object('moved', true, 'stop', stop, 'seen', stop + commit_size, 'bytes', stop - start,
-        'relations', relations, 'unfinished', unfinished, 'unsettled', unsettled, 'writers', writers, 'idle', idle,
-        'advisory', advisory, 'prepared', prepared);
+        'relations', relations, 'unfinished', unfinished, 'unsettled', unsettled, 'advisory', advisory);
 end $look$
 """
 
@@ -171,8 +166,5 @@ def _window(found: Any) -> Window:
         ),
         unfinished=tuple(found.get("unfinished") or ()),
         unsettled=tuple(found.get("unsettled") or ()),
-        writers=tuple(found.get("writers") or ()),
-        idle=tuple(found.get("idle") or ()),
         advisory=tuple(found.get("advisory") or ()),
-        prepared=tuple(found.get("prepared") or ()),
     )

@@ -28,6 +28,7 @@ class TableBase:
     rows: Rows | None
     moved: dict[Tid, tuple[Tid, int]] = field(default_factory=dict)
     _places: list[tuple[Tid, int]] | None = field(default=None, repr=False)
+    _kept: list[Tid] | None = field(default=None, repr=False)
     _index: dict[int, dict[tuple[Tid, int], int]] = field(default_factory=dict, repr=False)
 
     @property
@@ -36,6 +37,13 @@ class TableBase:
         if self._places is None:
             self._places = list(self.rows.places) if self.rows is not None else []
         return self._places
+
+    @property
+    def kept(self) -> list[Tid]:
+        """Where its rows lie now, sorted."""
+        if self._kept is None:
+            self._kept = sorted(tid for tid, _ in self.places)
+        return self._kept
 
     def expected(self, blocks: Iterable[int]) -> dict[tuple[Tid, int], int]:
         """Of the rows that ought to lie in these blocks: place → which row."""
@@ -49,11 +57,12 @@ class TableBase:
 
     def lie(self, places: Sequence[tuple[Tid, int]]) -> None:
         """All rows lie elsewhere now."""
-        self._places = list(places)
+        self._places, self._kept = list(places), None
         self._index.clear()
 
     def move(self, places: Mapping[int, tuple[Tid, int]]) -> None:
         """Some rows lie elsewhere now."""
+        self._kept = None
         for number, place in places.items():
             if self._index:
                 self._index.get(self.places[number][0][0], {}).pop(self.places[number], None)
@@ -68,7 +77,7 @@ class TableBase:
     def rebase(self) -> None:
         """The lease is a fresh copy: every row lies where it lies in the baseline."""
         self.moved.clear()
-        self._places = None
+        self._places = self._kept = None
         self._index.clear()
 
 

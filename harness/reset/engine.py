@@ -103,7 +103,7 @@ class ResetEngine(EngineState):
             report,
             milliseconds=1000 * (time.monotonic() - began),
             ended=tuple(run.waiting.ended),
-            idle=run.idle,
+            idle=run.waiting.idle,
         )
 
     def _reset(self, run: _Run, to: Mark | None, sessions: Literal["keep", "end"]) -> ResetReport:
@@ -187,8 +187,7 @@ class ResetEngine(EngineState):
             if run.crowded and not self._lock_first(run):
                 continue
             window = self._look(force=force or bool(run.crowded))
-            run.idle = window.idle or run.idle
-            if window.advisory or window.prepared or window.unfinished:
+            if window.advisory or window.unfinished:
                 run.unlock()
                 run.waiting.hindered(window)
                 continue
@@ -207,7 +206,7 @@ class ResetEngine(EngineState):
                 self._put_back_shared()
             if isinstance(todo, Nothing):
                 run.unlock()
-                if run.waiting.writers(window):
+                if run.waiting.writers():
                     continue
                 self._advance(window)
                 self._pending = Changes()
@@ -228,7 +227,10 @@ class ResetEngine(EngineState):
             rows += outcome.rows
             tables.update(found.names.get(oid, str(oid)) for oid in todo.tables)
             tables.update(found.names.get(oid, str(oid)) for oid in todo.sequences)
-            waited = outcome.hindered and run.waiting.old_snapshots(outcome.xid)
+            there = outcome.present
+            run.waiting.idle = there.idle or run.waiting.idle
+            hindered = there.writers or there.readers or there.prepared
+            waited = bool(hindered) and run.waiting.old_snapshots(outcome.xid)
             if outcome.disturbed:
                 run.crowded |= set(todo.tables)
                 run.waiting.crowd()
@@ -305,14 +307,12 @@ class _Run:
     Attributes:
         crowded: tables that were written while a reset looked: they are locked before the next look.
         locked: whether they are locked now, in an open transaction of the restorer.
-        idle: pids of sessions that were idle in a transaction.
         may_truncate: nobody was found in the way of a TRUNCATE so far.
     """
 
     def __init__(self, engine: ResetEngine) -> None:
         self.crowded: set[int] = set()
         self.locked = False
-        self.idle: tuple[int, ...] = ()
         self.may_truncate = True
         self._engine = engine
         self.waiting = Waiting(

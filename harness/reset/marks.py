@@ -12,6 +12,7 @@ from harness.catalog.restore_facts import SequenceState
 from harness.errors import LeaseError, ServerRefused
 from harness.reset.baseline import TableBase
 from harness.reset.model import Changes, TableChange
+from harness.reset.restore import setval
 
 if TYPE_CHECKING:
     from harness.reset.engine import ResetEngine
@@ -171,10 +172,7 @@ def set_mark(engine: ResetEngine) -> Mark:
         if position == window.seen or engine._unchanged_since(window, position) is not None:
             # So that every later nextval is in the log (see SequenceState.logged_ahead). Not before: it is not
             # rolled back with an attempt, and somebody who goes on meanwhile would be given keys that exist.
-            setvals = [
-                f"select setval('{oid}'::regclass, {s.last_value}, {str(s.is_called).lower()})"
-                for oid, s in layer.sequences.items()
-            ]
+            setvals = [f"select {setval(oid, state)}" for oid, state in layer.sequences.items()]
             restore_batch.run(engine._lease, [*setvals, "commit"])
             break
         restore_batch.rollback(engine._lease)

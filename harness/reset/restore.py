@@ -18,6 +18,9 @@ from harness.reset.model import How, RecloneNeeded, Restore, TableChange
 ORDER_ATTEMPTS = 3
 """How often the rows of a table are written again until they lie in their order, before a TRUNCATE."""
 
+MOST_SETVALS = 200
+"""How many sequences one statement puts back; a row of PostgreSQL's has at most 1,664 columns."""
+
 Step = tuple[str, Callable[[Result], None]]
 """A statement, and who takes what it gives."""
 
@@ -42,7 +45,7 @@ class Outcome:
         files: OID → number of its new file, where a statement of ours made one.
         written: table OID → blocks into which we inserted.
         inserted: table OID → rows that we inserted, those of attempts at an order too.
-        hindered: after the COMMIT, somebody still saw what was before it.
+        present: who was in a transaction right after the COMMIT.
         disturbed: somebody wrote between the look and the locks; he may have written elsewhere too.
     """
 
@@ -56,7 +59,7 @@ class Outcome:
     files: dict[int, int] = field(default_factory=dict)
     written: dict[int, set[int]] = field(default_factory=dict)
     inserted: dict[int, int] = field(default_factory=dict)
-    hindered: bool = False
+    present: restore_sessions.Present = field(default_factory=restore_sessions.Present)
     disturbed: bool = False
 
 
@@ -118,8 +121,8 @@ class Attempt:
             if how is How.EMPTY:
                 steps.append((restore_rows.delete_all(relation), partial(self._deleted, oid)))
             elif how is How.EXTRAS:
-                kept = (tid for tid, _ in self.bases[oid].places)
-                for statement in restore_rows.delete_but(relation, kept, self.changes[oid].blocks):
+                kept, blocks = self.bases[oid].kept, self.changes[oid].blocks
+                for statement in restore_rows.delete_but(relation, kept, blocks):
                     steps.append((statement, partial(self._deleted, oid)))
             elif how is How.REWRITE:
                 looks.append((f"select ctid, xmin from only {relation.sql}", partial(self._rewrite, oid)))
@@ -172,19 +175,25 @@ class Attempt:
     def _ending(self, database: int, ours: Sequence[int]) -> list[Step]:
         """Sequences, COMMIT, and who still sees what was before, may still write into it, or has prepared to."""
         steps: list[Step] = []
-        # Those that need a lock come first: where it is not to be had, no setval must have happened.
-        for oid in sorted(self.todo.sequences, key=lambda oid: self.sequences[oid].cache == 1):
-            for statement in sequence_statements(self.store.relations[oid], self.sequences[oid]):
-                steps.append((statement, self._new_files))
+        simple: list[str] = []
+        for oid in self.todo.sequences:
+            state = self.sequences[oid]
+            if state.cache == 1:
+                simple.append(setval(oid, state))
+            else:
+                for statement in sequence_statements(self.store.relations[oid], state):
+                    steps.append((statement, self._new_files))
+        # After those that need a lock: where it is not to be had, no setval must have happened.
+        steps += [(f"select {', '.join(some)}", _ignore) for some in batched(simple, MOST_SETVALS)]
         return [
             *steps,
             ("commit", _ignore),
-            (restore_sessions.busy_statement(database, ours), self._hindrance),
-            (restore_sessions.prepared_statement(database), self._hindrance),
+            (restore_sessions.present_statement(database, ours), self._present),
         ]
 
-    def _hindrance(self, result: Result) -> None:
-        self.done.hindered = self.done.hindered or bool(result.rows)
+    def _present(self, result: Result) -> None:
+        rows = [(int(pid or b"0"), *(flag == b"t" for flag in flags)) for pid, *flags in result.rows]
+        self.done.present = restore_sessions.Present.of(rows)  # type: ignore[arg-type]
 
     def lock_statement(self) -> str:
         """Keep writers out of every table that is put back, in OID order so that two resets cannot deadlock."""
@@ -199,8 +208,8 @@ class Attempt:
                 self.done.files[int(row[0] or b"0")] = int(row[1] or b"0")
 
     def _deleted(self, oid: int, result: Result) -> None:
-        self.done.rows += result.count
-        self.done.dead[oid] = self.done.dead.get(oid, 0) + result.count
+        self.done.rows += result.touched
+        self.done.dead[oid] = self.done.dead.get(oid, 0) + result.touched
 
     def _rewrite(self, oid: int, result: Result) -> None:
         """Delete what is not the baseline's; where a row of the baseline is gone, write all of them again."""
@@ -218,7 +227,7 @@ class Attempt:
         for _ in range(ORDER_ATTEMPTS):
             cleared, filled = restore_batch.run(self.session, [clear, fill])
             self._deleted(oid, cleared)
-            self.done.rows += filled.count
+            self.done.rows += filled.touched
             if self._in_order(oid, filled, chosen):
                 return
         self._truncate(oid, base, fill, chosen)
@@ -344,14 +353,20 @@ class Attempt:
             restore_batch.run(self.session, statements)
 
 
+def setval(oid: int, state: SequenceState) -> str:
+    """The call that puts a sequence back."""
+    return f"setval('{oid}'::regclass, {state.last_value}, {str(state.is_called).lower()})"
+
+
 def sequence_statements(relation: Relation, state: SequenceState) -> list[str]:
-    """Put a sequence back, for sessions that hold cached values too."""
-    value = f"select setval('{relation.oid}'::regclass, {state.last_value}, {str(state.is_called).lower()})"
-    if state.cache == 1:
-        return [value]
-    # An open session keeps the values that it fetched; only a new file makes it forget them.
+    """Put a sequence back whose values sessions keep: only a new file makes them forget."""
     return [
         f"alter sequence {relation.sql} restart with {state.last_value}",
-        value,
+        f"select {setval(relation.oid, state)}",
         f"select {relation.oid}, pg_relation_filenode({relation.oid})",
     ]
+
+
+def batched(items: Sequence[str], size: int) -> list[Sequence[str]]:
+    """Some at a time."""
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -18,7 +18,7 @@ from harness.reset.baseline import BaselineStore, TableBase
 from harness.reset.carried import Carried
 from harness.reset.marks import Marks
 from harness.reset.model import Baseline, Changes, RecloneNeeded, TableChange
-from harness.reset.restore import Outcome
+from harness.reset.restore import Outcome, setval
 from harness.reset.vacuum import Vacuum
 
 MOST_BYTES = 64 * 1024**2
@@ -117,10 +117,7 @@ class EngineState:
         ahead = [oid for oid, state in store.sequences.items() if state.logged_ahead]
         if noted is None:
             if ahead:
-                restore_batch.run(self._restorer, [
-                    f"select setval('{oid}'::regclass, {store.sequences[oid].last_value}, "
-                    f"{str(store.sequences[oid].is_called).lower()})" for oid in ahead
-                ])  # fmt: skip
+                restore_batch.run(self._restorer, [f"select {setval(o, store.sequences[o])}" for o in ahead])
             start = restore_shared.note(reader.session, self._restorer.dsn.database, self._role)
             start = replace(start, position=reader.position())
         elif ahead:
@@ -193,9 +190,12 @@ class EngineState:
         """A fresh clone was made in this time: reading the log may cost as much, and no more."""
         self.clone_ms += (milliseconds - self.clone_ms) / 2
 
-    def _question(self, start: str, *, patience: float | None = None, brief: bool = False) -> Question:
+    def _question(
+        self, start: str, *, seen: str | None = None, patience: float | None = None, brief: bool = False
+    ) -> Question:
         return Question(
             start,
+            seen=seen,
             database=self._database,
             own=self._own,
             ours=self.ours,
@@ -207,8 +207,8 @@ class EngineState:
     def _look(self, *, force: bool, patience: float | None = None) -> Window:
         self._stage("before-look")
         try:
-            asked = self._question(self._start, patience=patience)
-            window = self._wal.look(asked if force else replace(asked, seen=self._seen or None))
+            seen = None if force else self._seen or None
+            window = self._wal.look(self._question(self._start, seen=seen, patience=patience))
         except ServerRefused as error:
             if error.sqlstate == restore_batch.RECYCLED or "WAL" in error.message:
                 raise RecloneNeeded(

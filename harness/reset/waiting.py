@@ -18,7 +18,7 @@ END_PATIENCE = 5.0
 
 
 class Waiting:
-    """One reset's patience. Everything that it ended is in ``ended``."""
+    """One reset's patience. Whom it ended is in ``ended``, who was idle in a transaction in ``idle``."""
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class Waiting:
         self._database, self._ours = database, ours
         self._deadline = time.monotonic() + timeout
         self.ended: list[str] = []
+        self.idle: tuple[int, ...] = ()
 
     def hindered(self, window: Window) -> bool:
         """Whether something had to be cleared before the window can be judged: then look again."""
@@ -40,20 +41,20 @@ class Waiting:
         if window.advisory:
             self._wait(self._advisory, patience=ADVISORY_PATIENCE)
             hindered = True
-        if window.prepared:
-            self._roll_back_prepared()
-            hindered = True
         if window.unfinished:
             self._wait_for_ids(window.unfinished)
             hindered = True
         return hindered
 
-    def writers(self, window: Window) -> bool:
-        """Wait for sessions that hold a transaction id and have written nothing so far; True: look again."""
-        if not window.writers:
-            return False
-        self._wait(self._writers)
-        return True
+    def writers(self) -> bool:
+        """Wait for transactions that have an id and have written nothing so far; True: look again."""
+        found = self._present()
+        self.idle = found.idle or self.idle
+        if found.prepared:
+            self._roll_back_prepared()
+        if found.writers:
+            self._wait(self._writers)
+        return found.prepared or bool(found.writers)
 
     def old_snapshots(self, xid: int) -> bool:
         """After the COMMIT of ``xid``: wait for sessions that still see what was before it."""
@@ -75,6 +76,8 @@ class Waiting:
         def still() -> list[int]:
             return restore_sessions.holders(self._reader(), self._database(), relations, self._ours())
 
+        # Theirs have no session that could be named.
+        self._roll_back_prepared()
         over = time.monotonic() - self._deadline
         if over < 0:
             restore_sessions.cancel_autovacuum(self._reader(), still())
@@ -101,7 +104,10 @@ class Waiting:
         return restore_sessions.advisory(self._reader(), self._database(), self._ours())
 
     def _writers(self) -> list[int]:
-        return restore_sessions.writers(self._reader(), self._database(), self._ours())
+        return list(self._present().writers)
+
+    def _present(self) -> restore_sessions.Present:
+        return restore_sessions.present(self._reader(), self._database(), self._ours())
 
     def _wait_for_ids(self, ids: Sequence[int]) -> None:
         """Until these transactions have ended; at the deadline whoever writes in this database is ended."""

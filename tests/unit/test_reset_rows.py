@@ -1,0 +1,39 @@
+"""Which rows a DELETE of all but some takes: checked place by place."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.catalog.restore_facts import Relation
+from harness.catalog.restore_rows import Tid, delete_but
+
+TABLE = Relation(1, "public", "t", "r")
+PLACES = st.tuples(st.integers(0, 5), st.integers(1, 6))
+
+
+def deletes(statement: str, tid: Tid) -> bool:
+    """What PostgreSQL makes of the condition."""
+    low, high, *kept = re.findall(r"\((\d+),(\d+)\)", statement)
+    place = (str(tid[0]), str(tid[1]))
+    inside = tuple(map(int, low)) <= tid < tuple(map(int, high))
+    return inside and place not in kept
+
+
+@given(st.sets(PLACES), st.sets(st.integers(0, 5), min_size=1))
+def test_every_row_of_the_blocks_but_those(kept: set[Tid], blocks: set[int]) -> None:
+    statements = delete_but(TABLE, sorted(kept), blocks)
+    for block in range(7):
+        for number in range(1, 8):
+            tid = (block, number)
+            wanted = block in blocks and tid not in kept
+            assert any(deletes(statement, tid) for statement in statements) is wanted
+
+
+def test_rows_that_lie_together_are_one_range() -> None:
+    kept = [(0, number) for number in range(1, 101)]
+    assert delete_but(TABLE, kept, [0]) == [
+        "delete from only \"public\".\"t\" where ctid >= '(0,101)' and ctid < '(1,0)'"
+    ]
