@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from harness.bench.measuring import line, measured
+from harness.bench.measuring import Timing, line, measured
 from harness.catalog import databases
 from harness.catalog.session import Session
 
@@ -20,13 +20,16 @@ SEEDS = "; ".join(
 )
 
 
-def report(harness: Harness, app: Session, lease: Lease, dirty: str, rounds: int, slow: int) -> None:
+def report(
+    harness: Harness, app: Session, lease: Lease, dirty: str, rounds: int, slow: int, *, reset: float
+) -> None:
     """Print the rows.
 
     Args:
         app: a session of the application in the lease.
         dirty: what each test writes.
         rounds, slow: how often quick and slow rows are measured.
+        reset: milliseconds of a reset after the same, for ratios.
     """
 
     def soil() -> None:
@@ -46,9 +49,10 @@ def report(harness: Harness, app: Session, lease: Lease, dirty: str, rounds: int
             "instead: roll back",
             measured(lambda: again.script(f"begin; {dirty}"), lambda: again.execute("rollback"), rounds),
         )
-    _print("instead: a fresh clone of ours (renew)", measured(lambda: None, lease.renew, slow, warm=1))
+    ours = measured(lambda: None, lease.renew, slow, warm=1)
+    _print("instead: a fresh clone of ours (renew)", ours, _times(ours, reset))
     for strategy in ("file_copy", "wal_log"):
-        _clone(harness, strategy, slow)
+        _clone(harness, strategy, slow, reset)
     _pytest_postgresql(harness, slow)
 
 
@@ -56,7 +60,11 @@ def _print(name: str, timing: Any, note: str = "") -> None:
     print(line(name, timing, note), flush=True)
 
 
-def _clone(harness: Harness, strategy: str, slow: int) -> None:
+def _times(timing: Timing, reset: float) -> str:
+    return f"{timing.p50 / reset:.1f} x a reset of 3 dirty tables"
+
+
+def _clone(harness: Harness, strategy: str, slow: int, reset: float) -> None:
     admin, template = harness.link.session, harness.templates["default"]
     name = "pgh_bench_clone"
 
@@ -67,7 +75,14 @@ def _clone(harness: Harness, strategy: str, slow: int) -> None:
         databases.clone(admin, name, template=template.name, owner=harness.owner.name, strategy=strategy)
         Session.connect(admin.dsn.with_database(name)).close()
 
-    _print(f"instead: clone by {strategy} and connect", measured(drop, clone, slow, warm=1))
+    def again() -> None:
+        drop()
+        clone()
+
+    first = measured(drop, clone, slow, warm=1)
+    _print(f"instead: clone by {strategy} and connect", first, _times(first, reset))
+    each = measured(lambda: None, again, slow, warm=1)
+    _print("the same for each test, with the drop of the last", each, _times(each, reset))
     drop()
 
 

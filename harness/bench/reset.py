@@ -162,7 +162,7 @@ def _report(harness: Harness, folder: Path, options: argparse.Namespace, version
             _dirty(lease, DIRTY, 2000)
             _print("reset, 3 dirty tables, after 2,000 resets", _dirty(lease, DIRTY, rounds))
         _marks(lease, rounds, slow)
-        instead.report(harness, app, lease, DIRTY, rounds, slow)
+        instead.report(harness, app, lease, DIRTY, rounds, slow, reset=first.p50)
     _crowd(harness, folder, options, version)
 
 
@@ -208,16 +208,18 @@ def _marks(lease: Lease, rounds: int, slow: int) -> None:
 def _crowd(harness: Harness, folder: Path, options: argparse.Namespace, version: str | None) -> None:
     """Many workers on one server, whose log holds what all of them write."""
     count = options.workers
-    for workers in (1, count):
-        many = f"{workers} busy worker{'s' if workers > 1 else ''}"
-        _print(f"reset, 3 dirty tables, {many}", crowd.measure([folder] * workers, version, DIRTY))
-    if options.long:
-        # The same processors, and nobody else's log: what is left is waiting for a processor.
-        with ExitStack() as stack:
-            made = [_project(schema_of(60), version, options.folder) for _ in range(count)]
-            folders = [stack.enter_context(one)[1] for one in made]
-            timing = crowd.measure(folders, version, DIRTY)
-            _print(f"the same, {count} busy workers with a server each", timing)
+    _print("reset, 3 dirty tables, 1 busy worker", crowd.measure([folder], version, DIRTY))
+    # The same processors, and nobody else's log: what is left is waiting for a processor.
+    with ExitStack() as stack:
+        made = [_project(schema_of(60), version, options.folder) for _ in range(count)]
+        folders = [stack.enter_context(one)[1] for one in made]
+        apart = crowd.measure(folders, version, DIRTY)
+    _print(f"the same, {count} busy workers with a server each", apart)
+    together = crowd.measure([folder] * count, version, DIRTY)
+    ratio = (
+        f"{together.p50 / apart.p50:.2f} x that of one with a server of its own and as much of the processors"
+    )
+    _print(f"the same, {count} busy workers on one server", together, ratio)
     _turns(harness, count, options.rounds)
 
 
