@@ -226,13 +226,11 @@ def widened(xid: int, near: int) -> int:
 def relations(named: Named, own: Sequence[int]) -> tuple[RelationRecords, ...]:
     """What was named, by file, ours apart."""
     mine = {xid % 2**32 for xid in own}
-    kinds: dict[tuple[int, int], str] = {}
     merged: dict[tuple[int, bool, bool], tuple[dict[str, int], set[int]]] = {}
     for (file, shared, xid, manager, flags), blocks in named.records.items():
-        name = kinds.get((manager, flags)) or kinds.setdefault(
-            (manager, flags), wal_records.kind(manager, flags)
-        )
-        records, touched = merged.setdefault((file, shared, xid in mine), ({}, set()))
+        name = wal_records.kind(manager, flags)
+        key = (file, shared, xid in mine)
+        records, touched = merged.get(key) or merged.setdefault(key, ({}, set()))
         records[name] = records.get(name, 0) + sum(blocks.values())
         if name not in NOISE:
             touched.update(blocks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 PATIENCE = 3
 """How often in a row the files may not be what was expected before they are left alone."""
@@ -23,7 +22,7 @@ class LogFiles:
             timeline: eight hex digits.
             segment: size of a file, in bytes.
         """
-        self._folder = Path(data_directory) / "pg_wal" if data_directory else None
+        self._folder = os.path.join(data_directory, "pg_wal", "") if data_directory else None
         self._timeline = timeline
         self._segment = segment
         self._failures = 0
@@ -54,7 +53,7 @@ class LogFiles:
             size = min(stop - first, self._segment - first % self._segment)
             name = f"{self._timeline}{first >> 32:08X}{(first & 0xFFFFFFFF) // self._segment:08X}"
             assert self._folder is not None
-            descriptor = os.open(self._folder / name, os.O_RDONLY)
+            descriptor = os.open(self._folder + name, os.O_RDONLY)
             try:
                 parts.append(os.pread(descriptor, size, first % self._segment))
             finally:

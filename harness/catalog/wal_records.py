@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from math import inf
 from time import thread_time
 
@@ -70,6 +71,7 @@ class TooMuch(Exception):
     """Taking all of it apart would last longer than it is worth."""
 
 
+@cache
 def kind(manager: int, flags: int) -> str:
     """The name of a record as ``pg_walinspect`` prints it, for those that matter; a number for others."""
     # The highest bit of heap records only says that the page is new; the lowest four are not the manager's.

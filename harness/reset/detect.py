@@ -8,9 +8,6 @@ from harness.catalog.restore_facts import Relation
 from harness.catalog.wal import NOISE, RelationRecords
 from harness.reset.model import Changes, TableChange
 
-_INSERTS = ("Heap/INSERT", "Heap2/MULTI_INSERT")
-_UPDATES = ("Heap/UPDATE", "Heap/HOT_UPDATE")
-
 
 def changes(
     records: Iterable[RelationRecords],
@@ -53,7 +50,9 @@ def changes(
         elif relation.kind == "t":
             tables[relation.owner] = merge(tables.get(relation.owner, TableChange()), TableChange())
         else:
-            tables[relation.oid] = merge(tables.get(relation.oid, TableChange()), _table(kinds, found.blocks))
+            change = _table(kinds, found.blocks)
+            known = tables.get(relation.oid)
+            tables[relation.oid] = change if known is None else merge(known, change)
     for oid in rewritten:
         relation = relations.get(oid)
         if relation is None or relation.catalog or relation.kind == "i":
@@ -74,9 +73,10 @@ def changes(
 
 
 def _table(kinds: Mapping[str, int], blocks: frozenset[int]) -> TableChange:
-    inserts = sum(kinds.get(kind, 0) for kind in _INSERTS)
-    updates = sum(kinds.get(kind, 0) for kind in _UPDATES)
-    deletes = kinds.get("Heap/DELETE", 0)
+    count = kinds.get
+    inserts = count("Heap/INSERT", 0) + count("Heap2/MULTI_INSERT", 0)
+    updates = count("Heap/UPDATE", 0) + count("Heap/HOT_UPDATE", 0)
+    deletes = count("Heap/DELETE", 0)
     # A CONFIRM completes a speculative INSERT (ON CONFLICT), whose own record is counted.
     other = sum(kinds.values()) - inserts - updates - deletes - kinds.get("Heap/HEAP_CONFIRM", 0)
     return TableChange(inserts, updates, deletes, other, blocks)
