@@ -68,10 +68,12 @@ begin
         select filenode, shared, own, kind, sum(n)::int8 n,
                array_agg(distinct block) filter (where kind <> all({noise})) blocks
           from records group by 1, 2, 3, 4),
-    -- A 32-bit id of the log becomes the latest 64-bit one that is not in the future.
+    -- A 32-bit id of the log becomes the 64-bit one that is nearest to the snapshot's upper bound. It may lie above:
+    -- that bound is the latest id that has ended, and a transaction that is open may be newer.
     ids as (
         select distinct shared, (top & ~4294967295) + x
-               - case when (top & ~4294967295) + x > top then 4294967296 else 0 end as id
+               + case when x - (top & 4294967295) > 2147483648 then -4294967296
+                      when x - (top & 4294967295) < -2147483648 then 4294967296 else 0 end as id
           from (select distinct shared, xid::text::int8 x from records where not own) r where x <> 0),
     open_ids as (select * from ids where id >= horizon and pg_xact_status(id::text::xid8) = 'in progress')
     select (select json_agg(json_build_array(filenode, shared, own, kind, n, blocks)) from kinds),
