@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from harness.catalog.restore_facts import Relation
 from harness.catalog.wal import NOISE, RelationRecords
@@ -70,6 +70,35 @@ def changes(
         unknown=frozenset(unknown),
         names={oid: str(relations[oid]) for oid in [*tables, *sequences] if oid in relations},
     )
+
+
+def written_besides(
+    records: Iterable[RelationRecords],
+    wrote: Container[int],
+    inserted: Mapping[int, int],
+    *,
+    by_file: Mapping[int, int],
+    relations: Mapping[int, Relation],
+) -> Relation | None:
+    """A table or sequence to which our own transactions wrote more than was meant; None where there is none.
+
+    Args:
+        wrote: OIDs of the tables and sequences that were put back.
+        inserted: table OID → how many rows.
+        by_file, relations: as of :func:`changes`.
+    """
+    for found in records:
+        relation = relations.get(by_file.get(found.filenode, 0))
+        if not found.own or relation is None or relation.catalog or relation.kind == "i":
+            continue
+        kinds = found.records
+        more = relation.kind == "r" and (
+            kinds.get("Heap/INSERT", 0) > inserted.get(relation.oid, 0)
+            or kinds.keys() & {"Heap/UPDATE", "Heap/HOT_UPDATE"}
+        )
+        if more or (relation.owner not in wrote and set(kinds) - NOISE):
+            return relation
+    return None
 
 
 def _table(kinds: Mapping[str, int], blocks: frozenset[int]) -> TableChange:

@@ -192,8 +192,8 @@ class Attempt:
         ]
 
     def _present(self, result: Result) -> None:
-        rows = [(int(pid or b"0"), *(flag == b"t" for flag in flags)) for pid, *flags in result.rows]
-        self.done.present = restore_sessions.Present.of(rows)  # type: ignore[arg-type]
+        rows = [(int(r[0] or b"0"), r[1] == b"t", r[2] == b"t", r[3] == b"t") for r in result.rows]
+        self.done.present = restore_sessions.Present.of(rows)
 
     def lock_statement(self) -> str:
         """Keep writers out of every table that is put back, in OID order so that two resets cannot deadlock."""

@@ -295,26 +295,16 @@ class EngineState:
         # Brief: who is busy was asked in the first look, and is asked again with the COMMIT.
         asked = self._question(window.stop, brief=True)
         later = self._wal.look(asked)
-        self._check_own(later, wrote, inserted or {})
+        if elsewhere := detect.written_besides(
+            later.relations, wrote, inserted or {}, by_file=self._by_file, relations=self.store.relations
+        ):
+            raise RecloneNeeded(
+                f"putting rows back changed {elsewhere} too: a function of a CHECK, an index or an event trigger does"
+            )
         if not self._foreign(later):
             return later
         later = self._wal.look(replace(asked, until=until))
         return None if self._foreign(later) else later
-
-    def _check_own(self, later: Window, wrote: Collection[int], inserted: Mapping[int, int]) -> None:
-        for records in later.relations:
-            relation = self.store.relations.get(self._by_file.get(records.filenode, 0))
-            if not records.own or relation is None or relation.catalog or relation.kind == "i":
-                continue
-            kinds = records.records
-            more = relation.kind == "r" and (
-                kinds.get("Heap/INSERT", 0) > inserted.get(relation.oid, 0)
-                or kinds.keys() & {"Heap/UPDATE", "Heap/HOT_UPDATE"}
-            )
-            if more or (relation.owner not in wrote and set(kinds) - NOISE):
-                raise RecloneNeeded(
-                    f"putting rows back changed {relation} too: a function of a CHECK, an index or an event trigger does"
-                )
 
     def _foreign(self, later: Window) -> bool:
         if later.too_much or later.unfinished:
