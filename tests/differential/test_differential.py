@@ -28,11 +28,11 @@ from harness.reset.model import RecloneNeeded
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 WORKLOADS = int(os.environ.get("PGHARNESS_TEST_WORKLOADS", "700" if LONG else "60"))
 SEED = int(os.environ.get("PGHARNESS_TEST_SEED", "1"))
-PER_SCHEMA = 30 if LONG else 12
+PER_SCHEMA = 30 if WORKLOADS >= 200 else 12
 SHRINK_ATTEMPTS = 60
 DUMP_EVERY = 40
-MARKED = WORKLOADS // 2
-LATE = WORKLOADS // 4
+MARKED = 350 if LONG else 30
+LATE = 175 if LONG else 15
 
 KEPT = (
     "prepare put (text) as insert into base (v) values ($1)",
@@ -202,7 +202,7 @@ def fail(runner: Runner, seed: int, operations: list[Operation], differences: li
     )
 
 
-@pytest.mark.timeout(1200 if LONG else 180)
+@pytest.mark.timeout(1200 if WORKLOADS >= 200 else 180)
 def test_every_reset_gives_what_a_fresh_clone_gives(reset_server: Server) -> None:
     done: Counter[str] = Counter()
     strategies: Counter[str] = Counter()
