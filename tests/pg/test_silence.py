@@ -91,12 +91,16 @@ def test_a_long_answer_is_waited_for(own: ServerInfo) -> None:
         assert (first.fetchone(), second.fetchone()) == ((1,), (2,))
 
 
+def _fill(own: ServerInfo, others: ExitStack, limit: int) -> None:
+    for _ in range(limit):
+        others.enter_context(Session.connect(own.dsn))
+
+
 def test_a_full_server_still_answers(own: ServerInfo) -> None:
     # Out of connections, it refuses logins; that is an answer.
     with Session.connect(own.dsn) as session, ExitStack() as others:
         limit = session.value("select current_setting('max_connections')::int")
         # Not counted: a session of the test before may still be on its way out.
         with pytest.raises(ServerRefused, match="too many"):
-            for _ in range(limit):
-                others.enter_context(Session.connect(own.dsn))
+            _fill(own, others, limit)
         assert session.value("select 7 from pg_sleep(1.5)") == 7
