@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,16 +50,7 @@ class Hint:
     def write(self, info: ServerInfo) -> None:
         """Replace the file in one act. A folder that cannot be written to costs speed, not the run."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # mkstemp makes it readable by its owner only.
-            descriptor, aside = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    json.dump({"format": _FORMAT, **asdict(info)}, file)
-                os.replace(aside, self.path)
-            except BaseException:
-                Path(aside).unlink(missing_ok=True)
-                raise
+            project.replace_file(self.path, json.dumps({"format": _FORMAT, **asdict(info)}))
         except OSError:
             return
 

@@ -127,7 +127,7 @@ class DatabaseReset:
 
         The first reset finds it out; before that it is empty.
         """
-        return str(getattr(self._engine._reader, "doubt", "")) if self._engine is not None else ""
+        return self._engine.doubt if self._engine is not None else ""
 
     def _opened(self) -> ResetEngine | None:
         """The engine, opened where it was not needed before; None where every reset is a clone.

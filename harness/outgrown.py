@@ -122,10 +122,7 @@ def remember(settings: Settings, environ: Mapping[str, str], needed: int) -> Non
     """Note how much is needed; where it cannot be noted, the next start finds out again."""
     path = _note(settings, environ)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(str(needed))
-        os.replace(aside, path)
+        project.replace_file(path, str(needed))
     except OSError:
         return
 

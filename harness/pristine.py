@@ -8,9 +8,7 @@ and has not crashed since, and where the database and its template are the very 
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,16 +104,7 @@ class Notes:
         """Replace the file in one act."""
         content: dict[str, Any] = {"format": _FORMAT, "life": asdict(life), "note": _encoded(note)}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # mkstemp makes it readable by its owner only.
-            descriptor, aside = tempfile.mkstemp(prefix=f".{name}.", dir=self.folder)
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    json.dump(content, file, separators=(",", ":"))
-                os.replace(aside, self._path(name))
-            except BaseException:
-                Path(aside).unlink(missing_ok=True)
-                raise
+            project.replace_file(self._path(name), json.dumps(content, separators=(",", ":")))
         except OSError:
             return
 

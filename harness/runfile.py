@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import project
 from harness.backends.base import ServerInfo
 from harness.catalog.attributes import Attributes
 from harness.dsn import Dsn
@@ -58,11 +58,7 @@ class RunFile:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _forget_the_dead(folder)
-            # mkstemp makes it readable by its owner only: it holds the admin's password.
-            descriptor, aside = tempfile.mkstemp(prefix=".run.", dir=folder)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump({"format": _FORMAT, **asdict(self)}, file, default=os.fspath)
-            os.replace(aside, path)
+            project.replace_file(path, json.dumps({"format": _FORMAT, **asdict(self)}, default=os.fspath))
         except OSError as error:
             raise ConfigError(
                 f"cannot write the run file {path}: {error.strerror}. "

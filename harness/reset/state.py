@@ -171,6 +171,11 @@ class EngineState:
         return self._reader
 
     @property
+    def doubt(self) -> str:
+        """See :class:`ChosenReader`; empty before the first look."""
+        return self._reader.doubt if isinstance(self._reader, ChosenReader) else ""
+
+    @property
     def _lease(self) -> Session:
         if self._restorer is None or self._restorer.closed:
             raise ServerLost("the reset's session in the database was lost")
