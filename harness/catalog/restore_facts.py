@@ -28,6 +28,7 @@ class Relation:
         owner: for a TOAST table the OID of its table, else its own.
         pages: size of its file in blocks of 8 kB.
         toast: the same of its TOAST table, where long values lie.
+        rows: how many it has, as ANALYZE found; 0 where it never did.
         obstacle: why its rows cannot be put back by DELETE and INSERT; empty where they can.
         referenced_by: OIDs of other tables whose foreign keys point here: a TRUNCATE has to take them too.
     """
@@ -44,6 +45,12 @@ class Relation:
     obstacle: str = ""
     referenced_by: frozenset[int] = frozenset()
     toast: int = 0
+    rows: int = 0
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of an average row, long values included; a guess where ANALYZE never counted them."""
+        return 8192 * (self.pages + self.toast) / max(1, self.rows or 40 * self.pages)
 
     @cached_property
     def sql(self) -> str:
@@ -80,7 +87,8 @@ select c.oid::int8, n.nspname, c.relname, c.relkind::text,
        c.oid < 16384 and n.nspname in ('pg_catalog', 'pg_toast'), c.relisshared, c.relpersistence = 'u',
        coalesce(p.oid, c.oid)::int8,
        case when c.relkind in ('r', 'm') then pg_relation_size(c.oid) / 8192 else 0 end,
-       case when c.reltoastrelid <> 0 then pg_relation_size(c.reltoastrelid) / 8192 else 0 end
+       case when c.reltoastrelid <> 0 then pg_relation_size(c.reltoastrelid) / 8192 else 0 end,
+       greatest(c.reltuples, 0)::int8
   from pg_class c
   join pg_namespace n on n.oid = c.relnamespace
   left join pg_class p on c.relkind = 't' and p.reltoastrelid = c.oid
@@ -131,7 +139,7 @@ def files(session: Session, blocks: Iterable[int] | None = None) -> dict[int, in
     if blocks is None:
         statement = _FILES
     else:
-        statement = " union all ".join(f"({_FILES} and {where})" for where in block_ranges(blocks))
+        statement = in_blocks(_FILES, blocks)
     return {oid: node for oid, node in session.rows(statement) if node}
 
 
@@ -169,11 +177,13 @@ def relations(session: Session) -> dict[int, Relation]:
     obstacles = dict(session.rows(_OBSTACLES))
     references = {oid: frozenset(by) for oid, by in session.rows(_REFERENCES)}
     found = {}
-    for oid, schema, name, kind, catalog, shared, unlogged, owner, pages, toast in session.rows(_RELATIONS):
+    for oid, schema, name, kind, catalog, shared, unlogged, owner, pages, toast, rows in session.rows(
+        _RELATIONS
+    ):
         obstacle = obstacles.get(oid, "")
         found[oid] = Relation(
             oid, schema, name, kind, catalog, shared, unlogged, owner, pages, obstacle,
-            references.get(oid, frozenset()), toast,
+            references.get(oid, frozenset()), toast, rows,
         )  # fmt: skip
     return found
 
@@ -199,14 +209,14 @@ def sequences(
 
 
 def runs(blocks: Iterable[int]) -> list[tuple[int, int]]:
-    """First and last of each run of neighbouring blocks; one run over all where there are too many."""
+    """First and last of each run of neighbouring blocks."""
     found: list[tuple[int, int]] = []
     for block in sorted(set(blocks)):
         if found and block == found[-1][1] + 1:
             found[-1] = (found[-1][0], block)
         else:
             found.append((block, block))
-    return [(found[0][0], found[-1][1])] if len(found) > 64 else found
+    return found
 
 
 def block_range(first: int, last: int) -> str:
@@ -214,6 +224,34 @@ def block_range(first: int, last: int) -> str:
     return f"ctid >= '({first},0)' and ctid < '({last + 1},0)'"
 
 
-def block_ranges(blocks: Iterable[int]) -> list[str]:
-    """Conditions that together select these blocks (and those between them, where there are too many)."""
-    return [block_range(first, last) for first, last in runs(blocks)]
+MOST_RANGES = 8
+"""Runs of blocks that are asked for in branches of a statement: planning a branch costs more than a loop's turn."""
+
+
+def loop_over(blocks: Iterable[tuple[int, int]]) -> str:
+    """The beginning of a query that goes through runs of blocks, one scan of a range of places (nodeTidrangescan.c)
+    for each; what follows is lateral, and needs OFFSET 0: a join would read all of the table."""
+    spans = list(blocks)
+    firsts = "{" + ",".join(f'"({first},0)"' for first, _ in spans) + "}"
+    beyonds = "{" + ",".join(f'"({last + 1},0)"' for _, last in spans) + "}"
+    numbers = "{" + ",".join(str(first) for first, _ in spans) + "}"
+    return f"unnest('{numbers}'::int8[], '{firsts}'::tid[], '{beyonds}'::tid[]) as run(block, first, beyond)"
+
+
+def in_blocks(query: str, blocks: Iterable[int]) -> str:
+    """A query for the rows that lie in these blocks of a table, and for no others: sixty scattered blocks must not
+    become a scan from the first of them to the last.
+
+    Args:
+        query: of one table, up to its last condition.
+    """
+    found = runs(blocks)
+    if not found:
+        return f"{query} and false"
+    if len(found) <= MOST_RANGES:
+        branches = [f"{query} and {block_range(*run)}" for run in found]
+        return branches[0] if len(branches) == 1 else " union all ".join(f"({branch})" for branch in branches)
+    return (
+        f"select found.* from {loop_over(found)}, "
+        f"lateral ({query} and ctid >= run.first and ctid < run.beyond offset 0) found"
+    )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.catalog.restore_facts import Relation, block_range, block_ranges, runs
+from harness.catalog.restore_facts import Relation, block_range, in_blocks, loop_over, runs
 from harness.catalog.session import Session, ident, translated
 
 if TYPE_CHECKING:
@@ -102,27 +102,66 @@ def columns_of(session: Session, relation: Relation) -> Columns:
     )
 
 
-def read(
-    session: Session,
-    relation: Relation,
-    *,
-    blocks: Iterable[int] | None = None,
-    known: Columns | None = None,
-) -> Rows:
-    """The rows of a table, of some of its blocks only where ``blocks`` is given.
+def read(session: Session, relation: Relation, *, known: Columns | None = None) -> Rows:
+    """The rows of a table.
 
     Args:
         known: the table's columns, where they have been read before.
     """
     columns = known or columns_of(session, relation)
-    source = f"select ctid, xmin{columns.listed} from only {relation.sql}"
-    if blocks is None:
-        statement = source
-    else:
-        statement = " union all ".join(f"({source} where {where})" for where in block_ranges(blocks))
+    return _read(session, relation, columns, "")
+
+
+def read_at(session: Session, relation: Relation, columns: Columns, places: Iterable[Tid]) -> Rows:
+    """The rows that lie there."""
+    return _read(session, relation, columns, f" where ctid = any({tid_array(places)})")
+
+
+def _read(session: Session, relation: Relation, columns: Columns, where: str) -> Rows:
+    statement = f"select ctid, xmin{columns.listed} from only {relation.sql}{where}"
     with translated(f"read the rows of {relation}"):
         result = session.connection.execute(statement.encode()).pgresult
     return Rows(columns, result)
+
+
+def pairs(relation: Relation) -> str:
+    """The query for place and writer of each row."""
+    return f"select ctid, xmin from only {relation.sql}"
+
+
+def pairs_in(relation: Relation, blocks: Iterable[int]) -> str:
+    """The query for place and writer of each row in these blocks."""
+    return in_blocks(f"select ctid, xmin from only {relation.sql} where true", blocks)
+
+
+Groups = dict[tuple[int, int], bytes]
+"""Block and writer (``xmin``) → the places of the rows there, as the text of :func:`groups_in`."""
+
+
+def groups_in(relation: Relation, blocks: Iterable[int]) -> str:
+    """The query for the rows of these blocks, for :func:`groups_of`: a line for each block and writer, because sixty
+    thousand rows take longer to be taken apart here than to be read there."""
+    wanted = sorted(set(blocks))
+    return (
+        f"select run.block, found.xmin, found.places from {loop_over(zip(wanted, wanted, strict=True))}, lateral ("
+        f"select xmin, string_agg(ctid::text, '') as places from only {relation.sql} "
+        "where ctid >= run.first and ctid < run.beyond group by xmin offset 0) found"
+    )
+
+
+def groups_of(rows: Iterable[tuple[bytes | None, ...]]) -> Groups:
+    """From what :func:`groups_in` gives."""
+    return {(int(block or b"0"), int(xmin or b"0")): places or b"" for block, xmin, places in rows}
+
+
+def places_of(groups: Groups, keys: Iterable[tuple[int, int]]) -> set[tuple[Tid, int]]:
+    """Place and writer of each row of these groups."""
+    return {
+        (parse_tid(b"(" + place + b")"), key[1])
+        for key in keys
+        if (text := groups.get(key))
+        for place in text[1:-1].split(b")(")
+    }
 
 
 def parse_tid(text: bytes) -> Tid:
@@ -145,6 +184,10 @@ MOST_GAPS = 3
 """Ranges of places that are deleted one by one; beyond, each row is compared with all that stay."""
 
 
+MOST_RUNS = 16
+"""Runs of blocks that :func:`delete_but` takes one by one."""
+
+
 def delete_but(relation: Relation, places: Sequence[Tid], blocks: Iterable[int]) -> list[str]:
     """Delete every row of these blocks that lies at none of these places.
 
@@ -152,7 +195,11 @@ def delete_but(relation: Relation, places: Sequence[Tid], blocks: Iterable[int])
         places: sorted.
     """
     statements = []
-    for first, last in runs(blocks):
+    found = runs(blocks)
+    if len(found) > MOST_RUNS:
+        # Of a small table, and all that stays in it is known: the blocks in between do no harm.
+        found = [(found[0][0], found[-1][1])]
+    for first, last in found:
         kept = places[bisect_left(places, (first, 0)) : bisect_left(places, (last + 1, 0))]
         gaps = _gaps(first, last, kept)
         if len(gaps) <= MOST_GAPS:

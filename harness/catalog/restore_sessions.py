@@ -130,6 +130,29 @@ def end(session: Session, pids: Sequence[int]) -> None:
         session.rows("select pg_terminate_backend(%s, 5000)", (pid,))
 
 
+def harmless(session: Session, pids: Sequence[int]) -> bool:
+    """Whether all of these are idle in a transaction that has written nothing."""
+    found = session.rows(
+        "select coalesce(state, '') like 'idle in transaction%%' and backend_xid is null "
+        "from pg_stat_get_activity(null) where pid = any(%s)",
+        (list(pids),),
+    )
+    return len(found) == len(pids) and all(idle for (idle,) in found)
+
+
+def still_running(session: Session, statements: Sequence[tuple[int, str]]) -> list[int]:
+    """Pids of those sessions that are still in the middle of the same statement.
+
+    Args:
+        statements: pid, and when its statement began, as PostgreSQL printed it.
+    """
+    found = session.rows(
+        "select pid, query_start::text from pg_stat_get_activity(null) where state = 'active' and pid = any(%s)",
+        ([pid for pid, _ in statements],),
+    )
+    return [pid for pid, began in found if (pid, began) in statements]
+
+
 def cancel_autovacuum(session: Session, pids: Sequence[int]) -> None:
     """Stop those of these that are autovacuum workers; they begin again later.
 
@@ -157,16 +180,15 @@ def prepared(session: Session, database: int) -> list[str]:
     return [gid for (gid,) in rows]
 
 
-def advisory(session: Session, database: int, ours: Sequence[int]) -> list[int]:
-    """Pids of sessions that hold advisory locks in a database."""
-    rows = session.rows(
+def advisory(session: Session, database: int, ours: Sequence[int]) -> list[tuple[int, str]]:
+    """Advisory locks that sessions hold in a database: pid, and which lock, as :data:`harness.catalog.wal.PRESENCE` says it."""
+    return session.rows(
         """
-        select distinct pid from pg_lock_status()
+        select distinct pid, concat_ws(',', classid, objid, objsubid, mode) from pg_lock_status()
          where locktype = 'advisory' and database = %s and granted and pid <> all(%s)
         """,
         (database, list(ours)),
     )
-    return [pid for (pid,) in rows]
 
 
 def active(session: Session, database: int, ours: Sequence[int]) -> list[int]:

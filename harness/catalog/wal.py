@@ -40,6 +40,7 @@ class RelationRecords(NamedTuple):
         own: whether the records are of our own transactions.
         records: ``"Heap/INSERT"`` and so on → how many.
         blocks: which blocks of the main fork the records other than noise name.
+        aborted: whether they are of transactions that were rolled back, as far as the window tells.
     """
 
     filenode: int
@@ -47,6 +48,7 @@ class RelationRecords(NamedTuple):
     own: bool
     records: dict[str, int]
     blocks: frozenset[int]
+    aborted: bool = False
 
 
 class Window(NamedTuple):
@@ -61,7 +63,8 @@ class Window(NamedTuple):
         relations: what was found, of this database and of the shared catalogs.
         unfinished: ids of transactions, other than ours, that wrote to this database and had not ended when it was read.
         unsettled: the same of transactions that wrote to the catalogs of the whole server.
-        advisory: pids of sessions of the application that hold advisory locks.
+        advisory: advisory locks that sessions of the application hold: pid, and which lock as text.
+        busy: statements of the application that were running: pid, and when each began.
     """
 
     moved: bool
@@ -72,7 +75,8 @@ class Window(NamedTuple):
     relations: tuple[RelationRecords, ...] = ()
     unfinished: tuple[int, ...] = ()
     unsettled: tuple[int, ...] = ()
-    advisory: tuple[int, ...] = ()
+    advisory: tuple[tuple[int, str], ...] = ()
+    busy: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ class Question:
         ours: pids of our own sessions, never named as the application's.
         most: bytes beyond which nothing is decoded; below 0 only the present end of the log is wanted.
         patience: milliseconds beyond which it is not worth the while: what another way would cost.
-        brief: only what was written and by whom is wanted, as in a second look: who holds advisory locks may be
-            left out (the list of all locks is half of what a look costs).
+        brief: only what was written and by whom is wanted, as in a second look: who holds advisory locks or runs a
+            statement may be left out (the list of all locks is half of what a look costs).
         until: a position that was the end of the log a while ago, to leave out what came after it; a way of
             reading that cannot may tell all up to now. Empty: now.
     """
@@ -102,6 +106,27 @@ class Question:
     patience: float = inf
     brief: bool = False
     until: str = ""
+
+
+# A transaction holds the lock of its own number: without one nobody runs a statement, and the list of sessions, which
+# costs as much as that of locks, need not be made. A lock is named as in pg_locks, to be known again.
+PRESENCE = """
+    select array_agg(distinct pid || ' ' || concat_ws(',', classid, objid, objsubid, mode))
+             filter (where locktype = 'advisory' and database = db),
+           bool_or(locktype = 'virtualxid')
+      into advisory, someone
+      from pg_lock_status() where locktype in ('advisory', 'virtualxid') and granted and pid <> all(ours);
+    if someone then
+        select array_agg(pid || ' ' || query_start) into busy from pg_stat_get_activity(null)
+         where datid = db and state = 'active' and backend_type in ('client backend', 'walsender') and pid <> all(ours);
+    end if;
+"""
+"""PL/pgSQL: who holds advisory locks in ``db``, and which statements run there; into ``advisory``, ``busy``."""
+
+
+def presence(texts: Sequence[str]) -> tuple[tuple[int, str], ...]:
+    """From what :data:`PRESENCE` gives: pid and the rest."""
+    return tuple((int(pid), rest) for pid, _, rest in (text.partition(" ") for text in texts))
 
 
 THE_END = Question("0/0")

@@ -14,7 +14,16 @@ from functools import partial
 from harness.catalog import wal_records
 from harness.catalog.restore_sessions import in_progress
 from harness.catalog.session import Session, translated
-from harness.catalog.wal import NOISE, THE_END, Question, RelationRecords, Window, check
+from harness.catalog.wal import (
+    NOISE,
+    PRESENCE,
+    THE_END,
+    Question,
+    RelationRecords,
+    Window,
+    check,
+    presence,
+)
 from harness.catalog.wal_files import LogFiles
 from harness.catalog.wal_records import PAGE, Named
 from harness.errors import ServerRefused
@@ -25,14 +34,13 @@ _FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', note); commit;"
 _PROCEDURE = """
 create or replace procedure pg_temp.pgh_bytes(
     start pg_lsn, seen pg_lsn, db oid, most int8, ours int[], force bool, brief bool, inline int8, note text,
-    inout stop pg_lsn, inout snapshot text, inout advisory int[], inout data bytea)
+    inout stop pg_lsn, inout snapshot text, inout advisory text[], inout busy text[], inout data bytea)
 language plpgsql as $look$
 declare
-    place int8; size int8;
+    place int8; size int8; someone bool;
 begin
     if not brief then
-        select array_agg(distinct pid) into advisory from pg_lock_status()
-         where locktype = 'advisory' and database = db and granted and pid <> all(ours);
+        {presence}
     end if;
     if not force and pg_current_wal_insert_lsn() = seen then
         return;
@@ -73,7 +81,7 @@ _INLINE = 131072
 
 _CALL = (
     "call pg_temp.pgh_bytes('{start}', '{seen}', {db}, {most}, '{ours}', {force}, {brief}, {inline}, '{note}'"
-    + (", null" * 4 + ")")
+    + (", null" * 5 + ")")
 )
 
 _FACTS = """
@@ -110,7 +118,9 @@ class ByteReader:
         self._word, self._looks = secrets.token_hex(8), 0
         flush = _FLUSH_17 if version >= 17 else _FLUSH_15
         file = _FILE.format(timeline=timeline, segment=segment)
-        session.execute(_PROCEDURE.format(flush=flush, segment=segment, page=PAGE, file=file))
+        session.execute(
+            _PROCEDURE.format(presence=PRESENCE, flush=flush, segment=segment, page=PAGE, file=file)
+        )
         self._pieces = partial(_PIECES.format, segment=segment, piece=_PIECE, file=file)
         self._commit_size = 0 if version >= 17 else measure_commit(session)
         # Fails now, and not at the first reset, where the rights are missing or the bytes are others.
@@ -137,9 +147,9 @@ class ByteReader:
         )  # fmt: skip
         with translated("look at the write-ahead log"):
             answer = self.session.connection.ask(statement.encode())[0]
-        stop, snapshot, advisory, data = (answer.get_value(0, n) for n in range(4))
+        stop, snapshot, advisory, busy, data = (answer.get_value(0, n) for n in range(5))
         if stop is None:
-            return Window(moved=False, advisory=_pids(advisory))
+            return Window(moved=False, advisory=_present(advisory), busy=_present(busy))
         begin, end = number(asked.start), number(stop.decode())
         too_much = Window(moved=True, stop=stop.decode(), bytes=end - begin, too_much=True)
         if snapshot is None:
@@ -170,7 +180,8 @@ class ByteReader:
             relations=relations(named, asked.own),
             unfinished=unfinished,
             unsettled=unsettled,
-            advisory=_pids(advisory),
+            advisory=_present(advisory),
+            busy=_present(busy),
         )
 
     def _read(self, first: int, stop: int) -> bytes:
@@ -194,9 +205,9 @@ class ByteReader:
         return tuple(both)
 
 
-def _pids(array: bytes | None) -> tuple[int, ...]:
-    """``{1,2}`` → (1, 2)."""
-    return tuple(map(int, array[1:-1].split(b","))) if array else ()
+def _present(array: bytes | None) -> tuple[tuple[int, str], ...]:
+    """``{"1 some text","2 more"}`` → pids and texts."""
+    return presence(array.decode()[2:-2].split('","')) if array else ()
 
 
 def undecided(ids: Iterable[int], ended: Iterable[int], snapshot: str) -> set[int]:
@@ -226,17 +237,17 @@ def widened(xid: int, near: int) -> int:
 def relations(named: Named, own: Sequence[int]) -> tuple[RelationRecords, ...]:
     """What was named, by file, ours apart."""
     mine = {xid % 2**32 for xid in own}
-    merged: dict[tuple[int, bool, bool], tuple[dict[str, int], set[int]]] = {}
+    merged: dict[tuple[int, bool, bool, bool], tuple[dict[str, int], set[int]]] = {}
     for (file, shared, xid, manager, flags), blocks in named.records.items():
         name = wal_records.kind(manager, flags)
-        key = (file, shared, xid in mine)
+        key = (file, shared, xid in mine, xid in named.aborted)
         records, touched = merged.get(key) or merged.setdefault(key, ({}, set()))
         records[name] = records.get(name, 0) + sum(blocks.values())
         if name not in NOISE:
             touched.update(blocks)
     return tuple(
-        RelationRecords(file, shared, ours, records, frozenset(touched))
-        for (file, shared, ours), (records, touched) in merged.items()
+        RelationRecords(file, shared, ours, records, frozenset(touched), aborted)
+        for (file, shared, ours, aborted), (records, touched) in merged.items()
     )
 
 

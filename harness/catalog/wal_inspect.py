@@ -15,7 +15,17 @@ from time import perf_counter
 from typing import Any
 
 from harness.catalog.session import Session, literal, translated
-from harness.catalog.wal import INDEX_MANAGERS, NOISE, THE_END, Question, RelationRecords, Window, check
+from harness.catalog.wal import (
+    INDEX_MANAGERS,
+    NOISE,
+    PRESENCE,
+    THE_END,
+    Question,
+    RelationRecords,
+    Window,
+    check,
+    presence,
+)
 from harness.catalog.wal_bytes import measure_commit
 
 _READ_16 = """
@@ -48,12 +58,12 @@ create or replace procedure pg_temp.pgh_look(
     start pg_lsn, seen pg_lsn, db oid, v_own xid[], most int8, ours int[], commit_size int8, force bool, inout answer json)
 language plpgsql as $look$
 declare
-    stop pg_lsn; relations json; unfinished int8[]; unsettled int8[]; advisory int[]; horizon int8; top int8;
+    stop pg_lsn; relations json; unfinished int8[]; unsettled int8[]; horizon int8; top int8;
+    advisory text[]; busy text[]; someone bool;
 begin
-    select array_agg(distinct pid) into advisory from pg_lock_status()
-     where locktype = 'advisory' and database = db and granted and pid <> all(ours);
+    {presence}
     if not force and pg_current_wal_insert_lsn() = seen then
-        answer := json_build_object('moved', false, 'advisory', advisory);
+        answer := json_build_object('moved', false, 'advisory', advisory, 'busy', busy);
         return;
     end if;
     {flush}
@@ -80,7 +90,7 @@ begin
            (select array_agg(id) from open_ids where not shared), (select array_agg(id) from open_ids where shared)
       into relations, unfinished, unsettled;
     answer := json_build_object('moved', true, 'stop', stop, 'seen', stop + commit_size, 'bytes', stop - start,
-        'relations', relations, 'unfinished', unfinished, 'unsettled', unsettled, 'advisory', advisory);
+        'relations', relations, 'unfinished', unfinished, 'unsettled', unsettled, 'advisory', advisory, 'busy', busy);
 end $look$
 """
 
@@ -118,7 +128,7 @@ class InspectReader:
         )
         noise = "array[" + ", ".join(literal(kind) for kind in sorted(NOISE)) + "]"
         flush = _FLUSH_17 if session.server_version >= 170000 else _FLUSH_15
-        session.execute(_PROCEDURE.format(flush=flush, read=read, noise=noise))
+        session.execute(_PROCEDURE.format(presence=PRESENCE, flush=flush, read=read, noise=noise))
         self._commit_size = 0 if session.server_version >= 170000 else measure_commit(session)
 
     def position(self) -> str:
@@ -168,5 +178,6 @@ def _window(found: Any) -> Window:
         ),
         unfinished=tuple(found.get("unfinished") or ()),
         unsettled=tuple(found.get("unsettled") or ()),
-        advisory=tuple(found.get("advisory") or ()),
+        advisory=presence(found.get("advisory") or ()),
+        busy=presence(found.get("busy") or ()),
     )

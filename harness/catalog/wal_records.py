@@ -48,7 +48,10 @@ _SKIPPED = frozenset({2, 3, 6, 8, 11, 12, 13, 14, 16, 17, 18, 19, 21})
 """Managers that name no block of a table: of indexes, and the server's own book-keeping (access/rmgrlist.h)."""
 
 _SWITCH = 0x40  # XLOG_SWITCH
-_ENDS = frozenset({0x00, 0x20})  # XLOG_XACT_COMMIT, XLOG_XACT_ABORT
+_ABORT = 0x20
+_ENDS = frozenset({0x00, _ABORT})  # XLOG_XACT_COMMIT, XLOG_XACT_ABORT
+_HAS_INFO = 0x80  # XLOG_XACT_HAS_INFO
+_HAS_DATABASE, _HAS_CHILDREN = 0x01, 0x02  # XACT_XINFO_HAS_DBINFO, XACT_XINFO_HAS_SUBXACTS
 _MANAGERS = {
     0: "XLOG", 1: "Transaction", 2: "Storage", 4: "Database", 5: "Tablespace", 7: "RelMap", 9: "Heap2", 10: "Heap",
     15: "Sequence", 20: "Generic",
@@ -87,10 +90,12 @@ class Named:
     Attributes:
         records: (file, shared, transaction, manager, flags) → block → how many records name it.
         ended: transactions whose end is among the records (their sessions may still be about to say so).
+        aborted: those of them, and their subtransactions, that were rolled back: their rows were never seen.
     """
 
     records: dict[tuple[int, bool, int, int, int], dict[int, int]] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
+    aborted: set[int] = field(default_factory=set)
 
 
 def read(
@@ -208,6 +213,10 @@ def _walk(stream: bytes, position: int, end: int, named: Named, seen: Seen) -> N
         if manager == TRANSACTION:
             if flags & 0x70 in _ENDS:
                 named.ended.add(xid)
+                if flags & 0x70 == _ABORT:
+                    named.aborted.add(xid)
+                    if flags & _HAS_INFO:
+                        named.aborted.update(_children(stream, position, length))
         elif (
             stream[position + 24] == 0
             and stream[position + 44] == _MAIN_SHORT
@@ -224,6 +233,25 @@ def _walk(stream: bytes, position: int, end: int, named: Named, seen: Seen) -> N
         position += length + 7 & ~7
     if position != end:
         raise Unreadable(f"records end at {position}, and the page says {end}")
+
+
+def _children(stream: bytes, position: int, length: int) -> tuple[int, ...]:
+    """The subtransactions that a record of an ABORT lists (access/xact.h: xl_xact_abort); none where it lists none."""
+    # No blocks: the record's data come at once, behind what replication and logical decoding put first.
+    at = position + _RECORD_HEAD
+    while stream[at] in (_ORIGIN, _TOP_LEVEL):
+        at += 3 if stream[at] == _ORIGIN else 5
+    at += 2 if stream[at] == _MAIN_SHORT else 5
+    at += 8  # the time
+    info = _NUMBER.unpack_from(stream, at)[0]
+    at += 4 + (8 if info & _HAS_DATABASE else 0)
+    if not info & _HAS_CHILDREN:
+        return ()
+    count = _NUMBER.unpack_from(stream, at)[0]
+    at += 4
+    if at + 4 * count > position + length:
+        raise Unreadable(f"an abort of {count} subtransactions in {length} bytes")
+    return struct.unpack_from(f"<{count}I", stream, at)
 
 
 def _name(seen: Seen, database: int, named: Named) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.catalog import restore_catalogs, restore_facts, restore_rows
+from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_rows
 from harness.catalog.restore_facts import Relation, SequenceState
-from harness.catalog.restore_rows import Columns, Rows, Tid
+from harness.catalog.restore_rows import Columns, Groups, Rows, Tid
 from harness.catalog.session import Session
 from harness.reset.model import TableState
 
 HELD_PAGES = 128
 """Pages (of 8 kB) up to which a table's rows are kept in memory as a whole; beyond, blocks are asked for."""
+
+MOST_BLOCKS_KNOWN = 4096
+"""Blocks of a large table whose rows' places are kept here: 400 bytes each."""
 
 
 @dataclass
@@ -72,7 +75,15 @@ class TableBase:
     @property
     def state(self) -> TableState:
         """For the planner."""
-        return TableState(None) if self.rows is None else TableState(len(self.rows))
+        return TableState(None) if self.rows is None else TableState(len(self.rows), self.last_block)
+
+    @property
+    def last_block(self) -> int:
+        """The block in which the next row of the application belongs: the last one, or the first of an empty table."""
+        if self.rows is None:
+            return max(0, self.relation.pages - 1)
+        kept = self.kept
+        return kept[-1][0] if kept else 0
 
     def rebase(self) -> None:
         """The lease is a fresh copy: every row lies where it lies in the baseline."""
@@ -99,6 +110,7 @@ class BaselineStore:
         self.unlogged_tables = tuple(r.oid for r in self._unlogged("rm"))
         self.unlogged_sequences = tuple(r.oid for r in self._unlogged("S"))
         self._columns: dict[int, Columns] = {}
+        self._groups: dict[int, dict[int, Groups]] = {}
         self._places: dict[str, dict[int, set[tuple[Tid, int]]]] = {}
         self._large_objects: dict[int, restore_catalogs.LargeObject] | None = None
 
@@ -125,9 +137,24 @@ class BaselineStore:
             self._columns[relation.oid] = restore_rows.columns_of(self.session, relation)
         return self._columns[relation.oid]
 
-    def blocks(self, relation: Relation, blocks: Iterable[int]) -> Rows:
-        """The rows of some blocks of a table."""
-        return restore_rows.read(self.session, relation, blocks=blocks, known=self.columns(relation))
+    def groups(self, relation: Relation, blocks: Collection[int]) -> Groups:
+        """Where the rows of these blocks of a table lie; asked once for each block, as long as there are not too many."""
+        known = self._groups.setdefault(relation.oid, {})
+        if len(known) > MOST_BLOCKS_KNOWN:
+            known.clear()
+        if missing := [block for block in blocks if block not in known]:
+            found = restore_batch.run(self.session, [restore_rows.groups_in(relation, missing)])[0]
+            known.update({block: {} for block in missing})
+            for key, places in restore_rows.groups_of(found.rows).items():
+                known[key[0]][key] = places
+        wanted: Groups = {}
+        for block in blocks:
+            wanted.update(known[block])
+        return wanted
+
+    def rows_at(self, relation: Relation, places: Sequence[Tid]) -> Rows:
+        """The rows of a table that lie there."""
+        return restore_rows.read_at(self.session, relation, self.columns(relation), places)
 
     @property
     def large_objects(self) -> dict[int, restore_catalogs.LargeObject]:

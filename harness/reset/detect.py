@@ -27,6 +27,7 @@ def changes(
     sequences: set[int] = set()
     catalogs: dict[str, set[int]] = {}
     unknown: set[int] = set()
+    undone: dict[int, TableChange] = {}
     shared = False
     for found in records:
         kinds = {kind: count for kind, count in found.records.items() if kind not in NOISE}
@@ -40,13 +41,18 @@ def changes(
             if not found.own:
                 unknown.add(found.filenode)
         elif relation.catalog:
-            # Our own writes to catalogs count too: the next comparison has to know the blocks.
-            if relation.kind == "r":
+            if relation.kind == "r" and not found.own:
                 catalogs.setdefault(relation.name, set()).update(found.blocks)
         elif found.own or relation.kind == "i":
             continue
         elif relation.kind == "S":
             sequences.add(relation.oid)
+        elif found.aborted:
+            # Rolled back, as nextval and catalogs that are written in place are not.
+            if relation.kind == "r":
+                undone[relation.oid] = merge(
+                    undone.get(relation.oid, TableChange()), _table(kinds, found.blocks)
+                )
         elif relation.kind == "t":
             tables[relation.owner] = merge(tables.get(relation.owner, TableChange()), TableChange())
         else:
@@ -69,7 +75,20 @@ def changes(
         shared=shared,
         unknown=frozenset(unknown),
         names={oid: str(relations[oid]) for oid in [*tables, *sequences] if oid in relations},
+        aborted=undone,
     )
+
+
+def own_catalogs(
+    records: Iterable[RelationRecords], *, by_file: Mapping[int, int], relations: Mapping[int, Relation]
+) -> dict[str, frozenset[int]]:
+    """System catalog → blocks of it that our own transactions wrote."""
+    catalogs: dict[str, frozenset[int]] = {}
+    for found in records:
+        relation = relations.get(by_file.get(found.filenode, 0))
+        if found.own and relation is not None and relation.catalog and relation.kind == "r":
+            catalogs[relation.name] = catalogs.get(relation.name, frozenset()) | found.blocks
+    return catalogs
 
 
 def written_besides(
@@ -141,4 +160,5 @@ def united(one: Changes, two: Changes) -> Changes:
         unknown=one.unknown | two.unknown,
         ddl=(*one.ddl, *two.ddl),
         names={**one.names, **two.names},
+        aborted=two.aborted,
     )

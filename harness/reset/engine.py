@@ -16,21 +16,27 @@ The next window begins where this one's reading ended; the records of our own tr
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from harness.catalog import restore_batch, restore_facts
+from harness.catalog import restore_batch
 from harness.catalog.restore_shared import Note
 from harness.catalog.wal import Window
 from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.reset import detect
+from harness.reset.baseline import HELD_PAGES
 from harness.reset.marks import Mark
-from harness.reset.model import Changes, How, Nothing, Reclone, RecloneNeeded, Restore
+from harness.reset.model import Changes, How, Nothing, Reclone, RecloneNeeded, Restore, TableChange
 from harness.reset.plan import plan
 from harness.reset.report import ResetReport
-from harness.reset.restore import Attempt, Outcome
+from harness.reset.restore import Attempt, Outcome, Terms
 from harness.reset.state import EngineState, Limits
+from harness.reset.vacuum import Litter
 from harness.reset.waiting import Waiting
+
+PATIENCE_MS = 1000.0
+"""Milliseconds that any attempt may take: a busy machine is no reason for a clone."""
 
 CHANGES_PATIENCE = 2000.0
 """Milliseconds that a person waits for what changed."""
@@ -137,7 +143,9 @@ class ResetEngine(EngineState):
             window = self._look(force=True, patience=CHANGES_PATIENCE)
             if window.too_much:
                 raise RecloneNeeded(f"{window.bytes / 1e6:.0f} MB of log are too much to be read")
-            found = self._resolve(window)
+            # Of a wider fixture's job queue, for instance: what is there before the next test may stay.
+            self._locks = frozenset(window.advisory)
+            found, _ = self._resolve(window)
             differences = self._compare(found.catalogs) if not window.unfinished else ()
         except ServerLost as error:
             raise self._lost(error) from error
@@ -187,10 +195,9 @@ class ResetEngine(EngineState):
             if run.crowded and not self._lock_first(run):
                 continue
             window = self._look(force=force or bool(run.crowded))
-            if window.advisory or window.unfinished:
-                run.unlock()
-                run.waiting.hindered(window)
+            if run.waiting.hindered(window, before=run.unlock):
                 continue
+            self._locks &= set(window.advisory)
             if not window.moved:
                 return ResetReport("restore" if tables else "nothing", tuple(sorted(tables)), rows)
             if window.too_much:
@@ -198,7 +205,7 @@ class ResetEngine(EngineState):
                     f"{window.bytes / 1e6:.1f} MB of log were written since the last reset: "
                     "reading them would cost more than a clone"
                 )
-            found = self._resolve(window)
+            found, files = self._resolve(window)
             todo = plan(found, self._baseline(found, may_truncate=run.may_truncate))
             if isinstance(todo, Reclone):
                 raise RecloneNeeded(todo.reason)
@@ -210,16 +217,17 @@ class ResetEngine(EngineState):
                     continue
                 self._advance(window)
                 self._pending = Changes()
+                self._clean_up(found, Outcome())
                 return ResetReport("restore" if tables else "nothing", tuple(sorted(tables)), rows)
             if run.crowded and not set(todo.tables) <= run.crowded:
                 run.unlock()
                 run.crowded |= set(todo.tables)
                 continue
-            outcome = self._restore(todo, found, window, run)
+            outcome = self._restore(todo, found, files, window, run)
             if outcome is None and How.TRUNCATE in todo.tables.values() and not run.may_truncate:
                 todo = plan(found, self._baseline(found, may_truncate=False))
                 assert isinstance(todo, Restore)
-                outcome = self._restore(todo, found, window, run)
+                outcome = self._restore(todo, found, files, window, run)
             if outcome is None:
                 run.crowded |= set(todo.tables)
                 run.waiting.crowd()
@@ -230,19 +238,20 @@ class ResetEngine(EngineState):
             there = outcome.present
             run.waiting.idle = there.idle or run.waiting.idle
             hindered = there.writers or there.readers or there.prepared
-            waited = bool(hindered) and run.waiting.old_snapshots(outcome.xid)
+            waited = bool(hindered) and run.waiting.old_snapshots(outcome.xids[-1])
             if outcome.disturbed:
                 run.crowded |= set(todo.tables)
                 run.waiting.crowd()
             if outcome.disturbed or waited:
                 continue  # whoever wrote between look and locks, or had to be waited for, may have written elsewhere too
-            put_back = {oid: outcome.dead.get(oid, 0) + found.tables[oid].gone for oid in todo.tables}
-            self._vacuum.after(self._lease, put_back, self.store.relations, self._touched)
+            self._clean_up(found, outcome, todo)
             return ResetReport("restore", tuple(sorted(tables)), rows)
 
     def _lock_first(self, run: _Run) -> bool:
         """Somebody wrote between the look and the locks: this time the locks come first, and then the look."""
         run.unlock()
+        if run.lockless:
+            return True
         tables = ", ".join("only " + self.store.relations[oid].sql for oid in sorted(run.crowded))
         try:
             restore_batch.run(self._lease, ["begin", f"lock table {tables} in share row exclusive mode"])
@@ -250,51 +259,94 @@ class ResetEngine(EngineState):
             restore_batch.rollback(self._lease)
             if error.sqlstate not in (restore_batch.LOCK_NOT_AVAILABLE, restore_batch.DEADLOCK):
                 raise RecloneNeeded(f"the tables cannot be locked: {error}") from error
-            run.waiting.lock_holders(sorted(run.crowded))
+            run.lockless = run.waiting.lock_holders(sorted(run.crowded), lockless=False)
             return False
         run.locked = True
         return True
 
-    def _restore(self, todo: Restore, found: Changes, window: Window, run: _Run) -> Outcome | None:
-        """One attempt; None where it has to begin again."""
+    def _restore(
+        self, todo: Restore, found: Changes, files: Mapping[int, int], window: Window, run: _Run
+    ) -> Outcome | None:
+        """One attempt; None where it has to begin again.
+
+        Args:
+            files: what :meth:`_resolve` has read. They are not read again: a TRUNCATE that commits in between
+                would be remembered as pristine.
+        """
         if differences := self._compare(todo.catalogs):
             raise RecloneNeeded(f"the schema differs from the template's ({'; '.join(differences)})")
-        files = (
-            restore_facts.files(self._lease, todo.catalogs["pg_class"]) if "pg_class" in todo.catalogs else {}
-        )
         bases = {oid: self._base(oid) for oid in todo.tables}
         sequences = {oid: self._sequence(oid) for oid in todo.sequences}
-        attempt = Attempt(self._lease, self.store, todo, found.tables, bases, sequences, self._stage)
+        terms = Terms(
+            locked=run.locked,
+            lockless=run.lockless,
+            database=self._database,
+            ours=self.ours,
+            clear=run.waiting.old_snapshots,
+            deadline=time.monotonic() + self._allowed(todo.estimate) / 1000,
+        )
+        attempt = Attempt(self._lease, self.store, todo, found.tables, bases, sequences, self._stage, terms)
         try:
-            outcome = attempt.run(locked=run.locked, database=self._database, ours=self.ours)
-        except ServerRefused as error:
+            outcome = attempt.run()
+        except (ServerRefused, RecloneNeeded) as error:
             restore_batch.rollback(self._lease)
             run.locked = False
+            # Of its first transaction, where the second failed.
+            self._adopt(attempt.done)
+            if isinstance(error, RecloneNeeded):
+                raise
             if error.sqlstate not in (restore_batch.LOCK_NOT_AVAILABLE, restore_batch.DEADLOCK):
                 raise RecloneNeeded(f"the rows cannot be put back: {error}") from error
             if How.TRUNCATE in todo.tables.values():
                 run.may_truncate = False
             else:
-                run.waiting.lock_holders(sorted([*todo.tables, *todo.sequences]))
+                wanted = sorted([*todo.tables, *todo.sequences])
+                run.lockless = run.waiting.lock_holders(wanted, lockless=run.lockless) or run.lockless
             return None
-        except RecloneNeeded:
-            restore_batch.rollback(self._lease)
-            raise
         run.locked = False
         self._stage("committed")
-        self._own = [*self._own, outcome.xid]
+        self._adopt(outcome)
         # Only now: an attempt that begins again must find the table rewritten once more.
         self._remember_files({**files, **outcome.files})
-        self._adopt(outcome)
         self._pending = Changes()
         later: Window | None = window
-        if outcome.position != window.seen or self.store.watchful:
+        seen = outcome.position == window.seen and (len(outcome.xids) == 1 or outcome.alone)
+        if not seen or self.store.watchful:
             wrote = {*todo.tables, *todo.along, *todo.sequences}
-            later = self._unchanged_since(window, outcome.position, wrote, outcome.inserted)
+            later = self._unchanged_since(window, outcome.until, wrote, outcome.inserted)
         outcome.disturbed = later is None
         self._advance(later or window)
-        self._own, self._seen = [outcome.xid], ""
+        self._own, self._seen = [*outcome.xids], ""
         return outcome
+
+    def _allowed(self, estimate: float) -> float:
+        """Milliseconds after which an attempt is given up: what it was reckoned to take was wrong, and a clone is certain."""
+        return max(PATIENCE_MS, 2 * self._worth, 2 * estimate)
+
+    def _clean_up(self, found: Changes, outcome: Outcome, todo: Restore | None = None) -> None:
+        """Have dead rows removed where they would be noticed."""
+        relations = self.store.relations
+        self._vacuum.cleaned(outcome.vacuumed)
+        left: dict[int, Litter] = {}
+        for oid in {*found.aborted, *(todo.tables if todo is not None else ())}:
+            relation = relations.get(oid)
+            if relation is None or relation.kind != "r" or oid in outcome.vacuumed:
+                continue
+            if todo is not None and todo.tables.get(oid) is How.TRUNCATE:
+                continue
+            change = detect.merge(found.tables.get(oid, TableChange()), found.aborted.get(oid, TableChange()))
+            undone = found.aborted.get(oid, TableChange())
+            base = self._base(oid)
+            left[oid] = Litter(
+                outcome.dead.get(oid, 0) + change.gone + undone.inserts,
+                min(change.blocks, default=base.last_block),
+                max(change.blocks, default=0),
+                base.last_block,
+                base.rows is not None and base.last_block < HELD_PAGES,
+            )
+        if left or self._touched:
+            truncate = not (outcome.present.idle or outcome.present.readers)
+            self._vacuum.after(self._lease, left, relations, self._touched, truncate=truncate)
 
     def __repr__(self) -> str:
         state = f"pristine at {self._start}" if self._based else "state unknown"
@@ -307,12 +359,14 @@ class _Run:
     Attributes:
         crowded: tables that were written while a reset looked: they are locked before the next look.
         locked: whether they are locked now, in an open transaction of the restorer.
+        lockless: no lock is to be had, and nobody who holds one has written anything: it goes without.
         may_truncate: nobody was found in the way of a TRUNCATE so far.
     """
 
     def __init__(self, engine: ResetEngine) -> None:
         self.crowded: set[int] = set()
         self.locked = False
+        self.lockless = False
         self.may_truncate = True
         self._engine = engine
         self.waiting = Waiting(
@@ -320,6 +374,7 @@ class _Run:
             lease=lambda: engine._lease,
             database=lambda: engine._database,
             ours=lambda: engine.ours,
+            known=lambda: engine._locks,
             timeout=engine.limits.reset_timeout,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -52,7 +52,7 @@ class Layer:
     Attributes:
         tables: of the tables that differ from the state below, all rows.
         sequences: of the sequences that differ.
-        changes: what differs from the state below, and where we wrote since.
+        changes: what differs from the state below, and where its rows lay and lie that we have put elsewhere since.
     """
 
     mark: Mark
@@ -107,6 +107,11 @@ class Marks:
         """OIDs of the tables that any mark holds."""
         return frozenset(oid for layer in self._layers for oid in layer.tables)
 
+    @property
+    def rows(self) -> int:
+        """How many rows all marks hold."""
+        return sum(len(base.rows or ()) for layer in self._layers for base in layer.tables.values())
+
     def sequence(self, oid: int) -> SequenceState | None:
         """The sequence as the top mark wants it; None where no mark holds it."""
         return next(
@@ -134,18 +139,23 @@ class Marks:
             )
         return Changes(tables=tables, sequences=frozenset(sequences), names=names)
 
-    def wrote(self, blocks: Mapping[int, set[int]]) -> None:
-        """We put rows into these blocks: the state below the top mark does not know them."""
-        if not self._layers or not blocks:
-            return
-        layer = self._layers[-1]
-        tables = dict(layer.changes.tables)
-        for oid, written in blocks.items():
-            change = tables.get(oid, TableChange())
-            # Rows of the states below may lie elsewhere now: a mark that only inserted does not prove any
-            # more that they are untouched, and they would be deleted as rows that nobody knows.
-            tables[oid] = replace(change, blocks=change.blocks | written, deletes=max(1, change.deletes))
-        layer.changes = replace(layer.changes, tables=tables)
+    def displaced(self, blocks: Mapping[int, Collection[int]]) -> None:
+        """We put rows of these tables elsewhere.
+
+        The state below does not know where they lie now, and looks for its own where they lay. So it is noted with
+        the mark that holds the table, which those above share; it goes with that mark, and with no other.
+
+        Args:
+            blocks: table OID → where those rows lay, and lie.
+        """
+        for oid, elsewhere in blocks.items():
+            layer = next((layer for layer in reversed(self._layers) if oid in layer.tables), None)
+            if layer is None:
+                continue  # the template's rows: their base was told
+            change = layer.changes.tables.get(oid, TableChange())
+            # Not inserts alone any more: rows that nobody knows would else be deleted, and none looked for.
+            change = replace(change, blocks=change.blocks.union(elsewhere), deletes=max(1, change.deletes))
+            layer.changes = replace(layer.changes, tables={**layer.changes.tables, oid: change})
 
 
 def set_mark(engine: ResetEngine) -> Mark:
@@ -159,6 +169,7 @@ def set_mark(engine: ResetEngine) -> Mark:
     run = _Run(engine)
     while True:
         window = engine._look(force=True, patience=PATIENCE)
+        engine._locks = frozenset(window.advisory)
         if run.waiting.hindered(window):
             continue
         if window.too_much:
@@ -166,7 +177,7 @@ def set_mark(engine: ResetEngine) -> Mark:
                 f"{window.bytes / 1e6:.0f} MB of log were written since the last reset: too much for a mark. "
                 "Load such data in a migration or a seed."
             )
-        found = engine._resolve(window)
+        found, files = engine._resolve(window)
         layer = _read(engine, found)
         position = layer.position
         if position == window.seen or engine._unchanged_since(window, position) is not None:
@@ -176,8 +187,7 @@ def set_mark(engine: ResetEngine) -> Mark:
             restore_batch.run(engine._lease, [*setvals, "commit"])
             break
         restore_batch.rollback(engine._lease)
-    if "pg_class" in found.catalogs:
-        engine._remember_files(restore_facts.files(engine._lease, found.catalogs["pg_class"]))
+    engine._remember_files(files)
     engine._own = [layer.xid]
     engine._advance(window)
     engine._seen = ""

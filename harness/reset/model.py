@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 
 from harness.catalog.restore_facts import Relation, SequenceState
 from harness.errors import LeaseError
@@ -70,6 +71,7 @@ class Changes:
         unknown: numbers of relation files that are no file of this database (any more).
         ddl: what differs in the catalogs from the baseline, for people; empty where nothing does.
         names: OID → name, for people.
+        aborted: OID → what transactions wrote to tables that were rolled back: no row of it is seen, but it takes room.
     """
 
     tables: Mapping[int, TableChange] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class Changes:
     unknown: frozenset[int] = frozenset()
     ddl: tuple[str, ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
+    aborted: Mapping[int, TableChange] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.tables or self.sequences or self.catalogs or self.unknown or self.ddl)
@@ -120,7 +123,7 @@ class How(Enum):
     EMPTY = "delete every row"
     TRUNCATE = "truncate it: it grew beyond what a DELETE costs"
     EXTRAS = "delete the rows that are not the baseline's"
-    REWRITE = "delete and insert all rows, in their order"
+    REWRITE = "compare all of its rows, and put back those that differ"
     BLOCKS = "compare the blocks that were written, and put back the rows that differ"
     REFRESH = "refresh the materialised view"
 
@@ -131,9 +134,11 @@ class TableState:
 
     Attributes:
         rows: how many; None where the table is too large to be kept.
+        last_block: the last block that holds any of them; 0 where none does.
     """
 
     rows: int | None
+    last_block: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ class Baseline:
         small: rows up to which a table is put back as a whole, in its order.
         held: tables that a mark holds, so that they are not as empty as in the template.
         may_truncate: False once somebody was found to hold a lock on what would be truncated.
+        worth: milliseconds that putting rows back may take: what a fresh clone costs.
     """
 
     relations: Mapping[int, Relation]
@@ -155,6 +161,7 @@ class Baseline:
     small: int = 1000
     held: frozenset[int] = frozenset()
     may_truncate: bool = True
+    worth: float = inf
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,7 @@ class Restore:
         sequences: OIDs, in order.
         catalogs: system catalogs to be compared with the baseline first; a difference means a clone.
         large_objects: compare the large objects, and put them back.
+        estimate: milliseconds that it is reckoned to take.
         along: empty tables that are truncated too, because their foreign keys point to one that is.
     """
 
@@ -179,6 +187,7 @@ class Restore:
     catalogs: Mapping[str, frozenset[int]] = field(default_factory=dict)
     large_objects: bool = False
     along: frozenset[int] = frozenset()
+    estimate: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)

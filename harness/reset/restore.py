@@ -1,22 +1,38 @@
-"""One attempt to put a database back, in one transaction of the restorer."""
+"""One attempt to put a database back: delete what is not the baseline's, insert what is missing from it.
+
+Where rows are missing from a table that is kept in its order, they go back to the very places that they had, so that
+the next test reads, and appends, as in a fresh clone. A place is free only after a VACUUM, and that is no part of a
+transaction. Hence two of them::
+
+    BEGIN   lock   look   delete what is too much           COMMIT
+                          who still sees it? wait
+    VACUUM  the tables that miss rows: their places are free
+    BEGIN   lock   insert what is missing, in the order of place   sequences   COMMIT
+
+In between a session that reads sees rows missing, and one that writes is found in the log afterwards: the caller
+begins again. Where nothing is missing, or a table is too large for an order to be kept, the first one does all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_rows, restore_sessions
 from harness.catalog.restore_batch import Result
-from harness.catalog.restore_facts import Relation, SequenceState, block_ranges
+from harness.catalog.restore_facts import Relation, SequenceState
 from harness.catalog.restore_rows import Tid
 from harness.catalog.session import Session
 from harness.errors import ServerRefused
-from harness.reset.baseline import BaselineStore, TableBase
+from harness.reset import vacuum
+from harness.reset.baseline import HELD_PAGES, BaselineStore, TableBase
 from harness.reset.model import How, RecloneNeeded, Restore, TableChange
+from harness.reset.plan import HEAVY_PAGES, ROW_MS
 
 ORDER_ATTEMPTS = 3
-"""How often the rows of a table are written again until they lie in their order, before a TRUNCATE."""
+"""How often rows are put back until they lie in their order, before a TRUNCATE."""
 
 MOST_SETVALS = 200
 """How many sequences one statement puts back; a row of PostgreSQL's has at most 1,664 columns."""
@@ -27,40 +43,70 @@ Step = tuple[str, Callable[[Result], None]]
 Chosen = tuple[restore_rows.Rows, int]
 """Rows of a table, and which of them."""
 
+Place = tuple[Tid, int]
+"""Where a row lies, and who wrote it."""
+
 _HERE = "select pg_current_wal_insert_lsn(), pg_current_xact_id()"
 
 
 @dataclass
 class Outcome:
-    """What an attempt has done.
+    """What an attempt has done, as far as it was committed.
 
     Attributes:
         position: the insert position once the locks were held.
-        xid: our transaction, as a 64-bit id.
+        until: the position up to which the log has to be read for writes of others.
+        alone: nobody can have written between our transactions: their ids are neighbours, and nobody else had one.
+        xids: our transactions, as 64-bit ids.
         rows: rows deleted or inserted.
         dead: table OID → rows that a VACUUM has to remove some day.
-        places: table OID → where its rows will lie after the COMMIT.
-        replaced: table OID → number of a row → where it will lie, of rows that were put back one by one.
-        moved: table OID → rows of a large table that lie elsewhere after the COMMIT.
+        vacuumed: tables in which one has done so already.
+        places: table OID → where all its rows lie now.
+        replaced: table OID → number of a row → where it lies now, of rows that were put back one by one.
+        moved: table OID → rows of a large table that lie elsewhere now.
+        displaced: table OID → blocks in which those rows lay, and lie.
         files: OID → number of its new file, where a statement of ours made one.
-        written: table OID → blocks into which we inserted.
         inserted: table OID → rows that we inserted, those of attempts at an order too.
-        present: who was in a transaction right after the COMMIT.
+        present: who was in a transaction right after the last COMMIT.
         disturbed: somebody wrote between the look and the locks; he may have written elsewhere too.
     """
 
     position: str = ""
-    xid: int = 0
+    until: str = ""
+    alone: bool = True
+    xids: list[int] = field(default_factory=list)
     rows: int = 0
     dead: dict[int, int] = field(default_factory=dict)
-    places: dict[int, list[tuple[Tid, int]]] = field(default_factory=dict)
-    replaced: dict[int, dict[int, tuple[Tid, int]]] = field(default_factory=dict)
-    moved: dict[int, dict[Tid, tuple[Tid, int]]] = field(default_factory=dict)
+    vacuumed: set[int] = field(default_factory=set)
+    places: dict[int, list[Place]] = field(default_factory=dict)
+    replaced: dict[int, dict[int, Place]] = field(default_factory=dict)
+    moved: dict[int, dict[Tid, Place]] = field(default_factory=dict)
+    displaced: dict[int, set[int]] = field(default_factory=dict)
     files: dict[int, int] = field(default_factory=dict)
-    written: dict[int, set[int]] = field(default_factory=dict)
     inserted: dict[int, int] = field(default_factory=dict)
     present: restore_sessions.Present = field(default_factory=restore_sessions.Present)
     disturbed: bool = False
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On which terms an attempt is made.
+
+    Attributes:
+        locked: the transaction is open already, and holds the locks.
+        lockless: no lock is to be had, because of sessions that hold one, idle, and have written nothing: whoever
+            writes meanwhile is found in the log afterwards.
+        database, ours: to ask who still sees what was before, or may write into it.
+        clear: waits for whoever still sees what was before a transaction of ours, or ends them.
+        deadline: of ``time.monotonic()``; past it a fresh clone is the better way.
+    """
+
+    locked: bool
+    lockless: bool
+    database: int
+    ours: Sequence[int]
+    clear: Callable[[int], bool]
+    deadline: float
 
 
 def _ignore(result: Result) -> None:
@@ -70,7 +116,8 @@ def _ignore(result: Result) -> None:
 class Attempt:
     """Locks, deletes, inserts, commits.
 
-    A statement that PostgreSQL refuses leaves the transaction failed, and raises.
+    A statement that PostgreSQL refuses leaves a transaction failed, and raises; ``done`` tells what was committed
+    before.
     """
 
     def __init__(
@@ -82,6 +129,7 @@ class Attempt:
         bases: Mapping[int, TableBase],
         sequences: Mapping[int, SequenceState],
         stage: Callable[[str], None],
+        terms: Terms,
     ) -> None:
         self.session = session
         self.store = store
@@ -90,61 +138,62 @@ class Attempt:
         self.bases = bases
         self.sequences = sequences
         self.stage = stage
+        self.terms = terms
         self.done = Outcome()
+        self._xid = 0
+        self._settled: list[Callable[[], None]] = []
+        self._missing: dict[int, list[int]] = {}
 
-    def run(self, *, locked: bool, database: int, ours: Sequence[int]) -> Outcome:
+    # --- the first transaction ---------------------------------------------------------------------
+
+    def run(self) -> Outcome:
         """Put everything back and commit, in one round trip where no row has to be looked at first.
 
         Whoever wrote between the look and the locks is found after the COMMIT: what was put back stays put back,
         and the caller begins again. ``setval`` comes last of all, it is not rolled back with an attempt that fails.
 
-        Args:
-            locked: the transaction is open already, and holds the locks.
-            database, ours: to ask who still sees what was before, or may write into it.
-
         Raises:
-            RecloneNeeded: it turned out not to be possible.
+            RecloneNeeded: it turned out not to be possible, or not to be worth it.
             ServerRefused: ``55P03`` for a lock that is held too long, and whatever PostgreSQL says.
         """
         self.stage("before-lock")
-        steps: list[Step] = [] if locked else [("begin", _ignore)]
-        if not locked and (lock := self.lock_statement()):
-            steps.append((lock, _ignore))
-        steps.append((_HERE, self._here))
+        steps = self._beginning(self.todo.tables) if not self.terms.locked else [(_HERE, self._here)]
         # Before any DELETE: a lock that is not to be had must not have cost anything.
         steps += self._truncating()
-        looks: list[tuple[str, Callable[[Result], None]]] = []
+        looks: list[tuple[str, Callable[[Result], list[Step]]]] = []
         for oid, how in self.todo.tables.items():
-            relation = self.bases[oid].relation
+            base, relation = self.bases[oid], self.bases[oid].relation
+            blocks = self.changes.get(oid, TableChange()).blocks
             if how is How.TRUNCATE:
                 continue
             if how is How.EMPTY:
                 steps.append((restore_rows.delete_all(relation), partial(self._deleted, oid)))
             elif how is How.EXTRAS:
-                kept, blocks = self.bases[oid].kept, self.changes[oid].blocks
-                for statement in restore_rows.delete_but(relation, kept, blocks):
+                for statement in restore_rows.delete_but(relation, base.kept, blocks):
                     steps.append((statement, partial(self._deleted, oid)))
             elif how is How.REWRITE:
-                looks.append((f"select ctid, xmin from only {relation.sql}", partial(self._rewrite, oid)))
+                looks.append((restore_rows.pairs(relation), partial(self._compare_all, oid)))
+            elif how is How.BLOCKS and base.rows is None:
+                looks.append((restore_rows.groups_in(relation, blocks), partial(self._compare_large, oid)))
             elif how is How.BLOCKS:
-                ranges = block_ranges(self.changes[oid].blocks)
-                source = f"select ctid, xmin from only {relation.sql}"
-                look = " union all ".join(f"({source} where {where})" for where in ranges)
-                looks.append((look or f"{source} where false", partial(self._blocks, oid)))
+                looks.append((restore_rows.pairs_in(relation, blocks), partial(self._compare_blocks, oid)))
             else:
                 raise RecloneNeeded(f"the materialised view {relation} was written")
-        if not looks and not self.todo.large_objects:
-            self._take([*steps, *self._ending(database, ours)])
+        if looks or self.todo.large_objects:
+            seen: list[Result] = []
+            self._take([*steps, *((look, seen.append) for look, _ in looks)])
+            self.stage("locked")
+            steps = [step for (_, act), result in zip(looks, seen, strict=True) for step in act(result)]
+            self._worth_it()
+            if self.todo.large_objects:
+                self._large_objects()
+        if self._missing:
+            self._take([*steps, *self._committing()])
+            self._refill()
             return self.done
-        seen: list[Result] = []
-        self._take([*steps, *((look, seen.append) for look, _ in looks)])
-        self.stage("locked")
-        for (_, act), result in zip(looks, seen, strict=True):
-            act(result)
-        if self.todo.large_objects:
-            self._large_objects()
-        self.stage("before-commit")
-        self._take(self._ending(database, ours))
+        if looks or self.todo.large_objects:
+            self.stage("before-commit")
+        self._take([*steps, *self._ending()])
         return self.done
 
     def _take(self, steps: Sequence[Step]) -> None:
@@ -153,9 +202,27 @@ class Attempt:
         for (_, handle), result in zip(steps, results, strict=True):
             handle(result)
 
+    def _beginning(self, tables: Collection[int]) -> list[Step]:
+        steps: list[Step] = [("begin", _ignore)]
+        if lock := self.lock_statement(tables):
+            steps.append((lock, _ignore))
+        return [*steps, (_HERE, self._here)]
+
+    def lock_statement(self, tables: Collection[int]) -> str:
+        """Keep writers out of every table that is put back, in OID order so that two resets cannot deadlock."""
+        if self.terms.lockless or not tables:
+            return ""
+        names = ", ".join("only " + self.bases[oid].relation.sql for oid in sorted(tables))
+        return f"lock table {names} in share row exclusive mode"
+
     def _here(self, result: Result) -> None:
         position, xid = result.rows[0]
-        self.done.position, self.done.xid = (position or b"").decode(), int(xid or b"0")
+        before, self._xid = self._xid, int(xid or b"0")
+        self.done.until = (position or b"").decode()
+        if not before:
+            self.done.position = self.done.until
+        elif self._xid != before + 1:
+            self.done.alone = False
 
     def _truncating(self) -> list[Step]:
         truncated = sorted(
@@ -172,8 +239,16 @@ class Attempt:
             (restore_facts.files_of_statement(truncated), self._new_files),
         ]
 
-    def _ending(self, database: int, ours: Sequence[int]) -> list[Step]:
-        """Sequences, COMMIT, and who still sees what was before, may still write into it, or has prepared to."""
+    def _committing(self) -> list[Step]:
+        """COMMIT, and who still sees what was before, may still write into it, or has prepared to."""
+        after: list[Step] = [("commit", self._committed)]
+        if self.terms.lockless:
+            after.append(("select pg_current_wal_insert_lsn()", self._reaches))
+        statement = restore_sessions.present_statement(self.terms.database, self.terms.ours)
+        return [*after, (statement, self._present)]
+
+    def _ending(self) -> list[Step]:
+        """Sequences, and the last COMMIT."""
         steps: list[Step] = []
         simple: list[str] = []
         for oid in self.todo.sequences:
@@ -185,22 +260,20 @@ class Attempt:
                     steps.append((statement, self._new_files))
         # After those that need a lock: where it is not to be had, no setval must have happened.
         steps += [(f"select {', '.join(some)}", _ignore) for some in batched(simple, MOST_SETVALS)]
-        return [
-            *steps,
-            ("commit", _ignore),
-            (restore_sessions.present_statement(database, ours), self._present),
-        ]
+        return [*steps, *self._committing()]
+
+    def _committed(self, result: Result) -> None:
+        self.done.xids.append(self._xid)
+        for settle in self._settled:
+            settle()
+        self._settled.clear()
+
+    def _reaches(self, result: Result) -> None:
+        self.done.until, self.done.alone = (result.rows[0][0] or b"").decode(), False
 
     def _present(self, result: Result) -> None:
         rows = [(int(r[0] or b"0"), r[1] == b"t", r[2] == b"t", r[3] == b"t") for r in result.rows]
         self.done.present = restore_sessions.Present.of(rows)
-
-    def lock_statement(self) -> str:
-        """Keep writers out of every table that is put back, in OID order so that two resets cannot deadlock."""
-        tables = [self.bases[oid].relation.sql for oid in sorted(self.todo.tables)]
-        if not tables:
-            return ""
-        return f"lock table {', '.join('only ' + table for table in tables)} in share row exclusive mode"
 
     def _new_files(self, result: Result) -> None:
         for row in result.rows:
@@ -211,106 +284,205 @@ class Attempt:
         self.done.rows += result.touched
         self.done.dead[oid] = self.done.dead.get(oid, 0) + result.touched
 
-    def _rewrite(self, oid: int, result: Result) -> None:
-        """Delete what is not the baseline's; where a row of the baseline is gone, write all of them again."""
+    # --- what differs ------------------------------------------------------------------------------
+
+    def _compare_all(self, oid: int, result: Result) -> list[Step]:
+        """Every row of a table that was written anew, or writes no log."""
         base = self.bases[oid]
         assert base.rows is not None
+        live = result.pairs()
+        if not self.changes[oid].rewritten:
+            return self._compare_held(oid, live, {place: n for n, place in enumerate(base.places)})
         # CLUSTER permutes rows: the same places and writers, of a table that is written anew, prove nothing.
-        live = set() if self.changes[oid].rewritten else result.pairs()
-        expected = set(base.places)
-        extras = [tid for tid, _ in live - expected]
-        if not expected - live:
-            self._delete(oid, extras)
-            return
-        chosen = [(base.rows, index) for index in range(len(base.rows))]
-        clear, fill = restore_rows.delete_all(base.relation), self._filling(base.relation, chosen)
-        for _ in range(ORDER_ATTEMPTS):
-            cleared, filled = restore_batch.run(self.session, [clear, fill])
-            self._deleted(oid, cleared)
-            self.done.rows += filled.touched
-            if self._in_order(oid, filled, chosen):
-                return
-        self._truncate(oid, base, fill, chosen)
+        self._missing[oid] = list(range(len(base.rows)))
+        return [(restore_rows.delete_all(base.relation), partial(self._deleted, oid))] if live else []
 
-    def _in_order(self, oid: int, filled: Result, chosen: Sequence[Chosen]) -> bool:
-        tids = self._filled(oid, filled, chosen)
-        if tids != sorted(tids):
+    def _compare_blocks(self, oid: int, result: Result) -> list[Step]:
+        return self._compare_held(oid, result.pairs(), self.bases[oid].expected(self.changes[oid].blocks))
+
+    def _compare_held(self, oid: int, live: set[Place], expected: Mapping[Place, int]) -> list[Step]:
+        """Rows of a table whose rows are all known."""
+        base = self.bases[oid]
+        steps = self._deleting(oid, [tid for tid, _ in live - expected.keys()])
+        gone = sorted(expected[place] for place in expected.keys() - live)
+        if gone and base.last_block < HELD_PAGES:
+            self._missing[oid] = gone
+        elif gone:
+            assert base.rows is not None
+            steps.append(self._inserting(oid, base, [(base.rows, number) for number in gone], gone))
+        return steps
+
+    def _compare_large(self, oid: int, result: Result) -> list[Step]:
+        """The blocks of a table that were written, with the baseline's: only where they differ rows are taken apart."""
+        base, blocks = self.bases[oid], self.changes[oid].blocks
+        here = restore_rows.groups_of(result.rows)
+        there = self.store.groups(base.relation, blocks)
+        unlike = [key for key in {*here, *there} if here.get(key) != there.get(key)]
+        live, wanted = restore_rows.places_of(here, unlike), restore_rows.places_of(there, unlike)
+        back = {place: home for home, place in base.moved.items() if place[0][0] in blocks}
+        steps = self._deleting(oid, [tid for tid, _ in live - wanted - back.keys()])
+        homes = [home for home, _ in wanted - live if home not in base.moved]
+        homes += [home for place, home in back.items() if place not in live]
+        if homes:
+            homes.sort()
+            rows = self.store.rows_at(base.relation, homes)
+            if len(rows) != len(homes):
+                raise RecloneNeeded(f"the baseline of {base.relation} is not what it was")
+            steps.append(self._inserting(oid, base, [(rows, n) for n in range(len(rows))], homes))
+        return steps
+
+    def _deleting(self, oid: int, places: Sequence[Tid]) -> list[Step]:
+        if not places:
+            return []
+        return [(restore_rows.delete_at(self.bases[oid].relation, places), partial(self._deleted, oid))]
+
+    def _inserting(
+        self, oid: int, base: TableBase, chosen: Sequence[Chosen], which: Sequence[int] | Sequence[Tid]
+    ) -> Step:
+        """Rows of a table too large for an order to be kept: they go where there is room."""
+
+        def filled(result: Result) -> None:
+            tids = self._filled(oid, result, chosen)
+            self.done.rows += len(tids)
+            placed = [(tid, self._xid % 2**32) for tid in tids]
+            self._settled.append(partial(self._lie_elsewhere, oid, which, placed))
+
+        return self._filling(base.relation, chosen), filled
+
+    def _lie_elsewhere(self, oid: int, which: Sequence[int] | Sequence[Tid], placed: Sequence[Place]) -> None:
+        base = self.bases[oid]
+        if base.rows is not None:
+            numbers = [number for number in which if isinstance(number, int)]
+            self.done.replaced[oid] = dict(zip(numbers, placed, strict=True))
+            old = [base.places[number][0][0] for number in numbers]
+        else:
+            homes = [home for home in which if not isinstance(home, int)]
+            old = [base.moved[home][0][0] if home in base.moved else home[0] for home in homes]
+            self.done.moved[oid] = dict(zip(homes, placed, strict=True))
+        self._displace(oid, old, placed)
+
+    def _displace(self, oid: int, old: Collection[int], placed: Sequence[Place]) -> None:
+        self.done.displaced.setdefault(oid, set()).update(old, (tid[0] for tid, _ in placed))
+
+    def _worth_it(self) -> None:
+        """Raise RecloneNeeded where what is left to be done would last too long."""
+        left = ROW_MS / 1000 * sum(map(len, self._missing.values()))
+        if time.monotonic() + left > self.terms.deadline:
+            raise RecloneNeeded("putting the rows back took longer than a clone is worth")
+
+    # --- the second transaction --------------------------------------------------------------------
+
+    def _refill(self) -> None:
+        """Insert what is missing, in the order of place; what does not come to lie in its order is written again."""
+        missing = self._missing
+        for tries in range(ORDER_ATTEMPTS):
+            last = tries == ORDER_ATTEMPTS - 1
+            if self.done.present.writers or self.done.present.prepared:
+                self.done.alone = False
+            if tries or any(self._needs_vacuum(oid) for oid in missing):
+                self._make_room(missing)
+            self._worth_it()
+            self._take([*self._beginning(missing), *self._fillings(missing)])
+            self.stage("refilled")
+            wrong = [oid for oid in missing if not self._lies_right(oid, missing[oid], in_front=not last)]
+            if not wrong:
+                self.stage("before-commit")
+                self._take(self._ending())
+                return
+            missing = {oid: list(range(len(self.bases[oid].places))) for oid in wrong}
+            if last:
+                break
+            for oid in wrong:
+                if self.bases[oid].relation.toast > HEAVY_PAGES:
+                    raise RecloneNeeded(
+                        f"all long values of {self.bases[oid].relation} would be written anew"
+                    )
+            clear = [
+                (restore_rows.delete_all(self.bases[o].relation), partial(self._deleted, o)) for o in wrong
+            ]
+            self._take([*clear, *self._committing()])
+        for oid, numbers in missing.items():
+            self._truncate(oid, numbers)
+        self.stage("before-commit")
+        self._take(self._ending())
+
+    def _needs_vacuum(self, oid: int) -> bool:
+        """Whether old rows may lie where the missing ones belong: in a file that is empty none do."""
+        return not (self.changes[oid].rewritten and not self.done.dead.get(oid))
+
+    def _make_room(self, missing: Mapping[int, Sequence[int]]) -> None:
+        """Free the places of deleted rows. Nobody may see them any more: a VACUUM would leave them where they are."""
+        there = self.done.present
+        if there.writers or there.readers or there.prepared:
+            self.terms.clear(self._xid)
+        self.stage("before-vacuum")
+        names = [self.bases[oid].relation.sql for oid in sorted(missing)]
+        grown = any(
+            len(numbers) == len(self.bases[oid].places)
+            or max(self.changes[oid].blocks, default=0) > self.bases[oid].last_block
+            for oid, numbers in missing.items()
+        )
+        # Whoever is idle in a transaction may hold a lock, and the truncation waits for seconds.
+        vacuum.free_places(self.session, names, truncate=grown and not there.idle)
+        self.done.vacuumed.update(missing)
+        for oid in missing:
+            self.done.dead.pop(oid, None)
+
+    def _fillings(self, missing: Mapping[int, Sequence[int]]) -> list[Step]:
+        steps: list[Step] = []
+        self._tids: dict[int, list[Tid]] = {}
+        for oid, numbers in missing.items():
+            rows = self.bases[oid].rows
+            assert rows is not None
+            chosen = [(rows, number) for number in numbers]
+
+            def filled(result: Result, oid: int = oid, chosen: Sequence[Chosen] = chosen) -> None:
+                self._tids[oid] = self._filled(oid, result, chosen)
+
+            steps.append((self._filling(self.bases[oid].relation, chosen), filled))
+        return steps
+
+    def _lies_right(self, oid: int, numbers: Sequence[int], *, in_front: bool) -> bool:
+        """Whether the rows came to lie where they belong; to be noted with the COMMIT.
+
+        Args:
+            in_front: where all rows were written again, no room may be left before them.
+        """
+        base, tids = self.bases[oid], self._tids[oid]
+        self.done.rows += len(tids)
+        placed = [(tid, self._xid % 2**32) for tid in tids]
+        if len(numbers) == len(base.places):
+            if tids != sorted(tids) or (in_front and tids[0] != (0, 1)):
+                return False
+            self._settled.append(partial(self._lie_anew, oid, placed))
+            return True
+        if tids != [base.places[number][0] for number in numbers]:
             return False
-        self.done.places[oid] = [(tid, self.done.xid % 2**32) for tid in tids]
-        self.done.written.setdefault(oid, set()).update(block for block, _ in tids)
+        self._settled.append(partial(self._lie_elsewhere, oid, numbers, placed))
         return True
 
-    def _truncate(self, oid: int, base: TableBase, fill: str, chosen: Sequence[Chosen]) -> None:
+    def _lie_anew(self, oid: int, placed: list[Place]) -> None:
+        self._displace(oid, [tid[0] for tid, _ in self.bases[oid].places], placed)
+        self.done.places[oid] = placed
+
+    def _truncate(self, oid: int, numbers: Sequence[int]) -> None:
         """A new file: the last way to have the rows in their order."""
+        base = self.bases[oid]
         name = base.relation.sql
         try:
-            results = restore_batch.run(
-                self.session,
-                [f"truncate only {name}", fill, restore_facts.files_of_statement([oid])],
+            self._take(
+                [
+                    (f"truncate only {name}", _ignore),
+                    *self._fillings({oid: numbers}),
+                    (restore_facts.files_of_statement([oid]), self._new_files),
+                ]
             )
         except ServerRefused as error:
             raise RecloneNeeded(
                 f"the rows of {base.relation} cannot be put back in their order ({error})"
             ) from error
-        if not self._in_order(oid, results[1], chosen):
+        if not self._lies_right(oid, numbers, in_front=True):
             raise RecloneNeeded(f"the rows of {base.relation} do not keep their order")
-        self._new_files(results[2])
-
-    def _blocks(self, oid: int, result: Result) -> None:
-        """Put back the rows of a large table that differ in the blocks that were written."""
-        base = self.bases[oid]
-        blocks = self.changes[oid].blocks
-        # Many runs are asked for as one range, with blocks between them that nobody wrote.
-        live = {place for place in result.pairs() if place[0][0] in blocks}
-        if base.rows is not None:
-            self._held_blocks(oid, base, blocks, live)
-            return
-        rows = self.store.blocks(base.relation, blocks)
-        here = {
-            place: index
-            for index, place in enumerate(rows.places)
-            if place[0][0] in blocks and place[0] not in base.moved
-        }
-        back = {place: home for home, place in base.moved.items() if place[0][0] in blocks}
-        expected = {*here, *back}
-        self._delete(oid, [tid for tid, _ in live - expected])
-        gone = sorted(expected - live)
-        if not gone:
-            return
-        homes = [rows.places[here[place]][0] if place in here else back[place] for place in gone]
-        away = [home for home in homes if home[0] not in blocks]
-        others = self.store.blocks(base.relation, {home[0] for home in away}) if away else rows
-        sources = {place[0]: (others, index) for index, place in enumerate(others.places)}
-        sources.update({place[0]: (rows, index) for index, place in enumerate(rows.places)})
-        tids = self._insert(oid, base, [sources[home] for home in homes])
-        self.done.moved[oid] = {
-            home: (tid, self.done.xid % 2**32) for home, tid in zip(homes, tids, strict=True)
-        }
-
-    def _held_blocks(
-        self, oid: int, base: TableBase, blocks: frozenset[int], live: set[tuple[Tid, int]]
-    ) -> None:
-        assert base.rows is not None
-        expected = base.expected(blocks)
-        self._delete(oid, [tid for tid, _ in live - expected.keys()])
-        gone = sorted(expected[place] for place in expected.keys() - live)
-        if not gone:
-            return
-        tids = self._insert(oid, base, [(base.rows, index) for index in gone])
-        xid = self.done.xid % 2**32
-        self.done.replaced[oid] = {index: (tid, xid) for index, tid in zip(gone, tids, strict=True)}
-
-    def _delete(self, oid: int, tids: Sequence[Tid]) -> None:
-        if tids:
-            statement = restore_rows.delete_at(self.bases[oid].relation, tids)
-            self._deleted(oid, restore_batch.run(self.session, [statement])[0])
-
-    def _insert(self, oid: int, base: TableBase, chosen: Sequence[Chosen]) -> list[Tid]:
-        filled = restore_batch.run(self.session, [self._filling(base.relation, chosen)])[0]
-        tids = self._filled(oid, filled, chosen)
-        self.done.rows += len(tids)
-        self.done.written.setdefault(oid, set()).update(block for block, _ in tids)
-        return tids
 
     def _filling(self, relation: Relation, chosen: Sequence[Chosen]) -> str:
         values = [rows.value(index) for rows, index in chosen]
@@ -332,6 +504,8 @@ class Attempt:
                 f"a generated column of {relation} has another value when it is computed again"
             )
         return [restore_rows.parse_tid(row[0] or b"") for row in filled.rows]
+
+    # --- large objects -----------------------------------------------------------------------------
 
     def _large_objects(self) -> None:
         before = self.store.large_objects

@@ -18,6 +18,7 @@ from harness.reset.baseline import BaselineStore, TableBase
 from harness.reset.carried import Carried
 from harness.reset.marks import Marks
 from harness.reset.model import Baseline, Changes, RecloneNeeded, TableChange
+from harness.reset.plan import ROW_MS
 from harness.reset.restore import Outcome, setval
 from harness.reset.vacuum import Vacuum
 
@@ -27,6 +28,9 @@ MOST_BYTES = 64 * 1024**2
 CLONE_MS = 100.0
 """What a fresh clone is taken to cost until one was measured: milliseconds, with what it costs the application to log
 in again."""
+
+WORTH = 1.5
+"""How many times as long as a fresh clone a restore may take, for the sessions that it keeps."""
 
 SHARED_KINDS = {
     "database": "rights, owner or limits of the database",
@@ -89,6 +93,7 @@ class EngineState:
         self._first_files: Mapping[int, int] = {}
         self._touched: dict[str, set[int]] = {}
         self._own: list[int] = []
+        self._locks: frozenset[tuple[int, str]] = frozenset()
         self._pending = Changes()
         self._unsettled: tuple[int, ...] = ()
         self._start = self._seen = ""
@@ -130,7 +135,7 @@ class EngineState:
         self._remember_files(files)
         self._touched.clear()
         self._own.clear()
-        self._pending, self._unsettled = Changes(), ()
+        self._pending, self._unsettled, self._locks = Changes(), (), frozenset()
         for base in self._bases.values():
             base.rebase()
         self._vacuum = Vacuum()
@@ -224,9 +229,11 @@ class EngineState:
         self._stage("looked")
         return window
 
-    def _resolve(self, window: Window) -> Changes:
-        """Relations of the window's records, with what is pending or always dirty."""
+    def _resolve(self, window: Window) -> tuple[Changes, Mapping[int, int]]:
+        """Relations of the window's records, with what is pending or always dirty; and the numbers of files as they
+        are now, of relations that may have another one."""
         relations = self.store.relations
+        now: Mapping[int, int] = {}
         found = detect.changes(window.relations, by_file=self._by_file, relations=relations)
         if "pg_class" in found.catalogs or found.unknown:
             blocks = found.catalogs.get("pg_class")
@@ -237,7 +244,12 @@ class EngineState:
                 window.relations, by_file=by_file, relations=relations, rewritten=rewritten
             )
         found = detect.united(self._pending, self._with_unlogged(found))
-        return replace(found, shared=True) if self._unsettled_by(window) else found
+        # Ours: they need no comparison of their own, but the next one has to know their blocks.
+        for name, touched in detect.own_catalogs(
+            window.relations, by_file=self._by_file, relations=relations
+        ).items():
+            self._touched.setdefault(name, set()).update(touched)
+        return (replace(found, shared=True) if self._unsettled_by(window) else found), now
 
     def _unsettled_by(self, window: Window) -> bool:
         """Whether a transaction that wrote to the server's own catalogs may have ended since, or may still do so.
@@ -277,7 +289,20 @@ class EngineState:
         states = {
             oid: self._base(oid).state for oid in found.tables if oid in known and known[oid].kind == "r"
         }
-        return Baseline(known, states, self.store.sequences, held=self._marks.held, may_truncate=may_truncate)
+        return Baseline(
+            known,
+            states,
+            self.store.sequences,
+            held=self._marks.held,
+            may_truncate=may_truncate,
+            worth=self._worth,
+        )
+
+    @property
+    def _worth(self) -> float:
+        """Milliseconds that putting rows back may take: it keeps the sessions, which a clone ends; and into a clone all
+        rows of the marks have to be put."""
+        return WORTH * (self.clone_ms + ROW_MS * self._marks.rows)
 
     def _unchanged_since(
         self,
@@ -315,9 +340,11 @@ class EngineState:
         if later.too_much or later.unfinished:
             return True
         found = detect.changes(later.relations, by_file=self._by_file, relations=self.store.relations)
-        # Our own writes to catalogs are read here and never again: the next comparison has to know their blocks.
-        for name, blocks in found.catalogs.items():
-            self._touched.setdefault(name, set()).update(blocks)
+        # Writes to catalogs, ours too, are read here and never again: the next comparison has to know their blocks.
+        own = detect.own_catalogs(later.relations, by_file=self._by_file, relations=self.store.relations)
+        for catalogs in (found.catalogs, own):
+            for name, blocks in catalogs.items():
+                self._touched.setdefault(name, set()).update(blocks)
         if found.shared:
             self._put_back_shared()
         return bool(found.tables or found.sequences or found.unknown) or any(
@@ -326,14 +353,15 @@ class EngineState:
         )
 
     def _adopt(self, outcome: Outcome) -> None:
-        """The attempt was committed: remember where the rows lie now."""
+        """What was committed of an attempt: remember whose it was, and where the rows lie now."""
+        self._own = [*self._own, *outcome.xids]
         for oid, places in outcome.places.items():
             self._base(oid).lie(places)
         for oid, replaced in outcome.replaced.items():
             self._base(oid).move(replaced)
         for oid, moved in outcome.moved.items():
             self._base(oid).moved.update(moved)
-        self._marks.wrote(outcome.written)
+        self._marks.displaced(outcome.displaced)
 
     def _compare(self, catalogs: Mapping[str, frozenset[int]]) -> tuple[str, ...]:
         """What differs in the touched catalogs from the baseline; they need no second look before the next touch."""

@@ -1,9 +1,11 @@
-"""Dead rows: 2,000 resets without a VACUUM made a table of 40 kB one of 31 MB."""
+"""Dead rows: their room lies before the rows of the next test, and 2,000 resets made a table of 40 kB one of 31 MB."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from harness.catalog import restore_batch
 from harness.catalog.restore_facts import Relation
 from harness.catalog.session import Session, ident
 from harness.errors import ServerRefused
@@ -13,9 +15,31 @@ DEAD_ROWS = 2000
 CATALOG_RESETS = 100
 OWNERS = "pg_shdepend"
 
+MOST_DEAD = 32
+"""Dead rows that may lie behind the last row of a table: they take up a part of its last page, and the next rows come
+after them, in order. A VACUUM for each reset would cost as much as the reset."""
+
+
+@dataclass(frozen=True)
+class Litter:
+    """What one reset leaves in a table.
+
+    Attributes:
+        rows: dead rows that are known of.
+        first, last: the blocks in which they lie; the last may be beyond the end that the table has to have.
+        end: the block in which the next row of the application belongs.
+        ordered: whether its rows are kept in their order.
+    """
+
+    rows: int
+    first: int
+    last: int
+    end: int
+    ordered: bool
+
 
 class Vacuum:
-    """Counts what resets leave behind, and cleans up now and then."""
+    """Counts what resets leave behind, and cleans up where it would be noticed, or grow."""
 
     def __init__(self) -> None:
         self._dead: dict[int, int] = {}
@@ -25,35 +49,77 @@ class Vacuum:
     def after(
         self,
         session: Session,
-        put_back: Mapping[int, int],
+        left: Mapping[int, Litter],
         relations: Mapping[int, Relation],
-        touched: Mapping[str, object],
+        touched: Iterable[str],
+        *,
+        truncate: bool,
     ) -> None:
         """Count one reset, and vacuum the tables and catalogs whose turn it is.
 
         Args:
-            put_back: OID of each table that was put back → dead rows that are known of. An application that
-                deletes, or rolls back, leaves some of which nobody tells: each reset counts as well.
+            left: OID of each table that was written → what is left there. An application that deletes leaves
+                rows of which nobody tells: each reset counts as well.
             relations: OID → relation.
             touched: catalogs that were written since the clone.
+            truncate: nobody is in a transaction, so that files may be made shorter without waiting for him.
         """
-        due = []
-        for oid, rows in put_back.items():
-            self._dead[oid] = self._dead.get(oid, 0) + rows
+        soon: list[str] = []
+        longer: list[str] = []
+        whole: list[str] = []
+        for oid, litter in left.items():
+            self._dead[oid] = self._dead.get(oid, 0) + litter.rows
             self._resets[oid] = self._resets.get(oid, 0) + 1
+            name = relations[oid].sql
             if self._resets[oid] >= EVERY_RESETS or self._dead[oid] >= DEAD_ROWS:
-                due.append(relations[oid].sql)
-                self._dead[oid] = self._resets[oid] = 0
+                whole.append(name)
+                self._resets[oid] = 0
+            elif not litter.ordered:
+                continue
+            elif litter.last > litter.end:
+                longer.append(name)
+            elif litter.first < litter.end or self._dead[oid] > MOST_DEAD:
+                soon.append(name)
+            else:
+                continue
+            self._dead[oid] = 0
         # Every temporary table and large object has a row about its owner in a catalog of the whole server.
-        for name in (*touched, OWNERS) if touched else ():
+        names = list(touched)
+        for name in (*names, OWNERS) if names else ():
             self._catalogs[name] = self._catalogs.get(name, 0) + 1
             if self._catalogs[name] >= CATALOG_RESETS:
-                due.append(ident("pg_catalog", name))
+                whole.append(ident("pg_catalog", name))
                 self._catalogs[name] = 0
-        if not due:
-            return
         try:
-            # Not truncating: it would wait seconds for readers. Locked tables have their turn later.
-            session.execute(f"vacuum (skip_locked, truncate false) {', '.join(due)}")
+            if soon:
+                free_places(session, soon, truncate=False)
+            if longer:
+                free_places(session, longer, truncate=truncate)
+            if whole:
+                # Locked tables have their turn later.
+                session.execute(
+                    f"vacuum (skip_locked, index_cleanup on, truncate {str(truncate).lower()}) {', '.join(whole)}"
+                )
         except ServerRefused:
             return  # it is only housekeeping: the rows are where they belong already
+
+    def cleaned(self, tables: Iterable[int]) -> None:
+        """These were vacuumed on the way."""
+        for oid in tables:
+            self._dead[oid] = 0
+
+
+def free_places(session: Session, tables: Sequence[str], *, truncate: bool) -> None:
+    """VACUUM tables so that the places of their dead rows can be taken again, by the next row that is inserted.
+
+    Args:
+        tables: as SQL.
+        truncate: make files shorter that end in empty pages. It waits for whoever holds a lock, up to 5 s
+            (vacuumlazy.c: VACUUM_TRUNCATE_LOCK_TIMEOUT).
+    """
+    # INDEX_CLEANUP: with few dead rows VACUUM else leaves index entries, and with them the places, for later.
+    options = f"skip_locked, index_cleanup on, process_toast off, truncate {str(truncate).lower()}"
+    if session.server_version >= 160000:
+        # It reads pg_class from end to end.
+        options += ", skip_database_stats"
+    restore_batch.run(session, [f"vacuum ({options}) {', '.join(tables)}"])

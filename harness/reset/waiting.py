@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from harness.catalog import restore_sessions
 from harness.catalog.session import Session, ident, literal
@@ -27,24 +27,40 @@ class Waiting:
         lease: Callable[[], Session],
         database: Callable[[], int],
         ours: Callable[[], Sequence[int]],
+        known: Callable[[], Set[tuple[int, str]]],
         timeout: float,
     ) -> None:
+        """
+        Args:
+            known: advisory locks that stay.
+        """
         self._reader, self._lease = reader, lease
-        self._database, self._ours = database, ours
+        self._database, self._ours, self._known = database, ours, known
         self._deadline = time.monotonic() + timeout
+        self._statements_ended = False
         self.ended: list[str] = []
         self.idle: tuple[int, ...] = ()
 
-    def hindered(self, window: Window) -> bool:
-        """Whether something had to be cleared before the window can be judged: then look again."""
-        hindered = False
-        if window.advisory:
+    def hindered(self, window: Window, *, before: Callable[[], None] = lambda: None) -> bool:
+        """Whether something had to be cleared before the window can be judged: then look again.
+
+        Args:
+            before: called before anything is waited for.
+        """
+        busy = () if self._statements_ended else window.busy
+        locks = set(window.advisory) - self._known()
+        if not (locks or window.unfinished or busy):
+            return False
+        before()
+        if locks:
             self._wait(self._advisory, patience=ADVISORY_PATIENCE)
-            hindered = True
         if window.unfinished:
             self._wait_for_ids(window.unfinished)
-            hindered = True
-        return hindered
+        if busy:
+            # Once: what begins later than the reset is no part of the test before.
+            self._statements_ended = True
+            self._wait(lambda: restore_sessions.still_running(self._reader(), busy))
+        return True
 
     def writers(self) -> bool:
         """Wait for transactions that have an id and have written nothing so far; True: look again."""
@@ -70,8 +86,16 @@ class Waiting:
         self._wait(still)
         return True
 
-    def lock_holders(self, relations: Sequence[int]) -> None:
-        """A lock was not to be had: wait for who holds it, or end them."""
+    def lock_holders(self, relations: Sequence[int], *, lockless: bool) -> bool:
+        """A lock was not to be had: wait for who holds it, or end them.
+
+        Args:
+            lockless: it was a lock that cannot be done without.
+
+        Returns:
+            True where nobody needs to be waited for: all who hold it are idle and have written nothing, as after
+            an UPDATE that found no row. They stay, and the rows are put back without the lock.
+        """
 
         def still() -> list[int]:
             return restore_sessions.holders(self._reader(), self._database(), relations, self._ours())
@@ -79,13 +103,17 @@ class Waiting:
         # Theirs have no session that could be named.
         self._roll_back_prepared()
         over = time.monotonic() - self._deadline
+        pids = still()
+        if pids and not lockless and restore_sessions.harmless(self._reader(), pids):
+            return True
         if over < 0:
-            restore_sessions.cancel_autovacuum(self._reader(), still())
+            restore_sessions.cancel_autovacuum(self._reader(), pids)
             time.sleep(0.005)
         elif over < END_PATIENCE:
-            self._end(still())
+            self._end(pids)
         else:
             raise RecloneNeeded("a lock is not to be had, and no session of the application holds it")
+        return False
 
     def crowd(self) -> None:
         """An attempt was disturbed: past the deadline, whoever is busy in this database is ended."""
@@ -101,7 +129,8 @@ class Waiting:
         self._end([session.pid for session in found])
 
     def _advisory(self) -> list[int]:
-        return restore_sessions.advisory(self._reader(), self._database(), self._ours())
+        found = restore_sessions.advisory(self._reader(), self._database(), self._ours())
+        return sorted({pid for pid, _ in set(found) - self._known()})
 
     def _writers(self) -> list[int]:
         return list(self._present().writers)
