@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.bench import instead
-from harness.bench.reset import schema_of
+from harness.bench.project import schema_of
 
 WORKERS = 4
 

@@ -12,34 +12,36 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from harness.bench.measuring import Timing, summary
+from harness.bench.project import environ_of, settings_of
 from harness.catalog.session import Session
 
-if TYPE_CHECKING:
-    from harness.settings import Settings
-
-SECONDS = 3.0
-"""How long the workers are busy, after a warm-up of a tenth of it."""
+WORKER = """
+import harness.bench
+harness.bench.__path__[:] = [{here!r}]
+from harness.bench.crowd import main
+main()
+"""
+"""A worker: this very file, whichever checkout the rest of the package is of."""
 
 PATIENCE = 120.0
 """Seconds after which a worker that hangs is ended."""
 
 
-def measure(folders: Sequence[Path], version: str | None, statements: str) -> Timing:
-    """What a reset takes with one worker for each folder, all at the same time.
+def measure(folders: Sequence[Path], version: str | None, statements: str, seconds: float) -> list[float]:
+    """The milliseconds of all resets with one worker for each folder, all at the same time.
 
     Args:
         folders: of each worker its project; the same folder twice is the same server twice.
         statements: what each test writes.
+        seconds: how long the workers are busy, after a warm-up of a tenth of it.
 
     Raises:
         RuntimeError: a worker failed; its error output is in the message.
     """
-    workers = [_start(folder, version, statements) for folder in folders]
+    workers = [_start(folder, version, statements, seconds) for folder in folders]
     ending = threading.Timer(PATIENCE, _end, (workers,))
     ending.start()
     try:
@@ -57,7 +59,7 @@ def measure(folders: Sequence[Path], version: str | None, statements: str) -> Ti
             if worker.returncode:
                 raise RuntimeError(f"a worker failed:\n{err}")
             taken.extend(json.loads(out))
-        return summary(taken)
+        return taken
     finally:
         ending.cancel()
         for worker in workers:
@@ -71,22 +73,13 @@ def _end(workers: Sequence[subprocess.Popen[str]]) -> None:
         worker.kill()
 
 
-def _start(folder: Path, version: str | None, statements: str) -> subprocess.Popen[str]:
-    told = {"folder": str(folder), "version": version, "statements": statements}
+def _start(folder: Path, version: str | None, statements: str, seconds: float) -> subprocess.Popen[str]:
+    told = {"folder": str(folder), "version": version, "statements": statements, "seconds": seconds}
+    here = str(Path(__file__).resolve().parent)
     return subprocess.Popen(
-        [sys.executable, "-m", "harness.bench.crowd", json.dumps(told)],
+        [sys.executable, "-c", WORKER.format(here=here), json.dumps(told)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
     )  # fmt: skip
-
-
-def settings_of(folder: Path, environ: Mapping[str, str], version: str | None) -> Settings:
-    """Settings of a benchmark's project."""
-    from harness.config import load
-
-    overrides: dict[str, object] = {"fresh": "reset"}
-    if version:
-        overrides |= {"version": version, "backend": "process"}
-    return load(environ, start=folder, overrides=overrides)
 
 
 def main() -> None:
@@ -94,7 +87,8 @@ def main() -> None:
     from harness.core import Harness
 
     told = json.loads(sys.argv[1])
-    environ = {**os.environ, "PGHARNESS_STATE_DIR": str(Path(told["folder"]) / "state")}
+    seconds = float(told["seconds"])
+    environ = environ_of(Path(told["folder"]))
     settings = settings_of(Path(told["folder"]), environ, told["version"])
     with Harness.open_with(settings, environ) as harness, harness.lease("crowd", watch=True) as lease:
         taken = []
@@ -105,17 +99,13 @@ def main() -> None:
             print("ready", flush=True)
             sys.stdin.readline()
             began = time.perf_counter()
-            while (now := time.perf_counter()) < began + 1.1 * SECONDS:
+            while (now := time.perf_counter()) < began + 1.1 * seconds:
                 app.script(told["statements"])
                 start = time.perf_counter()
                 report = lease.reset()
                 end = time.perf_counter()
                 if report.strategy != "restore":
                     raise RuntimeError(str(report))
-                if now > began + 0.1 * SECONDS:
+                if now > began + 0.1 * seconds:
                     taken.append(1000 * (end - start))
         print(json.dumps(taken), flush=True)
-
-
-if __name__ == "__main__":
-    main()

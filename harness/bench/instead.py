@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.bench.measuring import Timing, line, measured
+from harness.bench.measuring import Row, Table
+from harness.bench.processes import ServerProcesses
+from harness.bench.project import DIRTY, Application
 from harness.catalog import databases
 from harness.catalog.session import Session
 
@@ -20,70 +24,54 @@ SEEDS = "; ".join(
 )
 
 
-def report(
-    harness: Harness, app: Session, lease: Lease, dirty: str, rounds: int, slow: int, *, reset: float
-) -> None:
-    """Print the rows.
+def report(table: Table, processes: ServerProcesses, harness: Harness, lease: Lease, slow: int) -> None:
+    """Measure what people do instead, one after the other: each leaves other tables behind.
 
     Args:
-        app: a session of the application in the lease.
-        dirty: what each test writes.
-        rounds, slow: how often quick and slow rows are measured.
-        reset: milliseconds of a reset after the same, for ratios.
+        slow: how often slow rows are measured.
     """
 
-    def soil() -> None:
-        app.script(dirty)
+    def measure(name: str, prepare: Callable[[], object], act: Callable[[], object], warm: int = 2) -> None:
+        table.measure(Row(f"instead: {name}", prepare, act, slow, warm), processes=processes, blocks=1)
 
-    truncate = f"truncate {', '.join(TABLES)} restart identity; {SEEDS}"
-    _print("instead: TRUNCATE all 60, seed again", measured(soil, lambda: app.script(truncate), slow))
-    delete = "; ".join([*(f"delete from {name}" for name in reversed(TABLES)), SEEDS])
-    _print(
-        "instead: DELETE all in foreign-key order, seed again",
-        measured(soil, lambda: app.script(delete), slow),
-    )
-    _django(lease, soil, slow)
-    lease.renew()
-    with Session.connect(lease.dsn, application_name="bench") as again:
-        _print(
-            "instead: roll back",
-            measured(lambda: again.script(f"begin; {dirty}"), lambda: again.execute("rollback"), rounds),
-        )
-    ours = measured(lambda: None, lease.renew, slow, warm=1)
-    _print("instead: a fresh clone of ours (renew)", ours, _times(ours, reset))
-    for strategy in ("file_copy", "wal_log"):
-        _clone(harness, strategy, slow, reset)
-    _pytest_postgresql(harness, slow)
+    with Application(lease) as app:
 
+        def soil() -> None:
+            app.script(DIRTY)
 
-def _print(name: str, timing: Any, note: str = "") -> None:
-    print(line(name, timing, note), flush=True)
-
-
-def _times(timing: Timing, reset: float) -> str:
-    return f"{timing.p50 / reset:.1f} x a reset of 3 dirty tables"
-
-
-def _clone(harness: Harness, strategy: str, slow: int, reset: float) -> None:
-    admin, template = harness.link.session, harness.templates["default"]
-    name = "pgh_bench_clone"
+        truncate = f"truncate {', '.join(TABLES)} restart identity; {SEEDS}"
+        measure("TRUNCATE all 60, seed again", soil, lambda: app.script(truncate))
+        delete = "; ".join([*(f"delete from {name}" for name in reversed(TABLES)), SEEDS])
+        measure("DELETE all in foreign-key order, seed again", soil, lambda: app.script(delete))
+        _django(table, processes, lease, soil, slow)
+        lease.renew()
+        measure("roll back", lambda: app.script(f"begin; {DIRTY}"), lambda: app.script("rollback"))
+    measure("a fresh clone of ours (renew)", lambda: None, lease.renew, warm=1)
+    admin, template, name = harness.link.session, harness.templates["default"], "pgh_bench_clone"
 
     def drop() -> None:
         admin.execute(f"drop database if exists {name}")
 
-    def clone() -> None:
-        databases.clone(admin, name, template=template.name, owner=harness.owner.name, strategy=strategy)
-        Session.connect(admin.dsn.with_database(name)).close()
-
-    def again() -> None:
+    for strategy in ("file_copy", "wal_log"):
+        clone = partial(_clone, harness, name, strategy)
+        again = partial(_in_turn, drop, clone)
+        measure(f"clone by {strategy} and connect", drop, clone, warm=1)
+        measure(f"clone by {strategy}, with the drop of the last", lambda: None, again, warm=1)
         drop()
-        clone()
+    _pytest_postgresql(table, processes, harness, template.name, slow)
 
-    first = measured(drop, clone, slow, warm=1)
-    _print(f"instead: clone by {strategy} and connect", first, _times(first, reset))
-    each = measured(lambda: None, again, slow, warm=1)
-    _print("the same for each test, with the drop of the last", each, _times(each, reset))
-    drop()
+
+def _clone(harness: Harness, name: str, strategy: str) -> None:
+    admin = harness.link.session
+    databases.clone(
+        admin, name, template=harness.templates["default"].name, owner=harness.owner.name, strategy=strategy
+    )
+    Session.connect(admin.dsn.with_database(name)).close()
+
+
+def _in_turn(*acts: Callable[[], object]) -> None:
+    for act in acts:
+        act()
 
 
 def _installed(module: str) -> Any:
@@ -93,7 +81,9 @@ def _installed(module: str) -> Any:
         return None
 
 
-def _django(lease: Lease, soil: Any, slow: int) -> None:
+def _django(
+    table: Table, processes: ServerProcesses, lease: Lease, soil: Callable[[], object], slow: int
+) -> None:
     """``TransactionTestCase``: Django's own flush of all tables; seeds are lost."""
     backend = _installed("django.db.backends.postgresql.base")
     if backend is None:
@@ -116,21 +106,25 @@ def _django(lease: Lease, soil: Any, slow: int) -> None:
         connection.ops.execute_sql_flush(statements)
 
     try:
-        timing = measured(soil, flush, slow)
-        _print("instead: Django's flush, seeds lost", timing, f"Django {django.get_version()}")
+        row = Row(
+            "instead: Django's flush, seeds lost", soil, flush, slow, note=f"Django {django.get_version()}"
+        )
+        table.measure(row, processes=processes, blocks=1)
     finally:
         connection.close()
         del db.connections["default"]
 
 
-def _pytest_postgresql(harness: Harness, slow: int) -> None:
+def _pytest_postgresql(
+    table: Table, processes: ServerProcesses, harness: Harness, template: str, slow: int
+) -> None:
     """What pytest-postgresql does for each test: a database from a template, and its end."""
     janitor = _installed("pytest_postgresql.janitor")
     if janitor is None:
         return
-    dsn, template = harness.link.dsn, harness.templates["default"]
+    dsn = harness.link.dsn
     made = janitor.DatabaseJanitor(
-        user=dsn.user, host=dsn.host, port=dsn.port, dbname="pgh_bench_janitor", template_dbname=template.name,
+        user=dsn.user, host=dsn.host, port=dsn.port, dbname="pgh_bench_janitor", template_dbname=template,
         version=harness.link.session.server_version // 10000, password=dsn.password,
     )  # fmt: skip
 
@@ -139,9 +133,9 @@ def _pytest_postgresql(harness: Harness, slow: int) -> None:
         Session.connect(dsn.with_database("pgh_bench_janitor")).close()
         made.drop()
 
+    row = Row("instead: pytest-postgresql's janitor, with the drop", act=fresh, rounds=slow, warm=1)
     try:
-        timing = measured(lambda: None, fresh, slow, warm=1)
+        table.measure(row, processes=processes, blocks=1)
     except Exception as error:  # noqa: BLE001 - of somebody else's package
-        print(f"instead: pytest-postgresql's janitor does not run here: {error}")
-    else:
-        _print("instead: pytest-postgresql's janitor, with the drop", timing)
+        row.failed = f"does not run here: {error}"
+        table.add(row)

@@ -1,50 +1,244 @@
-"""Medians and tails, side by side."""
+"""Medians and tails, side by side: rows that are measured in turn, and the table of all of them."""
 
 from __future__ import annotations
 
+import statistics
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from harness.bench.processes import ServerProcesses
+from harness.errors import HarnessError
+
+BLOCKS = 5
+"""Parts in which each row's rounds are spread over the run, so that a busy minute hits all rows alike."""
+
+LIMIT = 30.0
+"""Seconds after which a row has rounds enough, however few."""
+
+SLOW = 3.0
+"""Seconds of a round that counts, though it was to warm up."""
+
+READ_ONLY = "reset, only read"
+SELECT = "SELECT 1"
 
 
-@dataclass(frozen=True)
-class Timing:
-    """What a number of calls took, in milliseconds."""
+@dataclass
+class Row:
+    """One thing that is measured.
 
-    p50: float
-    p95: float
-    count: int
-
-
-def measured(
-    prepare: Callable[[], object], act: Callable[[], object], rounds: int, *, warm: int = 3
-) -> Timing:
-    """Run ``prepare`` and ``act`` in turn; only ``act`` is timed.
-
-    Args:
+    Attributes:
+        prepare, act: run in turn; only ``act`` is measured. What it returns is asked for its ``strategy``.
         rounds: how often it counts.
-        warm: how often it is done before, uncounted.
+        warm: how often it is done before in each block, uncounted.
+        note: more to tell, behind the figures.
+        less: milliseconds that each round waited on purpose.
+        taken: milliseconds of each round.
+        client, server: milliseconds of processor time of this process and of the server, per round; None: not seen.
+        more: further figures of this row, by name.
+        failed: why there are no figures.
     """
-    taken = []
-    for number in range(warm + rounds):
-        prepare()
-        began = time.perf_counter()
-        act()
-        if number >= warm:
-            taken.append(1000 * (time.perf_counter() - began))
-    return summary(taken)
+
+    name: str
+    prepare: Callable[[], object] = lambda: None
+    act: Callable[[], object] = lambda: None
+    rounds: int = 0
+    warm: int = 2
+    note: str = ""
+    less: float = 0.0
+    taken: list[float] = field(default_factory=list)
+    client: float | None = None
+    server: float | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+    failed: str = ""
+    strategies: Counter[str] = field(default_factory=Counter)
+    _clients: list[float] = field(default_factory=list)
+    _servers: list[float] = field(default_factory=list)
+
+    @property
+    def limit(self) -> float:
+        """Seconds after which it has rounds enough; fewer where few are asked for."""
+        return min(LIMIT, 1.5 * self.rounds)
+
+    @property
+    def enough(self) -> bool:
+        """Whether it takes so long that what was measured has to do."""
+        return bool(self.taken) and sum(self.taken) > 1000 * self.limit
+
+    def once(self, processes: ServerProcesses | None, *, counts: bool, unless_slow: bool = False) -> None:
+        """One round. An error of ours ends the row.
+
+        Args:
+            counts: whether it is one of the figures; else it warms up.
+            unless_slow: it counts where it was so slow that warming up would double the row's time.
+        """
+        if self.failed or self.enough:
+            return
+        try:
+            self.prepare()
+            busy = processes.seconds() if processes is not None else None
+            own, began = time.process_time(), time.perf_counter()
+            done = self.act()
+            took, own = time.perf_counter() - began, time.process_time() - own
+            # Before anything else is done: what the server does behind the act's back belongs to nobody.
+            after = processes.seconds() if processes is not None else None
+        except HarnessError as error:
+            self.failed = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            return
+        if not counts and not (unless_slow and took > SLOW):
+            return
+        self.taken.append(1000 * took - self.less)
+        self._clients.append(1000 * own)
+        self.client = statistics.fmean(self._clients)
+        if busy is not None and after is not None:
+            self._servers.append(1000 * (after - busy))
+            self.server = statistics.fmean(self._servers)
+        if strategy := getattr(done, "strategy", ""):
+            self.strategies[strategy] += 1
+
+    @property
+    def p50(self) -> float | None:
+        """The median; None where nothing was measured."""
+        return statistics.median(self.taken) if self.taken and not self.failed else None
+
+    @property
+    def p95(self) -> float | None:
+        """The 95th percentile."""
+        ordered = sorted(self.taken)
+        return (
+            ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))] if ordered and not self.failed else None
+        )
 
 
-def summary(taken: list[float]) -> Timing:
-    """Median and 95th percentile of milliseconds."""
-    ordered = sorted(taken)
-    count = len(ordered)
-    return Timing(ordered[count // 2], ordered[min(count - 1, int(count * 0.95))], count)
+def alternate(rows: Sequence[Row], processes: ServerProcesses | None, block: int, blocks: int) -> None:
+    """One block of rows that belong together: round by round in turn."""
+    shares = {id(row): row.rounds // blocks + (block < row.rounds % blocks) for row in rows}
+    for row in rows:
+        for _ in range(row.warm if shares[id(row)] else 0):
+            # Rows that are compared round by round must stay in step.
+            row.once(processes, counts=False, unless_slow=len(rows) == 1)
+    for number in range(max(shares.values())):
+        for row in rows:
+            if number < shares[id(row)]:
+                row.once(processes, counts=True)
 
 
-def line(name: str, timing: Timing, note: str = "") -> str:
-    """One row of the table."""
-    return f"{name:<52} {timing.p50:9.2f} {timing.p95:9.2f} {timing.count:7d}  {note}".rstrip()
+class Table:
+    """All rows of one run on one server version; printed as they are done.
+
+    Attributes:
+        title: what was measured where.
+        rows: what is done.
+    """
+
+    def __init__(self, title: str, out: TextIO | None = None) -> None:
+        self.title = title
+        self.rows: list[Row] = []
+        self._out = out or sys.stdout
+        self._say(f"\n{title}\n{HEAD}")
+
+    def measure(
+        self, *groups: Row | Sequence[Row], processes: ServerProcesses | None = None, blocks: int = BLOCKS
+    ) -> None:
+        """Measure rows block by block, in turn, and print them.
+
+        Args:
+            groups: rows, or several rows of which a round is done in turn.
+            processes: of the server.
+        """
+        lists = [[group] if isinstance(group, Row) else list(group) for group in groups]
+        for block in range(blocks):
+            for rows in lists:
+                alternate(rows, processes, block, blocks)
+        for rows in lists:
+            for row in rows:
+                self.add(row)
+
+    def add(self, row: Row) -> None:
+        """Take a row that is done, and print it."""
+        self.rows.append(row)
+        self._say(self.line(row))
+
+    def p50(self, name: str) -> float | None:
+        """The median of a row that is done; None where there is none."""
+        return next((row.p50 for row in self.rows if row.name == name), None)
+
+    def ratio(self, row: Row, other: str) -> float | None:
+        """Its median in those of another row."""
+        base = self.p50(other)
+        return row.p50 / base if row.p50 is not None and base else None
+
+    def line(self, row: Row) -> str:
+        """One row, for people."""
+        if row.failed:
+            return f"{row.name:<{WIDTH}} {'-':>9}  {row.failed}"
+        told = [row.note] if row.note else []
+        if set(row.strategies) & {"clone"}:
+            told.append(", ".join(f"{what} {count}×" for what, count in sorted(row.strategies.items())))
+        figures = (
+            f"{_number(row.p50, 9)} {_number(row.p95, 9)} {_number(self.ratio(row, READ_ONLY), 7)} "
+            f"{_number(self.ratio(row, SELECT), 8)} {_number(row.client, 8)} {_number(row.server, 8)} {len(row.taken):6d}"
+        )
+        return f"{row.name:<{WIDTH}} {figures}  {'; '.join(told)}".rstrip()
+
+    def told(self) -> dict[str, Any]:
+        """All figures, for programs: milliseconds, and ratios."""
+        return {
+            "title": self.title,
+            "rows": [
+                {
+                    "name": row.name,
+                    "p50": row.p50,
+                    "p95": row.p95,
+                    "rounds": len(row.taken),
+                    "of_read_only": self.ratio(row, READ_ONLY),
+                    "of_select": self.ratio(row, SELECT),
+                    "client_cpu": row.client,
+                    "server_cpu": row.server,
+                    "strategies": dict(row.strategies),
+                    **row.more,
+                    "note": row.note,
+                    "failed": row.failed,
+                }
+                for row in self.rows
+            ],
+        }
+
+    def say_ratios(self, what: str, key: str, rows: Sequence[Row]) -> None:
+        """Print a further ratio of rows that are done.
+
+        Args:
+            key: of :attr:`Row.more`.
+        """
+        for row in rows:
+            if (ratio := row.more.get(key)) is not None:
+                self._say(f"    {row.name} / {what}: {ratio:.2f}")
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
 
 
-HEAD = f"{'':<52} {'p50 ms':>9} {'p95 ms':>9} {'rounds':>7}"
+def paired(ours: Row, theirs: Row) -> float | None:
+    """The median of the ratios of rounds that were done in turn."""
+    ratios = [a / b for a, b in zip(ours.taken, theirs.taken, strict=False) if b]
+    return statistics.median(ratios) if ratios and not ours.failed and not theirs.failed else None
+
+
+def done(name: str, taken: Sequence[float], note: str = "") -> Row:
+    """A row of what was timed elsewhere, in milliseconds."""
+    return Row(name, taken=list(taken), note=note)
+
+
+def _number(value: float | None, width: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.2f}"
+
+
+WIDTH = 58
+
+HEAD = (
+    f"{'':<{WIDTH}} {'p50 ms':>9} {'p95 ms':>9} {'x R':>7} {'x SELECT':>8} {'client':>8} {'server':>8} {'rounds':>6}\n"
+    f"{'':<{WIDTH}} R: a reset after a test that only read; client, server: processor time, ms for each round"
+)

@@ -28,6 +28,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="keep the servers' data below it; default: in memory where there is room",
     )
     parser.add_argument("--long", action="store_true", help="also 1,000 tables and 2,000 resets")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="without crowded workers, pytest suites and a table of a million rows",
+    )
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE",
+        help="all figures for programs, into a file; without one: to stdout, and the table to stderr",
+    )  # fmt: skip
 
 
 def run(context: Context) -> int:
@@ -37,9 +46,10 @@ def run(context: Context) -> int:
     given = vars(context.arguments)
     words = [
         word
-        for name in ("rounds", "workers", "folder")
+        for name in ("rounds", "workers", "folder", "json")
         if name in given
         for word in (f"--{name}", str(given[name]))
     ]
     words += [word for version in given.get("versions", ()) for word in ("--version", version)]
-    return reset.main([*words, *(["--long"] if given.get("long") else [])])
+    words += [f"--{name}" for name in ("long", "quick") if given.get(name)]
+    return reset.main(words)
