@@ -136,10 +136,7 @@ def files(session: Session, blocks: Iterable[int] | None = None) -> dict[int, in
     Args:
         blocks: of ``pg_class``, to ask only for the relations whose rows lie there.
     """
-    if blocks is None:
-        statement = _FILES
-    else:
-        statement = in_blocks(_FILES, blocks)
+    statement = _FILES if blocks is None else in_blocks(_FILES, blocks)
     return {oid: node for oid, node in session.rows(statement) if node}
 
 
