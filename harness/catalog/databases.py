@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness import names
+from harness.catalog import ending
 from harness.catalog.session import Session, ident, literal
-from harness.errors import LeaseInUse, ServerRefused
+from harness.errors import LeaseInUse, ServerLost, ServerRefused
 
 MARK = "pg-harness "
 """What the comment of every database of ours ends with: a line of this word and JSON.
@@ -174,73 +175,107 @@ def describe_session(
     )
 
 
-def terminate(session: Session, database: str, *, wait_ms: int = 5000) -> int:
+def terminate(session: Session, database: str, *, wait_ms: int = 5000, but: Sequence[int] = ()) -> int:
     """End every session of the database; return how many there were. Waits until they are gone.
+
+    Args:
+        but: pids of sessions that stay.
 
     Raises:
         LeaseInUse: some are still there after ``wait_ms`` milliseconds.
     """
-    rows = session.rows(
-        """
-        select pid, pg_terminate_backend(pid) from pg_stat_activity
-         where datname = %s and pid <> pg_backend_pid() and backend_type not in ('autovacuum worker')
-        """,
-        (database,),
-    )
-    ended = [pid for pid, _ in rows]
-    # pg_terminate_backend's own waiting looks every 100 ms only; most sessions end within two.
-    deadline, pause = time.monotonic() + wait_ms / 1000, 0.001
-    while ended and session.value(
-        "select exists (select from pg_stat_activity where pid = any(%s) and datname = %s)", (ended, database)
-    ):
-        if time.monotonic() > deadline:
-            left = sessions_of(session, database)
-            if left:
-                raise LeaseInUse(f"sessions of database {database} could not be ended", sessions=left)
-            break
-        time.sleep(pause)
-        pause = min(2 * pause, 0.05)
-    return len(rows)
+    count, left = ending.end_all(session, database, but=but, patience=wait_ms / 1000)
+    if left and (shown := sessions_of(session, database)):
+        raise LeaseInUse(f"sessions of database {database} could not be ended", sessions=shown)
+    return count
 
 
-def retire(session: Session, name: str, new_name: str) -> bool:
+RETIRE_PATIENCE = 20.0
+"""Seconds after which a database that somebody enters again and again is given up."""
+
+_AGAIN = (OBJECT_IN_USE, "57014", "53300", "55000", "42704", "XX000")
+"""In use; a rename that waited too long; no room for our session; and what says that another sweep is at it too."""
+
+
+def retire(session: Session, name: str, new_name: str, *, successor: str = "") -> bool:
     """Take a database out of use under any circumstances, so that it can be dropped later.
 
-    One routine for re-clone, release and sweep: prepared transactions are rolled back, subscriptions
-    and logical slots dropped, connections disallowed *before* sessions are ended (pools reconnect in
-    between otherwise), and the name is freed.
+    One routine for re-clone, release and sweep. Connections are disallowed *before* sessions are ended (pools
+    reconnect in between otherwise), and only then prepared transactions, subscriptions and slots are looked for
+    (what is looked for earlier may be there a moment later). They are cleared, and the name is freed.
+
+    Args:
+        successor: the database that is given the name, in the same act.
 
     Returns:
-        False where there is no such database.
+        False where there is no such database; the successor is called as before then.
+
+    Raises:
+        LeaseInUse: somebody is in it again and again, for :data:`RETIRE_PATIENCE` seconds.
     """
+    statement = f"alter database {ident(name)} rename to {ident(new_name)}"
+    if successor:
+        statement += f"; alter database {ident(successor)} rename to {ident(name)}"
+    deadline, timeout = time.monotonic() + RETIRE_PATIENCE, 250
+    while True:
+        try:
+            session.execute(f"alter database {ident(name)} with is_template false allow_connections false")
+            terminate(session, name)
+            _clear(session, name)
+            # Who was let in before the door closed may come to light only now. RENAME would wait five seconds for it.
+            session.script(f"set local statement_timeout = {timeout}; {statement}")
+            return True
+        except (ServerRefused, ServerLost) as error:
+            if isinstance(error, ServerRefused) and error.sqlstate == UNDEFINED_DATABASE:
+                if find(session, name) is None:
+                    return False
+                raise
+            if session.closed or (isinstance(error, ServerRefused) and error.sqlstate not in _AGAIN):
+                raise
+            if time.monotonic() > deadline:
+                raise LeaseInUse(
+                    f"database {name} could not be taken out of use: {error}",
+                    sessions=sessions_of(session, name),
+                ) from error
+        time.sleep(0.01)
+        timeout = min(2 * timeout, 4000)
+
+
+def _clear(session: Session, name: str) -> None:
+    """Remove what keeps a database from being renamed or dropped. Nobody is in it, and nobody can come."""
     obstacles = session.row(
         """
-        select (select count(*) from pg_prepared_xacts where database = %(db)s),
-               (select count(*) from pg_subscription s join pg_database d on d.oid = s.subdbid
-                 where d.datname = %(db)s),
-               (select count(*) from pg_replication_slots where database = %(db)s),
-               exists (select from pg_database where datname = %(db)s)
-        """.replace("%(db)s", literal(name))
+        select exists (select from pg_prepared_xact() p where p.dbid = d.oid)
+               or exists (select from pg_subscription s where s.subdbid = d.oid),
+               exists (select from pg_replication_slots where database = d.datname),
+               d.datconnlimit
+          from pg_database d where d.datname = %s
+        """,
+        (name,),
     )
-    if obstacles is None or not obstacles[3]:
-        return False
-    if obstacles[0] or obstacles[1]:
-        _clear_inside(session, name)
-    statement = f"alter database {ident(name)} with is_template false allow_connections false"
-    session.execute(statement)
-    terminate(session, name)
-    if obstacles[2]:
+    if obstacles is None:
+        return
+    inside, slots, limit = obstacles
+    if inside:
+        _clear_inside(session, name, limit)
+    if slots:
         session.rows(
             "select pg_drop_replication_slot(slot_name) from pg_replication_slots where database = %s",
             (name,),
         )
-    return rename(session, name, new_name)
 
 
-def _clear_inside(session: Session, name: str) -> None:
-    # ROLLBACK PREPARED and ALTER SUBSCRIPTION work only from inside the database.
-    session.execute(f"alter database {ident(name)} with allow_connections true")
-    with Session.connect(session.dsn.with_database(name)) as inside:
+def _clear_inside(session: Session, name: str, limit: int) -> None:
+    # ROLLBACK PREPARED and ALTER SUBSCRIPTION work only from inside the database. The door is open for one log-in,
+    # for superusers alone where we are one; whoever slips in with us is ended before anything is cleared.
+    ours = 0 if session.connection.info.parameter_status("is_superuser") == "on" else -1
+    session.execute(f"alter database {ident(name)} with allow_connections true connection limit {ours}")
+    try:
+        inside = Session.connect(session.dsn.with_database(name))
+    finally:
+        session.execute(f"alter database {ident(name)} with allow_connections false connection limit {limit}")
+    with inside:
+        terminate(session, name, but=(inside.pid,))
         for (gid,) in inside.rows("select gid from pg_prepared_xacts where database = %s", (name,)):
             inside.execute(f"rollback prepared {literal(gid)}")
         for (subscription,) in inside.rows(
@@ -251,6 +286,8 @@ def _clear_inside(session: Session, name: str) -> None:
             inside.execute(f"alter subscription {ident(subscription)} disable")
             inside.execute(f"alter subscription {ident(subscription)} set (slot_name = none)")
             inside.execute(f"drop subscription {ident(subscription)}")
+    # RENAME looks at processes, and has to find ours gone.
+    terminate(session, name)
 
 
 def drop_retired(session: Session, name: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+from harness.catalog import ending
 from harness.catalog.session import Session
 
 
@@ -125,9 +126,8 @@ def holders(session: Session, database: int, relations: Sequence[int], ours: Seq
 
 
 def end(session: Session, pids: Sequence[int]) -> None:
-    """Terminate these sessions and wait, for at most five seconds each, until they are gone."""
-    for pid in pids:
-        session.rows("select pg_terminate_backend(%s, 5000)", (pid,))
+    """Terminate these sessions and wait, for at most five seconds, until they are gone."""
+    ending.end(session, pids)
 
 
 def harmless(session: Session, pids: Sequence[int]) -> bool:
