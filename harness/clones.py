@@ -63,18 +63,10 @@ class Clones:
         admin = session or self.link.session
         for _ in range(3):
             name = names.spare(self.project, template.fingerprint)
+            self._copy(admin, name, template)
+            mark = {"kind": "spare", "fingerprint": template.fingerprint, "created": _now()}
             try:
-                databases.clone(
-                    admin, name, template=template.name, owner=self.owner.name, strategy=template.strategy
-                )
-            except ServerRefused as error:
-                if error.sqlstate == databases.UNDEFINED_DATABASE:
-                    raise LeaseLost(
-                        f"the template {template.name} is gone: another run or `gc` has dropped it. Run again."
-                    ) from error
-                raise
-            try:
-                admin.script(";\n".join(self._finish(name, template)))
+                admin.script(";\n".join(self._finish(name, template, mark, new=True)))
             except ServerRefused as error:
                 # A sweep of another process took the unmarked clone for one that was cut off.
                 if error.sqlstate == databases.UNDEFINED_DATABASE:
@@ -85,10 +77,22 @@ class Clones:
             f"three clones of {template.name} were dropped by somebody else as soon as they were made"
         )
 
-    def _finish(self, name: str, template: Template) -> list[str]:
-        mark = {"kind": "spare", "fingerprint": template.fingerprint, "created": _now()}
+    def _copy(self, session: Session, name: str, template: Template) -> None:
+        try:
+            databases.clone(
+                session, name, template=template.name, owner=self.owner.name, strategy=template.strategy
+            )
+        except ServerRefused as error:
+            if error.sqlstate == databases.UNDEFINED_DATABASE:
+                raise LeaseLost(
+                    f"the template {template.name} is gone: another run or `gc` has dropped it. Run again."
+                ) from error
+            raise
+
+    def _finish(self, name: str, template: Template, mark: Mapping[str, Any], *, new: bool) -> list[str]:
         return [
-            *apply_statements(name, template.attributes),
+            *(apply_statements(name, template.attributes) if new else ()),
+            # A spare of an earlier run has the limit that was right for that run.
             self._limit(name),
             databases.comment_statement(name, mark, template.attributes.comment),
         ]
@@ -130,13 +134,17 @@ class Clones:
 
     def spares(self, template: Template) -> list[str]:
         """Names of the finished spares of a template."""
+        return self._spares(template)
+
+    def _spares(self, template: Template, also: str = "") -> list[str]:
+        """The same, and the database ``also``, finished or not, where it is there."""
         prefix = names.spare(self.project, template.fingerprint)[:-8]
         rows = self.link.session.rows(
             """
             select datname from pg_database
-             where starts_with(datname, %s) and shobj_description(oid, 'pg_database') is not null
+             where (starts_with(datname, %s) and shobj_description(oid, 'pg_database') is not null) or datname = %s
             """,
-            (prefix,),
+            (prefix, also),
         )
         return [name for (name,) in rows]
 
@@ -154,36 +162,27 @@ class Clones:
         name = names.lease(self.project, claim.run, claim.worker, claim.index)
         away = names.retired(self.project)
         # The new one first: while it is made, the old one still answers.
-        spare = self._take(template, claim)
-        gone = databases.retire(self.link.session, name, away)
-        self._hand_over(template, claim, spare, name, before)
-        return away if gone else ""
+        fresh = self._take(template, claim, name)
+        if before is not None:
+            before(fresh)
+        if databases.retire(self.link.session, name, away, successor=fresh):
+            return away
+        self.link.session.execute(f"alter database {ident(fresh)} rename to {ident(name)}")
+        return ""
 
     def _claim_as(self, template: Template, claim: Claim, name: str, before: BeforeRename | None) -> str:
         if databases.find(self.link.session, name) is not None:
             databases.drop(self.link.session, name, self.project)
-        self._hand_over(template, claim, self._take(template, claim), name, before)
+        fresh = self._take(template, claim, name)
+        if before is not None:
+            before(fresh)
+        self.link.session.execute(f"alter database {ident(fresh)} rename to {ident(name)}")
         return name
 
-    def _take(self, template: Template, claim: Claim) -> str:
-        """A spare that is ours alone: under a name of our run, so that our sign of life protects it from sweeps."""
-        mine = names.lease(self.project, claim.run, claim.worker, claim.index) + "_n"
-        if databases.find(self.link.session, mine) is not None:
-            # We were killed between taking it and handing it over.
-            databases.drop(self.link.session, mine, self.project)
-        candidates = self.spares(template)
-        # Everybody begins elsewhere: else N workers race for the first spare, and all but one lose each time.
-        random.shuffle(candidates)
-        for spare in candidates:
-            if _renamed(self.link.session, spare, mine):
-                return mine
-        while not _renamed(self.link.session, self.make_spare(template), mine):
-            pass  # another claimant took the spare that we made, before we could
-        return mine
-
-    def _hand_over(
-        self, template: Template, claim: Claim, spare: str, name: str, before: BeforeRename | None
-    ) -> None:
+    def _take(self, template: Template, claim: Claim, name: str) -> str:
+        """A spare, or a new clone, that is ours alone and complete but for its name: its name is of our run, so that
+        our sign of life protects it from sweeps."""
+        session, mine = self.link.session, name + "_n"
         mark = {
             "kind": "lease",
             "fingerprint": template.fingerprint,
@@ -193,18 +192,20 @@ class Clones:
             "created": _now(),
             **(claim.extra or {}),
         }
-        session, rename = self.link.session, f"alter database {ident(spare)} rename to {ident(name)}"
-        statements = [
-            databases.comment_statement(spare, mark, template.attributes.comment),
-            # A spare of an earlier run has the limit that was right for that run.
-            self._limit(spare),
-        ]
-        if before is None:
-            session.script(";\n".join([*statements, rename]))
-            return
-        session.script(";\n".join(statements))
-        before(spare)
-        session.execute(rename)
+        candidates = self._spares(template, mine)
+        if mine in candidates:
+            # We were killed between taking it and handing it over.
+            databases.drop(session, mine, self.project)
+            candidates.remove(mine)
+        # Everybody begins elsewhere: else N workers race for the first spare, and all but one lose each time.
+        random.shuffle(candidates)
+        for spare in candidates:
+            rename = f"alter database {ident(spare)} rename to {ident(mine)}"
+            if _won(session, [rename, *self._finish(mine, template, mark, new=False)]):
+                return mine
+        self._copy(session, mine, template)
+        session.script(";\n".join(self._finish(mine, template, mark, new=True)))
+        return mine
 
     def release(self, name: str, *, drop: bool = True) -> str:
         """Take a lease's database out of use; drop it at once, or leave that to the caller.
@@ -258,14 +259,16 @@ class Clones:
         return f"<Clones of {self.project} at {self.link.dsn.masked}>"
 
 
-def _renamed(session: Session, old: str, new: str) -> bool:
-    """Whether this rename won: a spare that another claimant has renamed, or still enters, is left to it."""
+def _won(session: Session, statements: Sequence[str]) -> bool:
+    """Whether these, which begin with a rename, were ours to run: a spare that another claimant has renamed, or still
+    enters, is left to it."""
     try:
-        return databases.rename(session, old, new)
+        session.script(";\n".join(statements))
     except ServerRefused as error:
-        if error.sqlstate in (databases.OBJECT_IN_USE, "XX000"):
+        if error.sqlstate in (databases.UNDEFINED_DATABASE, databases.OBJECT_IN_USE, "XX000"):
             return False
         raise
+    return True
 
 
 def _now() -> str:

@@ -29,6 +29,7 @@ _HELD = (
     + ", ".join(
         f"case when r.rol{column} then '{word}' else 'no{word}' end"
         for column, word in (
+            ("canlogin", "login"),
             ("super", "superuser"),
             ("createdb", "createdb"),
             ("createrole", "createrole"),
@@ -61,12 +62,15 @@ def ensure(
     Raises:
         ConfigError: the role is somebody else's.
     """
-    found, held, ours = session.row(
+    may_see = session.connection.info.parameter_status("is_superuser") == "on"
+    catalog, stored = ("pg_authid", "rolpassword") if may_see else ("pg_roles", "null")
+    found, held, ours, stored, configured = session.row(
         f"select coalesce(shobj_description(r.oid, 'pg_authid'), case when r.oid is not null then '' end), {_HELD}, "
-        "coalesce(current_setting('harness.server_id', true), '') <> '' "
-        "from (select) as one left join pg_roles r on rolname = %s",
+        f"coalesce(current_setting('harness.server_id', true), '') <> '', {stored}, "
+        "exists (select from pg_db_role_setting s where s.setdatabase = 0 and s.setrole = r.oid) "
+        f"from (select) as one left join {catalog} r on rolname = %s",
         (role,),
-    ) or (None, [], False)
+    ) or (None, [], False, None, True)
     # The password is random on our servers; on others it follows from one that a person may have thought up.
     hashed = verifier(role, password, rounds=1 if ours else USUAL_ROUNDS)
     wanted = ["login", "superuser" if superuser else "nosuperuser", *_complete(attributes, superuser)]
@@ -83,8 +87,12 @@ def ensure(
     verb = "alter" if exists else "create"
     statement = f"{verb} role {ident(role)} with {options} password {literal(hashed)}"
     if exists:
-        # A test's `ALTER ROLE app SET search_path …` holds for every later session of every worker.
-        _until_alone(session, statement, f"alter role {ident(role)} reset all")
+        # Only what differs: each clone asks, and a role is one row for the whole server.
+        different = [statement] if options or stored != hashed else []
+        if configured:
+            # A test's `ALTER ROLE app SET search_path …` holds for every later session of every worker.
+            different.append(f"alter role {ident(role)} reset all")
+        _until_alone(session, *different)
         return
     session.execute(statement)
     session.execute(f"comment on role {ident(role)} is {literal(MARK)}")
