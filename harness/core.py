@@ -224,7 +224,7 @@ class Harness(OneServer):
             worker=worker,
             epoch=self._epoch,
             on_release=self._forget,
-            drop_later=self._filler.retire if self._filler is not None else None,
+            filler=self._filling if self.run != names.PERSON else None,
             reset_timeout=self.settings.reset_timeout,
         )
         self._leases.append(lease)
@@ -237,10 +237,19 @@ class Harness(OneServer):
         Call it before :meth:`lease`.
         """
         if self._filler is None:
-            from harness.pool import Filler
+            self._filler = self._new_filler(list(self.templates.values()), count)
 
-            own = self._clones_over(self._link.another())
-            self._filler = Filler(own, list(self.templates.values()), wanted=count)
+    def _filling(self) -> Filler:
+        """What works in the background; a run that never replaces a database has none."""
+        with self._lock:
+            if self._filler is None:
+                self._filler = self._new_filler([], 1)
+            return self._filler
+
+    def _new_filler(self, templates: Sequence[Template], wanted: int) -> Filler:
+        from harness.pool import Filler
+
+        return Filler(self._clones_over(self._link.another()), templates, wanted=wanted)
 
     def _claim(self, worker: str, index: int) -> Claim:
         return Claim(self.run, worker, index, {"root": str(self.settings.root)})
@@ -279,6 +288,8 @@ class Harness(OneServer):
     def abandon(self) -> None:
         """Let go of a server that is about to be ended: nothing in it needs to be released."""
         self._closed = True
+        if self._filler is not None:
+            self._filler.close(drop=False)
         for lease in self._leases:
             lease.disconnect()
         self._leave()

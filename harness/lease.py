@@ -19,6 +19,7 @@ from harness.template import Template
 if TYPE_CHECKING:
     import psycopg
 
+    from harness.pool import Filler
     from harness.reset.marks import Mark
     from harness.reset.model import Changes
 
@@ -125,14 +126,14 @@ class Lease:
         worker: str,
         epoch: Callable[[], int] = lambda: 0,
         on_release: Callable[[Lease], None] = lambda lease: None,
-        drop_later: Callable[[str], None] | None = None,
+        filler: Callable[[], Filler] | None = None,
         reset_timeout: float = 5.0,
     ) -> None:
         """
         Args:
             reset_timeout: seconds that a reset waits for sessions of the application before it ends them.
             epoch: how many times the server's sessions were lost so far.
-            drop_later: takes the name of a retired database; None: it is dropped at once.
+            filler: gives what works in the background; None: what is replaced is dropped at once.
         """
         self.run = run
         self.worker = worker
@@ -144,7 +145,7 @@ class Lease:
         self._released = False
         self._resets = {
             name: DatabaseReset(
-                clones, d.dsn, d.template, d.claim, reset_timeout=reset_timeout, drop_later=drop_later
+                clones, d.dsn, d.template, d.claim, reset_timeout=reset_timeout, filler=filler
             )
             for name, d in leased.items()
         }

@@ -21,6 +21,7 @@ from harness.reset.report import ResetReport
 from harness.template import Template
 
 if TYPE_CHECKING:
+    from harness.pool import Filler
     from harness.reset.engine import ResetEngine
     from harness.reset.marks import Mark
     from harness.reset.model import Changes, RecloneNeeded
@@ -45,7 +46,7 @@ class DatabaseReset:
         claim: Claim,
         *,
         reset_timeout: float,
-        drop_later: Callable[[str], None] | None = None,
+        filler: Callable[[], Filler] | None = None,
     ) -> None:
         self._problem = self._missing = ""
         self._noted: Note | None = None
@@ -56,7 +57,7 @@ class DatabaseReset:
         self._template = template
         self._claim = claim
         self._timeout = reset_timeout
-        self._drop_later = drop_later
+        self._filler = filler
         self._engine: ResetEngine | None = None
 
     def prepare(self) -> None:
@@ -86,7 +87,7 @@ class DatabaseReset:
     @property
     def noted(self) -> Note | None:
         """What another process needs to go on from the state that the last reset has made; None: nothing is known."""
-        return self._noted if self._engine is None else self._engine.noted
+        return self._noted if self._engine is None or self._noted is not None else self._engine.noted
 
     @property
     def missing(self) -> str:
@@ -136,8 +137,11 @@ class DatabaseReset:
             RecloneNeeded: it needs a fresh clone to begin with.
         """
         with self._opening:
-            if self._engine is None and self._noted is not None:
-                self._open_engine(self._noted)
+            if self._noted is not None:
+                if self._engine is None:
+                    self._open_engine(self._noted)
+                else:
+                    self._engine.rebase(self._noted)
                 self._noted = None
         return self._engine
 
@@ -188,6 +192,11 @@ class DatabaseReset:
 
     def renew(self, *, reason: str) -> ResetReport:
         """A fresh clone under the same name. Sessions of the application are ended; marks come back."""
+        # Else what opens the engine behind our back would find the new database, and take the old one's note for its own.
+        with self._opening:
+            return self._renew(reason)
+
+    def _renew(self, reason: str) -> ResetReport:
         began = time.monotonic()
         # A test may have changed its password: roles are the server's, and no clone brings them back.
         self._clones.restore_role()
@@ -203,11 +212,11 @@ class DatabaseReset:
             # Of no more use: nothing but the note outlives this command.
             self.close()
         retired = self._replace(before if watched else None)
-        if self._drop_later is not None:
-            self._drop_later(retired)
+        if self._filler is not None:
+            self._filler().replaced(retired, self._template, self._go_on)
         elif retired:
             databases.drop_retired(self._clones.link.session, retired)
-        if self._engine is not None:
+        if self._engine is not None and (noted is None or self._engine.marked):
             from harness.reset.model import RecloneNeeded
 
             try:
@@ -215,13 +224,19 @@ class DatabaseReset:
             except RecloneNeeded as error:
                 # Else the rows of a mark would be missing, and the database pass for the marked state.
                 self._give_up(error)
-        elif self._watched:
+        elif watched:
             self._noted = noted
-            if not self._resumed:
+            if self._engine is None and not self._resumed:
                 self.prepare()
         if self._engine is not None:
             self._engine.cloned_in(1000 * (time.monotonic() - began))
         return ResetReport(strategy="clone", milliseconds=1000 * (time.monotonic() - began), reason=reason)
+
+    def _go_on(self) -> None:
+        """Log in to a new clone before a reset asks for it. What fails here is told by that reset."""
+        with self._opening:
+            if self._engine is not None:
+                self._opened()
 
     def _give_up(self, error: RecloneNeeded) -> None:
         engine, self._engine = self._engine, None
@@ -263,10 +278,11 @@ class DatabaseReset:
 
     def close(self) -> None:
         """Log out; the database is about to be retired."""
-        self._noted = None
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        with self._opening:
+            self._noted = None
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
 
     # --- sessions ----------------------------------------------------------------------------------
 

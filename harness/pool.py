@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from harness.catalog import databases
 from harness.clones import Clones
 from harness.errors import HarnessError
 from harness.template import Template
+
+MOST_BYTES = 256 * 1024**2
+"""A larger template has no spare made for it where it was not asked for: memory may be what a run is short of."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,9 @@ class Filler:
         self._clones = clones
         self._templates = {t.fingerprint: t for t in templates}
         self._wanted = wanted
+        self._lent: set[str] = set()
+        self._made: list[str] = []
+        self._soon: list[Callable[[], object]] = []
         self._retired: list[str] = []
         self._doing = ""
         self._condition = threading.Condition()
@@ -75,6 +82,22 @@ class Filler:
                 self._retired.append(name)
             self._awake = True
             self._condition.notify_all()
+
+    def replaced(self, name: str, template: Template, then: Callable[[], object]) -> None:
+        """A test's database was replaced by a fresh clone: the next time a spare is there, until :meth:`close`.
+
+        Args:
+            name: what the old one is called now, to be dropped; empty where it was gone.
+            then: done before anything else; what it raises is nobody's business.
+        """
+        with self._condition:
+            known = template.fingerprint in self._templates
+            if known or template.size <= MOST_BYTES:
+                self._templates[template.fingerprint] = template
+                if not known:
+                    self._lent.add(template.fingerprint)
+            self._soon.append(then)
+        self.retire(name)
 
     def idle(self, timeout: float) -> bool:
         """Wait until there is nothing to do, for ``timeout`` seconds at most; whether it is so."""
@@ -93,35 +116,65 @@ class Filler:
                 self._fill()
             except HarnessError as error:
                 self.failure = error
+            if self._lent:
+                # Where a clone is the exception, the session is not held: the budget of connections knows none of it.
+                self._clones.link.close()
             with self._condition:
                 self._doing = ""
                 self._condition.notify_all()
 
     def _fill(self) -> None:
+        failure: HarnessError | None = None
         while True:
-            # Decide under the lock, act outside it.
-            counts = {f: len(self._clones.spares(t)) for f, t in self._templates.items()}
             with self._condition:
                 if self._closing:
                     return
-                act = plan(counts, self._wanted, self._retired)
-                if isinstance(act, Drop):
-                    self._retired.remove(act.name)
-                self._doing = repr(act)
-            if act is None:
-                return
-            if isinstance(act, Make):
-                self._clones.make_spare(self._templates[act.fingerprint])
+                soon, self._soon = self._soon, []
+                templates = {} if failure is not None else dict(self._templates)
+            for act in soon:
+                # Not even what nobody foresaw may end this thread, nor show up in somebody's test.
+                with suppress(Exception):
+                    act()
+            counts = {f: len(self._clones.spares(t)) for f, t in templates.items()}
+            # Decide under the lock, act outside it.
+            with self._condition:
+                if self._closing:
+                    return
+                doing = plan(counts, self._wanted, self._retired)
+                if isinstance(doing, Drop):
+                    self._retired.remove(doing.name)
+                self._doing = repr(doing)
+            if doing is None:
+                break
+            if isinstance(doing, Drop):
+                self._drop(doing.name)
                 continue
             try:
-                databases.drop_retired(self._clones.link.session, act.name)
-            except HarnessError:
-                # The session was lost: at the next attempt there is a new one.
-                self._retired.append(act.name)
-                raise
+                made = self._clones.make_spare(templates[doing.fingerprint])
+            except HarnessError as error:
+                # Where there is no room for a spare, what is retired must go all the same.
+                failure = error
+                continue
+            if doing.fingerprint in self._lent:
+                self._made.append(made)
+        if failure is not None:
+            raise failure
 
-    def close(self, *, timeout: float = 30.0) -> None:
-        """Stop, after the act at hand; drop what waits to be dropped. Twice is once."""
+    def _drop(self, name: str) -> None:
+        try:
+            databases.drop_retired(self._clones.link.session, name)
+        except HarnessError:
+            # The session was lost: at the next attempt there is a new one.
+            self._retired.append(name)
+            raise
+
+    def close(self, *, timeout: float = 30.0, drop: bool = True) -> None:
+        """Stop, after the act at hand; drop what waits to be dropped, and the spares that only this run had need of.
+        Twice is once.
+
+        Args:
+            drop: False where the whole server is about to go.
+        """
         with self._condition:
             already, self._closing = self._closing, True
             self._condition.notify_all()
@@ -129,12 +182,18 @@ class Filler:
             return
         self._thread.join(timeout)
         try:
-            for name in self._retired:
+            for name in [*self._retired, *self._given_back()] if drop else ():
                 databases.drop_retired(self._clones.link.session, name)
         except HarnessError as error:
             self.failure = error
         self._retired.clear()
+        self._made.clear()
         self._clones.link.close()
+
+    def _given_back(self) -> list[str]:
+        """Spares that were made here for this run alone, and that nobody has taken."""
+        there = [spare for f in self._lent if self._made for spare in self._clones.spares(self._templates[f])]
+        return [spare for spare in there if spare in self._made]
 
     def __repr__(self) -> str:
         with self._condition:

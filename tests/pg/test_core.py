@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,6 +182,41 @@ def test_an_open_harness_shows_its_state_and_no_password(settings: Settings, env
         assert "2 templates, 1 leases" in repr(harness)
         for secret in (harness.owner.password, harness.link.dsn.password):
             assert secret not in repr(harness) + repr(lease) + repr(harness.server) + repr(harness.settings)
+
+
+def test_a_run_that_needed_a_clone_has_the_next_one_ready_and_gives_it_back(
+    settings: Settings, environ: dict[str, str]
+) -> None:
+    def there(harness: Harness) -> dict[names.Kind, int]:
+        found = databases.list_ours(harness.link.session, harness.project)
+        return Counter(d.parsed.kind for d in found if d.parsed)
+
+    with Harness.open_with(settings, environ) as harness:
+        before = there(harness)
+        with harness.lease(watch=True) as lease:
+            with lease.connect() as connection:
+                connection.execute("insert into users (name) values ('mine')")
+            assert lease.reset().strategy == "restore"
+            # A run that never needed a clone has nobody in the background, and no spare.
+            assert harness._filler is None
+            assert there(harness)[names.Kind.SPARE] == 0
+            with lease.connect() as connection:
+                connection.execute("create table extra (id int)")
+            assert lease.reset().strategy == "clone"
+            assert harness._filler is not None
+            assert harness._filler.idle(30)
+            # Of the one database that needed it.
+            assert there(harness)[names.Kind.SPARE] == 1
+            assert there(harness)[names.Kind.RETIRED] == 0
+            assert len(harness.clones.spares(harness.templates["default"])) == 1
+            with lease.connect() as connection:
+                connection.execute("create table extra (id int)")
+            assert lease.reset().strategy == "clone"
+    with Harness.open_with(settings, environ) as after:
+        left = there(after)
+        # What the first reset made once for the template stays, as it always did.
+        del left[names.Kind.BASELINE]
+        assert left == before
 
 
 def test_log_ins_of_our_servers_hash_once(settings: Settings, environ: dict[str, str]) -> None:

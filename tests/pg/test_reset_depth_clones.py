@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from statistics import median
 
 import psycopg
@@ -17,10 +18,12 @@ from harness import names
 from harness.catalog import databases, restore_sessions
 from harness.catalog.link import Link
 from harness.catalog.session import Session, ident
-from harness.clones import Clones
+from harness.clones import Claim, Clones
 from harness.dsn import Dsn
 from harness.errors import LeaseInUse
-from harness.lease import Lease
+from harness.lease import Lease, LeasedDatabase
+from harness.names import Kind
+from harness.pool import MOST_BYTES, Filler
 from harness.template import Template
 
 PATIENCE = 30.0
@@ -209,3 +212,181 @@ def test_ended_sessions_are_not_waited_for_longer_than_they_take(
         assert left == []
     # 2 ms on a machine that has nothing else to do; pg_terminate_backend's own waiting takes 100 for each.
     assert median(taken) < 0.05
+
+
+# --- the fallback clone ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def filled(clones: Clones, made: Template, checkout: str) -> Iterator[tuple[Lease, Callable[[], Filler]]]:
+    """A watched lease whose clones have somebody in the background, as a run's have."""
+    fillers: list[Filler] = []
+
+    def filling() -> Filler:
+        if not fillers:
+            own = Clones(clones.link.another(), checkout, OWNER, connections=5)
+            fillers.append(Filler(own, [], wanted=1))
+        return fillers[0]
+
+    claim = Claim(names.run_id(), "1")
+    name = clones.claim(made, claim)
+    dsn = clones.link.dsn.with_user(OWNER.name, OWNER.password).with_database(name)
+    leased = {"default": LeasedDatabase("default", dsn, made, claim)}
+    lease = Lease(clones, leased, run=claim.run, worker="1", filler=filling)
+    lease.watch()
+    with lease:
+        yield lease, filling
+        if fillers:
+            fillers[0].close()
+
+
+def test_the_second_fallback_clone_is_a_spare_that_was_ready(
+    filled: tuple[Lease, Callable[[], Filler]], clones: Clones, made: Template, link: Link
+) -> None:
+    lease, filling = filled
+    assert clones.spares(made) == []
+    lease.renew()
+    assert filling().idle(PATIENCE)
+    (spare,) = clones.spares(made)
+    oid = link.session.value("select oid from pg_database where datname = %s", (spare,))
+    lease.renew()
+    assert link.session.value("select oid from pg_database where datname = %s", (lease.dsn.database,)) == oid
+    assert filling().idle(PATIENCE)
+    assert len(clones.spares(made)) == 1
+
+
+def test_nothing_of_it_is_left(
+    filled: tuple[Lease, Callable[[], Filler]], clones: Clones, made: Template, link: Link, checkout: str
+) -> None:
+    lease, filling = filled
+    before = {d.name for d in databases.list_ours(link.session, checkout)}
+    for _ in range(3):
+        lease.renew()
+    filling().close()
+    assert {d.name for d in databases.list_ours(link.session, checkout)} == before
+    assert filling().failure is None
+
+
+def test_a_spare_that_was_there_before_stays(
+    filled: tuple[Lease, Callable[[], Filler]], clones: Clones, made: Template
+) -> None:
+    lease, filling = filled
+    lease.renew()
+    assert filling().idle(PATIENCE)
+    theirs = clones.make_spare(made)
+    filling().close()
+    assert clones.spares(made) == [theirs]
+
+
+def test_a_large_template_has_no_spare_made(clones: Clones, made: Template, checkout: str) -> None:
+    filler = Filler(Clones(clones.link.another(), checkout, OWNER, connections=5), [], wanted=1)
+    filler.replaced("", replace(made, size=MOST_BYTES + 1), lambda: None)
+    assert filler.idle(PATIENCE)
+    assert clones.spares(made) == []
+    filler.close()
+
+
+def test_where_no_spare_can_be_made_what_is_retired_goes_all_the_same(
+    clones: Clones, made: Template, link: Link, checkout: str
+) -> None:
+    filler = Filler(Clones(clones.link.another(), checkout, OWNER, connections=5), [made], wanted=1)
+    assert filler.idle(PATIENCE)
+    retired = clones.release(clones.claim(made, Claim(names.run_id(), "1")), drop=False)
+    databases.drop(link.session, made.name, checkout)
+    for spare in clones.spares(made):
+        databases.drop(link.session, spare, checkout)
+    filler.retire(retired)
+    assert filler.idle(PATIENCE)
+    assert databases.find(link.session, retired) is None
+    assert "the template" in str(filler.failure)
+    filler.close()
+
+
+def test_a_clone_is_watched_from_its_first_moment(
+    filled: tuple[Lease, Callable[[], Filler]],
+) -> None:
+    """The engine goes on from the note, behind the caller's back; whoever is quicker is seen all the same."""
+    lease, _ = filled
+    with lease.connect() as connection:
+        connection.execute("insert into users (name) values ('before')")
+    assert lease.reset().strategy == "restore"
+    for number in range(8):
+        lease.renew()
+        if number % 2:
+            lease.renew()
+        with lease.connect() as connection:
+            connection.execute("insert into users (name) values ('Ada')")
+            connection.execute("delete from colours where name = 'red'")
+        report = lease.reset()
+        assert report.strategy == "restore", report
+        with lease.connect() as connection:
+            assert connection.execute("select count(*) from colours").fetchone() == (3,)
+        assert names_in(lease) == []
+
+
+def test_a_mark_comes_back_in_a_clone(filled: tuple[Lease, Callable[[], Filler]]) -> None:
+    lease, _ = filled
+    with lease.connect() as connection:
+        connection.execute("insert into users (name) values ('marked')")
+    mark = lease.mark()
+    for _ in range(3):
+        lease.renew()
+        assert names_in(lease) == ["marked"]
+    mark.release()
+    lease.reset()
+    assert names_in(lease) == []
+
+
+def test_a_role_that_nobody_changed_is_not_written(lease: Lease, link: Link) -> None:
+    """It is one row for the whole server: workers that all write it disturb each other."""
+    asked = "select xmin::text, rolpassword from pg_authid where rolname = %s"
+    before = link.session.row(asked, (OWNER.name,))
+    lease.reset()
+    assert link.session.row(asked, (OWNER.name,)) == before
+    for change in ("password 'other'", "createrole", "nologin", "set search_path = nowhere"):
+        link.session.execute(f"alter role {OWNER.name} {change}")
+        lease.reset()
+        with lease.connect() as connection:
+            assert connection.execute("show search_path").fetchone() == ('"$user", public',)
+        attributes = "select rolcreaterole, rolcanlogin, rolpassword = %s from pg_authid where rolname = %s"
+        assert link.session.row(attributes, ((before or ("", ""))[1], OWNER.name)) == (False, True, True)
+
+
+def test_a_fallback_clone_costs_little_more_than_a_clone(
+    filled: tuple[Lease, Callable[[], Filler]], clones: Clones, made: Template, link: Link
+) -> None:
+    """Measured in turns; twice the limits that the table of the benchmark keeps, for machines that do other things."""
+    lease, filling = filled
+    bare, without, with_one = [], [], []
+
+    def renewed() -> float:
+        began = time.monotonic()
+        lease.renew()
+        return time.monotonic() - began
+
+    lease.renew()
+    for _ in range(9):
+        assert filling().idle(PATIENCE)
+        with_one.append(renewed())
+        assert filling().idle(PATIENCE)
+        for spare in clones.spares(made):
+            databases.drop_retired(link.session, spare)
+        without.append(renewed())
+        assert filling().idle(PATIENCE)
+        began = time.monotonic()
+        databases.clone(link.session, "bare", template=made.name, owner=OWNER.name, strategy=made.strategy)
+        Session.connect(link.dsn.with_database("bare")).close()
+        bare.append(time.monotonic() - began)
+        link.session.execute("drop database bare")
+    assert median(with_one) < 0.8 * median(bare)
+    assert median(without) < 1.6 * median(bare)
+
+
+def test_kinds_of_databases_after_a_plain_reset(
+    lease_of: Callable[[str], Lease], link: Link, checkout: str
+) -> None:
+    """Without anybody in the background, the old database goes at once, and no spare is made."""
+    with lease_of("2") as lease:
+        lease.reset()
+        kinds = {d.parsed.kind for d in databases.list_ours(link.session, checkout) if d.parsed}
+        assert kinds == {Kind.TEMPLATE, Kind.LEASE}
