@@ -38,6 +38,9 @@ from harness.reset.waiting import Waiting
 PATIENCE_MS = 1000.0
 """Milliseconds that any attempt may take: a busy machine is no reason for a clone."""
 
+MOST_VIOLATIONS = 3
+"""How often a reset begins again over a constraint that is violated, before it is taken for the baseline's own."""
+
 CHANGES_PATIENCE = 2000.0
 """Milliseconds that a person waits for what changed."""
 
@@ -296,6 +299,8 @@ class ResetEngine(EngineState):
             if isinstance(error, RecloneNeeded):
                 raise
             if error.sqlstate not in (restore_batch.LOCK_NOT_AVAILABLE, restore_batch.DEADLOCK):
+                if run.came_between(error, attempt.done):
+                    return None
                 raise RecloneNeeded(f"the rows cannot be put back: {error}") from error
             if How.TRUNCATE in todo.tables.values():
                 run.may_truncate = False
@@ -368,6 +373,7 @@ class _Run:
         self.locked = False
         self.lockless = False
         self.may_truncate = True
+        self._violations = 0
         self._engine = engine
         self.waiting = Waiting(
             reader=lambda: engine._wal.session,
@@ -377,6 +383,13 @@ class _Run:
             known=lambda: engine._locks,
             timeout=engine.limits.reset_timeout,
         )
+
+    def came_between(self, error: ServerRefused, done: Outcome) -> bool:
+        """Whether a row that violates a constraint may be somebody's who wrote where nothing was locked: begin again."""
+        unlocked = self.lockless or bool(done.xids)
+        self._violations += 1
+        self.lockless = False
+        return unlocked and error.sqlstate.startswith("23") and self._violations < MOST_VIOLATIONS
 
     def unlock(self) -> None:
         """Let the tables go, where they are locked."""

@@ -120,11 +120,13 @@ class EngineState:
             )
         # A sequence that was logged ahead moves without a word in the log: setval ends that.
         ahead = [oid for oid, state in store.sequences.items() if state.logged_ahead]
+        locks: list[tuple[int, str]] = []
         if noted is None:
             if ahead:
                 restore_batch.run(self._restorer, [f"select {setval(o, store.sequences[o])}" for o in ahead])
             start = restore_shared.note(reader.session, self._restorer.dsn.database, self._role)
             start = replace(start, position=reader.position())
+            locks = restore_sessions.advisory(reader.session, start.database, self.ours)
         elif ahead:
             raise RecloneNeeded("a sequence of the template is logged ahead: what moved it cannot be seen")
         else:
@@ -135,7 +137,7 @@ class EngineState:
         self._remember_files(files)
         self._touched.clear()
         self._own.clear()
-        self._pending, self._unsettled, self._locks = Changes(), (), frozenset()
+        self._pending, self._unsettled, self._locks = Changes(), (), frozenset(locks)
         for base in self._bases.values():
             base.rebase()
         self._vacuum = Vacuum()
