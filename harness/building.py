@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harness import eviction, half_built, names
-from harness.catalog import databases, roles
+from harness.catalog import databases, incarnation, roles
 from harness.catalog.attributes import read_attributes
 from harness.catalog.session import Session, ident
 from harness.catalog.settling import settle_sequences
@@ -149,6 +149,7 @@ class Build:
             settled = settle_sequences(inside)
             # Frozen rows need no freezing, no hint bits and no pruning later: nothing that a reset would have to explain.
             inside.execute("vacuum (freeze, analyze)")
+            unlogged = incarnation.label(inside)
             size = int(inside.value("select pg_database_size(current_database())"))
         self._wait_for_empty(name)
         attributes = read_attributes(session, name)
@@ -164,6 +165,7 @@ class Build:
             "seconds": round(seconds, 3),
             "size": size,
             "settled": settled,
+            incarnation.FIELD: unlogged,
             "roles": created_roles,
             "attributes": list(attributes.statements),
             "user_comment": attributes.comment,

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harness import names
-from harness.catalog import databases, roles
+from harness.catalog import databases, incarnation, roles
 from harness.catalog.attributes import apply_statements
 from harness.catalog.link import Link
 from harness.catalog.session import Session, ident
@@ -48,7 +48,22 @@ class Claim:
 class Clones:
     """Makes, claims and retires clones on one server, for one checkout."""
 
-    def __init__(self, link: Link, project: str, owner: Owner, *, connections: int) -> None:
+    def __init__(
+        self,
+        link: Link,
+        project: str,
+        owner: Owner,
+        *,
+        connections: int,
+        remake: Callable[[Template], Template] | None = None,
+    ) -> None:
+        """
+        Args:
+            remake: makes a template again of which a crash of the server has emptied unlogged tables; None: that is
+                an error.
+        """
+        self._remake = remake
+        self._remade: dict[str, Template] = {}
         self.link = link
         self.project = project
         self.owner = owner
@@ -60,11 +75,34 @@ class Clones:
         Raises:
             LeaseLost: the template is gone.
         """
-        admin = session or self.link.session
+        return self._make_spare(self.whole(template), session or self.link.session)
+
+    def whole(self, template: Template) -> Template:
+        """The template, or what was made in its place: a crash of the server empties unlogged tables.
+
+        Raises:
+            LeaseLost: a crash has, and nothing can be made.
+        """
+        known = self._remade.get(template.fingerprint, template)
+        if not incarnation.emptied(self.link.session, known.unlogged):
+            return known
+        if self._remake is None:
+            raise LeaseLost(
+                f"a crash of the server has emptied the unlogged tables of the template {known.name}: run again"
+            )
+        again = self._remade[known.fingerprint] = self._remake(known)
+        return again
+
+    def _make_spare(self, template: Template, admin: Session) -> str:
         for _ in range(3):
             name = names.spare(self.project, template.fingerprint)
             self._copy(admin, name, template)
-            mark = {"kind": "spare", "fingerprint": template.fingerprint, "created": _now()}
+            mark = {
+                "kind": "spare",
+                "fingerprint": template.fingerprint,
+                "created": _now(),
+                incarnation.FIELD: template.unlogged,
+            }
             try:
                 admin.script(";\n".join(self._finish(name, template, mark, new=True)))
             except ServerRefused as error:
@@ -108,6 +146,7 @@ class Clones:
 
     def fill(self, template: Template, count: int, *, parallel: int = 2) -> None:
         """Make spares until ``count`` are there, side by side."""
+        template = self.whole(template)
         missing = count - len(self.spares(template))
         if missing <= 0:
             return
@@ -119,7 +158,7 @@ class Clones:
 
         def make(session: Session, count: int) -> None:
             for _ in range(count):
-                self.make_spare(template, session=session)
+                self._make_spare(template, session)
 
         with ExitStack() as stack:
             # A log-in takes about as long as the clone of a small template: one for each thread, and the link's own.
@@ -133,20 +172,28 @@ class Clones:
                 list(threads.map(make, sessions, shares))
 
     def spares(self, template: Template) -> list[str]:
-        """Names of the finished spares of a template."""
+        """Names of the finished spares of a template; none that a crash has emptied."""
         return self._spares(template)
 
     def _spares(self, template: Template, also: str = "") -> list[str]:
         """The same, and the database ``also``, finished or not, where it is there."""
         prefix = names.spare(self.project, template.fingerprint)[:-8]
         rows = self.link.session.rows(
-            """
-            select datname from pg_database
+            f"""
+            select datname, shobj_description(oid, 'pg_database'), {incarnation.CRASHED} from pg_database
              where (starts_with(datname, %s) and shobj_description(oid, 'pg_database') is not null) or datname = %s
             """,
             (prefix, also),
         )
-        return [name for (name,) in rows]
+        found = {
+            name: (databases.split_comment(comment)[1] or {}, crashed) for name, comment, crashed in rows
+        }
+        return [
+            name
+            for name, (mark, crashed) in found.items()
+            if name == also
+            or mark.get(incarnation.FIELD, template.unlogged and incarnation.UNKNOWN) in ("", crashed)
+        ]
 
     def claim(self, template: Template, claim: Claim, *, before: BeforeRename | None = None) -> str:
         """Take a spare by renaming it, or make one; return the database's name.
@@ -182,6 +229,7 @@ class Clones:
     def _take(self, template: Template, claim: Claim, name: str) -> str:
         """A spare, or a new clone, that is ours alone and complete but for its name: its name is of our run, so that
         our sign of life protects it from sweeps."""
+        template = self.whole(template)
         session, mine = self.link.session, name + "_n"
         mark = {
             "kind": "lease",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.catalog import databases
@@ -234,7 +235,8 @@ class Lease:
         if self._epoch() != self._seen_epoch:
             # A crash emptied unlogged tables and took the last commits with it.
             self._seen_epoch = self._epoch()
-            return self.renew(reason="the server's sessions were lost: it crashed or was restarted")
+            if not all(reset.notices_crashes for reset in self._resets.values()):
+                return self.renew(reason="the server's sessions were lost: it crashed or was restarted")
         began = time.monotonic()
         reports = [
             reset.reset(to=to.of(name) if to is not None else None, sessions=sessions)
@@ -246,7 +248,8 @@ class Lease:
         """A fresh clone of every database under the same URL. Sessions of the application are ended."""
         self._check()
         began = time.monotonic()
-        reports = [reset.renew(reason=reason) for reset in self._resets.values()]
+        surely = self._clones.link.surely
+        reports = [surely(partial(reset.renew, reason=reason)) for reset in self._resets.values()]
         return _together(reports, 1000 * (time.monotonic() - began))
 
     def mark(self) -> LeaseMark:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from harness import names
-from harness.catalog import databases, locks, restore_shared
+from harness.catalog import databases, incarnation, locks, restore_shared
+from harness.catalog.incarnation import Incarnation
 from harness.catalog.link import connect_verified
 from harness.catalog.restore_shared import Note
 from harness.catalog.session import Session, ident
@@ -59,6 +60,7 @@ class DatabaseReset:
         self._timeout = reset_timeout
         self._filler = filler
         self._engine: ResetEngine | None = None
+        self._life = Incarnation()
 
     def prepare(self) -> None:
         """Watch from now on. The database must be pristine: claimed just now, or just cloned again."""
@@ -71,7 +73,9 @@ class DatabaseReset:
             self._open_engine()
 
     def _take_note(self, name: str) -> tuple[Note | None, str]:
-        return take_note(self._clones, self._template, name)
+        noted, why = take_note(self._clones, self._template, name)
+        self._life = noted.life if noted is not None else Incarnation()
+        return noted, why
 
     def _replace(self, before: BeforeRename | None) -> str:
         return self._clones.replace(self._template, self._claim, before=before)
@@ -83,6 +87,7 @@ class DatabaseReset:
             missing: where nothing was noted, why: the next reset is a clone, and says so.
         """
         self._watched, self._noted, self._missing, self._resumed = True, noted, missing, True
+        self._life = noted.life if noted is not None else Incarnation()
 
     @property
     def noted(self) -> Note | None:
@@ -97,20 +102,32 @@ class DatabaseReset:
     @property
     def untouched(self) -> bool:
         """Whether nobody has logged in since the database was pristine: there is nothing to look for."""
+        return self._clones.link.surely(self._untouched)
+
+    def _untouched(self) -> bool:
         noted, session = self._noted, self._clones.link.session
         # Sessions are counted from when the clone was made: after a reset that says nothing.
         if noted is None or self._resumed:
             return False
-        return not restore_shared.entered(session, self._database, noted.database)
+        return not restore_shared.entered(session, self._database, noted)
 
     def _unchanged(self) -> bool:
         """The same, and what the server says about it and its role is as it was: another worker's test shares the role."""
         noted, session = self._noted, self._clones.link.session
         return (
             noted is not None
-            and self.untouched
+            and self._untouched()
             and restore_shared.shared(session, noted.database, noted.role) == noted.shared
         )
+
+    @property
+    def notices_crashes(self) -> bool:
+        """Whether a reset tells a crash of the server from sessions of ours that were ended."""
+        return bool(self._life.started)
+
+    def _other_life(self) -> str:
+        """Why nothing holds that was known of the database; empty where the server is the one that it was."""
+        return self._life.other(Incarnation.of(self._clones.link.session))
 
     @property
     def problem(self) -> str:
@@ -176,7 +193,8 @@ class DatabaseReset:
             LeaseLost: the template is gone as well.
         """
         began = time.monotonic()
-        if self._unchanged():
+        link = self._clones.link
+        if link.surely(self._unchanged):
             return ResetReport(strategy="nothing", milliseconds=1000 * (time.monotonic() - began))
         from harness.reset.model import RecloneNeeded
 
@@ -187,7 +205,8 @@ class DatabaseReset:
         except RecloneNeeded as error:
             # With what would avoid it the next time.
             reason = str(error)
-        report = self.renew(reason=reason)
+        reason = link.surely(self._other_life) or reason
+        report = link.surely(lambda: self.renew(reason=reason))
         return replace(report, milliseconds=1000 * (time.monotonic() - began))
 
     def renew(self, *, reason: str) -> ResetReport:
@@ -198,6 +217,7 @@ class DatabaseReset:
 
     def _renew(self, reason: str) -> ResetReport:
         began = time.monotonic()
+        self._check_template()
         # A test may have changed its password: roles are the server's, and no clone brings them back.
         self._clones.restore_role()
         self._noted = noted = None
@@ -248,6 +268,23 @@ class DatabaseReset:
                 raise LeaseError(
                     f"the marked state of {self._database} could not be made again in a fresh clone: {error}"
                 ) from error
+
+    def _check_template(self) -> None:
+        """One that a crash emptied is made again: its relations are others, and nothing that is known of them holds."""
+        whole = self._clones.whole(self._template)
+        if whole is self._template:
+            return
+        self._template = whole
+        engine, self._engine, self._noted = self._engine, None, None
+        if engine is None:
+            return
+        marked = engine.marked
+        engine.close()
+        if marked:
+            raise LeaseError(
+                f"the marked state of {self._database} is lost: the server crashed, which emptied its template's "
+                "unlogged tables, and the template was made again"
+            )
 
     def changes(self) -> Changes:
         """What changed since the database was pristine.
@@ -330,22 +367,34 @@ def ensure_baseline(clones: Clones, template: Template) -> str:
 
     Baseline rows can be read neither in the lease (a trace) nor in the template (a session there stalls clones).
     """
+    template = clones.whole(template)
     name = names.baseline(clones.project, template.fingerprint)
     session = clones.link.session
     found = databases.find(session, name)
-    if found is not None and found.mark is not None:
+    if _serves(found, template):
         return name
     with locks.exclusive(session, "baseline", name, timeout=60, waiting_for="the baseline of a template"):
         found = databases.find(session, name)
-        if found is not None and found.mark is not None:
+        if _serves(found, template):
             return name
         if found is not None:
             databases.drop(session, name, clones.project)
         databases.clone(
             session, name, template=template.name, owner=session.dsn.user, strategy=template.strategy
         )
-        mark = {"kind": "baseline", "fingerprint": template.fingerprint}
+        mark = {
+            "kind": "baseline",
+            "fingerprint": template.fingerprint,
+            incarnation.FIELD: template.unlogged,
+        }
         session.script(
             f"revoke all on database {ident(name)} from public;" + databases.comment_statement(name, mark)
         )
     return name
+
+
+def _serves(found: databases.Database | None, template: Template) -> bool:
+    """Whether it is a baseline that is finished, and that no crash has emptied since the template was made."""
+    if found is None or found.mark is None:
+        return False
+    return bool(found.mark.get(incarnation.FIELD, "") == template.unlogged)

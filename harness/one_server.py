@@ -6,13 +6,14 @@ What only the process needs that opens the run is imported where it is used: eac
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from harness import names, template
 from harness.catalog import databases
 from harness.catalog.link import Link
 from harness.clones import Clones
-from harness.errors import HarnessError
+from harness.errors import HarnessError, LeaseLost
 from harness.lease import Lease
 from harness.life import SignOfLife
 from harness.recipe import Owner, Recipe, fingerprint
@@ -86,7 +87,24 @@ class OneServer(Run):
         return self._clones
 
     def _clones_over(self, link: Link) -> Clones:
-        return Clones(link, self.project, self.owner, connections=self.settings.connections_per_worker)
+        return Clones(
+            link,
+            self.project,
+            self.owner,
+            connections=self.settings.connections_per_worker,
+            remake=partial(self._remake, link),
+        )
+
+    def _remake(self, link: Link, emptied: Template) -> Template:
+        """A template of this run, made again: by whichever worker notices first."""
+        settings = next(d for d in self.settings.databases if d.name == emptied.database)
+        recipe = self.recipe(settings)
+        if fingerprint(link.session, recipe) != emptied.fingerprint:
+            raise LeaseLost(
+                f"a crash of the server has emptied the unlogged tables of the template {emptied.name}, and the "
+                "migrations are others now: run again"
+            )
+        return self._template(link, recipe)
 
     # --- templates ---------------------------------------------------------------------------------
 
@@ -125,18 +143,23 @@ class OneServer(Run):
         self._show_life()
         self._clean_up()
         for database in self.settings.databases:
-            made = self.templates[database.name] = template.ensure(
-                self._link.session,
-                self.project,
-                self.recipe(database),
-                self.owner,
-                rebuild=rebuild,
-                probe_strategy=self.server.info.backend == "external",
-                story=self._story,
-                progress=self._progress,
+            made = self.templates[database.name] = self._template(
+                self._link, self.recipe(database), rebuild=rebuild
             )
             if not made.built:
                 template.touch(self._link.session, made)
+
+    def _template(self, link: Link, recipe: Recipe, *, rebuild: bool = False) -> Template:
+        return template.ensure(
+            link.session,
+            self.project,
+            recipe,
+            self.owner,
+            rebuild=rebuild,
+            probe_strategy=self.server.info.backend == "external",
+            story=self._story,
+            progress=self._progress,
+        )
 
     def _show_life(self) -> None:
         if self.run == names.PERSON or self._life is not None:

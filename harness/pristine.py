@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness import project
+from harness.catalog.incarnation import CRASHED, STARTED, Incarnation
 from harness.catalog.restore_shared import Note
 from harness.catalog.session import Session
 from harness.settings import Settings
@@ -25,15 +26,12 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Life:
-    """Which server, and which life of it: what is in the log counts within one life only.
-
-    A crash takes the last commits with it (``synchronous_commit = off``), and the log that was written after it may
-    have the positions of what was lost.
+    """Which server, and which life of it (:class:`Incarnation`): what is in the log counts within one life only.
 
     Attributes:
         server: its id; empty for servers that we did not start.
         started: of the postmaster, seconds since 1970 as text.
-        revived: of the checkpointer, which a crash of any backend ends and the postmaster starts again.
+        revived: after its last crash, likewise.
         source: OID of what the database is a copy of, a template or a mark; 0 where it is gone.
     """
 
@@ -46,23 +44,24 @@ class Life:
     def of(cls, session: Session, server: str, source: str) -> Life:
         """Ask."""
         row = session.row(
-            "select extract(epoch from pg_postmaster_start_time())::text, "
-            "(select extract(epoch from backend_start)::text from pg_stat_activity where backend_type = 'checkpointer'), "
-            "(select oid::int8 from pg_database where datname = %s)",
+            f"select {STARTED}, {CRASHED}, (select oid::int8 from pg_database where datname = %s)",
             (source,),
         )
         started, revived, oid = row or ("", "", 0)
-        return cls(server, started or "", revived or "", oid or 0)
+        return cls(server, started, revived, oid or 0)
+
+    @property
+    def incarnation(self) -> Incarnation:
+        """Of the server."""
+        return Incarnation(self.started, self.revived)
 
     def other(self, now: Life) -> str:
         """Why what was noted in this life does not hold now; empty where it does."""
-        if not now.revived:
-            return "this role may not see whether the server crashed: grant pg_read_all_stats to it"
+        if why := self.incarnation.other(now.incarnation):
+            return why
         # A server that is started again with its data has another id.
         if (self.server, self.started) != (now.server, now.started):
             return "the server was restarted since the pristine state was noted"
-        if self.revived != now.revived:
-            return "the server crashed since the pristine state was noted"
         if self.source != now.source:
             return "the template was built again since the pristine state was noted"
         return ""
@@ -98,7 +97,7 @@ class Notes:
         why = life.other(now)
         if not why and note.database != oid:
             why = "it was made again since its pristine state was noted"
-        return (None, why) if why else (note, "")
+        return (None, why) if why else (replace(note, life=now.incarnation), "")
 
     def write(self, name: str, life: Life, note: Note) -> None:
         """Replace the file in one act."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from harness import names
-from harness.catalog import databases
+from harness.catalog import databases, incarnation
 from harness.catalog.attributes import apply_statements, read_attributes
 from harness.catalog.databases import Database
 from harness.catalog.restore_shared import Note
@@ -124,12 +124,13 @@ def save(
             # Of one that was interrupted: it is no mark, but it is in the way.
             drop_of(session, project, database.name, but=marks)
             made[key] = copy
-            noted, gone = _copy(session, database.name, copy, role, strategy, reset_timeout)
+            noted, gone, unlogged = _copy(session, database.name, copy, role, strategy, reset_timeout)
             ended += gone
             if noted is not None:
                 notes[copy] = noted
             # The comment comes last: a copy without it is none.
             facts = {"kind": "mark", "number": number, "name": name, "created": created}
+            facts[incarnation.FIELD] = unlogged
             session.script(databases.comment_statement(copy, facts, database.comment))
     except BaseException:
         if not session.closed:
@@ -141,8 +142,12 @@ def save(
 
 def _copy(
     session: Session, source: str, copy: str, role: str, strategy: str | None, patience: float
-) -> tuple[Note | None, list[str]]:
-    """Clone a database that people are in; return what is true of both, and the sessions that had to end."""
+) -> tuple[Note | None, list[str], str]:
+    """Clone a database that people are in.
+
+    Returns:
+        What is true of both; the sessions that had to end; the copy's label of :mod:`harness.catalog.incarnation`.
+    """
     _wait(session, source, patience)
     ended = databases.sessions_of(session, source)
     attributes = read_attributes(session, source)
@@ -174,6 +179,7 @@ def _copy(
             session.execute(f"alter database {ident(source)} with allow_connections true")
     with Session.connect(session.dsn.with_database(copy)) as inside:
         settle_sequences(inside)
+        unlogged = incarnation.label(inside)
     session.script(
         ";\n".join(
             [
@@ -182,7 +188,7 @@ def _copy(
             ]
         )
     )
-    return noted, ended
+    return noted, ended, unlogged
 
 
 def _wait(session: Session, database: str, patience: float) -> None:
@@ -225,8 +231,9 @@ def put_back(
         What the old one is called now, for :func:`harness.catalog.databases.drop_retired`; empty where it was gone.
 
     Raises:
-        LeaseLost: the mark is gone.
+        LeaseLost: the mark is gone. LeaseError: a crash of the server has emptied it.
     """
+    check(clones.link.session, saved, copy)
     session, fresh = clones.link.session, f"{database.name}_n"
     databases.drop(session, fresh, clones.project)
     attributes = read_attributes(session, copy.name)
@@ -250,6 +257,26 @@ def put_back(
     if not databases.rename(session, fresh, database.name):
         raise LeaseLost(f"the copy of the mark {saved!r} was dropped by somebody else")
     return away if gone else ""
+
+
+def check(session: Session, saved: str, copy: Database) -> None:
+    """Raise LeaseError where a mark's unlogged tables were emptied by a crash of the server.
+
+    Args:
+        saved: what the mark is called.
+    """
+    labelled = (copy.mark or {}).get(incarnation.FIELD)
+    if labelled is None:
+        # Of an earlier version: in which life it was made, nobody knows.
+        open_up(session, copy.name)
+        with Session.connect(session.dsn.with_database(copy.name)) as inside:
+            labelled = incarnation.label(inside) and incarnation.UNKNOWN
+        shut(session, copy.name)
+    if incarnation.emptied(session, str(labelled)):
+        raise LeaseError(
+            f"the mark {saved!r} is lost: the server crashed since it was set, which emptied its unlogged tables. "
+            f"`pg-harness mark --release {saved}` forgets it"
+        )
 
 
 def open_up(session: Session, copy: str) -> None:

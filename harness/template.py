@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harness import names
-from harness.catalog import databases, locks
+from harness.catalog import databases, incarnation, locks
 from harness.catalog.attributes import Attributes
 from harness.catalog.databases import Database
-from harness.catalog.session import Session
+from harness.catalog.session import Session, ident
 from harness.errors import ServerRefused
 from harness.recipe import Owner, Recipe, fingerprint
 from harness.telling import Progress, Story, silent, unseen
@@ -34,6 +34,7 @@ class Template:
         strategy: ``"file_copy"`` or ``"wal_log"``: how it is cloned fastest on this server.
         size: bytes.
         settled: whether no sequence in it is logged ahead: a reset can then be prepared when it is first needed.
+        unlogged: which life of the server its unlogged tables are of, see :func:`harness.catalog.incarnation.label`.
         built: whether this process built it just now.
         seconds: what finding or building it took.
     """
@@ -45,6 +46,7 @@ class Template:
     strategy: str | None = "file_copy"
     size: int = 0
     settled: bool = False
+    unlogged: str = ""
     built: bool = False
     seconds: float = 0.0
 
@@ -83,6 +85,16 @@ def ensure(
     ):
         if not rebuild and (found := look(session, project, wanted, recipe.database)):
             return replace(found, seconds=time.monotonic() - began)
+        if not rebuild and (doubtful := _look_into(session, project, wanted)):
+            if found := look(session, project, wanted, recipe.database):
+                return replace(found, seconds=time.monotonic() - began)
+            story(
+                f"{recipe.database}: the server crashed since the template was built, which emptied its unlogged "
+                "tables: building it again"
+            )
+            from harness import eviction
+
+            eviction.drop(session, project, doubtful)
         _drop_leftovers(session, project, wanted, rebuild)
         # Only where it has to be built: what runs migrations takes a while to import.
         from harness.building import Build
@@ -93,13 +105,51 @@ def ensure(
 
 
 def look(session: Session, project: str, wanted: str, database: str = "default") -> Template | None:
-    """The finished template of a fingerprint; None where there is none. One round trip."""
+    """The finished template of a fingerprint; None where there is none, or a crash has emptied it.
+
+    One round trip; two where it holds unlogged tables.
+    """
     found = databases.find(session, names.template(project, wanted))
     if found is None and _adopt(session, project, wanted):
+        # Its label is of the life in which it was baked, and as true: the snapshot was taken after a clean stop.
         found = databases.find(session, names.template(project, wanted))
-    if found is None or not _finished(found, wanted):
+    if found is None or not _finished(found, wanted) or _emptied(session, found):
         return None
     return _from_mark(found.name, found.mark or {}, database)
+
+
+def lost(session: Session, project: str, wanted: str) -> bool:
+    """Whether the template of a fingerprint is there, and a crash of the server has emptied its unlogged tables."""
+    found = databases.find(session, names.template(project, wanted))
+    return found is not None and _finished(found, wanted) and _emptied(session, found)
+
+
+def _emptied(session: Session, found: Database) -> bool:
+    labelled = (found.mark or {}).get(incarnation.FIELD, incarnation.UNKNOWN)
+    return incarnation.emptied(session, str(labelled))
+
+
+def _look_into(session: Session, project: str, wanted: str) -> Database | None:
+    """The finished template that :func:`look` does not give; labelled anew, where an earlier version has labelled it.
+
+    Under the build lock: whoever else finds it open takes it for half-built.
+    """
+    found = databases.find(session, names.template(project, wanted))
+    if found is None or not _finished(found, wanted) or found.mark is None:
+        return None
+    if incarnation.FIELD not in found.mark:
+        session.execute(f"alter database {ident(found.name)} with allow_connections true")
+        with Session.connect(session.dsn.with_database(found.name)) as inside:
+            # In which life it was made, nobody knows.
+            labelled = incarnation.label(inside) and incarnation.UNKNOWN
+        databases.terminate(session, found.name)
+        session.script(
+            f"alter database {ident(found.name)} with allow_connections false;"
+            + databases.comment_statement(
+                found.name, {**found.mark, incarnation.FIELD: labelled}, found.comment
+            )
+        )
+    return found
 
 
 def _adopt(session: Session, project: str, wanted: str) -> bool:
@@ -130,6 +180,7 @@ def _from_mark(name: str, mark: Mapping[str, Any], database: str) -> Template:
         mark.get("strategy", "file_copy"),
         int(mark.get("size", 0)),
         bool(mark.get("settled", False)),
+        str(mark.get(incarnation.FIELD, incarnation.UNKNOWN)),
     )
 
 

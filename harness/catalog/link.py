@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
 from harness.catalog.session import Session
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused
 
 SERVER_ID = "harness.server_id"
 """The setting that names a server of ours; ``system_identifier`` identifies nothing: copies share it."""
+
+STARTING = "57P03"
+"""SQLSTATE of a server that recovers, starts or goes down."""
+
+RECOVERY = 30.0
+"""Seconds that a server may take to recover from a crash: it says so to whoever asks."""
+
+GRACE = 2.0
+"""Seconds that it may say nothing meanwhile. Afterwards it is gone, and nobody waits for it again."""
+
+PAUSE = 0.02
+"""Seconds between two attempts."""
+
+_Answer = TypeVar("_Answer")
 
 
 class Link:
@@ -26,6 +44,7 @@ class Link:
         self.dsn = dsn
         self.server_id = server_id
         self.epoch = 0
+        self._grace = GRACE
         self._session = session
         if session is not None and server_id:
             _commit_durably(session)
@@ -41,9 +60,48 @@ class Link:
             if self._session is not None:
                 # Counted once, however many attempts it takes to come back.
                 self.epoch += 1
+                # Broken, which is not closed: its socket is still there.
+                self._session.close()
                 self._session = None
             self._session = connect_verified(self.dsn, self.server_id)
         return self._session
+
+    def surely(self, ask: Callable[[], _Answer]) -> _Answer:
+        """What ``ask`` returns; asked once more where the session turned out to be lost: a crash, or somebody ended it.
+
+        Args:
+            ask: takes :attr:`session` anew each time, and may be called twice.
+
+        Raises:
+            ServerLost: the server is gone.
+        """
+        try:
+            return ask()
+        except ServerLost:
+            self._come_back()
+        except ServerRefused as error:
+            if error.sqlstate != STARTING:
+                raise
+            self._come_back()
+        return ask()
+
+    def _come_back(self) -> None:
+        began = time.monotonic()
+        while True:
+            waited = time.monotonic() - began
+            try:
+                self.session.value("select 1")
+            except ServerRefused as error:
+                if error.sqlstate != STARTING or waited > RECOVERY:
+                    raise
+            except ServerLost:
+                if waited > self._grace:
+                    self._grace = 0.0
+                    raise
+            else:
+                self._grace = GRACE
+                return
+            time.sleep(PAUSE)
 
     def another(self, database: str | None = None) -> Link:
         """A second link, for another thread or another database of the same server."""

@@ -206,6 +206,11 @@ def _template(place: seen.Place, name: str, database: Database) -> Template:
     harness = place.harness
     fingerprint = str((database.mark or {}).get("fingerprint", ""))
     found = template.look(harness.link.session, harness.project, fingerprint, name)
+    if found is None and template.lost(harness.link.session, harness.project, fingerprint):
+        raise LeaseLost(
+            f"the server crashed, which emptied the unlogged tables of the template that {place.what} was made from; "
+            "`pg-harness up` makes it again"
+        )
     if found is None:
         raise LeaseLost(
             f"the template that {place.what} was made from is gone; `pg-harness up --fresh` makes it from today's "

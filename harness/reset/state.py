@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_sessions, restore_shared
+from harness.catalog.incarnation import Incarnation
 from harness.catalog.restore_facts import SequenceState
 from harness.catalog.restore_shared import Note
 from harness.catalog.session import Session
@@ -107,7 +108,11 @@ class EngineState:
     def _rebase(self, noted: Note | None = None) -> None:
         if self._restorer is not None:
             self._restorer.close()
-        reader, store = self._wal, self.store
+        reader = self._wal
+        # In the session that will read the log: it lives in one life of the server.
+        if noted is not None and (why := noted.life.other(Incarnation.of(reader.session))):
+            raise RecloneNeeded(why)
+        store = self.store
         self._restorer = self._open_restorer(restore_batch.settings(reader.session.server_version))
         files = restore_facts.files(self._restorer)
         if others := _of_users(files) ^ _of_users(store.relations):

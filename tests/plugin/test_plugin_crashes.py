@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from fix_plugin import Folder, Place
 
 
@@ -81,6 +82,59 @@ def test_interrupted_once_and_killed(folder: Folder, place: Place) -> None:
         while harness.sweep() or place.leases():
             assert time.monotonic() < end
             time.sleep(0.2)
+
+
+CRASHING = """
+    import psycopg, pytest
+
+    def state(pg):
+        with psycopg.connect(pg.url) as conn:
+            return conn.execute("select (select count(*) from users), (select count(*) from fast)").fetchone()
+
+    def crash(pg_harness):
+        dsn = pg_harness.link.dsn
+        with psycopg.connect(dsn.url, autocommit=True) as admin:
+            before = admin.execute("select stats_reset from pg_stat_archiver").fetchone()
+            with pytest.raises(psycopg.OperationalError):
+                admin.execute("copy (select 1) to program 'kill -9 $PPID'")
+        while True:
+            try:
+                with psycopg.connect(dsn.url) as admin:
+                    if admin.execute("select stats_reset from pg_stat_archiver").fetchone() != before: return
+            except psycopg.OperationalError: pass
+
+    def test_first(pg): assert state(pg) == (0, 5)
+
+    def test_crashes(pg, pg_harness):
+        with psycopg.connect(pg.url) as conn:
+            conn.execute("insert into users (name) select 'x' from generate_series(1, 1000)")
+        crash(pg_harness)
+
+    def test_innocent(pg): assert state(pg) == (0, 5)
+
+    def test_next(pg):
+        assert state(pg) == (0, 5)
+        with psycopg.connect(pg.url) as conn: conn.execute("delete from fast")
+
+    def test_last(pg): assert state(pg) == (0, 5)
+"""
+
+
+@pytest.mark.parametrize("fresh", ["reset", "clone"])
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
+def test_the_test_after_a_crash_of_the_server_has_all_its_rows(
+    place: Place, fresh: str, workers: tuple[str, ...]
+) -> None:
+    """In unlogged tables too, which the crash has emptied in the template: it is built again, and that is said."""
+    added = place.root / "migrations" / "002_fast.sql"
+    added.write_text("create unlogged table fast (id int); insert into fast select generate_series(1, 5);")
+    try:
+        folder = place.folder(f"crashes-{fresh}-{len(workers)}").write(test_a=CRASHING)
+        result = folder.pytest("-v", *workers, env={"PGHARNESS_FRESH": fresh}).ok(5)
+        if fresh == "reset":
+            assert "after test_a.py::test_crashes a new clone was needed: the server crashed" in result.text
+    finally:
+        added.unlink()
 
 
 def test_two_runs_at_once(folder: Folder) -> None:

@@ -46,7 +46,7 @@ def test_what_is_written_is_read(tmp_path: Path, note: Note) -> None:
         (replace(LIFE, started="100.6"), 16400, "restarted"),
         (replace(LIFE, server="another"), 16400, "restarted"),
         (replace(LIFE, revived="101.26"), 16400, "crashed"),
-        (replace(LIFE, revived=""), 16400, "pg_read_all_stats"),
+        (replace(LIFE, revived="", started=""), 16400, "crashed"),
         (replace(LIFE, source=8), 16400, "template was built again"),
         (LIFE, 16401, "made again"),
     ],
