@@ -13,11 +13,12 @@ from diff_schemas import generate as generate_schema
 from diff_workloads import DDL, Operation
 from diff_workloads import generate as generate_workload
 from fix_reset_picture import Picture, difference
-from fix_reset_servers import Server, clone, drop
+from fix_reset_servers import Bench, Server, clone, drop
 from test_differential import _SETTLE, SEED, Runner
 
 from harness import saved
 from harness.catalog.attributes import apply_statements, read_attributes
+from harness.catalog.incarnation import Incarnation
 from harness.lease_reset import note_of
 from harness.pristine import Life, Notes
 from harness.reset.carried import Carried
@@ -28,7 +29,12 @@ from harness.reset.state import EngineState
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 WORKLOADS = 300 if LONG else 30
 PER_SCHEMA = 30 if LONG else 15
-LIFE = Life("server", "1.5", "2.5", 7)
+
+
+def life(bench: Bench) -> Life:
+    """What the notes are of: the same in all workloads, as the server does not crash."""
+    now = Incarnation.of(bench.admin)
+    return Life("server", now.started, now.crashed, 7)
 
 
 class Processes(Runner):
@@ -48,7 +54,7 @@ class Processes(Runner):
         if written or rng.random() < 0.8:
             noted = engine.noted
             assert noted is not None
-            self.notes.write(self.bench.name, LIFE, noted)
+            self.notes.write(self.bench.name, life(self.bench), noted)
         else:
             self.killed += 1
         engine.close()
@@ -57,7 +63,7 @@ class Processes(Runner):
         """The next process."""
         bench = self.bench
         oid = bench.admin.value("select oid::int8 from pg_database where datname = %s", (bench.name,))
-        noted, _ = self.notes.read(bench.name, oid, LIFE)
+        noted, _ = self.notes.read(bench.name, oid, life(bench))
         bench.engine = bench.open_engine()
         # Of a clone whose process was killed nothing was written: as the command does it, the next one is a clone.
         if noted is None:
@@ -141,9 +147,9 @@ class Marked(Processes):
             self.perform(operation)
         self.leave_transactions()
         drop(bench.admin, copy)
-        noted, _ = saved._copy(bench.admin, bench.name, copy, "app", "file_copy", 0.05)
+        noted, *_ = saved._copy(bench.admin, bench.name, copy, "app", "file_copy", 0.05)
         assert noted is not None
-        self.notes.write(bench.name, LIFE, noted)
+        self.notes.write(bench.name, life(bench), noted)
         saved.open_up(bench.admin, copy)
         with bench.superuser() as session:
             self.picture = Picture(session)
@@ -154,7 +160,7 @@ class Marked(Processes):
         copy = f"{bench.name}_m"
         bench.engine.close()
         oid = bench.admin.value("select oid::int8 from pg_database where datname = %s", (bench.name,))
-        noted, _ = self.notes.read(bench.name, oid, LIFE)
+        noted, _ = self.notes.read(bench.name, oid, life(bench))
         bench.engine = ResetEngine(
             reader=server.session,
             restorer=lambda settings: server.session(bench.name, settings),
@@ -192,7 +198,7 @@ class Marked(Processes):
         bench.admin.script(";\n".join(apply_statements(bench.name, read_attributes(bench.admin, copy))))
         noted, why = note_of(bench.admin, bench.name, "app")
         assert noted is not None, why
-        self.notes.write(bench.name, LIFE, noted)
+        self.notes.write(bench.name, life(bench), noted)
         saved.open_up(bench.admin, copy)
 
     def end(self, rng: random.Random, *, written: bool = False) -> None:
