@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from harness.reset.model import Changes, RecloneNeeded
 
 
+BYTES_MS = 1 << 20
+"""Bytes that a clone copies in a millisecond."""
+
 PERSONS_PATIENCE = 2000.0
 """Milliseconds that reading the log may take for a person: a clone would end the sessions of a running application."""
 
@@ -174,17 +177,22 @@ class DatabaseReset:
             role=self._clones.owner.name,
             reset_timeout=self._timeout,
         )
+        # Until one was measured: a large database takes longer.
+        engine.clone_ms = PERSONS_PATIENCE if self._resumed else engine.clone_ms + self._template.size / BYTES_MS
         try:
             engine.rebase(noted)
         except HarnessError as error:
+            this_time = isinstance(error, RecloneNeeded) and not error.lasting
+            if noted is not None and this_time:
+                # It goes on from the clone that is made now: to open another for each clone takes longer than a clone.
+                self._engine = engine
+                raise
             engine.close()
-            if noted is not None and not (isinstance(error, RecloneNeeded) and error.lasting):
+            if noted is not None and not isinstance(error, RecloneNeeded):
                 raise
             self._problem = str(error)
         else:
             self._engine = engine
-            if self._resumed:
-                engine.clone_ms = PERSONS_PATIENCE
 
     def reset(self, *, to: Mark | None = None, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
         """Put back what changed; where that is not certain, a fresh clone under the same name.
