@@ -178,7 +178,9 @@ class DatabaseReset:
             reset_timeout=self._timeout,
         )
         # Until one was measured: a large database takes longer.
-        engine.clone_ms = PERSONS_PATIENCE if self._resumed else engine.clone_ms + self._template.size / BYTES_MS
+        engine.clone_ms = (
+            PERSONS_PATIENCE if self._resumed else engine.clone_ms + self._template.size / BYTES_MS
+        )
         try:
             engine.rebase(noted)
         except HarnessError as error:

@@ -9,7 +9,7 @@ from harness.catalog import restore_batch, restore_catalogs, restore_facts, rest
 from harness.catalog.restore_facts import Relation, SequenceState
 from harness.catalog.restore_rows import Columns, Groups, Rows, Tid
 from harness.catalog.session import Session
-from harness.reset.model import TableState
+from harness.reset.model import SMALL, TableState
 
 HELD_PAGES = 128
 """Pages (of 8 kB) up to which a table's rows are kept in memory as a whole; beyond, blocks are asked for."""
@@ -75,7 +75,15 @@ class TableBase:
     @property
     def state(self) -> TableState:
         """For the planner."""
-        return TableState(None) if self.rows is None else TableState(len(self.rows), self.last_block)
+        return (
+            TableState(None) if self.rows is None else TableState(len(self.rows), self.last_block, self.tidy)
+        )
+
+    @property
+    def tidy(self) -> bool:
+        """Whether no room was left before its rows, as far as is known: that of old ones, after they were written again
+        while somebody was in the way of a VACUUM. The next rows would come to lie there."""
+        return self.rows is None or len(self.rows) > SMALL or not self.kept or self.kept[0] == (0, 1)
 
     @property
     def last_block(self) -> int:

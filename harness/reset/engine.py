@@ -347,7 +347,8 @@ class ResetEngine(EngineState):
                 min(change.blocks, default=base.last_block),
                 max(change.blocks, default=0),
                 base.last_block,
-                base.rows is not None and base.last_block < HELD_PAGES,
+                # Of one that is not tidy, a VACUUM would free the room before its rows.
+                base.rows is not None and base.tidy and base.last_block < HELD_PAGES,
             )
         if left or self._touched:
             truncate = not (outcome.present.idle or outcome.present.readers)

@@ -11,6 +11,10 @@ from harness.catalog.restore_facts import Relation, SequenceState
 from harness.errors import LeaseError
 
 
+SMALL = 1000
+"""Rows up to which a table may be written again as a whole."""
+
+
 class RecloneNeeded(LeaseError):
     """The database must be replaced by a fresh clone: putting it back is not certain, or not worth it.
 
@@ -135,10 +139,12 @@ class TableState:
     Attributes:
         rows: how many; None where the table is too large to be kept.
         last_block: the last block that holds any of them; 0 where none does.
+        tidy: no room was left before them.
     """
 
     rows: int | None
     last_block: int = 0
+    tidy: bool = True
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ class Baseline:
     relations: Mapping[int, Relation]
     states: Mapping[int, TableState]
     sequences: Mapping[int, SequenceState]
-    small: int = 1000
+    small: int = SMALL
     held: frozenset[int] = frozenset()
     may_truncate: bool = True
     worth: float = inf

@@ -129,9 +129,9 @@ def _table(change: TableChange, baseline: Baseline, oid: int) -> How | Reclone:
     if state.rows == 0:
         grown = change.inserts >= GROWN_ROWS or len(change.blocks) >= GROWN_BLOCKS
         return How.TRUNCATE if grown and baseline.may_truncate else How.EMPTY
-    whole = change.rewritten or change.unlogged
+    whole = change.rewritten or change.unlogged or not state.tidy
     if state.rows is not None:
-        if change.only_inserts and state.rows <= baseline.small:
+        if change.only_inserts and state.tidy and state.rows <= baseline.small:
             return How.EXTRAS
         if whole and relation.toast > HEAVY_PAGES:
             return Reclone(

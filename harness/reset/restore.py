@@ -10,7 +10,9 @@ transaction. Hence two of them::
     BEGIN   lock   insert what is missing, in the order of place   sequences   COMMIT
 
 In between a session that reads sees rows missing, and one that writes is found in the log afterwards: the caller
-begins again. Where nothing is missing, or a table is too large for an order to be kept, the first one does all.
+begins again, and where that happened once, the locks stay, and all is done in one transaction: rows are written again in
+their order, and the places of the old ones are freed another time. Where nothing is missing, or a table is too large
+for an order to be kept, one transaction does as well.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from harness.catalog.session import Session
 from harness.errors import ServerRefused
 from harness.reset import vacuum
 from harness.reset.baseline import HELD_PAGES, BaselineStore, TableBase
-from harness.reset.model import How, RecloneNeeded, Restore, TableChange
+from harness.reset.model import SMALL, How, RecloneNeeded, Restore, TableChange
 from harness.reset.plan import HEAVY_PAGES, ROW_MS
 
 ORDER_ATTEMPTS = 3
@@ -187,10 +189,14 @@ class Attempt:
             self._worth_it()
             if self.todo.large_objects:
                 self._large_objects()
-        if self._missing:
+        if self._missing and not self.terms.locked:
             self._take([*steps, *self._committing()])
             self._refill()
             return self.done
+        if self._missing:
+            self._take(steps)
+            self._write_again()
+            steps = []
         if looks or self.todo.large_objects:
             self.stage("before-commit")
         self._take([*steps, *self._ending()])
@@ -198,6 +204,8 @@ class Attempt:
 
     def _take(self, steps: Sequence[Step]) -> None:
         """Send the statements as one message, and hand out what each gave."""
+        if not steps:
+            return
         results = restore_batch.run(self.session, [statement for statement, _ in steps])
         for (_, handle), result in zip(steps, results, strict=True):
             handle(result)
@@ -291,7 +299,7 @@ class Attempt:
         base = self.bases[oid]
         assert base.rows is not None
         live = result.pairs()
-        if not self.changes[oid].rewritten:
+        if not self.changes[oid].rewritten and base.tidy:
             return self._compare_held(oid, live, {place: n for n, place in enumerate(base.places)})
         # CLUSTER permutes rows: the same places and writers, of a table that is written anew, prove nothing.
         self._missing[oid] = list(range(len(base.rows)))
@@ -405,6 +413,25 @@ class Attempt:
             self._truncate(oid, numbers)
         self.stage("before-commit")
         self._take(self._ending())
+
+    def _write_again(self) -> None:
+        """In the transaction that is open: all rows of the tables that miss some, until they lie in their order."""
+        for oid, missing in self._missing.items():
+            base = self.bases[oid]
+            numbers = list(range(len(base.places)))
+            if len(numbers) > SMALL:
+                assert base.rows is not None
+                self._take([self._inserting(oid, base, [(base.rows, n) for n in missing], missing)])
+                continue
+            if base.relation.toast > HEAVY_PAGES:
+                raise RecloneNeeded(f"all long values of {base.relation} would be written anew")
+            clear = (restore_rows.delete_all(base.relation), partial(self._deleted, oid))
+            for _ in range(ORDER_ATTEMPTS):
+                self._take([clear, *self._fillings({oid: numbers})])
+                if self._lies_right(oid, numbers, in_front=False):
+                    break
+            else:
+                self._truncate(oid, numbers)
 
     def _needs_vacuum(self, oid: int) -> bool:
         """Whether old rows may lie where the missing ones belong: in a file that is empty none do."""

@@ -149,14 +149,14 @@ def test_a_disk_that_is_full_is_an_error_and_then_a_clone(own_server: Server, sm
     filler = small_disk / "filler"
     try:
         with case.bench.app() as app:
-            app.execute("update held set v = v || 'changed'")
+            # A new file: rows that go back to their places need none to be longer.
+            app.execute("truncate held")
             app.execute("insert into plain (v) values ('x')")
             _fill(filler)
             with pytest.raises(RecloneNeeded, match="cannot be put back"):
                 case.reset()
-            # Rolled back as a whole: half of it is never called pristine.
-            assert app.value("select count(*) from plain") == 1
-            assert app.value("select count(*) from held where v like '%%changed'") == 200
+            # What was half put back is never called pristine.
+            assert app.value("select count(*) from held") == 0
         # A lease makes the new clone before it gives the old one up.
         with pytest.raises(HarnessError, match="No space left on device"):
             clone(case.bench.admin, "fulldisk_t", "fulldisk_n")
