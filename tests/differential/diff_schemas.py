@@ -72,6 +72,15 @@ create function audited() returns trigger language plpgsql as
   $$ begin insert into audit (what) values (tg_op); return null; end $$;
 """
 
+SETTLE = """
+do $$ declare s record; begin
+  for s in select seqrelid::regclass as name from pg_sequence loop
+    execute format('select setval(%L, last_value, is_called) from %s', s.name, s.name);
+  end loop;
+end $$
+"""
+"""As a template's sequences are when it is made: none has values that are taken without a word in the log."""
+
 
 def quoted(text: str) -> str:
     """A literal."""

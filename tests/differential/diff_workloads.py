@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 
 from diff_schemas import Schema, Table, values
 
@@ -266,6 +266,15 @@ def _operations() -> dict[str, tuple[int, Make]]:
 
 
 OPERATIONS = _operations()
+
+
+def some_of(
+    kinds: Collection[str], rng: random.Random, maker: Maker, count: int, connection: int | None = None
+) -> list[Operation]:
+    """Operations of these kinds only, all on one connection where that is given."""
+    chosen = rng.choices(list(kinds), [OPERATIONS[kind][0] for kind in kinds], k=count)
+    made = [OPERATIONS[kind][1](maker) for kind in chosen]
+    return made if connection is None else [replace(one, connection=connection) for one in made]
 
 
 def generate(seed: int, schema: Schema) -> list[Operation]:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from diff_schemas import SETTLE
 from diff_schemas import generate as generate_schema
 from diff_workloads import DDL, Operation
 from diff_workloads import generate as generate_workload
 from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, clone, drop
-from test_differential import _SETTLE, SEED, Runner
+from test_differential import SEED, Runner
 
 from harness import saved
 from harness.catalog.attributes import apply_statements, read_attributes
@@ -42,7 +43,7 @@ class Processes(Runner):
 
     def __init__(self, server: Server, schema: int, folder: Path) -> None:
         made = generate_schema(schema)
-        made.sql += ";" + _SETTLE
+        made.sql += ";" + SETTLE
         super().__init__(server, made)
         self.notes = Notes(folder)
         self.killed = 0

@@ -1,0 +1,255 @@
+"""Writers that go on during resets, clones and marks: once they have stopped, one more reset gives what a fresh clone gives.
+
+Two kinds of company. *Beside*: one to three threads write all the time; a seed brings the same statements again, not the same
+moments. *Between*: operations run at the stages of a reset, so that a seed brings the same story again.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+from diff_further import FURTHER, ORDERED, TIMEOUT, enlarge, fail, replace, schemas
+from diff_schemas import SETTLE, Schema
+from diff_schemas import generate as generate_schema
+from diff_workloads import CONNECTIONS, DDL, OPERATIONS, Maker, Operation, some_of
+from fix_reset_picture import difference
+from fix_reset_servers import Server
+from test_differential import Runner
+
+from harness.errors import HarnessError, LeaseError
+from harness.reset.marks import Mark
+from harness.reset.model import RecloneNeeded
+
+KINDS = [kind for kind in OPERATIONS if kind not in (*DDL, "advisory")]
+MARKABLE = [kind for kind in KINDS if kind not in ("setting", "large object")]
+STAGES = ("before-look", "looked", "before-lock", "locked", "before-commit", "committed")
+RESETS = 3
+PATIENCE = 10.0
+
+PAIRS = """
+create table pair_one (tag text primary key, n integer)
+; create table pair_two (id serial primary key, tag text, part integer)
+; insert into pair_two (tag, part) select 'seed', i from generate_series(1, 3) i
+; insert into pair_one values ('seed', 3)
+"""
+
+TORN = """
+select tag from pair_one full join (select tag, count(*) from pair_two group by tag) two using (tag)
+ where n is distinct from count
+"""
+"""Transactions of which a part is there."""
+
+
+class Company(Runner):
+    """A runner with company."""
+
+    ordered = ORDERED
+
+    def __init__(self, server: Server, schema: Schema) -> None:
+        enlarge(schema, weight=1)
+        schema.sql += ";" + PAIRS + ";" + SETTLE
+        super().__init__(server, schema)
+        self.story: list[str] = []
+        self.written = 0
+        self.counts: Counter[str] = Counter()
+        self._progress = threading.Condition()
+
+    # --- the writers -------------------------------------------------------------------------------
+
+    def write(self, operation: Operation) -> None:
+        """One operation, whatever becomes of it: a reset may end the session, a clone take the database away."""
+        went = False
+        with suppress(HarnessError):
+            went = self.perform(operation)
+        self.story.append(f"{'' if went else '(refused) '}{operation}")
+        with self._progress:
+            self.written += 1
+            self._progress.notify_all()
+
+    @contextmanager
+    def beside(self, rng: random.Random, kinds: list[str]) -> Iterator[None]:
+        """One to three threads that write until the block ends."""
+        stop = threading.Event()
+        failed: list[BaseException] = []
+
+        def go(number: int, seed: int) -> None:
+            mine = random.Random(seed)
+            maker = Maker(mine, self.schema)
+            try:
+                while not stop.is_set():
+                    self.write(self._one(mine, maker, kinds, number))
+            except BaseException as error:
+                failed.append(error)
+
+        writers = [
+            threading.Thread(target=go, args=(number, rng.randrange(2**32)))
+            for number in range(rng.randint(1, CONNECTIONS))
+        ]
+        for writer in writers:
+            writer.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            for writer in writers:
+                writer.join(PATIENCE)
+        assert not failed, failed
+        assert not any(writer.is_alive() for writer in writers)
+
+    def progress(self, count: int) -> None:
+        """Wait until the writers have done so much more."""
+        with self._progress:
+            wanted = self.written + count
+            assert self._progress.wait_for(lambda: self.written >= wanted, PATIENCE), (
+                "the writers stand still"
+            )
+
+    @contextmanager
+    def between(self, rng: random.Random, kinds: list[str]) -> Iterator[None]:
+        """A few operations at stages of the resets of the block."""
+        maker = Maker(rng, self.schema)
+        due = {rng.choice(STAGES) for _ in range(rng.randint(1, 2))}
+        left = rng.randint(1, 5)
+
+        def reached(stage: str) -> None:
+            nonlocal left
+            if stage in due and left > 0 and rng.random() < 0.7:
+                left -= 1
+                self.story.append(f"-- at stage {stage}")
+                self.write(self._one(rng, maker, kinds, rng.randrange(CONNECTIONS)))
+
+        self.bench.engine._stage = reached
+        try:
+            yield
+        finally:
+            self.bench.engine._stage = lambda name: None
+
+    def _one(self, rng: random.Random, maker: Maker, kinds: list[str], number: int) -> Operation:
+        dice = rng.random()
+        if dice < 0.2:
+            tag, parts = f"w{number}-{rng.randrange(10**9)}", rng.randint(1, 3)
+            return Operation("pair", number, (
+                "begin", f"insert into pair_one values ('{tag}', {parts})",
+                f"insert into pair_two (tag, part) select '{tag}', i from generate_series(1, {parts}) i", "commit",
+            ))  # fmt: skip
+        if dice < 0.35:
+            # What is empty, small, and large: a new file is what is lost most easily.
+            table = rng.choice(["hollow", "medium", "base", "uniq", "booking"])
+            again = rng.choice([[], [maker.insert(next(t for t in self.schema.tables if t.name == table))]])
+            return Operation("cut", number, (f"truncate {table}", *again))
+        return some_of(kinds, rng, maker, 1, number)[0]
+
+    # --- resets ------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """What a lease does, while others go on."""
+        try:
+            report = self.bench.engine.reset()
+            self.strategies[report.strategy] += 1
+            self.story.append(f"-- reset: {report.strategy}")
+        except RecloneNeeded as error:
+            self.strategies["clone"] += 1
+            self.reasons[error.reason[:80]] += 1
+            self.story.append(f"-- clone: {error.reason[:150]}")
+            replace(self.bench)
+
+    def resets_in_company(self, seed: int) -> list[str]:
+        rng = random.Random(seed)
+        self.story = []
+        if rng.random() < 0.5:
+            with self.beside(rng, KINDS):
+                for _ in range(RESETS):
+                    self.progress(rng.randint(1, 4))
+                    self.reset()
+                    self.story.append("-- reset ends")
+        else:
+            for _ in range(RESETS):
+                with self.between(rng, KINDS):
+                    for operation in some_of(KINDS, rng, Maker(rng, self.schema), rng.randint(0, 2)):
+                        self.write(operation)
+                    self.reset()
+        self.story.append("-- all have stopped")
+        self.reset()
+        return self.compare(catalogs=False)
+
+    # --- marks -------------------------------------------------------------------------------------
+
+    def marks_in_company(self, seed: int) -> list[str]:
+        rng = random.Random(seed)
+        self.story = []
+        maker = Maker(rng, self.schema)
+        if rng.random() < 0.5:
+            with self.beside(rng, MARKABLE):
+                self.progress(rng.randint(1, 5))
+                mark = self._mark()
+                self.progress(rng.randint(1, 3))
+        else:
+            for operation in some_of(MARKABLE, rng, maker, rng.randint(0, 3)):
+                self.write(operation)
+            with self.between(rng, MARKABLE):
+                mark = self._mark()
+        found: list[str] = []
+        if mark is not None:
+            first = self._seen()
+            for operation in some_of(MARKABLE, rng, maker, rng.randint(1, 3)):
+                self.write(operation)
+            second = self._seen()
+            with self.bench.superuser() as session:
+                torn = [f"torn: {tag}" for (tag,) in session.rows(TORN)]
+            found = [*torn, *(f"the mark comes back another: {line}" for line in difference(second, first))]
+            mark.release()
+        self.reset()
+        return [*found, *(f"below the mark: {line}" for line in self.compare(catalogs=False))]
+
+    def _mark(self) -> Mark | None:
+        try:
+            mark = self.bench.engine.mark()
+        except LeaseError as error:
+            self.counts[f"no mark: {str(error)[:60]}"] += 1
+            self.story.append(f"-- no mark: {error}")
+            return None
+        self.counts["marked"] += 1
+        self.story.append("-- marked")
+        return mark
+
+    def _seen(self) -> dict[str, object]:
+        self.reset()
+        self.leave_transactions()
+        with self.bench.superuser() as session:
+            return self.picture.take(session, catalogs=False)
+
+
+def search(runner: Company, first: int, seeds: range, *, marks: bool) -> None:
+    for seed in seeds:
+        differences = runner.marks_in_company(seed) if marks else runner.resets_in_company(seed)
+        if differences:
+            fail(runner.server.version, first, seed, differences, runner.story)
+
+
+@pytest.mark.timeout(TIMEOUT)
+@pytest.mark.parametrize("marks", [False, True], ids=["resets", "marks"])
+def test_what_is_written_meanwhile_is_gone_afterwards(reset_server: Server, marks: bool) -> None:
+    counts: Counter[str] = Counter()
+    strategies: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for first, seeds in schemas():
+        runner = Company(reset_server, generate_schema(first))
+        try:
+            search(
+                runner, first, seeds[: len(seeds) // 2] if marks else seeds[len(seeds) // 2 :], marks=marks
+            )
+            counts += runner.counts
+            strategies += runner.strategies
+            reasons += runner.reasons
+        finally:
+            runner.close()
+    print(
+        f"\nPostgreSQL {reset_server.version}: {FURTHER} in company, {dict(strategies)}, {dict(counts)}, {dict(reasons)}"
+    )
+    assert strategies["clone"] <= 0.4 * strategies["restore"]
+    assert not marks or counts["marked"] >= FURTHER / 8

@@ -1,0 +1,183 @@
+"""Random stacks of marks: set, come back to, released in any order, renewed, through clones too.
+
+After each reset the database is what it was when the mark that is on top now was set, and at the end of each story that of
+a fresh clone: the state *below* each mark is compared when it is reached.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from diff_further import FURTHER, ORDERED, TIMEOUT, Step, enlarge, fail, schemas, shrunk
+from diff_schemas import Schema
+from diff_schemas import generate as generate_schema
+from diff_workloads import CONNECTIONS, DDL, OPERATIONS, Maker, Operation, some_of
+from fix_reset_servers import Server
+from test_differential import KEPT, Runner
+
+from harness.errors import LeaseError
+from harness.reset.marks import Mark
+from harness.reset.model import RecloneNeeded
+
+DEPTH = 5
+KINDS = [kind for kind in OPERATIONS if kind not in (*DDL, "advisory", "setting", "large object", "reindex")]
+"""No mark holds settings and large objects; advisory locks cost 0.2 s each, and are no matter of marks."""
+
+
+class Stacks(Runner):
+    """A runner with a stack of marks, and of what each of them has to bring back."""
+
+    ordered = ORDERED
+
+    def __init__(self, server: Server, schema: Schema) -> None:
+        super().__init__(server, enlarge(schema))
+        self.template = (self.wanted, self.look)
+        self.stack: list[tuple[Mark, tuple[dict[str, object], list[tuple[object, ...]]]]] = []
+        self.counts: Counter[str] = Counter()
+
+    def play(self, steps: Sequence[Step]) -> list[str]:
+        """Do all of it, and go down to the template; what differs where it first does."""
+        for step in steps:
+            if differences := self._step(step):
+                return [f"at {step}, {len(self.stack)} marks:", *differences]
+        while self.stack:
+            self._release(len(self.stack) - 1)
+            if differences := self._reset(None):
+                return [f"on the way down, {len(self.stack)} marks left:", *differences]
+        return [f"at the end: {line}" for line in self._reset(None)]
+
+    def again(self) -> None:
+        """From the template, whatever was before."""
+        while self.stack:
+            self._release(0)
+        self.wanted, self.look = self.template
+        self.bench.reclone()
+
+    def fails(self, steps: list[Step]) -> bool:
+        self.again()
+        return bool(self.play(steps))
+
+    def _step(self, step: Step) -> list[str]:
+        self.counts[step.what] += 1
+        if step.operation is not None:
+            self.perform(step.operation)
+        elif step.what == "mark" and len(self.stack) < DEPTH:
+            self._mark()
+        elif step.what == "release" and self.stack:
+            self._release(step.pick % len(self.stack))
+        elif step.what == "renew" and self.stack:
+            self._release(step.pick % len(self.stack))
+            self._mark()
+        elif step.what == "clone":
+            return self._clone()
+        elif step.what == "reset to" and self.stack:
+            return self._reset(step.pick % len(self.stack))
+        elif step.what == "reset":
+            return self._reset(None)
+        return []
+
+    def _mark(self) -> None:
+        try:
+            mark = self.bench.engine.mark()
+        except LeaseError as error:
+            self.counts[f"no mark: {str(error)[:60]}"] += 1
+            return
+        self.leave_transactions()
+        with self.bench.superuser() as session:
+            session.execute(KEPT[-1])
+            seen = (self.picture.take(session, catalogs=False), session.rows("execute look"))
+        self.stack.append((mark, seen))
+
+    def _release(self, number: int) -> None:
+        self.stack[number][0].release()
+        del self.stack[number:]
+
+    def _reset(self, to: int | None) -> list[str]:
+        mark = None if to is None else self.stack[to][0]
+        if to is not None:
+            del self.stack[to + 1 :]
+        try:
+            self.bench.engine.reset(to=mark)
+            self.strategies["restore"] += 1
+        except RecloneNeeded as error:
+            self.strategies["clone"] += 1
+            self.reasons[error.reason[:80]] += 1
+            return self._clone()
+        return self._compared()
+
+    def _clone(self) -> list[str]:
+        self.bench.reclone()
+        return self._compared()
+
+    def _compared(self) -> list[str]:
+        wanted, self.look = self.stack[-1][1] if self.stack else self.template
+        self.wanted = wanted
+        return self.compare(catalogs=False)
+
+
+def story(seed: int, schema: Schema) -> list[Step]:
+    """The story of a seed: writes, marks, and ways back."""
+    rng = random.Random(seed)
+    maker = Maker(rng, schema)
+    steps: list[Step] = []
+    for _ in range(rng.randint(5, 11)):
+        what = rng.choices(
+            ["write", "mark", "reset", "release", "renew", "reset to", "clone"], [36, 26, 16, 10, 6, 6, 2]
+        )[0]
+        if what != "write":
+            steps.append(Step(what, pick=rng.randrange(60)))
+        if what in ("write", "mark"):
+            steps += [Step("write", operation) for operation in _writes(rng, maker)]
+    return steps
+
+
+def _writes(rng: random.Random, maker: Maker) -> list[Operation]:
+    if rng.random() < 0.4:
+        return [_large(rng)]
+    return some_of(KINDS, rng, maker, rng.randint(1, 3))
+
+
+def _large(rng: random.Random) -> Operation:
+    """Some rows here and there in a table that is not put back as a whole."""
+    table, step = rng.choice(["medium", "wide"]), rng.choice([3, 97, 400, 1400])
+    # One that touches most of them belongs to a clone, and is here to be told apart.
+    where = f"id % {step} = {rng.randrange(step)}" if step > 3 else f"id < {rng.randint(1, 60)}"
+    statement = rng.choice([
+        f"update {table} set n = n + 1 where {where}", f"delete from {table} where {where}",
+        f"update {table} set v = v || '+' where {where}",
+        f"insert into {table} (v, n) select v, n from {table} where {where}",
+    ])  # fmt: skip
+    return Operation("large", rng.randrange(CONNECTIONS), (statement,))
+
+
+def search(runner: Stacks, first: int, seeds: range) -> None:
+    """Play the stories of these seeds, and fail with the shortest that fails."""
+    for seed in seeds:
+        steps = story(seed, runner.schema)
+        if differences := runner.play(steps):
+            if runner.fails(steps):
+                steps = shrunk(steps, runner.fails)
+                runner.again()
+                differences = runner.play(steps) or differences
+            fail(runner.server.version, first, seed, differences, steps)
+
+
+@pytest.mark.timeout(TIMEOUT)
+def test_every_state_below_a_mark_comes_back(reset_server: Server) -> None:
+    counts: Counter[str] = Counter()
+    strategies: Counter[str] = Counter()
+    for first, seeds in schemas():
+        runner = Stacks(reset_server, generate_schema(first))
+        try:
+            search(runner, first, seeds)
+            counts += runner.counts
+            strategies += runner.strategies
+        finally:
+            runner.close()
+    print(f"\nPostgreSQL {reset_server.version}: {FURTHER} stacks, {dict(strategies)}, {dict(counts)}")
+    assert counts["mark"] >= FURTHER
+    # An engine that always takes a clone is always right, and useless.
+    assert strategies["clone"] <= 0.25 * strategies["restore"]
