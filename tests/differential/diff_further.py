@@ -27,6 +27,9 @@ PER_SCHEMA = 25
 ORDERED = 1000
 """Rows up to which docs/reset.md promises their order, whatever was done to the table."""
 
+SHOWN = 40
+"""Steps of a story that a failure shows."""
+
 T = TypeVar("T")
 
 
@@ -97,7 +100,8 @@ def shrunk(steps: Sequence[T], fails: Callable[[list[T]], bool], attempts: int =
 def fail(version: int, first: int, seed: int, differences: Sequence[str], story: Sequence[object]) -> None:
     """Say what differs, after what, and how to see it again."""
     found = "\n  ".join(differences[:10])
-    steps = "\n  ".join(str(step)[:300] for step in story)
+    # The end of it: with company a story is long, and what was lost was mostly written since the reset before the last.
+    steps = "\n  ".join(" ".join(str(step).split())[:200] for step in story[-SHOWN:])
     pytest.fail(
         f"PostgreSQL {version}, schema {first}, seed {seed} (PGHARNESS_TEST_VERSIONS={version} PGHARNESS_TEST_SEED={first} "
         f"PGHARNESS_TEST_FURTHER={seed - first + 1}):\n  {found}\nStory:\n  {steps}"

@@ -58,6 +58,7 @@ class Company(Runner):
         self.written = 0
         self.counts: Counter[str] = Counter()
         self._progress = threading.Condition()
+        self._allowed = threading.Semaphore(0)
 
     # --- the writers -------------------------------------------------------------------------------
 
@@ -73,8 +74,9 @@ class Company(Runner):
 
     @contextmanager
     def beside(self, rng: random.Random, kinds: list[str]) -> Iterator[None]:
-        """One to three threads that write until the block ends."""
+        """One to three threads that write until the block ends, as much as :meth:`allow` lets them."""
         stop = threading.Event()
+        self._allowed = threading.Semaphore(0)
         failed: list[BaseException] = []
 
         def go(number: int, seed: int) -> None:
@@ -82,8 +84,9 @@ class Company(Runner):
             maker = Maker(mine, self.schema)
             try:
                 while not stop.is_set():
-                    self.write(self._one(mine, maker, kinds, number))
-            except BaseException as error:
+                    if self._allowed.acquire(timeout=0.01):
+                        self.write(self._one(mine, maker, kinds, number))
+            except Exception as error:  # noqa: BLE001 — told in the main thread
                 failed.append(error)
 
         writers = [
@@ -101,19 +104,22 @@ class Company(Runner):
         assert not failed, failed
         assert not any(writer.is_alive() for writer in writers)
 
-    def progress(self, count: int) -> None:
-        """Wait until the writers have done so much more."""
+    def allow(self, rng: random.Random) -> None:
+        """Let the writers do some more, and wait until they have begun; writers without an end take a reset seconds."""
         with self._progress:
-            wanted = self.written + count
+            wanted = self.written + rng.randint(1, 3)
+            self._allowed.release(rng.randint(4, 16))
             assert self._progress.wait_for(lambda: self.written >= wanted, PATIENCE), (
                 "the writers stand still"
             )
 
     @contextmanager
-    def between(self, rng: random.Random, kinds: list[str]) -> Iterator[None]:
+    def between(
+        self, rng: random.Random, kinds: list[str], stages: tuple[str, ...] = STAGES
+    ) -> Iterator[None]:
         """A few operations at stages of the resets of the block."""
         maker = Maker(rng, self.schema)
-        due = {rng.choice(STAGES) for _ in range(rng.randint(1, 2))}
+        due = {rng.choice(stages) for _ in range(rng.randint(1, 2))}
         left = rng.randint(1, 5)
 
         def reached(stage: str) -> None:
@@ -164,7 +170,7 @@ class Company(Runner):
         if rng.random() < 0.5:
             with self.beside(rng, KINDS):
                 for _ in range(RESETS):
-                    self.progress(rng.randint(1, 4))
+                    self.allow(rng)
                     self.reset()
                     self.story.append("-- reset ends")
         else:
@@ -185,13 +191,12 @@ class Company(Runner):
         maker = Maker(rng, self.schema)
         if rng.random() < 0.5:
             with self.beside(rng, MARKABLE):
-                self.progress(rng.randint(1, 5))
+                self.allow(rng)
                 mark = self._mark()
-                self.progress(rng.randint(1, 3))
         else:
             for operation in some_of(MARKABLE, rng, maker, rng.randint(0, 3)):
                 self.write(operation)
-            with self.between(rng, MARKABLE):
+            with self.between(rng, MARKABLE, STAGES[:2]):
                 mark = self._mark()
         found: list[str] = []
         if mark is not None:
