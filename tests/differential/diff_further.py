@@ -56,8 +56,12 @@ def schemas() -> Iterator[tuple[int, range]]:
 
 
 def enlarge(schema: Schema, *, weight: int = 3) -> Schema:
-    """With a table of 1,500 rows, one of 150 pages, and an empty one, each written ``weight`` times as often as others."""
+    """With tables of 300, 1,000 and 1,500 rows, one of 150 pages, and an empty one, each written ``weight`` times as often as others."""
     schema.sql += (
+        "; create table few (id serial primary key, v text, n integer)"
+        "; insert into few (v, n) select repeat('s', i % 90), i from generate_series(1, 300) i"
+        "; create table thousand (id serial primary key, v text, n integer)"
+        "; insert into thousand (v, n) select 't' || i, i from generate_series(1, 1000) i"
         "; create table medium (id serial primary key, v text, n integer)"
         "; insert into medium (v, n) select 'm' || i, i from generate_series(1, 1500) i"
         "; create table wide (id serial primary key, v text, n integer)"
@@ -65,7 +69,7 @@ def enlarge(schema: Schema, *, weight: int = 3) -> Schema:
         "; create table hollow (id serial primary key, v text, n integer)"
     )
     columns = {"v": "text", "n": "integer"}
-    for name in ("medium", "wide", "hollow"):
+    for name in ("few", "thousand", "medium", "wide", "hollow"):
         schema.tables += [Table(name, columns, "id")] * weight
     return schema
 
