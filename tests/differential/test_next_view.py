@@ -118,7 +118,8 @@ def outcome(session: Session, operation: Operation) -> list[object]:
                 found.append(cursor.rowcount)
         for statement in operation.statements:
             cursor = session.connection.execute(statement)
-            found.append(cursor.fetchall() if cursor.description else cursor.rowcount)
+            # As text: a NaN is not equal to itself.
+            found.append(str(cursor.fetchall()) if cursor.description else cursor.rowcount)
     except psycopg.Error as error:
         if session.closed:
             raise ServerLost(str(error)) from error
