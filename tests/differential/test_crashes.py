@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from diff_further import FURTHER, ORDERED, TIMEOUT, deterministic, enlarge, fail, schemas
+from diff_further import FURTHER, ORDERED, PER_SCHEMA, TIMEOUT, deterministic, enlarge, fail, schemas
 from diff_schemas import Schema
 from diff_schemas import generate as generate_schema
 from diff_workloads import CONNECTIONS, DDL, OPERATIONS, Maker, some_of
@@ -93,8 +93,10 @@ class Leased:
 class Crashes(Runner):
     """A runner whose database is a real lease, on a server that crashes."""
 
-    def __init__(self, server: Server, schema: Schema, folder: Path) -> None:
-        enlarge(deterministic(schema), weight=1).sql += UNLOGGED
+    def __init__(self, server: Server, schema: Schema, folder: Path, *, unlogged: bool = True) -> None:
+        enlarge(deterministic(schema), weight=1)
+        # A template that a crash has emptied is built again each time, which takes longer than all the rest.
+        schema.sql = schema.sql + UNLOGGED if unlogged else schema.sql.replace("create unlogged", "create")
         self.server, self.schema = server, schema
         self.counts: Counter[str] = Counter()
         self.story: list[str] = []
@@ -205,6 +207,10 @@ class Crashes(Runner):
                 "with nobody in it",
             ]
         )
+        if when == "in the middle":
+            # An engine is opened when it is first needed.
+            with suppress(HarnessError):
+                self.lease.changes()
         if when == "before the writes":
             self.crash(rng, wait=True)
         if when != "with nobody in it":
@@ -264,7 +270,8 @@ def test_a_crash_at_any_moment_leaves_nothing_wrong(own_server: Server, tmp_path
     strategies: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for first, seeds in schemas():
-        runner = Crashes(own_server, generate_schema(first), tmp_path / str(first))
+        unlogged = first // PER_SCHEMA % 4 == 0
+        runner = Crashes(own_server, generate_schema(first), tmp_path / str(first), unlogged=unlogged)
         try:
             search(runner, first, seeds)
             counts += runner.counts

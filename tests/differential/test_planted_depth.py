@@ -1,0 +1,120 @@
+"""Planted bugs of marks, company, crashes and order: each search that is meant for them finds them within a few seeds.
+
+What is patched is said in one function each, at the top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diff_schemas import generate as generate_schema
+from fix_reset_servers import Server
+from test_company import Company
+from test_crashes import Crashes, own_server
+from test_next_view import NextView
+from test_next_view import story as next_story
+from test_stacks import Stacks
+from test_stacks import story as stack_story
+
+from harness.catalog import restore_facts
+from harness.reset import detect
+from harness.reset.engine import ResetEngine
+from harness.reset.state import EngineState
+
+__all__ = ["own_server"]
+
+
+def drop_the_notes_of_a_popped_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies elsewhere than the state below knows is forgotten with the mark that noted it."""
+
+    def pop(self: ResetEngine) -> None:
+        self._pending = detect.united(self._pending, self._marks.pop().changes)
+
+    monkeypatch.setattr(ResetEngine, "_pop", pop)
+
+
+def ask_for_files_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """File numbers are asked for once more after the look, and pass for pristine."""
+    real = EngineState._remember_files
+
+    def late(self: EngineState, files: dict[int, int]) -> None:
+        real(self, {**files, **restore_facts.files(self._lease)})
+
+    monkeypatch.setattr(EngineState, "_remember_files", late)
+
+
+def skip_the_check_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was made before the server's last start passes for good."""
+    try:
+        from harness.catalog import incarnation  # type: ignore[attr-defined]
+    except ImportError:
+        return  # there is no check that could be skipped
+    monkeypatch.setattr(incarnation, "emptied", lambda *_: False)
+    monkeypatch.setattr(incarnation.Incarnation, "other", lambda *_: "")
+
+
+def leave_free_space_in_front(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table's rows are written behind their old places, which a VACUUM then frees."""
+    real = ResetEngine.reset
+
+    def reset(self: ResetEngine, **options: Any) -> object:
+        report = real(self, **options)
+        # The next reset sees it, and puts it right.
+        self._lease.execute(
+            "with gone as (delete from public.thousand returning *) insert into public.thousand select * from gone"
+        )
+        self._lease.execute("vacuum public.thousand")
+        return report
+
+    monkeypatch.setattr(ResetEngine, "reset", reset)
+
+
+def found(play: Callable[[int], object], seeds: Iterable[int]) -> bool:
+    """Whether the search says that something differs."""
+    return any(play(seed) for seed in seeds)
+
+
+def test_a_popped_layer_whose_notes_are_dropped_is_found(
+    reset_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_the_notes_of_a_popped_layer(monkeypatch)
+    runner = Stacks(reset_server, generate_schema(5))
+    try:
+        assert found(lambda seed: runner.play(stack_story(seed, runner.schema)), range(1, 80))
+    finally:
+        runner.close()
+
+
+def test_files_that_are_asked_for_late_are_found(
+    reset_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask_for_files_late(monkeypatch)
+    runner = Company(reset_server, generate_schema(5))
+    try:
+        assert found(runner.resets_in_company, range(1, 80))
+    finally:
+        runner.close()
+
+
+def test_a_start_that_is_not_looked_at_is_found(
+    own_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    skip_the_check_of_the_start(monkeypatch)
+    runner = Crashes(own_server, generate_schema(5), tmp_path / "planted")
+    try:
+        assert found(runner.round, range(1, 20))
+    finally:
+        runner.close()
+
+
+def test_free_space_in_front_is_found(reset_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_free_space_in_front(monkeypatch)
+    runner = NextView(reset_server, generate_schema(5))
+    try:
+        stories = (next_story(seed, runner.schema) for seed in range(1, 80))
+        assert any(runner.play(steps, kept=kept) for steps, kept in stories)
+    finally:
+        runner.close()
