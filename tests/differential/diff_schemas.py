@@ -107,6 +107,11 @@ class Table:
     truncatable: bool = True
     no_delete: bool = False
 
+    @property
+    def written(self) -> str:
+        """A column that a workload may write."""
+        return next(name for name in self.columns if name != "parent")
+
 
 @dataclass
 class Schema:

@@ -48,10 +48,11 @@ class Runner:
     """One schema on one server: runs workloads, resets, compares."""
 
     ordered: int | None = None
+    patience = 0.05
 
     def __init__(self, server: Server, schema: Schema) -> None:
         self.server, self.schema = server, schema
-        self.bench: Bench = make(server, f"diff_{schema.seed}", schema.sql, reset_timeout=0.05)
+        self.bench: Bench = make(server, f"diff_{schema.seed}", schema.sql, reset_timeout=self.patience)
         self.sessions: list[Session | None] = [None] * CONNECTIONS
         fresh = self.bench.clone_fresh()
         with server.session(fresh) as session:

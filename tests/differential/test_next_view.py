@@ -162,11 +162,11 @@ def _unanalyzed(operation: Operation) -> Operation:
 
 def _here(rng: random.Random, maker: Maker, table: Table, connection: int) -> Operation:
     """One change of this table."""
-    names = [name for name in table.columns if name != "parent"]
+    name = table.written
     statement = rng.choice([
         maker.insert(table, 1), maker.insert(table, 40), maker.update(table), maker.update(table), maker.delete(table),
-        f"insert into {table.name} ({names[0]}) select {names[0]} from {table.name} limit {rng.randint(1, 300)}",
-        f"update {table.name} set {names[0]} = {names[0]} where {table.key} in (select {table.key} from {table.name} limit 1)",
+        f"insert into {table.name} ({name}) select {name} from {table.name} limit {rng.randint(1, 300)}",
+        f"update {table.name} set {name} = {name} where {table.key} in (select {table.key} from {table.name} limit 1)",
     ])  # fmt: skip
     return Operation(
         "here", connection, rng.choice([(statement,), (statement,), ("begin", statement, "rollback")])
