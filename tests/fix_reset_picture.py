@@ -88,9 +88,13 @@ class Picture:
             order = "t::text" if large else "ctid"
             return f"count(*) || ' ' || coalesce(md5(string_agg(t::text, '|' order by {order})), '') from only {table} t"
         # Without a sort, which takes the longest by far: rows are numbered as they lie.
-        most = -1 if large else self.ordered
-        seen = f"case when count(*) > {most} then sum(hashtextextended(t, 7)) else sum(hashtextextended(t, n)) end"
-        return f"count(*) || ' ' || coalesce({seen}, 0) from (select t::text, row_number() over () as n from only {table} t) t"
+        if large:
+            return f"count(*) || ' ' || coalesce(sum(hash_record_extended(t, 7)), 0) from only {table} t"
+        seed = f"case when total > {self.ordered} then 7 else n end"
+        return (
+            f"count(*) || ' ' || coalesce(sum(hashtextextended(t, {seed})), 0) from "
+            f"(select t::text, row_number() over () as n, count(*) over () as total from only {table} t) t"
+        )
 
 
 def difference(one: dict[str, object], two: dict[str, object]) -> list[str]:

@@ -65,7 +65,7 @@ def enlarge(schema: Schema, *, weight: int = 3) -> Schema:
         "; create table medium (id serial primary key, v text, n integer)"
         "; insert into medium (v, n) select 'm' || i, i from generate_series(1, 1500) i"
         "; create table wide (id serial primary key, v text, n integer)"
-        "; insert into wide (v, n) select repeat('w', 200), i from generate_series(1, 5200) i"
+        "; insert into wide (v, n) select repeat('w', 900), i from generate_series(1, 1200) i"
         "; create table hollow (id serial primary key, v text, n integer)"
     )
     columns = {"v": "text", "n": "integer"}
