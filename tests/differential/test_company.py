@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 from diff_further import FURTHER, ORDERED, TIMEOUT, enlarge, fail, replace, schemas
@@ -21,13 +22,23 @@ from fix_reset_picture import difference
 from fix_reset_servers import Server
 from test_differential import Runner
 
+from harness.catalog import restore_facts
 from harness.errors import HarnessError, LeaseError
 from harness.reset.marks import Mark
 from harness.reset.model import RecloneNeeded
 
 KINDS = [kind for kind in OPERATIONS if kind not in (*DDL, "advisory")]
 MARKABLE = [kind for kind in KINDS if kind not in ("setting", "large object")]
-STAGES = ("before-look", "looked", "before-lock", "locked", "before-commit", "committed")
+STAGES = (
+    "before-look",
+    "looked",
+    "before-lock",
+    "locked",
+    "before-commit",
+    "committed",
+    "before files are asked for",
+)
+OF_MARKS = ("before-look", "looked", "before files are asked for")
 RESETS = 3
 PATIENCE = 10.0
 
@@ -129,10 +140,18 @@ class Company(Runner):
                 self.story.append(f"-- at stage {stage}")
                 self.write(self._one(rng, maker, kinds, rng.randrange(CONNECTIONS)))
 
+        real = restore_facts.files
+
+        def files(*arguments: Any, **options: Any) -> dict[int, int]:
+            reached("before files are asked for")
+            return real(*arguments, **options)
+
         self.bench.engine._stage = reached
+        restore_facts.files = files
         try:
             yield
         finally:
+            restore_facts.files = real
             self.bench.engine._stage = lambda name: None
 
     def _one(self, rng: random.Random, maker: Maker, kinds: list[str], number: int) -> Operation:
@@ -196,7 +215,7 @@ class Company(Runner):
         else:
             for operation in some_of(MARKABLE, rng, maker, rng.randint(0, 3)):
                 self.write(operation)
-            with self.between(rng, MARKABLE, STAGES[:2]):
+            with self.between(rng, MARKABLE, OF_MARKS):
                 mark = self._mark()
         found: list[str] = []
         if mark is not None:
