@@ -138,7 +138,7 @@ class Company(Runner):
             if stage in due and left > 0 and rng.random() < 0.7:
                 left -= 1
                 self.story.append(f"-- at stage {stage}")
-                self.write(self._one(rng, maker, kinds, rng.randrange(CONNECTIONS)))
+                self.write(self._often_cut(rng, maker, kinds))
 
         real = restore_facts.files
 
@@ -163,11 +163,18 @@ class Company(Runner):
                 f"insert into pair_two (tag, part) select '{tag}', i from generate_series(1, {parts}) i", "commit",
             ))  # fmt: skip
         if dice < 0.35:
-            # What is empty, small, and large: a new file is what is lost most easily.
-            table = rng.choice(["hollow", "medium", "base", "uniq", "booking"])
-            again = rng.choice([[], [maker.insert(next(t for t in self.schema.tables if t.name == table))]])
-            return Operation("cut", number, (f"truncate {table}", *again))
+            return self._cut(rng, maker, number)
         return some_of(kinds, rng, maker, 1, number)[0]
+
+    def _cut(self, rng: random.Random, maker: Maker, number: int) -> Operation:
+        """What is empty, small, and large: a new file is what is lost most easily."""
+        table = rng.choice(["hollow", "medium", "base", "uniq", "booking"])
+        again = rng.choice([[], [maker.insert(next(t for t in self.schema.tables if t.name == table))]])
+        return Operation("cut", number, (f"truncate {table}", *again))
+
+    def _often_cut(self, rng: random.Random, maker: Maker, kinds: list[str]) -> Operation:
+        number = rng.randrange(CONNECTIONS)
+        return self._cut(rng, maker, number) if rng.random() < 0.5 else self._one(rng, maker, kinds, number)
 
     # --- resets ------------------------------------------------------------------------------------
 
@@ -194,9 +201,10 @@ class Company(Runner):
                     self.story.append("-- reset ends")
         else:
             for _ in range(RESETS):
+                maker = Maker(rng, self.schema)
+                for _ in range(rng.randint(0, 2)):
+                    self.write(self._often_cut(rng, maker, KINDS))
                 with self.between(rng, KINDS):
-                    for operation in some_of(KINDS, rng, Maker(rng, self.schema), rng.randint(0, 2)):
-                        self.write(operation)
                     self.reset()
         self.story.append("-- all have stopped")
         self.reset()
@@ -213,8 +221,8 @@ class Company(Runner):
                 self.allow(rng)
                 mark = self._mark()
         else:
-            for operation in some_of(MARKABLE, rng, maker, rng.randint(0, 3)):
-                self.write(operation)
+            for _ in range(rng.randint(0, 3)):
+                self.write(self._often_cut(rng, maker, MARKABLE))
             with self.between(rng, MARKABLE, OF_MARKS):
                 mark = self._mark()
         found: list[str] = []

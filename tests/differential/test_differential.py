@@ -75,9 +75,15 @@ class Runner:
             except ServerLost:
                 found.close()
         # The sessions of one test get in each other's way: a short patience keeps a workload short.
-        found = self.sessions[number] = self.bench.app(lock_timeout="20ms")
-        for statement in KEPT:
-            found.execute(statement)
+        found = self.bench.app(lock_timeout="20ms")
+        try:
+            for statement in KEPT:
+                found.execute(statement)
+        except BaseException:
+            # In company somebody may hold a lock: half a session must not be kept.
+            found.close()
+            raise
+        self.sessions[number] = found
         return found
 
     def perform(self, operation: Operation) -> bool:
