@@ -24,6 +24,9 @@ FURTHER = int(os.environ.get("PGHARNESS_TEST_FURTHER", "700" if LONG else "10"))
 SEED = int(os.environ.get("PGHARNESS_TEST_SEED", "1"))
 TIMEOUT = 180 + 3 * FURTHER
 PER_SCHEMA = 25
+ENOUGH = 50
+"""From so many on what was done says something about the search; fewer are a replay."""
+
 ORDERED = 1000
 """Rows up to which docs/reset.md promises their order, whatever was done to the table."""
 
