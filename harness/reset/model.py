@@ -10,7 +10,6 @@ from math import inf
 from harness.catalog.restore_facts import Relation, SequenceState
 from harness.errors import LeaseError
 
-
 SMALL = 1000
 """Rows up to which a table may be written again as a whole."""
 
