@@ -45,6 +45,13 @@ class Rows:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def last_block(self) -> int:
+        """The block in which the last of them lies; 0 where there is none."""
+        if self._result is None or not self._count:
+            return 0
+        return parse_tid(self._result.get_value(self._count - 1, 0) or b"")[0]
+
     def value(self, index: int) -> Values:
         """The values of one row, as PostgreSQL prints them; None is NULL."""
         if self._result is None:
@@ -132,6 +139,14 @@ def pairs(relation: Relation) -> str:
 def pairs_in(relation: Relation, blocks: Iterable[int]) -> str:
     """The query for place and writer of each row in these blocks."""
     return in_blocks(f"select ctid, xmin from only {relation.sql} where true", blocks)
+
+
+def used(relation: Relation, block: int) -> str:
+    """The query for the bytes that rows take up in a block of a table, pointers to them included."""
+    return (
+        f"select coalesce(sum((pg_column_size(t.*) + 7) / 8 * 8 + 4), 0)::int8 from only {relation.sql} t "
+        f"where {block_range(block, block)}"
+    )
 
 
 Groups = dict[tuple[int, int], bytes]

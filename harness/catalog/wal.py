@@ -27,6 +27,9 @@ NOISE = frozenset(
 )  # fmt: skip
 """Records that change no row that anybody can see. Whatever is not listed counts as a change."""
 
+NEW_ROWS = frozenset({"Heap/INSERT", "Heap2/MULTI_INSERT", "Heap/UPDATE", "Heap/HOT_UPDATE"})
+"""Records that bring new rows, or new versions of rows."""
+
 INDEX_MANAGERS = ("Btree", "Hash", "Gin", "Gist", "SPGist", "BRIN")
 """Resource managers whose records change no row of a table."""
 
@@ -41,6 +44,7 @@ class RelationRecords(NamedTuple):
         records: ``"Heap/INSERT"`` and so on → how many.
         blocks: which blocks of the main fork the records other than noise name.
         aborted: whether they are of transactions that were rolled back, as far as the window tells.
+        size: bytes of the records that bring new rows, where it is known.
     """
 
     filenode: int
@@ -49,6 +53,7 @@ class RelationRecords(NamedTuple):
     records: dict[str, int]
     blocks: frozenset[int]
     aborted: bool = False
+    size: int = 0
 
 
 class Window(NamedTuple):

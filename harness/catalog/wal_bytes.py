@@ -15,6 +15,7 @@ from harness.catalog import wal_records
 from harness.catalog.restore_sessions import in_progress
 from harness.catalog.session import Session, translated
 from harness.catalog.wal import (
+    NEW_ROWS,
     NOISE,
     PRESENCE,
     THE_END,
@@ -238,16 +239,20 @@ def relations(named: Named, own: Sequence[int]) -> tuple[RelationRecords, ...]:
     """What was named, by file, ours apart."""
     mine = {xid % 2**32 for xid in own}
     merged: dict[tuple[int, bool, bool, bool], tuple[dict[str, int], set[int]]] = {}
-    for (file, shared, xid, manager, flags), blocks in named.records.items():
+    sizes: dict[tuple[int, bool, bool, bool], int] = {}
+    for each, blocks in named.records.items():
+        file, shared, xid, manager, flags = each
         name = wal_records.kind(manager, flags)
         key = (file, shared, xid in mine, xid in named.aborted)
         records, touched = merged.get(key) or merged.setdefault(key, ({}, set()))
         records[name] = records.get(name, 0) + sum(blocks.values())
         if name not in NOISE:
             touched.update(blocks)
+        if name in NEW_ROWS:
+            sizes[key] = sizes.get(key, 0) + named.sizes[each]
     return tuple(
-        RelationRecords(file, shared, ours, records, frozenset(touched), aborted)
-        for (file, shared, ours, aborted), (records, touched) in merged.items()
+        RelationRecords(*key[:3], records, frozenset(touched), key[3], sizes.get(key, 0))
+        for key, (records, touched) in merged.items()
     )
 
 

@@ -89,11 +89,13 @@ class Named:
 
     Attributes:
         records: (file, shared, transaction, manager, flags) → block → how many records name it.
+        sizes: the same key → bytes of these records, images of pages included.
         ended: transactions whose end is among the records (their sessions may still be about to say so).
         aborted: those of them, and their subtransactions, that were rolled back: their rows were never seen.
     """
 
     records: dict[tuple[int, bool, int, int, int], dict[int, int]] = field(default_factory=dict)
+    sizes: dict[tuple[int, bool, int, int, int], int] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)
     aborted: set[int] = field(default_factory=set)
 
@@ -193,7 +195,10 @@ def _joined(
 
 
 Seen = dict[tuple[int, int, int, int, bytes], int]
-"""Transaction, flags, manager, fork and flags of the block, its address as bytes → how many records."""
+"""Transaction, flags, manager, fork and flags of the block, its address as bytes → how many records, and, above
+``_COUNT`` bits, how many bytes they are."""
+
+_COUNT = 24
 
 
 def _walk(stream: bytes, position: int, end: int, named: Named, seen: Seen) -> None:
@@ -224,12 +229,12 @@ def _walk(stream: bytes, position: int, end: int, named: Named, seen: Seen) -> N
         ):
             # By far the most frequent: one block, no image. Its tablespace does not matter.
             key = (xid, flags, manager, fork, stream[position + 32 : position + 44])
-            seen[key] = count(key, 0) + 1
+            seen[key] = count(key, 0) + 1 + (length << _COUNT)
         else:
             switched = manager == 0 and flags & 0xF0 == _SWITCH
             for address in _blocks(stream, position + _RECORD_HEAD, position + length):
                 key = (xid, flags, manager, 0, address)
-                seen[key] = count(key, 0) + 1
+                seen[key] = count(key, 0) + 1 + (length << _COUNT)
         position += length + 7 & ~7
     if position != end:
         raise Unreadable(f"records end at {position}, and the page says {end}")
@@ -259,8 +264,10 @@ def _name(seen: Seen, database: int, named: Named) -> None:
     for (xid, flags, manager, fork, address), count in seen.items():
         owner, file, block = _ADDRESS.unpack(address)
         if fork & 0x0F == 0 and (owner == database or owner == 0):
-            blocks = named.records.setdefault((file, owner == 0, xid, manager, flags), {})
-            blocks[block] = blocks.get(block, 0) + count
+            key = (file, owner == 0, xid, manager, flags)
+            blocks = named.records.setdefault(key, {})
+            blocks[block] = blocks.get(block, 0) + (count & (1 << _COUNT) - 1)
+            named.sizes[key] = named.sizes.get(key, 0) + (count >> _COUNT)
 
 
 def _blocks(stream: bytes, at: int, end: int) -> Iterator[bytes]:

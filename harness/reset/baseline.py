@@ -14,6 +14,9 @@ from harness.reset.model import SMALL, TableState
 HELD_PAGES = 128
 """Pages (of 8 kB) up to which a table's rows are kept in memory as a whole; beyond, blocks are asked for."""
 
+PAGE = 8168
+"""Bytes of a page that rows can take up (bufpage.h: all but its head)."""
+
 MOST_BLOCKS_KNOWN = 4096
 """Blocks of a large table whose rows' places are kept here: 400 bytes each."""
 
@@ -24,11 +27,13 @@ class TableBase:
 
     Attributes:
         rows: all of its rows; None where it is too large: its blocks are read from the baseline.
+        room: bytes that are free in the block in which the next row of the application belongs.
         moved: for large tables: where a row lay in the baseline → where it lies in the lease now.
     """
 
     relation: Relation
     rows: Rows | None
+    room: int = PAGE
     moved: dict[Tid, tuple[Tid, int]] = field(default_factory=dict)
     _places: list[tuple[Tid, int]] | None = field(default=None, repr=False)
     _kept: list[Tid] | None = field(default=None, repr=False)
@@ -100,6 +105,13 @@ class TableBase:
         self._index.clear()
 
 
+def room(session: Session, relation: Relation, rows: Rows) -> int:
+    """Bytes that are free behind the last of these rows."""
+    if not len(rows):
+        return PAGE
+    return max(0, PAGE - int(session.value(restore_rows.used(relation, rows.last_block))))
+
+
 class BaselineStore:
     """Facts of the baseline clone, read once; rows when they are first wanted.
 
@@ -137,7 +149,8 @@ class BaselineStore:
         relation = self.relations[oid]
         if relation.pages > HELD_PAGES:
             return TableBase(relation, None)
-        return TableBase(relation, restore_rows.read(self.session, relation, known=self.columns(relation)))
+        rows = restore_rows.read(self.session, relation, known=self.columns(relation))
+        return TableBase(relation, rows, room(self.session, relation, rows))
 
     def columns(self, relation: Relation) -> Columns:
         """The columns of a table; asked once."""

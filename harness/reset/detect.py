@@ -51,12 +51,12 @@ def changes(
             # Rolled back, as nextval and catalogs that are written in place are not.
             if relation.kind == "r":
                 undone[relation.oid] = merge(
-                    undone.get(relation.oid, TableChange()), _table(kinds, found.blocks)
+                    undone.get(relation.oid, TableChange()), _table(kinds, found.blocks, found.size)
                 )
         elif relation.kind == "t":
             tables[relation.owner] = merge(tables.get(relation.owner, TableChange()), TableChange())
         else:
-            change = _table(kinds, found.blocks)
+            change = _table(kinds, found.blocks, found.size)
             known = tables.get(relation.oid)
             tables[relation.oid] = change if known is None else merge(known, change)
     for oid in rewritten:
@@ -120,14 +120,14 @@ def written_besides(
     return None
 
 
-def _table(kinds: Mapping[str, int], blocks: frozenset[int]) -> TableChange:
+def _table(kinds: Mapping[str, int], blocks: frozenset[int], size: int) -> TableChange:
     count = kinds.get
     inserts = count("Heap/INSERT", 0) + count("Heap2/MULTI_INSERT", 0)
     updates = count("Heap/UPDATE", 0) + count("Heap/HOT_UPDATE", 0)
     deletes = count("Heap/DELETE", 0)
     # A CONFIRM completes a speculative INSERT (ON CONFLICT), whose own record is counted.
     other = sum(kinds.values()) - inserts - updates - deletes - kinds.get("Heap/HEAP_CONFIRM", 0)
-    return TableChange(inserts, updates, deletes, other, blocks)
+    return TableChange(inserts, updates, deletes, other, blocks, size=size)
 
 
 def merge(one: TableChange, two: TableChange) -> TableChange:
@@ -140,6 +140,7 @@ def merge(one: TableChange, two: TableChange) -> TableChange:
         one.blocks | two.blocks,
         one.rewritten or two.rewritten,
         one.unlogged or two.unlogged,
+        one.size + two.size,
     )
 
 

@@ -344,6 +344,8 @@ class ResetEngine(EngineState):
             base = self._base(oid)
             left[oid] = Litter(
                 outcome.dead.get(oid, 0) + change.gone + undone.inserts,
+                change.size,
+                base.room,
                 min(change.blocks, default=base.last_block),
                 max(change.blocks, default=0),
                 base.last_block,

@@ -10,7 +10,7 @@ from harness.catalog import restore_batch, restore_facts, restore_rows
 from harness.catalog.restore_catalogs import LARGE_OBJECTS, STATISTICS
 from harness.catalog.restore_facts import SequenceState
 from harness.errors import LeaseError, ServerRefused
-from harness.reset.baseline import TableBase
+from harness.reset.baseline import TableBase, room
 from harness.reset.model import Changes, TableChange
 from harness.reset.restore import setval
 
@@ -244,7 +244,7 @@ def _read(engine: ResetEngine, found: Changes) -> _Copy:
             )
         for table in tables:
             rows = restore_rows.read(lease, table, known=engine.store.columns(table))
-            copied[table.oid] = TableBase(table, rows)
+            copied[table.oid] = TableBase(table, rows, room(lease, table, rows))
         wanted = [relations[oid] for oid in sorted(found.sequences)]
         caches = {oid: state.cache for oid, state in engine.store.sequences.items()}
         states = restore_facts.sequences(lease, wanted, caches=caches)

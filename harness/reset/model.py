@@ -41,6 +41,7 @@ class TableChange:
         blocks: blocks of the table that they name.
         rewritten: the table has a new file: TRUNCATE, REFRESH, CLUSTER.
         unlogged: it writes no log, so it may have changed.
+        size: bytes of log that brought new rows, about as much as they take up; 0 where that is not known.
     """
 
     inserts: int = 0
@@ -50,6 +51,7 @@ class TableChange:
     blocks: frozenset[int] = frozenset()
     rewritten: bool = False
     unlogged: bool = False
+    size: int = field(default=0, compare=False)
 
     @property
     def gone(self) -> int:

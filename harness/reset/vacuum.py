@@ -15,9 +15,12 @@ DEAD_ROWS = 2000
 CATALOG_RESETS = 100
 OWNERS = "pg_shdepend"
 
-MOST_DEAD = 32
-"""Dead rows that may lie behind the last row of a table: they take up a part of its last page, and the next rows come
-after them, in order. A VACUUM for each reset would cost as much as the reset."""
+MOST_ROOM = 4
+"""The part of the room behind the last row of a table, a fourth, that dead rows may take up: the next rows come after
+them, in order, as long as they do not need more than what is left. A VACUUM costs half of what a reset does."""
+
+ROW_BYTES = 100
+"""What a dead row is taken for where its size is not known."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,16 @@ class Litter:
 
     Attributes:
         rows: dead rows that are known of.
+        size: bytes that they take up, about.
+        room: bytes in which the next rows of the application belong.
         first, last: the blocks in which they lie; the last may be beyond the end that the table has to have.
         end: the block in which the next row of the application belongs.
         ordered: whether its rows are kept in their order.
     """
 
     rows: int
+    size: int
+    room: int
     first: int
     last: int
     end: int
@@ -43,6 +50,7 @@ class Vacuum:
 
     def __init__(self) -> None:
         self._dead: dict[int, int] = {}
+        self._bytes: dict[int, int] = {}
         self._resets: dict[int, int] = {}
         self._catalogs: dict[str, int] = {}
 
@@ -69,6 +77,7 @@ class Vacuum:
         whole: list[str] = []
         for oid, litter in left.items():
             self._dead[oid] = self._dead.get(oid, 0) + litter.rows
+            self._bytes[oid] = self._bytes.get(oid, 0) + (litter.size or ROW_BYTES * litter.rows)
             self._resets[oid] = self._resets.get(oid, 0) + 1
             name = relations[oid].sql
             if self._resets[oid] >= EVERY_RESETS or self._dead[oid] >= DEAD_ROWS:
@@ -78,11 +87,11 @@ class Vacuum:
                 continue
             elif litter.last > litter.end:
                 longer.append(name)
-            elif litter.first < litter.end or self._dead[oid] > MOST_DEAD:
+            elif litter.first < litter.end or MOST_ROOM * self._bytes[oid] > litter.room:
                 soon.append(name)
             else:
                 continue
-            self._dead[oid] = 0
+            self._dead[oid] = self._bytes[oid] = 0
         # Every temporary table and large object has a row about its owner in a catalog of the whole server.
         names = list(touched)
         for name in (*names, OWNERS) if names else ():
@@ -106,7 +115,7 @@ class Vacuum:
     def cleaned(self, tables: Iterable[int]) -> None:
         """These were vacuumed on the way."""
         for oid in tables:
-            self._dead[oid] = 0
+            self._dead[oid] = self._bytes[oid] = 0
 
 
 def free_places(session: Session, tables: Sequence[str], *, truncate: bool) -> None:

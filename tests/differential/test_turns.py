@@ -13,7 +13,7 @@ from diff_schemas import generate as generate_schema
 from diff_workloads import DDL
 from diff_workloads import generate as generate_workload
 from fix_reset_servers import Server
-from test_carried import LIFE
+from test_carried import life
 from test_differential import Runner
 
 from harness.catalog.restore_shared import Note
@@ -54,9 +54,9 @@ class Turns(Runner):
     def _carried(self, note: Note) -> Note:
         """As another process reads it."""
         bench = self.bench
-        self.folder.write(bench.name, LIFE, note)
+        self.folder.write(bench.name, life(bench), note)
         oid = bench.admin.value("select oid::int8 from pg_database where datname = %s", (bench.name,))
-        noted, why = self.folder.read(bench.name, oid, LIFE)
+        noted, why = self.folder.read(bench.name, oid, life(bench))
         assert noted is not None, why
         return noted
 
