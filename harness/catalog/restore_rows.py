@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.catalog.restore_facts import Relation, block_range, in_blocks, loop_over, runs
+from harness.catalog.restore_facts import Relation, block_range, loop_over, runs
 from harness.catalog.session import Session, ident, translated
 
 if TYPE_CHECKING:
@@ -136,11 +136,6 @@ def pairs(relation: Relation) -> str:
     return f"select ctid, xmin from only {relation.sql}"
 
 
-def pairs_in(relation: Relation, blocks: Iterable[int]) -> str:
-    """The query for place and writer of each row in these blocks."""
-    return in_blocks(f"select ctid, xmin from only {relation.sql} where true", blocks)
-
-
 def used(relation: Relation, block: int) -> str:
     """The query for the bytes that rows take up in a block of a table, pointers to them included."""
     return (
@@ -149,34 +144,49 @@ def used(relation: Relation, block: int) -> str:
     )
 
 
-Groups = dict[tuple[int, int], bytes]
-"""Block and writer (``xmin``) → the places of the rows there, as the text of :func:`groups_in`."""
+Blocks = dict[int, bytes]
+"""Block → place and writer of each row in it, as :func:`in_order` says them."""
 
 
-def groups_in(relation: Relation, blocks: Iterable[int]) -> str:
-    """The query for the rows of these blocks, for :func:`groups_of`: a line for each block and writer, because sixty
-    thousand rows take longer to be taken apart here than to be read there."""
+def places_in(relation: Relation, blocks: Iterable[int]) -> str:
+    """The query for the rows of these blocks, for :func:`blocks_of`: a line for each block, because sixty thousand rows
+    take longer to be taken apart here than to be read there."""
     wanted = sorted(set(blocks))
     return (
-        f"select run.block, found.xmin, found.places from {loop_over(zip(wanted, wanted, strict=True))}, lateral ("
-        f"select xmin, string_agg(ctid::text, '') as places from only {relation.sql} "
-        "where ctid >= run.first and ctid < run.beyond group by xmin offset 0) found"
+        f"select run.block, found.places from {loop_over(zip(wanted, wanted, strict=True))}, lateral ("
+        f"select string_agg(ctid::text || xmin, '') as places from only {relation.sql} "
+        "where ctid >= run.first and ctid < run.beyond offset 0) found"
     )
 
 
-def groups_of(rows: Iterable[tuple[bytes | None, ...]]) -> Groups:
-    """From what :func:`groups_in` gives."""
-    return {(int(block or b"0"), int(xmin or b"0")): places or b"" for block, xmin, places in rows}
+def blocks_of(rows: Iterable[tuple[bytes | None, ...]]) -> Blocks:
+    """From what :func:`places_in` gives."""
+    return {int(block or b"0"): places for block, places in rows if places}
 
 
-def places_of(groups: Groups, keys: Iterable[tuple[int, int]]) -> set[tuple[Tid, int]]:
-    """Place and writer of each row of these groups."""
-    return {
-        (parse_tid(b"(" + place + b")"), key[1])
-        for key in keys
-        if (text := groups.get(key))
-        for place in text[1:-1].split(b")(")
-    }
+def in_order(places: Iterable[tuple[Tid, int]]) -> bytes:
+    """As the server says it: ``(0,1)726(0,2)731``."""
+    return b"".join(b"(%d,%d)%d" % (*tid, xmin) for tid, xmin in sorted(places))
+
+
+def differing(here: Blocks, there: Blocks) -> tuple[set[tuple[Tid, int]], set[tuple[Tid, int]]]:
+    """Place and writer of each row that is only here, and of each that is only there."""
+    ours: set[tuple[Tid, int]] = set()
+    theirs: set[tuple[Tid, int]] = set()
+    for block in here.keys() | there.keys():
+        one, two = here.get(block, b""), there.get(block, b"")
+        if one != two:
+            found, wanted = set(one[1:].split(b"(")), set(two[1:].split(b"("))
+            ours.update(_place(text) for text in found - wanted if text)
+            theirs.update(_place(text) for text in wanted - found if text)
+    return ours, theirs
+
+
+def _place(text: bytes) -> tuple[Tid, int]:
+    """``0,1)726`` → ((0, 1), 726)."""
+    tid, _, xmin = text.partition(b")")
+    block, number = tid.split(b",")
+    return (int(block), int(number)), int(xmin)
 
 
 def parse_tid(text: bytes) -> Tid:

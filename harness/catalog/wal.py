@@ -70,6 +70,7 @@ class Window(NamedTuple):
         unsettled: the same of transactions that wrote to the catalogs of the whole server.
         advisory: advisory locks that sessions of the application hold: pid, and which lock as text.
         busy: statements of the application that were running: pid, and when each began.
+        next_id: the id that the next transaction would have got, where none was open on the whole server; else 0.
     """
 
     moved: bool
@@ -82,6 +83,7 @@ class Window(NamedTuple):
     unsettled: tuple[int, ...] = ()
     advisory: tuple[tuple[int, str], ...] = ()
     busy: tuple[tuple[int, str], ...] = ()
+    next_id: int = 0
 
 
 @dataclass(frozen=True)

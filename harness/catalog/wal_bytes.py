@@ -173,6 +173,7 @@ class ByteReader:
         except wal_records.TooMuch:
             return too_much
         unfinished, unsettled = self._unfinished(named, snapshot.decode(), asked.own)
+        _, following, running = snapshot.decode().split(":")
         return Window(
             moved=True,
             stop=stop.decode(),
@@ -183,6 +184,7 @@ class ByteReader:
             unsettled=unsettled,
             advisory=_present(advisory),
             busy=_present(busy),
+            next_id=0 if running else int(following),
         )
 
     def _read(self, first: int, stop: int) -> bytes:

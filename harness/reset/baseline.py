@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_rows
 from harness.catalog.restore_facts import Relation, SequenceState
-from harness.catalog.restore_rows import Columns, Groups, Rows, Tid
+from harness.catalog.restore_rows import Blocks, Columns, Rows, Tid
 from harness.catalog.session import Session
 from harness.reset.model import SMALL, TableState
 
@@ -38,6 +38,8 @@ class TableBase:
     _places: list[tuple[Tid, int]] | None = field(default=None, repr=False)
     _kept: list[Tid] | None = field(default=None, repr=False)
     _index: dict[int, dict[tuple[Tid, int], int]] = field(default_factory=dict, repr=False)
+    _texts: Blocks = field(default_factory=dict, repr=False)
+    _ends: tuple[Tid, Tid] | None = field(default=None, repr=False)
 
     @property
     def places(self) -> list[tuple[Tid, int]]:
@@ -63,15 +65,35 @@ class TableBase:
             found.update(self._index.get(block, {}))
         return found
 
+    def numbers_in(self, block: int) -> list[int]:
+        """Numbers of the rows that ought to lie in this block."""
+        return sorted(self.expected([block]).values())
+
+    def texts(self, blocks: Iterable[int]) -> Blocks:
+        """The rows that ought to lie in these blocks, as the server tells it: compared before they are taken apart."""
+        found: Blocks = {}
+        for block in blocks:
+            if block not in self._texts:
+                self._texts[block] = restore_rows.in_order(self.expected([block]))
+            if text := self._texts[block]:
+                found[block] = text
+        return found
+
     def lie(self, places: Sequence[tuple[Tid, int]]) -> None:
         """All rows lie elsewhere now."""
         self._places, self._kept = list(places), None
         self._index.clear()
+        self._texts.clear()
+        self._ends = None
 
     def move(self, places: Mapping[int, tuple[Tid, int]]) -> None:
         """Some rows lie elsewhere now."""
-        self._kept = None
         for number, place in places.items():
+            old = self.places[number][0]
+            if old != place[0]:
+                self._kept = self._ends = None
+            for block in (old[0], place[0][0]):
+                self._texts.pop(block, None)
             if self._index:
                 self._index.get(self.places[number][0][0], {}).pop(self.places[number], None)
                 self._index.setdefault(place[0][0], {})[place] = number
@@ -85,24 +107,31 @@ class TableBase:
         )
 
     @property
-    def tidy(self) -> bool:
-        """Whether no room was left before its rows, as far as is known: that of old ones, after they were written again
-        while somebody was in the way of a VACUUM. The next rows would come to lie there."""
-        return self.rows is None or len(self.rows) > SMALL or not self.kept or self.kept[0] == (0, 1)
+    def ends(self) -> tuple[Tid, Tid]:
+        """The first and the last place at which a row lies now."""
+        if self._ends is None:
+            tids = [tid for tid, _ in self.places] or [(0, 1)]
+            self._ends = min(tids), max(tids)
+        return self._ends
 
     @property
     def last_block(self) -> int:
         """The block in which the next row of the application belongs: the last one, or the first of an empty table."""
-        if self.rows is None:
-            return max(0, self.relation.pages - 1)
-        kept = self.kept
-        return kept[-1][0] if kept else 0
+        return max(0, self.relation.pages - 1) if self.rows is None else self.ends[1][0]
+
+    @property
+    def tidy(self) -> bool:
+        """Whether no room was left before its rows, as far as is known: that of old ones, after they were written again
+        while somebody was in the way of a VACUUM. The next rows would come to lie there."""
+        return self.rows is None or len(self.rows) > SMALL or self.ends[0] == (0, 1)
 
     def rebase(self) -> None:
         """The lease is a fresh copy: every row lies where it lies in the baseline."""
         self.moved.clear()
         self._places = self._kept = None
         self._index.clear()
+        self._texts.clear()
+        self._ends = None
 
 
 def room(session: Session, relation: Relation, rows: Rows) -> int:
@@ -130,7 +159,7 @@ class BaselineStore:
         self.unlogged_tables = tuple(r.oid for r in self._unlogged("rm"))
         self.unlogged_sequences = tuple(r.oid for r in self._unlogged("S"))
         self._columns: dict[int, Columns] = {}
-        self._groups: dict[int, dict[int, Groups]] = {}
+        self._texts: dict[int, Blocks] = {}
         self._places: dict[str, dict[int, set[tuple[Tid, int]]]] = {}
         self._large_objects: dict[int, restore_catalogs.LargeObject] | None = None
 
@@ -158,20 +187,16 @@ class BaselineStore:
             self._columns[relation.oid] = restore_rows.columns_of(self.session, relation)
         return self._columns[relation.oid]
 
-    def groups(self, relation: Relation, blocks: Collection[int]) -> Groups:
+    def texts(self, relation: Relation, blocks: Collection[int]) -> Blocks:
         """Where the rows of these blocks of a table lie; asked once for each block, as long as there are not too many."""
-        known = self._groups.setdefault(relation.oid, {})
+        known = self._texts.setdefault(relation.oid, {})
         if len(known) > MOST_BLOCKS_KNOWN:
             known.clear()
         if missing := [block for block in blocks if block not in known]:
-            found = restore_batch.run(self.session, [restore_rows.groups_in(relation, missing)])[0]
-            known.update({block: {} for block in missing})
-            for key, places in restore_rows.groups_of(found.rows).items():
-                known[key[0]][key] = places
-        wanted: Groups = {}
-        for block in blocks:
-            wanted.update(known[block])
-        return wanted
+            found = restore_batch.run(self.session, [restore_rows.places_in(relation, missing)])[0]
+            known.update(dict.fromkeys(missing, b""))
+            known.update(restore_rows.blocks_of(found.rows))
+        return {block: text for block in blocks if (text := known[block])}
 
     def rows_at(self, relation: Relation, places: Sequence[Tid]) -> Rows:
         """The rows of a table that lie there."""

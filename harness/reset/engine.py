@@ -287,6 +287,7 @@ class ResetEngine(EngineState):
             ours=self.ours,
             clear=run.waiting.old_snapshots,
             deadline=time.monotonic() + self._allowed(todo.estimate) / 1000,
+            next_id=window.next_id,
         )
         attempt = Attempt(self._lease, self.store, todo, found.tables, bases, sequences, self._stage, terms)
         try:

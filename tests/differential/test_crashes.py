@@ -149,9 +149,14 @@ class Crashes(Runner):
             else:
                 self._kill(rng, watching)
             deadline = time.monotonic() + PATIENCE
+            again = time.monotonic() + 2
             # Not before: a reset that ends in between would be right, and its database empty a moment later.
             while not watching.closed:
                 assert time.monotonic() < deadline, "the server goes on"
+                if time.monotonic() > again:
+                    # The chosen one had logged out by itself.
+                    again += 2
+                    self._kill(rng, watching)
                 with suppress(ServerLost, ServerRefused):
                     watching.value("select 1")
         self.counts["crashes"] += 1

@@ -5,8 +5,7 @@ What is patched is said in one function each, at the top.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +22,14 @@ from test_stacks import story as stack_story
 from harness.catalog import incarnation, restore_facts
 from harness.reset.engine import ResetEngine
 from harness.reset.marks import Marks
-from harness.reset.model import TableChange
 from harness.reset.state import EngineState
 
 __all__ = ["own_server"]
 
 
 def drop_the_notes_of_a_popped_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies elsewhere than the state below knows is noted with the top mark, and forgotten with it."""
-
-    def displaced(self: Marks, blocks: Mapping[int, Collection[int]]) -> None:
-        if not self._layers:
-            return
-        layer = self._layers[-1]
-        tables = dict(layer.changes.tables)
-        for oid, elsewhere in blocks.items():
-            change = tables.get(oid, TableChange())
-            tables[oid] = replace(
-                change, blocks=change.blocks.union(elsewhere), deletes=max(1, change.deletes)
-            )
-        layer.changes = replace(layer.changes, tables=tables)
-
-    monkeypatch.setattr(Marks, "displaced", displaced)
+    """What lies elsewhere than the state below a mark knows is not noted with it."""
+    monkeypatch.setattr(Marks, "displaced", lambda *_: None)
 
 
 def ask_for_files_late(monkeypatch: pytest.MonkeyPatch) -> None:
