@@ -70,6 +70,7 @@ class Window(NamedTuple):
         unsettled: the same of transactions that wrote to the catalogs of the whole server.
         advisory: advisory locks that sessions of the application hold: pid, and which lock as text.
         busy: statements of the application that were running: pid, and when each began.
+        quiet: nobody but us was in a transaction on the whole server.
         next_id: the id that the next transaction would have got, where none was open on the whole server; else 0.
     """
 
@@ -83,6 +84,7 @@ class Window(NamedTuple):
     unsettled: tuple[int, ...] = ()
     advisory: tuple[tuple[int, str], ...] = ()
     busy: tuple[tuple[int, str], ...] = ()
+    quiet: bool = False
     next_id: int = 0
 
 

@@ -35,10 +35,10 @@ _FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', note); commit;"
 _PROCEDURE = """
 create or replace procedure pg_temp.pgh_bytes(
     start pg_lsn, seen pg_lsn, db oid, most int8, ours int[], force bool, brief bool, inline int8, note text,
-    inout stop pg_lsn, inout snapshot text, inout advisory text[], inout busy text[], inout data bytea)
+    inout stop pg_lsn, inout snapshot text, inout advisory text[], inout busy text[], inout someone bool, inout data bytea)
 language plpgsql as $look$
 declare
-    place int8; size int8; someone bool;
+    place int8; size int8;
 begin
     if not brief then
         {presence}
@@ -82,7 +82,7 @@ _INLINE = 131072
 
 _CALL = (
     "call pg_temp.pgh_bytes('{start}', '{seen}', {db}, {most}, '{ours}', {force}, {brief}, {inline}, '{note}'"
-    + (", null" * 5 + ")")
+    + (", null" * 6 + ")")
 )
 
 _FACTS = """
@@ -148,7 +148,7 @@ class ByteReader:
         )  # fmt: skip
         with translated("look at the write-ahead log"):
             answer = self.session.connection.ask(statement.encode())[0]
-        stop, snapshot, advisory, busy, data = (answer.get_value(0, n) for n in range(5))
+        stop, snapshot, advisory, busy, someone, data = (answer.get_value(0, n) for n in range(6))
         if stop is None:
             return Window(moved=False, advisory=_present(advisory), busy=_present(busy))
         begin, end = number(asked.start), number(stop.decode())
@@ -184,6 +184,7 @@ class ByteReader:
             unsettled=unsettled,
             advisory=_present(advisory),
             busy=_present(busy),
+            quiet=not asked.brief and someone != b"t",
             next_id=0 if running else int(following),
         )
 

@@ -216,7 +216,7 @@ class ResetEngine(EngineState):
                 self._put_back_shared()
             if isinstance(todo, Nothing):
                 run.unlock()
-                if run.waiting.writers():
+                if not window.quiet and run.waiting.writers():
                     continue
                 self._advance(window)
                 self._pending = Changes()
@@ -288,6 +288,7 @@ class ResetEngine(EngineState):
             clear=run.waiting.old_snapshots,
             deadline=time.monotonic() + self._allowed(todo.estimate) / 1000,
             next_id=window.next_id,
+            quiet=window.quiet,
         )
         attempt = Attempt(self._lease, self.store, todo, found.tables, bases, sequences, self._stage, terms)
         try:

@@ -108,6 +108,7 @@ class Terms:
         clear: waits for whoever still sees what was before a transaction of ours, or ends them.
         deadline: of ``time.monotonic()``; past it a fresh clone is the better way.
         next_id: the id that our first transaction gets where nobody else has had one since the look, nor had then.
+        quiet: nobody else was in a transaction when the log was looked at.
     """
 
     locked: bool
@@ -117,6 +118,7 @@ class Terms:
     clear: Callable[[int], bool]
     deadline: float
     next_id: int
+    quiet: bool
 
 
 def _ignore(result: Result) -> None:
@@ -167,6 +169,8 @@ class Attempt:
             ServerRefused: ``55P03`` for a lock that is held too long, and whatever PostgreSQL says.
         """
         self.stage("before-lock")
+        if not (self.todo.tables or self.todo.along or self.todo.large_objects or self.terms.locked):
+            return self._sequences()
         steps = self._beginning(self.todo.tables) if not self.terms.locked else [(_HERE, self._here)]
         # Before any DELETE: a lock that is not to be had must not have cost anything.
         steps += self._truncating()
@@ -207,6 +211,26 @@ class Attempt:
         if looks or self.todo.large_objects:
             self.stage("before-commit")
         self._take([*steps, *self._ending()])
+        return self.done
+
+    def _sequences(self) -> Outcome:
+        """Sequences alone, as after a rollback: no row is put back that an old snapshot could lack."""
+        setvals = [setval(oid, self.sequences[oid]) for oid in self.todo.sequences]
+        if len(setvals) > MOST_SETVALS or any(self.sequences[oid].cache > 1 for oid in self.todo.sequences):
+            self._take([*self._beginning(()), *self._ending()])
+            return self.done
+        # One statement, evaluated from left to right.
+        called = "".join(f", {call}" for call in setvals)
+
+        def handle(result: Result) -> None:
+            *_, xid = row = result.rows[0]
+            self._here(Result(((row[0], xid),), 1))
+            self._committed(result)
+
+        steps: list[Step] = [(f"select pg_current_wal_insert_lsn(){called}, pg_current_xact_id()", handle)]
+        if not self.terms.quiet:
+            steps.append((self._presence(), self._present))
+        self._take(steps)
         return self.done
 
     def _take(self, steps: Sequence[Step]) -> None:
