@@ -153,7 +153,8 @@ class Attempt:
         self.terms = terms
         self.done = Outcome()
         self._xid = 0
-        self._settled: list[Callable[[], None]] = []
+        # Table → what is noted with the COMMIT: where its rows lie.
+        self._settled: dict[int, Callable[[], None]] = {}
         self._missing: dict[int, list[int]] = {}
 
     # --- the first transaction ---------------------------------------------------------------------
@@ -305,7 +306,7 @@ class Attempt:
 
     def _committed(self, result: Result) -> None:
         self.done.xids.append(self._xid)
-        for settle in self._settled:
+        for settle in self._settled.values():
             settle()
         self._settled.clear()
 
@@ -399,7 +400,7 @@ class Attempt:
             tids = self._filled(oid, result, chosen)
             self.done.rows += len(tids)
             placed = [(tid, self._xid % 2**32) for tid in tids]
-            self._settled.append(partial(self._lie_elsewhere, oid, which, placed))
+            self._settled[oid] = partial(self._lie_elsewhere, oid, which, placed)
 
         return self._filling(base.relation, chosen), filled
 
@@ -470,7 +471,6 @@ class Attempt:
                 raise RecloneNeeded(f"all long values of {base.relation} would be written anew")
             clear = (restore_rows.delete_all(base.relation), partial(self._deleted, oid))
             for _ in range(ORDER_ATTEMPTS):
-                self._settled.clear()
                 self._take([clear, *self._fillings({oid: numbers})])
                 if self._lies_right(oid, numbers, ORDER_ATTEMPTS - 1):
                     break
@@ -547,11 +547,12 @@ class Attempt:
         self.done.rows += len(tids)
         placed = [(tid, self._xid % 2**32) for tid in tids]
         whole = len(numbers) == len(self.bases[oid].places)
-        self._settled.append(
+        note = (
             partial(self._lie_anew, oid, placed)
             if whole
             else partial(self._lie_elsewhere, oid, numbers, placed)
         )
+        self._settled[oid] = note
 
     def _lie_anew(self, oid: int, placed: list[Place]) -> None:
         self._displace(oid, [tid[0] for tid, _ in self.bases[oid].places], placed)
