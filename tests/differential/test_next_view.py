@@ -78,7 +78,7 @@ class NextView(Runner):
             # The kept session was ended by the reset, which says so: the application logs in again.
             if not here.closed:
                 raise
-            here = self._login(self.bench.name)
+            kept, here = False, self._login(self.bench.name)
             return self._compared(steps, here, there)
         finally:
             there.close()
