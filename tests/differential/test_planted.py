@@ -152,7 +152,7 @@ def _write_while_locked(runner: Runner) -> list[str]:
 
 def test_a_lock_that_is_skipped_is_found(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _write_while_locked(runner) == []
-    monkeypatch.setattr(Attempt, "lock_statement", lambda self: "")
+    monkeypatch.setattr(Attempt, "lock_statement", lambda *_: "")
     assert _write_while_locked(runner) != []
 
 

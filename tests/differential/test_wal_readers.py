@@ -25,15 +25,17 @@ KNOWN = ("Heap/", "Heap2/", "XLOG/FPI", "Sequence/")
 
 def told(window: Window) -> dict[tuple[int, bool, bool], tuple[dict[str, int], frozenset[int]]]:
     """What a window says about rows, comparable."""
-    found = {}
+    found: dict[tuple[int, bool, bool], tuple[dict[str, int], frozenset[int]]] = {}
     for relation in window.relations:
-        kinds: dict[str, int] = {}
+        # Which of them were rolled back only the reader of bytes tells apart.
+        key = (relation.filenode, relation.shared, relation.own)
+        kinds, blocks = found.get(key, ({}, frozenset()))
         for kind, count in relation.records.items():
             if kind not in NOISE:
                 name = kind if kind.startswith(KNOWN) else kind.split("/")[0]
                 kinds[name] = kinds.get(name, 0) + count
         if kinds:
-            found[relation.filenode, relation.shared, relation.own] = (kinds, relation.blocks)
+            found[key] = (kinds, blocks | relation.blocks)
     return found
 
 
