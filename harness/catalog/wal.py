@@ -118,19 +118,28 @@ class Question:
 
 
 # A transaction holds the lock of its own number: without one nobody runs a statement, and the list of sessions, which
-# costs as much as that of locks, need not be made. A lock is named as in pg_locks, to be known again.
+# costs as much as that of locks, need not be made. Not counted is who waits for an advisory lock of the database that
+# this session is in: a server's watcher does so all its life. A lock is named as in pg_locks, to be known again.
 PRESENCE = """
     select array_agg(distinct pid || ' ' || concat_ws(',', classid, objid, objsubid, mode))
-             filter (where locktype = 'advisory' and database = db),
-           bool_or(locktype = 'virtualxid')
+             filter (where granted and locktype = 'advisory' and database = db),
+           count(*) filter (where granted and locktype = 'virtualxid')
+             > count(*) filter (where not granted and locktype = 'advisory' and database = {here})
       into advisory, someone
-      from pg_lock_status() where locktype in ('advisory', 'virtualxid') and granted and pid <> all(ours);
+      from pg_lock_status() where locktype in ('advisory', 'virtualxid') and pid <> all(ours);
     if someone then
         select array_agg(pid || ' ' || query_start) into busy from pg_stat_get_activity(null)
          where datid = db and state = 'active' and backend_type in ('client backend', 'walsender') and pid <> all(ours);
     end if;
 """
 """PL/pgSQL: who holds advisory locks in ``db``, and which statements run there; into ``advisory``, ``busy``."""
+
+
+def presence_of(session: Session) -> str:
+    """:data:`PRESENCE`, for a procedure of this session."""
+    return PRESENCE.format(
+        here=int(session.value("select oid::int8 from pg_database where datname = current_database()"))
+    )
 
 
 def presence(texts: Sequence[str]) -> tuple[tuple[int, str], ...]:

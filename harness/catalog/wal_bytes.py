@@ -17,13 +17,13 @@ from harness.catalog.session import Session, translated
 from harness.catalog.wal import (
     NEW_ROWS,
     NOISE,
-    PRESENCE,
     THE_END,
     Question,
     RelationRecords,
     Window,
     check,
     presence,
+    presence_of,
 )
 from harness.catalog.wal_files import LogFiles
 from harness.catalog.wal_records import PAGE, Named
@@ -120,7 +120,9 @@ class ByteReader:
         flush = _FLUSH_17 if version >= 17 else _FLUSH_15
         file = _FILE.format(timeline=timeline, segment=segment)
         session.execute(
-            _PROCEDURE.format(presence=PRESENCE, flush=flush, segment=segment, page=PAGE, file=file)
+            _PROCEDURE.format(
+                presence=presence_of(session), flush=flush, segment=segment, page=PAGE, file=file
+            )
         )
         self._pieces = partial(_PIECES.format, segment=segment, piece=_PIECE, file=file)
         self._commit_size = 0 if version >= 17 else measure_commit(session)

@@ -18,13 +18,13 @@ from harness.catalog.session import Session, literal, translated
 from harness.catalog.wal import (
     INDEX_MANAGERS,
     NOISE,
-    PRESENCE,
     THE_END,
     Question,
     RelationRecords,
     Window,
     check,
     presence,
+    presence_of,
 )
 from harness.catalog.wal_bytes import measure_commit
 
@@ -128,7 +128,7 @@ class InspectReader:
         )
         noise = "array[" + ", ".join(literal(kind) for kind in sorted(NOISE)) + "]"
         flush = _FLUSH_17 if session.server_version >= 170000 else _FLUSH_15
-        session.execute(_PROCEDURE.format(presence=PRESENCE, flush=flush, read=read, noise=noise))
+        session.execute(_PROCEDURE.format(presence=presence_of(session), flush=flush, read=read, noise=noise))
         self._commit_size = 0 if session.server_version >= 170000 else measure_commit(session)
 
     def position(self) -> str:

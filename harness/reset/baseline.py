@@ -28,12 +28,14 @@ class TableBase:
     Attributes:
         rows: all of its rows; None where it is too large: its blocks are read from the baseline.
         room: bytes that are free in the block in which the next row of the application belongs.
+        ordered: whether its rows go back to their places, where it is not too large for that.
         moved: for large tables: where a row lay in the baseline → where it lies in the lease now.
     """
 
     relation: Relation
     rows: Rows | None
     room: int = PAGE
+    ordered: bool = True
     moved: dict[Tid, tuple[Tid, int]] = field(default_factory=dict)
     _places: list[tuple[Tid, int]] | None = field(default=None, repr=False)
     _kept: list[Tid] | None = field(default=None, repr=False)
@@ -118,6 +120,11 @@ class TableBase:
     def last_block(self) -> int:
         """The block in which the next row of the application belongs: the last one, or the first of an empty table."""
         return max(0, self.relation.pages - 1) if self.rows is None else self.ends[1][0]
+
+    @property
+    def in_place(self) -> bool:
+        """Whether rows that are missing go back to the very places that they had."""
+        return self.rows is not None and self.ordered and self.last_block < HELD_PAGES
 
     @property
     def tidy(self) -> bool:

@@ -25,14 +25,13 @@ from harness.catalog.restore_shared import Note
 from harness.catalog.wal import Window
 from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.reset import detect
-from harness.reset.baseline import HELD_PAGES
 from harness.reset.marks import Mark
 from harness.reset.model import Changes, How, Nothing, Reclone, RecloneNeeded, Restore, TableChange
 from harness.reset.plan import plan
 from harness.reset.report import ResetReport
 from harness.reset.restore import Attempt, Outcome, Terms
 from harness.reset.state import EngineState, Limits
-from harness.reset.vacuum import Litter
+from harness.reset.vacuum import RECORD, Litter
 from harness.reset.waiting import Waiting
 
 PATIENCE_MS = 1000.0
@@ -346,13 +345,13 @@ class ResetEngine(EngineState):
             base = self._base(oid)
             left[oid] = Litter(
                 outcome.dead.get(oid, 0) + change.gone + undone.inserts,
-                change.size,
+                max(0, change.size - RECORD * (change.inserts + change.updates)),
                 base.room,
                 min(change.blocks, default=base.last_block),
                 max(change.blocks, default=0),
                 base.last_block,
                 # Of one that is not tidy, a VACUUM would free the room before its rows.
-                base.rows is not None and base.tidy and base.last_block < HELD_PAGES,
+                base.in_place and base.tidy,
             )
         if left or self._touched:
             truncate = not (outcome.present.idle or outcome.present.readers)

@@ -11,7 +11,7 @@ from harness.catalog.restore_catalogs import LARGE_OBJECTS, STATISTICS
 from harness.catalog.restore_facts import SequenceState
 from harness.errors import LeaseError, ServerRefused
 from harness.reset.baseline import TableBase, room
-from harness.reset.model import Changes, TableChange
+from harness.reset.model import SMALL, Changes, TableChange
 from harness.reset.restore import setval
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def _read(engine: ResetEngine, found: Changes) -> _Copy:
             )
         for table in tables:
             rows = restore_rows.read(lease, table, known=engine.store.columns(table))
-            copied[table.oid] = TableBase(table, rows, room(lease, table, rows))
+            copied[table.oid] = TableBase(table, rows, room(lease, table, rows), ordered=len(rows) <= SMALL)
         wanted = [relations[oid] for oid in sorted(found.sequences)]
         caches = {oid: state.cache for oid, state in engine.store.sequences.items()}
         states = restore_facts.sequences(lease, wanted, caches=caches)

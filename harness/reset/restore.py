@@ -29,7 +29,7 @@ from harness.catalog.restore_rows import Tid
 from harness.catalog.session import Session
 from harness.errors import ServerRefused
 from harness.reset import vacuum
-from harness.reset.baseline import HELD_PAGES, BaselineStore, TableBase
+from harness.reset.baseline import BaselineStore, TableBase
 from harness.reset.model import SMALL, How, RecloneNeeded, Restore, TableChange
 from harness.reset.plan import HEAVY_PAGES, ROW_MS
 
@@ -359,7 +359,7 @@ class Attempt:
         base = self.bases[oid]
         steps = self._deleting(oid, [tid for tid, _ in live - expected.keys()])
         gone = sorted(expected[place] for place in expected.keys() - live)
-        if gone and base.last_block < HELD_PAGES:
+        if gone and base.in_place:
             first = _first_of_pages(base, gone)
             self._missing[oid] = sorted({*gone, *first})
             steps += self._deleting(oid, [base.places[number][0] for number in first if number not in gone])

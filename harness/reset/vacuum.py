@@ -19,6 +19,9 @@ MOST_ROOM = 2
 """The part of the room behind the last row of a table, a half, that dead rows may take up: the next rows come after
 them, in order, as long as they do not need more than what is left. A VACUUM costs half of what a reset does."""
 
+RECORD = 26
+"""Bytes by which the record of a new row in the log is longer than the row and the pointer to it (access/heapam_xlog.h)."""
+
 ROW_BYTES = 100
 """What a dead row is taken for where its size is not known."""
 
