@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
+from time import monotonic
 from typing import NamedTuple, Protocol
 
 from harness.catalog.session import Session
 from harness.errors import ServerRefused
+
+WATCHER = "pg-harness watcher"
+"""``application_name`` of a server's watcher (backends/watch.sh)."""
 
 FIRST_SUPPORTED = 150000
 """``server_version_num`` of the first version whose log is read. Older ones are not tested."""
@@ -118,15 +122,14 @@ class Question:
 
 
 # A transaction holds the lock of its own number: without one nobody runs a statement, and the list of sessions, which
-# costs as much as that of locks, need not be made. Not counted is who waits for an advisory lock of the database that
-# this session is in: a server's watcher does so all its life. A lock is named as in pg_locks, to be known again.
+# costs as much as that of locks, need not be made. A server's watcher runs one all its life, and is not counted. A lock is
+# named as in pg_locks, to be known again.
 PRESENCE = """
     select array_agg(distinct pid || ' ' || concat_ws(',', classid, objid, objsubid, mode))
-             filter (where granted and locktype = 'advisory' and database = db),
-           count(*) filter (where granted and locktype = 'virtualxid')
-             > count(*) filter (where not granted and locktype = 'advisory' and database = {here})
+             filter (where locktype = 'advisory' and database = db),
+           bool_or(locktype = 'virtualxid' and pid <> all(watchers))
       into advisory, someone
-      from pg_lock_status() where locktype in ('advisory', 'virtualxid') and pid <> all(ours);
+      from pg_lock_status() where locktype in ('advisory', 'virtualxid') and granted and pid <> all(ours);
     if someone then
         select array_agg(pid || ' ' || query_start) into busy from pg_stat_get_activity(null)
          where datid = db and state = 'active' and backend_type in ('client backend', 'walsender') and pid <> all(ours);
@@ -135,11 +138,26 @@ PRESENCE = """
 """PL/pgSQL: who holds advisory locks in ``db``, and which statements run there; into ``advisory``, ``busy``."""
 
 
-def presence_of(session: Session) -> str:
-    """:data:`PRESENCE`, for a procedure of this session."""
-    return PRESENCE.format(
-        here=int(session.value("select oid::int8 from pg_database where datname = current_database()"))
-    )
+class Watchers:
+    """Pids of the sessions that watch over this server, in whose end it ends: never busy with anything else."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._asked = -inf
+        self.pids: list[int] = []
+
+    def ask(self, seconds: float = 0.0) -> None:
+        """Ask who they are, where that was not done in the last ``seconds``: one that ended has a successor."""
+        if monotonic() - self._asked >= seconds:
+            self._asked = monotonic()
+            rows = self._session.rows(
+                "select pid from pg_stat_activity where datname = current_database() and application_name = %s",
+                (WATCHER,),
+            )
+            self.pids = [pid for (pid,) in rows]
+
+    def __str__(self) -> str:
+        return "{" + ",".join(map(str, self.pids)) + "}"
 
 
 def presence(texts: Sequence[str]) -> tuple[tuple[int, str], ...]:

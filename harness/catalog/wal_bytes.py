@@ -17,13 +17,14 @@ from harness.catalog.session import Session, translated
 from harness.catalog.wal import (
     NEW_ROWS,
     NOISE,
+    PRESENCE,
     THE_END,
     Question,
     RelationRecords,
+    Watchers,
     Window,
     check,
     presence,
-    presence_of,
 )
 from harness.catalog.wal_files import LogFiles
 from harness.catalog.wal_records import PAGE, Named
@@ -34,7 +35,7 @@ _FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', note); commit;"
 
 _PROCEDURE = """
 create or replace procedure pg_temp.pgh_bytes(
-    start pg_lsn, seen pg_lsn, db oid, most int8, ours int[], force bool, brief bool, inline int8, note text,
+    start pg_lsn, seen pg_lsn, db oid, most int8, ours int[], watchers int[], force bool, brief bool, inline int8, note text,
     inout stop pg_lsn, inout snapshot text, inout advisory text[], inout busy text[], inout someone bool, inout data bytea)
 language plpgsql as $look$
 declare
@@ -77,11 +78,14 @@ _PIECE = 65536
 FASTEST = 1 << 20
 """Bytes of log that can be fetched in a millisecond, at the very best."""
 
+AGAIN = 1.0
+"""Seconds after which it is asked again who watches over the server, where somebody seems to be in a transaction."""
+
 _INLINE = 131072
 """Bytes of log that come with the answer; more are asked for again, in rows."""
 
 _CALL = (
-    "call pg_temp.pgh_bytes('{start}', '{seen}', {db}, {most}, '{ours}', {force}, {brief}, {inline}, '{note}'"
+    "call pg_temp.pgh_bytes('{start}', '{seen}', {db}, {most}, '{ours}', '{watchers}', {force}, {brief}, {inline}, '{note}'"
     + (", null" * 6 + ")")
 )
 
@@ -116,13 +120,13 @@ class ByteReader:
             raise ServerRefused(f"the server's wal_block_size is {page}, not {PAGE}", sqlstate="0A000")
         self._segment: int = segment
         self._files = LogFiles(folder, timeline, segment)
+        self._watchers = Watchers(session)
+        self._watchers.ask()
         self._word, self._looks = secrets.token_hex(8), 0
         flush = _FLUSH_17 if version >= 17 else _FLUSH_15
         file = _FILE.format(timeline=timeline, segment=segment)
         session.execute(
-            _PROCEDURE.format(
-                presence=presence_of(session), flush=flush, segment=segment, page=PAGE, file=file
-            )
+            _PROCEDURE.format(presence=PRESENCE, flush=flush, segment=segment, page=PAGE, file=file)
         )
         self._pieces = partial(_PIECES.format, segment=segment, piece=_PIECE, file=file)
         self._commit_size = 0 if version >= 17 else measure_commit(session)
@@ -146,11 +150,13 @@ class ByteReader:
             most=int(min(asked.most, FASTEST * asked.patience)),
             inline=0 if self._files.usable else _INLINE, note=note,
             ours="{" + ",".join(str(pid) for pid in asked.ours) + "}", force=str(asked.seen is None).lower(),
-            brief=str(asked.brief).lower(),
+            brief=str(asked.brief).lower(), watchers=self._watchers,
         )  # fmt: skip
         with translated("look at the write-ahead log"):
             answer = self.session.connection.ask(statement.encode())[0]
         stop, snapshot, advisory, busy, someone, data = (answer.get_value(0, n) for n in range(6))
+        if someone == b"t" and not busy:
+            self._watchers.ask(AGAIN)
         if stop is None:
             return Window(moved=False, advisory=_present(advisory), busy=_present(busy))
         begin, end = number(asked.start), number(stop.decode())

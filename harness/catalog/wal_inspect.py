@@ -18,13 +18,14 @@ from harness.catalog.session import Session, literal, translated
 from harness.catalog.wal import (
     INDEX_MANAGERS,
     NOISE,
+    PRESENCE,
     THE_END,
     Question,
     RelationRecords,
+    Watchers,
     Window,
     check,
     presence,
-    presence_of,
 )
 from harness.catalog.wal_bytes import measure_commit
 
@@ -55,7 +56,7 @@ _FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', ''); commit;"
 
 _PROCEDURE = """
 create or replace procedure pg_temp.pgh_look(
-    start pg_lsn, seen pg_lsn, db oid, v_own xid[], most int8, ours int[], commit_size int8, force bool, inout answer json)
+    start pg_lsn, seen pg_lsn, db oid, v_own xid[], most int8, ours int[], watchers int[], commit_size int8, force bool, inout answer json)
 language plpgsql as $look$
 declare
     stop pg_lsn; relations json; unfinished int8[]; unsettled int8[]; horizon int8; top int8;
@@ -94,7 +95,7 @@ begin
 end $look$
 """
 
-_CALL = "call pg_temp.pgh_look({start}, {seen}, {db}, '{own}'::xid[], {most}, '{ours}'::int[], {commit}, {force}, null)"
+_CALL = "call pg_temp.pgh_look({start}, {seen}, {db}, '{own}'::xid[], {most}, '{ours}'::int[], '{watchers}'::int[], {commit}, {force}, null)"
 
 
 MEASURED = 262144
@@ -116,6 +117,8 @@ class InspectReader:
         """
         check(session)
         self.session = session
+        self._watchers = Watchers(session)
+        self._watchers.ask()
         self._rate = 36000.0 if session.server_version >= 160000 else 10500.0  # bytes in a millisecond
         session.execute("set synchronous_commit = on")
         session.execute("set client_min_messages = error")
@@ -128,7 +131,7 @@ class InspectReader:
         )
         noise = "array[" + ", ".join(literal(kind) for kind in sorted(NOISE)) + "]"
         flush = _FLUSH_17 if session.server_version >= 170000 else _FLUSH_15
-        session.execute(_PROCEDURE.format(presence=presence_of(session), flush=flush, read=read, noise=noise))
+        session.execute(_PROCEDURE.format(presence=PRESENCE, flush=flush, read=read, noise=noise))
         self._commit_size = 0 if session.server_version >= 170000 else measure_commit(session)
 
     def position(self) -> str:
@@ -147,7 +150,7 @@ class InspectReader:
             start=f"'{asked.start}'", seen=f"'{asked.seen or '0/0'}'", db=int(asked.database), most=most,
             own="{" + ",".join(str(x % 2**32) for x in asked.own) + "}",
             ours="{" + ",".join(str(pid) for pid in asked.ours) + "}",
-            commit=self._commit_size, force=str(asked.seen is None).lower(),
+            commit=self._commit_size, watchers=self._watchers, force=str(asked.seen is None).lower(),
         )  # fmt: skip
         with translated("look at the write-ahead log"):
             row = self.session.connection.execute(statement.encode()).fetchone()
