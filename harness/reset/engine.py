@@ -297,6 +297,9 @@ class ResetEngine(EngineState):
             run.locked = False
             # Of its first transaction, where the second failed.
             self._adopt(attempt.done)
+            # No record of the application names all the blocks that we have emptied.
+            emptied = {oid: TableChange(rewritten=True) for oid in attempt.done.emptied}
+            self._pending = detect.united(self._pending, Changes(tables=emptied))
             if isinstance(error, RecloneNeeded):
                 raise
             if error.sqlstate not in (restore_batch.LOCK_NOT_AVAILABLE, restore_batch.DEADLOCK):

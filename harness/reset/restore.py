@@ -69,6 +69,7 @@ class Outcome:
         rows: rows deleted or inserted.
         dead: table OID → rows that a VACUUM has to remove some day.
         vacuumed: tables in which one has done so already.
+        emptied: tables all of whose rows were deleted, to be written again, and have not been so far.
         places: table OID → where all its rows lie now.
         replaced: table OID → number of a row → where it lies now, of rows that were put back one by one.
         moved: table OID → rows of a large table that lie elsewhere now.
@@ -86,6 +87,7 @@ class Outcome:
     rows: int = 0
     dead: dict[int, int] = field(default_factory=dict)
     vacuumed: set[int] = field(default_factory=set)
+    emptied: set[int] = field(default_factory=set)
     places: dict[int, list[Place]] = field(default_factory=dict)
     replaced: dict[int, dict[int, Place]] = field(default_factory=dict)
     moved: dict[int, dict[Tid, Place]] = field(default_factory=dict)
@@ -453,6 +455,7 @@ class Attempt:
                     for o in wrong
                 ]
                 self._take([*self._beginning(wrong), *clear, *self._committing()])
+                self.done.emptied.update(wrong)
         self._take(self._beginning(missing))
         for oid, numbers in missing.items():
             self._truncate(oid, numbers)
@@ -556,6 +559,7 @@ class Attempt:
 
     def _lie_anew(self, oid: int, placed: list[Place]) -> None:
         self._displace(oid, [tid[0] for tid, _ in self.bases[oid].places], placed)
+        self.done.emptied.discard(oid)
         self.done.replaced.pop(oid, None)
         self.done.places[oid] = placed
 
