@@ -27,9 +27,10 @@ from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.reset import detect
 from harness.reset.marks import Mark
 from harness.reset.model import Changes, How, Nothing, Reclone, RecloneNeeded, Restore, TableChange
+from harness.reset.outcome import Outcome, Terms
 from harness.reset.plan import plan
 from harness.reset.report import ResetReport
-from harness.reset.restore import Attempt, Outcome, Terms
+from harness.reset.restore import Attempt
 from harness.reset.state import EngineState, Limits
 from harness.reset.vacuum import RECORD, Litter
 from harness.reset.waiting import Waiting

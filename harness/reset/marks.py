@@ -12,7 +12,7 @@ from harness.catalog.restore_facts import SequenceState
 from harness.errors import LeaseError, ServerRefused
 from harness.reset.baseline import TableBase, room
 from harness.reset.model import SMALL, Changes, TableChange
-from harness.reset.restore import setval
+from harness.reset.sequences import setval
 
 if TYPE_CHECKING:
     from harness.reset.engine import ResetEngine

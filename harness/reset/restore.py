@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_rows, restore_sessions
@@ -31,7 +30,9 @@ from harness.errors import ServerRefused
 from harness.reset import vacuum
 from harness.reset.baseline import BaselineStore, TableBase
 from harness.reset.model import SMALL, How, RecloneNeeded, Restore, TableChange
+from harness.reset.outcome import Outcome, Place, Terms
 from harness.reset.plan import HEAVY_PAGES, ROW_MS
+from harness.reset.sequences import MOST_SETVALS, sequence_statements, setval
 
 ORDER_ATTEMPTS = 3
 """How often rows are put back until they lie in their order, before a TRUNCATE."""
@@ -42,85 +43,13 @@ MISCOUNTED = 10
 MOST_LEADERS = 3
 """Rows of a page that are written again with those that are missing, at most."""
 
-MOST_SETVALS = 200
-"""How many sequences one statement puts back; a row of PostgreSQL's has at most 1,664 columns."""
-
 Step = tuple[str, Callable[[Result], None]]
 """A statement, and who takes what it gives."""
 
 Chosen = tuple[restore_rows.Rows, int]
 """Rows of a table, and which of them."""
 
-Place = tuple[Tid, int]
-"""Where a row lies, and who wrote it."""
-
 _HERE = "select pg_current_wal_insert_lsn(), pg_current_xact_id()"
-
-
-@dataclass
-class Outcome:
-    """What an attempt has done, as far as it was committed.
-
-    Attributes:
-        position: the insert position once the locks were held.
-        until: the position up to which the log has to be read for writes of others.
-        alone: nobody can have written since the look: no transaction was open then, and ours have the next ids.
-        xids: our transactions, as 64-bit ids.
-        rows: rows deleted or inserted.
-        dead: table OID → rows that a VACUUM has to remove some day.
-        vacuumed: tables in which one has done so already.
-        emptied: tables all of whose rows were deleted, to be written again, and have not been so far.
-        places: table OID → where all its rows lie now.
-        replaced: table OID → number of a row → where it lies now, of rows that were put back one by one.
-        moved: table OID → rows of a large table that lie elsewhere now.
-        displaced: table OID → blocks in which those rows lay, and lie.
-        files: OID → number of its new file, where a statement of ours made one.
-        inserted: table OID → rows that we inserted, those of attempts at an order too.
-        present: who was in a transaction right after the last COMMIT.
-        disturbed: somebody wrote between the look and the locks; he may have written elsewhere too.
-    """
-
-    position: str = ""
-    until: str = ""
-    alone: bool = True
-    xids: list[int] = field(default_factory=list)
-    rows: int = 0
-    dead: dict[int, int] = field(default_factory=dict)
-    vacuumed: set[int] = field(default_factory=set)
-    emptied: set[int] = field(default_factory=set)
-    places: dict[int, list[Place]] = field(default_factory=dict)
-    replaced: dict[int, dict[int, Place]] = field(default_factory=dict)
-    moved: dict[int, dict[Tid, Place]] = field(default_factory=dict)
-    displaced: dict[int, set[int]] = field(default_factory=dict)
-    files: dict[int, int] = field(default_factory=dict)
-    inserted: dict[int, int] = field(default_factory=dict)
-    present: restore_sessions.Present = field(default_factory=restore_sessions.Present)
-    disturbed: bool = False
-
-
-@dataclass(frozen=True)
-class Terms:
-    """On which terms an attempt is made.
-
-    Attributes:
-        locked: the transaction is open already, and holds the locks.
-        lockless: no lock is to be had, because of sessions that hold one, idle, and have written nothing: whoever
-            writes meanwhile is found in the log afterwards.
-        database, ours: to ask who still sees what was before, or may write into it.
-        clear: waits for whoever still sees what was before a transaction of ours, or ends them.
-        deadline: of ``time.monotonic()``; past it a fresh clone is the better way.
-        next_id: the id that our first transaction gets where nobody else has had one since the look, nor had then.
-        quiet: nobody else was in a transaction when the log was looked at.
-    """
-
-    locked: bool
-    lockless: bool
-    database: int
-    ours: Sequence[int]
-    clear: Callable[[int], bool]
-    deadline: float
-    next_id: int
-    quiet: bool
 
 
 def _ignore(result: Result) -> None:
@@ -646,20 +575,6 @@ def _first_of_pages(base: TableBase, gone: Sequence[int]) -> set[int]:
                 found.add(number)
                 lead += 1
     return found
-
-
-def setval(oid: int, state: SequenceState) -> str:
-    """The call that puts a sequence back."""
-    return f"setval('{oid}'::regclass, {state.last_value}, {str(state.is_called).lower()})"
-
-
-def sequence_statements(relation: Relation, state: SequenceState) -> list[str]:
-    """Put a sequence back whose values sessions keep: only a new file makes them forget."""
-    return [
-        f"alter sequence {relation.sql} restart with {state.last_value}",
-        f"select {setval(relation.oid, state)}",
-        f"select {relation.oid}, pg_relation_filenode({relation.oid})",
-    ]
 
 
 def batched(items: Sequence[str], size: int) -> list[Sequence[str]]:

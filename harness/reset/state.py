@@ -19,8 +19,9 @@ from harness.reset.baseline import BaselineStore, TableBase
 from harness.reset.carried import Carried
 from harness.reset.marks import Marks
 from harness.reset.model import Baseline, Changes, RecloneNeeded, TableChange
+from harness.reset.outcome import Outcome
 from harness.reset.plan import ROW_MS
-from harness.reset.restore import Outcome, setval
+from harness.reset.sequences import setval
 from harness.reset.vacuum import Vacuum
 
 MOST_BYTES = 64 * 1024**2
