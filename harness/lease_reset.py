@@ -241,6 +241,8 @@ class DatabaseReset:
         if self._resumed:
             # Of no more use: nothing but the note outlives this command.
             self.close()
+        if self._engine is not None:
+            self._engine.replaced()
         retired = self._replace(before if watched else None)
         if self._filler is not None:
             self._filler().replaced(retired, self._template, self._go_on)
@@ -265,7 +267,8 @@ class DatabaseReset:
     def _go_on(self) -> None:
         """Log in to a new clone before a reset asks for it. What fails here is told by that reset."""
         with self._opening:
-            if self._engine is not None:
+            # Its baseline is opened through the run's own session, which this thread must not use.
+            if self._engine is not None and self._engine.has_baseline:
                 self._opened()
 
     def _give_up(self, error: RecloneNeeded) -> None:

@@ -34,14 +34,14 @@ select pid, format('pid %%s, %%s, %%s%%s, last query: %%s', pid, coalesce(nullif
 
 _BUSY = """
 select pid from pg_stat_get_activity(null)
- where datid = {database} and backend_type = 'client backend' and pid <> all('{ours}'::int[])
+ where datid = {database} and backend_type in ('client backend', 'walsender') and pid <> all('{ours}'::int[])
    and (backend_xid is not null or (backend_xmin is not null and age(backend_xmin) >= age('{xid}'::xid)))
 """
 
 PRESENT = """
 select pid, backend_xid is not null, backend_xmin is not null, starts_with(state, 'idle in transaction')
   from pg_stat_get_activity(null)
- where datid = {database} and backend_type = 'client backend' and pid <> all('{ours}'::int[])
+ where datid = {database} and backend_type in ('client backend', 'walsender') and pid <> all('{ours}'::int[])
    and (backend_xid is not null or backend_xmin is not null or starts_with(state, 'idle in transaction'))
 union all
 select 0, true, true, false from pg_prepared_xact() where dbid = {database}
@@ -196,7 +196,8 @@ def active(session: Session, database: int, ours: Sequence[int]) -> list[int]:
     rows = session.rows(
         """
         select pid from pg_stat_get_activity(null)
-         where datid = %s and backend_type = 'client backend' and state <> 'idle' and pid <> all(%s)
+         where datid = %s and state <> 'idle' and pid <> all(%s) and (backend_type = 'client backend'
+               or backend_type = 'walsender' and (backend_xid is not null or backend_xmin is not null))
         """,
         (database, list(ours)),
     )

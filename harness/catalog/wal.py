@@ -122,17 +122,21 @@ class Question:
 
 
 # A transaction holds the lock of its own number: without one nobody runs a statement, and the list of sessions, which
-# costs as much as that of locks, need not be made. A server's watcher runs one all its life, and is not counted. A lock is
-# named as in pg_locks, to be known again.
+# costs as much as that of locks, need not be made. A server's watcher runs one all its life, and is not counted; a prepared
+# transaction has no session, but the lock of its id. A lock is named as in pg_locks, to be known again. Of sessions of the
+# replication protocol a stream is always active; one that runs statements has a snapshot.
 PRESENCE = """
     select array_agg(distinct pid || ' ' || concat_ws(',', classid, objid, objsubid, mode))
              filter (where locktype = 'advisory' and database = db),
-           bool_or(locktype = 'virtualxid' and pid <> all(watchers))
+           bool_or(pid is null or locktype = 'virtualxid' and pid <> all(watchers))
       into advisory, someone
-      from pg_lock_status() where locktype in ('advisory', 'virtualxid') and granted and pid <> all(ours);
+      from pg_lock_status()
+     where granted and (locktype in ('advisory', 'virtualxid') and pid <> all(ours)
+                        or locktype = 'transactionid' and pid is null);
     if someone then
         select array_agg(pid || ' ' || query_start) into busy from pg_stat_get_activity(null)
-         where datid = db and state = 'active' and backend_type in ('client backend', 'walsender') and pid <> all(ours);
+         where datid = db and state = 'active' and pid <> all(ours) and (backend_type = 'client backend'
+              or backend_type = 'walsender' and (backend_xid is not null or backend_xmin is not null));
     end if;
 """
 """PL/pgSQL: who holds advisory locks in ``db``, and which statements run there; into ``advisory``, ``busy``."""

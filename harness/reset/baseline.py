@@ -177,6 +177,11 @@ class BaselineStore:
             self._session = self._connect()
         return self._session
 
+    @property
+    def opened(self) -> bool:
+        """Whether that session is open."""
+        return self._session is not None and not self._session.closed
+
     def _unlogged(self, kinds: str) -> Iterable[Relation]:
         return (r for r in self.relations.values() if r.unlogged and r.kind in kinds)
 

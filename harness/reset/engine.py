@@ -87,6 +87,10 @@ class ResetEngine(EngineState):
         except ServerLost as error:
             raise self._lost(error) from error
 
+    def replaced(self) -> None:
+        """Call it before the database is replaced by another one: until :meth:`rebase` nothing is known."""
+        self._based = False
+
     @property
     def marked(self) -> bool:
         """Whether any mark is set."""
@@ -142,6 +146,7 @@ class ResetEngine(EngineState):
             RecloneNeeded: it cannot be told.
         """
         self._check_based()
+        unsettled = self._unsettled
         try:
             window = self._look(force=True, patience=CHANGES_PATIENCE)
             if window.too_much:
@@ -154,6 +159,9 @@ class ResetEngine(EngineState):
             raise self._lost(error) from error
         except ServerRefused as error:
             raise RecloneNeeded(f"the changes cannot be read: {error}") from error
+        finally:
+            # What was seen of the server's catalogs is for the next reset to compare.
+            self._unsettled = tuple({*unsettled, *self._unsettled})
         known = {**found.names}
         return replace(found, ddl=differences, catalogs={}, unknown=frozenset(), names=known)
 
@@ -167,8 +175,12 @@ class ResetEngine(EngineState):
         from harness.reset.marks import set_mark
 
         self._check_based()
+        unsettled = self._unsettled
         try:
             return set_mark(self)
+        except LeaseError:
+            self._unsettled = tuple({*unsettled, *self._unsettled})
+            raise
         except ServerLost as error:
             raise self._lost(error) from error
         except ServerRefused as error:
@@ -220,17 +232,16 @@ class ResetEngine(EngineState):
                     continue
                 self._advance(window)
                 self._pending = Changes()
-                self._clean_up(found, Outcome())
+                self._clean_up(found, Outcome(), truncate=window.quiet)
                 return ResetReport("restore" if tables else "nothing", tuple(sorted(tables)), rows)
             if run.crowded and not set(todo.tables) <= run.crowded:
                 run.unlock()
                 run.crowded |= set(todo.tables)
                 continue
+            could_truncate = run.may_truncate
             outcome = self._restore(todo, found, files, window, run)
-            if outcome is None and How.TRUNCATE in todo.tables.values() and not run.may_truncate:
-                todo = plan(found, self._baseline(found, may_truncate=False))
-                assert isinstance(todo, Restore)
-                outcome = self._restore(todo, found, files, window, run)
+            if outcome is None and run.may_truncate != could_truncate:
+                continue
             if outcome is None:
                 run.crowded |= set(todo.tables)
                 run.waiting.crowd()
@@ -247,7 +258,7 @@ class ResetEngine(EngineState):
                 run.waiting.crowd()
             if outcome.disturbed or waited:
                 continue  # whoever wrote between look and locks, or had to be waited for, may have written elsewhere too
-            self._clean_up(found, outcome, todo)
+            self._clean_up(found, outcome, todo, truncate=not (there.idle or there.readers))
             return ResetReport("restore", tuple(sorted(tables)), rows)
 
     def _lock_first(self, run: _Run) -> bool:
@@ -298,9 +309,12 @@ class ResetEngine(EngineState):
             run.locked = False
             # Of its first transaction, where the second failed.
             self._adopt(attempt.done)
-            # No record of the application names all the blocks that we have emptied.
-            emptied = {oid: TableChange(rewritten=True) for oid in attempt.done.emptied}
-            self._pending = detect.united(self._pending, Changes(tables=emptied))
+            # No record of the application names all the blocks that we have written.
+            anew = {oid: TableChange(rewritten=True) for oid in attempt.done.anew}
+            self._pending = detect.united(self._pending, Changes(tables=anew))
+            # Beside the old numbers, which the window still names.
+            self._files.update(attempt.done.files)
+            self._by_file.update({node: oid for oid, node in attempt.done.files.items()})
             if isinstance(error, RecloneNeeded):
                 raise
             if error.sqlstate not in (restore_batch.LOCK_NOT_AVAILABLE, restore_batch.DEADLOCK):
@@ -320,7 +334,8 @@ class ResetEngine(EngineState):
         self._remember_files({**files, **outcome.files})
         self._pending = Changes()
         later: Window | None = window
-        seen = outcome.position == window.seen and (len(outcome.xids) == 1 or outcome.alone)
+        at_once = len(outcome.xids) == 1 and not terms.lockless
+        seen = outcome.position == window.seen and (at_once or outcome.alone)
         if not seen or self.store.watchful:
             wrote = {*todo.tables, *todo.along, *todo.sequences}
             later = self._unchanged_since(window, outcome.until, wrote, outcome.inserted)
@@ -333,8 +348,14 @@ class ResetEngine(EngineState):
         """Milliseconds after which an attempt is given up: what it was reckoned to take was wrong, and a clone is certain."""
         return max(PATIENCE_MS, 2 * self._worth, 2 * estimate)
 
-    def _clean_up(self, found: Changes, outcome: Outcome, todo: Restore | None = None) -> None:
-        """Have dead rows removed where they would be noticed."""
+    def _clean_up(
+        self, found: Changes, outcome: Outcome, todo: Restore | None = None, *, truncate: bool
+    ) -> None:
+        """Have dead rows removed where they would be noticed.
+
+        Args:
+            truncate: nobody is in a transaction: see :meth:`Vacuum.after`.
+        """
         relations = self.store.relations
         self._vacuum.cleaned(outcome.vacuumed)
         left: dict[int, Litter] = {}
@@ -358,7 +379,6 @@ class ResetEngine(EngineState):
                 base.in_place and base.tidy,
             )
         if left or self._touched:
-            truncate = not (outcome.present.idle or outcome.present.readers)
             self._vacuum.after(self._lease, left, relations, self._touched, truncate=truncate)
 
     def __repr__(self) -> str:

@@ -84,7 +84,7 @@ class Marks:
         if mark not in self:
             raise LeaseError(f"mark {mark.number} was released; set a new one with mark()")
 
-    def push(self, engine: ResetEngine, layer: Layer) -> Mark:
+    def push(self, layer: Layer) -> Mark:
         """Make this the top."""
         self._layers.append(layer)
         return layer.mark
@@ -187,13 +187,17 @@ def set_mark(engine: ResetEngine) -> Mark:
             restore_batch.run(engine._lease, [*setvals, "commit"])
             break
         restore_batch.rollback(engine._lease)
+        # Past the deadline, whoever goes on writing is ended.
+        run.waiting.crowd()
     engine._remember_files(files)
     engine._own = [layer.xid]
     engine._advance(window)
     engine._seen = ""
     engine._pending = Changes()
     mark = Mark(engine, engine._marks.next_number())
-    return engine._marks.push(engine, Layer(mark, layer.tables, layer.sequences, replace(found, catalogs={})))
+    return engine._marks.push(
+        Layer(mark, layer.tables, layer.sequences, replace(found, catalogs={}, unknown=frozenset()))
+    )
 
 
 @dataclass

@@ -24,7 +24,7 @@ class Outcome:
         rows: rows deleted or inserted.
         dead: table OID → rows that a VACUUM has to remove some day.
         vacuumed: tables in which one has done so already.
-        emptied: tables all of whose rows were deleted, to be written again, and have not been so far.
+        anew: tables whose rows have to be written again as a whole, and have not been so far.
         places: table OID → where all its rows lie now.
         replaced: table OID → number of a row → where it lies now, of rows that were put back one by one.
         moved: table OID → rows of a large table that lie elsewhere now.
@@ -42,7 +42,7 @@ class Outcome:
     rows: int = 0
     dead: dict[int, int] = field(default_factory=dict)
     vacuumed: set[int] = field(default_factory=set)
-    emptied: set[int] = field(default_factory=set)
+    anew: set[int] = field(default_factory=set)
     places: dict[int, list[Place]] = field(default_factory=dict)
     replaced: dict[int, dict[int, Place]] = field(default_factory=dict)
     moved: dict[int, dict[Tid, Place]] = field(default_factory=dict)

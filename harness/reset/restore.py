@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 
 from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_rows, restore_sessions
@@ -86,6 +87,7 @@ class Attempt:
         self._xid = 0
         # Table → what is noted with the COMMIT: where its rows lie.
         self._settled: dict[int, Callable[[], None]] = {}
+        self._new: dict[int, int] = {}
         self._missing: dict[int, list[int]] = {}
 
     # --- the first transaction ---------------------------------------------------------------------
@@ -240,6 +242,8 @@ class Attempt:
         for settle in self._settled.values():
             settle()
         self._settled.clear()
+        self.done.files.update(self._new)
+        self._new.clear()
 
     def _reaches(self, result: Result) -> None:
         self.done.until, self.done.alone = (result.rows[0][0] or b"").decode(), False
@@ -251,7 +255,7 @@ class Attempt:
     def _new_files(self, result: Result) -> None:
         for row in result.rows:
             if len(row) == 2:  # setval says only its value
-                self.done.files[int(row[0] or b"0")] = int(row[1] or b"0")
+                self._new[int(row[0] or b"0")] = int(row[1] or b"0")
 
     def _deleted(self, oid: int, result: Result) -> None:
         self.done.rows += result.touched
@@ -373,6 +377,8 @@ class Attempt:
                 self._count_again(missing)
                 return
             missing = {oid: list(range(len(self.bases[oid].places))) for oid in wrong}
+            # Whatever becomes of it now: they lie in a wrong order, or not at all.
+            self.done.anew.update(wrong)
             for oid in wrong:
                 if self.bases[oid].relation.toast > HEAVY_PAGES:
                     raise RecloneNeeded(
@@ -384,7 +390,6 @@ class Attempt:
                     for o in wrong
                 ]
                 self._take([*self._beginning(wrong), *clear, *self._committing()])
-                self.done.emptied.update(wrong)
         self._take(self._beginning(missing))
         for oid, numbers in missing.items():
             self._truncate(oid, numbers)
@@ -431,7 +436,8 @@ class Attempt:
         if grown:
             self._take([(self._presence(), self._present)])
         # Whoever is idle in a transaction may hold a lock, and the truncation waits for seconds.
-        vacuum.free_places(self.session, names, truncate=grown and not self.done.present.idle)
+        there = self.done.present
+        vacuum.free_places(self.session, names, truncate=grown and not (there.idle or there.readers))
         self.done.vacuumed.update(missing)
         for oid in missing:
             self.done.dead.pop(oid, None)
@@ -444,7 +450,9 @@ class Attempt:
             if oid in self.done.vacuumed and MISCOUNTED * len(numbers) > len(self.bases[oid].places)
         ]
         if few:
-            vacuum.free_places(self.session, few, truncate=False)
+            # All is where it belongs already.
+            with suppress(ServerRefused):
+                vacuum.free_places(self.session, few, truncate=False)
 
     def _fillings(self, missing: Mapping[int, Sequence[int]]) -> list[Step]:
         steps: list[Step] = []
@@ -488,7 +496,7 @@ class Attempt:
 
     def _lie_anew(self, oid: int, placed: list[Place]) -> None:
         self._displace(oid, [tid[0] for tid, _ in self.bases[oid].places], placed)
-        self.done.emptied.discard(oid)
+        self.done.anew.discard(oid)
         self.done.replaced.pop(oid, None)
         self.done.places[oid] = placed
 

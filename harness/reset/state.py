@@ -173,6 +173,11 @@ class EngineState:
         return self._store
 
     @property
+    def has_baseline(self) -> bool:
+        """Whether the session in the baseline is open."""
+        return self._store is not None and self._store.opened
+
+    @property
     def _wal(self) -> WalReader:
         if self._reader is None or self._reader.session.closed:
             session = self._open_reader()
@@ -251,6 +256,14 @@ class EngineState:
             found = detect.changes(
                 window.relations, by_file=by_file, relations=relations, rewritten=rewritten
             )
+            if found.unknown and blocks is not None:
+                # A file that is there, and whose row in pg_class was not touched in this window, is no mistake of ours.
+                now = restore_facts.files(self._lease)
+                by_file |= {node: oid for oid, node in now.items()}
+                rewritten = [o for o, node in now.items() if o in self._files and self._files[o] != node]
+                found = detect.changes(
+                    window.relations, by_file=by_file, relations=relations, rewritten=rewritten
+                )
         found = detect.united(self._pending, self._with_unlogged(found))
         # Ours: they need no comparison of their own, but the next one has to know their blocks.
         for name, touched in detect.own_catalogs(
