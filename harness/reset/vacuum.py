@@ -15,8 +15,8 @@ DEAD_ROWS = 2000
 CATALOG_RESETS = 100
 OWNERS = "pg_shdepend"
 
-MOST_ROOM = 2
-"""The part of the room behind the last row of a table, a half, that dead rows may take up: the next rows come after
+MOST_ROOM = 4
+"""The part of the room behind the last row of a table, a fourth, that dead rows may take up: the next rows come after
 them, in order, as long as they do not need more than what is left. A VACUUM costs half of what a reset does."""
 
 RECORD = 26

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import psycopg
 import pytest
@@ -352,34 +353,33 @@ def test_a_role_that_nobody_changed_is_not_written(lease: Lease, link: Link) -> 
         assert link.session.row(attributes, ((before or ("", ""))[1], OWNER.name)) == (False, True, True)
 
 
-def test_a_fallback_clone_costs_little_more_than_a_clone(
-    filled: tuple[Lease, Callable[[], Filler]], clones: Clones, made: Template, link: Link
+def test_a_fallback_clone_copies_one_database_and_with_a_spare_none(
+    filled: tuple[Lease, Callable[[], Filler]],
+    clones: Clones,
+    made: Template,
+    link: Link,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Measured in turns; twice the limits that the table of the benchmark keeps, for machines that do other things."""
+    """In the caller's path; what it takes is the benchmark's matter."""
     lease, filling = filled
-    bare, without, with_one = [], [], []
+    copied: list[str] = []
+    copy, here = databases.clone, threading.get_ident()
 
-    def renewed() -> float:
-        began = time.monotonic()
-        lease.renew()
-        return time.monotonic() - began
+    def noted(session: Session, name: str, **options: Any) -> None:
+        if threading.get_ident() == here:
+            copied.append(name)
+        copy(session, name, **options)
 
     lease.renew()
-    for _ in range(9):
-        assert filling().idle(PATIENCE)
-        with_one.append(renewed())
-        assert filling().idle(PATIENCE)
-        for spare in clones.spares(made):
-            databases.drop_retired(link.session, spare)
-        without.append(renewed())
-        assert filling().idle(PATIENCE)
-        began = time.monotonic()
-        databases.clone(link.session, "bare", template=made.name, owner=OWNER.name, strategy=made.strategy)
-        Session.connect(link.dsn.with_database("bare")).close()
-        bare.append(time.monotonic() - began)
-        link.session.execute("drop database bare")
-    assert median(with_one) < 0.8 * median(bare)
-    assert median(without) < 1.6 * median(bare)
+    assert filling().idle(PATIENCE)
+    monkeypatch.setattr(databases, "clone", noted)
+    lease.renew()
+    assert copied == []
+    assert filling().idle(PATIENCE)
+    for spare in clones.spares(made):
+        databases.drop_retired(link.session, spare)
+    lease.renew()
+    assert len(copied) == 1
 
 
 def test_kinds_of_databases_after_a_plain_reset(

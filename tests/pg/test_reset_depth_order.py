@@ -22,7 +22,7 @@ SCHEMA = (
     for size in SIZES
 )
 
-ROUNDS = 60
+ROUNDS = 30
 """Resets in a row: what is cleaned up only now and then comes in between."""
 
 Statements = Sequence[str]
