@@ -166,10 +166,24 @@ def test_rolled_back(case: Case, table: str, sessions: int) -> None:
     """Its dead rows must not make room in front: the next test's own reads would find it."""
 
     def dirty(number: int) -> Statements:
-        undone = ["begin", BULK.format(table, 1, (20, 300, 1500)[number % 3])]
+        undone = ["begin", BULK.format(table, 1, (150, 300, 1500)[number % 3])]
         if number % 2:
             undone.append(f"update {table} set v = 'x' where id <= 20")
         return [*undone, f"select * from {table}", "rollback"]
 
     writes = INTERLEAVED if table in ("e", "e2") else [INSERT, UPDATE, INSERT, *INTERLEAVED[:4]]
     assert alike(case, dirty, then(table, *writes), sessions=sessions) == []
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+@pytest.mark.parametrize("table", ["e", "e2", *(f"s{size}" for size in SIZES)])
+def test_a_few_rows_that_were_rolled_back_leave_the_next_inserts_in_order(
+    case: Case, table: str, sessions: int
+) -> None:
+    """They may stay behind the last row: what is inserted comes after them, and after what is inserted before."""
+
+    def dirty(number: int) -> Statements:
+        return ["begin", BULK.format(table, 1, 5 + number % 7), f"select * from {table}", "rollback"]
+
+    inserts = [INSERT, BULK.format("{0}", 1, 40), INSERT, BULK.format("{0}", 41, 700), INSERT]
+    assert alike(case, dirty, then(table, *inserts), sessions=sessions) == []
