@@ -12,6 +12,9 @@ from harness.errors import ServerRefused
 
 EVERY_RESETS = 50
 DEAD_ROWS = 2000
+LARGE_PART = 10
+"""Of a large table the part, a tenth, that dead rows may be; autovacuum leaves a fifth."""
+
 CATALOG_RESETS = 100
 OWNERS = "pg_shdepend"
 
@@ -83,7 +86,9 @@ class Vacuum:
             self._bytes[oid] = self._bytes.get(oid, 0) + (litter.size or ROW_BYTES * litter.rows)
             self._resets[oid] = self._resets.get(oid, 0) + 1
             name = relations[oid].sql
-            if self._resets[oid] >= EVERY_RESETS or self._dead[oid] >= DEAD_ROWS:
+            # A VACUUM of a million rows takes longer than the clone that a reset is to spare.
+            most = max(DEAD_ROWS, relations[oid].rows // LARGE_PART)
+            if self._resets[oid] >= EVERY_RESETS or self._dead[oid] >= most:
                 whole.append(name)
                 self._resets[oid] = 0
             elif not litter.ordered:
