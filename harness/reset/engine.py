@@ -365,8 +365,8 @@ class ResetEngine(EngineState):
                 continue
             if todo is not None and todo.tables.get(oid) is How.TRUNCATE:
                 continue
-            change = detect.merge(found.tables.get(oid, TableChange()), found.aborted.get(oid, TableChange()))
             undone = found.aborted.get(oid, TableChange())
+            change = detect.merge(found.tables.get(oid, TableChange()), undone)
             base = self._base(oid)
             left[oid] = Litter(
                 outcome.dead.get(oid, 0) + change.gone + undone.inserts,

@@ -248,29 +248,29 @@ class EngineState:
         relations = self.store.relations
         now: Mapping[int, int] = {}
         found = detect.changes(window.relations, by_file=self._by_file, relations=relations)
+
+        def with_files() -> Changes:
+            rewritten = [oid for oid, node in now.items() if oid in self._files and self._files[oid] != node]
+            by_file = {**self._by_file, **{node: oid for oid, node in now.items()}}
+            return detect.changes(window.relations, by_file=by_file, relations=relations, rewritten=rewritten)
+
         if "pg_class" in found.catalogs or found.unknown:
             blocks = found.catalogs.get("pg_class")
             now = restore_facts.files(self._lease, blocks)
-            rewritten = [oid for oid, node in now.items() if oid in self._files and self._files[oid] != node]
-            by_file = {**self._by_file, **{node: oid for oid, node in now.items()}}
-            found = detect.changes(
-                window.relations, by_file=by_file, relations=relations, rewritten=rewritten
-            )
+            found = with_files()
             if found.unknown and blocks is not None:
                 # A file that is there, and whose row in pg_class was not touched in this window, is no mistake of ours.
                 now = restore_facts.files(self._lease)
-                by_file |= {node: oid for oid, node in now.items()}
-                rewritten = [o for o, node in now.items() if o in self._files and self._files[o] != node]
-                found = detect.changes(
-                    window.relations, by_file=by_file, relations=relations, rewritten=rewritten
-                )
+                found = with_files()
         found = detect.united(self._pending, self._with_unlogged(found))
         # Ours: they need no comparison of their own, but the next one has to know their blocks.
-        for name, touched in detect.own_catalogs(
-            window.relations, by_file=self._by_file, relations=relations
-        ).items():
-            self._touched.setdefault(name, set()).update(touched)
+        self._touch(detect.own_catalogs(window.relations, by_file=self._by_file, relations=relations))
         return (replace(found, shared=True) if self._unsettled_by(window) else found), now
+
+    def _touch(self, catalogs: Mapping[str, Collection[int]]) -> None:
+        """These blocks of catalogs were written since the clone was made: each later comparison has to know them."""
+        for name, blocks in catalogs.items():
+            self._touched.setdefault(name, set()).update(blocks)
 
     def _unsettled_by(self, window: Window) -> bool:
         """Whether a transaction that wrote to the server's own catalogs may have ended since, or may still do so.
@@ -362,10 +362,10 @@ class EngineState:
             return True
         found = detect.changes(later.relations, by_file=self._by_file, relations=self.store.relations)
         # Writes to catalogs, ours too, are read here and never again: the next comparison has to know their blocks.
-        own = detect.own_catalogs(later.relations, by_file=self._by_file, relations=self.store.relations)
-        for catalogs in (found.catalogs, own):
-            for name, blocks in catalogs.items():
-                self._touched.setdefault(name, set()).update(blocks)
+        self._touch(found.catalogs)
+        self._touch(
+            detect.own_catalogs(later.relations, by_file=self._by_file, relations=self.store.relations)
+        )
         if found.shared:
             self._put_back_shared()
         return bool(found.tables or found.sequences or found.unknown) or any(
@@ -387,8 +387,7 @@ class EngineState:
     def _compare(self, catalogs: Mapping[str, frozenset[int]]) -> tuple[str, ...]:
         """What differs in the touched catalogs from the baseline; they need no second look before the next touch."""
         asked = [n for n in catalogs if n not in restore_catalogs.STATISTICS | restore_catalogs.LARGE_OBJECTS]
-        for name in asked:
-            self._touched.setdefault(name, set()).update(catalogs[name])
+        self._touch({name: catalogs[name] for name in asked})
         differences = restore_catalogs.compare(
             self._lease,
             self.store.session,
