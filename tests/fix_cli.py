@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,9 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from fix_backends import INSTALLED
 
+from harness.dsn import Dsn
 from harness.env import BENDING
 
 MIGRATION = "create table users (id int generated always as identity primary key, name text);\n"
@@ -67,6 +70,14 @@ class Project:
         )  # fmt: skip
         STARTED.append(child)
         return child
+
+    def admin(self) -> Dsn:
+        """The superuser, on the maintenance database of the server that `up` has started."""
+        database = str(psycopg.conninfo.conninfo_to_dict(self.ok("url").strip())["dbname"])
+        for hint in Path(self.environ["PGHARNESS_STATE_DIR"]).glob("*/up.json"):
+            if hint.parent.name == database.split("_")[1]:
+                return Dsn(**json.loads(hint.read_text())["dsn"])
+        raise AssertionError("no hint")
 
     def migrate(self, name: str, text: str) -> None:
         """Add a migration."""

@@ -24,6 +24,9 @@ STRIKES = 2
 AGAIN = 1.0
 """Instead of ``QUIET``, where another session has given up on the server: one strike is enough then."""
 
+HEARD_OUT = 5.0
+"""Seconds that the server has to end a statement that was interrupted."""
+
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 """What every PostgreSQL server answers with one byte, before any login (PostgreSQL docs, 53.2.9)."""
 
@@ -46,7 +49,34 @@ class Connection(psycopg.Connection[Any]):
         Raises:
             psycopg.OperationalError: the server answers nobody.
         """
-        return super().wait(self._watched(gen) if self.server else gen, *args, **kwargs)
+        try:
+            return super().wait(self._watched(gen) if self.server else gen, *args, **kwargs)
+        except Exception:
+            raise
+        except BaseException:
+            self._hear_out()
+            raise
+
+    def _hear_out(self) -> None:
+        """After Ctrl-C: leave the connection ready for the statements that undo what was begun, or closed.
+
+        After a KeyboardInterrupt psycopg cancels the statement and waits for its end with the generator that was
+        interrupted. Where that was not in a system call but in a line of Python, the generator is used up, and nobody takes the
+        answer; after an exception of another signal it does nothing of this. Every later statement then fails
+        with "another command is already in progress".
+        """
+        if self.pgconn.status != pq.ConnStatus.OK:
+            return
+        if self.pgconn.transaction_status != pq.TransactionStatus.ACTIVE:
+            return
+        try:
+            self.cancel_safe(timeout=HEARD_OUT)
+            super().wait(_for(HEARD_OUT, generators.fetch_many(self.pgconn)))
+        except psycopg.Error:
+            self.pgconn.finish()
+        except BaseException:
+            self.pgconn.finish()
+            raise
 
     def ask(self, query: bytes) -> list[PGresult]:
         """What each statement of a simple query gave, as PostgreSQL printed it; the first that fails fails all.
@@ -57,10 +87,15 @@ class Connection(psycopg.Connection[Any]):
             psycopg.Error: as ``execute`` does.
         """
         with self.lock:
-            self.pgconn.send_query(query)
-            results: list[PGresult] = self.wait(generators.execute(self.pgconn))
+            results: list[PGresult] = self.wait(self._asking(query))
         if results[-1].status == pq.ExecStatus.FATAL_ERROR:
             raise psycopg.errors.error_from_result(results[-1], encoding="utf-8")
+        return results
+
+    def _asking(self, query: bytes) -> Generator[Any, Any, list[PGresult]]:
+        # Sent in here, so that Ctrl-C right after it finds somebody who takes the answer.
+        self.pgconn.send_query(query)
+        results: list[PGresult] = yield from generators.execute(self.pgconn)
         return results
 
     def _watched(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
@@ -99,6 +134,20 @@ class Connection(psycopg.Connection[Any]):
             f"it has not answered for {seconds:.0f} s, nor does it take connections: is its container paused, "
             f"or its machine suspended or overloaded?"
         )
+
+
+def _for(seconds: float, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """The same generator, which fails where it takes longer."""
+    deadline = time.monotonic() + seconds
+    try:
+        wish = next(gen)
+        while True:
+            ready = yield wish
+            if time.monotonic() > deadline:
+                raise psycopg.OperationalError(f"the statement did not end within {seconds:.0f} s")
+            wish = gen.send(ready)
+    except StopIteration as end:
+        return end.value
 
 
 def _answers(host: str, port: int) -> bool:

@@ -32,8 +32,9 @@ def run(words: Sequence[str]) -> int:
     """Run one command; never raises for a mistake of the user's."""
     environ = os.environ
     console = Console(environ, quiet=any(word in ("-q", "--quiet") for word in words))
+    asked: list[int] = []
     try:
-        with signals(console):
+        with signals(console, asked):
             verb, arguments, command = parse(words)
             context = Context(arguments, environ, console, command)
             return verb(context)
@@ -44,7 +45,8 @@ def run(words: Sequence[str]) -> int:
         console.error("\n".join([error.message, *getattr(error, "__notes__", ())]))
         if environ.get("PGHARNESS_DEBUG"):
             _traceback()
-        return error.exit_code
+        # What could not be undone was told; that somebody asked us to end is why we end.
+        return 128 + asked[0] if asked else error.exit_code
     except KeyboardInterrupt:
         console.error("interrupted")
         return 130
@@ -55,7 +57,7 @@ def run(words: Sequence[str]) -> int:
         raise
     except Exception as error:  # noqa: BLE001 — the last line of defence: a person gets words, not a traceback
         _unexpected(console, error, debug=bool(environ.get("PGHARNESS_DEBUG")))
-        return BUG
+        return 128 + asked[0] if asked else BUG
     finally:
         console.close()
 
@@ -82,14 +84,16 @@ def _traceback() -> None:
 
 
 @contextmanager
-def signals(console: Console) -> Iterator[None]:
-    """Signals become exceptions, once: what is being undone must not be interrupted by an impatient second Ctrl-C."""
-    seen = 0
+def signals(console: Console, asked: list[int]) -> Iterator[None]:
+    """Signals become exceptions, once: what is being undone must not be interrupted by an impatient second Ctrl-C.
+
+    Args:
+        asked: is given each signal that came.
+    """
 
     def handle(signum: int, _frame: FrameType | None) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == 2:
+        asked.append(signum)
+        if len(asked) == 2:
             console.warn("cleaning up; once more to stop at once")
             return
         if signum == signal.SIGINT:

@@ -17,7 +17,6 @@ from fix_cli import Project
 from fix_reset_picture import Picture, difference
 
 from harness.catalog.session import Session
-from harness.dsn import Dsn
 
 SCHEMA = """
 create table users (id int generated always as identity primary key, name text not null);
@@ -65,15 +64,6 @@ def reset(mine: Project, *words: str, **environ: str) -> dict[str, Any]:
     return report
 
 
-def admin(mine: Project) -> Dsn:
-    """The superuser, on the maintenance database of the module's server."""
-    database = psycopg.conninfo.conninfo_to_dict(mine.ok("url").strip())["dbname"]
-    for hint in Path(mine.environ["PGHARNESS_STATE_DIR"]).glob("*/up.json"):
-        if hint.parent.name == str(database).split("_")[1]:
-            return Dsn(**json.loads(hint.read_text())["dsn"])
-    raise AssertionError("no hint")
-
-
 def notes_of(mine: Project) -> list[Path]:
     """Files with what is known of the pristine state."""
     database = str(psycopg.conninfo.conninfo_to_dict(mine.ok("url").strip())["dbname"])
@@ -84,7 +74,7 @@ def notes_of(mine: Project) -> list[Path]:
 @pytest.fixture(scope="module")
 def differs(mine: Project) -> Iterator[Callable[[], list[str]]]:
     """What differs from a fresh clone of the template."""
-    dsn = admin(mine)
+    dsn = mine.admin()
     template = next(
         t["name"]
         for t in json.loads(mine.ok("status", "--json"))["servers"][0]["templates"]
@@ -283,7 +273,7 @@ def test_a_mark_is_put_back_too_and_what_is_below_it(
         assert connection.execute("insert into extra (body) values ('later') returning id").fetchone() == (6,)
         assert reset(mine)["strategy"] == "restore"
         assert connection.execute(look.encode()).fetchone() == (5, 5, "marked")
-    with Session.connect(admin(mine)) as session:
+    with Session.connect(mine.admin()) as session:
         copies = session.rows(
             "select datallowconn from pg_database where datname = any(%s)",
             (list(told["databases"].values()),),
@@ -323,7 +313,7 @@ def test_down_forgets_what_was_noted(new_project: Callable[..., Project]) -> Non
 
 
 def test_a_server_that_was_restarted_or_crashed_is_noticed(mine: Project, url: str) -> None:
-    with Session.connect(admin(mine)) as session:
+    with Session.connect(mine.admin()) as session:
         folder = Path(str(session.value("show data_directory")))
         with psycopg.connect(url) as victim:
             os.kill(victim.info.backend_pid, signal.SIGKILL)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
+
+from harness.cli import entry
+from harness.cli.context import Context
+from harness.errors import HarnessError, ServerLost
 
 # What the main thread has not seen yet is the danger: a signal just before its system call begins cannot be
 # timed by a test, but one that another thread receives leaves the main thread's system call alone just so.
@@ -37,3 +44,30 @@ with passing_on() as children:
 def test_no_signal_is_lost(how: str, code: int) -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT, how], timeout=30, check=False)
     assert done.returncode == code
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "error", [ServerLost("the server is gone"), ValueError("a bug")], ids=["told", "bug"]
+)
+def test_what_cannot_be_undone_does_not_hide_the_signal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], signum: int, error: Exception
+) -> None:
+    def verb(context: Context) -> int:
+        try:
+            os.kill(os.getpid(), signum)
+            signal.pause()
+        finally:
+            raise error
+
+    monkeypatch.setattr(entry, "parse", lambda words: (verb, argparse.Namespace(), []))
+    assert entry.run(["mark"]) == 128 + signum
+    assert str(error) in capsys.readouterr().err
+
+
+def test_an_error_without_a_signal_has_its_own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def verb(context: Context) -> int:
+        raise HarnessError("told")
+
+    monkeypatch.setattr(entry, "parse", lambda words: (verb, argparse.Namespace(), []))
+    assert entry.run(["mark"]) == HarnessError.exit_code

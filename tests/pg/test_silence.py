@@ -61,6 +61,42 @@ def family(info: ServerInfo) -> list[int]:
     return [postmaster, *(pid for pid, parent in parents.items() if parent == postmaster)]
 
 
+class Ended(BaseException):
+    """As the command line's for SIGTERM."""
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Ended])
+@pytest.mark.parametrize("moment", range(1, 6))
+def test_a_session_goes_on_after_an_interrupt(
+    own: ServerInfo, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], moment: int
+) -> None:
+    """A signal that comes in a line of Python, not in a system call: the answer is taken by nobody else."""
+
+    class Clock:
+        calls = 0
+
+        def monotonic(self) -> float:
+            self.calls += 1
+            if self.calls == moment:
+                raise error
+            return time.monotonic()
+
+    with Session.connect(own.dsn) as session:
+        for ask in (
+            lambda: session.value("select pg_sleep(60)"),
+            lambda: session.connection.ask(b"select 1; select pg_sleep(60)"),
+        ):
+            began = time.monotonic()
+            with monkeypatch.context() as patched:
+                patched.setattr(silence, "time", Clock())
+                with pytest.raises(error):
+                    ask()
+            assert session.value("select 2") == 2
+            assert time.monotonic() - began < 5
+        with session.transaction():
+            assert session.value("select 3") == 3
+
+
 def test_a_frozen_server_is_given_up(own: ServerInfo) -> None:
     with Session.connect(own.dsn) as session, Session.connect(own.dsn) as other:
         with frozen(own):
