@@ -136,6 +136,8 @@ def read(
         mine, shared = _NUMBER.pack(database), _NUMBER.pack(_GLOBAL) + _NUMBER.pack(0)
         next_mine, next_shared = _find(stream, mine, 0), _find(stream, shared, 0)
         began = thread_time()
+        following: list[tuple[int, int]] = []
+        naming = False
         for page, (begin, end) in enumerate(zip(begins, [*begins[1:], length], strict=True)):
             if page % PROBE == PROBE - 1 and (thread_time() - began) * length > patience * begin:
                 raise TooMuch
@@ -144,8 +146,17 @@ def read(
             if next_shared < begin:
                 next_shared = _find(stream, shared, begin)
             if next_mine < end or next_shared < end:
+                naming = True
                 _walk(stream, begin, end, named, seen)
+            elif naming:
+                naming = False
+                following.append((begin, end))
         _name(seen, database, named)
+        if following and any(xid and xid not in named.ended for _, _, xid, _, _ in named.records):
+            # Of a transaction that wrote last at the end of a page, the ROLLBACK may lie on the next one, which need
+            # not name the database: its rows would be taken for some that are there.
+            for begin, end in following:
+                _walk(stream, begin, end, named, {})
         return named
     except (struct.error, IndexError) as error:
         raise Unreadable(f"a record goes on beyond the end: {error}") from error

@@ -88,6 +88,17 @@ def test_only_sequences_are_put_back_after_a_rollback(case: Case, app: Session, 
     assert case.reset().strategy == "nothing"
 
 
+def test_a_rollback_that_the_log_tells_on_another_page(case: Case, app: Session) -> None:
+    """Of the pages of the log, only those that name the database are looked at."""
+    for _ in range(3):
+        run(app, ["begin", "update seeded set v = 'x' where id < 9"])
+        case.bench.admin.execute("select pg_logical_emit_message(false, 'other', repeat('x', 8192))")
+        run(app, ["rollback"])
+        report = case.reset()
+        assert (report.strategy, report.rows) == ("nothing", 0)
+        case.assert_pristine()
+
+
 EXCEPTION = """
 do $$ begin
     begin insert into plain (v) values ('x'); raise exception 'no';

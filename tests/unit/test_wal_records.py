@@ -77,6 +77,17 @@ def test_records_over_many_pages() -> None:
     assert len(found[500, False, 700, 10, 0]) == 50
 
 
+def test_a_rollback_on_a_page_that_does_not_name_the_database() -> None:
+    """The last row lies at the end of a page, and others write behind it."""
+    other = record(10, 0x00, xid=701, block=reference(600, 1, database=99))
+    written = record(10, 0x00, block=reference(500, 3))
+    log = written + other * (PAGE // len(other)) + record(1, 0x20) + other * 300
+    data, stop = pages(log)
+    found = read(data, first=FIRST, start=FIRST + 24, stop=stop, magic=MAGIC, segment=1 << 24, database=MINE)
+    assert (found.aborted, found.ended) == ({700}, {700})
+    assert found.records == {(500, False, 700, 10, 0x00): {3: 1}}
+
+
 def test_what_does_not_fit_is_unreadable() -> None:
     data, stop = pages(record(10, 0x00, block=reference(500, 3)) * 400)
     options = {
