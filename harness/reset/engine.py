@@ -79,6 +79,7 @@ class ResetEngine(EngineState):
                 self._rebase(noted)
             if self._marks:
                 self._pending = self._marks.everything()
+                self._refilling = True
                 self._reset_loop(_Run(self))
             # Last of all: Ctrl-C in between must not leave half a mark that passes for pristine.
             self._based = True
@@ -86,6 +87,8 @@ class ResetEngine(EngineState):
             raise _unreadable(error) from error
         except ServerLost as error:
             raise self._lost(error) from error
+        finally:
+            self._refilling = False
 
     def replaced(self) -> None:
         """Call it before the database is replaced by another one: until :meth:`rebase` nothing is known."""

@@ -31,6 +31,9 @@ CLONE_MS = 100.0
 """What a fresh clone is taken to cost until one was measured: milliseconds, with what it costs the application to log
 in again."""
 
+REFILL_MS = 60_000.0
+"""The same while the rows of marks are put into a fresh clone: where that is given up, the marks are lost."""
+
 WORTH = 1.5
 """How many times as long as a fresh clone a restore may take, for the sessions that it keeps."""
 
@@ -104,6 +107,7 @@ class EngineState:
         self._vacuum = Vacuum()
         self._based = False
         self.clone_ms = CLONE_MS
+        self._refilling = False
         self._one_at_a_time = threading.RLock()
 
     def _rebase(self, noted: Note | None = None) -> None:
@@ -223,7 +227,7 @@ class EngineState:
             own=self._own,
             ours=self.ours,
             most=self.limits.most_bytes,
-            patience=self.clone_ms if patience is None else patience,
+            patience=self._price if patience is None else patience,
             brief=brief,
         )
 
@@ -320,10 +324,14 @@ class EngineState:
         )
 
     @property
+    def _price(self) -> float:
+        """Milliseconds that a fresh clone costs: into it all rows of the marks have to be put."""
+        return REFILL_MS if self._refilling else self.clone_ms + ROW_MS * self._marks.rows
+
+    @property
     def _worth(self) -> float:
-        """Milliseconds that putting rows back may take: it keeps the sessions, which a clone ends; and into a clone all
-        rows of the marks have to be put."""
-        return WORTH * (self.clone_ms + ROW_MS * self._marks.rows)
+        """Milliseconds that putting rows back may take: it keeps the sessions, which a clone ends."""
+        return WORTH * self._price
 
     def _unchanged_since(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fix_reset_case import Case
+from fix_reset_case import Case, at
 from fix_reset_servers import Server, dispose
 
 # Rows that are written again as a whole, rows that are held in memory and compared by blocks, and rows that are too
@@ -40,6 +40,10 @@ TESTS = {
     "insert": "insert into {} (v) values ('test')",
     "truncate": "truncate {}",
 }
+
+
+FOREIGN = "select pg_logical_emit_message(false, 'other', repeat('x', 8000)) from generate_series(1, 500)"
+"""4 MB of log that concern nobody here."""
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +179,40 @@ def test_rows_below_a_mark_keep_their_note_through_many_tests(stack: Case, table
         assert rows(stack, table) == pristine
         stack.reset()
         assert rows(stack, table) == pristine
+
+
+@pytest.mark.parametrize("stage", ["looked", "locked", "before-commit", "committed"])
+@pytest.mark.parametrize("table", SIZES)
+def test_the_marks_come_back_in_a_clone_while_others_fill_the_log(
+    stack: Case, table: str, stage: str
+) -> None:
+    """Another clone is no way out there: what a look may cost to be better than one must not end the marks."""
+    engine = stack.bench.engine
+    pristine = rows(stack, table)
+    with stack.bench.app() as app:
+        app.execute(WRITES["update"].format(table))
+    lower = engine.mark()
+    first = rows(stack, table)
+    with stack.bench.app() as app:
+        app.execute(WRITES["elsewhere"])
+    engine.mark()
+    wanted = rows(stack, table)
+    usual = engine.clone_ms
+    # A look may take 10 kB of log by that.
+    engine.clone_ms = 0.01
+    try:
+        at(stack, stage, lambda: stack.bench.admin.execute(FOREIGN))
+        stack.bench.reclone()
+        assert rows(stack, table) == wanted
+    finally:
+        engine.clone_ms = usual
+        engine._stage = lambda name: None
+    with stack.bench.app() as app:
+        app.execute(WRITES["delete"].format(table))
+    stack.reset_or_clone()
+    assert rows(stack, table) == wanted
+    for mark, below in ((engine._marks.top, first), (lower, pristine)):
+        assert mark is not None
+        mark.release()
+        stack.reset_or_clone()
+        assert rows(stack, table) == below
