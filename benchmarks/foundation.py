@@ -27,9 +27,9 @@ from harness import names, running, template
 from harness.backends.base import ServerRequest
 from harness.backends.defaults import throwaway
 from harness.catalog import databases
-from harness.config import load
+from harness.config.load import load
+from harness.config.settings import Settings
 from harness.core import Harness
-from harness.settings import Settings
 
 
 @contextmanager

@@ -87,9 +87,10 @@ def main() -> None:
                 compare(
                     f"warm start, -n {workers}", plain, [*plain, *OURS], folder, environ, max(3, rounds // 3)
                 )
-        from harness import config, running
+        from harness import running
+        from harness.config.load import load
 
-        running.stop(config.load(environ, start=folder), environ)
+        running.stop(load(environ, start=folder), environ)
         for tables, schema in SCHEMAS.items():
             if {"throughput", f"throughput-{tables}"} & set(parts):
                 throughput(

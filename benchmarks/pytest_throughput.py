@@ -175,7 +175,8 @@ def throughput(
         folder: an empty folder, for the project.
         run: runs pytest with these options in that folder, and returns its wall-clock seconds.
     """
-    from harness import config, running
+    from harness import running
+    from harness.config.load import load
     from harness.core import Harness
 
     (folder / "migrations").mkdir(parents=True)
@@ -206,7 +207,7 @@ def throughput(
                             with lease.connect() as connection:
                                 connection.execute(schema.truncate)
     finally:
-        running.stop(config.load(environ, start=folder), environ)
+        running.stop(load(environ, start=folder), environ)
     tell(schema, taken)
 
 

@@ -26,11 +26,11 @@ from harness.errors import (
 )
 
 if TYPE_CHECKING:
+    from harness.config.settings import Settings
     from harness.core import Harness
     from harness.dsn import Dsn
     from harness.fleet import Fleet
     from harness.lease import Lease
-    from harness.settings import Settings
 
 __version__ = "0.1.0"
 
@@ -62,7 +62,7 @@ _LAZY = {
     "Fleet": "harness.fleet",
     "Harness": "harness.core",
     "Lease": "harness.lease",
-    "Settings": "harness.settings",
+    "Settings": "harness.config.settings",
 }
 
 

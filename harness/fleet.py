@@ -14,11 +14,11 @@ from harness import names, reaper, recipes, rooms, running, server
 from harness.backends import select
 from harness.backends.base import Backend
 from harness.bake import Baked, Oven
+from harness.config.settings import Settings
 from harness.errors import LeaseClosed
 from harness.lease import Lease
 from harness.member import Member, purpose_of
 from harness.runs import How, Run, first_free, run_all
-from harness.settings import Settings
 from harness.telling import Progress, Story, silent, unseen
 from harness.template import Template
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import project
 from harness.backends.base import ServerInfo
+from harness.config import project
+from harness.config.settings import Settings
 from harness.dsn import Dsn
-from harness.settings import Settings
 
 _FORMAT = 1
 

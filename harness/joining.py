@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from harness.answering import attach
 from harness.backends.base import Backend, ServerInfo
+from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import ServerLost
-from harness.settings import Settings
 
 if TYPE_CHECKING:
     from harness.catalog.session import Session

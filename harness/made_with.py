@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from harness import names
 from harness.backends.base import ServerInfo
-from harness.settings import DEFAULT_IMAGE, Settings
+from harness.config.settings import DEFAULT_IMAGE, Settings
 
 _POSTGRES = "postgres."
 

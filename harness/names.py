@@ -154,7 +154,7 @@ def project_id(machine: str, root: str) -> str:
     """Ten hex digits that name a checkout: two machines on one Docker daemon must not collide.
 
     Args:
-        machine: this machine's id, see :func:`harness.project.machine_id`.
+        machine: this machine's id, see :func:`harness.config.project.machine_id`.
         root: the real path of the project's root, without symbolic links.
     """
     return digest(f"project:{machine}:{root}", 10)

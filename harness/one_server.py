@@ -13,12 +13,12 @@ from harness import names, template
 from harness.catalog import databases
 from harness.catalog.link import Link
 from harness.clones import Clones
+from harness.config.settings import DatabaseSettings, Settings, SourceSpec
 from harness.errors import HarnessError, LeaseLost
 from harness.lease import Lease
 from harness.life import SignOfLife
 from harness.recipe import Owner, Recipe, fingerprint
 from harness.runs import Run
-from harness.settings import DatabaseSettings, Settings, SourceSpec
 from harness.telling import Progress, Story, silent, unseen
 from harness.template import Template
 

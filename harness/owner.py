@@ -8,8 +8,8 @@ from harness import names
 from harness.backends.base import ServerInfo
 from harness.catalog import locks, roles
 from harness.catalog.session import Session
+from harness.config.settings import Settings
 from harness.recipe import Owner
-from harness.settings import Settings
 
 
 def expected(session: Session, info: ServerInfo, settings: Settings, project: str) -> tuple[Owner, bool]:

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import project
 from harness.catalog.incarnation import CRASHED, STARTED, Incarnation
 from harness.catalog.restore_shared import Note
 from harness.catalog.session import Session
-from harness.settings import Settings
+from harness.config import project
+from harness.config.settings import Settings
 
 FOLDER = "pristine"
 _FORMAT = 1

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness import env, project
+from harness.config import environment, project
+from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
 from harness.dsn import Dsn
 from harness.migrations.load import load
 from harness.recipe import Recipe, decisive_text
-from harness.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
 
 
 def make(
@@ -19,7 +19,7 @@ def make(
     *,
     role: str,
     binaries: str | None = None,
-    slot: env.Slot | None = None,
+    slot: environment.Slot | None = None,
 ) -> Recipe:
     """How one of the databases is made.
 
@@ -28,7 +28,7 @@ def make(
         binaries: folder of ``psql``, where there is one.
         slot: what env templates may say; None: the first worker's.
     """
-    where = slot or env.Slot("1", 1, settings.connections_per_worker)
+    where = slot or environment.Slot("1", 1, settings.connections_per_worker)
     return Recipe(
         database=database.name,
         sources=[
@@ -65,10 +65,14 @@ def sources(settings: Settings, database: DatabaseSettings) -> tuple[SourceSpec,
 
 
 def _migration_environment(
-    settings: Settings, environ: Mapping[str, str], database: DatabaseSettings, dsn: Dsn, slot: env.Slot
+    settings: Settings,
+    environ: Mapping[str, str],
+    database: DatabaseSettings,
+    dsn: Dsn,
+    slot: environment.Slot,
 ) -> dict[str, str]:
     # While one database is migrated, the worker's other ones do not exist yet.
     dsns = {d.name: dsn.with_database("not_migrated_yet") for d in settings.databases}
     dsns |= {DEFAULT_DATABASE: dsn, database.name: dsn}
     tables = {d.name: d.env for d in settings.databases}
-    return env.child_environment(environ, env.variables(dsns, tables, slot))
+    return environment.child_environment(environ, environment.variables(dsns, tables, slot))

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from harness.backends import defaults
 from harness.backends.base import Backend
+from harness.config.settings import Settings
 from harness.errors import BackendError
-from harness.settings import Settings
 
 MB = 1024 * 1024
 

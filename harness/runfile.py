@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import project
 from harness.backends.base import ServerInfo
 from harness.catalog.attributes import Attributes
+from harness.config import project
+from harness.config.settings import DatabaseSettings, Settings, SourceSpec
 from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.recipe import Owner
-from harness.settings import DatabaseSettings, Settings, SourceSpec
 from harness.template import Template
 
 VARIABLE = "PGHARNESS_RUN_FILE"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 
-from harness import project
 from harness.answering import attach
 from harness.backends import select
 from harness.backends.base import Backend, ServerInfo
+from harness.config import project
+from harness.config.settings import Settings
 from harness.errors import BackendError
 from harness.hint import Hint
 from harness.joining import Server
 from harness.server import external
-from harness.settings import Settings
 from harness.starting import locked
 from harness.telling import Story, silent
 

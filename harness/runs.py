@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
-from harness import env, project
+from harness.config import environment as env
+from harness.config import project
+from harness.config.settings import Settings
 from harness.errors import HarnessError
 from harness.lease import Lease
-from harness.settings import Settings
 from harness.telling import Progress, Story, silent, unseen
 
 if TYPE_CHECKING:
@@ -108,11 +109,11 @@ class Run(ABC):
         Raises:
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
         """
-        from harness import config
+        from harness.config.load import load
 
         environment = os.environ if environ is None else environ
         start = Path(root) if root is not None else Path.cwd()
-        settings = config.load(environment, start=start, overrides={**overrides, **cls._stated(purpose)})
+        settings = load(environment, start=start, overrides={**overrides, **cls._stated(purpose)})
         return cls.open_with(
             settings,
             environment,

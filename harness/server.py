@@ -16,10 +16,10 @@ from harness import made_with, starting
 from harness.answering import attach, claim_alone
 from harness.backends import select
 from harness.backends.base import Backend, ServerInfo
+from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, ServerLost
 from harness.hint import Hint
 from harness.joining import Server
-from harness.settings import Settings
 from harness.telling import Story, silent
 
 if TYPE_CHECKING:

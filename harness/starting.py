@@ -10,10 +10,10 @@ from pathlib import Path
 
 from harness.backends import defaults, select
 from harness.backends.base import Backend, ServerInfo, ServerRequest
+from harness.config.project import file_lock
+from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, ServerLost
 from harness.hint import Hint
-from harness.lock import file_lock
-from harness.settings import Settings
 from harness.telling import Story
 
 LOCK_EXTRA = 600.0

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 import harness
-from harness import project, running, server
+from harness import running, server
 from harness.backends import defaults
 from harness.backends.base import ServerRequest
+from harness.config import project
+from harness.config.settings import Settings
 from harness.joining import Server
-from harness.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,7 +32,7 @@ STARTER = """
 import json, os, sys, time
 from pathlib import Path
 from harness import running, server
-from harness.settings import Settings
+from harness.config.settings import Settings
 given = json.loads(sys.argv[1])
 settings = Settings(root=Path(given.pop("root")), **given)
 found = server.ensure(settings, os.environ)

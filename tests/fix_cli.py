@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fix_backends import INSTALLED
 
-from harness.env import BENDING
+from harness.config.environment import BENDING
 
 MIGRATION = "create table users (id int generated always as identity primary key, name text);\n"
 

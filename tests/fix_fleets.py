@@ -16,13 +16,14 @@ import pytest
 from fix_backends import INSTALLED
 from fix_last_will import leave
 
-from harness import bake, config, fleet, running
+from harness import bake, fleet, running
 from harness.backends import select
 from harness.backends.bases import bakery_of
 from harness.catalog.session import Session
+from harness.config.load import load
+from harness.config.settings import Settings
 from harness.errors import BackendError
 from harness.fleet import Fleet
-from harness.settings import Settings
 
 USERS = "create table users (id bigserial primary key, name text); insert into users (name) values ('a');"
 """The migrations of every new project here, until a test writes others."""
@@ -50,7 +51,7 @@ class Estate:
             **self.given,
             **values,
         }
-        return config.load(self.environ, start=self.root, overrides=given)
+        return load(self.environ, start=self.root, overrides=given)
 
     def open(self, **values: Any) -> Fleet:
         return Fleet.open_with(self.settings(**values), self.environ, story=self.story.append)
@@ -96,10 +97,10 @@ class Estate:
     def python(self, code: str) -> subprocess.Popen[str]:
         """Some code in a process of its own; ``estate_open(ttl)`` there opens this project's fleet."""
         prelude = (
-            "import os, sys, time\nfrom pathlib import Path\nfrom harness import bake, config\n"
+            "import os, sys, time\nfrom pathlib import Path\nfrom harness import bake\nfrom harness.config.load import load\n"
             "from harness.fleet import Fleet\n"
             f"def estate_open(**values):\n    given = {{'isolation': 'server', 'migrations': ['sql:migrations'], **{self.given!r}, **values}}\n"
-            f"    return Fleet.open_with(config.load(os.environ, start=Path({str(self.root)!r}), overrides=given), os.environ)\n"
+            f"    return Fleet.open_with(load(os.environ, start=Path({str(self.root)!r}), overrides=given), os.environ)\n"
         )
         return subprocess.Popen(
             [sys.executable, "-c", prelude + code],

@@ -16,8 +16,8 @@ from harness.backends import defaults
 from harness.backends.process_binaries import Binaries
 from harness.backends.process_owner import Owner, make_folder
 from harness.catalog import roles
+from harness.config.project import file_lock
 from harness.errors import ServerStartError
-from harness.lock import file_lock
 from harness.telling import Story
 
 LAYOUT = "4"

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.backends.process_binaries import Binaries
+from harness.config.project import file_lock, unwritable
 from harness.errors import BackendUnavailable, ServerStartError
-from harness.lock import file_lock
-from harness.project import unwritable
 
 _COMMON = Path("/var/lib/pg-harness")
 """Where root keeps what the server's own user must be able to enter."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness import project
 from harness.backends.base import Backend
+from harness.config import project
+from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, ConfigError
-from harness.settings import Settings
 from harness.telling import Story, silent
 
 AUTO_TIMEOUT = 1.0

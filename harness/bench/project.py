@@ -14,9 +14,9 @@ from harness.catalog.session import Session
 from harness.errors import ConfigError, ServerLost
 
 if TYPE_CHECKING:
+    from harness.config.settings import Settings
     from harness.core import Harness
     from harness.lease import Lease
-    from harness.settings import Settings
 
 SEEDED = 5
 
@@ -71,7 +71,7 @@ def settings_of(
     folder: Path, environ: Mapping[str, str], version: str | None, **overrides: object
 ) -> Settings:
     """Settings of a benchmark's project."""
-    from harness.config import load
+    from harness.config.load import load
 
     overrides = {"fresh": "reset", **overrides}
     if version:

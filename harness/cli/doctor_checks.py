@@ -58,7 +58,7 @@ def name(context: Context) -> Iterator[Result]:
 
 def environment(context: Context) -> Iterator[Result]:
     """Variables that are ours, and those that are left alone or removed."""
-    from harness.env import BENDING
+    from harness.config.environment import BENDING
 
     own = sorted(key for key in context.environ if key.startswith("PGHARNESS_"))
     yield "ok", f"of ours: {', '.join(own)}" if own else "no PGHARNESS_ variable is set", ()
@@ -83,7 +83,7 @@ def settings(context: Context) -> Iterator[Result]:
 
 def migrations(context: Context) -> Iterator[Result]:
     """Whether each source can be read."""
-    from harness import project
+    from harness.config import project
     from harness.migrations.detect import detect, looked_for
     from harness.migrations.load import load
 
@@ -116,7 +116,7 @@ def migrations(context: Context) -> Iterator[Result]:
 
 def folders(context: Context) -> Iterator[Result]:
     """State and cache: can they be written to, and is there room?"""
-    from harness import project
+    from harness.config import project
 
     for label, folder in (
         ("state", project.state_dir(context.environ)),

@@ -56,8 +56,9 @@ def run(context: Context) -> int:
 
 def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """What was baked and is beyond the limits, and what bakes and workers' servers have left."""
-    from harness import bake, project, running
+    from harness import bake, running
     from harness.backends.bases import bakery_of
+    from harness.config import project
 
     settings = context.settings
     if settings.server_url is not None:

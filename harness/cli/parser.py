@@ -236,7 +236,7 @@ def count(text: str) -> int:
 
 def duration(text: str) -> float:
     """Seconds, from ``90``, ``30s``, ``15m``, ``2h``."""
-    from harness.config_values import READERS, WrongValue
+    from harness.config.values import READERS, WrongValue
 
     try:
         return float(READERS["ttl"](text, True))

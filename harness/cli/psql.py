@@ -16,8 +16,8 @@ from harness.cli.context import Context
 from harness.cli.parser import add_word
 from harness.cli.run_child import exit_code, start
 from harness.cli.run_signals import passing_on
+from harness.config.environment import child_environment
 from harness.dsn import Dsn
-from harness.env import child_environment
 from harness.errors import BackendUnavailable
 from harness.names import Kind
 

@@ -9,11 +9,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from harness import env
 from harness.cli.context import Context
 from harness.cli.parser import Usage, count
 from harness.cli.run_child import exit_code, start
 from harness.cli.run_signals import passing_on
+from harness.config import environment
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _of_copy(harness: Harness | Fleet, lease: Lease, copies: int) -> dict[str, s
 
 def _child(context: Context, values: Mapping[str, str]) -> dict[str, str]:
     outer = [name for name in context.environ if _OF_AN_OUTER_RUN.fullmatch(name)]
-    return env.child_environment(context.environ, values, drop=outer)
+    return environment.child_environment(context.environ, values, drop=outer)
 
 
 def _cannot_run(context: Context, command: Sequence[str]) -> int:

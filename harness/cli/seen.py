@@ -6,15 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from harness import config, names, project, running
+from harness import names, running
 from harness.catalog import databases
 from harness.catalog.databases import Database
 from harness.cli.context import Context
+from harness.config import project
+from harness.config.load import nearest
+from harness.config.settings import DEFAULT_DATABASE
 from harness.core import Harness
 from harness.dsn import Dsn
 from harness.errors import ConfigError, LeaseError
 from harness.names import Kind
-from harness.settings import DEFAULT_DATABASE
 
 
 def nothing(context: Context) -> LeaseError:
@@ -229,7 +231,7 @@ def choose(word: str, known: Sequence[Place]) -> Place:
             key="worker",
             value=word,
         )
-    near = config.nearest(word, [w for place in known for w in place.words[:2]]) if len(word) > 1 else ""
+    near = nearest(word, [w for place in known for w in place.words[:2]]) if len(word) > 1 else ""
     hint = near if near.startswith("; did you mean") else ""
     raise ConfigError(
         f"there is no database {word!r}{hint}. There are:\n{choices(known)}", key="worker", value=word

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from harness import made_with, names, project, recipes, running
+from harness import made_with, names, recipes, running
 from harness.catalog import databases, roles
 from harness.cli.context import Context
+from harness.config import project
+from harness.config.settings import DEFAULT_DATABASE
 from harness.hint import Hint
 from harness.recipe import fingerprint
-from harness.settings import DEFAULT_DATABASE
 
 
 def urls(context: Context, workers: int | None) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from harness.config.settings import SourceSpec
 from harness.dsn import Dsn
-from harness.settings import SourceSpec
 from harness.telling import Progress, unseen
 
 

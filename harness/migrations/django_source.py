@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.config.settings import SourceSpec
 from harness.dsn import Dsn
 from harness.errors import MigrationError
 from harness.migrations import files, project_child, python_files, watched
 from harness.migrations.base import Configured, MigrationContext
-from harness.settings import SourceSpec
 
 ADAPTER = "django 1"
 _LIST_TIMEOUT = 120.0

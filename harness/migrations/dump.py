@@ -18,12 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from harness.config.settings import SourceSpec
 from harness.errors import MigrationError, ServerRefused
 from harness.migrations import files, watched
 from harness.migrations.base import Configured, MigrationContext
 from harness.migrations.dump_reader import DumpError, Rows, Sql, read
 from harness.migrations.report import explain
-from harness.settings import SourceSpec
 
 if TYPE_CHECKING:
     from harness.catalog.script import ScriptRunner, StatementFailed

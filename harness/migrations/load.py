@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from harness.config.settings import SourceSpec
 from harness.errors import ConfigError
 from harness.migrations.base import MigrationSource
-from harness.settings import SourceSpec
 
 
 def load(

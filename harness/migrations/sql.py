@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.config.settings import SourceSpec
 from harness.errors import MigrationError
 from harness.migrations import files, layouts
 from harness.migrations.base import Configured, MigrationContext
 from harness.migrations.layouts import Mode, Tool
-from harness.settings import SourceSpec
 
 if TYPE_CHECKING:
     from harness.migrations import split

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import env
+from harness.config import environment
+from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.pytest_plugin import checks, plugins
 from harness.pytest_plugin.state import STATE, Role, State
 from harness.pytest_plugin.story import Teller
 from harness.runfile import VARIABLE, RunFile
-from harness.settings import Settings
 
 if TYPE_CHECKING:
     from harness.core import Harness
@@ -77,11 +77,11 @@ def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
 
 def _settings(options: Any, start: tuple[Path, str]) -> Settings:
     # Here: a worker has its controller's, and imports neither.
-    from harness import config as settings_reader
+    from harness.config.load import load
     from harness.pytest_plugin.options import given_as_options
 
     explicit = options.pg_harness_config
-    return settings_reader.load(
+    return load(
         os.environ,
         start=start[0],
         start_origin=start[1],
@@ -131,8 +131,10 @@ def _closed(settings: Settings, role: Role, *, quiet: bool = False, fleet: Fleet
     dsn = Dsn("127.0.0.1", hold.getsockname()[1], settings.role, NOT_STARTED, NOT_STARTED)
     dsns = {database.name: dsn for database in settings.databases}
     tables = {database.name: database.env for database in settings.databases}
-    exported = env.variables(dsns, tables, env.Slot("main", 1, settings.connections_per_worker))
-    undo = env.patch(os.environ, exported)
+    exported = environment.variables(
+        dsns, tables, environment.Slot("main", 1, settings.connections_per_worker)
+    )
+    undo = environment.patch(os.environ, exported)
     return State(
         settings, role, "main", None, None, exported, undo, quiet, hold=hold, fleet=fleet, closed=dsns
     )
@@ -246,5 +248,5 @@ def _exporting(state: State) -> State:
     except BaseException:
         harness.close()
         raise
-    state.undo = env.patch(os.environ, state.exported)
+    state.undo = environment.patch(os.environ, state.exported)
     return state

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.pytest_plugin.summary import Summary
-from harness.settings import Settings
 
 if TYPE_CHECKING:
     from harness.core import Harness

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness import budget, project
+from harness import budget
+from harness.config import project
 from harness.errors import HarnessError
 from harness.pytest_plugin.state import State, complain
 from harness.runfile import VARIABLE, RunFile

@@ -22,7 +22,7 @@ from fix_last_will import leave
 from fix_servers import enterable_folder
 from fix_reset_servers import running, VERSIONS
 from harness import server
-from harness.settings import Settings
+from harness.config.settings import Settings
 
 with enterable_folder("killed") as folder, running({version}) as scratch:
     project = folder / "project"

@@ -12,10 +12,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from harness import config, env, names, outgrown, running
+from harness import names, outgrown, running
 from harness.catalog import databases, roles
+from harness.config import environment
+from harness.config.load import load
+from harness.config.settings import Settings
 from harness.core import Harness
-from harness.settings import Settings
 
 SQL = "create table users (id serial primary key, name text);\ninsert into users (name) values ('seed');\n"
 
@@ -48,7 +50,7 @@ def settings(tmp_path: Path, environ: dict[str, str]) -> Iterator[Settings]:
         'migrations = ["sql:db"]\n[env]\nSQLALCHEMY_URL = "{sqlalchemy}"\nBOTH = "{analytics.database}"\n'
         '[databases.analytics]\nmigrations = ["sql:analytics"]\nenv = { ANALYTICS_URL = "{url}" }\n'
     )
-    found = config.load(environ, start=root)
+    found = load(environ, start=root)
     yield found
     for purpose in ("run", "up"):
         running.stop(found, environ, purpose=purpose)
@@ -101,7 +103,7 @@ def test_a_child_process_reaches_its_own_database_whatever_the_shell_says(
     settings: Settings, environ: dict[str, str]
 ) -> None:
     with Harness.open_with(settings, environ) as harness, harness.lease() as lease:
-        child = env.child_environment(environ, harness.variables(lease))
+        child = environment.child_environment(environ, harness.variables(lease))
         code = "import os, psycopg; print(psycopg.connect(os.environ['DATABASE_URL']).execute('select current_database()').fetchone()[0])"
         for source in (code, code.replace("os.environ['DATABASE_URL']", "''")):
             done = subprocess.run(

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from fix_migrations import Blank
 
+from harness.config.sources import parse_spec
 from harness.errors import MigrationError
 from harness.migrations.load import load
-from harness.migrations.spec import parse_spec
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

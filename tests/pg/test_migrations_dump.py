@@ -12,9 +12,9 @@ import pytest
 from fix_migrations import ROLE, Blank
 
 from harness.catalog.session import Session
+from harness.config.sources import parse_spec
 from harness.errors import MigrationError
 from harness.migrations.load import load
-from harness.migrations.spec import parse_spec
 
 SCHEMA = r"""
 CREATE EXTENSION pg_trgm;

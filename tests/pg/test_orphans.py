@@ -9,8 +9,8 @@ from pathlib import Path
 from fix_backends import Checkout
 
 from harness import orphans, running
+from harness.config.project import machine_id, state_dir
 from harness.names import project_id
-from harness.project import machine_id, state_dir
 
 
 def test_a_server_whose_checkout_was_removed(

@@ -15,12 +15,12 @@ import pytest
 from fix_backends import Checkout, processes_naming, until
 from fix_servers import binaries_of
 
-from harness import project
 from harness.answering import life_key
 from harness.backends import process
 from harness.backends.process import ProcessBackend
 from harness.backends.process_record import Record, alive
 from harness.catalog.session import Session
+from harness.config import project
 from harness.errors import BackendUnavailable, ServerLost, ServerStartError
 
 

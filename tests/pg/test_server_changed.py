@@ -17,9 +17,9 @@ from harness.answering import life_key
 from harness.backends import docker_image
 from harness.backends.base import ServerInfo
 from harness.catalog.session import Session
+from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerLost
-from harness.settings import Settings
 
 
 def test_a_warm_server_is_replaced_and_the_change_is_named(place: Checkout) -> None:

@@ -16,7 +16,7 @@ from fix_reset_servers import Server, running
 
 from harness import Harness
 from harness.backends.external import OLDEST, Limits
-from harness.project import project_id
+from harness.config.project import project_id
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import pytest
 from fix_backends import Checkout, processes_naming
 from fix_servers import binaries_of
 
-from harness import project
 from harness.backends.base import ServerInfo
 from harness.backends.process import ProcessBackend
 from harness.catalog import silence
 from harness.catalog.session import Session
+from harness.config import project
 from harness.errors import ServerLost, ServerRefused
 
 

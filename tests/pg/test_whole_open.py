@@ -22,9 +22,9 @@ from harness.backends import defaults
 from harness.backends.base import ServerInfo
 from harness.catalog import databases
 from harness.catalog.session import Session
+from harness.config.settings import DatabaseSettings, Settings, SourceSpec
 from harness.core import Harness
 from harness.errors import BackendUnavailable, MigrationError, ServerLost
-from harness.settings import DatabaseSettings, Settings, SourceSpec
 
 TABLES = "create table users (id serial primary key, name text); insert into users (name) values ('Ada');"
 

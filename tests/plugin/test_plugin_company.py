@@ -233,6 +233,7 @@ def test_django(folder: Folder) -> None:
         folder.pytest("--reuse-db", "-n", "2", plugins=tuple(reversed(plugins))).ok(9)
         folder.pytest("--create-db", plugins=plugins).ok(9)
     finally:
-        from harness import config, running
+        from harness import running
+        from harness.config.load import load
 
-        running.stop(config.load(folder.place.environ, start=folder.path), folder.place.environ)
+        running.stop(load(folder.place.environ, start=folder.path), folder.place.environ)

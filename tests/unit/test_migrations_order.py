@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from harness.config.sources import parse_spec
 from harness.errors import MigrationError
 from harness.migrations.layouts import flyway_version
-from harness.migrations.spec import parse_spec
 from harness.migrations.split import split
 from harness.migrations.sql import SqlSource
 

@@ -10,7 +10,7 @@ import pytest
 
 from harness.backends.base import ServerInfo
 from harness.catalog.attributes import Attributes
-from harness.config import load
+from harness.config.load import load
 from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.recipe import Owner

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.config.settings import SourceSpec
+from harness.config.sources import parse_spec
 from harness.dsn import Dsn
-from harness.migrations.spec import parse_spec
-from harness.settings import SourceSpec
 
 
 class WrongValue(Exception):

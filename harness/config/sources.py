@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from harness.config.settings import SourceSpec
 from harness.errors import ConfigError
-from harness.settings import SourceSpec
 
 FORMS: Mapping[str, str] = {
     "sql": "sql:db/migrations",

@@ -1,15 +1,16 @@
-"""Which checkout is this, and where its state and caches lie."""
+"""Which checkout is this, where its state and caches lie, and file locks between processes (the door to ``filelock``)."""
 
 from __future__ import annotations
 
 import os
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness import names
-from harness.errors import ConfigError
+from harness.errors import ConfigError, PoolTimeout
 
 
 def machine_id() -> str:
@@ -95,3 +96,35 @@ def unwritable(path: Path, error: OSError) -> ConfigError:
 
 def _home(environ: Mapping[str, str]) -> str:
     return environ.get("HOME") or os.path.expanduser("~")
+
+
+@contextmanager
+def file_lock(path: Path, *, timeout: float, waiting_for: str) -> Iterator[None]:
+    """Hold an exclusive lock on ``path`` (the file stays; the kernel frees the lock when we die).
+
+    Args:
+        path: the lock file; its folder is made where it is missing.
+        timeout: seconds.
+        waiting_for: what the holder is doing, for the error, for instance ``"the server of this checkout"``.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+        PoolTimeout: somebody else held it all that time.
+    """
+    from filelock import FileLock, Timeout
+
+    make_folder(path.parent)
+    lock = FileLock(str(path), timeout=timeout)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise PoolTimeout(
+            f"another process is still busy with {waiting_for} after {timeout:.0f} s (lock file: {path}). "
+            f"Wait for it or end it: the lock goes with its process."
+        ) from None
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()

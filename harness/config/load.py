@@ -8,9 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from harness import env
-from harness.config_files import Location, locate
-from harness.config_values import (
+from harness.config import environment
+from harness.config.files import Location, locate
+from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings
+from harness.config.values import (
     READERS,
     RELATIVE_PATHS,
     WrongValue,
@@ -20,7 +21,6 @@ from harness.config_values import (
 )
 from harness.dsn import Dsn
 from harness.errors import ConfigError
-from harness.settings import DEFAULT_DATABASE, DatabaseSettings, Settings
 
 PREFIX = "PGHARNESS_"
 
@@ -232,7 +232,9 @@ def _check_env(databases: Sequence[DatabaseSettings], origin: str) -> None:
     """Fill in every template once: a wrong placeholder is told before any server is started."""
     nowhere = {database.name: Dsn("127.0.0.1", 5432, "app", "", "app") for database in databases}
     try:
-        env.variables(nowhere, {database.name: database.env for database in databases}, env.Slot())
+        environment.variables(
+            nowhere, {database.name: database.env for database in databases}, environment.Slot()
+        )
     except ConfigError as error:
         raise ConfigError(
             f"{origin}: {error.message}", key=error.key, origin=origin, value=error.value
