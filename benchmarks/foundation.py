@@ -23,13 +23,13 @@ import psycopg
 import schema
 from measure import compare, head, timed
 
-from harness import names, running, template
+from harness import running, template
 from harness.backends.base import ServerRequest
 from harness.backends.defaults import throwaway
-from harness.catalog import databases
 from harness.config.load import load
 from harness.config.settings import Settings
 from harness.core import Harness
+from harness.postgres import databases, names
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from harness.backends.base import ServerInfo
 from harness.errors import ServerLost, ServerRefused
 
 if TYPE_CHECKING:
-    from harness.catalog.session import Session
+    from harness.postgres.session import Session
 
 CRASH_PATIENCE = 15.0
 """Seconds to wait for a server that recovers after a crash of one of its backends."""
@@ -20,7 +20,7 @@ _WATCHER_PATIENCE = 0.5
 
 def life_key(info: ServerInfo) -> int:
     """The advisory lock on the maintenance database that is a server's sign of life."""
-    from harness.catalog.session import lock_key
+    from harness.postgres.session import lock_key
 
     return lock_key("server", info.server_id)
 
@@ -34,8 +34,8 @@ def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
     Raises:
         ServerRefused: it is the right server, and it has no connection left.
     """
-    from harness.catalog.locks import HOLD_SHARED
-    from harness.catalog.session import Session
+    from harness.postgres.locks import HOLD_SHARED
+    from harness.postgres.session import Session
 
     began = time.monotonic()
     while True:

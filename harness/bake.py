@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness import names, server, template
+from harness import server, template
 from harness.backends.base import Backend
 from harness.backends.bases import Bakery, Base, bakery_of
-from harness.catalog import roles
-from harness.catalog.session import Session, ident
 from harness.config import project
 from harness.config.project import file_lock
 from harness.config.settings import Settings
 from harness.errors import HarnessError, MigrationError, ServerLost
 from harness.joining import Server
+from harness.postgres import names, roles
+from harness.postgres.session import Session, ident
 from harness.recipe import FORMAT as RECIPE_FORMAT
 from harness.recipe import Owner, Recipe, fingerprint_on
 from harness.telling import Progress, Story, silent, unseen

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from harness import names
-from harness.catalog import databases
-from harness.catalog.session import Session
 from harness.clones import RESERVED_CONNECTIONS
 from harness.errors import ConfigError
+from harness.postgres import databases, names
+from harness.postgres.session import Session
 
 if TYPE_CHECKING:
     from harness.core import Harness

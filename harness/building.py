@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from harness import eviction, half_built, names
-from harness.catalog import databases, incarnation, roles
-from harness.catalog.attributes import read_attributes
-from harness.catalog.session import Session, ident
-from harness.catalog.settling import settle_sequences
+from harness import eviction, half_built
 from harness.errors import MigrationError, ServerRefused, TemplateBusy
 from harness.migrations.base import MigrationContext
+from harness.postgres import databases, incarnation, names, roles
+from harness.postgres.databases import read_attributes, settle_sequences
+from harness.postgres.session import Session, ident
 from harness.recipe import Owner, Recipe
 from harness.telling import Progress, Story
 

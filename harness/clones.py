@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from harness import names
-from harness.catalog import databases, incarnation, roles
-from harness.catalog.attributes import apply_statements
-from harness.catalog.link import Link
-from harness.catalog.session import Session, ident
 from harness.errors import LeaseLost, ServerRefused
+from harness.postgres import databases, incarnation, names, roles
+from harness.postgres.admin import Link
+from harness.postgres.databases import apply_statements
+from harness.postgres.session import Session, ident
 from harness.recipe import Owner
 from harness.template import Template
 

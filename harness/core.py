@@ -7,14 +7,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
-from harness import names
-from harness.catalog import databases
 from harness.clones import Claim
 from harness.config.settings import Settings
 from harness.errors import ConfigError, HarnessError
 from harness.lease import Lease, LeasedDatabase
 from harness.lease_reset import ensure_baseline
 from harness.one_server import OneServer
+from harness.postgres import databases, names
 from harness.recipe import Owner
 from harness.runs import How, first_free, parallel
 from harness.telling import Story, silent, unseen

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from harness import names
-from harness.catalog import databases, roles
-from harness.catalog.databases import Database
-from harness.catalog.session import Session
 from harness.errors import MigrationError
+from harness.postgres import databases, names, roles
+from harness.postgres.databases import Database
+from harness.postgres.session import Session
 
 
 def drop(session: Session, project: str, template: Database) -> list[str]:

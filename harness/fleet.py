@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
-from harness import names, reaper, recipes, rooms, running, server
+from harness import reaper, recipes, rooms, running, server
 from harness.backends import select
 from harness.backends.base import Backend
 from harness.bake import Baked, Oven
@@ -18,6 +18,7 @@ from harness.config.settings import Settings
 from harness.errors import LeaseClosed
 from harness.lease import Lease
 from harness.member import Member, purpose_of
+from harness.postgres import names
 from harness.runs import How, Run, first_free, run_all
 from harness.telling import Progress, Story, silent, unseen
 from harness.template import Template

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-from harness import names
-from harness.catalog import databases
-from harness.catalog.session import Session
 from harness.errors import HarnessError, MigrationError, ServerLost
+from harness.postgres import databases, names
+from harness.postgres.session import Session
 from harness.recipe import Owner
 
 

@@ -17,7 +17,7 @@ from harness.dsn import Dsn
 from harness.errors import ServerLost
 
 if TYPE_CHECKING:
-    from harness.catalog.session import Session
+    from harness.postgres.session import Session
 
 
 @dataclass
@@ -80,7 +80,7 @@ def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo) -> Se
     Raises:
         ServerLost: it is gone, or another one answers at its address.
     """
-    from harness.catalog.session import Session
+    from harness.postgres.session import Session
 
     def forget() -> None:
         from harness.hint import Hint

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import keep_dump, names
-from harness.catalog import copying, databases
-from harness.catalog.session import Session
+from harness import keep_dump
+from harness.catalog import copying
 from harness.errors import HarnessError, LeaseLost
+from harness.postgres import databases, names
+from harness.postgres.session import Session
 
 if TYPE_CHECKING:
     from harness.core import Harness

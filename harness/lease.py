@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.catalog import databases
-from harness.catalog.application import connect_application
 from harness.clones import Claim, Clones
 from harness.dsn import Dsn
 from harness.errors import ConfigError, HarnessError, LeaseClosed, LeaseLost
 from harness.lease_reset import DatabaseReset
+from harness.postgres import databases
+from harness.postgres.session import connect_application
 from harness.reset.report import ResetReport
 from harness.template import Template
 

@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from harness import names
-from harness.catalog import databases, incarnation, locks, restore_shared
-from harness.catalog.incarnation import Incarnation
-from harness.catalog.link import connect_verified
+from harness.catalog import restore_shared
 from harness.catalog.restore_shared import Note
-from harness.catalog.session import Session, ident
 from harness.catalog.wal import FIRST_SUPPORTED
 from harness.clones import BeforeRename, Claim, Clones
 from harness.dsn import Dsn
 from harness.errors import HarnessError, LeaseError, ServerRefused
+from harness.postgres import databases, incarnation, locks, names
+from harness.postgres.admin import connect_verified
+from harness.postgres.incarnation import Incarnation
+from harness.postgres.session import Session, ident
 from harness.reset.report import ResetReport
 from harness.template import Template
 

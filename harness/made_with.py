@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness import names
 from harness.backends.base import ServerInfo
 from harness.config.settings import DEFAULT_IMAGE, Settings
+from harness.postgres import names
 
 _POSTGRES = "postgres."
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness import names
-from harness.catalog import databases
-from harness.catalog.session import literal
 from harness.core import Harness
 from harness.errors import HarnessError
 from harness.lease import Lease
+from harness.postgres import databases, names
+from harness.postgres.session import literal
 
 if TYPE_CHECKING:
     from harness.fleet import Fleet

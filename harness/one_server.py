@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness import names, template
-from harness.catalog import databases
-from harness.catalog.link import Link
+from harness import template
 from harness.clones import Clones
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
 from harness.errors import HarnessError, LeaseLost
 from harness.lease import Lease
-from harness.life import SignOfLife
+from harness.postgres import databases, names
+from harness.postgres.admin import Link
+from harness.postgres.liveness import SignOfLife
 from harness.recipe import Owner, Recipe, fingerprint
 from harness.runs import Run
 from harness.telling import Progress, Story, silent, unseen

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness import names
 from harness.backends.base import ServerInfo
-from harness.catalog import locks, roles
-from harness.catalog.session import Session
 from harness.config.settings import Settings
+from harness.postgres import locks, names, roles
+from harness.postgres.session import Session
 from harness.recipe import Owner
 
 

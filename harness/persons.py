@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness import saved
-from harness.catalog import databases
-from harness.catalog.databases import Database
 from harness.catalog.restore_shared import Note
-from harness.catalog.session import Session
 from harness.clones import BeforeRename, Claim, Clones
 from harness.errors import LeaseLost
 from harness.lease_reset import DatabaseReset, note_of, take_note
+from harness.postgres import databases
+from harness.postgres.databases import Database
+from harness.postgres.session import Session
 from harness.pristine import Life, Notes
 from harness.reset.model import Changes
 from harness.reset.report import ResetReport

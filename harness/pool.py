@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from harness.catalog import databases
 from harness.clones import Clones
 from harness.errors import HarnessError
+from harness.postgres import databases
 from harness.template import Template
 
 MOST_BYTES = 256 * 1024**2

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.catalog.incarnation import CRASHED, STARTED, Incarnation
 from harness.catalog.restore_shared import Note
-from harness.catalog.session import Session
 from harness.config import project
 from harness.config.settings import Settings
+from harness.postgres.incarnation import CRASHED, STARTED, Incarnation
+from harness.postgres.session import Session
 
 FOLDER = "pristine"
 _FORMAT = 1

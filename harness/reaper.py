@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from harness import eviction, names, saved
-from harness.catalog import databases, locks
-from harness.catalog.databases import Database
-from harness.catalog.session import Session
+from harness import eviction, saved
 from harness.errors import HarnessError
-from harness.names import Kind
+from harness.postgres import databases, locks, names
+from harness.postgres.databases import Database
+from harness.postgres.names import Kind
+from harness.postgres.session import Session
 
 GRACE = timedelta(seconds=30)
 """After a crash of the server every sign of life is gone at once; holders take theirs again within this time."""

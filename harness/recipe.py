@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.catalog.session import Session
 from harness.dsn import Dsn
+from harness.postgres.session import Session
 
 if TYPE_CHECKING:
     from harness.migrations.base import MigrationSource

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.backends.base import ServerInfo
-from harness.catalog.attributes import Attributes
 from harness.config import project
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
 from harness.dsn import Dsn
 from harness.errors import ConfigError
+from harness.postgres.databases import Attributes
 from harness.recipe import Owner
 from harness.template import Template
 

@@ -12,17 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from harness import names
-from harness.catalog import databases, incarnation
-from harness.catalog.attributes import apply_statements, read_attributes
-from harness.catalog.databases import Database
 from harness.catalog.restore_shared import Note
-from harness.catalog.session import Session, ident, literal
-from harness.catalog.settling import settle_sequences
 from harness.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
 from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
 from harness.lease_reset import note_of
-from harness.names import Kind
+from harness.postgres import databases, incarnation, names
+from harness.postgres.databases import Database, apply_statements, read_attributes, settle_sequences
+from harness.postgres.names import Kind
+from harness.postgres.session import Session, ident, literal
 
 PAUSE = 0.02
 """Seconds between two looks at sessions that are in the middle of a transaction."""
@@ -96,7 +93,7 @@ def save(
     Args:
         name: what to call it; None for its number.
         role: the application's.
-        strategy: how to clone, see :func:`harness.catalog.databases.clone`.
+        strategy: how to clone, see :func:`harness.postgres.databases.clone`.
         reset_timeout: seconds to wait for open transactions.
 
     Returns:
@@ -146,7 +143,7 @@ def _copy(
     """Clone a database that people are in.
 
     Returns:
-        What is true of both; the sessions that had to end; the copy's label of :mod:`harness.catalog.incarnation`.
+        What is true of both; the sessions that had to end; the copy's label of :mod:`harness.postgres.incarnation`.
     """
     _wait(session, source, patience)
     ended = databases.sessions_of(session, source)
@@ -228,7 +225,7 @@ def put_back(
         copy: the mark's copy of the database.
 
     Returns:
-        What the old one is called now, for :func:`harness.catalog.databases.drop_retired`; empty where it was gone.
+        What the old one is called now, for :func:`harness.postgres.databases.drop_retired`; empty where it was gone.
 
     Raises:
         LeaseLost: the mark is gone. LeaseError: a crash of the server has emptied it.

@@ -23,7 +23,7 @@ from harness.joining import Server
 from harness.telling import Story, silent
 
 if TYPE_CHECKING:
-    from harness.catalog.session import Session
+    from harness.postgres.session import Session
 
 RESTART_PATIENCE = 5.0
 """Seconds to wait for a server whose backend says that it runs, and which does not answer."""
@@ -224,7 +224,7 @@ def external(
     Raises:
         BackendUnavailable: it does not answer, or cannot be used.
     """
-    from harness.catalog.session import Session
+    from harness.postgres.session import Session
 
     began = time.monotonic()
     hint = Hint.of(settings, environ, purpose)

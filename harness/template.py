@@ -12,12 +12,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from harness import names
-from harness.catalog import databases, incarnation, locks
-from harness.catalog.attributes import Attributes
-from harness.catalog.databases import Database
-from harness.catalog.session import Session, ident
 from harness.errors import ServerRefused
+from harness.postgres import databases, incarnation, locks, names
+from harness.postgres.databases import Attributes, Database
+from harness.postgres.session import Session, ident
 from harness.recipe import Owner, Recipe, fingerprint
 from harness.telling import Progress, Story, silent, unseen
 
@@ -34,7 +32,7 @@ class Template:
         strategy: ``"file_copy"`` or ``"wal_log"``: how it is cloned fastest on this server.
         size: bytes.
         settled: whether no sequence in it is logged ahead: a reset can then be prepared when it is first needed.
-        unlogged: which life of the server its unlogged tables are of, see :func:`harness.catalog.incarnation.label`.
+        unlogged: which life of the server its unlogged tables are of, see :func:`harness.postgres.incarnation.label`.
         built: whether this process built it just now.
         seconds: what finding or building it took.
     """

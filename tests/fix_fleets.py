@@ -19,11 +19,11 @@ from fix_last_will import leave
 from harness import bake, fleet, running
 from harness.backends import select
 from harness.backends.bases import bakery_of
-from harness.catalog.session import Session
 from harness.config.load import load
 from harness.config.settings import Settings
 from harness.errors import BackendError
 from harness.fleet import Fleet
+from harness.postgres.session import Session
 
 USERS = "create table users (id bigserial primary key, name text); insert into users (name) values ('a');"
 """The migrations of every new project here, until a test writes others."""

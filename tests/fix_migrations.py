@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from harness.backends.base import ServerInfo
-from harness.catalog.session import Session, ident, literal
 from harness.config.sources import parse_spec
 from harness.dsn import Dsn
 from harness.migrations.base import MigrationContext, MigrationSource
 from harness.migrations.load import load
+from harness.postgres.session import Session, ident, literal
 
 ROLE = "migrator"
 

@@ -17,11 +17,11 @@ import pytest
 from fix_backends import INSTALLED
 from fix_servers import enterable_folder
 
-from harness import names, running, server
-from harness.catalog import databases
+from harness import running, server
 from harness.config.load import load
 from harness.config.project import project_id
 from harness.core import Harness
+from harness.postgres import databases, names
 
 TIMEOUT = 90
 """Seconds that one pytest process may take: a hang is a failure with its output, not a stuck suite."""

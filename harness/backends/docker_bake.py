@@ -85,7 +85,7 @@ class DockerBakery:
 
     def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Base:
         """Forget the passwords, stop, commit; the tag, which makes it findable, comes with the last step."""
-        from harness.catalog.session import Session
+        from harness.postgres.session import Session
 
         with Session.connect(info.dsn) as session:
             session.execute("alter role postgres password null")

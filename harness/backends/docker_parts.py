@@ -117,7 +117,7 @@ def create(daemon: Daemon, plan: Plan, request: ServerRequest, *, fed: bool) -> 
     Raises:
         BackendError: the daemon refused.
     """
-    from harness.catalog.session import lock_key
+    from harness.postgres.session import lock_key
 
     labels = {
         f"{LABEL}.project": request.project,

@@ -12,7 +12,7 @@ from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerR
 from harness.telling import Story
 
 if TYPE_CHECKING:
-    from harness.catalog.session import Session
+    from harness.postgres.session import Session
 
 OLDEST = 14
 """The oldest major version that is looked after; resets by the WAL need 15."""
@@ -119,7 +119,7 @@ class ExternalBackend:
         Raises:
             BackendUnavailable: it does not answer, refuses us, or cannot be used.
         """
-        from harness.catalog.session import Session
+        from harness.postgres.session import Session
 
         try:
             with Session.connect(self.dsn) as session:

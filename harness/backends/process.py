@@ -227,7 +227,7 @@ class ProcessBackend:
         )
 
     def _launch_once(self, folder: Path, record: Record, request: ServerRequest, owner: Owner) -> Record:
-        from harness.catalog.session import lock_key
+        from harness.postgres.session import lock_key
 
         settings = defaults.complete(request.settings, storage=record.storage, server_id=record.server_id)
         settings |= {

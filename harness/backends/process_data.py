@@ -15,9 +15,9 @@ from pathlib import Path
 from harness.backends import defaults
 from harness.backends.process_binaries import Binaries
 from harness.backends.process_owner import Owner, make_folder
-from harness.catalog import roles
 from harness.config.project import file_lock
 from harness.errors import ServerStartError
+from harness.postgres import roles
 from harness.telling import Story
 
 LAYOUT = "4"

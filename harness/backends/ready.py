@@ -32,7 +32,7 @@ def wait(
     Raises:
         ServerStartError: it died, another server answers there, or time is up.
     """
-    from harness.catalog.session import Session
+    from harness.postgres.session import Session
 
     deadline = time.monotonic() + timeout
     pause = 0.005

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from harness.bench.measuring import Row, Table, paired
 from harness.bench.processes import ServerProcesses
 from harness.bench.project import environ_of, settings_of
-from harness.catalog import databases
-from harness.catalog.session import Session, ident
+from harness.postgres import databases
+from harness.postgres.session import Session, ident
 
 if TYPE_CHECKING:
     from harness.core import Harness

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.bench.project import environ_of, settings_of
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 
 WORKER = """
 import harness.bench

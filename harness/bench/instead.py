@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from harness.bench.measuring import Row, Table
 from harness.bench.processes import ServerProcesses
 from harness.bench.project import DIRTY, Application
-from harness.catalog import databases
-from harness.catalog.session import Session
+from harness.postgres import databases
+from harness.postgres.session import Session
 
 if TYPE_CHECKING:
     from harness.core import Harness

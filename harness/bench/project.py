@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.catalog.session import Session
 from harness.errors import ConfigError, ServerLost
+from harness.postgres.session import Session
 
 if TYPE_CHECKING:
     from harness.config.settings import Settings

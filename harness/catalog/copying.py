@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.catalog.session import Session, ident, translated
+from harness.postgres.session import Session, ident, translated
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.catalog.session import Session, translated
+from harness.postgres.session import Session, translated
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from harness.catalog import restore_batch
 from harness.catalog.restore_facts import in_blocks
 from harness.catalog.restore_rows import Tid, tid_array
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 
 STATISTICS = frozenset({"pg_statistic", "pg_statistic_ext_data"})
 """Planner statistics are not restored; ANALYZE is no change."""

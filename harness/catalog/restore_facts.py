@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from harness.catalog.session import Session, ident
+from harness.postgres.session import Session, ident
 
 FIRST_USER_OID = 16384
 """Objects below it were made by initdb (FirstNormalObjectId, access/transam.h)."""

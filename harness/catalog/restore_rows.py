@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.catalog.restore_facts import Relation, block_range, loop_over, runs
-from harness.catalog.session import Session, ident, translated
+from harness.postgres.session import Session, ident, translated
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult

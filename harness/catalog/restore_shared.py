@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from harness.catalog.incarnation import CRASHED, STARTED, Incarnation
-from harness.catalog.session import Session, literal
+from harness.postgres.incarnation import CRASHED, STARTED, Incarnation
+from harness.postgres.session import Session, literal
 
 _SHARED = """
 select coalesce(json_agg(json_build_array(what, who, detail) order by what, who, detail), '[]')

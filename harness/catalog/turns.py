@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.catalog import locks
-from harness.catalog.session import Session, lock_key
 from harness.dsn import Dsn
 from harness.errors import HarnessError, PoolTimeout, ServerRefused
+from harness.postgres import locks
+from harness.postgres.session import Session, lock_key
 
 ASK_AGAIN = 0.2
 """Seconds between two calls to the holders: one that took its turn just now has not heard the last call."""

@@ -12,8 +12,8 @@ from math import inf
 from time import monotonic
 from typing import NamedTuple, Protocol
 
-from harness.catalog.session import Session
 from harness.errors import ServerRefused
+from harness.postgres.session import Session
 
 WATCHER = "pg-harness watcher"
 """``application_name`` of a server's watcher (backends/watch.sh)."""

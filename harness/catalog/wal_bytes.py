@@ -12,8 +12,6 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from harness.catalog import wal_records
-from harness.catalog.restore_sessions import in_progress
-from harness.catalog.session import Session, translated
 from harness.catalog.wal import (
     NEW_ROWS,
     NOISE,
@@ -29,6 +27,8 @@ from harness.catalog.wal import (
 from harness.catalog.wal_files import LogFiles
 from harness.catalog.wal_records import PAGE, Named
 from harness.errors import ServerRefused
+from harness.postgres.activity import in_progress
+from harness.postgres.session import Session, translated
 
 _FLUSH_17 = "stop := pg_logical_emit_message(false, 'pg-harness', note, true);"
 _FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', note); commit;"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.catalog.session import Session
 from harness.catalog.wal import Question, WalReader, Window
 from harness.catalog.wal_bytes import ByteReader
 from harness.catalog.wal_inspect import InspectReader
 from harness.catalog.wal_records import Unreadable
 from harness.errors import ServerRefused
+from harness.postgres.session import Session
 
 
 class ChosenReader:

@@ -14,7 +14,6 @@ import json
 from time import perf_counter
 from typing import Any
 
-from harness.catalog.session import Session, literal, translated
 from harness.catalog.wal import (
     INDEX_MANAGERS,
     NOISE,
@@ -28,6 +27,7 @@ from harness.catalog.wal import (
     presence,
 )
 from harness.catalog.wal_bytes import measure_commit
+from harness.postgres.session import Session, literal, translated
 
 _READ_16 = """
     select relfilenode::int8, reldatabase = 0, xid = any(v_own), relblocknumber, xid,

@@ -8,7 +8,7 @@ from typing import Any
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import add_json
-from harness.names import PREFIX, Kind
+from harness.postgres.names import PREFIX, Kind
 
 DESCRIPTION = """\
 End the server that `up` started in this checkout, and remove its data: your databases are gone.
@@ -56,7 +56,7 @@ def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
 
 def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
     from harness import eviction, reaper, saved
-    from harness.catalog import databases, roles
+    from harness.postgres import databases, roles
 
     dropped: list[dict[str, Any]] = []
     with seen.harnesses(context) as found:

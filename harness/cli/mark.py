@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from harness import persons, saved, template
-from harness.catalog import locks
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import Usage, add_json
 from harness.core import Harness
 from harness.errors import LeaseError
+from harness.postgres import locks
 from harness.pristine import Life, Notes
 from harness.saved import Saved
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import names
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import add_word
@@ -19,7 +18,8 @@ from harness.cli.run_signals import passing_on
 from harness.config.environment import child_environment
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable
-from harness.names import Kind
+from harness.postgres import names
+from harness.postgres.names import Kind
 
 USAGE = "[WORKER] [options] [-- ARGUMENTS OF PSQL]"
 
@@ -64,7 +64,7 @@ def _entered(context: Context, place: seen.Place, database: str) -> Iterator[str
     if place.kind is not Kind.TEMPLATE:
         yield found.name
         return
-    from harness.catalog import databases, locks
+    from harness.postgres import databases, locks
 
     harness = place.harness
     owner, _ = harness.expected_owner()

@@ -9,16 +9,16 @@ from dataclasses import asdict
 from typing import Any
 
 from harness import saved, template
-from harness.catalog import databases
-from harness.catalog.databases import Database
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.mark import TEMPLATE, changing, release, strategy_of
 from harness.cli.parser import Usage, add_json
 from harness.clones import Claim
 from harness.errors import LeaseError, LeaseLost
-from harness.names import Kind
 from harness.persons import PersonsReset
+from harness.postgres import databases
+from harness.postgres.databases import Database
+from harness.postgres.names import Kind
 from harness.pristine import Notes
 from harness.reset.report import ResetReport
 from harness.saved import Saved

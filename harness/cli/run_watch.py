@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from harness.catalog.link import Link
-from harness.catalog.session import APPLICATION_NAME
 from harness.dsn import Dsn
 from harness.errors import HarnessError
+from harness.postgres.admin import Link
+from harness.postgres.session import APPLICATION_NAME
 
 EVERY = 0.1
 """Seconds between two looks; each costs the server about a third of a millisecond."""

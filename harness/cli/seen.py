@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from harness import names, running
-from harness.catalog import databases
-from harness.catalog.databases import Database
+from harness import running
 from harness.cli.context import Context
 from harness.config import project
 from harness.config.load import nearest
@@ -16,7 +14,9 @@ from harness.config.settings import DEFAULT_DATABASE
 from harness.core import Harness
 from harness.dsn import Dsn
 from harness.errors import ConfigError, LeaseError
-from harness.names import Kind
+from harness.postgres import databases, names
+from harness.postgres.databases import Database
+from harness.postgres.names import Kind
 
 
 def nothing(context: Context) -> LeaseError:

@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import names, reaper, saved
-from harness.catalog import databases
-from harness.catalog.session import Session
+from harness import reaper, saved
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import add_json
 from harness.core import Harness
 from harness.errors import HarnessError
-from harness.names import Kind
+from harness.postgres import databases, names
+from harness.postgres.names import Kind
+from harness.postgres.session import Session
 
 DESCRIPTION = """\
 Where the project's root and settings are, which servers of it run, and what is on them. Starts nothing.

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness import names
 from harness.cli.context import Context
 from harness.cli.parser import add_json, count, duration
 from harness.errors import ConfigError
+from harness.postgres import names
 
 if TYPE_CHECKING:
     from harness.cli import seen
@@ -133,7 +133,7 @@ def _whole(harness: Harness, place: seen.Place | None) -> bool:
 
 def _complete(context: Context, harness: Harness, wanted: Sequence[str], *, rebuild: bool) -> None:
     """Make what is missing, and nothing else."""
-    from harness.catalog import locks
+    from harness.postgres import locks
 
     _say_about_migrations(context, harness)
     harness.prepare(rebuild=rebuild)
@@ -163,7 +163,7 @@ def _fresh(
     rebuild: bool,
 ) -> None:
     from harness import saved
-    from harness.catalog import databases, locks
+    from harness.postgres import databases, locks
 
     doomed = [place for place in mine.values() if place.databases]
     if doomed:

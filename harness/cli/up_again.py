@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from harness import made_with, names, recipes, running
-from harness.catalog import databases, roles
+from harness import made_with, recipes, running
 from harness.cli.context import Context
 from harness.config import project
 from harness.config.settings import DEFAULT_DATABASE
 from harness.hint import Hint
+from harness.postgres import databases, names, roles
 from harness.recipe import fingerprint
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import names
 from harness.errors import ConfigError, PoolTimeout
+from harness.postgres import names
 
 
 def machine_id() -> str:

@@ -26,7 +26,7 @@ from harness.migrations.dump_reader import DumpError, Rows, Sql, read
 from harness.migrations.report import explain
 
 if TYPE_CHECKING:
-    from harness.catalog.script import ScriptRunner, StatementFailed
+    from harness.postgres.script import ScriptRunner, StatementFailed
 
 ADAPTER = "dump 1"
 # Lines that differ between two dumps of one database: the token against injected \ commands, the clock.
@@ -110,9 +110,9 @@ class DumpSource(Configured):
         return files.digest([ADAPTER, "plain" if self.format == "gzip" else self.format, total.digest()])
 
     def apply(self, context: MigrationContext) -> None:
-        from harness.catalog.ownership import give_to
-        from harness.catalog.script import open_script
-        from harness.catalog.session import Session
+        from harness.postgres.roles import give_to
+        from harness.postgres.script import open_script
+        from harness.postgres.session import Session
 
         # The format first: it says properly that there is no such file.
         _, before = self.format, _state(self._path)
@@ -144,7 +144,7 @@ class DumpSource(Configured):
                 ) from error
 
     def _load(self, runner: ScriptRunner, piece: Sql | Rows) -> None:
-        from harness.catalog.script import StatementFailed, StatementTimeout
+        from harness.postgres.script import StatementFailed, StatementTimeout
 
         text = piece.statement.text
         if isinstance(piece, Sql) and _OWNER.match(text):

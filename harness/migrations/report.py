@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.catalog.script import StatementFailed, StatementTimeout
 from harness.migrations.split import Statement, position
+from harness.postgres.script import StatementFailed, StatementTimeout
 
 _WIDTH = 110
 _NOTICES = 5

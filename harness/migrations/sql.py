@@ -77,7 +77,7 @@ class SqlSource(Configured):
         return files.digest(parts)
 
     def apply(self, context: MigrationContext) -> None:
-        from harness.catalog.script import StatementFailed, StatementTimeout, open_script
+        from harness.postgres.script import StatementFailed, StatementTimeout, open_script
 
         tool, steps = self._plan
         scripts = [(step, self._split(step)) for step in steps]

@@ -29,7 +29,7 @@ def _pg_harness_lease(pytestconfig: pytest.Config) -> Lease:
 
 @pytest.fixture
 def _pg_harness_connection(_pg_harness_lease: Lease) -> Iterator[psycopg.Connection[Any]]:
-    from harness.catalog.application import open_application
+    from harness.postgres.session import open_application
 
     try:
         connection = open_application(_pg_harness_lease.dsn)

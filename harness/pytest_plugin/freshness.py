@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from harness.catalog import inspection
 from harness.errors import HarnessError
+from harness.postgres import activity
 from harness.pytest_plugin import django_classes
 from harness.pytest_plugin.marks import WiderFixtures
 from harness.pytest_plugin.state import State
@@ -142,9 +142,7 @@ class Freshness:
         harness, _ = self._state.running
         try:
             # What began before the culprit did belongs to a wider fixture, or to the application itself.
-            lines = inspection.left_in_transaction(
-                harness.link.session, pids, within=time.monotonic() - since
-            )
+            lines = activity.left_in_transaction(harness.link.session, pids, within=time.monotonic() - since)
         except HarnessError:
             return
         for line in lines:

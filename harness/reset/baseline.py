@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_rows
 from harness.catalog.restore_facts import Relation, SequenceState
 from harness.catalog.restore_rows import Blocks, Columns, Rows, Tid
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 from harness.reset.model import SMALL, TableState
 
 HELD_PAGES = 128

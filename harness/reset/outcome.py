@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from harness.catalog.restore_rows import Tid
-from harness.catalog.restore_sessions import Present
+from harness.postgres.activity import Present
 
 Place = tuple[Tid, int]
 """Where a row lies, and who wrote it."""

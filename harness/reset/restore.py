@@ -22,12 +22,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
-from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_rows, restore_sessions
+from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_rows
 from harness.catalog.restore_batch import Result
 from harness.catalog.restore_facts import Relation, SequenceState
 from harness.catalog.restore_rows import Tid
-from harness.catalog.session import Session
 from harness.errors import ServerRefused
+from harness.postgres import activity
+from harness.postgres.session import Session
 from harness.reset import vacuum
 from harness.reset.baseline import BaselineStore, TableBase
 from harness.reset.model import SMALL, How, RecloneNeeded, Restore, TableChange
@@ -220,7 +221,7 @@ class Attempt:
         return [*after, (self._presence(), self._present)]
 
     def _presence(self) -> str:
-        return restore_sessions.present_statement(self.terms.database, self.terms.ours)
+        return activity.present_statement(self.terms.database, self.terms.ours)
 
     def _ending(self) -> list[Step]:
         """Sequences, and the last COMMIT."""
@@ -250,7 +251,7 @@ class Attempt:
 
     def _present(self, result: Result) -> None:
         rows = [(int(r[0] or b"0"), r[1] == b"t", r[2] == b"t", r[3] == b"t") for r in result.rows]
-        self.done.present = restore_sessions.Present.of(rows)
+        self.done.present = activity.Present.of(rows)
 
     def _new_files(self, result: Result) -> None:
         for row in result.rows:

@@ -6,14 +6,15 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_sessions, restore_shared
-from harness.catalog.incarnation import Incarnation
+from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_shared
 from harness.catalog.restore_facts import SequenceState
 from harness.catalog.restore_shared import Note
-from harness.catalog.session import Session
 from harness.catalog.wal import NOISE, Question, WalReader, Window
 from harness.catalog.wal_choice import ChosenReader
 from harness.errors import HarnessError, ServerLost, ServerRefused
+from harness.postgres import activity
+from harness.postgres.incarnation import Incarnation
+from harness.postgres.session import Session
 from harness.reset import detect
 from harness.reset.baseline import BaselineStore, TableBase
 from harness.reset.carried import Carried
@@ -132,7 +133,7 @@ class EngineState:
                 restore_batch.run(self._restorer, [f"select {setval(o, store.sequences[o])}" for o in ahead])
             start = restore_shared.note(reader.session, self._restorer.dsn.database, self._role)
             start = replace(start, position=reader.position())
-            locks = restore_sessions.advisory(reader.session, start.database, self.ours)
+            locks = activity.advisory(reader.session, start.database, self.ours)
         elif ahead:
             raise RecloneNeeded("a sequence of the template is logged ahead: what moved it cannot be seen")
         else:
@@ -279,7 +280,7 @@ class EngineState:
         compares. Asked before that comparison: what ends in between is compared once more.
         """
         ids = {*self._unsettled, *window.unsettled}
-        self._unsettled = tuple(restore_sessions.in_progress(self._wal.session, sorted(ids))) if ids else ()
+        self._unsettled = tuple(activity.in_progress(self._wal.session, sorted(ids))) if ids else ()
         return bool(ids)
 
     def _with_unlogged(self, found: Changes) -> Changes:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from harness.catalog import restore_batch
 from harness.catalog.restore_facts import Relation
-from harness.catalog.session import Session, ident
 from harness.errors import ServerRefused
+from harness.postgres.session import Session, ident
 
 EVERY_RESETS = 50
 DEAD_ROWS = 2000

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence, Set
 
-from harness.catalog import restore_sessions
-from harness.catalog.session import Session, ident, literal
 from harness.catalog.wal import Window
+from harness.postgres import activity
+from harness.postgres.session import Session, ident, literal
 from harness.reset.model import RecloneNeeded
 
 ADVISORY_PATIENCE = 0.2
@@ -59,7 +59,7 @@ class Waiting:
         if busy:
             # Once: what begins later than the reset is no part of the test before.
             self._statements_ended = True
-            self._wait(lambda: restore_sessions.still_running(self._reader(), busy))
+            self._wait(lambda: activity.still_running(self._reader(), busy))
         return True
 
     def writers(self) -> bool:
@@ -76,9 +76,9 @@ class Waiting:
         """After the COMMIT of ``xid``: wait for sessions that still see what was before it."""
 
         def still() -> list[int]:
-            return restore_sessions.busy(self._reader(), self._database(), self._ours(), xid)
+            return activity.busy(self._reader(), self._database(), self._ours(), xid)
 
-        prepared = restore_sessions.prepared(self._reader(), self._database())
+        prepared = activity.prepared(self._reader(), self._database())
         if prepared:
             self._roll_back_prepared()
         if not still():
@@ -98,16 +98,16 @@ class Waiting:
         """
 
         def still() -> list[int]:
-            return restore_sessions.holders(self._reader(), self._database(), relations, self._ours())
+            return activity.holders(self._reader(), self._database(), relations, self._ours())
 
         # Theirs have no session that could be named.
         self._roll_back_prepared()
         over = time.monotonic() - self._deadline
         pids = still()
-        if pids and not lockless and restore_sessions.harmless(self._reader(), pids):
+        if pids and not lockless and activity.harmless(self._reader(), pids):
             return True
         if over < 0:
-            restore_sessions.cancel_autovacuum(self._reader(), pids)
+            activity.cancel_autovacuum(self._reader(), pids)
             time.sleep(0.005)
         elif over < END_PATIENCE:
             self._end(pids)
@@ -121,30 +121,30 @@ class Waiting:
         if over >= END_PATIENCE:
             raise RecloneNeeded("somebody who is no session of the application goes on writing")
         if over >= 0:
-            self._end(restore_sessions.active(self._reader(), self._database(), self._ours()))
+            self._end(activity.active(self._reader(), self._database(), self._ours()))
 
     def end_all(self) -> None:
         """End every session of the application in this database."""
-        found = restore_sessions.describe(self._reader(), self._database(), self._ours())
+        found = activity.describe(self._reader(), self._database(), self._ours())
         self._end([session.pid for session in found])
 
     def _advisory(self) -> list[int]:
-        found = restore_sessions.advisory(self._reader(), self._database(), self._ours())
+        found = activity.advisory(self._reader(), self._database(), self._ours())
         return sorted({pid for pid, _ in set(found) - self._known()})
 
     def _writers(self) -> list[int]:
         return list(self._present().writers)
 
-    def _present(self) -> restore_sessions.Present:
-        return restore_sessions.present(self._reader(), self._database(), self._ours())
+    def _present(self) -> activity.Present:
+        return activity.present(self._reader(), self._database(), self._ours())
 
     def _wait_for_ids(self, ids: Sequence[int]) -> None:
         """Until these transactions have ended; at the deadline whoever writes in this database is ended."""
         pause = 0.001
         given_up = 0.0
-        while restore_sessions.in_progress(self._reader(), ids):
+        while activity.in_progress(self._reader(), ids):
             now = time.monotonic()
-            if restore_sessions.prepared(self._reader(), self._database()):
+            if activity.prepared(self._reader(), self._database()):
                 self._roll_back_prepared()
             elif now >= self._deadline and not given_up:
                 self._end(self._writers())
@@ -175,11 +175,11 @@ class Waiting:
 
     def _roll_back_prepared(self) -> None:
         """Prepared transactions belong to no session: they are rolled back, from the same database."""
-        for gid in restore_sessions.prepared(self._reader(), self._database()):
+        for gid in activity.prepared(self._reader(), self._database()):
             self._lease().execute(f"rollback prepared {literal(gid)}")
             self.ended.append(f"prepared transaction {ident(gid)}")
 
     def _end(self, pids: Sequence[int]) -> None:
-        found = restore_sessions.describe(self._reader(), self._database(), self._ours(), pids)
-        restore_sessions.end(self._reader(), [session.pid for session in found])
+        found = activity.describe(self._reader(), self._database(), self._ours(), pids)
+        activity.end(self._reader(), [session.pid for session in found])
         self.ended.extend(session.text for session in found)

@@ -21,8 +21,8 @@ from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, binaries, clone, dispose, drop, make
 
 from harness.catalog import restore_shared
-from harness.catalog.session import Session
 from harness.errors import LeaseError, ServerLost, ServerRefused
+from harness.postgres.session import Session
 from harness.reset.model import RecloneNeeded
 
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"

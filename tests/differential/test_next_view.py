@@ -25,8 +25,8 @@ from diff_workloads import generate as generate_workload
 from fix_reset_servers import Server
 from test_differential import KEPT, Runner
 
-from harness.catalog.session import Session, ident
 from harness.errors import ServerLost, ServerRefused
+from harness.postgres.session import Session, ident
 from harness.reset.model import RecloneNeeded
 
 NEXT = [

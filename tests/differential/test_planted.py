@@ -16,8 +16,8 @@ from diff_workloads import generate as generate_workload
 from fix_reset_servers import Server
 from test_differential import Runner
 
-from harness.catalog.session import Session
 from harness.errors import ServerLost, ServerRefused
+from harness.postgres.session import Session
 from harness.reset import detect
 from harness.reset.engine import ResetEngine
 from harness.reset.model import Changes, RecloneNeeded

@@ -19,7 +19,8 @@ from test_next_view import story as next_story
 from test_stacks import Stacks
 from test_stacks import story as stack_story
 
-from harness.catalog import incarnation, restore_facts
+from harness.catalog import restore_facts
+from harness.postgres import incarnation
 from harness.reset.engine import ResetEngine
 from harness.reset.marks import Marks
 from harness.reset.state import EngineState

@@ -26,8 +26,8 @@ from harness import running
 from harness.answering import life_key
 from harness.backends.docker import LABEL, DockerBackend
 from harness.backends.docker_daemon import connect
-from harness.catalog.session import Session
 from harness.errors import BackendUnavailable, ServerRefused, ServerStartError
+from harness.postgres.session import Session
 
 pytestmark = pytest.mark.docker
 IMAGE = "pgharness-test:15"

@@ -11,8 +11,8 @@ import pytest
 from fix_backends import ROOT, Checkout, docker, until
 
 from harness.backends.docker import DockerBackend
-from harness.catalog.session import Session
 from harness.dsn import Dsn
+from harness.postgres.session import Session
 
 pytestmark = pytest.mark.docker
 

@@ -19,8 +19,8 @@ from fix_servers import binaries_of
 from harness import running
 from harness.backends.docker import DockerBackend
 from harness.backends.process_record import Record
-from harness.catalog.session import Session
 from harness.core import Harness
+from harness.postgres.session import Session
 
 pytestmark = pytest.mark.docker
 

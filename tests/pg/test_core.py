@@ -12,12 +12,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from harness import names, outgrown, running
-from harness.catalog import databases, roles
+from harness import outgrown, running
 from harness.config import environment
 from harness.config.load import load
 from harness.config.settings import Settings
 from harness.core import Harness
+from harness.postgres import databases, names, roles
 
 SQL = "create table users (id serial primary key, name text);\ninsert into users (name) values ('seed');\n"
 

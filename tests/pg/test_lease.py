@@ -9,13 +9,12 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from harness import names
-from harness.catalog import databases
-from harness.catalog.link import Link
-from harness.catalog.session import Session
 from harness.clones import Clones
 from harness.errors import ConfigError, LeaseClosed, ServerLost, ServerRefused
 from harness.lease import Lease
+from harness.postgres import databases, names
+from harness.postgres.admin import Link
+from harness.postgres.session import Session
 from harness.template import Template
 
 

@@ -10,7 +10,7 @@ from fix_backends import Checkout
 
 from harness import orphans, running
 from harness.config.project import machine_id, state_dir
-from harness.names import project_id
+from harness.postgres.names import project_id
 
 
 def test_a_server_whose_checkout_was_removed(

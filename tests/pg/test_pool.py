@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import pytest
 from fix_leases import OWNER
 
-from harness import names
-from harness.catalog import databases
-from harness.catalog.link import Link
 from harness.clones import Claim, Clones
 from harness.pool import Drop, Filler, Make, plan
+from harness.postgres import databases, names
+from harness.postgres.admin import Link
 from harness.template import Template
 
 

@@ -19,9 +19,9 @@ from harness.answering import life_key
 from harness.backends import process
 from harness.backends.process import ProcessBackend
 from harness.backends.process_record import Record, alive
-from harness.catalog.session import Session
 from harness.config import project
 from harness.errors import BackendUnavailable, ServerLost, ServerStartError
+from harness.postgres.session import Session
 
 
 def backend(place: Checkout, major: str | None = "15", **options: Any) -> ProcessBackend:

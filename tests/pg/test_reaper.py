@@ -13,15 +13,15 @@ import psycopg
 import pytest
 from fix_leases import OWNER, Schema, make_lease
 
-from harness import eviction, names, reaper, template
+from harness import eviction, reaper, template
 from harness.backends.base import ServerInfo
-from harness.catalog import databases, roles
-from harness.catalog.databases import Database
-from harness.catalog.link import Link
 from harness.clones import Clones
 from harness.errors import HarnessError
 from harness.lease import Lease
-from harness.life import SignOfLife
+from harness.postgres import databases, names, roles
+from harness.postgres.admin import Link
+from harness.postgres.databases import Database
+from harness.postgres.liveness import SignOfLife
 from harness.reaper import Limits
 from harness.recipe import Recipe
 from harness.template import Template
@@ -103,7 +103,7 @@ def test_sigkill_leaves_nothing_after_the_next_sweep(
         "import signal\n"
         "from fix_leases import *\n"
         "from harness.dsn import Dsn\n"
-        "from harness.life import SignOfLife\n"
+        "from harness.postgres.liveness import SignOfLife\n"
         "link = Link(Dsn.parse(sys.argv[1]), sys.argv[2])\n"
         "run = names.run_id()\n"
         "life = SignOfLife(link.another(), [('run', run)])\n"

@@ -9,7 +9,7 @@ import pytest
 from fix_reset_case import Case
 from fix_reset_servers import Server, dispose, running
 
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 from harness.reset import waiting
 from harness.reset.model import RecloneNeeded
 

@@ -13,8 +13,8 @@ from fix_reset_case import Case, at
 from fix_reset_servers import Server, dispose
 
 from harness.catalog import restore_batch
-from harness.catalog.session import Session
 from harness.errors import ServerLost, ServerRefused
+from harness.postgres.session import Session
 from harness.reset.engine import ResetEngine
 from harness.reset.model import RecloneNeeded
 

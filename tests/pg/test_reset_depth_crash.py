@@ -13,16 +13,16 @@ import pytest
 from fix_leases import OWNER, Schema, make_lease
 from fix_reset_servers import PATIENCE, VERSIONS, Server, binaries, running
 
-from harness import names, reaper, saved, template
-from harness.catalog import databases
-from harness.catalog.incarnation import Incarnation
-from harness.catalog.link import Link
-from harness.catalog.session import Session
+from harness import reaper, saved, template
 from harness.clones import Clones
 from harness.errors import LeaseError, LeaseLost, ServerLost, ServerRefused
 from harness.lease import Lease
 from harness.lease_reset import DatabaseReset, ensure_baseline
-from harness.life import SignOfLife
+from harness.postgres import databases, names
+from harness.postgres.admin import Link
+from harness.postgres.incarnation import Incarnation
+from harness.postgres.liveness import SignOfLife
+from harness.postgres.session import Session
 from harness.recipe import Recipe
 from harness.template import Template
 

@@ -12,9 +12,9 @@ import pytest
 from fix_reset_servers import Bench, Server, binaries, dispose, make
 
 from harness.catalog import wal_records
-from harness.catalog.session import Session
 from harness.catalog.wal_records import Unreadable
 from harness.dsn import Dsn
+from harness.postgres.session import Session
 from harness.reset.engine import ResetEngine
 from harness.reset.model import RecloneNeeded
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from fix_reset_servers import Bench, Server, dispose, make
 
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 from harness.reset.model import RecloneNeeded
 
 SCHEMA = """

@@ -8,8 +8,8 @@ import pytest
 from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, dispose, make
 
-from harness.catalog.session import Session
 from harness.errors import LeaseError
+from harness.postgres.session import Session
 from harness.reset.model import RecloneNeeded
 
 SCHEMA = """

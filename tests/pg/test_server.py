@@ -13,9 +13,9 @@ import pytest
 from fix_backends import Checkout, processes_naming, until
 
 from harness import running
-from harness.catalog.session import Session
 from harness.errors import BackendUnavailable, ServerLost, ServerRefused
 from harness.joining import Server
+from harness.postgres.session import Session
 
 
 def test_the_first_starts_it_and_the_second_finds_it(place: Checkout, kind: dict[str, str]) -> None:

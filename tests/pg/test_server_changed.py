@@ -16,10 +16,10 @@ from harness import made_with, running
 from harness.answering import life_key
 from harness.backends import docker_image
 from harness.backends.base import ServerInfo
-from harness.catalog.session import Session
 from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerLost
+from harness.postgres.session import Session
 
 
 def test_a_warm_server_is_replaced_and_the_change_is_named(place: Checkout) -> None:

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from fix_leases import OWNER
 
-from harness import building, eviction, names, template
+from harness import building, eviction, template
 from harness.backends.base import ServerInfo
-from harness.catalog import databases, roles
-from harness.catalog.attributes import read_attributes
-from harness.catalog.link import Link
-from harness.catalog.session import Session, ident
 from harness.clones import Claim, Clones
 from harness.errors import MigrationError, TemplateBusy
 from harness.migrations.base import MigrationContext
+from harness.postgres import databases, names, roles
+from harness.postgres.admin import Link
+from harness.postgres.databases import read_attributes
+from harness.postgres.session import Session, ident
 from harness.recipe import Recipe, fingerprint
 from harness.template import Template
 

@@ -20,11 +20,11 @@ from fix_servers import binaries_of
 from harness import running, server
 from harness.backends import defaults
 from harness.backends.base import ServerInfo
-from harness.catalog import databases
-from harness.catalog.session import Session
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
 from harness.core import Harness
 from harness.errors import BackendUnavailable, MigrationError, ServerLost
+from harness.postgres import databases
+from harness.postgres.session import Session
 
 TABLES = "create table users (id serial primary key, name text); insert into users (name) values ('Ada');"
 

@@ -10,7 +10,7 @@ import pytest
 from fix_plugin import Folder, Place, Result
 
 from harness import keep_dump
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 
 FAILING = """
     import os, pytest, psycopg

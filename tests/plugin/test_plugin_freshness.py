@@ -7,7 +7,7 @@ import time
 import pytest
 from fix_plugin import Folder, Place
 
-from harness import names
+from harness.postgres import names
 
 WIDER = """
     import pytest, unittest, psycopg, os

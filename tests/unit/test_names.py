@@ -1,8 +1,8 @@
 import random
 import string
 
-from harness import names
-from harness.names import Kind
+from harness.postgres import names
+from harness.postgres.names import Kind
 
 
 def test_every_name_that_is_built_is_parsed_back() -> None:

@@ -1,4 +1,4 @@
-"""One admin connection: it states everything that libpq would else take from the environment."""
+"""Connections: the admin's, which states everything that libpq would else take from the environment, and the application's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import psycopg
     from psycopg import sql
 
-    from harness.catalog.silence import Connection
+    from harness.postgres.watchdog import Connection
 
 APPLICATION_NAME = "pg-harness"
 """What ``pg_stat_activity`` shows for our sessions; sessions of the application have any other name."""
@@ -107,7 +107,7 @@ class Session:
             ServerRefused: the server answers and refuses (``28P01`` password, ``3D000`` no such
                 database, ``53300`` too many clients, ``57P03`` starting up or going down).
         """
-        from harness.catalog.silence import Connection
+        from harness.postgres.watchdog import Connection
 
         parameters: dict[str, Any] = conninfo(dsn, application_name=application_name)
         parameters["connect_timeout"] = str(max(2, round(timeout)))
@@ -288,3 +288,26 @@ def _translate(error: psycopg.Error, statement: str) -> ServerLost | ServerRefus
 def _escape_option(value: str) -> str:
     # libpq splits `options` at blanks; a backslash keeps one (PostgreSQL docs, 34.1.2).
     return value.replace("\\", "\\\\").replace(" ", "\\ ")
+
+
+def open_application(dsn: Dsn, options: Mapping[str, Any] | None = None) -> psycopg.Connection[Any]:
+    """A plain psycopg connection, not in autocommit mode unless asked for.
+
+    Raises:
+        ServerLost: nobody answers. ServerRefused: the server says no.
+    """
+    import psycopg
+
+    parameters: dict[str, Any] = conninfo(dsn, application_name="pg-harness-test")
+    parameters["connect_timeout"] = CONNECT_TIMEOUT
+    with translated(f"connect to {dsn.masked}"), without_service():
+        return psycopg.connect(**{**parameters, **(options or {})})
+
+
+@contextmanager
+def connect_application(
+    dsn: Dsn, options: Mapping[str, Any] | None = None
+) -> Iterator[psycopg.Connection[Any]]:
+    """:func:`open_application` for a block: committed at its end, rolled back if it raises, closed."""
+    with open_application(dsn, options) as connection:
+        yield connection

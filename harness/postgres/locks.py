@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.catalog.session import Session, lock_key
 from harness.errors import PoolTimeout, ServerRefused
+from harness.postgres.session import Session, lock_key
 
 LOCK_NOT_AVAILABLE = "55P03"
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness.catalog.session import Session
 from harness.dsn import Dsn
 from harness.errors import HarnessError, ServerLost
+from harness.postgres.session import Session
 
 if TYPE_CHECKING:
     import psycopg

@@ -1,4 +1,7 @@
-"""Databases: listing, creating, cloning, marking, retiring. All statements run in the maintenance database."""
+"""Databases: listing, creating, cloning, marking, retiring; and what a clone silently loses: grants, settings, comment.
+
+All statements run in the maintenance database, but that which settles sequences.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import names
-from harness.catalog import ending
-from harness.catalog.session import Session, ident, literal
 from harness.errors import LeaseInUse, ServerLost, ServerRefused
+from harness.postgres import ending, names
+from harness.postgres.session import Session, ident, literal
 
 MARK = "pg-harness "
 """What the comment of every database of ours ends with: a line of this word and JSON.
@@ -314,3 +316,116 @@ def created_by_tests(session: Session, owner: str, keep: Sequence[str]) -> list[
         "select datname from pg_database where pg_get_userbyid(datdba) = %s and not datistemplate", (owner,)
     )
     return [name for (name,) in rows if names.parse(name) is None and name not in keep]
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What ``CREATE DATABASE … TEMPLATE`` does not copy, as statements with ``{db}`` for the name.
+
+    Attributes:
+        statements: GRANT, REVOKE and ALTER DATABASE/ROLE … SET, in order.
+        comment: the user's own comment on the database.
+    """
+
+    statements: tuple[str, ...] = ()
+    comment: str | None = None
+
+
+def read_attributes(session: Session, name: str) -> Attributes:
+    """Record grants, settings and comment of a database (trap: a clone silently loses them)."""
+    statements: list[str] = []
+    row = session.row(
+        "select datacl is null, pg_get_userbyid(datdba) from pg_database where datname = %s", (name,)
+    )
+    if row is None:
+        return Attributes()
+    if not row[0]:
+        statements += [
+            "revoke all on database {db} from public",
+            f"revoke all on database {{db}} from {_name(row[1])}",
+        ]
+        grants = session.rows(
+            """
+            select case when grantee = 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end,
+                   privilege_type, is_grantable
+              from pg_database d, aclexplode(d.datacl)
+             where datname = %s order by 1, 2
+            """,
+            (name,),
+        )
+        for grantee, privilege, grantable in grants:
+            option = " with grant option" if grantable else ""
+            statements.append(f"grant {privilege} on database {{db}} to {_brace(grantee)}{option}")
+    for role, setting in session.rows(
+        """
+        select case when setrole = 0 then null else pg_get_userbyid(setrole) end, unnest(setconfig)
+          from pg_db_role_setting s join pg_database d on d.oid = s.setdatabase
+         where d.datname = %s order by 1 nulls first, 2
+        """,
+        (name,),
+    ):
+        key, _, value = setting.partition("=")
+        target = "alter database {db}" if role is None else f"alter role {_name(role)} in database {{db}}"
+        statements.append(
+            f"{target} set {_brace(_setting_name(key))} to {_brace(_setting_value(key, value))}"
+        )
+    found = find(session, name)
+    return Attributes(tuple(statements), found.comment if found else None)
+
+
+def _brace(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _name(role: str) -> str:
+    return _brace(ident(role))
+
+
+def _setting_name(key: str) -> str:
+    return ".".join(ident(part) for part in key.split("."))
+
+
+# PostgreSQL stores list-valued settings already quoted: a quoted list must not be quoted again (pg_dump does the same).
+_LISTS = {"local_preload_libraries", "search_path", "session_preload_libraries", "shared_preload_libraries",
+          "temp_tablespaces", "unix_socket_directories", "datestyle"}  # fmt: skip
+
+
+def _setting_value(key: str, value: str) -> str:
+    if key.lower() not in _LISTS:
+        return literal(value)
+    return value or "''"
+
+
+def apply_statements(name: str, attributes: Attributes) -> list[str]:
+    """The statements of :class:`Attributes` for one database."""
+    return [statement.format(db=ident(name)) for statement in attributes.statements]
+
+
+def settle_sequences(inside: Session) -> bool:
+    """Have every sequence write to the log when it next moves; whether that could be done.
+
+    nextval logs 32 values ahead, and the next 31 moves are silent: a reset could not see them in a clone. Not for a
+    database that somebody uses: a value that was taken in between would be given out again.
+    """
+    try:
+        inside.execute(_SETTLE)
+    except ServerRefused:
+        # Not our server, and a sequence of somebody else's role: each lease settles its own then.
+        return False
+    return True
+
+
+_SETTLE = """
+do $settle$
+declare
+    sequence regclass;
+    now record;
+begin
+    for sequence in select oid::regclass from pg_class where relkind = 'S' and relpersistence <> 't' loop
+        execute format('select last_value, is_called, log_cnt from %s', sequence) into now;
+        if now.log_cnt > 0 then
+            perform setval(sequence, now.last_value, now.is_called);
+        end if;
+    end loop;
+end $settle$
+"""

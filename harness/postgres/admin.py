@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from harness.catalog.session import Session
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused
+from harness.postgres.session import Session
 
 SERVER_ID = "harness.server_id"
 """The setting that names a server of ours; ``system_identifier`` identifies nothing: copies share it."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 
 STARTED = "extract(epoch from pg_postmaster_start_time())::text"
 """SQL: the postmaster's start, seconds since 1970 as text."""

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
-from harness.catalog import locks
-from harness.catalog.link import Link
 from harness.errors import HarnessError
+from harness.postgres import locks
+from harness.postgres.admin import Link
 
 RETRY = 0.25
 """Seconds between two attempts to come back after the server has crashed."""

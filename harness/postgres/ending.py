@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 
 PATIENCE = 5.0
 """Seconds that terminated sessions have to go away."""
