@@ -87,10 +87,10 @@ def main() -> None:
                 compare(
                     f"warm start, -n {workers}", plain, [*plain, *OURS], folder, environ, max(3, rounds // 3)
                 )
-        from harness import running
         from harness.config.load import load
+        from harness.servers import inventory
 
-        running.stop(load(environ, start=folder), environ)
+        inventory.stop(load(environ, start=folder), environ)
         for tables, schema in SCHEMAS.items():
             if {"throughput", f"throughput-{tables}"} & set(parts):
                 throughput(

@@ -14,18 +14,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness import server, template
-from harness.backends.base import Backend
-from harness.backends.bases import Bakery, Base, bakery_of
+from harness import template
 from harness.config import project
 from harness.config.project import file_lock
 from harness.config.settings import Settings
 from harness.errors import HarnessError, MigrationError, ServerLost
-from harness.joining import Server
 from harness.postgres import names, roles
 from harness.postgres.session import Session, ident
 from harness.recipe import FORMAT as RECIPE_FORMAT
 from harness.recipe import Owner, Recipe, fingerprint_on
+from harness.servers import acquire
+from harness.servers.handle import Server
+from harness.servers.port import Backend, Bakery, Base
+from harness.servers.registry import bakery_of
 from harness.telling import Progress, Story, silent, unseen
 
 FORMAT = 1
@@ -158,7 +159,7 @@ class Oven:
             storage="disk" if self._backend.name == "docker" else self._settings.storage,
         )
         story("bake: no migrated server is kept for these migrations: making one")
-        kitchen = server.private(
+        kitchen = acquire.private(
             settings, self._environ, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL, story=story
         )
         try:

@@ -20,9 +20,9 @@ from harness.telling import Story, silent, unseen
 from harness.template import Template
 
 if TYPE_CHECKING:
-    from harness.backends.base import Backend, ServerInfo
     from harness.fleet import Fleet
     from harness.pool import Filler
+    from harness.servers.port import Backend, ServerInfo
 
 BeforeHandingOver = Callable[[Template, str, str], None]
 
@@ -45,7 +45,8 @@ class Harness(OneServer):
     @classmethod
     def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
         """As :meth:`open`, with settings that were read already."""
-        from harness import outgrown, server
+        from harness import outgrown
+        from harness.servers import acquire
 
         purpose, rebuild = how.get("purpose", "run"), how.get("rebuild", False)
         if settings.isolation == "server" and purpose == "run":
@@ -58,7 +59,7 @@ class Harness(OneServer):
             )
         story = how.get("story", silent)
         settings = outgrown.settings_for(settings, environ)
-        found = server.ensure(
+        found = acquire.ensure(
             settings,
             environ,
             purpose=purpose,
@@ -124,7 +125,7 @@ class Harness(OneServer):
         Raises:
             ServerLost: the server is gone, or another one answers at its address.
         """
-        from harness.joining import join
+        from harness.servers.handle import join
 
         found = join(settings, environ, info)
         this = cls(settings, found, run=run, environ=environ, workers=workers, story=story)

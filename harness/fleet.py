@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
-from harness import reaper, recipes, rooms, running, server
-from harness.backends import select
-from harness.backends.base import Backend
+from harness import reaper, recipes
 from harness.bake import Baked, Oven
 from harness.config.settings import Settings
 from harness.errors import LeaseClosed
@@ -20,6 +18,8 @@ from harness.lease import Lease
 from harness.member import Member, purpose_of
 from harness.postgres import names
 from harness.runs import How, Run, first_free, run_all
+from harness.servers import acquire, inventory, memory, registry
+from harness.servers.port import Backend
 from harness.telling import Progress, Story, silent, unseen
 from harness.template import Template
 
@@ -58,7 +58,7 @@ class Fleet(Run):
         self.baked = baked
         self.backend = backend
         self.members: dict[str, Member] = {}
-        self._reckoned: rooms.Room | None = None
+        self._reckoned: memory.Room | None = None
 
     @classmethod
     def _stated(cls, purpose: str) -> Mapping[str, Any]:
@@ -77,7 +77,7 @@ class Fleet(Run):
     def joining(cls, settings: Settings, environ: Mapping[str, str], digits: str, **how: Unpack[How]) -> Self:
         """As :meth:`open_with`, for the run of these sixteen digits, which another process may have opened."""
         story, progress = how.get("story", silent), how.get("progress", unseen)
-        backend = select.choose(settings, environ, story)
+        backend = registry.choose(settings, environ, story)
         oven = oven_of(settings, environ, backend)
         baked = oven.ensure(rebuild=how.get("rebuild", False), story=story, progress=progress)
         workers = how.get("workers", 1)
@@ -141,7 +141,7 @@ class Fleet(Run):
 
     def _start(self, worker: str) -> Member:
         settings = self._settings_of_one()
-        found = server.private(
+        found = acquire.private(
             settings,
             self._environ,
             self.backend,
@@ -190,11 +190,11 @@ class Fleet(Run):
             self._reckoned = None
         self._room().check(more, self._story)
 
-    def _room(self) -> rooms.Room:
+    def _room(self) -> memory.Room:
         # Once for all that start together: a daemon takes 8 ms to tell its memory.
         with self._lock:
             if self._reckoned is None:
-                self._reckoned = rooms.Room.of(self.settings, self.backend, self.baked.base.size)
+                self._reckoned = memory.Room.of(self.settings, self.backend, self.baked.base.size)
             return self._reckoned
 
     def _oven(self) -> Oven:
@@ -224,7 +224,7 @@ class Fleet(Run):
         """Remove what starts that were cut off have left. Databases: none, they go with their servers."""
         if not dry_run:
             self._oven().bakery.leftovers()
-            running.forget_gone(self.settings, self._environ)
+            inventory.forget_gone(self.settings, self._environ)
         return []
 
     def release_run(self, workers: Sequence[str] = ()) -> list[str]:
@@ -237,7 +237,7 @@ class Fleet(Run):
             [info for info in self.backend.list(self.project) if info.purpose in wanted] if wanted else []
         )
         for info in doomed:
-            running.stop(self.settings, self._environ, purpose=info.purpose)
+            inventory.stop(self.settings, self._environ, purpose=info.purpose)
         return [info.description for info in doomed]
 
     def close(self) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.backends.process_binaries import wheel_folder
 from harness.dsn import Dsn
 from harness.errors import HarnessError
+from harness.servers.process.binaries import wheel_folder
 
 TIMEOUT = 60
 """Seconds that each of the two programs may take."""

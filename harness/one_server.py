@@ -24,7 +24,7 @@ from harness.template import Template
 
 if TYPE_CHECKING:
     from harness import reaper
-    from harness.joining import Server
+    from harness.servers.handle import Server
 
 
 class OneServer(Run):

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from harness.backends import defaults
 from harness.config import project
 from harness.config.settings import Settings
 from harness.errors import HarnessError, MigrationError, ServerLost
-from harness.joining import Server
+from harness.servers import defaults
+from harness.servers.handle import Server
 from harness.template import Template
 
 MB = 1024 * 1024

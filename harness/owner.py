@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.backends.base import ServerInfo
 from harness.config.settings import Settings
 from harness.postgres import locks, names, roles
 from harness.postgres.session import Session
 from harness.recipe import Owner
+from harness.servers.port import ServerInfo
 
 
 def expected(session: Session, info: ServerInfo, settings: Settings, project: str) -> tuple[Owner, bool]:

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.backends.base import ServerInfo
 from harness.config import project
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
 from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.postgres.databases import Attributes
 from harness.recipe import Owner
+from harness.servers.port import ServerInfo
 from harness.template import Template
 
 VARIABLE = "PGHARNESS_RUN_FILE"

@@ -16,14 +16,14 @@ import pytest
 from fix_backends import INSTALLED
 from fix_last_will import leave
 
-from harness import bake, fleet, running
-from harness.backends import select
-from harness.backends.bases import bakery_of
+from harness import bake, fleet
 from harness.config.load import load
 from harness.config.settings import Settings
 from harness.errors import BackendError
 from harness.fleet import Fleet
 from harness.postgres.session import Session
+from harness.servers import inventory, registry
+from harness.servers.registry import bakery_of
 
 USERS = "create table users (id bigserial primary key, name text); insert into users (name) values ('a');"
 """The migrations of every new project here, until a test writes others."""
@@ -58,7 +58,7 @@ class Estate:
 
     def oven(self, **values: Any) -> bake.Oven:
         settings = self.settings(**values)
-        return fleet.oven_of(settings, self.environ, select.choose(settings, self.environ))
+        return fleet.oven_of(settings, self.environ, registry.choose(settings, self.environ))
 
     def ensure(self, **values: Any) -> bake.Baked:
         return self.oven(**values).ensure(story=self.story.append)
@@ -115,7 +115,7 @@ class Estate:
     def migrating(self) -> bool:
         """Whether a migration of this project is in ``pg_sleep`` now."""
         ask = "select count(*) from pg_stat_activity where query ~ 'pg_sleep.20' and state = 'active'"
-        for info in running.servers(self.settings(), self.environ):
+        for info in inventory.servers(self.settings(), self.environ):
             try:
                 with Session.connect(info.dsn) as session:
                     return bool(session.value(ask))
@@ -126,7 +126,7 @@ class Estate:
 
     def purposes(self) -> list[str]:
         """Of the servers that there are, running or not."""
-        return sorted(info.purpose for info in running.servers(self.settings(), self.environ))
+        return sorted(info.purpose for info in inventory.servers(self.settings(), self.environ))
 
     def bases(self) -> list[Any]:
         """What is baked for this project."""
@@ -178,8 +178,8 @@ def new_estate(tmp_path: Path, initialised: Path) -> Iterator[Callable[..., Esta
     for estate in made:
         settings = estate.settings()
         for purpose in estate.purposes():
-            running.stop(settings, estate.environ, purpose=purpose)
-        bakery = bakery_of(select.choose(settings, estate.environ), private / "cache")
+            inventory.stop(settings, estate.environ, purpose=purpose)
+        bakery = bakery_of(registry.choose(settings, estate.environ), private / "cache")
         for base in estate.bases():
             bakery.remove(base)
         assert estate.purposes() == []

@@ -16,7 +16,7 @@ from harness.errors import ServerRefused
 from harness.postgres.session import Session
 
 WATCHER = "pg-harness watcher"
-"""``application_name`` of a server's watcher (backends/watch.sh)."""
+"""``application_name`` of a server's watcher (servers/scripts/watch.sh)."""
 
 FIRST_SUPPORTED = 150000
 """``server_version_num`` of the first version whose log is read. Older ones are not tested."""

@@ -138,7 +138,7 @@ def folders(context: Context) -> Iterator[Result]:
 
 def storage(context: Context) -> Iterator[Result]:
     """Where throwaway data would lie."""
-    from harness.backends import defaults
+    from harness.servers import defaults
 
     budget = defaults.memory_budget(context.settings.memory_limit)
     memory = defaults.shared_memory()
@@ -160,12 +160,12 @@ def storage(context: Context) -> Iterator[Result]:
 
 def docker(context: Context) -> Iterator[Result]:
     """The daemon and the image."""
-    from harness.backends import select
-    from harness.backends.docker import DockerBackend
+    from harness.servers import registry
+    from harness.servers.docker.backend import DockerBackend
 
-    backend = select.named("docker", context.settings, context.environ, timeout=select.AUTO_TIMEOUT)
+    backend = registry.named("docker", context.settings, context.environ, timeout=registry.AUTO_TIMEOUT)
     assert isinstance(backend, DockerBackend)
-    yield "ok", select.usable(backend), ()
+    yield "ok", registry.usable(backend), ()
     image = context.settings.image
     if backend.has_image():
         yield "ok", f"the image {image} is there", ()
@@ -179,18 +179,18 @@ def docker(context: Context) -> Iterator[Result]:
 
 def process(context: Context) -> Iterator[Result]:
     """Local binaries."""
-    from harness.backends import select
+    from harness.servers import registry
 
-    backend = select.named("process", context.settings, context.environ)
-    yield "ok", select.usable(backend), ()
+    backend = registry.named("process", context.settings, context.environ)
+    yield "ok", registry.usable(backend), ()
 
 
 def external(context: Context) -> Iterator[Result]:
     """Rights on a server that someone else runs."""
-    from harness.backends import select
-    from harness.backends.external import ExternalBackend
+    from harness.servers import registry
+    from harness.servers.external import ExternalBackend
 
-    backend = select.choose(context.settings, context.environ)
+    backend = registry.choose(context.settings, context.environ)
     assert isinstance(backend, ExternalBackend)
     found = backend.limits()
     yield (
@@ -249,7 +249,7 @@ def servers(context: Context) -> Iterator[Result]:
 
 def orphaned(context: Context) -> Iterator[Result]:
     """Servers of checkouts that are gone: nobody will ever call `down` there."""
-    from harness import orphans
+    from harness.servers import orphans
 
     found = orphans.find(context.settings, context.environ)
     if not found:

@@ -41,15 +41,15 @@ def run(context: Context) -> int:
 
 
 def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness import running
     from harness.pristine import Notes
+    from harness.servers import inventory
 
     ended: list[dict[str, Any]] = []
-    for info in running.servers(context.settings, context.environ):
+    for info in inventory.servers(context.settings, context.environ):
         if info.purpose == "up" or everything:
             ended.append({"purpose": info.purpose, "backend": info.backend, "description": info.description})
     for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended)]):
-        running.stop(context.settings, context.environ, purpose=purpose, story=context.console.story)
+        inventory.stop(context.settings, context.environ, purpose=purpose, story=context.console.story)
     Notes.of(context.settings, context.environ).forget_all()
     return ended
 

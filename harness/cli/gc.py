@@ -56,15 +56,16 @@ def run(context: Context) -> int:
 
 def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """What was baked and is beyond the limits, and what bakes and workers' servers have left."""
-    from harness import bake, running
-    from harness.backends.bases import bakery_of
+    from harness import bake
     from harness.config import project
+    from harness.servers import inventory
+    from harness.servers.registry import bakery_of
 
     settings = context.settings
     if settings.server_url is not None:
         return []
     gone: list[dict[str, Any]] = []
-    for backend in running.working_backends(settings, context.environ):
+    for backend in inventory.working_backends(settings, context.environ):
         bakery = bakery_of(backend, project.cache_dir(context.environ))
         for doomed in bake.evict(bakery, bake.limits_of(settings), dry_run=dry_run):
             gone.append(
@@ -81,13 +82,13 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
                 for name in bakery.leftovers()
             ]
     if not dry_run:
-        running.forget_gone(settings, context.environ)
+        inventory.forget_gone(settings, context.environ)
     return gone
 
 
 def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """Servers of checkouts that are gone, and what was noted of such checkouts."""
-    from harness import orphans
+    from harness.servers import orphans
 
     ended: list[dict[str, Any]] = []
     for orphan in orphans.find(context.settings, context.environ):

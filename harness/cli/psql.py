@@ -98,10 +98,10 @@ def _command(
             *words,
         ], environ
     if info.backend == "docker" and shutil.which("docker", path=context.environ.get("PATH", os.defpath)):
-        from harness.backends import select
-        from harness.backends.docker import DockerBackend
+        from harness.servers import registry
+        from harness.servers.docker.backend import DockerBackend
 
-        backend = select.named("docker", context.settings, context.environ)
+        backend = registry.named("docker", context.settings, context.environ)
         assert isinstance(backend, DockerBackend)
         terminal = bool(sys.stdin is not None and sys.stdin.isatty())
         inside = backend.exec_command(info, dsn.database, words, user=dsn.user, terminal=terminal)
@@ -121,7 +121,7 @@ def local_psql(context: Context, binaries: str | None) -> str | None:
     found = shutil.which("psql", path=context.environ.get("PATH", os.defpath))
     if found is not None:
         return found
-    from harness.backends.process_binaries import wheel_folder
+    from harness.servers.process.binaries import wheel_folder
 
     for folder in (binaries, wheel_folder()):
         if folder is not None and os.access(program := Path(folder) / "psql", os.X_OK):

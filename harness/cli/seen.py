@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from harness import running
 from harness.cli.context import Context
 from harness.config import project
 from harness.config.load import nearest
@@ -17,6 +16,7 @@ from harness.errors import ConfigError, LeaseError
 from harness.postgres import databases, names
 from harness.postgres.databases import Database
 from harness.postgres.names import Kind
+from harness.servers import inventory
 
 
 def nothing(context: Context) -> LeaseError:
@@ -102,7 +102,7 @@ def harnesses(context: Context, *, purposes: Sequence[str] = ()) -> Iterator[lis
 
 def open_one(context: Context, purpose: str) -> Harness | None:
     """The harness of a running server; None where none runs."""
-    found = running.find(context.settings, context.environ, purpose=purpose)
+    found = inventory.find(context.settings, context.environ, purpose=purpose)
     if found is None:
         return None
     # PERSON: closing it releases nothing, and it shows no sign of life of its own.

@@ -15,7 +15,7 @@ from harness.postgres import names
 if TYPE_CHECKING:
     from harness.cli import seen
     from harness.core import Harness
-    from harness.joining import Server
+    from harness.servers.handle import Server
     from harness.template import Template
 
 DESCRIPTION = """\
@@ -70,11 +70,11 @@ def run(context: Context) -> int:
 
 
 def _at_length(context: Context, given: Mapping[str, Any]) -> int:
-    from harness import server
     from harness.core import Harness, baked_base
+    from harness.servers import acquire
 
     ttl = given.get("ttl")
-    found = server.ensure(
+    found = acquire.ensure(
         context.settings,
         context.environ,
         purpose="up",

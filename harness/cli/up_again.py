@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from harness import made_with, recipes, running
+from harness import recipes
 from harness.cli.context import Context
 from harness.config import project
 from harness.config.settings import DEFAULT_DATABASE
-from harness.hint import Hint
 from harness.postgres import databases, names, roles
 from harness.recipe import fingerprint
+from harness.servers import drift, inventory
+from harness.servers.records import Hint
 
 
 def urls(context: Context, workers: int | None) -> list[str]:
@@ -20,11 +21,11 @@ def urls(context: Context, workers: int | None) -> list[str]:
     settings, environ = context.settings, context.environ
     if settings.server_url is not None or not Hint.of(settings, environ, "up").path.exists():
         return []
-    found = running.find(settings, environ, purpose="up")
+    found = inventory.find(settings, environ, purpose="up")
     if found is None:
         return []
     with found:
-        if settings.backend not in ("auto", found.info.backend) or made_with.changes(found.info, settings):
+        if settings.backend not in ("auto", found.info.backend) or drift.changes(found.info, settings):
             return []
         wanted = {
             database.name: fingerprint(

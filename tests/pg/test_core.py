@@ -12,12 +12,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from harness import outgrown, running
+from harness import outgrown
 from harness.config import environment
 from harness.config.load import load
 from harness.config.settings import Settings
 from harness.core import Harness
 from harness.postgres import databases, names, roles
+from harness.servers import inventory
 
 SQL = "create table users (id serial primary key, name text);\ninsert into users (name) values ('seed');\n"
 
@@ -53,7 +54,7 @@ def settings(tmp_path: Path, environ: dict[str, str]) -> Iterator[Settings]:
     found = load(environ, start=root)
     yield found
     for purpose in ("run", "up"):
-        running.stop(found, environ, purpose=purpose)
+        inventory.stop(found, environ, purpose=purpose)
 
 
 def test_four_workers_with_two_databases_each(
@@ -163,7 +164,7 @@ def test_data_that_outgrows_memory_moves_to_disk_and_stays_there(
         with lease.connect() as connection:
             assert connection.execute("select count(*) from users").fetchone() == (1,)
     assert any("moving to disk" in line for line in told)
-    running.stop(settings, environ)
+    inventory.stop(settings, environ)
     with Harness.open_with(settings, environ) as again:
         assert again.server.info.storage == "disk"
 

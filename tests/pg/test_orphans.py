@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fix_backends import Checkout
 
-from harness import orphans, running
 from harness.config.project import machine_id, state_dir
 from harness.postgres.names import project_id
+from harness.servers import inventory, orphans
 
 
 def test_a_server_whose_checkout_was_removed(
@@ -38,7 +38,7 @@ def test_a_server_whose_checkout_was_removed(
         lost.close()
         assert orphan.end() == ""
         assert found() == []
-        assert [i.purpose for i in running.servers(other.settings(**kind), other.environ)] == ["up"]
+        assert [i.purpose for i in inventory.servers(other.settings(**kind), other.environ)] == ["up"]
     noted = state_dir(here.environ)
     assert (noted / gone.project).exists()
     orphans.forget(here.settings(**kind), here.environ)

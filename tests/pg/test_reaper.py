@@ -14,7 +14,6 @@ import pytest
 from fix_leases import OWNER, Schema, make_lease
 
 from harness import eviction, reaper, template
-from harness.backends.base import ServerInfo
 from harness.clones import Clones
 from harness.errors import HarnessError
 from harness.lease import Lease
@@ -24,6 +23,7 @@ from harness.postgres.databases import Database
 from harness.postgres.liveness import SignOfLife
 from harness.reaper import Limits
 from harness.recipe import Recipe
+from harness.servers.port import ServerInfo
 from harness.template import Template
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

@@ -13,12 +13,12 @@ import pytest
 from fix_backends import Checkout, processes_naming
 from fix_servers import binaries_of
 
-from harness.backends.base import ServerInfo
-from harness.backends.process import ProcessBackend
 from harness.config import project
 from harness.errors import ServerLost, ServerRefused
 from harness.postgres import watchdog
 from harness.postgres.session import Session
+from harness.servers.port import ServerInfo
+from harness.servers.process.backend import ProcessBackend
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import pytest
 from fix_leases import OWNER
 
 from harness import building, eviction, template
-from harness.backends.base import ServerInfo
 from harness.clones import Claim, Clones
 from harness.errors import MigrationError, TemplateBusy
 from harness.migrations.base import MigrationContext
@@ -24,6 +23,7 @@ from harness.postgres.admin import Link
 from harness.postgres.databases import read_attributes
 from harness.postgres.session import Session, ident
 from harness.recipe import Recipe, fingerprint
+from harness.servers.port import ServerInfo
 from harness.template import Template
 
 

@@ -10,8 +10,8 @@ import pytest
 from fix_backends import ROOT
 from fix_plugin import USUAL, Folder, Place
 
-from harness import running
 from harness.config.load import load
+from harness.servers import inventory
 
 EXAMPLES = {
     "sqlalchemy": (7, ("sqlalchemy", "asyncpg", "greenlet"), ()),
@@ -32,4 +32,4 @@ def test_example(name: str, place: Place) -> None:
         folder.pytest(plugins=(*USUAL, *plugins), env=environ).ok(passed)
         folder.pytest("-n", "2", plugins=(*USUAL, *plugins), env=environ).ok(passed)
     finally:
-        running.stop(settings, place.environ)
+        inventory.stop(settings, place.environ)

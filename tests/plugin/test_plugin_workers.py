@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from fix_plugin import Folder, Place
 
-from harness import running
 from harness.config.load import load
+from harness.servers import inventory
 
 SERVERS = """
     import os, pytest
@@ -28,7 +28,7 @@ SERVERS = """
 
 def purposes(place: Place) -> list[str]:
     settings = load(place.environ, start=place.root)
-    return sorted(info.purpose for info in running.servers(settings, place.environ))
+    return sorted(info.purpose for info in inventory.servers(settings, place.environ))
 
 
 def test_a_server_for_each_worker(folder: Folder, place: Place) -> None:
@@ -54,7 +54,7 @@ def test_the_controller_has_no_server_of_its_own(folder: Folder, place: Place) -
     folder.write(
         conftest="""
             import os, socket, psycopg, pytest
-            from harness import running
+            from harness.servers import inventory
             from harness.config.load import load
             URL = os.environ["DATABASE_URL"]
 
@@ -69,7 +69,7 @@ def test_the_controller_has_no_server_of_its_own(folder: Folder, place: Place) -
             @pytest.fixture(scope="session", autouse=True)
             def look():
                 settings = load(os.environ, start=os.getcwd())
-                found = running.servers(settings, os.environ)
+                found = inventory.servers(settings, os.environ)
                 with open("purposes-" + os.environ["PYTEST_XDIST_WORKER"], "w") as file:
                     file.write("\\n".join(info.purpose for info in found))
         """,

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.backends.base import ServerInfo
 from harness.config.load import load
 from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.postgres.databases import Attributes
 from harness.recipe import Owner
 from harness.runfile import RunFile
+from harness.servers.port import ServerInfo
 from harness.template import Template
 
 SETTINGS = """

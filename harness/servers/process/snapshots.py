@@ -14,13 +14,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.backends import defaults, process_data
-from harness.backends.base import ServerInfo
-from harness.backends.bases import Base, Origin
-from harness.backends.process import ProcessBackend
-from harness.backends.process_owner import Owner, make_folder
-from harness.backends.process_record import Record, alive
 from harness.errors import ServerStartError
+from harness.servers import defaults
+from harness.servers.port import Base, Origin, ServerInfo
+from harness.servers.process import cluster
+from harness.servers.process.backend import ProcessBackend
+from harness.servers.process.record import Record, alive
+from harness.servers.process.user import Owner, make_folder
 from harness.telling import Story
 
 _PREFIX = "base-"
@@ -49,7 +49,7 @@ class ProcessBakery:
         found = self._backend.binaries()
         parts = [
             "process",
-            process_data.LAYOUT,
+            cluster.LAYOUT,
             found.version,
             os.path.realpath(found.folder),
             platform.machine(),
@@ -74,7 +74,7 @@ class ProcessBakery:
         aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=make_folder(self.folder, Owner(), 0o755)))
         try:
             self._owner.give(aside)
-            process_data.copy(folder / "data", aside / "data", self._owner)
+            cluster.copy(folder / "data", aside / "data", self._owner)
             self._sync(record, aside / "data")
             secret = aside / "password"
             secret.touch(0o600)
@@ -127,7 +127,7 @@ class ProcessBakery:
         # A power cut soon after must not leave a finished name on unwritten files.
         command: list[str | Path] = [Path(record.binaries) / "initdb", "--sync-only", "-D", data]
         try:
-            self._owner.run(command, timeout=300, env=process_data.BASE_ENVIRONMENT)
+            self._owner.run(command, timeout=300, env=cluster.BASE_ENVIRONMENT)
         except subprocess.SubprocessError as error:
             raise ServerStartError(f"the baked directory {data} cannot be synced: {error}") from error
 

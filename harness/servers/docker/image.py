@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from harness.backends.docker_daemon import Daemon, translated
 from harness.errors import BackendUnavailable, ServerStartError
+from harness.servers.docker.daemon import Daemon, translated
 from harness.telling import Story
 
 
@@ -54,7 +54,7 @@ def ensure(daemon: Daemon, name: str, story: Story) -> Any:
 
 
 def baked(daemon: Daemon, reference: str) -> Any:
-    """An image of :mod:`harness.backends.docker_bake`.
+    """An image of :mod:`harness.servers.docker.snapshots`.
 
     Raises:
         ServerStartError: it was removed meanwhile.

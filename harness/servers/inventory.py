@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 
-from harness.answering import attach
-from harness.backends import select
-from harness.backends.base import Backend, ServerInfo
 from harness.config import project
 from harness.config.settings import Settings
 from harness.errors import BackendError
-from harness.hint import Hint
-from harness.joining import Server
-from harness.server import external
-from harness.starting import locked
+from harness.servers import registry
+from harness.servers.acquire import external, locked
+from harness.servers.handle import Server
+from harness.servers.handshake import attach
+from harness.servers.port import Backend, ServerInfo
+from harness.servers.records import Hint
 from harness.telling import Story, silent
 
 
@@ -80,8 +79,8 @@ def servers(settings: Settings, environ: Mapping[str, str], *, everywhere: bool 
 def working_backends(settings: Settings, environ: Mapping[str, str]) -> Iterator[Backend]:
     """Those that may hold a server of ours; a daemon that does not answer holds none that could be ended."""
     for name in ("process", "docker"):
-        backend = select.named(
-            name, settings, environ, timeout=select.AUTO_TIMEOUT if settings.backend == "auto" else 10
+        backend = registry.named(
+            name, settings, environ, timeout=registry.AUTO_TIMEOUT if settings.backend == "auto" else 10
         )
         try:
             backend.list("0000000000")

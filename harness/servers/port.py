@@ -1,8 +1,8 @@
-"""The port that every backend fills."""
+"""The ports that every backend fills: its servers, and its baked bases, which servers are started from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -28,9 +28,9 @@ class ServerRequest:
         storage: ``"memory"`` or ``"disk"``, already decided or ``"auto"`` for the backend to decide.
         ttl: seconds after which the server ends itself once nobody has held its sign of life; None: never.
         base: what to start from instead of an empty cluster: a baked directory (process) or image (docker),
-            see :mod:`harness.backends.bases`.
+            see :mod:`harness.servers.port`.
         memory: bytes that data in memory may take; None: the backend's own share of what is free.
-        made_with: the settings that decided this start, see :mod:`harness.made_with`; noted with the server.
+        made_with: the settings that decided this start, see :mod:`harness.servers.drift`; noted with the server.
     """
 
     project: str
@@ -105,4 +105,79 @@ class Backend(Protocol):
 
     def logs(self, info: ServerInfo, follow: bool) -> Iterator[str]:
         """Lines of the server's log, without line ends."""
+        ...
+
+
+@dataclass(frozen=True)
+class Base:
+    """One baked base.
+
+    Attributes:
+        ref: what :attr:`harness.servers.port.ServerRequest.base` takes: a directory, or an image's id.
+        key: 24 hex digits of all that decides what it holds.
+        backend: ``"process"`` or ``"docker"``.
+        size: bytes that it takes beyond what is there anyway.
+        created, used: seconds since 1970.
+        facts: what was baked, for people: project, databases, server version.
+    """
+
+    ref: str
+    key: str
+    backend: str
+    size: int
+    created: float
+    used: float
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a base is baked on.
+
+    Attributes:
+        major: the server's major version, known before any server runs.
+        text: all else that makes a data directory fit: build, platform, C library, initdb's options.
+    """
+
+    major: int
+    text: str
+
+
+class Bakery(Protocol):
+    """Where one backend keeps its bases."""
+
+    def origin(self, story: Story) -> Origin:
+        """What a server of this backend would be started from now.
+
+        Raises:
+            BackendUnavailable: nothing could be started.
+        """
+        ...
+
+    def find(self, key: str) -> Base | None:
+        """The finished base of that key."""
+        ...
+
+    def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Base:
+        """Stop a server cleanly and keep its data as a base; the server is gone afterwards.
+
+        Raises:
+            ServerStartError: it did not stop cleanly. BackendError: the disk is full, the daemon refused.
+        """
+        ...
+
+    def touch(self, base: Base) -> None:
+        """Note that it was used now; eviction goes by that."""
+        ...
+
+    def list(self) -> Sequence[Base]:
+        """All finished bases of this user."""
+        ...
+
+    def remove(self, base: Base) -> bool:
+        """Remove it; False where it is in use. Servers that were started from it go on."""
+        ...
+
+    def leftovers(self) -> Sequence[str]:
+        """Remove what bakes and starts that were cut off have left; return it, for people."""
         ...

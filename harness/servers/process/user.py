@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.backends.process_binaries import Binaries
 from harness.config.project import file_lock, unwritable
 from harness.errors import BackendUnavailable, ServerStartError
+from harness.servers.process.binaries import Binaries
 
 _COMMON = Path("/var/lib/pg-harness")
 """Where root keeps what the server's own user must be able to enter."""

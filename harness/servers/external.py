@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.backends.base import ServerInfo, ServerRequest
 from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerRefused
+from harness.servers.port import ServerInfo, ServerRequest
 from harness.telling import Story
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """A server that answered, and the way into one that another process of the same run has found.
 
-Apart from :mod:`harness.server`, which looks for one and starts it: a worker that joins imports nothing of that.
+Apart from :mod:`harness.servers.acquire`, which looks for one and starts it: a worker that joins imports nothing of that.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.answering import attach
-from harness.backends.base import Backend, ServerInfo
 from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import ServerLost
+from harness.servers.handshake import attach
+from harness.servers.port import Backend, ServerInfo
 
 if TYPE_CHECKING:
     from harness.postgres.session import Session
@@ -49,9 +49,9 @@ class Server:
     @property
     def backend(self) -> Backend:
         """What started it, for :meth:`stop` and :meth:`logs`; made when it is asked for."""
-        from harness.backends import select
+        from harness.servers import registry
 
-        return select.named(self.info.backend, self._settings, self._environ)
+        return registry.named(self.info.backend, self._settings, self._environ)
 
     def logs(self, follow: bool = False) -> Iterator[str]:
         """Lines of the server's log."""
@@ -83,7 +83,7 @@ def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo) -> Se
     from harness.postgres.session import Session
 
     def forget() -> None:
-        from harness.hint import Hint
+        from harness.servers.records import Hint
 
         Hint.of(settings, environ, "run").forget()
 

@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.backends import docker_container as container_
-from harness.backends import docker_image
-from harness.backends import docker_parts as parts
-from harness.backends.base import ServerInfo
-from harness.backends.bases import Base, Origin
-from harness.backends.docker import LABEL, DockerBackend
-from harness.backends.docker_daemon import translated
 from harness.errors import BackendError, ServerStartError
+from harness.servers.docker import container as container_
+from harness.servers.docker import image as image_
+from harness.servers.docker import spec
+from harness.servers.docker.backend import LABEL, DockerBackend
+from harness.servers.docker.daemon import translated
+from harness.servers.port import Base, Origin, ServerInfo
 from harness.telling import Story
 
 REPOSITORY = "pg-harness/baked"
@@ -45,7 +44,7 @@ class DockerBakery:
 
     def origin(self, story: Story) -> Origin:
         """The image's id holds programs, C library and all; the entrypoint initialises."""
-        image = docker_image.ensure(self._backend.daemon, self._backend.image, story)
+        image = image_.ensure(self._backend.daemon, self._backend.image, story)
         attributes = image.attrs
         platform = f"{attributes.get('Os')}/{attributes.get('Architecture')}/{attributes.get('Variant', '')}"
         return Origin(self._major(image), "\n".join([_FORMAT, image.id, platform]))
@@ -93,7 +92,7 @@ class DockerBakery:
         with translated("stop the container that was baked"):
             container = daemon.client.containers.get(info.handle)
             # Written into the container's own layer, and removed before that becomes an image's.
-            secrets = [f"{parts.HOME}/password", f"{parts.DISK}/.pwfile"]
+            secrets = [f"{spec.HOME}/password", f"{spec.DISK}/.pwfile"]
             done = container.exec_run(["rm", "-f", *secrets], user="0:0")
             if done.exit_code != 0:
                 raise BackendError(f"the password file cannot be removed before baking: {done.output!r}")
@@ -176,11 +175,11 @@ def _changes(key: str, facts: Mapping[str, str]) -> list[str]:
         **{f"{LABEL}.{name}": "" for name in ("project", "purpose", "server-id", "root", "ttl", "storage")},
         f"{LABEL}.baked": key,
         # They lie in it, with the settings: a later start has to bring neither.
-        parts.SCRIPTS: parts.scripts_mark(),
+        spec.SCRIPTS: spec.scripts_mark(),
         f"{LABEL}.created": f"{time.time():.0f}",
         f"{LABEL}.facts": json.dumps(dict(facts)),
     }
-    variables = {"PGHARNESS_BASE": parts.DISK, "PGHARNESS_TTL": "", "PGHARNESS_LOCK_KEY": ""}
+    variables = {"PGHARNESS_BASE": spec.DISK, "PGHARNESS_TTL": "", "PGHARNESS_LOCK_KEY": ""}
     return [
         *(f"LABEL {name}={_quoted(value)}" for name, value in labels.items()),
         *(f"ENV {name}={_quoted(value)}" for name, value in variables.items()),

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from harness.backends.docker_daemon import Daemon, translated
 from harness.errors import ServerLost
+from harness.servers.docker.daemon import Daemon, translated
 
 _READY = "database system is ready to accept connections"
 _OURS = "pg-harness: the password is set"

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.answering import attach, claim_alone
-from harness.backends.base import Backend, ServerInfo
 from harness.config import project
 from harness.config.settings import Settings
 from harness.errors import ServerRefused
-from harness.running import working_backends
+from harness.servers.handshake import attach, claim_alone
+from harness.servers.inventory import working_backends
+from harness.servers.port import Backend, ServerInfo
 
 _MOUNTS = ("/mnt", "/media", "/run/media", "/Volumes", "/net")
 """Below these a missing folder may be a disk that is not plugged in."""

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.backends import docker_container as container_
-from harness.backends import docker_image
-from harness.backends import docker_parts as parts
-from harness.backends.base import ServerInfo, ServerRequest
-from harness.backends.docker_daemon import Daemon, connect, translated
 from harness.errors import BackendError, ServerStartError
+from harness.servers.docker import container as container_
+from harness.servers.docker import image as image_
+from harness.servers.docker import spec
+from harness.servers.docker.daemon import Daemon, connect, translated
+from harness.servers.port import ServerInfo, ServerRequest
 from harness.telling import Story
 
-LABEL = parts.LABEL
+LABEL = spec.LABEL
 
 
 class DockerBackend:
@@ -84,11 +84,11 @@ class DockerBackend:
                 with translated(f"remove the container {container.short_id}"):
                     container_.remove(self.daemon, container.id)
         if request.base is None:
-            image = docker_image.ensure(self.daemon, self.image, story)
+            image = image_.ensure(self.daemon, self.image, story)
         else:
-            image = docker_image.baked(self.daemon, request.base)
+            image = image_.baked(self.daemon, request.base)
         limit = self.memory_limit if request.memory is None else request.memory
-        plan = parts.Plan.of(
+        plan = spec.Plan.of(
             request,
             self.daemon.about(),
             image=image,
@@ -183,7 +183,7 @@ class DockerBackend:
             '[ -x "$d/psql" ] && exec "$d/psql" "$@"; done; echo "this image has no psql" >&2; exit 127'
         )
         base = ["docker", "exec", "-it" if terminal else "-i", info.handle, "/bin/sh", "-c", find, "psql"]
-        socket = parts.folder(info.storage)
+        socket = spec.folder(info.storage)
         return [*base, "-h", socket, "-U", user or info.dsn.user, "-d", database, *arguments]
 
     def _containers(self, project: str | None, purpose: str | None) -> Sequence[Any]:

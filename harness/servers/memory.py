@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.backends import defaults
-from harness.backends.base import Backend
 from harness.config.settings import Settings
 from harness.errors import BackendError
+from harness.servers import defaults
+from harness.servers.port import Backend
 
 MB = 1024 * 1024
 
@@ -88,7 +88,7 @@ def free_memory(backend: Backend) -> int:
     Raises:
         BackendError: the daemon does not tell.
     """
-    from harness.backends.docker import DockerBackend
+    from harness.servers.docker.backend import DockerBackend
 
     here = defaults.free_memory()
     if not isinstance(backend, DockerBackend):

@@ -10,13 +10,13 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-from harness.backends import defaults, ready
-from harness.backends import docker_parts as parts
-from harness.backends.base import ServerInfo, ServerRequest
-from harness.backends.docker_daemon import Daemon, gone, translated
-from harness.backends.docker_output import Output, feeding
 from harness.dsn import Dsn
 from harness.errors import BackendError, ServerStartError
+from harness.servers import defaults, handshake
+from harness.servers.docker import spec
+from harness.servers.docker.daemon import Daemon, gone, translated
+from harness.servers.docker.output import Output, feeding
+from harness.servers.port import ServerInfo, ServerRequest
 from harness.telling import Story
 
 _REMOVAL = 10.0
@@ -25,28 +25,28 @@ _LATE = 1.0
 """Seconds in which a container appears whose creation was interrupted."""
 
 
-def run(daemon: Daemon, plan: parts.Plan, request: ServerRequest, story: Story) -> ServerInfo:
+def run(daemon: Daemon, plan: spec.Plan, request: ServerRequest, story: Story) -> ServerInfo:
     """Create, fill, start, wait. Whatever goes wrong (Ctrl-C too), nothing is left behind."""
     if plan.foreign:
         # Not refused: an emulator may be registered, as Docker Desktop's is.
         story(f"docker: the image {plan.name}: {plan.foreign}; it runs slowly by emulation, or not at all")
     fed = plan.fed and daemon.feeds
     try:
-        container = parts.create(daemon, plan, request, fed=fed)
+        container = spec.create(daemon, plan, request, fed=fed)
     except BackendError as error:
         raise ServerStartError(f"{error} (image {plan.name})") from error
     except BaseException:
-        _remove_late(daemon, parts.name_of(request))
+        _remove_late(daemon, spec.name_of(request))
         raise
     output = Output(brought=request.base is not None)
     try:
         with translated(f"fill the container {container.short_id}"):
             # Unpacking takes the daemon 45 ms, a process of its own and a mount.
             if not fed:
-                container.put_archive("/", parts.archive(request, plan))
+                container.put_archive("/", spec.archive(request, plan))
             # Before the start: auto_remove destroys the log together with the container.
             output.attach(container)
-        with feeding(daemon, container, parts.feed(request, plan)) if fed else nullcontext(), daemon.turn():
+        with feeding(daemon, container, spec.feed(request, plan)) if fed else nullcontext(), daemon.turn():
             _start(container, plan.name, plan.foreign)
         info = info_of(_wait_for_address(daemon, container, request.password), container)
         info = replace(info, ttl=request.ttl)
@@ -96,19 +96,19 @@ def version_in(daemon: Daemon, image: Any, name: str) -> str:
         ServerStartError: the container cannot be started. BackendError: the daemon refused.
     """
     with translated(f"ask {name} for its version"):
-        foreign = parts.foreign(image, daemon.about())
+        foreign = spec.foreign(image, daemon.about())
         container = daemon.client.containers.create(
             image.id,
             command=["version"],
-            entrypoint=["/bin/sh", f"{parts.HOME}/entrypoint.sh"],
+            entrypoint=["/bin/sh", f"{spec.HOME}/entrypoint.sh"],
             user="0:0",
             network_mode="none",
             healthcheck={"test": ["NONE"]},
-            labels={f"{parts.LABEL}.version-of": name},
+            labels={f"{spec.LABEL}.version-of": name},
         )
     try:
         with translated(f"ask {name} for its version"):
-            container.put_archive("/", parts.entrypoint())
+            container.put_archive("/", spec.entrypoint())
         _start(container, name, foreign)
         with translated(f"ask {name} for its version"):
             container.wait(timeout=30)
@@ -150,7 +150,7 @@ def wait(
 
     try:
         nap = time.sleep if output is None else output.nap
-        ready.wait(info.dsn, info.server_id, timeout=timeout, died=died, tail=tail, nap=nap)
+        handshake.wait(info.dsn, info.server_id, timeout=timeout, died=died, tail=tail, nap=nap)
     except ServerStartError as error:
         # With an init process in the container the daemon's own refusals become lines of its log.
         plain = _plainly(error.log_tail, info.description, foreign)
@@ -232,18 +232,18 @@ def address(daemon: Daemon, container: Any, password: str) -> Dsn:
 def info_of(dsn: Dsn, container: Any) -> ServerInfo:
     """What the labels say."""
     labels = container.labels
-    image = labels.get(f"{parts.LABEL}.image", "?")
+    image = labels.get(f"{spec.LABEL}.image", "?")
     return ServerInfo(
         dsn=dsn,
-        server_id=labels.get(f"{parts.LABEL}.server-id", ""),
+        server_id=labels.get(f"{spec.LABEL}.server-id", ""),
         backend="docker",
-        purpose=labels.get(f"{parts.LABEL}.purpose", ""),
-        storage=labels.get(f"{parts.LABEL}.storage", "disk"),
+        purpose=labels.get(f"{spec.LABEL}.purpose", ""),
+        storage=labels.get(f"{spec.LABEL}.storage", "disk"),
         handle=container.id,
         description=f"{image} in container {container.short_id}",
-        project=labels.get(f"{parts.LABEL}.project", ""),
-        root=labels.get(f"{parts.LABEL}.root", ""),
-        made_with=_made_with(labels.get(f"{parts.LABEL}.made-with", "{}")),
+        project=labels.get(f"{spec.LABEL}.project", ""),
+        root=labels.get(f"{spec.LABEL}.root", ""),
+        made_with=_made_with(labels.get(f"{spec.LABEL}.made-with", "{}")),
     )
 
 
@@ -258,7 +258,7 @@ def _made_with(text: str) -> dict[str, str]:
 def read_password(container: Any) -> str:
     """The password file's content; the daemon reads it, whatever the state of the container."""
     with translated(f"read from the container {container.short_id}"):
-        chunks, _ = container.get_archive(f"{parts.HOME}/password")
+        chunks, _ = container.get_archive(f"{spec.HOME}/password")
         with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
             member = tar.extractfile("password")
             return member.read().decode().strip() if member else ""

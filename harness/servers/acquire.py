@@ -2,24 +2,29 @@
 
 The warm path reads a hint file, logs in, compares ``harness.server_id`` and takes the sign of life, in
 one round trip; nothing of Docker's is imported. A hint is never believed before that comparison.
+
+Below: what is asked of a backend where one must be started, alone, and what else is tried where Docker cannot.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
+import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import made_with, starting
-from harness.answering import attach, claim_alone
-from harness.backends import select
-from harness.backends.base import Backend, ServerInfo
+from harness.config.project import file_lock
 from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, ServerLost
-from harness.hint import Hint
-from harness.joining import Server
+from harness.servers import defaults, drift, registry
+from harness.servers.handle import Server
+from harness.servers.handshake import attach, claim_alone
+from harness.servers.port import Backend, ServerInfo, ServerRequest
+from harness.servers.records import Hint
 from harness.telling import Story, silent
 
 if TYPE_CHECKING:
@@ -45,7 +50,7 @@ def ensure(
     Args:
         purpose: ``"run"``, ``"run-1"``… for tests, ``"up"`` for a person.
         ttl: seconds; for ``up``, None means that it never ends itself. Runs have ``settings.ttl``.
-        base: asked where a new one must be started: what to start from, see :mod:`harness.backends.bases`.
+        base: asked where a new one must be started: what to start from, see :mod:`harness.servers.port`.
 
     Raises:
         BackendUnavailable, ServerStartError: see the backends.
@@ -57,15 +62,15 @@ def ensure(
         return external(settings, environ, purpose=purpose, story=story)
     if found := search.noted():
         return found
-    with starting.locked(search.places[0].hint, settings, purpose):
+    with locked(search.places[0].hint, settings, purpose):
         if found := search.noted():
             return found
         search.tell_refused()
-        backend = select.choose(settings, environ, story)
+        backend = registry.choose(settings, environ, story)
         try:
             return search.listed_or_new(backend, ttl, base(backend))
         except BackendUnavailable as error:
-            backend = starting.instead(error, backend, settings, environ, story)
+            backend = instead(error, backend, settings, environ, story)
             return search.listed_or_new(backend, ttl, base(backend))
 
 
@@ -94,7 +99,7 @@ class _Search:
         self._refused: dict[Path, tuple[ServerInfo | None, str]] = {}
         self.places = [self._place(purpose)]
         if purpose != "up":
-            self.places.append(self._place(f"{purpose}-{made_with.mark(settings)}"))
+            self.places.append(self._place(f"{purpose}-{drift.mark(settings)}"))
 
     def _place(self, purpose: str) -> _Place:
         return _Place(purpose, Hint.of(self._settings, self._environ, purpose))
@@ -107,7 +112,7 @@ class _Search:
             if info is None or info == before:
                 self._refused.setdefault(place.hint.path, (info, reason))
                 continue
-            if made_with.fits(info, self._settings, self._purpose):
+            if drift.fits(info, self._settings, self._purpose):
                 session, reason = attach(info)
                 if session is not None:
                     return self.result(info, session, place)
@@ -125,12 +130,12 @@ class _Search:
         found, place = self.listed(backend)
         if found is not None:
             return found
-        request = starting.request(self._settings, place.hint.project, place.purpose, ttl)
-        marked = made_with.of(self._settings, backend.name)
+        request = new_request(self._settings, place.hint.project, place.purpose, ttl)
+        marked = drift.of(self._settings, backend.name)
         info = backend.start(replace(request, base=base, made_with=marked), self._story)
         session, why = attach(info)
         if session is None:
-            raise starting.gone_again(info, why)
+            raise gone_again(info, why)
         place.hint.write(info)
         return self.result(info, session, place, started=True)
 
@@ -145,7 +150,7 @@ class _Search:
             if session is None:
                 self._give_up(backend, info, why)
                 return None, place
-            changed = made_with.changes(info, self._settings)
+            changed = drift.changes(info, self._settings)
             if self._purpose == "up" or not changed:
                 place.hint.write(info)
                 return self.result(info, session, place), place
@@ -155,7 +160,7 @@ class _Search:
 
     def result(self, info: ServerInfo, session: Session, place: _Place, started: bool = False) -> Server:
         """What was found or started; a person is told where the settings have changed since."""
-        if self._purpose == "up" and (changed := made_with.told(info, self._settings)):
+        if self._purpose == "up" and (changed := drift.told(info, self._settings)):
             self._story(
                 f"server: yours was started with other settings ({', '.join(changed)}) and is used as it is, "
                 f"because its data would be lost: `pg-harness down`, then `pg-harness up`, starts a new one"
@@ -199,19 +204,19 @@ def private(
 
     Args:
         purpose: ``"run-<run>-<worker>"`` or ``"bake-<key>"``, unique.
-        base, memory: see :class:`harness.backends.base.ServerRequest`.
+        base, memory: see :class:`harness.servers.port.ServerRequest`.
 
     Raises:
         BackendUnavailable, ServerStartError: see the backends. ServerLost: it ended again at once.
     """
     began = time.monotonic()
     hint = Hint.of(settings, environ, purpose)
-    request = starting.request(settings, hint.project, purpose, ttl)
+    request = new_request(settings, hint.project, purpose, ttl)
     info = backend.start(replace(request, base=base, memory=memory), story)
     session, why = attach(info)
     if session is None:
         backend.stop(info)
-        raise starting.gone_again(info, why)
+        raise gone_again(info, why)
     hint.write(info)
     return Server(info, session, True, time.monotonic() - began, settings, environ, hint.forget)
 
@@ -228,7 +233,77 @@ def external(
 
     began = time.monotonic()
     hint = Hint.of(settings, environ, purpose)
-    backend = select.choose(settings, environ, story)
-    info = backend.start(starting.request(settings, hint.project, purpose, None), story)
+    backend = registry.choose(settings, environ, story)
+    info = backend.start(new_request(settings, hint.project, purpose, None), story)
     session = Session.connect(info.dsn)
     return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)
+
+
+LOCK_EXTRA = 600.0
+"""Seconds, beyond ``start_timeout``, to wait for another process that may be pulling an image."""
+
+
+def locked(hint: Hint, settings: Settings, purpose: str) -> AbstractContextManager[None]:
+    """Alone with the server of this checkout and purpose.
+
+    Raises:
+        PoolTimeout: another process was busy with it for too long.
+    """
+    # A worker's own server has one owner, and a lock file for each would stay for ever.
+    if "-" in purpose:
+        return nullcontext()
+    return file_lock(
+        hint.path.with_suffix(".lock"),
+        timeout=settings.start_timeout + LOCK_EXTRA,
+        waiting_for=f"the {purpose} server of this checkout",
+    )
+
+
+def new_request(settings: Settings, project_id: str, purpose: str, ttl: float | None) -> ServerRequest:
+    """What is asked of a backend; its password and id are made here.
+
+    Args:
+        project_id: ten hex digits of the checkout.
+        ttl: seconds; for ``up``, None means that it never ends itself.
+    """
+    return ServerRequest(
+        project=project_id,
+        purpose=purpose,
+        server_id=str(uuid.uuid4()),
+        root=Path(settings.root).resolve(),
+        password=secrets.token_hex(24),
+        settings=defaults.throwaway(max_connections=settings.max_connections, user=settings.postgres),
+        storage=settings.storage,
+        ttl=ttl if purpose == "up" else (ttl or settings.ttl),
+        start_timeout=settings.start_timeout,
+    )
+
+
+def gone_again(info: ServerInfo, why: str) -> ServerLost:
+    """What to raise where a server that has just been started does not answer."""
+    return ServerLost(f"the server {info.description} was started and is gone again: {why}")
+
+
+def instead(
+    error: BackendUnavailable, backend: Backend, settings: Settings, environ: Mapping[str, str], story: Story
+) -> Backend:
+    """Local binaries, where nobody chose Docker or an image and the default one cannot be had.
+
+    Raises:
+        BackendUnavailable: the error, where Docker or the image is meant: another server in its place would be a
+            surprise; with what local binaries lack, where there are none.
+    """
+    if settings.backend != "auto" or backend.name != "docker" or settings.origin("image") != "default":
+        raise error
+    other = registry.named("process", settings, environ)
+    try:
+        registry.usable(other)
+    except BackendUnavailable as second:
+        raise BackendUnavailable(
+            error.message.splitlines()[0],
+            checked=[*error.checked, second.message.splitlines()[0], *second.checked],
+            remedies=[*error.remedies, *second.remedies],
+        ) from error
+    story(f"docker: {error.message.splitlines()[0]}")
+    story("backend: process instead, because neither a backend nor an image is named in the settings")
+    return other

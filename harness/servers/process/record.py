@@ -24,7 +24,7 @@ class Record:
         port: on 127.0.0.1.
         binaries: folder of the programs it was started with.
         version: of those programs.
-        made_with: as in :class:`harness.backends.base.ServerInfo`.
+        made_with: as in :class:`harness.servers.port.ServerInfo`.
     """
 
     project: str

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.backends.base import ServerInfo
 from harness.config.settings import DEFAULT_IMAGE, Settings
 from harness.postgres import names
+from harness.servers.port import ServerInfo
 
 _POSTGRES = "postgres."
 

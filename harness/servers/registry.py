@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from harness.backends.base import Backend
 from harness.config import project
 from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, ConfigError
+from harness.servers.port import Backend, Bakery
 from harness.telling import Story, silent
 
 AUTO_TIMEOUT = 1.0
@@ -55,7 +56,7 @@ def named(name: str, settings: Settings, environ: Mapping[str, str], *, timeout:
         ConfigError: there is no such backend.
     """
     if name == "docker":
-        from harness.backends.docker import DockerBackend
+        from harness.servers.docker.backend import DockerBackend
 
         return DockerBackend(
             environ,
@@ -65,7 +66,7 @@ def named(name: str, settings: Settings, environ: Mapping[str, str], *, timeout:
             timeout=timeout,
         )
     if name == "process":
-        from harness.backends.process import ProcessBackend
+        from harness.servers.process.backend import ProcessBackend
 
         return ProcessBackend(
             environ,
@@ -76,7 +77,7 @@ def named(name: str, settings: Settings, environ: Mapping[str, str], *, timeout:
             memory_limit=settings.memory_limit,
         )
     if name == "external":
-        from harness.backends.external import ExternalBackend
+        from harness.servers.external import ExternalBackend
 
         if settings.server_url is None:
             raise ConfigError(
@@ -104,11 +105,37 @@ def usable(backend: Backend) -> str:
     Raises:
         BackendUnavailable: no daemon answers, or there are no binaries.
     """
-    from harness.backends.docker import DockerBackend
-    from harness.backends.process import ProcessBackend
+    from harness.servers.docker.backend import DockerBackend
+    from harness.servers.process.backend import ProcessBackend
 
     if isinstance(backend, DockerBackend):
         return f"a daemon answers at {backend.daemon.where}"
     assert isinstance(backend, ProcessBackend)
     found = backend.binaries()
     return f"PostgreSQL {found.version} in {found.folder}"
+
+
+def bakery_of(backend: Backend, cache: Path) -> Bakery:
+    """Where a backend keeps its bases.
+
+    Raises:
+        BackendUnavailable: it cannot keep any (a server that someone else runs).
+    """
+    from harness.servers.docker.backend import DockerBackend
+    from harness.servers.process.backend import ProcessBackend
+
+    if isinstance(backend, ProcessBackend):
+        from harness.servers.process.snapshots import ProcessBakery
+
+        return ProcessBakery(backend)
+    if isinstance(backend, DockerBackend):
+        from harness.servers.docker.snapshots import DockerBakery
+
+        return DockerBakery(backend, cache)
+    raise BackendUnavailable(
+        f"the {backend.name} backend cannot start servers of our own, one for each worker",
+        remedies=[
+            'isolation = "database": a database for each worker, in the server that is there',
+            'or backend = "docker" or "process", without server_url',
+        ],
+    )

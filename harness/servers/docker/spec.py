@@ -12,9 +12,9 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from harness.backends import defaults
-from harness.backends.base import ServerRequest
-from harness.backends.docker_daemon import Daemon, translated
+from harness.servers import defaults
+from harness.servers.docker.daemon import Daemon, translated
+from harness.servers.port import ServerRequest
 
 LABEL = "dev.pg-harness"
 HOME = "/pgharness"
@@ -213,7 +213,7 @@ def scripts_mark() -> str:
 
 
 def _script(name: str) -> bytes:
-    return resources.files("harness.backends").joinpath(name).read_bytes()
+    return resources.files("harness.servers").joinpath("scripts", name).read_bytes()
 
 
 def entrypoint() -> bytes:

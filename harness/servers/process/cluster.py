@@ -12,12 +12,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.backends import defaults
-from harness.backends.process_binaries import Binaries
-from harness.backends.process_owner import Owner, make_folder
 from harness.config.project import file_lock
 from harness.errors import ServerStartError
 from harness.postgres import roles
+from harness.servers import defaults
+from harness.servers.process.binaries import Binaries
+from harness.servers.process.user import Owner, make_folder
 from harness.telling import Story
 
 LAYOUT = "4"
@@ -64,7 +64,7 @@ def cached(binaries: Binaries, owner: Owner, cache: Path, story: Story) -> Clust
 
 
 def baked(ref: str) -> Cluster:
-    """The directory of a baked base, see :mod:`harness.backends.process_bake`.
+    """The directory of a baked base, see :mod:`harness.servers.process.snapshots`.
 
     Raises:
         ServerStartError: it was removed meanwhile.

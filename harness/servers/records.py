@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.backends.base import ServerInfo
 from harness.config import project
 from harness.config.settings import Settings
 from harness.dsn import Dsn
+from harness.servers.port import ServerInfo
 
 _FORMAT = 1
 

@@ -13,13 +13,14 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-from harness.backends import defaults, process_data, ready
-from harness.backends.base import ServerInfo, ServerRequest
-from harness.backends.process_binaries import Binaries, choose, supported
-from harness.backends.process_owner import Owner, enterable_binaries, make_folder
-from harness.backends.process_record import Record, alive, end
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerStartError
+from harness.servers import defaults, handshake
+from harness.servers.port import ServerInfo, ServerRequest
+from harness.servers.process import cluster as cluster_
+from harness.servers.process.binaries import Binaries, choose, supported
+from harness.servers.process.record import Record, alive, end
+from harness.servers.process.user import Owner, enterable_binaries, make_folder
 from harness.telling import Story
 
 _ADDRESS = "127.0.0.1"
@@ -92,7 +93,7 @@ class ProcessBackend:
         for folder, record in self._records(request.project, request.purpose):
             if record.running(folder):
                 info = _info(folder, record)
-                ready.wait(
+                handshake.wait(
                     info.dsn,
                     info.server_id,
                     timeout=request.start_timeout,
@@ -108,9 +109,9 @@ class ProcessBackend:
         cache = owner.reachable(self.cache, "cache")
         binaries = enterable_binaries(self.binaries(), owner, cache)
         if request.base is not None:
-            cluster = process_data.baked(request.base)
+            cluster = cluster_.baked(request.base)
         else:
-            cluster = process_data.cached(binaries, owner, cache, story)
+            cluster = cluster_.cached(binaries, owner, cache, story)
         storage, parent = self._place(request, owner)
         folder = (
             make_folder(parent, owner, 0o711) / f"{request.project}-{request.purpose}-{request.server_id[:8]}"
@@ -130,7 +131,7 @@ class ProcessBackend:
         )
         try:
             record.write(folder)
-            process_data.copy(cluster.data, folder / "data", owner)
+            cluster_.copy(cluster.data, folder / "data", owner)
             info = self._launch(folder, record, request, owner)
         except OSError as error:
             _remove(folder)
@@ -181,7 +182,7 @@ class ProcessBackend:
         if request.storage == "memory":
             return "memory", memory
         if throwaway and self._memory is not None:
-            room = min(defaults.memory_budget(self._limit), process_data.free_bytes(self._memory))
+            room = min(defaults.memory_budget(self._limit), cluster_.free_bytes(self._memory))
         return ("memory", memory) if room >= defaults.MEMORY_AT_LEAST else ("disk", disk)
 
     def _records(self, project: str | None, purpose: str | None) -> Iterator[tuple[Path, Record]]:
@@ -209,7 +210,7 @@ class ProcessBackend:
             started = self._launch_once(folder, replace(record, port=port, ttl=request.ttl), request, owner)
             info = _info(folder, started)
             try:
-                ready.wait(
+                handshake.wait(
                     info.dsn,
                     info.server_id,
                     timeout=request.start_timeout,
@@ -241,7 +242,9 @@ class ProcessBackend:
             settings.setdefault("dynamic_shared_memory_type", "mmap")
         for name in ("launch.sh", "watch.sh"):
             # A copy: the package may lie where the server's user may not enter.
-            (folder / name).write_bytes(resources.files("harness.backends").joinpath(name).read_bytes())
+            (folder / name).write_bytes(
+                resources.files("harness.servers").joinpath("scripts", name).read_bytes()
+            )
         (folder / "settings").write_text(defaults.render(settings))
         (folder / "log").write_text("")
         secret = folder / "pgpass"
@@ -255,7 +258,7 @@ class ProcessBackend:
             command += [str(lock_key("server", record.server_id)), f"{record.ttl:g}", folder]
         watcher = {"PGHOST": _ADDRESS, "PGPORT": str(record.port), "PGPASSFILE": str(secret)}
         try:
-            done = owner.run(command, timeout=30, env={**process_data.BASE_ENVIRONMENT, **watcher})
+            done = owner.run(command, timeout=30, env={**cluster_.BASE_ENVIRONMENT, **watcher})
             pid, watcher_pid = (int(number) for number in done.stdout.split())
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise ServerStartError(
