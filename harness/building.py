@@ -9,7 +9,7 @@ from typing import Any
 
 from harness import eviction, half_built
 from harness.errors import MigrationError, ServerRefused, TemplateBusy
-from harness.migrations.base import MigrationContext
+from harness.migrations.port import MigrationContext
 from harness.postgres import databases, incarnation, names, roles
 from harness.postgres.databases import read_attributes, settle_sequences
 from harness.postgres.session import Session, ident

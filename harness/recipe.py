@@ -13,7 +13,7 @@ from harness.dsn import Dsn
 from harness.postgres.session import Session
 
 if TYPE_CHECKING:
-    from harness.migrations.base import MigrationSource
+    from harness.migrations.port import MigrationSource
 
 FORMAT = 1
 """Part of every fingerprint: raised when templates are built differently from the same recipe."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.config import environment, project
 from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
 from harness.dsn import Dsn
-from harness.migrations.load import load
+from harness.migrations.registry import load
 from harness.recipe import Recipe, decisive_text
 
 

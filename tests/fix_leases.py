@@ -9,7 +9,7 @@ import pytest
 from harness import eviction, template
 from harness.clones import Claim, Clones
 from harness.lease import Lease, LeasedDatabase
-from harness.migrations.base import MigrationContext
+from harness.migrations.port import MigrationContext
 from harness.postgres import databases, names, roles
 from harness.postgres.admin import Link
 from harness.postgres.names import Kind

@@ -14,8 +14,8 @@ import pytest
 
 from harness.config.sources import parse_spec
 from harness.dsn import Dsn
-from harness.migrations.base import MigrationContext, MigrationSource
-from harness.migrations.load import load
+from harness.migrations.port import MigrationContext, MigrationSource
+from harness.migrations.registry import load
 from harness.postgres.session import Session, ident, literal
 from harness.servers.port import ServerInfo
 

@@ -85,7 +85,7 @@ def migrations(context: Context) -> Iterator[Result]:
     """Whether each source can be read."""
     from harness.config import project
     from harness.migrations.detect import detect, looked_for
-    from harness.migrations.load import load
+    from harness.migrations.registry import load
 
     found = context.settings
     cache = project.cache_dir(context.environ)

@@ -16,10 +16,10 @@ from pathlib import Path
 from harness.config.settings import SourceSpec
 from harness.config.sources import parse_spec
 from harness.errors import HarnessError
-from harness.migrations import layouts
-from harness.migrations.files import relative
-from harness.migrations.sql import SqlSource
-from harness.migrations.watched import SKIPPED
+from harness.migrations.hashing.files import relative
+from harness.migrations.hashing.watched import SKIPPED
+from harness.migrations.sql import layouts
+from harness.migrations.sql.source import SqlSource
 
 MAX_DEPTH = 5
 """Folders below the root that are looked into: ``src/main/resources/db/migration`` is five deep."""

@@ -13,7 +13,7 @@ from fix_migrations import ROLE, Blank
 
 from harness.config.sources import parse_spec
 from harness.errors import MigrationError
-from harness.migrations.load import load
+from harness.migrations.registry import load
 from harness.postgres.session import Session
 
 SCHEMA = r"""

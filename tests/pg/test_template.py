@@ -17,7 +17,7 @@ from fix_leases import OWNER
 from harness import building, eviction, template
 from harness.clones import Claim, Clones
 from harness.errors import MigrationError, TemplateBusy
-from harness.migrations.base import MigrationContext
+from harness.migrations.port import MigrationContext
 from harness.postgres import databases, names, roles
 from harness.postgres.admin import Link
 from harness.postgres.databases import read_attributes

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from harness.errors import MigrationError
-from harness.migrations.files import relative
+from harness.migrations.hashing.files import relative
 
 SKIPPED = frozenset(
     {

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.errors import MigrationError
-from harness.migrations import child, files, watched
-from harness.migrations.base import Configured, MigrationContext
+from harness.migrations.hashing import files, watched
+from harness.migrations.port import Configured, MigrationContext
+from harness.migrations.tools import child
 
 ADAPTER = "command 1"
 _SHELL_CHARACTERS = frozenset("|&;<>()$`*?[]{}~#!\n")

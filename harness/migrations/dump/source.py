@@ -20,10 +20,10 @@ from typing import IO, TYPE_CHECKING
 
 from harness.config.settings import SourceSpec
 from harness.errors import MigrationError, ServerRefused
-from harness.migrations import files, watched
-from harness.migrations.base import Configured, MigrationContext
-from harness.migrations.dump_reader import DumpError, Rows, Sql, read
-from harness.migrations.report import explain
+from harness.migrations.dump.reader import DumpError, Rows, Sql, read
+from harness.migrations.hashing import files, watched
+from harness.migrations.port import Configured, MigrationContext
+from harness.migrations.sql.explain import explain
 
 if TYPE_CHECKING:
     from harness.postgres.script import ScriptRunner, StatementFailed

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.errors import MigrationError
-from harness.migrations import files, project_child, python_files, watched
-from harness.migrations.base import Configured, MigrationContext
+from harness.migrations.hashing import files, imports, watched
+from harness.migrations.port import Configured, MigrationContext
+from harness.migrations.tools import project_child
 
 ADAPTER = "alembic 1"
 
@@ -29,7 +30,7 @@ class AlembicSource(Configured):
         return watched.summary(self._files, self._root)
 
     def fingerprint(self) -> str:
-        versions = python_files.installed_versions(["alembic", "sqlalchemy"])
+        versions = imports.installed_versions(["alembic", "sqlalchemy"])
         return files.digest(
             [ADAPTER, *versions, *watched.hash_files(self._files, self._root, source=self.text)]
         )
@@ -86,7 +87,7 @@ class AlembicSource(Configured):
             revisions.update(
                 path for path in watched.walk(folder) if path.suffix == ".py" and path.name != "env.py"
             )
-        found |= python_files.closure(revisions, project_child.source_roots(self._root))
+        found |= imports.closure(revisions, project_child.source_roots(self._root))
         if self._spec.watch is not None:
             found.update(watched.matching(self._root, self._spec.watch, source=self.text))
         return sorted({Path(os.path.realpath(path)) for path in found})

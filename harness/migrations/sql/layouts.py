@@ -1,7 +1,7 @@
 """How the migration tools lay out, order and run their SQL files.
 
 Each fact is the tool's own behaviour, read in its sources or manual; ``docs/decisions/0020`` names them.
-Pure functions over names and texts: the reading is done in :mod:`harness.migrations.sql`.
+Pure functions over names and texts: the reading is done in :mod:`harness.migrations.sql.source`.
 """
 
 from __future__ import annotations

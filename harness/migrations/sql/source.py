@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from harness.config.settings import SourceSpec
 from harness.errors import MigrationError
-from harness.migrations import files, layouts
-from harness.migrations.base import Configured, MigrationContext
-from harness.migrations.layouts import Mode, Tool
+from harness.migrations.hashing import files
+from harness.migrations.port import Configured, MigrationContext
+from harness.migrations.sql import layouts
+from harness.migrations.sql.layouts import Mode, Tool
 
 if TYPE_CHECKING:
-    from harness.migrations import split
+    from harness.migrations.sql import split
 
 ADAPTER = "sql 1"
 """Part of the fingerprint: to be raised when the same files would be run in another way."""
@@ -108,7 +109,7 @@ class SqlSource(Configured):
                     if isinstance(error, StatementFailed) and error.sqlstate == "25001" and tool.advice:
                         advice = f"{tool.name} runs this file without a transaction if it says: {tool.advice}"
                     # Only now: what cuts SQL costs 18 ms to import, and a warm start needs none of it.
-                    from harness.migrations.report import explain
+                    from harness.migrations.sql.explain import explain
 
                     raise self._error(
                         explain(step.shown, step.text, current, error, notices=notices, advice=advice), step
@@ -202,7 +203,7 @@ class SqlSource(Configured):
         shown = files.relative(path, self._root)
         for pattern, what in tool.refused:
             if match := pattern.search(text):
-                from harness.migrations import split
+                from harness.migrations.sql import split
 
                 line, _ = split.position(text, match.start())
                 raise self._error_at(
@@ -234,7 +235,7 @@ class SqlSource(Configured):
 
     def _split(self, step: Step) -> list[split.Statement]:
         # Not at the top: a warm start hashes the files and cuts none, and its patterns take 10 ms to compile.
-        from harness.migrations import split
+        from harness.migrations.sql import split
 
         found: list[split.Statement] = []
         try:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import MigrationError
-from harness.migrations import child
-from harness.migrations.base import MigrationContext
+from harness.migrations.port import MigrationContext
+from harness.migrations.tools import child
 
 PLACEHOLDER = "not_migrated_yet"
 """A database that does not exist: what settings see while only their list of apps is wanted."""

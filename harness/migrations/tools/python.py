@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 from harness.errors import MigrationError
-from harness.migrations import files, project_child, python_files, watched
-from harness.migrations.base import Configured, MigrationContext
+from harness.migrations.hashing import files, imports, watched
+from harness.migrations.port import Configured, MigrationContext
+from harness.migrations.tools import project_child
 
 ADAPTER = "python 1"
 _DATA = {".sql", ".csv", ".json", ".toml", ".yaml", ".yml"}
@@ -28,7 +29,7 @@ class PythonSource(Configured):
     def fingerprint(self) -> str:
         module = self._spec.argument.partition(":")[0]
         # A callable of an installed package: its version stands for its files.
-        versions = python_files.installed_versions()
+        versions = imports.installed_versions()
         return files.digest(
             [
                 ADAPTER,
@@ -64,7 +65,7 @@ class PythonSource(Configured):
         roots = project_child.source_roots(self._root)
         module = self._spec.argument.partition(":")[0]
         begin = [path for root in roots for path in _module_files(root, module)]
-        modules = python_files.closure(begin, roots)
+        modules = imports.closure(begin, roots)
         data: set[Path] = set()
         for folder in {path.parent for path in modules if path.parent not in [Path(r) for r in roots]}:
             data.update(path for path in watched.walk(folder) if path.suffix in _DATA)

@@ -16,8 +16,9 @@ from typing import Any
 from harness.config.settings import SourceSpec
 from harness.dsn import Dsn
 from harness.errors import MigrationError
-from harness.migrations import files, project_child, python_files, watched
-from harness.migrations.base import Configured, MigrationContext
+from harness.migrations.hashing import files, imports, watched
+from harness.migrations.port import Configured, MigrationContext
+from harness.migrations.tools import project_child
 
 ADAPTER = "django 1"
 _LIST_TIMEOUT = 120.0
@@ -47,7 +48,7 @@ class DjangoSource(Configured):
         return f"the migrations of {len(folders)} apps, {len(own)} of them the project's own{named}"
 
     def fingerprint(self) -> str:
-        parts = [ADAPTER, self._settings[0], *python_files.installed_versions()]
+        parts = [ADAPTER, self._settings[0], *imports.installed_versions()]
         own: list[Path] = []
         for label, folder in sorted(self._listing["folders"].items()):
             parts.append(label)
@@ -56,7 +57,7 @@ class DjangoSource(Configured):
                 own += [path for path in watched.walk(Path(folder)) if path.suffix in (".py", ".sql")]
                 own += [path for path in (Path(folder).parent / "apps.py",) if path.is_file()]
         project = self._settings[1]
-        found = python_files.closure(
+        found = imports.closure(
             (path for path in own if path.suffix == ".py"), [project, *project_child.source_roots(self._root)]
         )
         found |= {Path(os.path.realpath(path)) for path in own}
@@ -140,7 +141,7 @@ class DjangoSource(Configured):
             sys.executable,
             self._settings[0],
             str(self._root),
-            *python_files.installed_versions(),
+            *imports.installed_versions(),
         ]
 
     def _cached(self) -> dict[str, Any] | None:

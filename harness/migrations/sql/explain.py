@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.migrations.split import Statement, position
+from harness.migrations.sql.split import Statement, position
 from harness.postgres.script import StatementFailed, StatementTimeout
 
 _WIDTH = 110

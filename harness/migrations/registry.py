@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.config.settings import SourceSpec
 from harness.errors import ConfigError
-from harness.migrations.base import MigrationSource
+from harness.migrations.port import MigrationSource
 
 
 def load(
@@ -26,27 +26,27 @@ def load(
         ConfigError: no such kind.
     """
     if spec.kind == "sql":
-        from harness.migrations.sql import SqlSource
+        from harness.migrations.sql.source import SqlSource
 
         return SqlSource(spec, root)
     if spec.kind == "command":
-        from harness.migrations.command import CommandSource
+        from harness.migrations.tools.command import CommandSource
 
         return CommandSource(spec, root)
     if spec.kind == "alembic":
-        from harness.migrations.alembic_source import AlembicSource
+        from harness.migrations.tools.alembic import AlembicSource
 
         return AlembicSource(spec, root)
     if spec.kind == "django":
-        from harness.migrations.django_source import DjangoSource
+        from harness.migrations.tools.django import DjangoSource
 
         return DjangoSource(spec, root, cache=cache, environment=environment or {})
     if spec.kind == "python":
-        from harness.migrations.python_source import PythonSource
+        from harness.migrations.tools.python import PythonSource
 
         return PythonSource(spec, root)
     if spec.kind == "dump":
-        from harness.migrations.dump import DumpSource
+        from harness.migrations.dump.source import DumpSource
 
         return DumpSource(spec, root)
     raise ConfigError(f"migrations: unknown kind of source {spec.kind!r}", key="migrations", value=spec.text)
