@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import psycopg
 
     from harness.pool import Filler
+    from harness.reset.changes import Changes
     from harness.reset.marks import Mark
-    from harness.reset.model import Changes
 
 
 class LeasedDatabase:

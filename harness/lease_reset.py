@@ -8,9 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from harness.catalog import restore_shared
-from harness.catalog.restore_shared import Note
-from harness.catalog.wal import FIRST_SUPPORTED
 from harness.clones import BeforeRename, Claim, Clones
 from harness.dsn import Dsn
 from harness.errors import HarnessError, LeaseError, ServerRefused
@@ -19,13 +16,16 @@ from harness.postgres.admin import connect_verified
 from harness.postgres.incarnation import Incarnation
 from harness.postgres.session import Session, ident
 from harness.reset.report import ResetReport
+from harness.reset.sql import shared
+from harness.reset.sql.shared import Note
+from harness.reset.wal.reader import FIRST_SUPPORTED
 from harness.template import Template
 
 if TYPE_CHECKING:
     from harness.pool import Filler
+    from harness.reset.changes import Changes, RecloneNeeded
     from harness.reset.engine import ResetEngine
     from harness.reset.marks import Mark
-    from harness.reset.model import Changes, RecloneNeeded
 
 
 BYTES_MS = 1 << 20
@@ -112,7 +112,7 @@ class DatabaseReset:
         # Sessions are counted from when the clone was made: after a reset that says nothing.
         if noted is None or self._resumed:
             return False
-        return not restore_shared.entered(session, self._database, noted)
+        return not shared.entered(session, self._database, noted)
 
     def _unchanged(self) -> bool:
         """The same, and what the server says about it and its role is as it was: another worker's test shares the role."""
@@ -120,7 +120,7 @@ class DatabaseReset:
         return (
             noted is not None
             and self._untouched()
-            and restore_shared.shared(session, noted.database, noted.role) == noted.shared
+            and shared.shared(session, noted.database, noted.role) == noted.shared
         )
 
     @property
@@ -167,8 +167,8 @@ class DatabaseReset:
 
     def _open_engine(self, noted: Note | None = None) -> None:
         # Here, because it takes a while to import, and many a run has no need of it.
+        from harness.reset.changes import RecloneNeeded
         from harness.reset.engine import ResetEngine
-        from harness.reset.model import RecloneNeeded
 
         engine = ResetEngine(
             reader=self._open_reader,
@@ -206,7 +206,7 @@ class DatabaseReset:
         link = self._clones.link
         if link.surely(self._unchanged):
             return ResetReport(strategy="nothing", milliseconds=1000 * (time.monotonic() - began))
-        from harness.reset.model import RecloneNeeded
+        from harness.reset.changes import RecloneNeeded
 
         try:
             if (engine := self._opened()) is not None:
@@ -249,7 +249,7 @@ class DatabaseReset:
         elif retired:
             databases.drop_retired(self._clones.link.session, retired)
         if self._engine is not None and (noted is None or self._engine.marked):
-            from harness.reset.model import RecloneNeeded
+            from harness.reset.changes import RecloneNeeded
 
             try:
                 self._engine.rebase(noted)
@@ -370,7 +370,7 @@ def note_of(session: Session, name: str, role: str) -> tuple[Note | None, str]:
             f"PostgreSQL {session.server_version // 10000} cannot be reset by its log (15 and later can)",
         )
     try:
-        return restore_shared.note(session, name, role), ""
+        return shared.note(session, name, role), ""
     except ServerRefused:
         return None, "this role may not read what a reset has to know: see docs/reset.md, Rights"
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness import saved
-from harness.catalog.restore_shared import Note
 from harness.clones import BeforeRename, Claim, Clones
 from harness.errors import LeaseLost
 from harness.lease_reset import DatabaseReset, note_of, take_note
@@ -14,8 +13,9 @@ from harness.postgres import databases
 from harness.postgres.databases import Database
 from harness.postgres.session import Session
 from harness.pristine import Life, Notes
-from harness.reset.model import Changes
+from harness.reset.changes import Changes
 from harness.reset.report import ResetReport
+from harness.reset.sql.shared import Note
 from harness.telling import Story, silent
 from harness.template import Template
 

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.catalog.restore_shared import Note
 from harness.config import project
 from harness.config.settings import Settings
 from harness.postgres.incarnation import CRASHED, STARTED, Incarnation
 from harness.postgres.session import Session
+from harness.reset.sql.shared import Note
 
 FOLDER = "pristine"
 _FORMAT = 1
@@ -124,7 +124,7 @@ class Notes:
 
 
 def _encoded(note: Note) -> dict[str, Any]:
-    from harness.reset.carried import Carried
+    from harness.reset.watermark import Carried
 
     carried = note.as_json() if isinstance(note, Carried) else None
     return {
@@ -137,7 +137,7 @@ def _encoded(note: Note) -> dict[str, Any]:
 
 
 def _decoded(content: Mapping[str, Any]) -> Note:
-    from harness.reset.carried import Carried
+    from harness.reset.watermark import Carried
 
     found = content["note"]
     # It becomes a part of statements.

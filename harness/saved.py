@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from harness.catalog.restore_shared import Note
 from harness.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
 from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
 from harness.lease_reset import note_of
@@ -20,6 +19,7 @@ from harness.postgres import databases, incarnation, names
 from harness.postgres.databases import Database, apply_statements, read_attributes, settle_sequences
 from harness.postgres.names import Kind
 from harness.postgres.session import Session, ident, literal
+from harness.reset.sql.shared import Note
 
 PAUSE = 0.02
 """Seconds between two looks at sessions that are in the middle of a transaction."""

@@ -9,7 +9,7 @@ from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, make
 
 from harness.postgres.session import Session
-from harness.reset.model import RecloneNeeded
+from harness.reset.changes import RecloneNeeded
 from harness.reset.report import ResetReport
 
 

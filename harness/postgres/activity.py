@@ -181,7 +181,7 @@ def prepared(session: Session, database: int) -> list[str]:
 
 
 def advisory(session: Session, database: int, ours: Sequence[int]) -> list[tuple[int, str]]:
-    """Advisory locks that sessions hold in a database: pid, and which lock, as :data:`harness.catalog.wal.PRESENCE` says it."""
+    """Advisory locks that sessions hold in a database: pid, and which lock, as :data:`harness.reset.wal.reader.PRESENCE` says it."""
     return session.rows(
         """
         select distinct pid, concat_ws(',', classid, objid, objsubid, mode) from pg_lock_status()

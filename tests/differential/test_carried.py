@@ -24,10 +24,10 @@ from harness.lease_reset import note_of
 from harness.postgres.databases import apply_statements, read_attributes
 from harness.postgres.incarnation import Incarnation
 from harness.pristine import Life, Notes
-from harness.reset.carried import Carried
+from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import ResetEngine
-from harness.reset.model import RecloneNeeded
-from harness.reset.state import EngineState
+from harness.reset.tracker import EngineState
+from harness.reset.watermark import Carried
 
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 WORKLOADS = 300 if LONG else 30

@@ -27,7 +27,7 @@ from test_differential import KEPT, Runner
 
 from harness.errors import ServerLost, ServerRefused
 from harness.postgres.session import Session, ident
-from harness.reset.model import RecloneNeeded
+from harness.reset.changes import RecloneNeeded
 
 NEXT = [
     "insert", "insert many", "update", "delete", "transaction", "rolled back", "subtransactions", "copy", "truncate",

@@ -15,8 +15,8 @@ from harness.lease_reset import ensure_baseline
 from harness.postgres import databases
 from harness.postgres.admin import Link
 from harness.postgres.session import Session, ident
+from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import ResetEngine
-from harness.reset.model import RecloneNeeded
 from harness.template import Template
 
 

@@ -12,8 +12,8 @@ from fix_reset_servers import Server, dispose
 
 from harness.errors import ServerLost, ServerRefused
 from harness.postgres.session import Session
+from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import Limits
-from harness.reset.model import RecloneNeeded
 
 SCHEMA = """
 create table plain (id bigint generated always as identity primary key, v text);

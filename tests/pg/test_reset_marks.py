@@ -10,7 +10,7 @@ from fix_reset_servers import Bench, Server, dispose, make
 
 from harness.errors import LeaseError
 from harness.postgres.session import Session
-from harness.reset.model import RecloneNeeded
+from harness.reset.changes import RecloneNeeded
 
 SCHEMA = """
 create table a (id serial primary key, v text);

@@ -14,7 +14,9 @@ import json
 from time import perf_counter
 from typing import Any
 
-from harness.catalog.wal import (
+from harness.postgres.session import Session, literal, translated
+from harness.reset.wal.bytes import measure_commit
+from harness.reset.wal.reader import (
     INDEX_MANAGERS,
     NOISE,
     PRESENCE,
@@ -26,8 +28,6 @@ from harness.catalog.wal import (
     check,
     presence,
 )
-from harness.catalog.wal_bytes import measure_commit
-from harness.postgres.session import Session, literal, translated
 
 _READ_16 = """
     select relfilenode::int8, reldatabase = 0, xid = any(v_own), relblocknumber, xid,
@@ -139,7 +139,7 @@ class InspectReader:
         return self.look(THE_END).stop
 
     def look(self, asked: Question) -> Window:
-        """As :meth:`harness.catalog.wal.WalReader.look`.
+        """As :meth:`harness.reset.wal.reader.WalReader.look`.
 
         ``patience`` is reckoned at the rate that was measured so far; ``brief`` changes nothing: decoding takes
         longer than all the rest.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 
-from harness.catalog.restore_facts import Relation, SequenceState
 from harness.errors import LeaseError
+from harness.reset.sql.relations import Relation, SequenceState
 
 SMALL = 1000
 """Rows up to which a table may be written again as a whole."""

@@ -1,4 +1,4 @@
-"""Reading the log's own bytes: from its files or through the session, :mod:`harness.catalog.wal_records` takes them apart.
+"""Reading the log's own bytes: from its files or through the session, :mod:`harness.reset.wal.records` takes them apart.
 
 One call does all of a look: has anything moved, flush, who holds advisory locks, and the bytes. It is a temporary
 procedure in the maintenance database, because before PostgreSQL 17 only a COMMIT flushes, and only a
@@ -11,8 +11,12 @@ import secrets
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from harness.catalog import wal_records
-from harness.catalog.wal import (
+from harness.errors import ServerRefused
+from harness.postgres.activity import in_progress
+from harness.postgres.session import Session, translated
+from harness.reset.wal import records as wal_records
+from harness.reset.wal.files import LogFiles
+from harness.reset.wal.reader import (
     NEW_ROWS,
     NOISE,
     PRESENCE,
@@ -24,11 +28,7 @@ from harness.catalog.wal import (
     check,
     presence,
 )
-from harness.catalog.wal_files import LogFiles
-from harness.catalog.wal_records import PAGE, Named
-from harness.errors import ServerRefused
-from harness.postgres.activity import in_progress
-from harness.postgres.session import Session, translated
+from harness.reset.wal.records import PAGE, Named
 
 _FLUSH_17 = "stop := pg_logical_emit_message(false, 'pg-harness', note, true);"
 _FLUSH_15 = "stop := pg_logical_emit_message(true, 'pg-harness', note); commit;"
@@ -138,7 +138,7 @@ class ByteReader:
         return self.look(THE_END).stop
 
     def look(self, asked: Question) -> Window:
-        """As :meth:`harness.catalog.wal.WalReader.look`.
+        """As :meth:`harness.reset.wal.reader.WalReader.look`.
 
         Raises:
             Unreadable: the bytes are not understood.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.catalog.restore_facts import Relation, SequenceState
+from harness.reset.sql.relations import Relation, SequenceState
 
 MOST_SETVALS = 200
 """How many sequences one statement puts back; a row of PostgreSQL's has at most 1,664 columns."""

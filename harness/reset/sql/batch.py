@@ -29,7 +29,7 @@ class Result(NamedTuple):
 
     def pairs(self) -> set[tuple[tuple[int, int], int]]:
         """Rows of ``ctid, xmin``."""
-        from harness.catalog.restore_rows import parse_tid
+        from harness.reset.sql.rows import parse_tid
 
         return {(parse_tid(row[0] or b""), int(row[1] or b"0")) for row in self.rows}
 

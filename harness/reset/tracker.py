@@ -6,24 +6,26 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_shared
-from harness.catalog.restore_facts import SequenceState
-from harness.catalog.restore_shared import Note
-from harness.catalog.wal import NOISE, Question, WalReader, Window
-from harness.catalog.wal_choice import ChosenReader
 from harness.errors import HarnessError, ServerLost, ServerRefused
 from harness.postgres import activity
 from harness.postgres.incarnation import Incarnation
 from harness.postgres.session import Session
 from harness.reset import detect
 from harness.reset.baseline import BaselineStore, TableBase
-from harness.reset.carried import Carried
+from harness.reset.changes import Baseline, Changes, RecloneNeeded, TableChange
 from harness.reset.marks import Marks
-from harness.reset.model import Baseline, Changes, RecloneNeeded, TableChange
 from harness.reset.outcome import Outcome
 from harness.reset.plan import ROW_MS
-from harness.reset.sequences import setval
+from harness.reset.sql import batch, shared
+from harness.reset.sql import catalogs as catalogs_sql
+from harness.reset.sql import relations as relations_sql
+from harness.reset.sql.relations import SequenceState
+from harness.reset.sql.sequences import setval
+from harness.reset.sql.shared import Note
 from harness.reset.vacuum import Vacuum
+from harness.reset.wal.choose import ChosenReader
+from harness.reset.wal.reader import NOISE, Question, WalReader, Window
+from harness.reset.watermark import Carried
 
 MOST_BYTES = 64 * 1024**2
 """Bytes of log that are read for one reset, whatever a clone costs: they lie in memory at once."""
@@ -101,7 +103,7 @@ class EngineState:
         self._unsettled: tuple[int, ...] = ()
         self._start = self._seen = ""
         self._database = self._role_oid = 0
-        self._shared: restore_shared.Shared = ()
+        self._shared: shared.Shared = ()
         self._vacuum = Vacuum()
         self._based = False
         self.clone_ms = CLONE_MS
@@ -115,12 +117,12 @@ class EngineState:
         if noted is not None and (why := noted.life.other(Incarnation.of(reader.session))):
             raise RecloneNeeded(why)
         store = self.store
-        self._restorer = self._open_restorer(restore_batch.settings(reader.session.server_version))
-        files = restore_facts.files(self._restorer)
+        self._restorer = self._open_restorer(batch.settings(reader.session.server_version))
+        files = relations_sql.files(self._restorer)
         if others := _of_users(files) ^ _of_users(store.relations):
             shown = [
-                *restore_facts.labels(self._restorer, others),
-                *restore_facts.labels(store.session, others),
+                *relations_sql.labels(self._restorer, others),
+                *relations_sql.labels(store.session, others),
             ]
             raise RecloneNeeded(
                 f"the schema differs from the template's (relation {', '.join(dict.fromkeys(shown[:3]))})"
@@ -130,15 +132,15 @@ class EngineState:
         locks: list[tuple[int, str]] = []
         if noted is None:
             if ahead:
-                restore_batch.run(self._restorer, [f"select {setval(o, store.sequences[o])}" for o in ahead])
-            start = restore_shared.note(reader.session, self._restorer.dsn.database, self._role)
+                batch.run(self._restorer, [f"select {setval(o, store.sequences[o])}" for o in ahead])
+            start = shared.note(reader.session, self._restorer.dsn.database, self._role)
             start = replace(start, position=reader.position())
             locks = activity.advisory(reader.session, start.database, self.ours)
         elif ahead:
             raise RecloneNeeded("a sequence of the template is logged ahead: what moved it cannot be seen")
         else:
             # A test may have given a relation another file since: in a copy of the same template it has the first one.
-            start, files = noted, restore_facts.files(store.session)
+            start, files = noted, relations_sql.files(store.session)
         self._database, self._role_oid, self._shared = start.database, start.role, start.shared
         self._files.clear()
         self._remember_files(files)
@@ -169,7 +171,7 @@ class EngineState:
     def store(self) -> BaselineStore:
         """Facts of the baseline; read when first wanted."""
         if self._store is None:
-            settings = restore_batch.settings(self._wal.session.server_version)
+            settings = batch.settings(self._wal.session.server_version)
             self._store = BaselineStore(lambda: self._open_baseline(settings))
         return self._store
 
@@ -234,7 +236,7 @@ class EngineState:
             seen = None if force else self._seen or None
             window = self._wal.look(self._question(self._start, seen=seen, patience=patience))
         except ServerRefused as error:
-            if error.sqlstate == restore_batch.RECYCLED or "WAL" in error.message:
+            if error.sqlstate == batch.RECYCLED or "WAL" in error.message:
                 raise RecloneNeeded(
                     f"the log since the last reset was recycled or cannot be read ({error})",
                     remedy="a larger wal_keep_size keeps more of it",
@@ -257,11 +259,11 @@ class EngineState:
 
         if "pg_class" in found.catalogs or found.unknown:
             blocks = found.catalogs.get("pg_class")
-            now = restore_facts.files(self._lease, blocks)
+            now = relations_sql.files(self._lease, blocks)
             found = with_files()
             if found.unknown and blocks is not None:
                 # A file that is there, and whose row in pg_class was not touched in this window, is no mistake of ours.
-                now = restore_facts.files(self._lease)
+                now = relations_sql.files(self._lease)
                 found = with_files()
         found = detect.united(self._pending, self._with_unlogged(found))
         # Ours: they need no comparison of their own, but the next one has to know their blocks.
@@ -387,35 +389,35 @@ class EngineState:
 
     def _compare(self, catalogs: Mapping[str, frozenset[int]]) -> tuple[str, ...]:
         """What differs in the touched catalogs from the baseline; they need no second look before the next touch."""
-        asked = [n for n in catalogs if n not in restore_catalogs.STATISTICS | restore_catalogs.LARGE_OBJECTS]
+        asked = [n for n in catalogs if n not in catalogs_sql.STATISTICS | catalogs_sql.LARGE_OBJECTS]
         self._touch({name: catalogs[name] for name in asked})
-        differences = restore_catalogs.compare(
+        differences = catalogs_sql.compare(
             self._lease,
             self.store.session,
             {name: self._touched[name] for name in asked},
             self.store.places,
         )
-        if "pg_index" in catalogs and restore_catalogs.indexed(self._lease) != self.store.indexed:
+        if "pg_index" in catalogs and catalogs_sql.indexed(self._lease) != self.store.indexed:
             differences.append("pg_class: an index was created and rolled back")
         return tuple(differences)
 
     @property
     def shared_changed(self) -> bool:
         """Whether settings, rights or attributes of this database and the role differ from the pristine ones."""
-        now = restore_shared.shared(self._wal.session, self._database, self._role_oid)
+        now = shared.shared(self._wal.session, self._database, self._role_oid)
         return now != self._shared
 
     def _put_back_shared(self) -> None:
         """Settings of this database and of the role; other differences are for a clone."""
         session = self._wal.session
-        now = restore_shared.shared(session, self._database, self._role_oid)
+        now = shared.shared(session, self._database, self._role_oid)
         if now == self._shared:
             return
         changed = set(now) ^ set(self._shared)
         if kinds := {SHARED_KINDS[what] for what, _, _ in changed if what != "setting"}:
             raise RecloneNeeded(f"{' and '.join(sorted(kinds))} changed")
-        statements = restore_shared.put_back_settings(self._database, self._role_oid, self._shared)
-        restore_batch.run(session, ["begin", *statements, "commit"])
+        statements = shared.put_back_settings(self._database, self._role_oid, self._shared)
+        batch.run(session, ["begin", *statements, "commit"])
 
     def _advance(self, window: Window) -> None:
         """Where the next window begins: exactly where the reading of this one ended."""
@@ -432,4 +434,4 @@ class EngineState:
 
 
 def _of_users(relations: Iterable[int]) -> set[int]:
-    return {oid for oid in relations if oid >= restore_facts.FIRST_USER_OID}
+    return {oid for oid in relations if oid >= relations_sql.FIRST_USER_OID}

@@ -1,6 +1,6 @@
 """What an engine knows right after a reset, for another process: the note of a database that was pristine *again*.
 
-A first note (:class:`harness.catalog.restore_shared.Note`) is of a fresh clone: every row lies where it lies in the
+A first note (:class:`harness.reset.sql.shared.Note`) is of a fresh clone: every row lies where it lies in the
 baseline. A reset puts rows elsewhere, gives files new numbers, and writes catalogs; what it knows of that is here. All
 that happens later is in the log, so a note stays true however old it is, and whoever else resets in between.
 """
@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.catalog.restore_rows import Tid
-from harness.catalog.restore_shared import Note
-from harness.reset.model import RecloneNeeded
+from harness.reset.changes import RecloneNeeded
+from harness.reset.sql.rows import Tid
+from harness.reset.sql.shared import Note
 
 if TYPE_CHECKING:
     from harness.reset.baseline import TableBase
-    from harness.reset.state import EngineState
+    from harness.reset.tracker import EngineState
 
 Places = Mapping[Tid, tuple[Tid, int]]
 """Where a row lies in the baseline → where it lies now, and who wrote it there."""

@@ -1,7 +1,7 @@
 """What a look at the write-ahead log answers, whichever way it was read, and how that way is chosen.
 
-Ways, the best first: the bytes of the log's files (:mod:`harness.catalog.wal_bytes`), ``pg_walinspect``
-(:mod:`harness.catalog.wal_inspect`). Both look from a session in the maintenance database.
+Ways, the best first: the bytes of the log's files (:mod:`harness.reset.wal.bytes`), ``pg_walinspect``
+(:mod:`harness.reset.wal.inspect`). Both look from a session in the maintenance database.
 """
 
 from __future__ import annotations

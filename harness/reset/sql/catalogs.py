@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from harness.catalog import restore_batch
-from harness.catalog.restore_facts import in_blocks
-from harness.catalog.restore_rows import Tid, tid_array
 from harness.postgres.session import Session
+from harness.reset.sql import batch
+from harness.reset.sql.relations import in_blocks
+from harness.reset.sql.rows import Tid, tid_array
 
 STATISTICS = frozenset({"pg_statistic", "pg_statistic_ext_data"})
 """Planner statistics are not restored; ANALYZE is no change."""
@@ -111,7 +111,7 @@ class Verdict:
 
 def places(session: Session, catalog: str, blocks: Iterable[int]) -> set[tuple[Tid, int]]:
     """Place and writer of every live row in these blocks."""
-    return restore_batch.run(session, [_places(catalog, blocks)])[0].pairs()
+    return batch.run(session, [_places(catalog, blocks)])[0].pairs()
 
 
 def _places(catalog: str, blocks: Iterable[int]) -> str:
@@ -151,7 +151,7 @@ def compare(lease: Session, baseline: Session, touched: Mapping[str, set[int]], 
     names = [name for name in touched if touched[name]]
     if not names:
         return []
-    found = restore_batch.run(lease, [_places(name, touched[name]) for name in names])
+    found = batch.run(lease, [_places(name, touched[name]) for name in names])
     differences = []
     for name, result in zip(names, found, strict=True):
         now = result.pairs()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.catalog.wal import Question, WalReader, Window
-from harness.catalog.wal_bytes import ByteReader
-from harness.catalog.wal_inspect import InspectReader
-from harness.catalog.wal_records import Unreadable
 from harness.errors import ServerRefused
 from harness.postgres.session import Session
+from harness.reset.wal.bytes import ByteReader
+from harness.reset.wal.inspect import InspectReader
+from harness.reset.wal.reader import Question, WalReader, Window
+from harness.reset.wal.records import Unreadable
 
 
 class ChosenReader:
@@ -39,7 +39,7 @@ class ChosenReader:
         return self._reader.position()
 
     def look(self, asked: Question) -> Window:
-        """As :meth:`harness.catalog.wal.WalReader.look`."""
+        """As :meth:`harness.reset.wal.reader.WalReader.look`."""
         try:
             return self._reader.look(asked)
         except Unreadable as error:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence, Set
 
-from harness.catalog.wal import Window
 from harness.postgres import activity
 from harness.postgres.session import Session, ident, literal
-from harness.reset.model import RecloneNeeded
+from harness.reset.changes import RecloneNeeded
+from harness.reset.wal.reader import Window
 
 ADVISORY_PATIENCE = 0.2
 """Seconds to wait for advisory locks: a lock of a transaction goes by itself, a session's own never does."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.catalog.restore_facts import Relation, block_range, loop_over, runs
 from harness.postgres.session import Session, ident, translated
+from harness.reset.sql.relations import Relation, block_range, loop_over, runs
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
