@@ -23,10 +23,10 @@ import psycopg
 import schema
 from measure import compare, head, timed
 
-from harness import template
 from harness.config.load import load
 from harness.config.settings import Settings
 from harness.core import Harness
+from harness.databases import template
 from harness.postgres import databases, names
 from harness.servers import inventory
 from harness.servers.defaults import throwaway

@@ -28,9 +28,9 @@ from harness.errors import (
 if TYPE_CHECKING:
     from harness.config.settings import Settings
     from harness.core import Harness
+    from harness.databases.lease import Lease
     from harness.dsn import Dsn
     from harness.fleet import Fleet
-    from harness.lease import Lease
 
 __version__ = "0.1.0"
 
@@ -61,7 +61,7 @@ _LAZY = {
     "Dsn": "harness.dsn",
     "Fleet": "harness.fleet",
     "Harness": "harness.core",
-    "Lease": "harness.lease",
+    "Lease": "harness.databases.lease",
     "Settings": "harness.config.settings",
 }
 

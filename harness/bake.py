@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness import template
 from harness.config import project
 from harness.config.project import file_lock
 from harness.config.settings import Settings
+from harness.databases import template
+from harness.databases.spec import FORMAT as RECIPE_FORMAT
+from harness.databases.spec import Owner, Recipe, fingerprint_on
 from harness.errors import HarnessError, MigrationError, ServerLost
 from harness.postgres import names, roles
 from harness.postgres.session import Session, ident
-from harness.recipe import FORMAT as RECIPE_FORMAT
-from harness.recipe import Owner, Recipe, fingerprint_on
 from harness.servers import acquire
 from harness.servers.handle import Server
 from harness.servers.port import Backend, Bakery, Base

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from harness.clones import RESERVED_CONNECTIONS
+from harness.databases.clones import RESERVED_CONNECTIONS
 from harness.errors import ConfigError
 from harness.postgres import databases, names
 from harness.postgres.session import Session

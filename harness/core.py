@@ -7,21 +7,21 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
-from harness.clones import Claim
 from harness.config.settings import Settings
+from harness.databases.clones import Claim
+from harness.databases.freshness import ensure_baseline
+from harness.databases.lease import Lease, LeasedDatabase
+from harness.databases.spec import Owner
+from harness.databases.template import Template
 from harness.errors import ConfigError, HarnessError
-from harness.lease import Lease, LeasedDatabase
-from harness.lease_reset import ensure_baseline
 from harness.one_server import OneServer
 from harness.postgres import databases, names
-from harness.recipe import Owner
 from harness.runs import How, first_free, parallel
 from harness.telling import Story, silent, unseen
-from harness.template import Template
 
 if TYPE_CHECKING:
+    from harness.databases.pool import Filler
     from harness.fleet import Fleet
-    from harness.pool import Filler
     from harness.servers.port import Backend, ServerInfo
 
 BeforeHandingOver = Callable[[Template, str, str], None]
@@ -142,7 +142,7 @@ class Harness(OneServer):
         Args:
             worker: any text that is unique in the run, for instance ``"gw2"``; the same once more is a fresh
                 clone under the same name. None: the lowest number that this object has not leased.
-            watch: whether resets will be asked for (see :meth:`harness.lease.Lease.watch`);
+            watch: whether resets will be asked for (see :meth:`harness.databases.lease.Lease.watch`);
                 None: where the settings say ``fresh = "reset"``.
         """
         with self._lock:
@@ -247,7 +247,7 @@ class Harness(OneServer):
             return self._filler
 
     def _new_filler(self, templates: Sequence[Template], wanted: int) -> Filler:
-        from harness.pool import Filler
+        from harness.databases.pool import Filler
 
         return Filler(self._clones_over(self._link.another()), templates, wanted=wanted)
 

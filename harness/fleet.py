@@ -10,18 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
-from harness import reaper, recipes
 from harness.bake import Baked, Oven
 from harness.config.settings import Settings
+from harness.databases import recipes
+from harness.databases.lease import Lease
+from harness.databases.sweep import Doomed
+from harness.databases.template import Template
 from harness.errors import LeaseClosed
-from harness.lease import Lease
 from harness.member import Member, purpose_of
 from harness.postgres import names
 from harness.runs import How, Run, first_free, run_all
 from harness.servers import acquire, inventory, memory, registry
 from harness.servers.port import Backend
 from harness.telling import Progress, Story, silent, unseen
-from harness.template import Template
 
 TTL = 60.0
 """Seconds at most after which a worker's server ends itself when its run was killed."""
@@ -220,7 +221,7 @@ class Fleet(Run):
         """Database name → fingerprint of its migrations as they are now."""
         return self._oven().key()[1]
 
-    def sweep(self, *, dry_run: bool = False) -> list[reaper.Doomed]:
+    def sweep(self, *, dry_run: bool = False) -> list[Doomed]:
         """Remove what starts that were cut off have left. Databases: none, they go with their servers."""
         if not dry_run:
             self._oven().bakery.leftovers()

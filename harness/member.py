@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.core import Harness
+from harness.databases.lease import Lease
 from harness.errors import HarnessError
-from harness.lease import Lease
 from harness.postgres import databases, names
 from harness.postgres.session import literal
 

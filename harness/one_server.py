@@ -9,21 +9,21 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness import template
-from harness.clones import Clones
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
+from harness.databases import template
+from harness.databases.clones import Clones
+from harness.databases.lease import Lease
+from harness.databases.spec import Owner, Recipe, fingerprint
+from harness.databases.template import Template
 from harness.errors import HarnessError, LeaseLost
-from harness.lease import Lease
 from harness.postgres import databases, names
 from harness.postgres.admin import Link
 from harness.postgres.liveness import SignOfLife
-from harness.recipe import Owner, Recipe, fingerprint
 from harness.runs import Run
 from harness.telling import Progress, Story, silent, unseen
-from harness.template import Template
 
 if TYPE_CHECKING:
-    from harness import reaper
+    from harness.databases.sweep import Doomed
     from harness.servers.handle import Server
 
 
@@ -64,9 +64,9 @@ class OneServer(Run):
     def owner(self) -> Owner:
         """The role that the application logs in as: made or put right here, when it is first needed."""
         if self._owner is None:
-            from harness import owner
+            from harness.databases import role
 
-            self._owner = owner.ensure(
+            self._owner = role.ensure(
                 self._link.session, self.server.info, self.settings, self.project, self._story
             )
         return self._owner
@@ -75,9 +75,9 @@ class OneServer(Run):
         """The role that the application logs in as, without touching it; and whether we may make it."""
         if self._owner is not None:
             return self._owner, False
-        from harness import owner
+        from harness.databases import role
 
-        return owner.expected(self._link.session, self.server.info, self.settings, self.project)
+        return role.expected(self._link.session, self.server.info, self.settings, self.project)
 
     @property
     def clones(self) -> Clones:
@@ -110,7 +110,7 @@ class OneServer(Run):
 
     def recipe(self, database: DatabaseSettings) -> Recipe:
         """How one of the databases is made."""
-        from harness import recipes
+        from harness.databases import recipes
 
         return recipes.make(
             self.settings,
@@ -123,7 +123,7 @@ class OneServer(Run):
 
     def sources(self, database: DatabaseSettings) -> tuple[SourceSpec, ...]:
         """The configured sources, or those that were found in the project where none is configured."""
-        from harness import recipes
+        from harness.databases import recipes
 
         return recipes.sources(self.settings, database)
 
@@ -184,14 +184,14 @@ class OneServer(Run):
             # What is left over is no reason not to run: the next run tries again.
             self._story(f"what earlier runs left could not be dropped: {error}")
 
-    def sweep(self, *, dry_run: bool = False) -> list[reaper.Doomed]:
+    def sweep(self, *, dry_run: bool = False) -> list[Doomed]:
         """Drop what dead runs of this checkout left on this server."""
-        from harness import reaper
+        from harness.databases import sweep
 
-        limits = reaper.Limits(
+        limits = sweep.Limits(
             self.settings.keep_templates, self.settings.template_age, self.settings.keep_failed
         )
-        return reaper.sweep(self._link.session, self.project, limits, dry_run=dry_run)
+        return sweep.sweep(self._link.session, self.project, limits, dry_run=dry_run)
 
     def release_run(self, workers: Sequence[str] | None = None) -> list[str]:
         """Drop every database that this run has leased, in whatever process; return their names.
@@ -236,11 +236,11 @@ class OneServer(Run):
         return self.owner.name == f"{names.PREFIX}_{self.project}"
 
     def _others_alive(self) -> bool:
-        from harness import reaper
+        from harness.databases import sweep
 
         everything = databases.list_ours(self._link.session, self.project)
         runs = {d.parsed.owner for d in everything if d.parsed and d.parsed.kind is names.Kind.LEASE}
-        return bool(reaper.alive_runs(self._link.session, sorted(runs - {self.run})))
+        return bool(sweep.alive_runs(self._link.session, sorted(runs - {self.run})))
 
     def _leave(self) -> None:
         """Log out everywhere."""

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from harness.config import project
 from harness.config.settings import Settings
+from harness.databases.template import Template
 from harness.errors import HarnessError, MigrationError, ServerLost
 from harness.servers import defaults
 from harness.servers.handle import Server
-from harness.template import Template
 
 MB = 1024 * 1024
 

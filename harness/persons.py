@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness import saved
-from harness.clones import BeforeRename, Claim, Clones
+from harness.databases.clones import BeforeRename, Claim, Clones
+from harness.databases.freshness import DatabaseReset, note_of, take_note
+from harness.databases.template import Template
 from harness.errors import LeaseLost
-from harness.lease_reset import DatabaseReset, note_of, take_note
 from harness.postgres import databases
 from harness.postgres.databases import Database
 from harness.postgres.session import Session
@@ -17,7 +18,6 @@ from harness.reset.changes import Changes
 from harness.reset.report import ResetReport
 from harness.reset.sql.shared import Note
 from harness.telling import Story, silent
-from harness.template import Template
 
 
 class MarkReset(DatabaseReset):

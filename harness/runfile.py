@@ -15,12 +15,12 @@ from typing import Any
 
 from harness.config import project
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
+from harness.databases.spec import Owner
+from harness.databases.template import Template
 from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.postgres.databases import Attributes
-from harness.recipe import Owner
 from harness.servers.port import ServerInfo
-from harness.template import Template
 
 VARIABLE = "PGHARNESS_RUN_FILE"
 _FORMAT = 2

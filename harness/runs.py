@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from harness.config import environment as env
 from harness.config import project
 from harness.config.settings import Settings
+from harness.databases.lease import Lease
 from harness.errors import HarnessError
-from harness.lease import Lease
 from harness.telling import Progress, Story, silent, unseen
 
 if TYPE_CHECKING:
-    from harness import reaper
+    from harness.databases.sweep import Doomed
 
 
 def first_free(taken: Iterable[str]) -> str:
@@ -148,7 +148,7 @@ class Run(ABC):
         """Database name → fingerprint of its migrations as they are now. Builds and changes nothing."""
 
     @abstractmethod
-    def sweep(self, *, dry_run: bool = False) -> list[reaper.Doomed]:
+    def sweep(self, *, dry_run: bool = False) -> list[Doomed]:
         """Remove what dead runs of this checkout have left."""
 
     @abstractmethod

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from harness.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
+from harness.databases.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
+from harness.databases.freshness import note_of
 from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
-from harness.lease_reset import note_of
 from harness.postgres import databases, incarnation, names
 from harness.postgres.databases import Database, apply_statements, read_attributes, settle_sequences
 from harness.postgres.names import Kind

@@ -192,7 +192,7 @@ def running(version: int) -> Iterator[Server]:
 
 @dataclass
 class Bench:
-    """A template, its baseline and one lease, as :mod:`harness.lease` makes them.
+    """A template, its baseline and one lease, as :mod:`harness.databases.lease` makes them.
 
     Attributes:
         name: of the lease's database; ``name + "_t"`` is the template, ``name + "_z"`` the baseline.

@@ -14,7 +14,7 @@ from harness.postgres.session import Session, ident
 
 if TYPE_CHECKING:
     from harness.core import Harness
-    from harness.lease import Lease
+    from harness.databases.lease import Lease
 
 BARE = "pgh_bench_bare"
 

@@ -15,7 +15,7 @@ from harness.postgres.session import Session
 
 if TYPE_CHECKING:
     from harness.core import Harness
-    from harness.lease import Lease
+    from harness.databases.lease import Lease
 
 TABLES = [f"t{number:03}" for number in range(60)]
 SEEDS = "; ".join(

@@ -16,7 +16,7 @@ from harness.postgres.session import Session
 if TYPE_CHECKING:
     from harness.config.settings import Settings
     from harness.core import Harness
-    from harness.lease import Lease
+    from harness.databases.lease import Lease
 
 SEEDED = 5
 

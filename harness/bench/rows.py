@@ -12,7 +12,7 @@ from harness.bench.processes import ServerProcesses
 from harness.bench.project import DIRTY, WORKLOAD, Application, environ_of, settings_of
 
 if TYPE_CHECKING:
-    from harness.lease import Lease
+    from harness.databases.lease import Lease
     from harness.reset.report import ResetReport
 
 TIMEOUT = 0.05

@@ -55,7 +55,8 @@ def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
 
 
 def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness import eviction, reaper, saved
+    from harness import saved
+    from harness.databases import eviction, sweep
     from harness.postgres import databases, roles
 
     dropped: list[dict[str, Any]] = []
@@ -70,7 +71,7 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
             ]
             observed = databases.list_ours(session, harness.project)
             runs = {d.parsed.owner for d in observed if d.parsed and d.parsed.kind is Kind.LEASE}
-            alive = reaper.alive_runs(session, sorted(runs))
+            alive = sweep.alive_runs(session, sorted(runs))
             for database in observed:
                 parsed = database.parsed
                 if parsed is None or not (

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from harness import persons, saved, template
+from harness import persons, saved
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import Usage, add_json
 from harness.core import Harness
+from harness.databases import template
 from harness.errors import LeaseError
 from harness.postgres import locks
 from harness.pristine import Life, Notes

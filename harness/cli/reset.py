@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from harness import saved, template
+from harness import saved
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.mark import TEMPLATE, changing, release, strategy_of
 from harness.cli.parser import Usage, add_json
-from harness.clones import Claim
+from harness.databases import template
+from harness.databases.clones import Claim
+from harness.databases.template import Template
 from harness.errors import LeaseError, LeaseLost
 from harness.persons import PersonsReset
 from harness.postgres import databases
@@ -22,7 +24,6 @@ from harness.postgres.names import Kind
 from harness.pristine import Notes
 from harness.reset.report import ResetReport
 from harness.saved import Saved
-from harness.template import Template
 
 USAGE = "[WORKER | --all] [--to NAME] [--dry-run] [options]"
 

@@ -18,8 +18,8 @@ from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.core import Harness
+    from harness.databases.lease import Lease
     from harness.fleet import Fleet
-    from harness.lease import Lease
 
 USAGE = "[-n N | --copies N] [options] -- COMMAND [ARGUMENT …]"
 

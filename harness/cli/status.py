@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import reaper, saved
+from harness import saved
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import add_json
 from harness.core import Harness
+from harness.databases import sweep
 from harness.errors import HarnessError
 from harness.postgres import databases, names
 from harness.postgres.names import Kind
@@ -52,7 +53,7 @@ def _server(harness: Harness) -> dict[str, Any]:
     states = _connections(harness)
     today = _today(harness)
     runs = {place.run for place in everything if place.kind is Kind.LEASE} - {names.PERSON}
-    alive = reaper.alive_runs(session, sorted(runs))
+    alive = sweep.alive_runs(session, sorted(runs))
     observed = databases.list_ours(session, harness.project)
     kinds = Counter(d.parsed.kind for d in observed if d.parsed is not None)
     return {

@@ -15,8 +15,8 @@ from harness.postgres import names
 if TYPE_CHECKING:
     from harness.cli import seen
     from harness.core import Harness
+    from harness.databases.template import Template
     from harness.servers.handle import Server
-    from harness.template import Template
 
 DESCRIPTION = """\
 Your own migrated databases, for development and for looking around. Prints one URL a line, worker 1 first.

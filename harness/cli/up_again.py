@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from harness import recipes
 from harness.cli.context import Context
 from harness.config import project
 from harness.config.settings import DEFAULT_DATABASE
+from harness.databases import recipes
+from harness.databases.spec import fingerprint
 from harness.postgres import databases, names, roles
-from harness.recipe import fingerprint
 from harness.servers import drift, inventory
 from harness.servers.records import Hint
 

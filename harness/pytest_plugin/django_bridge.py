@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness import recipes
+from harness.databases import recipes
 from harness.dsn import Dsn
 from harness.pytest_plugin.state import State, state_of
 

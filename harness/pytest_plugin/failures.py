@@ -121,7 +121,7 @@ class Failures:
         if self._state.settings.keep_failed < 1:
             return
         try:
-            from harness.keep import keep_copies
+            from harness.databases.kept import keep_copies
 
             kept = keep_copies(harness, lease, item.nodeid, schema_changed=schema_changed)
         except HarnessError as error:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from harness.core import Harness
-    from harness.lease import Lease
+    from harness.databases.lease import Lease
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from harness import recipes
 from harness.config.settings import Settings
+from harness.databases import recipes
 from harness.pytest_plugin.state import Role, State
 
 _FRESH = {

@@ -20,8 +20,8 @@ from harness.pytest_plugin.summary import Summary
 
 if TYPE_CHECKING:
     from harness.core import Harness
+    from harness.databases.lease import Lease
     from harness.fleet import Fleet
-    from harness.lease import Lease
 
 
 class Role(Enum):

@@ -20,7 +20,7 @@ from fix_reset_servers import Bench, Server, clone, drop
 from test_differential import SEED, Runner
 
 from harness import saved
-from harness.lease_reset import note_of
+from harness.databases.freshness import note_of
 from harness.postgres.databases import apply_statements, read_attributes
 from harness.postgres.incarnation import Incarnation
 from harness.pristine import Life, Notes

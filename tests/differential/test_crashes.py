@@ -39,8 +39,8 @@ from test_differential import Runner
 
 from harness.config.load import load
 from harness.core import Harness
+from harness.databases.lease import Lease
 from harness.errors import HarnessError, ServerLost, ServerRefused
-from harness.lease import Lease
 from harness.postgres.session import Session
 
 KINDS = [kind for kind in OPERATIONS if kind not in (*DDL, "advisory", "open transaction", "open savepoint")]

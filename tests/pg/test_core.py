@@ -127,15 +127,15 @@ def test_what_a_dead_run_left_is_dropped_by_the_next(settings: Settings, environ
         # As after SIGKILL: the sign of life is gone, the databases are not.
         first.abandon()
     told: list[str] = []
-    from harness import reaper
+    from harness.databases import sweep
 
-    grace, reaper.GRACE = reaper.GRACE, reaper.GRACE * 0
+    grace, sweep.GRACE = sweep.GRACE, sweep.GRACE * 0
     try:
         with Harness.open_with(settings, environ, story=told.append) as second:
             assert databases.find(second.link.session, name) is None
             assert databases.find(second.link.session, "made_by_a_dead_run") is None
     finally:
-        reaper.GRACE = grace
+        sweep.GRACE = grace
     assert any(name in line for line in told)
     assert any("made_by_a_dead_run" in line for line in told)
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import pytest
 from fix_leases import OWNER
 
-from harness.clones import Claim, Clones
-from harness.pool import Drop, Filler, Make, plan
+from harness.databases.clones import Claim, Clones
+from harness.databases.pool import Drop, Filler, Make, plan
+from harness.databases.template import Template
 from harness.postgres import databases, names
 from harness.postgres.admin import Link
-from harness.template import Template
 
 
 @pytest.mark.parametrize(

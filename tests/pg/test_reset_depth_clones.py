@@ -15,16 +15,16 @@ import pytest
 from fix_leases import OWNER
 from fix_reset_servers import Server
 
-from harness.clones import Claim, Clones
+from harness.databases.clones import Claim, Clones
+from harness.databases.lease import Lease, LeasedDatabase
+from harness.databases.pool import MOST_BYTES, Filler
+from harness.databases.template import Template
 from harness.dsn import Dsn
 from harness.errors import LeaseInUse
-from harness.lease import Lease, LeasedDatabase
-from harness.pool import MOST_BYTES, Filler
 from harness.postgres import activity, databases, names
 from harness.postgres.admin import Link
 from harness.postgres.names import Kind
 from harness.postgres.session import Session, ident
-from harness.template import Template
 
 PATIENCE = 30.0
 

@@ -13,18 +13,19 @@ import pytest
 from fix_leases import OWNER, Schema, make_lease
 from fix_reset_servers import PATIENCE, VERSIONS, Server, binaries, running
 
-from harness import reaper, saved, template
-from harness.clones import Clones
+from harness import saved
+from harness.databases import sweep, template
+from harness.databases.clones import Clones
+from harness.databases.freshness import DatabaseReset, ensure_baseline
+from harness.databases.lease import Lease
+from harness.databases.spec import Recipe
+from harness.databases.template import Template
 from harness.errors import LeaseError, LeaseLost, ServerLost, ServerRefused
-from harness.lease import Lease
-from harness.lease_reset import DatabaseReset, ensure_baseline
 from harness.postgres import databases, names
 from harness.postgres.admin import Link
 from harness.postgres.incarnation import Incarnation
 from harness.postgres.liveness import SignOfLife
 from harness.postgres.session import Session
-from harness.recipe import Recipe
-from harness.template import Template
 
 
 class WithUnlogged(Schema):
@@ -253,7 +254,7 @@ def came_back(life: SignOfLife, server: Server, run: str, epoch: int) -> None:
     """Wait until it holds its locks again: an epoch is counted before that."""
     deadline = time.monotonic() + PATIENCE
     with server.session() as session:
-        while life.epoch < epoch or not reaper.alive_runs(session, [run]):
+        while life.epoch < epoch or not sweep.alive_runs(session, [run]):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 

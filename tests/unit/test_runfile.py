@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from harness.config.load import load
+from harness.databases.spec import Owner
+from harness.databases.template import Template
 from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.postgres.databases import Attributes
-from harness.recipe import Owner
 from harness.runfile import RunFile
 from harness.servers.port import ServerInfo
-from harness.template import Template
 
 SETTINGS = """
 migrations = ["sql:db", {source = "command:make schema", watch = ["prisma/**"]}]

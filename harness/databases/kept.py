@@ -9,16 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import keep_dump
-from harness.catalog import copying
+from harness.databases import kept_dump, kept_rows
 from harness.errors import HarnessError, LeaseLost
 from harness.postgres import databases, names
 from harness.postgres.session import Session
 
 if TYPE_CHECKING:
     from harness.core import Harness
-    from harness.lease import Lease, LeasedDatabase
-    from harness.template import Template
+    from harness.databases.lease import Lease, LeasedDatabase
+    from harness.databases.template import Template
 
 MOST_BYTES = 512 * 1024**2
 """Databases larger than this are not copied: keeping must not take longer than the test."""
@@ -96,7 +95,7 @@ def _fill(
         return False, ()
     session = harness.link.session
     binaries = harness.server.info.binaries
-    programs = keep_dump.find(session.server_version, Path(binaries) if binaries else None, harness.environ)
+    programs = kept_dump.find(session.server_version, Path(binaries) if binaries else None, harness.environ)
     if programs is None:
         lacking = _copy_what_fits(harness, source, name)
         needed = f"pg_dump {session.server_version // 10000} or later was not found on this machine"
@@ -106,7 +105,7 @@ def _fill(
         session, name, owner=harness.owner.name, locale=databases.deterministic_locale(session)
     )
     dsn = harness.link.dsn
-    problem = keep_dump.copy_whole(
+    problem = kept_dump.copy_whole(
         programs, dsn.with_database(source), dsn.with_database(name), harness.environ
     )
     return True, (problem,) if problem else ()
@@ -115,17 +114,17 @@ def _fill(
 def _copy_rows(harness: Harness, source: str, target: str) -> bool:
     """Copy the rows of all tables; False, and nothing copied, where the tables are not the same."""
     with _both(harness, source, target) as (old, new):
-        there = copying.tables(old)
-        if there != copying.tables(new):
+        there = kept_rows.tables(old)
+        if there != kept_rows.tables(new):
             return False
-        copying.copy(old, new, there)
+        kept_rows.copy(old, new, there)
         return True
 
 
 def _copy_what_fits(harness: Harness, source: str, target: str) -> tuple[str, ...]:
     with _both(harness, source, target) as (old, new):
-        there, wanted = copying.tables(new), copying.tables(old)
-        copying.copy(old, new, [table for table in wanted if table in there])
+        there, wanted = kept_rows.tables(new), kept_rows.tables(old)
+        kept_rows.copy(old, new, [table for table in wanted if table in there])
         return tuple(f"rows of {table}" for table in wanted if table not in there)
 
 

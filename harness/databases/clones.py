@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from harness.databases.spec import Owner
+from harness.databases.template import Template
 from harness.errors import LeaseLost, ServerRefused
 from harness.postgres import databases, incarnation, names, roles
 from harness.postgres.admin import Link
 from harness.postgres.databases import apply_statements
 from harness.postgres.session import Session, ident
-from harness.recipe import Owner
-from harness.template import Template
 
 RESERVED_CONNECTIONS = 3
 """What a database's CONNECTION LIMIT allows beyond the worker's budget: the admin's own sessions count too,

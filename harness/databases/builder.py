@@ -1,19 +1,20 @@
-"""Building one template: create, migrate, freeze, and mark last."""
+"""Building one template: create, migrate, freeze, and mark last. What a failed migration leaves is kept for a look."""
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from harness import eviction, half_built
-from harness.errors import MigrationError, ServerRefused, TemplateBusy
+from harness.databases import eviction
+from harness.databases.spec import Owner, Recipe
+from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
 from harness.migrations.port import MigrationContext
 from harness.postgres import databases, incarnation, names, roles
 from harness.postgres.databases import read_attributes, settle_sequences
 from harness.postgres.session import Session, ident
-from harness.recipe import Owner, Recipe
 from harness.telling import Progress, Story
 
 LINGER = 5.0
@@ -82,12 +83,12 @@ class Build:
             if not self.recipe.keep_failed:
                 databases.drop(session, name, project)
             # A full disk ended the server: the first error says more than ours about the lost database.
-            elif half_built.answers(session):
-                half_built.keep(session, project, name, self.owner, error)
+            elif answers(session):
+                keep_failed(session, project, name, self.owner, error)
             raise
         except BaseException:
             # Ctrl-C too: nothing half-built stays behind. A server that died has taken it along.
-            if half_built.answers(session):
+            if answers(session):
                 databases.drop(session, name, project)
             raise
         created = sorted(roles.all_roles(session) - roles_before)
@@ -105,7 +106,7 @@ class Build:
                     raise MigrationError(
                         f"extension {extension!r} (setting extensions) cannot be created: {error.message}\n"
                         f"This server has: {', '.join(row[0] for row in available)}"
-                        f"{half_built.why_missing(inside, extension)}",
+                        f"{why_missing(inside, extension)}",
                         source="extensions",
                         step=extension,
                     ) from error
@@ -196,3 +197,61 @@ class Build:
         times = ", ".join(f"a clone by {s} takes {1000 * t:.0f} ms" for s, t in took.items())
         self.story(f"{times}: {best} it is")
         return best
+
+
+def keep_failed(session: Session, project: str, name: str, owner: Owner, error: MigrationError) -> None:
+    """Keep the half-migrated database under another name, and complete the error with where and why."""
+    error.database = _rename(session, project, name, error)
+    # A migration may create extensions by itself, as rights allow.
+    for extension in re.findall(r'extension "([\w-]+)" is not available', error.message):
+        error.message += why_missing(session, extension)
+    if error.database:
+        url = session.dsn.with_database(error.database).with_user(owner.name, "").masked
+        error.message += (
+            f"\nThe half-migrated database is kept: {url} "
+            f"(look at it with: python -m harness psql {error.database})"
+        )
+
+
+def answers(session: Session) -> bool:
+    """Whether the server is still there: a full disk, or a crash, ends it in the middle of a migration."""
+    try:
+        session.value("select 1")
+    except ServerLost:
+        return False
+    return True
+
+
+def why_missing(session: Session, extension: str) -> str:
+    """The known reason for an extension that is not there; empty where it is not known."""
+    if extension not in ("pgcrypto", "sslinfo"):
+        return ""
+    if session.value("select current_setting('ssl_library', true)"):
+        return ""
+    return (
+        f"\n{extension} needs OpenSSL, and this PostgreSQL was built without it (as the bundled binaries of "
+        f'pg-harness[embedded] are): use backend = "docker", or the distribution\'s PostgreSQL by `binaries`. '
+        f"gen_random_uuid() needs no extension since version 13."
+    )
+
+
+def _rename(session: Session, project: str, name: str, error: MigrationError) -> str:
+    kept = names.kept(project, names.PERSON)
+    mark = {
+        "kind": "kept",
+        "why": f"failed migration: {error.source} {error.step}".strip(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    try:
+        databases.terminate(session, name)
+        # Only the newest half-migrated database is worth a look: a loop of failing runs must not fill the disk.
+        for old in databases.list_ours(session, project):
+            parsed = old.parsed
+            if parsed and parsed.kind is names.Kind.KEPT and parsed.owner == names.PERSON:
+                databases.drop(session, old.name, project)
+        session.execute(databases.comment_statement(name, mark))
+        databases.rename(session, name, kept)
+    except HarnessError as problem:
+        error.add_note(f"the half-migrated database could not be kept: {problem}")
+        return ""
+    return kept

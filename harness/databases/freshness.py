@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from harness.clones import BeforeRename, Claim, Clones
+from harness.databases.clones import BeforeRename, Claim, Clones
+from harness.databases.template import Template
 from harness.dsn import Dsn
 from harness.errors import HarnessError, LeaseError, ServerRefused
 from harness.postgres import databases, incarnation, locks, names
@@ -19,10 +20,9 @@ from harness.reset.report import ResetReport
 from harness.reset.sql import shared
 from harness.reset.sql.shared import Note
 from harness.reset.wal.reader import FIRST_SUPPORTED
-from harness.template import Template
 
 if TYPE_CHECKING:
-    from harness.pool import Filler
+    from harness.databases.pool import Filler
     from harness.reset.changes import Changes, RecloneNeeded
     from harness.reset.engine import ResetEngine
     from harness.reset.marks import Mark

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from harness.config import environment, project
 from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
+from harness.databases.spec import Recipe, decisive_text
 from harness.dsn import Dsn
 from harness.migrations.registry import load
-from harness.recipe import Recipe, decisive_text
 
 
 def make(

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from harness import eviction, saved
+from harness import saved
+from harness.databases import eviction
 from harness.errors import HarnessError
 from harness.postgres import databases, locks, names
 from harness.postgres.databases import Database

@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.clones import Claim, Clones
+from harness.databases.clones import Claim, Clones
+from harness.databases.freshness import DatabaseReset
+from harness.databases.template import Template
 from harness.dsn import Dsn
 from harness.errors import ConfigError, HarnessError, LeaseClosed, LeaseLost
-from harness.lease_reset import DatabaseReset
 from harness.postgres import databases
 from harness.postgres.session import connect_application
 from harness.reset.report import ResetReport
-from harness.template import Template
 
 if TYPE_CHECKING:
     import psycopg
 
-    from harness.pool import Filler
+    from harness.databases.pool import Filler
     from harness.reset.changes import Changes
     from harness.reset.marks import Mark
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from harness.clones import Clones
+from harness.databases.clones import Clones
+from harness.databases.template import Template
 from harness.errors import HarnessError
 from harness.postgres import databases
-from harness.template import Template
 
 MOST_BYTES = 256 * 1024**2
 """A larger template has no spare made for it where it was not asked for: memory may be what a run is short of."""

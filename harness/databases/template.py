@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from harness.databases.spec import Owner, Recipe, fingerprint
 from harness.errors import ServerRefused
 from harness.postgres import databases, incarnation, locks, names
 from harness.postgres.databases import Attributes, Database
 from harness.postgres.session import Session, ident
-from harness.recipe import Owner, Recipe, fingerprint
 from harness.telling import Progress, Story, silent, unseen
 
 
@@ -90,12 +90,12 @@ def ensure(
                 f"{recipe.database}: the server crashed since the template was built, which emptied its unlogged "
                 "tables: building it again"
             )
-            from harness import eviction
+            from harness.databases import eviction
 
             eviction.drop(session, project, doubtful)
         _drop_leftovers(session, project, wanted, rebuild)
         # Only where it has to be built: what runs migrations takes a while to import.
-        from harness.building import Build
+        from harness.databases.builder import Build
 
         mark = Build(session, project, wanted, recipe, owner, probe_strategy, story, progress).run()
     built = _from_mark(names.template(project, wanted), mark, recipe.database)

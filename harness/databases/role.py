@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.config.settings import Settings
+from harness.databases.spec import Owner
 from harness.postgres import locks, names, roles
 from harness.postgres.session import Session
-from harness.recipe import Owner
 from harness.servers.port import ServerInfo
 
 
