@@ -25,9 +25,9 @@ from measure import compare, head, timed
 
 from harness.config.load import load
 from harness.config.settings import Settings
-from harness.core import Harness
 from harness.databases import template
 from harness.postgres import databases, names
+from harness.runs.harness import Harness
 from harness.servers import inventory
 from harness.servers.defaults import throwaway
 from harness.servers.port import ServerRequest

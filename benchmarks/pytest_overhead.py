@@ -78,7 +78,7 @@ def main() -> None:
             "    with psycopg.connect(os.environ['DATABASE_URL']) as c: c.execute('select 1')\n"
             "    open('reached', 'w').write(repr(time.time()))\n"
         )
-        from harness.core import Harness
+        from harness.runs.harness import Harness
 
         with Harness.open(root=folder, environ=environ) as harness, harness.lease() as lease:
             environ["DATABASE_URL"] = lease.url

@@ -176,7 +176,7 @@ def throughput(
         run: runs pytest with these options in that folder, and returns its wall-clock seconds.
     """
     from harness.config.load import load
-    from harness.core import Harness
+    from harness.runs.harness import Harness
     from harness.servers import inventory
 
     (folder / "migrations").mkdir(parents=True)

@@ -16,12 +16,12 @@ import pytest
 from fix_backends import INSTALLED
 from fix_last_will import leave
 
-from harness import bake, fleet
 from harness.config.load import load
 from harness.config.settings import Settings
 from harness.errors import BackendError
-from harness.fleet import Fleet
 from harness.postgres.session import Session
+from harness.runs import bake
+from harness.runs.placement import Fleet
 from harness.servers import inventory, registry
 from harness.servers.registry import bakery_of
 
@@ -58,7 +58,7 @@ class Estate:
 
     def oven(self, **values: Any) -> bake.Oven:
         settings = self.settings(**values)
-        return fleet.oven_of(settings, self.environ, registry.choose(settings, self.environ))
+        return bake.oven_of(settings, self.environ, registry.choose(settings, self.environ))
 
     def ensure(self, **values: Any) -> bake.Baked:
         return self.oven(**values).ensure(story=self.story.append)
@@ -97,8 +97,8 @@ class Estate:
     def python(self, code: str) -> subprocess.Popen[str]:
         """Some code in a process of its own; ``estate_open(ttl)`` there opens this project's fleet."""
         prelude = (
-            "import os, sys, time\nfrom pathlib import Path\nfrom harness import bake\nfrom harness.config.load import load\n"
-            "from harness.fleet import Fleet\n"
+            "import os, sys, time\nfrom pathlib import Path\nfrom harness.runs import bake\nfrom harness.config.load import load\n"
+            "from harness.runs.placement import Fleet\n"
             f"def estate_open(**values):\n    given = {{'isolation': 'server', 'migrations': ['sql:migrations'], **{self.given!r}, **values}}\n"
             f"    return Fleet.open_with(load(os.environ, start=Path({str(self.root)!r}), overrides=given), os.environ)\n"
         )

@@ -19,8 +19,8 @@ from fix_servers import enterable_folder
 
 from harness.config.load import load
 from harness.config.project import project_id
-from harness.core import Harness
 from harness.postgres import databases, names
+from harness.runs.harness import Harness
 from harness.servers import acquire, inventory
 
 TIMEOUT = 90

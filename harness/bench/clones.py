@@ -13,8 +13,8 @@ from harness.postgres import databases
 from harness.postgres.session import Session, ident
 
 if TYPE_CHECKING:
-    from harness.core import Harness
     from harness.databases.lease import Lease
+    from harness.runs.harness import Harness
 
 BARE = "pgh_bench_bare"
 
@@ -30,7 +30,7 @@ def measure(
     Args:
         of: what the template holds; part of the rows' names.
     """
-    from harness.core import Harness
+    from harness.runs.harness import Harness
 
     environ = environ_of(folder)
     # A run of its own: what it keeps ready must not be in the way of other rows.

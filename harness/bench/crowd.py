@@ -84,7 +84,7 @@ def _start(folder: Path, version: str | None, statements: str, seconds: float) -
 
 def main() -> None:
     """One worker: say ``ready``, wait for a line, be busy, print the milliseconds of each reset."""
-    from harness.core import Harness
+    from harness.runs.harness import Harness
 
     told = json.loads(sys.argv[1])
     seconds = float(told["seconds"])

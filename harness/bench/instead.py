@@ -14,8 +14,8 @@ from harness.postgres import databases
 from harness.postgres.session import Session
 
 if TYPE_CHECKING:
-    from harness.core import Harness
     from harness.databases.lease import Lease
+    from harness.runs.harness import Harness
 
 TABLES = [f"t{number:03}" for number in range(60)]
 SEEDS = "; ".join(

@@ -15,8 +15,8 @@ from harness.postgres.session import Session
 
 if TYPE_CHECKING:
     from harness.config.settings import Settings
-    from harness.core import Harness
     from harness.databases.lease import Lease
+    from harness.runs.harness import Harness
 
 SEEDED = 5
 
@@ -87,7 +87,7 @@ def environ_of(folder: Path) -> dict[str, str]:
 @contextmanager
 def project(schema: str, version: str | None, below: Path | None) -> Iterator[tuple[Harness, Path]]:
     """A server of its own with its project's folder, and nothing left of it afterwards."""
-    from harness.core import Harness
+    from harness.runs.harness import Harness
     from harness.servers import inventory
 
     folder = Path(tempfile.mkdtemp(prefix="pg-harness-bench-", dir=below))

@@ -126,7 +126,7 @@ def sessions(
             slow,
         )
         table.measure(held, processes=processes)
-    from harness.core import Harness
+    from harness.runs.harness import Harness
 
     environ = environ_of(folder)
     hurried = settings_of(folder, environ, version, reset_timeout=TIMEOUT)

@@ -56,8 +56,8 @@ def run(context: Context) -> int:
 
 def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """What was baked and is beyond the limits, and what bakes and workers' servers have left."""
-    from harness import bake
     from harness.config import project
+    from harness.runs import bake
     from harness.servers import inventory
     from harness.servers.registry import bakery_of
 

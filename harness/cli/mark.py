@@ -11,11 +11,11 @@ from harness import persons, saved
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import Usage, add_json
-from harness.core import Harness
 from harness.databases import template
 from harness.errors import LeaseError
 from harness.postgres import locks
 from harness.pristine import Life, Notes
+from harness.runs.harness import Harness
 from harness.saved import Saved
 
 USAGE = "[WORKER] [--name NAME | --list | --release[=NAME] | --release-all] [options]"

@@ -17,9 +17,9 @@ from harness.config import environment
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from harness.core import Harness
     from harness.databases.lease import Lease
-    from harness.fleet import Fleet
+    from harness.runs.harness import Harness
+    from harness.runs.placement import Fleet
 
 USAGE = "[-n N | --copies N] [options] -- COMMAND [ARGUMENT …]"
 
@@ -69,7 +69,7 @@ def run(context: Context) -> int:
     code = _cannot_run(context, context.command)
     if code:
         return code
-    from harness.core import open_run
+    from harness.runs.harness import open_run
 
     copies: int | None = given.get("copies")
     workers: int = copies or given.get("workers") or 1
@@ -100,8 +100,8 @@ def run(context: Context) -> int:
 
 def _fits(harness: Harness | Fleet, workers: int) -> None:
     """Before anything is leased: else the last worker would fail with the server's own words, in mid-run."""
-    from harness import budget
-    from harness.core import Harness
+    from harness.runs import budget
+    from harness.runs.harness import Harness
 
     # With a server each, nobody takes another's connections.
     if isinstance(harness, Harness):
@@ -123,7 +123,7 @@ def _run_one(
     context: Context, harness: Harness | Fleet, leases: Sequence[Lease], command: Sequence[str]
 ) -> int:
     from harness.cli.run_watch import Watch
-    from harness.core import Harness
+    from harness.runs.harness import Harness
 
     values = _of_all(harness, leases)
     with passing_on() as children:

@@ -10,12 +10,12 @@ from harness.cli.context import Context
 from harness.config import project
 from harness.config.load import nearest
 from harness.config.settings import DEFAULT_DATABASE
-from harness.core import Harness
 from harness.dsn import Dsn
 from harness.errors import ConfigError, LeaseError
 from harness.postgres import databases, names
 from harness.postgres.databases import Database
 from harness.postgres.names import Kind
+from harness.runs.harness import Harness
 from harness.servers import inventory
 
 

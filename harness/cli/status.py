@@ -11,12 +11,12 @@ from harness import saved
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import add_json
-from harness.core import Harness
 from harness.databases import sweep
 from harness.errors import HarnessError
 from harness.postgres import databases, names
 from harness.postgres.names import Kind
 from harness.postgres.session import Session
+from harness.runs.harness import Harness
 
 DESCRIPTION = """\
 Where the project's root and settings are, which servers of it run, and what is on them. Starts nothing.

@@ -14,8 +14,8 @@ from harness.postgres import names
 
 if TYPE_CHECKING:
     from harness.cli import seen
-    from harness.core import Harness
     from harness.databases.template import Template
+    from harness.runs.harness import Harness
     from harness.servers.handle import Server
 
 DESCRIPTION = """\
@@ -70,7 +70,7 @@ def run(context: Context) -> int:
 
 
 def _at_length(context: Context, given: Mapping[str, Any]) -> int:
-    from harness.core import Harness, baked_base
+    from harness.runs.harness import Harness, baked_base
     from harness.servers import acquire
 
     ttl = given.get("ttl")

@@ -85,7 +85,7 @@ class Settings:
     shm_size: int = 256 * 1024**2
     """Bytes of a container's ``/dev/shm`` (Docker's default of 64 MB breaks parallel queries)."""
     connections_per_worker: int = 50
-    """Where it is not set, a run of several workers takes what fits (``harness.budget``)."""
+    """Where it is not set, a run of several workers takes what fits (``harness.runs.budget``)."""
     max_connections: int = 500
     keep_failed: int = 3
     ttl: float = 15 * 60

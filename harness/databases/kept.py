@@ -15,9 +15,9 @@ from harness.postgres import databases, names
 from harness.postgres.session import Session
 
 if TYPE_CHECKING:
-    from harness.core import Harness
     from harness.databases.lease import Lease, LeasedDatabase
     from harness.databases.template import Template
+    from harness.runs.harness import Harness
 
 MOST_BYTES = 512 * 1024**2
 """Databases larger than this are not copied: keeping must not take longer than the test."""

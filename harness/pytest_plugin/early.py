@@ -18,11 +18,11 @@ from harness.errors import HarnessError
 from harness.pytest_plugin import checks, plugins
 from harness.pytest_plugin.state import STATE, Role, State
 from harness.pytest_plugin.story import Teller
-from harness.runfile import VARIABLE, RunFile
+from harness.runs.runfile import VARIABLE, RunFile
 
 if TYPE_CHECKING:
-    from harness.core import Harness
-    from harness.fleet import Fleet
+    from harness.runs.harness import Harness
+    from harness.runs.placement import Fleet
 
 NOT_STARTED = "not_started"
 """The database's name in the URL of a run that starts nothing."""
@@ -118,7 +118,7 @@ def _conductor(settings: Settings, environ: dict[str, str], quiet: bool, given: 
 
     Migrations that fail are told here, once, all the same: they run when the base is baked.
     """
-    from harness.fleet import Fleet
+    from harness.runs.placement import Fleet
 
     return _closed(settings, Role.HOST, quiet=quiet, fleet=Fleet.open_with(settings, environ, **given))
 
@@ -141,7 +141,7 @@ def _closed(settings: Settings, role: Role, *, quiet: bool = False, fleet: Fleet
 
 
 def _host(settings: Settings, options: Any) -> State:
-    from harness.core import Harness
+    from harness.runs.harness import Harness
 
     quiet = getattr(options, "verbose", 0) < 0
     teller = Teller(quiet)
@@ -157,7 +157,7 @@ def _host(settings: Settings, options: Any) -> State:
         if settings.isolation == "server" and distributes(options):
             return _conductor(settings, environ, quiet, given)
         if settings.isolation == "server":
-            from harness.fleet import open_worker
+            from harness.runs.placement import open_worker
 
             harness = open_worker(settings, environ, worker="main", **given)
         else:
@@ -195,7 +195,7 @@ def distributes(options: Any) -> bool:
 
 
 def _join(config: pytest.Config) -> State:
-    from harness.core import Harness
+    from harness.runs.harness import Harness
 
     worker = os.environ["PYTEST_XDIST_WORKER"]
     named = os.environ.get(VARIABLE)
@@ -208,7 +208,7 @@ def _join(config: pytest.Config) -> State:
     settings = run.settings
     harness: Harness
     if settings.isolation == "server":
-        from harness.fleet import open_worker
+        from harness.runs.placement import open_worker
 
         harness = open_worker(settings, os.environ, worker=worker, joined=run.run)
         harness.workers = run.workers

@@ -13,8 +13,8 @@ from harness.pytest_plugin.state import state_of
 if TYPE_CHECKING:
     import psycopg
 
-    from harness.core import Harness
     from harness.databases.lease import Lease
+    from harness.runs.harness import Harness
 
 
 @pytest.fixture(scope="session")

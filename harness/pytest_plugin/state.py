@@ -19,9 +19,9 @@ from harness.errors import HarnessError
 from harness.pytest_plugin.summary import Summary
 
 if TYPE_CHECKING:
-    from harness.core import Harness
     from harness.databases.lease import Lease
-    from harness.fleet import Fleet
+    from harness.runs.harness import Harness
+    from harness.runs.placement import Fleet
 
 
 class Role(Enum):

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from harness import budget
 from harness.config import project
 from harness.errors import HarnessError
 from harness.pytest_plugin.state import State, complain
-from harness.runfile import VARIABLE, RunFile
+from harness.runs import budget
+from harness.runs.runfile import VARIABLE, RunFile
 
 UNUSABLE = "postgresql://nobody@127.0.0.1:1/worker_without_pg_harness"
 """What a worker has until it has leased: where the plugin is switched off there, no test reaches a database."""

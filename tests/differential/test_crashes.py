@@ -38,10 +38,10 @@ from fix_reset_servers import PATIENCE, VERSIONS, Server, binaries, running
 from test_differential import Runner
 
 from harness.config.load import load
-from harness.core import Harness
 from harness.databases.lease import Lease
 from harness.errors import HarnessError, ServerLost, ServerRefused
 from harness.postgres.session import Session
+from harness.runs.harness import Harness
 
 KINDS = [kind for kind in OPERATIONS if kind not in (*DDL, "advisory", "open transaction", "open savepoint")]
 """What waits for its time to be up takes long, and a crash ends it anyway."""

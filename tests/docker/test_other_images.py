@@ -16,8 +16,8 @@ from fix_daemons import SMALL
 from fix_fleets import Estate
 from fix_servers import binaries_of
 
-from harness.core import Harness
 from harness.postgres.session import Session
+from harness.runs.harness import Harness
 from harness.servers import inventory
 from harness.servers.docker.backend import DockerBackend
 from harness.servers.process.record import Record

@@ -16,9 +16,9 @@ import pytest
 from fix_backends import until
 from fix_fleets import Estate
 
-from harness import bake
-from harness.core import Harness
 from harness.errors import MigrationError, ServerStartError
+from harness.runs import bake
+from harness.runs.harness import Harness
 from harness.servers import inventory
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from harness import outgrown
 from harness.config import environment
 from harness.config.load import load
 from harness.config.settings import Settings
-from harness.core import Harness
 from harness.postgres import databases, names, roles
+from harness.runs import spill
+from harness.runs.harness import Harness
 from harness.servers import inventory
 
 SQL = "create table users (id serial primary key, name text);\ninsert into users (name) values ('seed');\n"
@@ -155,7 +155,7 @@ def test_changed_migrations_make_a_new_template(settings: Settings, environ: dic
 def test_data_that_outgrows_memory_moves_to_disk_and_stays_there(
     settings: Settings, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outgrown, "room", lambda settings: outgrown.BESIDE)
+    monkeypatch.setattr(spill, "room", lambda settings: spill.BESIDE)
     told: list[str] = []
     with Harness.open_with(settings, environ, story=told.append) as harness, harness.lease() as lease:
         if not any("memory" in line for line in told):

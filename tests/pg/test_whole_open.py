@@ -18,10 +18,10 @@ from fix_backends import INSTALLED, Checkout
 from fix_servers import binaries_of
 
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
-from harness.core import Harness
 from harness.errors import BackendUnavailable, MigrationError, ServerLost
 from harness.postgres import databases
 from harness.postgres.session import Session
+from harness.runs.harness import Harness
 from harness.servers import acquire, defaults, inventory
 from harness.servers.port import ServerInfo
 

@@ -144,8 +144,8 @@ def test_what_cannot_be_kept_is_said(folder: Folder, place: Place) -> None:
     folder.write(
         conftest="""
         # As on a machine without PostgreSQL's programs, where the server runs in a container.
-        from harness.databases import kept_dump as keep_dump
-        keep_dump.find = lambda *given: None
+        from harness.databases import kept_dump
+        kept_dump.find = lambda *given: None
         """,
         test_a=CHANGING,
     )

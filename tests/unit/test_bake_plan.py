@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.bake import Limits, plan
 from harness.errors import BackendError
+from harness.runs.bake import Limits, plan
 from harness.servers.memory import MB, Room, bytes_of
 from harness.servers.port import Base
 

@@ -14,7 +14,7 @@ from harness.databases.template import Template
 from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.postgres.databases import Attributes
-from harness.runfile import RunFile
+from harness.runs.runfile import RunFile
 from harness.servers.port import ServerInfo
 
 SETTINGS = """

@@ -14,14 +14,13 @@ from harness.databases.lease import Lease, LeasedDatabase
 from harness.databases.spec import Owner
 from harness.databases.template import Template
 from harness.errors import ConfigError, HarnessError
-from harness.one_server import OneServer
 from harness.postgres import databases, names
-from harness.runs import How, first_free, parallel
+from harness.runs.session import How, OneServer, first_free, parallel
 from harness.telling import Story, silent, unseen
 
 if TYPE_CHECKING:
     from harness.databases.pool import Filler
-    from harness.fleet import Fleet
+    from harness.runs.placement import Fleet
     from harness.servers.port import Backend, ServerInfo
 
 BeforeHandingOver = Callable[[Template, str, str], None]
@@ -45,7 +44,7 @@ class Harness(OneServer):
     @classmethod
     def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
         """As :meth:`open`, with settings that were read already."""
-        from harness import outgrown
+        from harness.runs import spill
         from harness.servers import acquire
 
         purpose, rebuild = how.get("purpose", "run"), how.get("rebuild", False)
@@ -58,7 +57,7 @@ class Harness(OneServer):
                 value="server",
             )
         story = how.get("story", silent)
-        settings = outgrown.settings_for(settings, environ)
+        settings = spill.settings_for(settings, environ)
         found = acquire.ensure(
             settings,
             environ,
@@ -88,18 +87,18 @@ class Harness(OneServer):
 
     def _prepare_or_move(self, *, rebuild: bool, may_move: bool) -> bool:
         """Have the templates ready; True where everything has to be done again on disk."""
-        from harness import outgrown
+        from harness.runs import spill
 
         settings, environ, server, story = self.settings, self._environ, self.server, self._story
         try:
             self.prepare(rebuild=rebuild)
         except HarnessError as error:
-            if may_move and outgrown.ran_out(error, settings, environ, server, story):
+            if may_move and spill.ran_out(error, settings, environ, server, story):
                 return True
-            outgrown.explain(error, server)
+            spill.explain(error, server)
             raise
         templates = list(self.templates.values())
-        return may_move and outgrown.must_move(settings, environ, server, templates, story)
+        return may_move and spill.must_move(settings, environ, server, templates, story)
 
     @classmethod
     def attach(
@@ -119,7 +118,7 @@ class Harness(OneServer):
         What a guest leases belongs to the run: :meth:`close` leaves it to the host's :meth:`release_run`.
 
         Args:
-            run, info, owner, templates: as the host has them (``harness.runfile``).
+            run, info, owner, templates: as the host has them (``harness.runs.runfile``).
             workers: how many workers the run has.
 
         Raises:
@@ -307,21 +306,21 @@ def open_run(settings: Settings, environ: Mapping[str, str], **how: Unpack[How])
     A person's (``purpose="up"``) databases always share one server.
 
     Raises:
-        As :meth:`harness.runs.Run.open`.
+        As :meth:`harness.runs.session.Run.open`.
     """
     if settings.isolation != "server" or how.get("purpose") == "up":
         return Harness.open_with(settings, environ, **how)
-    from harness.fleet import Fleet
+    from harness.runs.placement import Fleet
 
     return Fleet.open_with(settings, environ, **how)
 
 
 def baked_base(settings: Settings, environ: Mapping[str, str], backend: Backend, story: Story) -> str | None:
     """What a new server can start from, migrated already; a hint only: without it, it is migrated."""
-    from harness import fleet
+    from harness.runs import bake
 
     try:
-        found = fleet.oven_of(settings, environ, backend).look()
+        found = bake.oven_of(settings, environ, backend).look()
     except HarnessError:
         # Whatever is wrong is said where it matters: at the start, or by the migrations.
         return None

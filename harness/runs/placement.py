@@ -1,7 +1,8 @@
 """``isolation = "server"``: the same interface as a harness, with a whole server for each worker.
 
 Every server starts from one baked base in which the templates are there already, and is the run's own: it
-ends with its lease, with the run, or by its dead-man's switch soon after the run was killed.
+ends with its lease, with the run, or by its dead-man's switch soon after the run was killed. Below: one worker's
+harness on its server.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack
 
-from harness.bake import Baked, Oven
 from harness.config.settings import Settings
-from harness.databases import recipes
 from harness.databases.lease import Lease
 from harness.databases.sweep import Doomed
 from harness.databases.template import Template
-from harness.errors import LeaseClosed
-from harness.member import Member, purpose_of
-from harness.postgres import names
-from harness.runs import How, Run, first_free, run_all
+from harness.errors import HarnessError, LeaseClosed
+from harness.postgres import databases, names
+from harness.postgres.session import literal
+from harness.runs.bake import Baked, Oven, oven_of
+from harness.runs.harness import Harness
+from harness.runs.session import How, Run, first_free, run_all
 from harness.servers import acquire, inventory, memory, registry
 from harness.servers.port import Backend
 from harness.telling import Progress, Story, silent, unseen
@@ -34,7 +35,7 @@ _EXTRA_CONNECTIONS = 30
 class Fleet(Run):
     """The servers of one run, one for each worker.
 
-    Made by :meth:`open` or :func:`harness.core.open_run`; a context manager.
+    Made by :meth:`open` or :func:`harness.runs.harness.open_run`; a context manager.
 
     Attributes:
         settings: what it was opened with.
@@ -288,7 +289,59 @@ def open_worker(
         raise
 
 
-def oven_of(settings: Settings, environ: Mapping[str, str], backend: Backend) -> Oven:
-    """What bakes for these settings."""
-    made = [recipes.make(settings, environ, database, role=settings.role) for database in settings.databases]
-    return Oven(settings, environ, backend, made)
+class Member(Harness):
+    """One worker's harness: its server ends with its last lease, and with it.
+
+    Attributes:
+        fleet: the run that it belongs to.
+        worker: whose server this is.
+    """
+
+    fleet: Fleet
+    worker: str
+
+    def _forget(self, lease: Lease) -> None:
+        super()._forget(lease)
+        if not self._leases and not self.kept():
+            self.fleet.end(self.worker)
+
+    def _clean_up(self) -> None:
+        """A new server holds nothing that anybody has left."""
+
+    def fill_aside(self, count: int) -> None:
+        """The other workers have servers of their own: spares here would be nobody's."""
+
+    def kept(self) -> list[str]:
+        """Databases that stay for people; the server outlives its run then, for ``ttl``."""
+        try:
+            session = self.link.session
+            found = [
+                database.name
+                for database in databases.list_ours(session, self.project)
+                if database.parsed is not None and database.parsed.kind is names.Kind.KEPT
+            ]
+            if found:
+                session.execute(
+                    f"alter database postgres set harness.ttl = {literal(f'{self.settings.ttl:g}')}"
+                )
+        except HarnessError:
+            # It is gone, and so is all that was kept.
+            return []
+        return found
+
+    def release_run(self, workers: Sequence[str] | None = None) -> list[str]:
+        """End the servers of other workers (one that has crashed), or let go of this one with None."""
+        if workers is None:
+            return []
+        return self.fleet.release_run(workers)
+
+    def close(self) -> None:
+        """End the server. Twice is once."""
+        self.fleet.close()
+
+
+def purpose_of(run: str, worker: str) -> str:
+    """The purpose of a worker's server; ten workers of two runs have twenty."""
+    # The worker's word is a user's text: only its plain form or its hash goes into a container's name.
+    plain = names.lease("0" * 10, run, worker, 0).rpartition("_")[0].rpartition("_")[2]
+    return f"run-{run[:8]}-{plain}"

@@ -11,7 +11,7 @@ from harness.postgres import databases, names
 from harness.postgres.session import Session
 
 if TYPE_CHECKING:
-    from harness.core import Harness
+    from harness.runs.harness import Harness
 
 PER_WORKER_RESERVE = 2
 """Admin sessions that a worker of ours holds: one on the maintenance database, one in its lease."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from harness.config import project
 from harness.config.project import file_lock
 from harness.config.settings import Settings
-from harness.databases import template
+from harness.databases import recipes, template
 from harness.databases.spec import FORMAT as RECIPE_FORMAT
 from harness.databases.spec import Owner, Recipe, fingerprint_on
 from harness.errors import HarnessError, MigrationError, ServerLost
@@ -259,3 +259,9 @@ def evict(bakery: Bakery, limits: Limits, *, keep: str = "", dry_run: bool = Fal
 def limits_of(settings: Settings) -> Limits:
     """What the settings allow."""
     return Limits(settings.keep_baked, settings.template_age, settings.baked_size)
+
+
+def oven_of(settings: Settings, environ: Mapping[str, str], backend: Backend) -> Oven:
+    """What bakes for these settings."""
+    made = [recipes.make(settings, environ, database, role=settings.role) for database in settings.databases]
+    return Oven(settings, environ, backend, made)
