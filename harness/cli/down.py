@@ -41,7 +41,7 @@ def run(context: Context) -> int:
 
 
 def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness.pristine import Notes
+    from harness.sandbox.watermarks import Notes
     from harness.servers import inventory
 
     ended: list[dict[str, Any]] = []
@@ -55,7 +55,6 @@ def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
 
 
 def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness import saved
     from harness.databases import eviction, sweep
     from harness.postgres import databases, roles
 
@@ -75,7 +74,7 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
             for database in observed:
                 parsed = database.parsed
                 if parsed is None or not (
-                    database.name in mine or saved.lease_of(database) in mine or everything
+                    database.name in mine or databases.lease_of(database) in mine or everything
                 ):
                     continue
                 if parsed.owner in alive and parsed.kind is Kind.LEASE:

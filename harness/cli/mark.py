@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from harness import persons, saved
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import Usage, add_json
 from harness.databases import template
 from harness.errors import LeaseError
 from harness.postgres import locks
-from harness.pristine import Life, Notes
 from harness.runs.harness import Harness
-from harness.saved import Saved
+from harness.sandbox import marks as saved_marks
+from harness.sandbox import reset
+from harness.sandbox.marks import Saved
+from harness.sandbox.watermarks import Life, Notes
 
 USAGE = "[WORKER] [--name NAME | --list | --release[=NAME] | --release-all] [options]"
 
@@ -119,7 +120,7 @@ def _set(context: Context, place: seen.Place, name: str | None) -> dict[str, Any
     harness = place.harness
     notes = Notes.of(context.settings, context.environ)
     life = Life.of(harness.link.session, harness.link.server_id, "")
-    made, ended, noted = saved.save(
+    made, ended, noted = saved_marks.save(
         harness.link.session,
         harness.project,
         place.databases,
@@ -128,7 +129,7 @@ def _set(context: Context, place: seen.Place, name: str | None) -> dict[str, Any
         strategy=strategy_of(harness, place),
         reset_timeout=context.settings.reset_timeout,
     )
-    persons.note_marks(harness.clones, notes, life, noted)
+    reset.note_marks(harness.clones, notes, life, noted)
     for session in ended:
         context.console.warn(f"ended: {session}")
     context.console.story(f"{place.what}: marked as {made.name!r}; `pg-harness reset` comes back to here")
@@ -139,10 +140,10 @@ def _release(
     context: Context, place: seen.Place, name: str | None, *, everything: bool
 ) -> list[dict[str, Any]]:
     harness = place.harness
-    marks = saved.stack(harness.link.session, harness.project, place.databases)
+    marks = saved_marks.stack(harness.link.session, harness.project, place.databases)
     if not marks and not everything:
         raise LeaseError(f"{place.what}: nothing is marked")
-    lowest = None if everything else saved.choose(marks, name) if name else marks[-1]
+    lowest = None if everything else saved_marks.choose(marks, name) if name else marks[-1]
     gone = release(context, place, marks, lowest)
     left = marks[: len(marks) - len(gone)]
     where = f"mark {left[-1].name!r}" if left else "their migrations' state"
@@ -152,9 +153,9 @@ def _release(
 
 
 def release(context: Context, place: seen.Place, marks: Sequence[Saved], lowest: Saved | None) -> list[Saved]:
-    """As :func:`harness.saved.release`, with what was noted of them."""
+    """As :func:`harness.sandbox.marks.release`, with what was noted of them."""
     notes = Notes.of(context.settings, context.environ)
-    gone = saved.release(place.harness.link.session, place.harness.project, marks, lowest)
+    gone = saved_marks.release(place.harness.link.session, place.harness.project, marks, lowest)
     for mark in gone:
         for copy in mark.databases.values():
             notes.forget(copy.name)
@@ -167,7 +168,7 @@ def _list(context: Context, worker: str | None) -> int:
         mine = [place for harness in harnesses for place in seen.places(harness) if place.persons]
         for place in mine:
             if worker is None or worker in place.words:
-                marks = saved.stack(place.harness.link.session, place.harness.project, place.databases)
+                marks = saved_marks.stack(place.harness.link.session, place.harness.project, place.databases)
                 found += [told(place, mark) for mark in marks]
     if worker is not None and not any(worker in place.words for place in mine):
         raise LeaseError(f"you have no worker {worker!r}") if mine else seen.nothing(context)

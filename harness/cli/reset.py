@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from harness import saved
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.mark import TEMPLATE, changing, release, strategy_of
@@ -17,13 +16,14 @@ from harness.databases import template
 from harness.databases.clones import Claim
 from harness.databases.template import Template
 from harness.errors import LeaseError, LeaseLost
-from harness.persons import PersonsReset
 from harness.postgres import databases
 from harness.postgres.databases import Database
 from harness.postgres.names import Kind
-from harness.pristine import Notes
 from harness.reset.report import ResetReport
-from harness.saved import Saved
+from harness.sandbox import marks as saved_marks
+from harness.sandbox.marks import Saved
+from harness.sandbox.reset import PersonsReset
+from harness.sandbox.watermarks import Notes
 
 USAGE = "[WORKER | --all] [--to NAME] [--dry-run] [options]"
 
@@ -162,10 +162,10 @@ def _reset_mine(context: Context, place: seen.Place, to: str | None) -> tuple[st
 def _target(place: seen.Place, to: str | None) -> tuple[list[Saved], Saved | None]:
     """All marks, and the one to go to; None is the template."""
     harness = place.harness
-    marks = saved.stack(harness.link.session, harness.project, place.databases)
+    marks = saved_marks.stack(harness.link.session, harness.project, place.databases)
     if to == TEMPLATE or (to is None and not marks):
         return marks, None
-    return marks, saved.choose(marks, to) if to is not None else marks[-1]
+    return marks, saved_marks.choose(marks, to) if to is not None else marks[-1]
 
 
 def _persons(

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import saved
 from harness.cli import seen
 from harness.cli.context import Context
 from harness.cli.parser import add_json
@@ -17,6 +16,7 @@ from harness.postgres import databases, names
 from harness.postgres.names import Kind
 from harness.postgres.session import Session
 from harness.runs.harness import Harness
+from harness.sandbox import marks as saved_marks
 
 DESCRIPTION = """\
 Where the project's root and settings are, which servers of it run, and what is on them. Starts nothing.
@@ -80,7 +80,7 @@ def _server(harness: Harness) -> dict[str, Any]:
                 "what": place.what,
                 "databases": {name: database.name for name, database in place.databases.items()},
                 "current": _is_current(place, today),
-                "marks": [m.name for m in saved.stack(session, harness.project, place.databases)]
+                "marks": [m.name for m in saved_marks.stack(session, harness.project, place.databases)]
                 if place.persons
                 else [],
                 "connections": dict(

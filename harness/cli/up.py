@@ -59,7 +59,7 @@ def run(context: Context) -> int:
     """Print the URLs."""
     given = vars(context.arguments)
     if not given.keys() & {"fresh", "rebuild", "ttl"} and not context.json:
-        from harness.cli.up_again import urls
+        from harness.sandbox.sandbox import urls
 
         found_urls = urls(context, given.get("workers"))
         if found_urls:
@@ -162,8 +162,8 @@ def _fresh(
     yes: bool,
     rebuild: bool,
 ) -> None:
-    from harness import saved
     from harness.postgres import databases, locks
+    from harness.sandbox import marks as saved_marks
 
     doomed = [place for place in mine.values() if place.databases]
     if doomed:
@@ -181,7 +181,7 @@ def _fresh(
         for place in doomed:
             for database in place.databases.values():
                 # Marks of other migrations' databases would bring those back.
-                saved.drop_of(harness.link.session, harness.project, database.name)
+                saved_marks.drop_of(harness.link.session, harness.project, database.name)
                 databases.drop(harness.link.session, database.name, harness.project)
         for worker in dict.fromkeys([*wanted, *mine]):
             harness.complete(worker, before=_noting(context, harness))
@@ -190,13 +190,13 @@ def _fresh(
 
 def _noting(context: Context, harness: Harness) -> Callable[[Template, str, str], None]:
     """So that `reset` can put back what changes from here on: nobody knows the new databases yet."""
-    from harness import persons, pristine
+    from harness.sandbox import reset, watermarks
 
-    return partial(persons.first_note, harness.clones, pristine.Notes.of(context.settings, context.environ))
+    return partial(reset.first_note, harness.clones, watermarks.Notes.of(context.settings, context.environ))
 
 
 def _confirm(context: Context, doomed: Sequence[seen.Place], *, yes: bool) -> None:
-    from harness import saved
+    from harness.sandbox import marks as saved_marks
 
     say = context.console.story if yes else context.console.warn
     total = sum(len(place.databases) for place in doomed)
@@ -204,7 +204,7 @@ def _confirm(context: Context, doomed: Sequence[seen.Place], *, yes: bool) -> No
         f"--fresh drops {total} database{'s' if total != 1 else ''} with all that is in {'them' if total != 1 else 'it'}:"
     )
     for place in doomed:
-        marks = saved.stack(place.harness.link.session, place.harness.project, place.databases)
+        marks = saved_marks.stack(place.harness.link.session, place.harness.project, place.databases)
         if marks:
             say(f"  worker {place.worker}: its marks {', '.join(repr(mark.name) for mark in marks)}")
         for name, database in place.databases.items():

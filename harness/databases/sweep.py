@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from harness import saved
 from harness.databases import eviction
 from harness.errors import HarnessError
 from harness.postgres import databases, locks, names
@@ -70,7 +69,7 @@ def plan(
     leases = {d.name for d in observed if _kind(d) is Kind.LEASE}
     for database in observed:
         if _kind(database) is Kind.MARK:
-            reason = "" if saved.lease_of(database) in leases else "the database that was marked is gone"
+            reason = "" if databases.lease_of(database) in leases else "the database that was marked is gone"
         else:
             reason = _reason(database, alive, building, now, fingerprints, surplus)
         # A session in it: somebody still looks. It goes another time.

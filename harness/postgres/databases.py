@@ -429,3 +429,12 @@ begin
     end loop;
 end $settle$
 """
+
+
+def lease_of(found: Database) -> str:
+    """The name of the database that a mark is of; empty for what is no mark."""
+    parsed = found.parsed
+    if parsed is None or parsed.kind is not names.Kind.MARK:
+        return ""
+    tail = parsed.tail.rpartition("_")[0]
+    return str(names.DatabaseName(parsed.project, names.Kind.LEASE, parsed.owner, tail))

@@ -13,7 +13,6 @@ import pytest
 from fix_leases import OWNER, Schema, make_lease
 from fix_reset_servers import PATIENCE, VERSIONS, Server, binaries, running
 
-from harness import saved
 from harness.databases import sweep, template
 from harness.databases.clones import Clones
 from harness.databases.freshness import DatabaseReset, ensure_baseline
@@ -26,6 +25,7 @@ from harness.postgres.admin import Link
 from harness.postgres.incarnation import Incarnation
 from harness.postgres.liveness import SignOfLife
 from harness.postgres.session import Session
+from harness.sandbox import marks
 
 
 class WithUnlogged(Schema):
@@ -439,7 +439,7 @@ def test_a_persons_mark_that_a_crash_emptied_is_refused(
         lease = make_lease(clones, made, names.PERSON)
         found = databases.find(link.session, lease.dsn.database)
         assert found is not None
-        mark, _, _ = saved.save(
+        mark, _, _ = marks.save(
             link.session,
             checkout,
             {"default": found},
@@ -453,10 +453,10 @@ def test_a_persons_mark_that_a_crash_emptied_is_refused(
         copy = mark.databases["default"]
         if refused:
             with pytest.raises(LeaseError, match=r"'one'.*crash"):
-                saved.put_back(clones, "one", copy, found, strategy="file_copy")
+                marks.put_back(clones, "one", copy, found, strategy="file_copy")
         else:
-            saved.put_back(clones, "one", copy, found, strategy="file_copy")
-        saved.drop_of(link.session, checkout, found.name)
+            marks.put_back(clones, "one", copy, found, strategy="file_copy")
+        marks.drop_of(link.session, checkout, found.name)
         lease.release()
 
 

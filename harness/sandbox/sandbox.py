@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from harness.cli.context import Context
+from typing import TYPE_CHECKING
+
 from harness.config import project
 from harness.config.settings import DEFAULT_DATABASE
 from harness.databases import recipes
@@ -10,6 +11,9 @@ from harness.databases.spec import fingerprint
 from harness.postgres import databases, names, roles
 from harness.servers import drift, inventory
 from harness.servers.records import Hint
+
+if TYPE_CHECKING:
+    from harness.cli.context import Context
 
 
 def urls(context: Context, workers: int | None) -> list[str]:

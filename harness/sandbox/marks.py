@@ -16,8 +16,7 @@ from harness.databases.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
 from harness.databases.freshness import note_of
 from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
 from harness.postgres import databases, incarnation, names
-from harness.postgres.databases import Database, apply_statements, read_attributes, settle_sequences
-from harness.postgres.names import Kind
+from harness.postgres.databases import Database, apply_statements, lease_of, read_attributes, settle_sequences
 from harness.postgres.session import Session, ident, literal
 from harness.reset.sql.shared import Note
 
@@ -318,12 +317,3 @@ def drop_of(session: Session, project: str, name: str, *, but: Sequence[Saved] =
     for found in databases.list_ours(session, project):
         if lease_of(found) == name and found.name not in stay:
             databases.drop(session, found.name, project)
-
-
-def lease_of(found: Database) -> str:
-    """The name of the database that a mark is of; empty for what is no mark."""
-    parsed = found.parsed
-    if parsed is None or parsed.kind is not Kind.MARK:
-        return ""
-    tail = parsed.tail.rpartition("_")[0]
-    return str(names.DatabaseName(parsed.project, Kind.LEASE, parsed.owner, tail))

@@ -1,11 +1,10 @@
-"""Resets of a person's databases: each command goes on from what the last one has noted (:mod:`harness.pristine`)."""
+"""Resets of a person's databases: each command goes on from what the last one has noted (:mod:`harness.sandbox.watermarks`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from harness import saved
 from harness.databases.clones import BeforeRename, Claim, Clones
 from harness.databases.freshness import DatabaseReset, note_of, take_note
 from harness.databases.template import Template
@@ -13,10 +12,11 @@ from harness.errors import LeaseLost
 from harness.postgres import databases
 from harness.postgres.databases import Database
 from harness.postgres.session import Session
-from harness.pristine import Life, Notes
 from harness.reset.changes import Changes
 from harness.reset.report import ResetReport
 from harness.reset.sql.shared import Note
+from harness.sandbox import marks
+from harness.sandbox.watermarks import Life, Notes
 from harness.telling import Story, silent
 
 
@@ -49,12 +49,12 @@ class MarkReset(DatabaseReset):
         return note_of(self._clones.link.session, name, self._clones.owner.name)
 
     def _replace(self, before: BeforeRename | None) -> str:
-        return saved.put_back(
+        return marks.put_back(
             self._clones, self._name, self._copy, self._marked, strategy=self._strategy, before=before
         )
 
     def _open_baseline(self, settings: Mapping[str, str]) -> Session:
-        saved.open_up(self._clones.link.session, self._copy.name)
+        marks.open_up(self._clones.link.session, self._copy.name)
         self._is_open = True
         return self._open(self._copy.name, settings)
 
@@ -63,7 +63,7 @@ class MarkReset(DatabaseReset):
         super().close()
         if self._is_open:
             self._is_open = False
-            saved.shut(self._clones.link.session, self._copy.name)
+            marks.shut(self._clones.link.session, self._copy.name)
 
 
 class PersonsReset:
