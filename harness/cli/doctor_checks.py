@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context, working_directory
 
 Result = tuple[str, str, Sequence[str]]
@@ -232,7 +232,7 @@ def psql(context: Context) -> Iterator[Result]:
 
 def servers(context: Context) -> Iterator[Result]:
     """Those of this checkout, and what dead runs left on them."""
-    with seen.harnesses(context) as found:
+    with lookup.harnesses(context) as found:
         if not found:
             yield "ok", "none of this checkout runs", ()
         for harness in found:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.parser import add_json
 from harness.postgres.names import PREFIX, Kind
+from harness.runs.places import places_on
 
 DESCRIPTION = """\
 End the server that `up` started in this checkout, and remove its data: your databases are gone.
@@ -59,12 +60,12 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
     from harness.postgres import databases, roles
 
     dropped: list[dict[str, Any]] = []
-    with seen.harnesses(context) as found:
+    with lookup.harnesses(context) as found:
         for harness in found:
             session = harness.link.session
             mine = [
                 database.name
-                for place in seen.places(harness)
+                for place in places_on(harness)
                 if place.persons
                 for database in place.databases.values()
             ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.parser import add_json
 
@@ -32,7 +32,7 @@ def run(context: Context) -> int:
     """Sweep each server; the names of what went are the answer."""
     dry_run = bool(getattr(context.arguments, "dry_run", False))
     gone: list[dict[str, Any]] = []
-    with seen.harnesses(context) as found:
+    with lookup.harnesses(context) as found:
         for harness in found:
             for doomed in harness.sweep(dry_run=dry_run):
                 name = doomed.database.name

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.parser import Usage, add_json
 from harness.databases import template
 from harness.errors import LeaseError
 from harness.postgres import locks
 from harness.runs.harness import Harness
+from harness.runs.places import Place, places_on
 from harness.sandbox import marks as saved_marks
 from harness.sandbox import reset
 from harness.sandbox.marks import Saved
@@ -70,7 +71,7 @@ def run(context: Context) -> int:
         raise Usage(
             f"{name!r} cannot be a mark's name" + (": it is the migrations' state" if name.strip() else "")
         )
-    with seen.resolved(context, given.get("worker") or "1") as place, changing(place):
+    with lookup.resolved(context, given.get("worker") or "1") as place, changing(place):
         report: object
         if chosen & {"release", "release_all"}:
             report = _release(context, place, given.get("release"), everything="release_all" in chosen)
@@ -85,14 +86,14 @@ TEMPLATE = "template"
 """What ``reset --to`` calls the migrations' state."""
 
 
-def changing(place: seen.Place) -> AbstractContextManager[None]:
+def changing(place: Place) -> AbstractContextManager[None]:
     """Only one of `up`, `mark` and `reset` at a time changes a person's databases.
 
     Raises:
         LeaseError: the place is none of a person's.
     """
     if not place.persons:
-        seen.refuse_template(place, "mark")
+        lookup.refuse_template(place, "mark")
         raise LeaseError(
             f"{place.words[0]} is not yours ({place.what}): marks are for databases of `pg-harness up`; "
             "a test takes lease.mark()"
@@ -107,7 +108,7 @@ def changing(place: seen.Place) -> AbstractContextManager[None]:
     )
 
 
-def strategy_of(harness: Harness, place: seen.Place) -> str | None:
+def strategy_of(harness: Harness, place: Place) -> str | None:
     """How the place's template is cloned; None where it is gone: the server's own choice."""
     for name, database in place.databases.items():
         fingerprint = str((database.mark or {}).get("fingerprint", ""))
@@ -116,7 +117,7 @@ def strategy_of(harness: Harness, place: seen.Place) -> str | None:
     return None
 
 
-def _set(context: Context, place: seen.Place, name: str | None) -> dict[str, Any]:
+def _set(context: Context, place: Place, name: str | None) -> dict[str, Any]:
     harness = place.harness
     notes = Notes.of(context.settings, context.environ)
     life = Life.of(harness.link.session, harness.link.server_id, "")
@@ -136,9 +137,7 @@ def _set(context: Context, place: seen.Place, name: str | None) -> dict[str, Any
     return {**told(place, made), "ended": ended}
 
 
-def _release(
-    context: Context, place: seen.Place, name: str | None, *, everything: bool
-) -> list[dict[str, Any]]:
+def _release(context: Context, place: Place, name: str | None, *, everything: bool) -> list[dict[str, Any]]:
     harness = place.harness
     marks = saved_marks.stack(harness.link.session, harness.project, place.databases)
     if not marks and not everything:
@@ -152,7 +151,7 @@ def _release(
     return [told(place, mark) for mark in gone]
 
 
-def release(context: Context, place: seen.Place, marks: Sequence[Saved], lowest: Saved | None) -> list[Saved]:
+def release(context: Context, place: Place, marks: Sequence[Saved], lowest: Saved | None) -> list[Saved]:
     """As :func:`harness.sandbox.marks.release`, with what was noted of them."""
     notes = Notes.of(context.settings, context.environ)
     gone = saved_marks.release(place.harness.link.session, place.harness.project, marks, lowest)
@@ -164,14 +163,14 @@ def release(context: Context, place: seen.Place, marks: Sequence[Saved], lowest:
 
 def _list(context: Context, worker: str | None) -> int:
     found: list[dict[str, Any]] = []
-    with seen.harnesses(context, purposes=["up"]) as harnesses:
-        mine = [place for harness in harnesses for place in seen.places(harness) if place.persons]
+    with lookup.harnesses(context, purposes=["up"]) as harnesses:
+        mine = [place for harness in harnesses for place in places_on(harness) if place.persons]
         for place in mine:
             if worker is None or worker in place.words:
                 marks = saved_marks.stack(place.harness.link.session, place.harness.project, place.databases)
                 found += [told(place, mark) for mark in marks]
     if worker is not None and not any(worker in place.words for place in mine):
-        raise LeaseError(f"you have no worker {worker!r}") if mine else seen.nothing(context)
+        raise LeaseError(f"you have no worker {worker!r}") if mine else lookup.nothing(context)
     if context.json:
         context.console.json(found)
         return 0
@@ -182,7 +181,7 @@ def _list(context: Context, worker: str | None) -> int:
     return 0
 
 
-def told(place: seen.Place, mark: Saved) -> dict[str, Any]:
+def told(place: Place, mark: Saved) -> dict[str, Any]:
     """One mark for people and programs."""
     return {
         "worker": place.worker,

@@ -17,7 +17,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "status": ("status", "servers, templates, workers and connections of this checkout"),
     "url": ("url", "the URL of one database"),
     "env": ("env", "the environment variables of one database"),
-    "run": ("run", "run a command with databases of its own, and drop them when it ends"),
+    "run": ("run.command", "run a command with databases of its own, and drop them when it ends"),
     "psql": ("psql", "open psql on one database"),
     "mark": ("mark", "make your databases' present state the one that `reset` comes back to"),
     "reset": ("reset", "bring databases back to your mark, or to their migrations' state"),

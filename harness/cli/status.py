@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.parser import add_json
 from harness.databases import sweep
@@ -16,6 +16,7 @@ from harness.postgres import databases, names
 from harness.postgres.names import Kind
 from harness.postgres.session import Session
 from harness.runs.harness import Harness
+from harness.runs.places import Place, places_on
 from harness.sandbox import marks as saved_marks
 
 DESCRIPTION = """\
@@ -31,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """Print it."""
     settings = context.settings
-    with seen.harnesses(context) as found:
+    with lookup.harnesses(context) as found:
         report: dict[str, Any] = {
             "root": str(settings.root),
             "root_origin": settings.root_origin,
@@ -49,7 +50,7 @@ def run(context: Context) -> int:
 
 def _server(harness: Harness) -> dict[str, Any]:
     session, info = harness.link.session, harness.server.info
-    everything = seen.places(harness)
+    everything = places_on(harness)
     states = _connections(harness)
     today = _today(harness)
     runs = {place.run for place in everything if place.kind is Kind.LEASE} - {names.PERSON}
@@ -100,7 +101,7 @@ def _server(harness: Harness) -> dict[str, Any]:
     }
 
 
-def _template(place: seen.Place, today: Mapping[str, str]) -> dict[str, Any]:
+def _template(place: Place, today: Mapping[str, str]) -> dict[str, Any]:
     ((name, database),) = place.databases.items()
     mark = database.mark or {}
     return {
@@ -115,7 +116,7 @@ def _template(place: seen.Place, today: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _is_current(place: seen.Place, today: Mapping[str, str]) -> bool | None:
+def _is_current(place: Place, today: Mapping[str, str]) -> bool | None:
     """Whether it was made from today's migrations; None where they cannot be read."""
     if not today:
         return None

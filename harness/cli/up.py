@@ -13,9 +13,9 @@ from harness.errors import ConfigError
 from harness.postgres import names
 
 if TYPE_CHECKING:
-    from harness.cli import seen
     from harness.databases.template import Template
     from harness.runs.harness import Harness
+    from harness.runs.places import Place
     from harness.servers.handle import Server
 
 DESCRIPTION = """\
@@ -121,13 +121,13 @@ def _up(context: Context, harness: Harness, given: Mapping[str, Any]) -> None:
     _answer(context, harness, [mine[worker] for worker in wanted], stale)
 
 
-def _mine(harness: Harness) -> dict[str, seen.Place]:
-    from harness.cli import seen
+def _mine(harness: Harness) -> dict[str, Place]:
+    from harness.runs.places import places_on
 
-    return {place.worker: place for place in seen.places(harness) if place.persons}
+    return {place.worker: place for place in places_on(harness) if place.persons}
 
 
-def _whole(harness: Harness, place: seen.Place | None) -> bool:
+def _whole(harness: Harness, place: Place | None) -> bool:
     return place is not None and all(d.name in place.databases for d in harness.settings.databases)
 
 
@@ -156,7 +156,7 @@ def _complete(context: Context, harness: Harness, wanted: Sequence[str], *, rebu
 def _fresh(
     context: Context,
     harness: Harness,
-    mine: Mapping[str, seen.Place],
+    mine: Mapping[str, Place],
     wanted: Sequence[str],
     *,
     yes: bool,
@@ -195,7 +195,7 @@ def _noting(context: Context, harness: Harness) -> Callable[[Template, str, str]
     return partial(reset.first_note, harness.clones, watermarks.Notes.of(context.settings, context.environ))
 
 
-def _confirm(context: Context, doomed: Sequence[seen.Place], *, yes: bool) -> None:
+def _confirm(context: Context, doomed: Sequence[Place], *, yes: bool) -> None:
     from harness.sandbox import marks as saved_marks
 
     say = context.console.story if yes else context.console.warn
@@ -221,7 +221,7 @@ def _confirm(context: Context, doomed: Sequence[seen.Place], *, yes: bool) -> No
         raise ConfigError("nothing was dropped", key="yes")
 
 
-def _stale(context: Context, harness: Harness, places: Sequence[seen.Place]) -> list[seen.Place]:
+def _stale(context: Context, harness: Harness, places: Sequence[Place]) -> list[Place]:
     """Those that were made from other migrations than today's."""
     wanted = harness.fingerprints()
     return [
@@ -235,14 +235,12 @@ def _stale(context: Context, harness: Harness, places: Sequence[seen.Place]) -> 
     ]
 
 
-def _workers(places: Sequence[seen.Place]) -> str:
+def _workers(places: Sequence[Place]) -> str:
     many = "s" if len(places) > 1 else ""
     return f"worker{many} {', '.join(place.worker for place in places)}"
 
 
-def _answer(
-    context: Context, harness: Harness, places: Sequence[seen.Place], stale: Sequence[seen.Place]
-) -> None:
+def _answer(context: Context, harness: Harness, places: Sequence[Place], stale: Sequence[Place]) -> None:
     if not context.json:
         for place in places:
             context.console.answer(place.dsn().url)

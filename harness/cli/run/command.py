@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from harness.cli.context import Context
 from harness.cli.parser import Usage, count
-from harness.cli.run_child import exit_code, start
-from harness.cli.run_signals import passing_on
+from harness.cli.run.child import exit_code, start
+from harness.cli.run.signals import passing_on
 from harness.config import environment
 from harness.errors import HarnessError
 
@@ -85,7 +85,7 @@ def run(context: Context) -> int:
         _fits(harness, workers)
         leases = harness.leases(workers)
         if copies:
-            from harness.cli.run_copies import run_copies
+            from harness.cli.run.copies import run_copies
 
             values = [_of_copy(harness, lease, copies) for lease in leases]
             result = run_copies(context, context.command, [_child(context, v) for v in values])
@@ -122,7 +122,7 @@ def _close(context: Context, harness: Harness | Fleet) -> None:
 def _run_one(
     context: Context, harness: Harness | Fleet, leases: Sequence[Lease], command: Sequence[str]
 ) -> int:
-    from harness.cli.run_watch import Watch
+    from harness.cli.run.watch import Watch
     from harness.runs.harness import Harness
 
     values = _of_all(harness, leases)
