@@ -1,7 +1,7 @@
 """Each test starts from the same state: the reset runs first in the set-up of the *next* test.
 
 Never in a fixture's teardown: the application's engines and pools are closed by then. What wider fixtures
-have written is marked (:mod:`harness.pytest_plugin.marks`) and comes back with every reset.
+have written is marked (:mod:`harness.pytest_plugin.fixture_marks`) and comes back with every reset.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.postgres import activity
 from harness.pytest_plugin import django_classes
-from harness.pytest_plugin.marks import WiderFixtures
+from harness.pytest_plugin.fixture_marks import WiderFixtures
 from harness.pytest_plugin.state import State
 from harness.reset.report import ResetReport
 

@@ -134,7 +134,7 @@ STATE = pytest.StashKey[State]()
 
 
 def state_of(config: pytest.Config) -> State:
-    """The state that :mod:`harness.pytest_plugin.early` has left in the config."""
+    """The state that :mod:`harness.pytest_plugin.bootstrap` has left in the config."""
     return config.stash[STATE]
 
 

@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 # It runs in the interpreter of the project, which may be older than the one that mypy checks for.
 # ruff: noqa: BLE001, UP031 -- whatever a project raises is reported; % runs on any Python 3
-"""Child: ``alembic upgrade head``. Parameters come as JSON on stdin; see migrations/alembic_source.py."""
+"""Child: ``alembic upgrade head``. Parameters come as JSON on stdin; see migrations/tools/alembic.py."""
 
 import sys
 

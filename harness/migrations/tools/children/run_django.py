@@ -3,7 +3,7 @@
 # ruff: noqa: BLE001, UP031 -- whatever a project raises is reported; % runs on any Python 3
 """Child: ``migrate`` of a Django project, or the list of its migrations' folders.
 
-Parameters come as JSON on stdin; see migrations/django_source.py.
+Parameters come as JSON on stdin; see migrations/tools/django.py.
 """
 
 import sys

@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 # It runs in the interpreter of the project, which may be older than the one that mypy checks for.
 # ruff: noqa: BLE001 -- whatever a project raises is reported; % runs on any Python 3
-"""Child: call one function of the project's. Parameters come as JSON on stdin; see migrations/python_source.py."""
+"""Child: call one function of the project's. Parameters come as JSON on stdin; see migrations/tools/python.py."""
 
 import sys
 

@@ -15,9 +15,8 @@ from harness.config import environment
 from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import HarnessError
-from harness.pytest_plugin import checks, plugins
+from harness.pytest_plugin import guard, registration
 from harness.pytest_plugin.state import STATE, Role, State
-from harness.pytest_plugin.story import Teller
 from harness.runs.runfile import VARIABLE, RunFile
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def begin(config: pytest.Config, start: tuple[Path, str]) -> State:
     config.stash[STATE] = state
     # Run also where pytest gives up before pytest_configure, for instance over an unknown option.
     config.add_cleanup(state.end)
-    plugins.register(config, state)
+    registration.register(config, state)
     return state
 
 
@@ -58,7 +57,7 @@ def stop_if_changed(state: State) -> None:
     Raises:
         pytest.UsageError: one of them, or another plugin, has changed what we exported.
     """
-    checks.stop_if_changed(state, "while the conftests were loaded")
+    guard.stop_if_changed(state, "while the conftests were loaded")
 
 
 def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
@@ -78,7 +77,6 @@ def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
 def _settings(options: Any, start: tuple[Path, str]) -> Settings:
     # Here: a worker has its controller's, and imports neither.
     from harness.config.load import load
-    from harness.pytest_plugin.options import given_as_options
 
     explicit = options.pg_harness_config
     return load(
@@ -250,3 +248,58 @@ def _exporting(state: State) -> State:
         raise
     state.undo = environment.patch(os.environ, state.exported)
     return state
+
+
+def given_as_options(options: Any) -> dict[str, Any]:
+    """The settings that were given as options of pytest."""
+    given = {
+        "backend": options.pg_harness_backend,
+        "fresh": options.pg_harness_fresh,
+        "keep_failed": options.pg_harness_keep_failed,
+        "server_url": options.pg_harness_server_url,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+_REDRAW = 0.1
+"""Seconds between two drawings of the progress line."""
+
+
+class Teller:
+    """Writes to stderr; silent with ``-q``. A context manager: the progress line is wiped at its end."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._stream = sys.stderr
+        self._terminal = self._stream.isatty()
+        self._width = 0
+        self._drawn = 0.0
+
+    def line(self, text: str) -> None:
+        """One line about what is being done."""
+        if self._quiet:
+            return
+        self._wipe()
+        print(f"pg-harness: {text}", file=self._stream, flush=True)
+
+    def progress(self, done: int, total: int | None, what: str) -> None:
+        """Redraw the progress line: steps done, of how many, which one."""
+        now = time.monotonic()
+        if self._quiet or not self._terminal or now - self._drawn < _REDRAW:
+            return
+        self._drawn = now
+        text = f"pg-harness: {done}{f'/{total}' if total else ''} {what}"[:100]
+        self._wipe()
+        print(text, end="", file=self._stream, flush=True)
+        self._width = len(text)
+
+    def _wipe(self) -> None:
+        if self._width:
+            print("\r" + " " * self._width + "\r", end="", file=self._stream, flush=True)
+            self._width = 0
+
+    def __enter__(self) -> Teller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wipe()

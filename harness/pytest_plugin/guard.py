@@ -89,3 +89,16 @@ def _masked(name: str, value: str | None) -> str:
     if any(word in name.upper() for word in ("PASS", "SECRET", "TOKEN", "KEY", "URL", "DSN")):
         return "***"
     return value
+
+
+class Guard:
+    """Stops a run that would use another database than the leased one."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Once more: pytest_configure of a conftest may have loaded a .env file."""
+        stop_if_not_ours(session.config, self._state)
+        stop_if_changed(self._state, "before the session started")

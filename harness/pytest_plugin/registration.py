@@ -13,9 +13,10 @@ import pytest
 from harness.pytest_plugin import fixtures
 from harness.pytest_plugin.failures import Failures
 from harness.pytest_plugin.freshness import Freshness, Stop
-from harness.pytest_plugin.garbage import Garbage
+from harness.pytest_plugin.guard import Guard
+from harness.pytest_plugin.leaks import Garbage
+from harness.pytest_plugin.report import Summarizer
 from harness.pytest_plugin.serial import Serial
-from harness.pytest_plugin.session import Guard, Summarizer
 from harness.pytest_plugin.state import Role, State
 
 
@@ -42,12 +43,12 @@ def register(config: pytest.Config, state: State) -> None:
     manager.register(Garbage(state), "pg_harness_garbage")
     manager.register(Serial(state), "pg_harness_serial")
     if "pytest_django.plugin" in sys.modules:
-        from harness.pytest_plugin import django_bridge
+        from harness.pytest_plugin import django
 
-        if django_bridge.wanted(manager, state):
-            manager.register(django_bridge, "pg_harness_django")
-            manager.register(django_bridge.NoFlush(state, freshness.resets_next), "pg_harness_no_flush")
+        if django.wanted(manager, state):
+            manager.register(django, "pg_harness_django")
+            manager.register(django.NoFlush(state, freshness.resets_next), "pg_harness_no_flush")
     if state.role is Role.HOST:
-        from harness.pytest_plugin.workers import Controller
+        from harness.pytest_plugin.xdist import Controller
 
         manager.register(Controller(state), "pg_harness_controller")

@@ -1,4 +1,4 @@
-"""The beginning of the session, when all plugins and conftests have had their say, and its end."""
+"""The end of the session: what is to be told of the run, gathered from its workers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from harness.pytest_plugin import checks
 from harness.pytest_plugin.state import Role, State
 
 _MISSING_RIGHTS = "[42501]"
@@ -14,19 +13,6 @@ _GRANT = (
     "Remedy: GRANT EXECUTE ON FUNCTION pg_read_binary_file(text, bigint, bigint) and the roles pg_read_server_files "
     "and pg_read_all_settings to the harness's role"
 )
-
-
-class Guard:
-    """Stops a run that would use another database than the leased one."""
-
-    def __init__(self, state: State) -> None:
-        self._state = state
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """Once more: pytest_configure of a conftest may have loaded a .env file."""
-        checks.stop_if_not_ours(session.config, self._state)
-        checks.stop_if_changed(self._state, "before the session started")
 
 
 class Summarizer:
