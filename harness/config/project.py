@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import uuid
@@ -10,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.errors import ConfigError, PoolTimeout
-from harness.postgres import names
 
 
 def machine_id() -> str:
@@ -31,7 +31,18 @@ def machine_id() -> str:
 
 def project_id(root: Path) -> str:
     """Ten hex digits for the checkout at ``root`` on this machine."""
-    return names.project_id(machine_id(), os.path.realpath(root))
+    return checkout_id(machine_id(), os.path.realpath(root))
+
+
+def checkout_id(machine: str, root: str) -> str:
+    """Ten hex digits that name a checkout: two machines on one Docker daemon must not collide.
+
+    Args:
+        machine: this machine's id, see :func:`machine_id`.
+        root: the real path of the project's root, without symbolic links.
+    """
+    text = f"project:{machine}:{root}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:10]
 
 
 def state_dir(environ: Mapping[str, str]) -> Path:

@@ -45,7 +45,7 @@ class DatabaseName:
     """The parts of a database's name.
 
     Attributes:
-        project: ten hex digits, see :func:`project_id`.
+        project: ten hex digits, see :func:`harness.config.project.checkout_id`.
         kind: what it is.
         owner: sixteen hex digits: the fingerprint for templates, buildings, baselines and spares;
             the run for leases and kept ones; random for retired ones.
@@ -148,13 +148,3 @@ BAKED = "ba4edba4ed"
 
 PERSON = "0" * 16
 """The run id of what ``up`` leases: a person's databases, never given to a test run, never swept."""
-
-
-def project_id(machine: str, root: str) -> str:
-    """Ten hex digits that name a checkout: two machines on one Docker daemon must not collide.
-
-    Args:
-        machine: this machine's id, see :func:`harness.config.project.machine_id`.
-        root: the real path of the project's root, without symbolic links.
-    """
-    return digest(f"project:{machine}:{root}", 10)

@@ -16,7 +16,7 @@ class ServerRequest:
     """What server is wanted.
 
     Attributes:
-        project: ten hex digits of the checkout, see :func:`harness.postgres.names.project_id`.
+        project: ten hex digits of the checkout, see :func:`harness.config.project.project_id`.
         purpose: ``"up"`` (a person's: on disk, survives a reboot and ``docker stop``) or ``"run"``
             (a test run's: auto-removed, kept warm for ``ttl``); with ``isolation = "server"`` also
             ``"run-<n>"``. At most one server per (project, purpose).

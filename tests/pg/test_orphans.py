@@ -8,8 +8,7 @@ from pathlib import Path
 
 from fix_backends import Checkout
 
-from harness.config.project import machine_id, state_dir
-from harness.postgres.names import project_id
+from harness.config.project import checkout_id, machine_id, state_dir
 from harness.servers import inventory, orphans
 
 
@@ -48,12 +47,12 @@ def test_a_server_whose_checkout_was_removed(
 
 def test_only_what_was_on_this_machine_and_is_surely_removed(tmp_path: Path) -> None:
     def mine(root: str) -> str:
-        return project_id(machine_id(), root)
+        return checkout_id(machine_id(), root)
 
     gone = str(tmp_path / "gone")
     assert orphans.gone(gone, mine(gone))
     assert not orphans.gone(str(tmp_path), mine(str(tmp_path)))
-    assert not orphans.gone(gone, project_id("another machine", gone))
+    assert not orphans.gone(gone, checkout_id("another machine", gone))
     assert not orphans.gone("", mine(""))
     # A disk that is not plugged in.
     assert not orphans.gone("/media/nobody/disk/shop", mine("/media/nobody/disk/shop"))
