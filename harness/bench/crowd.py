@@ -21,6 +21,8 @@ from harness.postgres.session import Session
 WORKER = """
 import harness.bench
 harness.bench.__path__[:] = [{here!r}]
+from harness.bench.older import answer_to_new_names
+answer_to_new_names()
 from harness.bench.crowd import main
 main()
 """

@@ -88,7 +88,7 @@ def environ_of(folder: Path) -> dict[str, str]:
 def project(schema: str, version: str | None, below: Path | None) -> Iterator[tuple[Harness, Path]]:
     """A server of its own with its project's folder, and nothing left of it afterwards."""
     from harness.runs.harness import Harness
-    from harness.servers import inventory
+    from harness.servers.inventory import stop
 
     folder = Path(tempfile.mkdtemp(prefix="pg-harness-bench-", dir=below))
     folder.chmod(0o755)
@@ -106,7 +106,7 @@ def project(schema: str, version: str | None, below: Path | None) -> Iterator[tu
                 raise ConfigError(f"the server's user may not enter {below}: its data would lie in {data}")
             yield harness, folder
     finally:
-        inventory.stop(settings, environ)
+        stop(settings, environ)
         shutil.rmtree(folder, ignore_errors=True)
 
 
