@@ -1,4 +1,4 @@
-"""Before any conftest is imported: find out what this process is, lease, export."""
+"""Before any conftest is imported: find out what this process is, lease, export, and say on stderr what is being done."""
 
 from __future__ import annotations
 
