@@ -99,11 +99,11 @@ def pytest_load_initial_conftests(
             f"Run: pg-harness run -- pytest"
         )
     with _uncollected():
-        from harness.pytest_plugin import early
+        from harness.pytest_plugin import bootstrap
 
-        state = early.begin(early_config, start)
+        state = bootstrap.begin(early_config, start)
     result = yield
-    early.stop_if_changed(state)
+    bootstrap.stop_if_changed(state)
     return result
 
 

@@ -28,6 +28,8 @@ from pathlib import Path
 import harness, harness.bench
 assert Path(harness.__file__).resolve().parents[1] == Path({folder!r}), harness.__file__
 harness.bench.__path__[:] = [{measuring!r}]
+from harness.bench.older import answer_to_new_names
+answer_to_new_names()
 from harness.bench.reset import main
 sys.exit(main({words!r}))
 """

@@ -23,13 +23,14 @@ import psycopg
 import schema
 from measure import compare, head, timed
 
-from harness import names, running, template
-from harness.backends.base import ServerRequest
-from harness.backends.defaults import throwaway
-from harness.catalog import databases
-from harness.config import load
-from harness.core import Harness
-from harness.settings import Settings
+from harness.config.load import load
+from harness.config.settings import Settings
+from harness.databases import template
+from harness.postgres import databases, names
+from harness.runs.harness import Harness
+from harness.servers import inventory
+from harness.servers.defaults import throwaway
+from harness.servers.port import ServerRequest
 
 
 @contextmanager
@@ -44,7 +45,7 @@ def project(tables: int, **overrides: object) -> Iterator[tuple[Settings, Mappin
         yield settings, environ, folder
     finally:
         for purpose in ("run", "up"):
-            running.stop(settings, environ, purpose=purpose)
+            inventory.stop(settings, environ, purpose=purpose)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -86,7 +87,7 @@ def cold_process(pairs: int) -> None:
     with project(60, backend="process", storage="memory") as (settings, environ, folder):
         with Harness.open_with(settings, environ) as harness:
             binaries = Path(str(harness.server.info.binaries))
-        running.stop(settings, environ)
+        inventory.stop(settings, environ)
 
         def ours() -> float:
             began = time.perf_counter()
@@ -94,7 +95,7 @@ def cold_process(pairs: int) -> None:
                 with lease.connect() as connection:
                     connection.execute("select 1")
                 took = time.perf_counter() - began
-            running.stop(settings, environ)
+            inventory.stop(settings, environ)
             return took
 
         by_hand = ProcessByHand(binaries, folder)
@@ -165,7 +166,7 @@ class ProcessByHand:
 def cold_docker(image: str, pairs: int) -> None:
     """Container by hand: the same image and entrypoint, until SELECT 1 answers, then the same SQL."""
     head(f"Cold, docker ({image}): to the first lease (imports done)")
-    from harness.backends import select
+    from harness.servers import registry
 
     with project(60, backend="docker", image=image) as (settings, environ, folder):
 
@@ -175,11 +176,11 @@ def cold_docker(image: str, pairs: int) -> None:
                 with lease.connect() as connection:
                     connection.execute("select 1")
                 took = time.perf_counter() - began
-            running.stop(settings, environ)
+            inventory.stop(settings, environ)
             return took
 
         def theirs() -> float:
-            backend = select.named("docker", settings, environ)
+            backend = registry.named("docker", settings, environ)
             request = ServerRequest(
                 project=names.digest(uuid.uuid4().hex, 10),
                 purpose="run",

@@ -78,7 +78,7 @@ def main() -> None:
             "    with psycopg.connect(os.environ['DATABASE_URL']) as c: c.execute('select 1')\n"
             "    open('reached', 'w').write(repr(time.time()))\n"
         )
-        from harness.core import Harness
+        from harness.runs.harness import Harness
 
         with Harness.open(root=folder, environ=environ) as harness, harness.lease() as lease:
             environ["DATABASE_URL"] = lease.url
@@ -87,9 +87,10 @@ def main() -> None:
                 compare(
                     f"warm start, -n {workers}", plain, [*plain, *OURS], folder, environ, max(3, rounds // 3)
                 )
-        from harness import config, running
+        from harness.config.load import load
+        from harness.servers import inventory
 
-        running.stop(config.load(environ, start=folder), environ)
+        inventory.stop(load(environ, start=folder), environ)
         for tables, schema in SCHEMAS.items():
             if {"throughput", f"throughput-{tables}"} & set(parts):
                 throughput(

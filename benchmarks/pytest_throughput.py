@@ -175,8 +175,9 @@ def throughput(
         folder: an empty folder, for the project.
         run: runs pytest with these options in that folder, and returns its wall-clock seconds.
     """
-    from harness import config, running
-    from harness.core import Harness
+    from harness.config.load import load
+    from harness.runs.harness import Harness
+    from harness.servers import inventory
 
     (folder / "migrations").mkdir(parents=True)
     (folder / "migrations" / "1.sql").write_text(schema.migration)
@@ -206,7 +207,7 @@ def throughput(
                             with lease.connect() as connection:
                                 connection.execute(schema.truncate)
     finally:
-        running.stop(config.load(environ, start=folder), environ)
+        inventory.stop(load(environ, start=folder), environ)
     tell(schema, taken)
 
 

@@ -22,8 +22,8 @@ import psycopg
 import schema
 from measure import compare, head, timed
 
-from harness.backends.process_owner import Owner
-from harness.fleet import Fleet
+from harness.runs.placement import Fleet
+from harness.servers.process.user import Owner
 
 ENTRYPOINT = """\
 #!/bin/sh

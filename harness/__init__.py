@@ -26,11 +26,11 @@ from harness.errors import (
 )
 
 if TYPE_CHECKING:
-    from harness.core import Harness
+    from harness.config.settings import Settings
+    from harness.databases.lease import Lease
     from harness.dsn import Dsn
-    from harness.fleet import Fleet
-    from harness.lease import Lease
-    from harness.settings import Settings
+    from harness.runs.harness import Harness
+    from harness.runs.placement import Fleet
 
 __version__ = "0.1.0"
 
@@ -59,10 +59,10 @@ __all__ = [
 
 _LAZY = {
     "Dsn": "harness.dsn",
-    "Fleet": "harness.fleet",
-    "Harness": "harness.core",
-    "Lease": "harness.lease",
-    "Settings": "harness.settings",
+    "Fleet": "harness.runs.placement",
+    "Harness": "harness.runs.harness",
+    "Lease": "harness.databases.lease",
+    "Settings": "harness.config.settings",
 }
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 import harness
-from harness import project, running, server
-from harness.backends import defaults
-from harness.backends.base import ServerRequest
-from harness.joining import Server
-from harness.settings import Settings
+from harness.config import project
+from harness.config.settings import Settings
+from harness.servers import acquire, defaults, inventory
+from harness.servers.handle import Server
+from harness.servers.port import ServerRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,11 +30,11 @@ INSTALLED = Path(harness.__file__).resolve().parents[1]
 STARTER = """
 import json, os, sys, time
 from pathlib import Path
-from harness import running, server
-from harness.settings import Settings
+from harness.servers import acquire, inventory
+from harness.config.settings import Settings
 given = json.loads(sys.argv[1])
 settings = Settings(root=Path(given.pop("root")), **given)
-found = server.ensure(settings, os.environ)
+found = acquire.ensure(settings, os.environ)
 heavy = sorted({"docker", "testcontainers"} & set(sys.modules))
 print(json.dumps({"id": found.info.server_id, "handle": found.info.handle, "started": found.started, "heavy": heavy}), flush=True)
 if "--hold" in sys.argv:
@@ -58,7 +58,7 @@ class Checkout:
         return Settings(root=self.root, **{"start_timeout": 60, "ttl": 300, **values})
 
     def ensure(self, settings: Settings, **options: Any) -> Server:
-        return server.ensure(settings, self.environ, story=self.story.append, **options)
+        return acquire.ensure(settings, self.environ, story=self.story.append, **options)
 
     def hint(self, purpose: str = "run") -> Path:
         return project.state_dir(self.environ) / self.project / f"{purpose}.json"
@@ -113,8 +113,8 @@ def new_checkout(
     yield make
     for checkout in made:
         for purpose in ("run", "up", "run-1", "run-2"):
-            running.stop(checkout.settings(), checkout.environ, purpose=purpose)
-        assert running.servers(checkout.settings(), checkout.environ) == []
+            inventory.stop(checkout.settings(), checkout.environ, purpose=purpose)
+        assert inventory.servers(checkout.settings(), checkout.environ) == []
 
 
 @pytest.fixture

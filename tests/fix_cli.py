@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from fix_backends import INSTALLED
 
+from harness.config.environment import BENDING
 from harness.dsn import Dsn
-from harness.env import BENDING
 
 MIGRATION = "create table users (id int generated always as identity primary key, name text);\n"
 

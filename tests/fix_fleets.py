@@ -16,13 +16,14 @@ import pytest
 from fix_backends import INSTALLED
 from fix_last_will import leave
 
-from harness import bake, config, fleet, running
-from harness.backends import select
-from harness.backends.bases import bakery_of
-from harness.catalog.session import Session
+from harness.config.load import load
+from harness.config.settings import Settings
 from harness.errors import BackendError
-from harness.fleet import Fleet
-from harness.settings import Settings
+from harness.postgres.session import Session
+from harness.runs import bake
+from harness.runs.placement import Fleet
+from harness.servers import inventory, registry
+from harness.servers.registry import bakery_of
 
 USERS = "create table users (id bigserial primary key, name text); insert into users (name) values ('a');"
 """The migrations of every new project here, until a test writes others."""
@@ -50,14 +51,14 @@ class Estate:
             **self.given,
             **values,
         }
-        return config.load(self.environ, start=self.root, overrides=given)
+        return load(self.environ, start=self.root, overrides=given)
 
     def open(self, **values: Any) -> Fleet:
         return Fleet.open_with(self.settings(**values), self.environ, story=self.story.append)
 
     def oven(self, **values: Any) -> bake.Oven:
         settings = self.settings(**values)
-        return fleet.oven_of(settings, self.environ, select.choose(settings, self.environ))
+        return bake.oven_of(settings, self.environ, registry.choose(settings, self.environ))
 
     def ensure(self, **values: Any) -> bake.Baked:
         return self.oven(**values).ensure(story=self.story.append)
@@ -96,10 +97,10 @@ class Estate:
     def python(self, code: str) -> subprocess.Popen[str]:
         """Some code in a process of its own; ``estate_open(ttl)`` there opens this project's fleet."""
         prelude = (
-            "import os, sys, time\nfrom pathlib import Path\nfrom harness import bake, config\n"
-            "from harness.fleet import Fleet\n"
+            "import os, sys, time\nfrom pathlib import Path\nfrom harness.runs import bake\nfrom harness.config.load import load\n"
+            "from harness.runs.placement import Fleet\n"
             f"def estate_open(**values):\n    given = {{'isolation': 'server', 'migrations': ['sql:migrations'], **{self.given!r}, **values}}\n"
-            f"    return Fleet.open_with(config.load(os.environ, start=Path({str(self.root)!r}), overrides=given), os.environ)\n"
+            f"    return Fleet.open_with(load(os.environ, start=Path({str(self.root)!r}), overrides=given), os.environ)\n"
         )
         return subprocess.Popen(
             [sys.executable, "-c", prelude + code],
@@ -114,7 +115,7 @@ class Estate:
     def migrating(self) -> bool:
         """Whether a migration of this project is in ``pg_sleep`` now."""
         ask = "select count(*) from pg_stat_activity where query ~ 'pg_sleep.20' and state = 'active'"
-        for info in running.servers(self.settings(), self.environ):
+        for info in inventory.servers(self.settings(), self.environ):
             try:
                 with Session.connect(info.dsn) as session:
                     return bool(session.value(ask))
@@ -125,7 +126,7 @@ class Estate:
 
     def purposes(self) -> list[str]:
         """Of the servers that there are, running or not."""
-        return sorted(info.purpose for info in running.servers(self.settings(), self.environ))
+        return sorted(info.purpose for info in inventory.servers(self.settings(), self.environ))
 
     def bases(self) -> list[Any]:
         """What is baked for this project."""
@@ -177,8 +178,8 @@ def new_estate(tmp_path: Path, initialised: Path) -> Iterator[Callable[..., Esta
     for estate in made:
         settings = estate.settings()
         for purpose in estate.purposes():
-            running.stop(settings, estate.environ, purpose=purpose)
-        bakery = bakery_of(select.choose(settings, estate.environ), private / "cache")
+            inventory.stop(settings, estate.environ, purpose=purpose)
+        bakery = bakery_of(registry.choose(settings, estate.environ), private / "cache")
         for base in estate.bases():
             bakery.remove(base)
         assert estate.purposes() == []

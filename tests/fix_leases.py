@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness import eviction, names, template
-from harness.catalog import databases, roles
-from harness.catalog.link import Link
-from harness.catalog.session import Session
-from harness.clones import Claim, Clones
-from harness.lease import Lease, LeasedDatabase
-from harness.migrations.base import MigrationContext
-from harness.names import Kind
-from harness.recipe import Owner, Recipe
-from harness.template import Template
+from harness.databases import eviction, template
+from harness.databases.clones import Claim, Clones
+from harness.databases.lease import Lease, LeasedDatabase
+from harness.databases.spec import Owner, Recipe
+from harness.databases.template import Template
+from harness.migrations.port import MigrationContext
+from harness.postgres import databases, names, roles
+from harness.postgres.admin import Link
+from harness.postgres.names import Kind
+from harness.postgres.session import Session
 
 OWNER = Owner("app", "s3cret of äpp", attributes=("CREATEDB",), managed=True)
 

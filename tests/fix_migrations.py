@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from harness.backends.base import ServerInfo
-from harness.catalog.session import Session, ident, literal
+from harness.config.sources import parse_spec
 from harness.dsn import Dsn
-from harness.migrations.base import MigrationContext, MigrationSource
-from harness.migrations.load import load
-from harness.migrations.spec import parse_spec
+from harness.migrations.port import MigrationContext, MigrationSource
+from harness.migrations.registry import load
+from harness.postgres.session import Session, ident, literal
+from harness.servers.port import ServerInfo
 
 ROLE = "migrator"
 

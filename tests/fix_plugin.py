@@ -17,11 +17,11 @@ import pytest
 from fix_backends import INSTALLED
 from fix_servers import enterable_folder
 
-from harness import config as settings_reader
-from harness import names, running, server
-from harness.catalog import databases
-from harness.core import Harness
-from harness.project import project_id
+from harness.config.load import load
+from harness.config.project import project_id
+from harness.postgres import databases, names
+from harness.runs.harness import Harness
+from harness.servers import acquire, inventory
 
 TIMEOUT = 90
 """Seconds that one pytest process may take: a hang is a failure with its output, not a stuck suite."""
@@ -76,8 +76,8 @@ class Place:
 
     def harness(self) -> Harness:
         """The admin's way in; opens no run of its own to be counted as one that lives."""
-        settings = settings_reader.load(self.environ, start=self.root)
-        found = server.ensure(settings, self.environ)
+        settings = load(self.environ, start=self.root)
+        found = acquire.ensure(settings, self.environ)
         return Harness(settings, found, run=names.run_id(), environ=self.environ)
 
     def leases(self) -> list[str]:
@@ -193,7 +193,7 @@ def _placed(root: Path) -> Iterator[Place]:
         "COLUMNS": "300",
     }
     yield Place(root, environ)
-    running.stop(settings_reader.load(environ, start=root), environ)
+    inventory.stop(load(environ, start=root), environ)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.catalog.silence import Connection
+from harness.postgres.watchdog import Connection
 from harness.reset.engine import ResetEngine
 
 

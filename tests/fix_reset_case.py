@@ -8,8 +8,8 @@ import pytest
 from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, make
 
-from harness.catalog.session import Session
-from harness.reset.model import RecloneNeeded
+from harness.postgres.session import Session
+from harness.reset.changes import RecloneNeeded
 from harness.reset.report import ResetReport
 
 

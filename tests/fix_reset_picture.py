@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.catalog.session import Session, ident
+from harness.postgres.session import Session, ident
 
 # Planner statistics, file numbers and freezing are not restored, and no test sees them.
 _SKIPPED = ("pg_statistic", "pg_statistic_ext_data", "pg_largeobject", "pg_largeobject_metadata")

@@ -14,7 +14,7 @@ import psycopg
 from fix_migrations import ROLE, Blank
 from fix_reset_picture import Picture, difference
 
-from harness.catalog.session import Session, ident
+from harness.postgres.session import Session, ident
 from harness.reset.engine import ResetEngine
 from harness.reset.report import ResetReport
 

@@ -24,9 +24,9 @@ from pathlib import Path
 import pytest
 from fix_last_will import leave
 
-from harness.catalog.session import Session
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused
+from harness.postgres.session import Session
 from harness.reset.engine import ResetEngine
 
 VERSIONS = tuple(int(v) for v in os.environ.get("PGHARNESS_TEST_VERSIONS", "15,17,18").split(","))
@@ -192,7 +192,7 @@ def running(version: int) -> Iterator[Server]:
 
 @dataclass
 class Bench:
-    """A template, its baseline and one lease, as :mod:`harness.lease` makes them.
+    """A template, its baseline and one lease, as :mod:`harness.databases.lease` makes them.
 
     Attributes:
         name: of the lease's database; ``name + "_t"`` is the template, ``name + "_z"`` the baseline.

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from fix_last_will import leave
 
-from harness import names
-from harness.backends.base import ServerInfo, ServerRequest
-from harness.backends.defaults import throwaway
-from harness.backends.process import ProcessBackend
-from harness.catalog.link import Link
+from harness.postgres import names
+from harness.postgres.admin import Link
+from harness.servers.defaults import throwaway
+from harness.servers.port import ServerInfo, ServerRequest
+from harness.servers.process.backend import ProcessBackend
 
 
 def binaries_of(version: str) -> Path | None:

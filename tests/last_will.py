@@ -29,8 +29,8 @@ def main() -> None:
 def below(folder: str) -> None:
     """Servers of both backends."""
     # Only now: an import that fails must not cost the wishes that come later.
-    from harness.backends.docker_parts import LABEL
-    from harness.backends.process import ProcessBackend
+    from harness.servers.docker.spec import LABEL
+    from harness.servers.process.backend import ProcessBackend
 
     inside = Path(folder)
     for state in (inside, *inside.glob("*/")):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from harness.bench.measuring import Row, Table, paired
 from harness.bench.processes import ServerProcesses
 from harness.bench.project import environ_of, settings_of
-from harness.catalog import databases
-from harness.catalog.session import Session, ident
+from harness.postgres import databases
+from harness.postgres.session import Session, ident
 
 if TYPE_CHECKING:
-    from harness.core import Harness
-    from harness.lease import Lease
+    from harness.databases.lease import Lease
+    from harness.runs.harness import Harness
 
 BARE = "pgh_bench_bare"
 
@@ -30,7 +30,7 @@ def measure(
     Args:
         of: what the template holds; part of the rows' names.
     """
-    from harness.core import Harness
+    from harness.runs.harness import Harness
 
     environ = environ_of(folder)
     # A run of its own: what it keeps ready must not be in the way of other rows.

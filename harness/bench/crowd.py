@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.bench.project import environ_of, settings_of
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 
 WORKER = """
 import harness.bench
 harness.bench.__path__[:] = [{here!r}]
+from harness.bench.older import answer_to_new_names
+answer_to_new_names()
 from harness.bench.crowd import main
 main()
 """
@@ -84,7 +86,7 @@ def _start(folder: Path, version: str | None, statements: str, seconds: float) -
 
 def main() -> None:
     """One worker: say ``ready``, wait for a line, be busy, print the milliseconds of each reset."""
-    from harness.core import Harness
+    from harness.runs.harness import Harness
 
     told = json.loads(sys.argv[1])
     seconds = float(told["seconds"])

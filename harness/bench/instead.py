@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from harness.bench.measuring import Row, Table
 from harness.bench.processes import ServerProcesses
 from harness.bench.project import DIRTY, Application
-from harness.catalog import databases
-from harness.catalog.session import Session
+from harness.postgres import databases
+from harness.postgres.session import Session
 
 if TYPE_CHECKING:
-    from harness.core import Harness
-    from harness.lease import Lease
+    from harness.databases.lease import Lease
+    from harness.runs.harness import Harness
 
 TABLES = [f"t{number:03}" for number in range(60)]
 SEEDS = "; ".join(

@@ -8,7 +8,7 @@ import gc
 import os
 from pathlib import Path
 
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 
 PROC = Path("/proc")
 

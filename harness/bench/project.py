@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.catalog.session import Session
 from harness.errors import ConfigError, ServerLost
+from harness.postgres.session import Session
 
 if TYPE_CHECKING:
-    from harness.core import Harness
-    from harness.lease import Lease
-    from harness.settings import Settings
+    from harness.config.settings import Settings
+    from harness.databases.lease import Lease
+    from harness.runs.harness import Harness
 
 SEEDED = 5
 
@@ -71,7 +71,7 @@ def settings_of(
     folder: Path, environ: Mapping[str, str], version: str | None, **overrides: object
 ) -> Settings:
     """Settings of a benchmark's project."""
-    from harness.config import load
+    from harness.config.load import load
 
     overrides = {"fresh": "reset", **overrides}
     if version:
@@ -87,8 +87,8 @@ def environ_of(folder: Path) -> dict[str, str]:
 @contextmanager
 def project(schema: str, version: str | None, below: Path | None) -> Iterator[tuple[Harness, Path]]:
     """A server of its own with its project's folder, and nothing left of it afterwards."""
-    from harness import running
-    from harness.core import Harness
+    from harness.runs.harness import Harness
+    from harness.servers.inventory import stop
 
     folder = Path(tempfile.mkdtemp(prefix="pg-harness-bench-", dir=below))
     folder.chmod(0o755)
@@ -106,7 +106,7 @@ def project(schema: str, version: str | None, below: Path | None) -> Iterator[tu
                 raise ConfigError(f"the server's user may not enter {below}: its data would lie in {data}")
             yield harness, folder
     finally:
-        running.stop(settings, environ)
+        stop(settings, environ)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -23,7 +23,7 @@ from harness.bench.project import BIG, DIRTY, THOUSAND, Application, project, sc
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
-    from harness.core import Harness
+    from harness.runs.harness import Harness
 
 
 def main(argv: Sequence[str] | None = None) -> int:

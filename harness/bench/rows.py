@@ -12,7 +12,7 @@ from harness.bench.processes import ServerProcesses
 from harness.bench.project import DIRTY, WORKLOAD, Application, environ_of, settings_of
 
 if TYPE_CHECKING:
-    from harness.lease import Lease
+    from harness.databases.lease import Lease
     from harness.reset.report import ResetReport
 
 TIMEOUT = 0.05
@@ -126,7 +126,7 @@ def sessions(
             slow,
         )
         table.measure(held, processes=processes)
-    from harness.core import Harness
+    from harness.runs.harness import Harness
 
     environ = environ_of(folder)
     hurried = settings_of(folder, environ, version, reset_timeout=TIMEOUT)

@@ -12,7 +12,7 @@ from harness.bench.processes import Peak, ServerProcesses
 from harness.bench.project import MILLION, Application, project
 
 if TYPE_CHECKING:
-    from harness.lease import Lease
+    from harness.databases.lease import Lease
     from harness.reset.report import ResetReport
 
 COUNTS = (10, 66, 200, 1000)

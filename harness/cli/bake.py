@@ -28,12 +28,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context) -> int:
     """Print what later servers start from."""
-    from harness import fleet
-    from harness.backends import select
+    from harness.runs import bake
+    from harness.servers import registry
 
     settings, console = context.settings, context.console
-    backend = select.choose(settings, context.environ, console.story)
-    oven = fleet.oven_of(settings, context.environ, backend)
+    backend = registry.choose(settings, context.environ, console.story)
+    oven = bake.oven_of(settings, context.environ, backend)
     if getattr(context.arguments, "list", False):
         return _list(context, oven.bakery.list())
     baked = oven.ensure(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness.cli.console import Console
 
 if TYPE_CHECKING:
-    from harness.settings import Settings
+    from harness.config.settings import Settings
 
 OVERRIDES = ("backend", "image", "server_url", "isolation", "storage", "version", "binaries")
 """Options that are settings; the rest are in the file or in variables."""
@@ -47,13 +47,13 @@ class Context:
         Raises:
             ConfigError: names file, key and the nearest right key.
         """
-        from harness import config
+        from harness.config.load import UnknownVariable, load
 
         given: dict[str, Any] = {name: getattr(self.arguments, name, None) for name in OVERRIDES}
         explicit = getattr(self.arguments, "config", None)
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", config.UnknownVariable)
-            settings = config.load(
+            warnings.simplefilter("always", UnknownVariable)
+            settings = load(
                 self.environ,
                 start=working_directory(),
                 explicit=Path(explicit) if explicit else None,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context, working_directory
 
 Result = tuple[str, str, Sequence[str]]
@@ -58,7 +58,7 @@ def name(context: Context) -> Iterator[Result]:
 
 def environment(context: Context) -> Iterator[Result]:
     """Variables that are ours, and those that are left alone or removed."""
-    from harness.env import BENDING
+    from harness.config.environment import BENDING
 
     own = sorted(key for key in context.environ if key.startswith("PGHARNESS_"))
     yield "ok", f"of ours: {', '.join(own)}" if own else "no PGHARNESS_ variable is set", ()
@@ -83,9 +83,9 @@ def settings(context: Context) -> Iterator[Result]:
 
 def migrations(context: Context) -> Iterator[Result]:
     """Whether each source can be read."""
-    from harness import project
+    from harness.config import project
     from harness.migrations.detect import detect, looked_for
-    from harness.migrations.load import load
+    from harness.migrations.registry import load
 
     found = context.settings
     cache = project.cache_dir(context.environ)
@@ -116,7 +116,7 @@ def migrations(context: Context) -> Iterator[Result]:
 
 def folders(context: Context) -> Iterator[Result]:
     """State and cache: can they be written to, and is there room?"""
-    from harness import project
+    from harness.config import project
 
     for label, folder in (
         ("state", project.state_dir(context.environ)),
@@ -138,7 +138,7 @@ def folders(context: Context) -> Iterator[Result]:
 
 def storage(context: Context) -> Iterator[Result]:
     """Where throwaway data would lie."""
-    from harness.backends import defaults
+    from harness.servers import defaults
 
     budget = defaults.memory_budget(context.settings.memory_limit)
     memory = defaults.shared_memory()
@@ -160,12 +160,12 @@ def storage(context: Context) -> Iterator[Result]:
 
 def docker(context: Context) -> Iterator[Result]:
     """The daemon and the image."""
-    from harness.backends import select
-    from harness.backends.docker import DockerBackend
+    from harness.servers import registry
+    from harness.servers.docker.backend import DockerBackend
 
-    backend = select.named("docker", context.settings, context.environ, timeout=select.AUTO_TIMEOUT)
+    backend = registry.named("docker", context.settings, context.environ, timeout=registry.AUTO_TIMEOUT)
     assert isinstance(backend, DockerBackend)
-    yield "ok", select.usable(backend), ()
+    yield "ok", registry.usable(backend), ()
     image = context.settings.image
     if backend.has_image():
         yield "ok", f"the image {image} is there", ()
@@ -179,18 +179,18 @@ def docker(context: Context) -> Iterator[Result]:
 
 def process(context: Context) -> Iterator[Result]:
     """Local binaries."""
-    from harness.backends import select
+    from harness.servers import registry
 
-    backend = select.named("process", context.settings, context.environ)
-    yield "ok", select.usable(backend), ()
+    backend = registry.named("process", context.settings, context.environ)
+    yield "ok", registry.usable(backend), ()
 
 
 def external(context: Context) -> Iterator[Result]:
     """Rights on a server that someone else runs."""
-    from harness.backends import select
-    from harness.backends.external import ExternalBackend
+    from harness.servers import registry
+    from harness.servers.external import ExternalBackend
 
-    backend = select.choose(context.settings, context.environ)
+    backend = registry.choose(context.settings, context.environ)
     assert isinstance(backend, ExternalBackend)
     found = backend.limits()
     yield (
@@ -232,7 +232,7 @@ def psql(context: Context) -> Iterator[Result]:
 
 def servers(context: Context) -> Iterator[Result]:
     """Those of this checkout, and what dead runs left on them."""
-    with seen.harnesses(context) as found:
+    with lookup.harnesses(context) as found:
         if not found:
             yield "ok", "none of this checkout runs", ()
         for harness in found:
@@ -249,7 +249,7 @@ def servers(context: Context) -> Iterator[Result]:
 
 def orphaned(context: Context) -> Iterator[Result]:
     """Servers of checkouts that are gone: nobody will ever call `down` there."""
-    from harness import orphans
+    from harness.servers import orphans
 
     found = orphans.find(context.settings, context.environ)
     if not found:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.parser import add_json
-from harness.names import PREFIX, Kind
+from harness.postgres.names import PREFIX, Kind
+from harness.runs.places import places_on
 
 DESCRIPTION = """\
 End the server that `up` started in this checkout, and remove its data: your databases are gone.
@@ -41,40 +42,40 @@ def run(context: Context) -> int:
 
 
 def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness import running
-    from harness.pristine import Notes
+    from harness.sandbox.watermarks import Notes
+    from harness.servers import inventory
 
     ended: list[dict[str, Any]] = []
-    for info in running.servers(context.settings, context.environ):
+    for info in inventory.servers(context.settings, context.environ):
         if info.purpose == "up" or everything:
             ended.append({"purpose": info.purpose, "backend": info.backend, "description": info.description})
     for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended)]):
-        running.stop(context.settings, context.environ, purpose=purpose, story=context.console.story)
+        inventory.stop(context.settings, context.environ, purpose=purpose, story=context.console.story)
     Notes.of(context.settings, context.environ).forget_all()
     return ended
 
 
 def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness import eviction, reaper, saved
-    from harness.catalog import databases, roles
+    from harness.databases import eviction, sweep
+    from harness.postgres import databases, roles
 
     dropped: list[dict[str, Any]] = []
-    with seen.harnesses(context) as found:
+    with lookup.harnesses(context) as found:
         for harness in found:
             session = harness.link.session
             mine = [
                 database.name
-                for place in seen.places(harness)
+                for place in places_on(harness)
                 if place.persons
                 for database in place.databases.values()
             ]
             observed = databases.list_ours(session, harness.project)
             runs = {d.parsed.owner for d in observed if d.parsed and d.parsed.kind is Kind.LEASE}
-            alive = reaper.alive_runs(session, sorted(runs))
+            alive = sweep.alive_runs(session, sorted(runs))
             for database in observed:
                 parsed = database.parsed
                 if parsed is None or not (
-                    database.name in mine or saved.lease_of(database) in mine or everything
+                    database.name in mine or databases.lease_of(database) in mine or everything
                 ):
                     continue
                 if parsed.owner in alive and parsed.kind is Kind.LEASE:

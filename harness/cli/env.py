@@ -8,10 +8,11 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from harness import env
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.parser import add_word
+from harness.config import environment
+from harness.runs.places import Place, places_on
 
 USAGE = "[WORKER] [options]"
 
@@ -42,31 +43,31 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """Print them."""
     given = context.arguments
-    with seen.resolved(context, given.worker or "1") as place:
-        seen.refuse_template(place, "name")
+    with lookup.resolved(context, given.worker or "1") as place:
+        lookup.refuse_template(place, "name")
         mine = [place]
         if given.worker is None and place.persons:
-            mine = [other for other in seen.places(place.harness) if other.persons]
+            mine = [other for other in places_on(place.harness) if other.persons]
         values = _of_one(context, place, len(mine))
         if len(mine) > 1:
             values |= _numbered(context, mine)
     # What would bend these addresses goes away with them, where the format can say so.
-    bending = sorted(name for name in env.BENDING if name in context.environ and name not in values)
+    bending = sorted(name for name in environment.BENDING if name in context.environ and name not in values)
     if bending and given.format != "shell":
         context.console.warn(f"{', '.join(bending)} is set here and would bend the address: unset it")
     context.console.answer(render(values, given.format, unset=bending))
     return 0
 
 
-def _of_one(context: Context, place: seen.Place, workers: int) -> dict[str, str]:
+def _of_one(context: Context, place: Place, workers: int) -> dict[str, str]:
     dsns = {"default": place.dsn(context.arguments.database), **place.dsns()}
     dsns["default"] = place.dsn(context.arguments.database)
     tables = {d.name: d.env for d in context.settings.databases if d.name in dsns}
-    slot = env.Slot(place.worker or "1", workers, context.settings.connections_per_worker)
-    return env.variables(dsns, tables, slot)
+    slot = environment.Slot(place.worker or "1", workers, context.settings.connections_per_worker)
+    return environment.variables(dsns, tables, slot)
 
 
-def _numbered(context: Context, mine: Sequence[seen.Place]) -> dict[str, str]:
+def _numbered(context: Context, mine: Sequence[Place]) -> dict[str, str]:
     """What a parallel runner's workers take their own from."""
     own = {
         "DATABASE_URL",

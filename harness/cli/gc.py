@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.parser import add_json
 
@@ -32,7 +32,7 @@ def run(context: Context) -> int:
     """Sweep each server; the names of what went are the answer."""
     dry_run = bool(getattr(context.arguments, "dry_run", False))
     gone: list[dict[str, Any]] = []
-    with seen.harnesses(context) as found:
+    with lookup.harnesses(context) as found:
         for harness in found:
             for doomed in harness.sweep(dry_run=dry_run):
                 name = doomed.database.name
@@ -56,14 +56,16 @@ def run(context: Context) -> int:
 
 def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """What was baked and is beyond the limits, and what bakes and workers' servers have left."""
-    from harness import bake, project, running
-    from harness.backends.bases import bakery_of
+    from harness.config import project
+    from harness.runs import bake
+    from harness.servers import inventory
+    from harness.servers.registry import bakery_of
 
     settings = context.settings
     if settings.server_url is not None:
         return []
     gone: list[dict[str, Any]] = []
-    for backend in running.working_backends(settings, context.environ):
+    for backend in inventory.working_backends(settings, context.environ):
         bakery = bakery_of(backend, project.cache_dir(context.environ))
         for doomed in bake.evict(bakery, bake.limits_of(settings), dry_run=dry_run):
             gone.append(
@@ -80,13 +82,13 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
                 for name in bakery.leftovers()
             ]
     if not dry_run:
-        running.forget_gone(settings, context.environ)
+        inventory.forget_gone(settings, context.environ)
     return gone
 
 
 def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """Servers of checkouts that are gone, and what was noted of such checkouts."""
-    from harness import orphans
+    from harness.servers import orphans
 
     ended: list[dict[str, Any]] = []
     for orphan in orphans.find(context.settings, context.environ):

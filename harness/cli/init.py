@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from harness.cli.context import Context, working_directory
-from harness.config_files import FILE, locate
+from harness.config.files import FILE, locate
 from harness.errors import ConfigError
 
 DESCRIPTION = """\

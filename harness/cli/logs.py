@@ -23,15 +23,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(context: Context) -> int:
     """Print it, line by line."""
-    from harness import running
-    from harness.backends import select
     from harness.errors import ConfigError
+    from harness.servers import inventory, registry
 
     wanted = getattr(context.arguments, "server", None)
     # A server that has died is just the one whose log is wanted: all of them, running or not.
-    known = {info.purpose: info for info in running.servers(context.settings, context.environ)}
+    known = {info.purpose: info for info in inventory.servers(context.settings, context.environ)}
     if context.settings.server_url is not None:
-        known = dict.fromkeys(["up"], select.choose(context.settings, context.environ).list(None)[0])
+        known = dict.fromkeys(["up"], registry.choose(context.settings, context.environ).list(None)[0])
     if not known:
         raise LeaseError("there is no server of this checkout: `pg-harness up` starts one")
     if wanted is not None and wanted not in known:
@@ -41,7 +40,7 @@ def run(context: Context) -> int:
         )
     info = known[wanted] if wanted else known.get("up") or known[sorted(known)[0]]
     context.console.story(f"log of {info.description}")
-    backend = select.named(info.backend, context.settings, context.environ)
+    backend = registry.named(info.backend, context.settings, context.environ)
     follow = bool(getattr(context.arguments, "follow", False))
     for line in backend.logs(info, follow):
         context.console.answer(line)

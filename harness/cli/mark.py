@@ -7,15 +7,18 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from harness import persons, saved, template
-from harness.catalog import locks
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.parser import Usage, add_json
-from harness.core import Harness
+from harness.databases import template
 from harness.errors import LeaseError
-from harness.pristine import Life, Notes
-from harness.saved import Saved
+from harness.postgres import locks
+from harness.runs.harness import Harness
+from harness.runs.places import Place, places_on
+from harness.sandbox import marks as saved_marks
+from harness.sandbox import reset
+from harness.sandbox.marks import Saved
+from harness.sandbox.watermarks import Life, Notes
 
 USAGE = "[WORKER] [--name NAME | --list | --release[=NAME] | --release-all] [options]"
 
@@ -68,7 +71,7 @@ def run(context: Context) -> int:
         raise Usage(
             f"{name!r} cannot be a mark's name" + (": it is the migrations' state" if name.strip() else "")
         )
-    with seen.resolved(context, given.get("worker") or "1") as place, changing(place):
+    with lookup.resolved(context, given.get("worker") or "1") as place, changing(place):
         report: object
         if chosen & {"release", "release_all"}:
             report = _release(context, place, given.get("release"), everything="release_all" in chosen)
@@ -83,14 +86,14 @@ TEMPLATE = "template"
 """What ``reset --to`` calls the migrations' state."""
 
 
-def changing(place: seen.Place) -> AbstractContextManager[None]:
+def changing(place: Place) -> AbstractContextManager[None]:
     """Only one of `up`, `mark` and `reset` at a time changes a person's databases.
 
     Raises:
         LeaseError: the place is none of a person's.
     """
     if not place.persons:
-        seen.refuse_template(place, "mark")
+        lookup.refuse_template(place, "mark")
         raise LeaseError(
             f"{place.words[0]} is not yours ({place.what}): marks are for databases of `pg-harness up`; "
             "a test takes lease.mark()"
@@ -105,7 +108,7 @@ def changing(place: seen.Place) -> AbstractContextManager[None]:
     )
 
 
-def strategy_of(harness: Harness, place: seen.Place) -> str | None:
+def strategy_of(harness: Harness, place: Place) -> str | None:
     """How the place's template is cloned; None where it is gone: the server's own choice."""
     for name, database in place.databases.items():
         fingerprint = str((database.mark or {}).get("fingerprint", ""))
@@ -114,11 +117,11 @@ def strategy_of(harness: Harness, place: seen.Place) -> str | None:
     return None
 
 
-def _set(context: Context, place: seen.Place, name: str | None) -> dict[str, Any]:
+def _set(context: Context, place: Place, name: str | None) -> dict[str, Any]:
     harness = place.harness
     notes = Notes.of(context.settings, context.environ)
     life = Life.of(harness.link.session, harness.link.server_id, "")
-    made, ended, noted = saved.save(
+    made, ended, noted = saved_marks.save(
         harness.link.session,
         harness.project,
         place.databases,
@@ -127,21 +130,19 @@ def _set(context: Context, place: seen.Place, name: str | None) -> dict[str, Any
         strategy=strategy_of(harness, place),
         reset_timeout=context.settings.reset_timeout,
     )
-    persons.note_marks(harness.clones, notes, life, noted)
+    reset.note_marks(harness.clones, notes, life, noted)
     for session in ended:
         context.console.warn(f"ended: {session}")
     context.console.story(f"{place.what}: marked as {made.name!r}; `pg-harness reset` comes back to here")
     return {**told(place, made), "ended": ended}
 
 
-def _release(
-    context: Context, place: seen.Place, name: str | None, *, everything: bool
-) -> list[dict[str, Any]]:
+def _release(context: Context, place: Place, name: str | None, *, everything: bool) -> list[dict[str, Any]]:
     harness = place.harness
-    marks = saved.stack(harness.link.session, harness.project, place.databases)
+    marks = saved_marks.stack(harness.link.session, harness.project, place.databases)
     if not marks and not everything:
         raise LeaseError(f"{place.what}: nothing is marked")
-    lowest = None if everything else saved.choose(marks, name) if name else marks[-1]
+    lowest = None if everything else saved_marks.choose(marks, name) if name else marks[-1]
     gone = release(context, place, marks, lowest)
     left = marks[: len(marks) - len(gone)]
     where = f"mark {left[-1].name!r}" if left else "their migrations' state"
@@ -150,10 +151,10 @@ def _release(
     return [told(place, mark) for mark in gone]
 
 
-def release(context: Context, place: seen.Place, marks: Sequence[Saved], lowest: Saved | None) -> list[Saved]:
-    """As :func:`harness.saved.release`, with what was noted of them."""
+def release(context: Context, place: Place, marks: Sequence[Saved], lowest: Saved | None) -> list[Saved]:
+    """As :func:`harness.sandbox.marks.release`, with what was noted of them."""
     notes = Notes.of(context.settings, context.environ)
-    gone = saved.release(place.harness.link.session, place.harness.project, marks, lowest)
+    gone = saved_marks.release(place.harness.link.session, place.harness.project, marks, lowest)
     for mark in gone:
         for copy in mark.databases.values():
             notes.forget(copy.name)
@@ -162,14 +163,14 @@ def release(context: Context, place: seen.Place, marks: Sequence[Saved], lowest:
 
 def _list(context: Context, worker: str | None) -> int:
     found: list[dict[str, Any]] = []
-    with seen.harnesses(context, purposes=["up"]) as harnesses:
-        mine = [place for harness in harnesses for place in seen.places(harness) if place.persons]
+    with lookup.harnesses(context, purposes=["up"]) as harnesses:
+        mine = [place for harness in harnesses for place in places_on(harness) if place.persons]
         for place in mine:
             if worker is None or worker in place.words:
-                marks = saved.stack(place.harness.link.session, place.harness.project, place.databases)
+                marks = saved_marks.stack(place.harness.link.session, place.harness.project, place.databases)
                 found += [told(place, mark) for mark in marks]
     if worker is not None and not any(worker in place.words for place in mine):
-        raise LeaseError(f"you have no worker {worker!r}") if mine else seen.nothing(context)
+        raise LeaseError(f"you have no worker {worker!r}") if mine else lookup.nothing(context)
     if context.json:
         context.console.json(found)
         return 0
@@ -180,7 +181,7 @@ def _list(context: Context, worker: str | None) -> int:
     return 0
 
 
-def told(place: seen.Place, mark: Saved) -> dict[str, Any]:
+def told(place: Place, mark: Saved) -> dict[str, Any]:
     """One mark for people and programs."""
     return {
         "worker": place.worker,

@@ -17,7 +17,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "status": ("status", "servers, templates, workers and connections of this checkout"),
     "url": ("url", "the URL of one database"),
     "env": ("env", "the environment variables of one database"),
-    "run": ("run", "run a command with databases of its own, and drop them when it ends"),
+    "run": ("run.command", "run a command with databases of its own, and drop them when it ends"),
     "psql": ("psql", "open psql on one database"),
     "mark": ("mark", "make your databases' present state the one that `reset` comes back to"),
     "reset": ("reset", "bring databases back to your mark, or to their migrations' state"),
@@ -236,7 +236,7 @@ def count(text: str) -> int:
 
 def duration(text: str) -> float:
     """Seconds, from ``90``, ``30s``, ``15m``, ``2h``."""
-    from harness.config_values import READERS, WrongValue
+    from harness.config.values import READERS, WrongValue
 
     try:
         return float(READERS["ttl"](text, True))

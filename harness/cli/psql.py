@@ -10,16 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import names
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.parser import add_word
-from harness.cli.run_child import exit_code, start
-from harness.cli.run_signals import passing_on
+from harness.cli.run.child import exit_code, start
+from harness.cli.run.signals import passing_on
+from harness.config.environment import child_environment
 from harness.dsn import Dsn
-from harness.env import child_environment
 from harness.errors import BackendUnavailable
-from harness.names import Kind
+from harness.postgres import names
+from harness.postgres.names import Kind
+from harness.runs.places import Place
 
 USAGE = "[WORKER] [options] [-- ARGUMENTS OF PSQL]"
 
@@ -48,7 +49,7 @@ def run(context: Context) -> int:
     """Run psql; return its exit code."""
     given = context.arguments
     # The session stays open meanwhile: it is what keeps a server with a TTL from ending itself.
-    with seen.resolved(context, given.worker) as place, _entered(context, place, given.database) as name:
+    with lookup.resolved(context, given.worker) as place, _entered(context, place, given.database) as name:
         dsn = place.dsn(given.database, admin=getattr(given, "admin", False)).with_database(name)
         words, environ = _command(context, place, dsn, context.command or [])
         with passing_on() as children:
@@ -58,13 +59,13 @@ def run(context: Context) -> int:
 
 
 @contextmanager
-def _entered(context: Context, place: seen.Place, database: str) -> Iterator[str]:
+def _entered(context: Context, place: Place, database: str) -> Iterator[str]:
     """The name to connect to: for a template, that of a copy."""
     found = place.database(database)
     if place.kind is not Kind.TEMPLATE:
         yield found.name
         return
-    from harness.catalog import databases, locks
+    from harness.postgres import databases, locks
 
     harness = place.harness
     owner, _ = harness.expected_owner()
@@ -83,7 +84,7 @@ def _entered(context: Context, place: seen.Place, database: str) -> Iterator[str
 
 
 def _command(
-    context: Context, place: seen.Place, dsn: Dsn, words: Sequence[str]
+    context: Context, place: Place, dsn: Dsn, words: Sequence[str]
 ) -> tuple[list[str], dict[str, str]]:
     """psql's command line and environment. The password is in the environment: every user sees command lines."""
     info = place.harness.server.info
@@ -98,10 +99,10 @@ def _command(
             *words,
         ], environ
     if info.backend == "docker" and shutil.which("docker", path=context.environ.get("PATH", os.defpath)):
-        from harness.backends import select
-        from harness.backends.docker import DockerBackend
+        from harness.servers import registry
+        from harness.servers.docker.backend import DockerBackend
 
-        backend = select.named("docker", context.settings, context.environ)
+        backend = registry.named("docker", context.settings, context.environ)
         assert isinstance(backend, DockerBackend)
         terminal = bool(sys.stdin is not None and sys.stdin.isatty())
         inside = backend.exec_command(info, dsn.database, words, user=dsn.user, terminal=terminal)
@@ -121,7 +122,7 @@ def local_psql(context: Context, binaries: str | None) -> str | None:
     found = shutil.which("psql", path=context.environ.get("PATH", os.defpath))
     if found is not None:
         return found
-    from harness.backends.process_binaries import wheel_folder
+    from harness.servers.process.binaries import wheel_folder
 
     for folder in (binaries, wheel_folder()):
         if folder is not None and os.access(program := Path(folder) / "psql", os.X_OK):

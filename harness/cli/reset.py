@@ -8,21 +8,23 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from harness import saved, template
-from harness.catalog import databases
-from harness.catalog.databases import Database
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.mark import TEMPLATE, changing, release, strategy_of
 from harness.cli.parser import Usage, add_json
-from harness.clones import Claim
+from harness.databases import template
+from harness.databases.clones import Claim
+from harness.databases.template import Template
 from harness.errors import LeaseError, LeaseLost
-from harness.names import Kind
-from harness.persons import PersonsReset
-from harness.pristine import Notes
+from harness.postgres import databases
+from harness.postgres.databases import Database
+from harness.postgres.names import Kind
 from harness.reset.report import ResetReport
-from harness.saved import Saved
-from harness.template import Template
+from harness.runs.places import Place, places_on
+from harness.sandbox import marks as saved_marks
+from harness.sandbox.marks import Saved
+from harness.sandbox.reset import PersonsReset
+from harness.sandbox.watermarks import Notes
 
 USAGE = "[WORKER | --all] [--to NAME] [--dry-run] [options]"
 
@@ -68,20 +70,20 @@ def run(context: Context) -> int:
     act = _tell if given.get("dry_run") else _reset
     reports: list[dict[str, Any]] = []
     if given.get("all"):
-        with seen.harnesses(context, purposes=["up"]) as found:
-            mine = [place for harness in found for place in seen.places(harness) if place.persons]
+        with lookup.harnesses(context, purposes=["up"]) as found:
+            mine = [place for harness in found for place in places_on(harness) if place.persons]
             if not mine:
-                raise seen.nothing(context)
+                raise lookup.nothing(context)
             reports += [act(context, place, given.get("to")) for place in mine]
     else:
-        with seen.resolved(context, given.get("worker") or "1") as place:
+        with lookup.resolved(context, given.get("worker") or "1") as place:
             reports.append(act(context, place, given.get("to")))
     if context.json:
         context.console.json(reports)
     return 0
 
 
-def _reset(context: Context, place: seen.Place, to: str | None) -> dict[str, Any]:
+def _reset(context: Context, place: Place, to: str | None) -> dict[str, Any]:
     _refuse(place)
     began = time.monotonic()
     if place.persons:
@@ -97,8 +99,8 @@ def _reset(context: Context, place: seen.Place, to: str | None) -> dict[str, Any
     return together
 
 
-def _refuse(place: seen.Place) -> None:
-    seen.refuse_template(place, "reset")
+def _refuse(place: Place) -> None:
+    lookup.refuse_template(place, "reset")
     if place.kind is Kind.KEPT:
         raise LeaseError(
             f"{place.words[0]} is kept for inspection ({place.what}): it is not reset; a worker's is"
@@ -106,7 +108,7 @@ def _refuse(place: seen.Place) -> None:
 
 
 def _together(
-    place: seen.Place, state: str, reports: dict[str, ResetReport], milliseconds: float
+    place: Place, state: str, reports: dict[str, ResetReport], milliseconds: float
 ) -> dict[str, Any]:
     several = len(reports) > 1
     return {
@@ -145,7 +147,7 @@ def _listed(tables: Sequence[str]) -> str:
     return ", ".join(tables[:NAMED]) + more
 
 
-def _reset_mine(context: Context, place: seen.Place, to: str | None) -> tuple[str, dict[str, ResetReport]]:
+def _reset_mine(context: Context, place: Place, to: str | None) -> tuple[str, dict[str, ResetReport]]:
     """Go to a mark, or to the template; marks above it are released once it worked. Tells where it went."""
     marks, mark = _target(place, to)
     reports = {}
@@ -158,17 +160,17 @@ def _reset_mine(context: Context, place: seen.Place, to: str | None) -> tuple[st
     return f"mark {mark.name!r}" if mark else "the migrations' state", reports
 
 
-def _target(place: seen.Place, to: str | None) -> tuple[list[Saved], Saved | None]:
+def _target(place: Place, to: str | None) -> tuple[list[Saved], Saved | None]:
     """All marks, and the one to go to; None is the template."""
     harness = place.harness
-    marks = saved.stack(harness.link.session, harness.project, place.databases)
+    marks = saved_marks.stack(harness.link.session, harness.project, place.databases)
     if to == TEMPLATE or (to is None and not marks):
         return marks, None
-    return marks, saved.choose(marks, to) if to is not None else marks[-1]
+    return marks, saved_marks.choose(marks, to) if to is not None else marks[-1]
 
 
 def _persons(
-    context: Context, place: seen.Place, name: str, database: Database, mark: Saved | None
+    context: Context, place: Place, name: str, database: Database, mark: Saved | None
 ) -> PersonsReset:
     clones, settings = place.harness.clones, context.settings
     notes, story = Notes.of(settings, context.environ), context.console.story
@@ -183,7 +185,7 @@ def _persons(
     )  # fmt: skip
 
 
-def _renew(place: seen.Place) -> dict[str, ResetReport]:
+def _renew(place: Place) -> dict[str, ResetReport]:
     """A test run's: what it knows of its databases is in its own process."""
     harness, open_ = place.harness, _sessions(place)
     for name, database in place.databases.items():
@@ -193,7 +195,7 @@ def _renew(place: seen.Place) -> dict[str, ResetReport]:
     return {name: ResetReport("clone", ended=ended) for name, ended in open_.items()}
 
 
-def _sessions(place: seen.Place) -> dict[str, tuple[str, ...]]:
+def _sessions(place: Place) -> dict[str, tuple[str, ...]]:
     """Who is in its databases, and is about to be ended."""
     session = place.harness.link.session
     return {
@@ -202,7 +204,7 @@ def _sessions(place: seen.Place) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _template(place: seen.Place, name: str, database: Database) -> Template:
+def _template(place: Place, name: str, database: Database) -> Template:
     harness = place.harness
     fingerprint = str((database.mark or {}).get("fingerprint", ""))
     found = template.look(harness.link.session, harness.project, fingerprint, name)
@@ -219,12 +221,12 @@ def _template(place: seen.Place, name: str, database: Database) -> Template:
     return found
 
 
-def _claim(place: seen.Place, database: Database) -> Claim:
+def _claim(place: Place, database: Database) -> Claim:
     index = int(database.parsed.tail.rpartition("_")[2]) if database.parsed else 0
     return Claim(place.run, place.worker, index, {"root": str(place.harness.settings.root)})
 
 
-def _tell(context: Context, place: seen.Place, to: str | None) -> dict[str, Any]:
+def _tell(context: Context, place: Place, to: str | None) -> dict[str, Any]:
     """What changed since the state that a reset would go to; nothing is reset."""
     _refuse(place)
     if not place.persons:

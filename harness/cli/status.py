@@ -7,15 +7,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import names, reaper, saved
-from harness.catalog import databases
-from harness.catalog.session import Session
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.parser import add_json
-from harness.core import Harness
+from harness.databases import sweep
 from harness.errors import HarnessError
-from harness.names import Kind
+from harness.postgres import databases, names
+from harness.postgres.names import Kind
+from harness.postgres.session import Session
+from harness.runs.harness import Harness
+from harness.runs.places import Place, places_on
+from harness.sandbox import marks as saved_marks
 
 DESCRIPTION = """\
 Where the project's root and settings are, which servers of it run, and what is on them. Starts nothing.
@@ -30,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """Print it."""
     settings = context.settings
-    with seen.harnesses(context) as found:
+    with lookup.harnesses(context) as found:
         report: dict[str, Any] = {
             "root": str(settings.root),
             "root_origin": settings.root_origin,
@@ -48,11 +50,11 @@ def run(context: Context) -> int:
 
 def _server(harness: Harness) -> dict[str, Any]:
     session, info = harness.link.session, harness.server.info
-    everything = seen.places(harness)
+    everything = places_on(harness)
     states = _connections(harness)
     today = _today(harness)
     runs = {place.run for place in everything if place.kind is Kind.LEASE} - {names.PERSON}
-    alive = reaper.alive_runs(session, sorted(runs))
+    alive = sweep.alive_runs(session, sorted(runs))
     observed = databases.list_ours(session, harness.project)
     kinds = Counter(d.parsed.kind for d in observed if d.parsed is not None)
     return {
@@ -79,7 +81,7 @@ def _server(harness: Harness) -> dict[str, Any]:
                 "what": place.what,
                 "databases": {name: database.name for name, database in place.databases.items()},
                 "current": _is_current(place, today),
-                "marks": [m.name for m in saved.stack(session, harness.project, place.databases)]
+                "marks": [m.name for m in saved_marks.stack(session, harness.project, place.databases)]
                 if place.persons
                 else [],
                 "connections": dict(
@@ -99,7 +101,7 @@ def _server(harness: Harness) -> dict[str, Any]:
     }
 
 
-def _template(place: seen.Place, today: Mapping[str, str]) -> dict[str, Any]:
+def _template(place: Place, today: Mapping[str, str]) -> dict[str, Any]:
     ((name, database),) = place.databases.items()
     mark = database.mark or {}
     return {
@@ -114,7 +116,7 @@ def _template(place: seen.Place, today: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _is_current(place: seen.Place, today: Mapping[str, str]) -> bool | None:
+def _is_current(place: Place, today: Mapping[str, str]) -> bool | None:
     """Whether it was made from today's migrations; None where they cannot be read."""
     if not today:
         return None

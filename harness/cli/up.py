@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness import names
 from harness.cli.context import Context
 from harness.cli.parser import add_json, count, duration
 from harness.errors import ConfigError
+from harness.postgres import names
 
 if TYPE_CHECKING:
-    from harness.cli import seen
-    from harness.core import Harness
-    from harness.joining import Server
-    from harness.template import Template
+    from harness.databases.template import Template
+    from harness.runs.harness import Harness
+    from harness.runs.places import Place
+    from harness.servers.handle import Server
 
 DESCRIPTION = """\
 Your own migrated databases, for development and for looking around. Prints one URL a line, worker 1 first.
@@ -59,7 +59,7 @@ def run(context: Context) -> int:
     """Print the URLs."""
     given = vars(context.arguments)
     if not given.keys() & {"fresh", "rebuild", "ttl"} and not context.json:
-        from harness.cli.up_again import urls
+        from harness.sandbox.sandbox import urls
 
         found_urls = urls(context, given.get("workers"))
         if found_urls:
@@ -70,11 +70,11 @@ def run(context: Context) -> int:
 
 
 def _at_length(context: Context, given: Mapping[str, Any]) -> int:
-    from harness import server
-    from harness.core import Harness, baked_base
+    from harness.runs.harness import Harness, baked_base
+    from harness.servers import acquire
 
     ttl = given.get("ttl")
-    found = server.ensure(
+    found = acquire.ensure(
         context.settings,
         context.environ,
         purpose="up",
@@ -121,19 +121,19 @@ def _up(context: Context, harness: Harness, given: Mapping[str, Any]) -> None:
     _answer(context, harness, [mine[worker] for worker in wanted], stale)
 
 
-def _mine(harness: Harness) -> dict[str, seen.Place]:
-    from harness.cli import seen
+def _mine(harness: Harness) -> dict[str, Place]:
+    from harness.runs.places import places_on
 
-    return {place.worker: place for place in seen.places(harness) if place.persons}
+    return {place.worker: place for place in places_on(harness) if place.persons}
 
 
-def _whole(harness: Harness, place: seen.Place | None) -> bool:
+def _whole(harness: Harness, place: Place | None) -> bool:
     return place is not None and all(d.name in place.databases for d in harness.settings.databases)
 
 
 def _complete(context: Context, harness: Harness, wanted: Sequence[str], *, rebuild: bool) -> None:
     """Make what is missing, and nothing else."""
-    from harness.catalog import locks
+    from harness.postgres import locks
 
     _say_about_migrations(context, harness)
     harness.prepare(rebuild=rebuild)
@@ -156,14 +156,14 @@ def _complete(context: Context, harness: Harness, wanted: Sequence[str], *, rebu
 def _fresh(
     context: Context,
     harness: Harness,
-    mine: Mapping[str, seen.Place],
+    mine: Mapping[str, Place],
     wanted: Sequence[str],
     *,
     yes: bool,
     rebuild: bool,
 ) -> None:
-    from harness import saved
-    from harness.catalog import databases, locks
+    from harness.postgres import databases, locks
+    from harness.sandbox import marks as saved_marks
 
     doomed = [place for place in mine.values() if place.databases]
     if doomed:
@@ -181,7 +181,7 @@ def _fresh(
         for place in doomed:
             for database in place.databases.values():
                 # Marks of other migrations' databases would bring those back.
-                saved.drop_of(harness.link.session, harness.project, database.name)
+                saved_marks.drop_of(harness.link.session, harness.project, database.name)
                 databases.drop(harness.link.session, database.name, harness.project)
         for worker in dict.fromkeys([*wanted, *mine]):
             harness.complete(worker, before=_noting(context, harness))
@@ -190,13 +190,13 @@ def _fresh(
 
 def _noting(context: Context, harness: Harness) -> Callable[[Template, str, str], None]:
     """So that `reset` can put back what changes from here on: nobody knows the new databases yet."""
-    from harness import persons, pristine
+    from harness.sandbox import reset, watermarks
 
-    return partial(persons.first_note, harness.clones, pristine.Notes.of(context.settings, context.environ))
+    return partial(reset.first_note, harness.clones, watermarks.Notes.of(context.settings, context.environ))
 
 
-def _confirm(context: Context, doomed: Sequence[seen.Place], *, yes: bool) -> None:
-    from harness import saved
+def _confirm(context: Context, doomed: Sequence[Place], *, yes: bool) -> None:
+    from harness.sandbox import marks as saved_marks
 
     say = context.console.story if yes else context.console.warn
     total = sum(len(place.databases) for place in doomed)
@@ -204,7 +204,7 @@ def _confirm(context: Context, doomed: Sequence[seen.Place], *, yes: bool) -> No
         f"--fresh drops {total} database{'s' if total != 1 else ''} with all that is in {'them' if total != 1 else 'it'}:"
     )
     for place in doomed:
-        marks = saved.stack(place.harness.link.session, place.harness.project, place.databases)
+        marks = saved_marks.stack(place.harness.link.session, place.harness.project, place.databases)
         if marks:
             say(f"  worker {place.worker}: its marks {', '.join(repr(mark.name) for mark in marks)}")
         for name, database in place.databases.items():
@@ -221,7 +221,7 @@ def _confirm(context: Context, doomed: Sequence[seen.Place], *, yes: bool) -> No
         raise ConfigError("nothing was dropped", key="yes")
 
 
-def _stale(context: Context, harness: Harness, places: Sequence[seen.Place]) -> list[seen.Place]:
+def _stale(context: Context, harness: Harness, places: Sequence[Place]) -> list[Place]:
     """Those that were made from other migrations than today's."""
     wanted = harness.fingerprints()
     return [
@@ -235,14 +235,12 @@ def _stale(context: Context, harness: Harness, places: Sequence[seen.Place]) -> 
     ]
 
 
-def _workers(places: Sequence[seen.Place]) -> str:
+def _workers(places: Sequence[Place]) -> str:
     many = "s" if len(places) > 1 else ""
     return f"worker{many} {', '.join(place.worker for place in places)}"
 
 
-def _answer(
-    context: Context, harness: Harness, places: Sequence[seen.Place], stale: Sequence[seen.Place]
-) -> None:
+def _answer(context: Context, harness: Harness, places: Sequence[Place], stale: Sequence[Place]) -> None:
     if not context.json:
         for place in places:
             context.console.answer(place.dsn().url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cli import seen
+from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.parser import add_json, add_word
 
@@ -27,8 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(context: Context) -> int:
     """Print it."""
     given = context.arguments
-    with seen.resolved(context, given.worker) as place:
-        seen.refuse_template(place, "name")
+    with lookup.resolved(context, given.worker) as place:
+        lookup.refuse_template(place, "name")
         dsn = place.dsn(given.database)
         if context.json:
             context.console.json(

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.config.settings import SourceSpec
+from harness.config.sources import parse_spec
 from harness.errors import HarnessError
-from harness.migrations import layouts
-from harness.migrations.files import relative
-from harness.migrations.spec import parse_spec
-from harness.migrations.sql import SqlSource
-from harness.migrations.watched import SKIPPED
-from harness.settings import SourceSpec
+from harness.migrations.hashing.files import relative
+from harness.migrations.hashing.watched import SKIPPED
+from harness.migrations.sql import layouts
+from harness.migrations.sql.source import SqlSource
 
 MAX_DEPTH = 5
 """Folders below the root that are looked into: ``src/main/resources/db/migration`` is five deep."""

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness import names
-from harness.catalog import databases, inspection
-from harness.catalog.application import open_application
 from harness.errors import HarnessError
+from harness.postgres import activity, databases, names
+from harness.postgres.session import open_application
 from harness.pytest_plugin.freshness import Freshness
 from harness.pytest_plugin.state import State
 
@@ -96,7 +95,7 @@ class Failures:
             if sessions:
                 lines.append(f"sessions ({len(sessions)} of {limit}):")
                 lines += [f"  {line}" for line in sessions]
-            if held := inspection.locks_held(harness.link.session, leased.dsn.database):
+            if held := activity.locks_held(harness.link.session, leased.dsn.database):
                 lines += ["locks:", *(f"  {line}" for line in held)]
 
     def _login(self, lines: list[str]) -> None:
@@ -110,7 +109,7 @@ class Failures:
             lines.append(f"the role {lease.dsn.user} cannot log in: {error}")
         else:
             return
-        for database, pid in inspection.changers_of_roles(harness.link.session, lease.dsn.user):
+        for database, pid in activity.changers_of_roles(harness.link.session, lease.dsn.user):
             parsed = names.parse(database)
             worker = parsed.tail.rsplit("_", 1)[0] if parsed is not None else ""
             lines.append(f"  altered by pid {pid}" + (f", in a test of worker {worker}" if worker else ""))
@@ -122,7 +121,7 @@ class Failures:
         if self._state.settings.keep_failed < 1:
             return
         try:
-            from harness.keep import keep_copies
+            from harness.databases.kept import keep_copies
 
             kept = keep_copies(harness, lease, item.nodeid, schema_changed=schema_changed)
         except HarnessError as error:

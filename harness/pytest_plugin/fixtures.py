@@ -13,8 +13,8 @@ from harness.pytest_plugin.state import state_of
 if TYPE_CHECKING:
     import psycopg
 
-    from harness.core import Harness
-    from harness.lease import Lease
+    from harness.databases.lease import Lease
+    from harness.runs.harness import Harness
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def _pg_harness_lease(pytestconfig: pytest.Config) -> Lease:
 
 @pytest.fixture
 def _pg_harness_connection(_pg_harness_lease: Lease) -> Iterator[psycopg.Connection[Any]]:
-    from harness.catalog.application import open_application
+    from harness.postgres.session import open_application
 
     try:
         connection = open_application(_pg_harness_lease.dsn)

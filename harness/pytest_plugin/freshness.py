@@ -1,7 +1,7 @@
 """Each test starts from the same state: the reset runs first in the set-up of the *next* test.
 
 Never in a fixture's teardown: the application's engines and pools are closed by then. What wider fixtures
-have written is marked (:mod:`harness.pytest_plugin.marks`) and comes back with every reset.
+have written is marked (:mod:`harness.pytest_plugin.fixture_marks`) and comes back with every reset.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from harness.catalog import inspection
 from harness.errors import HarnessError
+from harness.postgres import activity
 from harness.pytest_plugin import django_classes
-from harness.pytest_plugin.marks import WiderFixtures
+from harness.pytest_plugin.fixture_marks import WiderFixtures
 from harness.pytest_plugin.state import State
 from harness.reset.report import ResetReport
 
@@ -142,9 +142,7 @@ class Freshness:
         harness, _ = self._state.running
         try:
             # What began before the culprit did belongs to a wider fixture, or to the application itself.
-            lines = inspection.left_in_transaction(
-                harness.link.session, pids, within=time.monotonic() - since
-            )
+            lines = activity.left_in_transaction(harness.link.session, pids, within=time.monotonic() - since)
         except HarnessError:
             return
         for line in lines:

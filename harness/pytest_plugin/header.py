@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from harness import recipes
+from harness.config.settings import Settings
+from harness.databases import recipes
 from harness.pytest_plugin.state import Role, State
-from harness.settings import Settings
 
 _FRESH = {
     "reset": "each test starts from a reset database",

@@ -11,7 +11,7 @@ from harness.errors import PoolTimeout
 from harness.pytest_plugin.state import Role, State
 
 if TYPE_CHECKING:
-    from harness.catalog.turns import Turns
+    from harness.pytest_plugin.turns import Turns
 
 _TIMED_OUT = pytest.StashKey[str]()
 
@@ -72,7 +72,7 @@ class Serial:
             pytest.fail(message, pytrace=False)
 
     def _open(self) -> Turns:
-        from harness.catalog.turns import Turns
+        from harness.pytest_plugin.turns import Turns
 
         harness, lease = self._state.running
         return Turns(harness.link.dsn, harness.run, lease.worker)

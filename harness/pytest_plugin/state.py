@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.pytest_plugin.summary import Summary
-from harness.settings import Settings
 
 if TYPE_CHECKING:
-    from harness.core import Harness
-    from harness.fleet import Fleet
-    from harness.lease import Lease
+    from harness.databases.lease import Lease
+    from harness.runs.harness import Harness
+    from harness.runs.placement import Fleet
 
 
 class Role(Enum):
@@ -134,7 +134,7 @@ STATE = pytest.StashKey[State]()
 
 
 def state_of(config: pytest.Config) -> State:
-    """The state that :mod:`harness.pytest_plugin.early` has left in the config."""
+    """The state that :mod:`harness.pytest_plugin.bootstrap` has left in the config."""
     return config.stash[STATE]
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_rows
-from harness.catalog.restore_facts import Relation, SequenceState
-from harness.catalog.restore_rows import Blocks, Columns, Rows, Tid
-from harness.catalog.session import Session
-from harness.reset.model import SMALL, TableState
+from harness.postgres.session import Session
+from harness.reset.changes import SMALL, TableState
+from harness.reset.sql import batch, catalogs, relations
+from harness.reset.sql import rows as rows_sql
+from harness.reset.sql.relations import Relation, SequenceState
+from harness.reset.sql.rows import Blocks, Columns, Rows, Tid
 
 HELD_PAGES = 128
 """Pages (of 8 kB) up to which a table's rows are kept in memory as a whole; beyond, blocks are asked for."""
@@ -76,7 +77,7 @@ class TableBase:
         found: Blocks = {}
         for block in blocks:
             if block not in self._texts:
-                self._texts[block] = restore_rows.in_order(self.expected([block]))
+                self._texts[block] = rows_sql.in_order(self.expected([block]))
             if text := self._texts[block]:
                 found[block] = text
         return found
@@ -145,7 +146,7 @@ def room(session: Session, relation: Relation, rows: Rows) -> int:
     """Bytes that are free behind the last of these rows."""
     if not len(rows):
         return PAGE
-    return max(0, PAGE - int(session.value(restore_rows.used(relation, rows.last_block))))
+    return max(0, PAGE - int(session.value(rows_sql.used(relation, rows.last_block))))
 
 
 class BaselineStore:
@@ -157,18 +158,18 @@ class BaselineStore:
     def __init__(self, connect: Callable[[], Session]) -> None:
         self._connect = connect
         self._session: Session | None = None
-        self.relations: dict[int, Relation] = restore_facts.relations(self.session)
-        self.sequences: dict[int, SequenceState] = restore_facts.sequences(
+        self.relations: dict[int, Relation] = relations.relations(self.session)
+        self.sequences: dict[int, SequenceState] = relations.sequences(
             self.session, [r for r in self.relations.values() if r.kind == "S"]
         )
-        self.indexed: list[int] = restore_catalogs.indexed(self.session)
-        self.watchful = restore_facts.watchful(self.session)
+        self.indexed: list[int] = catalogs.indexed(self.session)
+        self.watchful = relations.watchful(self.session)
         self.unlogged_tables = tuple(r.oid for r in self._unlogged("rm"))
         self.unlogged_sequences = tuple(r.oid for r in self._unlogged("S"))
         self._columns: dict[int, Columns] = {}
         self._texts: dict[int, Blocks] = {}
         self._places: dict[str, dict[int, set[tuple[Tid, int]]]] = {}
-        self._large_objects: dict[int, restore_catalogs.LargeObject] | None = None
+        self._large_objects: dict[int, catalogs.LargeObject] | None = None
 
     @property
     def session(self) -> Session:
@@ -190,13 +191,13 @@ class BaselineStore:
         relation = self.relations[oid]
         if relation.pages > HELD_PAGES:
             return TableBase(relation, None)
-        rows = restore_rows.read(self.session, relation, known=self.columns(relation))
+        rows = rows_sql.read(self.session, relation, known=self.columns(relation))
         return TableBase(relation, rows, room(self.session, relation, rows))
 
     def columns(self, relation: Relation) -> Columns:
         """The columns of a table; asked once."""
         if relation.oid not in self._columns:
-            self._columns[relation.oid] = restore_rows.columns_of(self.session, relation)
+            self._columns[relation.oid] = rows_sql.columns_of(self.session, relation)
         return self._columns[relation.oid]
 
     def texts(self, relation: Relation, blocks: Collection[int]) -> Blocks:
@@ -205,27 +206,27 @@ class BaselineStore:
         if len(known) > MOST_BLOCKS_KNOWN:
             known.clear()
         if missing := [block for block in blocks if block not in known]:
-            found = restore_batch.run(self.session, [restore_rows.places_in(relation, missing)])[0]
+            found = batch.run(self.session, [rows_sql.places_in(relation, missing)])[0]
             known.update(dict.fromkeys(missing, b""))
-            known.update(restore_rows.blocks_of(found.rows))
+            known.update(rows_sql.blocks_of(found.rows))
         return {block: text for block in blocks if (text := known[block])}
 
     def rows_at(self, relation: Relation, places: Sequence[Tid]) -> Rows:
         """The rows of a table that lie there."""
-        return restore_rows.read_at(self.session, relation, self.columns(relation), places)
+        return rows_sql.read_at(self.session, relation, self.columns(relation), places)
 
     @property
-    def large_objects(self) -> dict[int, restore_catalogs.LargeObject]:
+    def large_objects(self) -> dict[int, catalogs.LargeObject]:
         """The large objects of the baseline."""
         if self._large_objects is None:
-            self._large_objects = restore_catalogs.large_objects(self.session)
+            self._large_objects = catalogs.large_objects(self.session)
         return self._large_objects
 
     def places(self, catalog: str, blocks: Iterable[int]) -> set[tuple[Tid, int]]:
         """Place and writer of every row in these blocks of a catalog; asked once for each block."""
         known = self._places.setdefault(catalog, {})
         if missing := [block for block in blocks if block not in known]:
-            found = restore_catalogs.places(self.session, catalog, missing)
+            found = catalogs.places(self.session, catalog, missing)
             for block in missing:
                 known[block] = set()
             for place in found:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 
-from harness.catalog.restore_facts import Relation
-from harness.catalog.wal import NOISE, RelationRecords
-from harness.reset.model import Changes, TableChange
+from harness.reset.changes import Changes, TableChange
+from harness.reset.sql.relations import Relation
+from harness.reset.wal.reader import NOISE, RelationRecords
 
 
 def changes(

@@ -20,20 +20,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from harness.catalog import restore_batch
-from harness.catalog.restore_shared import Note
-from harness.catalog.wal import Window
 from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.reset import detect
+from harness.reset.changes import Changes, How, Nothing, Reclone, RecloneNeeded, Restore, TableChange
 from harness.reset.marks import Mark
-from harness.reset.model import Changes, How, Nothing, Reclone, RecloneNeeded, Restore, TableChange
 from harness.reset.outcome import Outcome, Terms
 from harness.reset.plan import plan
 from harness.reset.report import ResetReport
 from harness.reset.restore import Attempt
-from harness.reset.state import EngineState, Limits
+from harness.reset.sessions import Waiting
+from harness.reset.sql import batch
+from harness.reset.sql.shared import Note
+from harness.reset.tracker import EngineState, Limits
 from harness.reset.vacuum import RECORD, Litter
-from harness.reset.waiting import Waiting
+from harness.reset.wal.reader import Window
 
 PATIENCE_MS = 1000.0
 """Milliseconds that any attempt may take: a busy machine is no reason for a clone."""
@@ -271,10 +271,10 @@ class ResetEngine(EngineState):
             return True
         tables = ", ".join("only " + self.store.relations[oid].sql for oid in sorted(run.crowded))
         try:
-            restore_batch.run(self._lease, ["begin", f"lock table {tables} in share row exclusive mode"])
+            batch.run(self._lease, ["begin", f"lock table {tables} in share row exclusive mode"])
         except ServerRefused as error:
-            restore_batch.rollback(self._lease)
-            if error.sqlstate not in (restore_batch.LOCK_NOT_AVAILABLE, restore_batch.DEADLOCK):
+            batch.rollback(self._lease)
+            if error.sqlstate not in (batch.LOCK_NOT_AVAILABLE, batch.DEADLOCK):
                 raise RecloneNeeded(f"the tables cannot be locked: {error}") from error
             run.lockless = run.waiting.lock_holders(sorted(run.crowded), lockless=False)
             return False
@@ -308,7 +308,7 @@ class ResetEngine(EngineState):
         try:
             outcome = attempt.run()
         except (ServerRefused, RecloneNeeded) as error:
-            restore_batch.rollback(self._lease)
+            batch.rollback(self._lease)
             run.locked = False
             # Of its first transaction, where the second failed.
             self._adopt(attempt.done)
@@ -320,7 +320,7 @@ class ResetEngine(EngineState):
             self._by_file.update({node: oid for oid, node in attempt.done.files.items()})
             if isinstance(error, RecloneNeeded):
                 raise
-            if error.sqlstate not in (restore_batch.LOCK_NOT_AVAILABLE, restore_batch.DEADLOCK):
+            if error.sqlstate not in (batch.LOCK_NOT_AVAILABLE, batch.DEADLOCK):
                 if run.came_between(error, attempt.done):
                     return None
                 raise RecloneNeeded(f"the rows cannot be put back: {error}") from error
@@ -426,7 +426,7 @@ class _Run:
         """Let the tables go, where they are locked."""
         if self.locked:
             self.locked = False
-            restore_batch.rollback(self._engine._lease)
+            batch.rollback(self._engine._lease)
 
 
 def _unreadable(error: ServerRefused) -> RecloneNeeded:

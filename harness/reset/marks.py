@@ -6,13 +6,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from harness.catalog import restore_batch, restore_facts, restore_rows
-from harness.catalog.restore_catalogs import LARGE_OBJECTS, STATISTICS
-from harness.catalog.restore_facts import SequenceState
 from harness.errors import LeaseError, ServerRefused
 from harness.reset.baseline import TableBase, room
-from harness.reset.model import SMALL, Changes, TableChange
-from harness.reset.sequences import setval
+from harness.reset.changes import SMALL, Changes, TableChange
+from harness.reset.sql import batch
+from harness.reset.sql import relations as relations_sql
+from harness.reset.sql import rows as rows_sql
+from harness.reset.sql.catalogs import LARGE_OBJECTS, STATISTICS
+from harness.reset.sql.relations import SequenceState
+from harness.reset.sql.sequences import setval
 
 if TYPE_CHECKING:
     from harness.reset.engine import ResetEngine
@@ -184,9 +186,9 @@ def set_mark(engine: ResetEngine) -> Mark:
             # So that every later nextval is in the log (see SequenceState.logged_ahead). Not before: it is not
             # rolled back with an attempt, and somebody who goes on meanwhile would be given keys that exist.
             setvals = [f"select {setval(oid, state)}" for oid, state in layer.sequences.items()]
-            restore_batch.run(engine._lease, [*setvals, "commit"])
+            batch.run(engine._lease, [*setvals, "commit"])
             break
-        restore_batch.rollback(engine._lease)
+        batch.rollback(engine._lease)
         # Past the deadline, whoever goes on writing is ended.
         run.waiting.crowd()
     engine._remember_files(files)
@@ -238,7 +240,7 @@ def _read(engine: ResetEngine, found: Changes) -> _Copy:
     statements.append(f"select sum(pg_table_size(oid)) from unnest('{listed}'::oid[]) oid")
     lease = engine._lease
     try:
-        *_, places, sizes = restore_batch.run(lease, statements)
+        *_, places, sizes = batch.run(lease, statements)
         here = places.rows[0]
         position, xid = (here[0] or b"").decode(), int(here[1] or b"0")
         copied: dict[int, TableBase] = {}
@@ -247,16 +249,16 @@ def _read(engine: ResetEngine, found: Changes) -> _Copy:
                 f"the tables that changed hold more than {MOST_BYTES >> 20} MB: too much for a mark"
             )
         for table in tables:
-            rows = restore_rows.read(lease, table, known=engine.store.columns(table))
+            rows = rows_sql.read(lease, table, known=engine.store.columns(table))
             copied[table.oid] = TableBase(table, rows, room(lease, table, rows), ordered=len(rows) <= SMALL)
         wanted = [relations[oid] for oid in sorted(found.sequences)]
         caches = {oid: state.cache for oid, state in engine.store.sequences.items()}
-        states = restore_facts.sequences(lease, wanted, caches=caches)
+        states = relations_sql.sequences(lease, wanted, caches=caches)
     except ServerRefused as error:
-        restore_batch.rollback(lease)
+        batch.rollback(lease)
         raise LeaseError(f"the mark cannot be set: {error}") from error
     except LeaseError:
-        restore_batch.rollback(lease)
+        batch.rollback(lease)
         raise
     engine._own.append(xid)
     return _Copy(copied, states, position, xid)

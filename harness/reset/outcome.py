@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from harness.catalog.restore_rows import Tid
-from harness.catalog.restore_sessions import Present
+from harness.postgres.activity import Present
+from harness.reset.sql.rows import Tid
 
 Place = tuple[Tid, int]
 """Where a row lies, and who wrote it."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from harness.catalog.restore_catalogs import LARGE_OBJECTS, STATISTICS
-from harness.reset.model import (
+from harness.reset.changes import (
     Baseline,
     Changes,
     How,
@@ -14,6 +13,7 @@ from harness.reset.model import (
     TableChange,
     TableState,
 )
+from harness.reset.sql.catalogs import LARGE_OBJECTS, STATISTICS
 
 BLOCK_MS = 0.045
 """Milliseconds for each block that is compared: its rows are read here and in the baseline, 16 to 25 microseconds each."""

@@ -22,18 +22,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
-from harness.catalog import restore_batch, restore_catalogs, restore_facts, restore_rows, restore_sessions
-from harness.catalog.restore_batch import Result
-from harness.catalog.restore_facts import Relation, SequenceState
-from harness.catalog.restore_rows import Tid
-from harness.catalog.session import Session
 from harness.errors import ServerRefused
+from harness.postgres import activity
+from harness.postgres.session import Session
 from harness.reset import vacuum
 from harness.reset.baseline import BaselineStore, TableBase
-from harness.reset.model import SMALL, How, RecloneNeeded, Restore, TableChange
+from harness.reset.changes import SMALL, How, RecloneNeeded, Restore, TableChange
 from harness.reset.outcome import Outcome, Place, Terms
 from harness.reset.plan import HEAVY_PAGES, ROW_MS
-from harness.reset.sequences import MOST_SETVALS, sequence_statements, setval
+from harness.reset.sql import batch, catalogs, relations
+from harness.reset.sql import rows as rows_sql
+from harness.reset.sql.batch import Result
+from harness.reset.sql.relations import Relation, SequenceState
+from harness.reset.sql.rows import Tid
+from harness.reset.sql.sequences import MOST_SETVALS, sequence_statements, setval
 
 ORDER_ATTEMPTS = 3
 """How often rows are put back until they lie in their order, before a TRUNCATE."""
@@ -47,7 +49,7 @@ MOST_LEADERS = 3
 Step = tuple[str, Callable[[Result], None]]
 """A statement, and who takes what it gives."""
 
-Chosen = tuple[restore_rows.Rows, int]
+Chosen = tuple[rows_sql.Rows, int]
 """Rows of a table, and which of them."""
 
 _HERE = "select pg_current_wal_insert_lsn(), pg_current_xact_id()"
@@ -115,15 +117,15 @@ class Attempt:
             if how is How.TRUNCATE:
                 continue
             if how is How.EMPTY:
-                steps.append((restore_rows.delete_all(relation), partial(self._deleted, oid)))
+                steps.append((rows_sql.delete_all(relation), partial(self._deleted, oid)))
             elif how is How.EXTRAS:
-                for statement in restore_rows.delete_but(relation, base.kept, blocks):
+                for statement in rows_sql.delete_but(relation, base.kept, blocks):
                     steps.append((statement, partial(self._deleted, oid)))
             elif how is How.REWRITE:
-                looks.append((restore_rows.pairs(relation), partial(self._compare_all, oid)))
+                looks.append((rows_sql.pairs(relation), partial(self._compare_all, oid)))
             elif how is How.BLOCKS:
                 compare = self._compare_large if base.rows is None else self._compare_blocks
-                looks.append((restore_rows.places_in(relation, blocks), partial(compare, oid)))
+                looks.append((rows_sql.places_in(relation, blocks), partial(compare, oid)))
             else:
                 raise RecloneNeeded(f"the materialised view {relation} was written")
         if looks or self.todo.large_objects:
@@ -171,7 +173,7 @@ class Attempt:
         """Send the statements as one message, and hand out what each gave."""
         if not steps:
             return
-        results = restore_batch.run(self.session, [statement for statement, _ in steps])
+        results = batch.run(self.session, [statement for statement, _ in steps])
         for (_, handle), result in zip(steps, results, strict=True):
             handle(result)
 
@@ -209,7 +211,7 @@ class Attempt:
             # Not waiting: a reader that is in the way of a TRUNCATE is in nobody's way after it.
             (f"lock table {names} in access exclusive mode nowait", _ignore),
             (f"truncate {names}", _ignore),
-            (restore_facts.files_of_statement(truncated), self._new_files),
+            (relations.files_of_statement(truncated), self._new_files),
         ]
 
     def _committing(self) -> list[Step]:
@@ -220,7 +222,7 @@ class Attempt:
         return [*after, (self._presence(), self._present)]
 
     def _presence(self) -> str:
-        return restore_sessions.present_statement(self.terms.database, self.terms.ours)
+        return activity.present_statement(self.terms.database, self.terms.ours)
 
     def _ending(self) -> list[Step]:
         """Sequences, and the last COMMIT."""
@@ -250,7 +252,7 @@ class Attempt:
 
     def _present(self, result: Result) -> None:
         rows = [(int(r[0] or b"0"), r[1] == b"t", r[2] == b"t", r[3] == b"t") for r in result.rows]
-        self.done.present = restore_sessions.Present.of(rows)
+        self.done.present = activity.Present.of(rows)
 
     def _new_files(self, result: Result) -> None:
         for row in result.rows:
@@ -273,13 +275,13 @@ class Attempt:
             return self._compare_held(oid, live, numbers)
         # CLUSTER permutes rows: the same places and writers, of a table that is written anew, prove nothing.
         self._missing[oid] = list(range(len(base.rows)))
-        return [(restore_rows.delete_all(base.relation), partial(self._deleted, oid))] if live else []
+        return [(rows_sql.delete_all(base.relation), partial(self._deleted, oid))] if live else []
 
     def _compare_blocks(self, oid: int, result: Result) -> list[Step]:
         """The blocks that were written: only where they differ rows are taken apart."""
         base, blocks = self.bases[oid], self.changes[oid].blocks
-        here, there = restore_rows.blocks_of(result.rows), base.texts(blocks)
-        live, wanted = restore_rows.differing(here, there)
+        here, there = rows_sql.blocks_of(result.rows), base.texts(blocks)
+        live, wanted = rows_sql.differing(here, there)
         if not (live or wanted):
             return []
         numbers = base.expected(blocks)
@@ -306,9 +308,9 @@ class Attempt:
     def _compare_large(self, oid: int, result: Result) -> list[Step]:
         """The blocks of a table that were written, with the baseline's: only where they differ rows are taken apart."""
         base, blocks = self.bases[oid], self.changes[oid].blocks
-        here = restore_rows.blocks_of(result.rows)
+        here = rows_sql.blocks_of(result.rows)
         there = self.store.texts(base.relation, blocks)
-        live, wanted = restore_rows.differing(here, there)
+        live, wanted = rows_sql.differing(here, there)
         back = {place: home for home, place in base.moved.items() if place[0][0] in blocks}
         steps = self._deleting(oid, [tid for tid, _ in live - wanted - back.keys()])
         homes = [home for home, _ in wanted - live if home not in base.moved]
@@ -324,7 +326,7 @@ class Attempt:
     def _deleting(self, oid: int, places: Sequence[Tid]) -> list[Step]:
         if not places:
             return []
-        return [(restore_rows.delete_at(self.bases[oid].relation, places), partial(self._deleted, oid))]
+        return [(rows_sql.delete_at(self.bases[oid].relation, places), partial(self._deleted, oid))]
 
     def _inserting(
         self, oid: int, base: TableBase, chosen: Sequence[Chosen], which: Sequence[int] | Sequence[Tid]
@@ -386,8 +388,7 @@ class Attempt:
                     )
             if tries < ORDER_ATTEMPTS - 1:
                 clear = [
-                    (restore_rows.delete_all(self.bases[o].relation), partial(self._deleted, o))
-                    for o in wrong
+                    (rows_sql.delete_all(self.bases[o].relation), partial(self._deleted, o)) for o in wrong
                 ]
                 self._take([*self._beginning(wrong), *clear, *self._committing()])
         self._take(self._beginning(missing))
@@ -406,7 +407,7 @@ class Attempt:
                 continue
             if base.relation.toast > HEAVY_PAGES:
                 raise RecloneNeeded(f"all long values of {base.relation} would be written anew")
-            clear = (restore_rows.delete_all(base.relation), partial(self._deleted, oid))
+            clear = (rows_sql.delete_all(base.relation), partial(self._deleted, oid))
             for _ in range(ORDER_ATTEMPTS):
                 self._take([clear, *self._fillings({oid: numbers})])
                 if self._lies_right(oid, numbers, ORDER_ATTEMPTS - 1):
@@ -509,7 +510,7 @@ class Attempt:
                 [
                     (f"truncate only {name}", _ignore),
                     *self._fillings({oid: numbers}),
-                    (restore_facts.files_of_statement([oid]), self._new_files),
+                    (relations.files_of_statement([oid]), self._new_files),
                 ]
             )
         except ServerRefused as error:
@@ -521,7 +522,7 @@ class Attempt:
 
     def _filling(self, relation: Relation, chosen: Sequence[Chosen]) -> str:
         values = [rows.value(index) for rows, index in chosen]
-        return restore_rows.insert(relation, chosen[0][0].columns, values)
+        return rows_sql.insert(relation, chosen[0][0].columns, values)
 
     def _filled(self, oid: int, filled: Result, chosen: Sequence[Chosen]) -> list[Tid]:
         """Where the rows lie now; what PostgreSQL computed for them must be what it was."""
@@ -538,13 +539,13 @@ class Attempt:
             raise RecloneNeeded(
                 f"a generated column of {relation} has another value when it is computed again"
             )
-        return [restore_rows.parse_tid(row[0] or b"") for row in filled.rows]
+        return [rows_sql.parse_tid(row[0] or b"") for row in filled.rows]
 
     # --- large objects -----------------------------------------------------------------------------
 
     def _large_objects(self) -> None:
         before = self.store.large_objects
-        now = restore_catalogs.large_objects(self.session)
+        now = catalogs.large_objects(self.session)
         statements = [f"select lo_unlink({oid})" for oid in now if oid not in before]
         for oid, wanted in before.items():
             found = now.get(oid)
@@ -554,12 +555,12 @@ class Attempt:
                 raise RecloneNeeded(
                     f"large object {oid} of the template was removed, or its rights were changed"
                 )
-            data = restore_catalogs.large_object_data(self.store.session, oid).hex()
+            data = catalogs.large_object_data(self.store.session, oid).hex()
             # 131072 is INV_WRITE; a write past the end would leave what a longer test value had there.
             statements.append(f"select lo_truncate(lo_open({oid}, 131072), 0)")
             statements.append(f"select lo_put({oid}, 0, '\\x{data}'::bytea)")
         if statements:
-            restore_batch.run(self.session, statements)
+            batch.run(self.session, statements)
 
 
 def _first_of_pages(base: TableBase, gone: Sequence[int]) -> set[int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.catalog import restore_batch
-from harness.catalog.restore_facts import Relation
-from harness.catalog.session import Session, ident
 from harness.errors import ServerRefused
+from harness.postgres.session import Session, ident
+from harness.reset.sql import batch
+from harness.reset.sql.relations import Relation
 
 EVERY_RESETS = 50
 DEAD_ROWS = 2000
@@ -139,4 +139,4 @@ def free_places(session: Session, tables: Sequence[str], *, truncate: bool) -> N
     if session.server_version >= 160000:
         # It reads pg_class from end to end.
         options += ", skip_database_stats"
-    restore_batch.run(session, [f"vacuum ({options}) {', '.join(tables)}"])
+    batch.run(session, [f"vacuum ({options}) {', '.join(tables)}"])

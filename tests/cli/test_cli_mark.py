@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from fix_cli import Project
 
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 
 
 @pytest.fixture(scope="module")

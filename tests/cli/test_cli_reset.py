@@ -16,7 +16,7 @@ import pytest
 from fix_cli import Project
 from fix_reset_picture import Picture, difference
 
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 
 SCHEMA = """
 create table users (id int generated always as identity primary key, name text not null);

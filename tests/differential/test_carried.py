@@ -19,15 +19,15 @@ from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, clone, drop
 from test_differential import SEED, Runner
 
-from harness import saved
-from harness.catalog.attributes import apply_statements, read_attributes
-from harness.catalog.incarnation import Incarnation
-from harness.lease_reset import note_of
-from harness.pristine import Life, Notes
-from harness.reset.carried import Carried
+from harness.databases.freshness import note_of
+from harness.postgres.databases import apply_statements, read_attributes
+from harness.postgres.incarnation import Incarnation
+from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import ResetEngine
-from harness.reset.model import RecloneNeeded
-from harness.reset.state import EngineState
+from harness.reset.tracker import EngineState
+from harness.reset.watermark import Carried
+from harness.sandbox import marks
+from harness.sandbox.watermarks import Life, Notes
 
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 WORKLOADS = 300 if LONG else 30
@@ -160,10 +160,10 @@ class Marked(Processes):
             self.perform(operation)
         self.leave_transactions()
         drop(bench.admin, copy)
-        noted, *_ = saved._copy(bench.admin, bench.name, copy, "app", "file_copy", 0.05)
+        noted, *_ = marks._copy(bench.admin, bench.name, copy, "app", "file_copy", 0.05)
         assert noted is not None
         self.notes.write(bench.name, life(bench), noted)
-        saved.open_up(bench.admin, copy)
+        marks.open_up(bench.admin, copy)
         with bench.superuser() as session:
             self.picture = Picture(session)
             self.wanted = self.picture.take(session)
@@ -205,14 +205,14 @@ class Marked(Processes):
         bench = self.bench
         copy = f"{bench.name}_m"
         bench.engine.close()
-        saved.shut(bench.admin, copy)
+        marks.shut(bench.admin, copy)
         drop(bench.admin, bench.name)
         clone(bench.admin, copy, bench.name)
         bench.admin.script(";\n".join(apply_statements(bench.name, read_attributes(bench.admin, copy))))
         noted, why = note_of(bench.admin, bench.name, "app")
         assert noted is not None, why
         self.notes.write(bench.name, life(bench), noted)
-        saved.open_up(bench.admin, copy)
+        marks.open_up(bench.admin, copy)
 
     def end(self, rng: random.Random, *, written: bool = False) -> None:
         if self.bench.engine.noted is not None:

@@ -22,10 +22,10 @@ from fix_reset_picture import difference
 from fix_reset_servers import Server
 from test_differential import Runner
 
-from harness.catalog import restore_facts
 from harness.errors import HarnessError, LeaseError
+from harness.reset.changes import RecloneNeeded
 from harness.reset.marks import Mark
-from harness.reset.model import RecloneNeeded
+from harness.reset.sql import relations
 
 KINDS = [kind for kind in OPERATIONS if kind not in (*DDL, "advisory")]
 MARKABLE = [kind for kind in KINDS if kind not in ("setting", "large object")]
@@ -140,18 +140,18 @@ class Company(Runner):
                 self.story.append(f"-- at stage {stage}")
                 self.write(self._often_cut(rng, maker, kinds))
 
-        real = restore_facts.files
+        real = relations.files
 
         def files(*arguments: Any, **options: Any) -> dict[int, int]:
             reached("before files are asked for")
             return real(*arguments, **options)
 
         self.bench.engine._stage = reached
-        restore_facts.files = files
+        relations.files = files
         try:
             yield
         finally:
-            restore_facts.files = real
+            relations.files = real
             self.bench.engine._stage = lambda name: None
 
     def _one(self, rng: random.Random, maker: Maker, kinds: list[str], number: int) -> Operation:

@@ -37,11 +37,11 @@ from fix_reset_picture import Picture, difference
 from fix_reset_servers import PATIENCE, VERSIONS, Server, binaries, running
 from test_differential import Runner
 
-from harness import config
-from harness.catalog.session import Session
-from harness.core import Harness
+from harness.config.load import load
+from harness.databases.lease import Lease
 from harness.errors import HarnessError, ServerLost, ServerRefused
-from harness.lease import Lease
+from harness.postgres.session import Session
+from harness.runs.harness import Harness
 
 KINDS = [kind for kind in OPERATIONS if kind not in (*DDL, "advisory", "open transaction", "open savepoint")]
 """What waits for its time to be up takes long, and a crash ends it anyway."""
@@ -124,7 +124,7 @@ class Crashes(Runner):
             **os.environ, "PGHARNESS_SERVER_URL": server.dsn().url, "PGHARNESS_BACKEND": "external",
             "PGHARNESS_STATE_DIR": str(folder / "state"), "PGHARNESS_CACHE_DIR": str(folder / "cache"),
         }  # fmt: skip
-        self.harness = Harness.open_with(config.load(environ, start=folder), environ)
+        self.harness = Harness.open_with(load(environ, start=folder), environ)
         self.bench = Leased(server, self.harness.lease())  # type: ignore[assignment]
         with self.bench.superuser() as session:
             self.picture = Picture(session, ordered=ORDERED)

@@ -20,10 +20,10 @@ from diff_workloads import generate as generate_workload
 from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, binaries, clone, dispose, drop, make
 
-from harness.catalog import restore_shared
-from harness.catalog.session import Session
 from harness.errors import LeaseError, ServerLost, ServerRefused
-from harness.reset.model import RecloneNeeded
+from harness.postgres.session import Session
+from harness.reset.changes import RecloneNeeded
+from harness.reset.sql import shared
 
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 WORKLOADS = int(os.environ.get("PGHARNESS_TEST_WORKLOADS", "700" if LONG else "60"))
@@ -315,7 +315,7 @@ def test_an_engine_that_is_opened_after_the_workload_gives_what_a_fresh_clone_gi
                 bench.engine.close()
                 drop(bench.admin, bench.name)
                 clone(bench.admin, f"{bench.name}_t", bench.name)
-                noted = restore_shared.note(bench.admin, bench.name, "app")
+                noted = shared.note(bench.admin, bench.name, "app")
                 operations = [o for o in generate_workload(seed, schema) if o.kind not in DDL]
                 for operation in operations:
                     runner.perform(operation)

@@ -25,9 +25,9 @@ from diff_workloads import generate as generate_workload
 from fix_reset_servers import Server
 from test_differential import KEPT, Runner
 
-from harness.catalog.session import Session, ident
 from harness.errors import ServerLost, ServerRefused
-from harness.reset.model import RecloneNeeded
+from harness.postgres.session import Session, ident
+from harness.reset.changes import RecloneNeeded
 
 NEXT = [
     "insert", "insert many", "update", "delete", "transaction", "rolled back", "subtransactions", "copy", "truncate",

@@ -16,11 +16,11 @@ from diff_workloads import generate as generate_workload
 from fix_reset_servers import Server
 from test_differential import Runner
 
-from harness.catalog.session import Session
 from harness.errors import ServerLost, ServerRefused
+from harness.postgres.session import Session
 from harness.reset import detect
+from harness.reset.changes import Changes, RecloneNeeded
 from harness.reset.engine import ResetEngine
-from harness.reset.model import Changes, RecloneNeeded
 from harness.reset.restore import Attempt
 
 TRIES = 120 if os.environ.get("PGHARNESS_TEST_LONG") == "1" else 15

@@ -19,10 +19,11 @@ from test_next_view import story as next_story
 from test_stacks import Stacks
 from test_stacks import story as stack_story
 
-from harness.catalog import incarnation, restore_facts
+from harness.postgres import incarnation
 from harness.reset.engine import ResetEngine
 from harness.reset.marks import Marks
-from harness.reset.state import EngineState
+from harness.reset.sql import relations
+from harness.reset.tracker import EngineState
 
 __all__ = ["own_server"]
 
@@ -37,7 +38,7 @@ def ask_for_files_late(monkeypatch: pytest.MonkeyPatch) -> None:
     real = EngineState._remember_files
 
     def late(self: EngineState, files: dict[int, int]) -> None:
-        real(self, {**files, **restore_facts.files(self._lease)})
+        real(self, {**files, **relations.files(self._lease)})
 
     monkeypatch.setattr(EngineState, "_remember_files", late)
 

@@ -19,8 +19,8 @@ from fix_reset_servers import Server
 from test_differential import KEPT, Runner
 
 from harness.errors import LeaseError
+from harness.reset.changes import RecloneNeeded
 from harness.reset.marks import Mark
-from harness.reset.model import RecloneNeeded
 
 DEPTH = 5
 LEFT_OUT = (

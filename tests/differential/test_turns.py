@@ -16,10 +16,10 @@ from fix_reset_servers import Server
 from test_carried import life
 from test_differential import Runner
 
-from harness.catalog.restore_shared import Note
-from harness.pristine import Notes
+from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import ResetEngine
-from harness.reset.model import RecloneNeeded
+from harness.reset.sql.shared import Note
+from harness.sandbox.watermarks import Notes
 
 OLDEST = 6
 """How many notes back a process may come with."""

@@ -12,10 +12,10 @@ from diff_workloads import generate as generate_workload
 from fix_reset_servers import VERSIONS, Server, running
 from test_differential import Runner
 
-from harness.catalog.session import Session
-from harness.catalog.wal import NOISE, Question, Window
-from harness.catalog.wal_bytes import ByteReader
-from harness.catalog.wal_inspect import InspectReader
+from harness.postgres.session import Session
+from harness.reset.wal.bytes import ByteReader
+from harness.reset.wal.inspect import InspectReader
+from harness.reset.wal.reader import NOISE, Question, Window
 
 WORKLOADS = 200 if os.environ.get("PGHARNESS_TEST_LONG") == "1" else 25
 

@@ -13,9 +13,9 @@ import pytest
 from fix_backends import docker, until
 from fix_fleets import Estate
 
-from harness.backends import docker_bake
-from harness.backends.bases import Base
 from harness.errors import ServerStartError
+from harness.servers.docker import snapshots
+from harness.servers.port import Base
 
 pytestmark = pytest.mark.docker
 
@@ -118,7 +118,7 @@ def test_nothing_is_unpacked_into_a_container_of_an_image_that_has_our_scripts(
         assert [other.dsn for other in fleet.backend.list(fleet.project)] == [info.dsn]
         assert fleet.members["1"].link.session.value("show log_line_prefix") == "%m [%p] %q%u@%d %a "
     # Baked by a version of ours with other scripts: they are replaced.
-    name = f"{docker_bake.REPOSITORY}:{key}"
+    name = f"{snapshots.REPOSITORY}:{key}"
     older = f"FROM {name}\nLABEL dev.pg-harness.scripts=0123456789abcdef\nRUN rm /pgharness/*.sh\n"
     docker("build", "-q", "-t", name, "-", stdin=older.encode())
     with estate.open() as fleet, fleet.lease().connect() as connection:
@@ -129,13 +129,13 @@ def test_nothing_is_unpacked_into_a_container_of_an_image_that_has_our_scripts(
 def test_after_many_migrations_the_images_are_bounded(
     estate: Estate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everything = docker_bake.DockerBakery.list
+    everything = snapshots.DockerBakery.list
 
-    def ours(bakery: docker_bake.DockerBakery) -> list[Base]:
+    def ours(bakery: snapshots.DockerBakery) -> list[Base]:
         # The limit holds for a daemon: here it must not reach what the developer has baked.
         return [base for base in everything(bakery) if base.facts.get("root") == str(estate.root)]
 
-    monkeypatch.setattr(docker_bake.DockerBakery, "list", ours)
+    monkeypatch.setattr(snapshots.DockerBakery, "list", ours)
     keys = []
     for number in range(3):
         estate.migrate(f"create table users (id int, column{number} int)")
@@ -170,19 +170,19 @@ def test_an_image_that_lies_or_is_gone(estate: Estate) -> None:
     estate.migrate("create table other (id int)")
     key, _ = estate.oven().key()
     # The right name on the wrong image: its label tells.
-    docker("tag", wrong.ref, f"{docker_bake.REPOSITORY}:{key}")
+    docker("tag", wrong.ref, f"{snapshots.REPOSITORY}:{key}")
     try:
         assert estate.oven().look() is None
     finally:
-        docker("rmi", f"{docker_bake.REPOSITORY}:{key}")
+        docker("rmi", f"{snapshots.REPOSITORY}:{key}")
     # A label that lies as well: the databases tell.
     forged = docker(
         "build",
         "-q",
         "-t",
-        f"{docker_bake.REPOSITORY}:{key}",
+        f"{snapshots.REPOSITORY}:{key}",
         "-",
-        stdin=f"FROM {docker_bake.REPOSITORY}:{wrong.key}\nLABEL dev.pg-harness.baked={key}\n".encode(),
+        stdin=f"FROM {snapshots.REPOSITORY}:{wrong.key}\nLABEL dev.pg-harness.baked={key}\n".encode(),
     )
     with estate.open() as fleet:
         assert fleet.baked.base.ref == forged
@@ -222,9 +222,9 @@ def test_killed_while_baking(estate: Estate) -> None:
     bakery = estate.oven().bakery
     bakery.leftovers()
     assert docker(*mine) != ""
-    docker_bake._CUT_OFF, before = 0, docker_bake._CUT_OFF
+    snapshots._CUT_OFF, before = 0, snapshots._CUT_OFF
     try:
         assert len(bakery.leftovers()) >= 1
     finally:
-        docker_bake._CUT_OFF = before
+        snapshots._CUT_OFF = before
     assert docker(*mine) == ""

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from fix_backends import INSTALLED, ROOT, docker
 
-from harness.catalog.session import Session
 from harness.dsn import Dsn
+from harness.postgres.session import Session
 
 COMPOSE = ROOT / "compose"
 

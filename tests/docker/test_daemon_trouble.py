@@ -10,8 +10,8 @@ from fix_backends import until
 from fix_daemons import SMALL, OwnDaemon
 from fix_fleets import Estate
 
-from harness.core import Harness
 from harness.errors import BackendUnavailable, HarnessError, ServerLost
+from harness.runs.harness import Harness
 
 pytestmark = pytest.mark.docker
 Make = Callable[[int], OwnDaemon]

@@ -22,12 +22,12 @@ import pytest
 from fix_backends import Checkout, docker, until
 from fix_fleets import Estate
 
-from harness import running
-from harness.answering import life_key
-from harness.backends.docker import LABEL, DockerBackend
-from harness.backends.docker_daemon import connect
-from harness.catalog.session import Session
 from harness.errors import BackendUnavailable, ServerRefused, ServerStartError
+from harness.postgres.session import Session
+from harness.servers import inventory
+from harness.servers.docker.backend import LABEL, DockerBackend
+from harness.servers.docker.daemon import connect
+from harness.servers.handshake import life_key
 
 pytestmark = pytest.mark.docker
 IMAGE = "pgharness-test:15"
@@ -417,7 +417,7 @@ def test_an_interrupt_during_a_pull_leaves_nothing(place: Checkout) -> None:
         assert starter.returncode != 0
         assert "KeyboardInterrupt" in err
     assert containers(place) == []
-    assert running.servers(place.settings(), place.environ) == []
+    assert inventory.servers(place.settings(), place.environ) == []
     assert not place.hint().exists()
 
 

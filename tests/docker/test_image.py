@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 from fix_backends import ROOT, Checkout, docker, until
 
-from harness.backends.docker import DockerBackend
-from harness.catalog.session import Session
 from harness.dsn import Dsn
+from harness.postgres.session import Session
+from harness.servers.docker.backend import DockerBackend
 
 pytestmark = pytest.mark.docker
 

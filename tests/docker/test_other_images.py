@@ -16,11 +16,11 @@ from fix_daemons import SMALL
 from fix_fleets import Estate
 from fix_servers import binaries_of
 
-from harness import running
-from harness.backends.docker import DockerBackend
-from harness.backends.process_record import Record
-from harness.catalog.session import Session
-from harness.core import Harness
+from harness.postgres.session import Session
+from harness.runs.harness import Harness
+from harness.servers import inventory
+from harness.servers.docker.backend import DockerBackend
+from harness.servers.process.record import Record
 
 pytestmark = pytest.mark.docker
 
@@ -90,7 +90,7 @@ def test_a_volume_of_the_images_holds_nothing_of_ours(
         assert found is not None
         with found.connect() as connection:
             assert connection.execute("select count(*) from users").fetchone() == (2,)
-    running.stop(settings, estate.environ, purpose="up")
+    inventory.stop(settings, estate.environ, purpose="up")
     assert any("starting from a baked server" in line for line in estate.story)
     # Containers of such an image have a volume each: gone with them.
     assert volumes() <= before
@@ -150,4 +150,4 @@ def test_local_servers_where_sh_is_busybox(place: Checkout, tmp_path: Path) -> N
         what="the server to end itself and remove its folder",
     )
     until(lambda: not processes_naming(answer["handle"]), seconds=10, what="no stray process")
-    assert running.find(place.settings(backend="process"), place.environ) is None
+    assert inventory.find(place.settings(backend="process"), place.environ) is None

@@ -12,10 +12,13 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from harness import config, env, names, outgrown, running
-from harness.catalog import databases, roles
-from harness.core import Harness
-from harness.settings import Settings
+from harness.config import environment
+from harness.config.load import load
+from harness.config.settings import Settings
+from harness.postgres import databases, names, roles
+from harness.runs import spill
+from harness.runs.harness import Harness
+from harness.servers import inventory
 
 SQL = "create table users (id serial primary key, name text);\ninsert into users (name) values ('seed');\n"
 
@@ -48,10 +51,10 @@ def settings(tmp_path: Path, environ: dict[str, str]) -> Iterator[Settings]:
         'migrations = ["sql:db"]\n[env]\nSQLALCHEMY_URL = "{sqlalchemy}"\nBOTH = "{analytics.database}"\n'
         '[databases.analytics]\nmigrations = ["sql:analytics"]\nenv = { ANALYTICS_URL = "{url}" }\n'
     )
-    found = config.load(environ, start=root)
+    found = load(environ, start=root)
     yield found
     for purpose in ("run", "up"):
-        running.stop(found, environ, purpose=purpose)
+        inventory.stop(found, environ, purpose=purpose)
 
 
 def test_four_workers_with_two_databases_each(
@@ -101,7 +104,7 @@ def test_a_child_process_reaches_its_own_database_whatever_the_shell_says(
     settings: Settings, environ: dict[str, str]
 ) -> None:
     with Harness.open_with(settings, environ) as harness, harness.lease() as lease:
-        child = env.child_environment(environ, harness.variables(lease))
+        child = environment.child_environment(environ, harness.variables(lease))
         code = "import os, psycopg; print(psycopg.connect(os.environ['DATABASE_URL']).execute('select current_database()').fetchone()[0])"
         for source in (code, code.replace("os.environ['DATABASE_URL']", "''")):
             done = subprocess.run(
@@ -124,15 +127,15 @@ def test_what_a_dead_run_left_is_dropped_by_the_next(settings: Settings, environ
         # As after SIGKILL: the sign of life is gone, the databases are not.
         first.abandon()
     told: list[str] = []
-    from harness import reaper
+    from harness.databases import sweep
 
-    grace, reaper.GRACE = reaper.GRACE, reaper.GRACE * 0
+    grace, sweep.GRACE = sweep.GRACE, sweep.GRACE * 0
     try:
         with Harness.open_with(settings, environ, story=told.append) as second:
             assert databases.find(second.link.session, name) is None
             assert databases.find(second.link.session, "made_by_a_dead_run") is None
     finally:
-        reaper.GRACE = grace
+        sweep.GRACE = grace
     assert any(name in line for line in told)
     assert any("made_by_a_dead_run" in line for line in told)
 
@@ -152,7 +155,7 @@ def test_changed_migrations_make_a_new_template(settings: Settings, environ: dic
 def test_data_that_outgrows_memory_moves_to_disk_and_stays_there(
     settings: Settings, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outgrown, "room", lambda settings: outgrown.BESIDE)
+    monkeypatch.setattr(spill, "room", lambda settings: spill.BESIDE)
     told: list[str] = []
     with Harness.open_with(settings, environ, story=told.append) as harness, harness.lease() as lease:
         if not any("memory" in line for line in told):
@@ -161,7 +164,7 @@ def test_data_that_outgrows_memory_moves_to_disk_and_stays_there(
         with lease.connect() as connection:
             assert connection.execute("select count(*) from users").fetchone() == (1,)
     assert any("moving to disk" in line for line in told)
-    running.stop(settings, environ)
+    inventory.stop(settings, environ)
     with Harness.open_with(settings, environ) as again:
         assert again.server.info.storage == "disk"
 

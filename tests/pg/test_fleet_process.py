@@ -13,9 +13,9 @@ import pytest
 from fix_backends import processes_naming, until
 from fix_fleets import Estate
 
-from harness import Harness, running
-from harness.backends import defaults
+from harness import Harness
 from harness.errors import BackendError, ConfigError, ServerLost
+from harness.servers import defaults, inventory
 
 ASK = "select current_setting('harness.server_id')"
 
@@ -82,7 +82,7 @@ def test_killed_nothing_remains(estate: Estate) -> None:
         getattr(child, name).close()
     took = until(lambda: estate.purposes() == [], seconds=30, what="the servers to end themselves")
     assert took < 20
-    running.forget_gone(estate.settings(), estate.environ)
+    inventory.forget_gone(estate.settings(), estate.environ)
     assert list(Path(estate.environ["PGHARNESS_STATE_DIR"]).glob("*/run-*.json")) == []
 
 
@@ -148,7 +148,7 @@ def test_what_is_kept_keeps_its_server(estate: Estate) -> None:
         lease = fleet.lease()
         kept = lease.keep("a test failed")["default"]
         member = fleet.members["1"]
-    found = running.find(estate.settings(), estate.environ, purpose=member.server.info.purpose)
+    found = inventory.find(estate.settings(), estate.environ, purpose=member.server.info.purpose)
     assert found is not None
     with found:
         assert found.session.value("select count(*) from pg_database where datname = %s", (kept,)) == 1

@@ -9,14 +9,13 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from harness import names
-from harness.catalog import databases
-from harness.catalog.link import Link
-from harness.catalog.session import Session
-from harness.clones import Clones
+from harness.databases.clones import Clones
+from harness.databases.lease import Lease
+from harness.databases.template import Template
 from harness.errors import ConfigError, LeaseClosed, ServerLost, ServerRefused
-from harness.lease import Lease
-from harness.template import Template
+from harness.postgres import databases, names
+from harness.postgres.admin import Link
+from harness.postgres.session import Session
 
 
 def names_in(lease: Lease) -> list[str]:

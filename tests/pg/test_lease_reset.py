@@ -8,16 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from harness.catalog import databases
-from harness.catalog.link import Link
-from harness.catalog.session import Session, ident
-from harness.clones import Claim, Clones
+from harness.databases.clones import Claim, Clones
+from harness.databases.freshness import ensure_baseline
+from harness.databases.lease import Lease
+from harness.databases.template import Template
 from harness.errors import LeaseClosed, LeaseError
-from harness.lease import Lease
-from harness.lease_reset import ensure_baseline
+from harness.postgres import databases
+from harness.postgres.admin import Link
+from harness.postgres.session import Session, ident
+from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import ResetEngine
-from harness.reset.model import RecloneNeeded
-from harness.template import Template
 
 
 @pytest.fixture

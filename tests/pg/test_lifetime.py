@@ -17,8 +17,8 @@ from fix_backends import Checkout, docker, processes_naming, until
 from fix_daemons import SMALL
 from fix_fleets import Estate
 
-from harness import server
-from harness.backends.docker_parts import LABEL
+from harness.servers import acquire
+from harness.servers.docker.spec import LABEL
 
 
 @pytest.mark.parametrize("backend", ["process", pytest.param("docker", marks=pytest.mark.docker)])
@@ -64,7 +64,7 @@ def test_an_initialisation_that_was_cut_off_is_not_taken_for_a_finished_one(
     out, err = again.communicate(timeout=100)
     assert again.returncode == 0, err
     assert docker(*mine).strip() == found[-1][:12]
-    with server.ensure(estate.settings(), estate.environ, purpose="up") as yours:
+    with acquire.ensure(estate.settings(), estate.environ, purpose="up") as yours:
         # The first directory lacks its mark: it lies there, unused.
         assert yours.session.value("show data_directory") == "/pgharness/data/2"
     with psycopg.connect(out.strip()) as connection:

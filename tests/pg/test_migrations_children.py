@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from fix_migrations import Blank
 
+from harness.config.sources import parse_spec
 from harness.errors import MigrationError
-from harness.migrations.load import load
-from harness.migrations.spec import parse_spec
+from harness.migrations.registry import load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -363,7 +363,7 @@ def test_django_fingerprint_and_its_cache(
     root, cache = project("django"), tmp_path / "cache"
     first = fingerprint(root, "django", cache)
 
-    from harness.migrations import child
+    from harness.migrations.tools import child
 
     started: list[object] = []
     real = child.run
@@ -383,11 +383,11 @@ def test_django_fingerprint_and_its_cache(
     assert fingerprint(root, "django", cache) not in (first, second)
     assert len(started) == 1
 
-    from harness.migrations import python_files
+    from harness.migrations.hashing import imports
 
-    versions = python_files.installed_versions()
+    versions = imports.installed_versions()
     third = fingerprint(root, "django", cache)
-    monkeypatch.setattr(python_files, "installed_versions", lambda only=(): [*versions, "Django-99"])
+    monkeypatch.setattr(imports, "installed_versions", lambda only=(): [*versions, "Django-99"])
     assert fingerprint(root, "django", cache) != third
     assert len(started) == 2, "after an upgrade, the apps are asked for again"
     for file in cache.iterdir():

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from fix_backends import Checkout
 
-from harness import orphans, running
-from harness.names import project_id
-from harness.project import machine_id, state_dir
+from harness.config.project import checkout_id, machine_id, state_dir
+from harness.servers import inventory, orphans
 
 
 def test_a_server_whose_checkout_was_removed(
@@ -38,7 +37,7 @@ def test_a_server_whose_checkout_was_removed(
         lost.close()
         assert orphan.end() == ""
         assert found() == []
-        assert [i.purpose for i in running.servers(other.settings(**kind), other.environ)] == ["up"]
+        assert [i.purpose for i in inventory.servers(other.settings(**kind), other.environ)] == ["up"]
     noted = state_dir(here.environ)
     assert (noted / gone.project).exists()
     orphans.forget(here.settings(**kind), here.environ)
@@ -48,12 +47,12 @@ def test_a_server_whose_checkout_was_removed(
 
 def test_only_what_was_on_this_machine_and_is_surely_removed(tmp_path: Path) -> None:
     def mine(root: str) -> str:
-        return project_id(machine_id(), root)
+        return checkout_id(machine_id(), root)
 
     gone = str(tmp_path / "gone")
     assert orphans.gone(gone, mine(gone))
     assert not orphans.gone(str(tmp_path), mine(str(tmp_path)))
-    assert not orphans.gone(gone, project_id("another machine", gone))
+    assert not orphans.gone(gone, checkout_id("another machine", gone))
     assert not orphans.gone("", mine(""))
     # A disk that is not plugged in.
     assert not orphans.gone("/media/nobody/disk/shop", mine("/media/nobody/disk/shop"))

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import pytest
 from fix_leases import OWNER
 
-from harness import names
-from harness.catalog import databases
-from harness.catalog.link import Link
-from harness.clones import Claim, Clones
-from harness.pool import Drop, Filler, Make, plan
-from harness.template import Template
+from harness.databases.clones import Claim, Clones
+from harness.databases.pool import Drop, Filler, Make, plan
+from harness.databases.template import Template
+from harness.postgres import databases, names
+from harness.postgres.admin import Link
 
 
 @pytest.mark.parametrize(

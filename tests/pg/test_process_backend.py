@@ -15,13 +15,13 @@ import pytest
 from fix_backends import Checkout, processes_naming, until
 from fix_servers import binaries_of
 
-from harness import project
-from harness.answering import life_key
-from harness.backends import process
-from harness.backends.process import ProcessBackend
-from harness.backends.process_record import Record, alive
-from harness.catalog.session import Session
+from harness.config import project
 from harness.errors import BackendUnavailable, ServerLost, ServerStartError
+from harness.postgres.session import Session
+from harness.servers.handshake import life_key
+from harness.servers.process import backend as process
+from harness.servers.process.backend import ProcessBackend
+from harness.servers.process.record import Record, alive
 
 
 def backend(place: Checkout, major: str | None = "15", **options: Any) -> ProcessBackend:

@@ -13,18 +13,18 @@ import psycopg
 import pytest
 from fix_leases import OWNER, Schema, make_lease
 
-from harness import eviction, names, reaper, template
-from harness.backends.base import ServerInfo
-from harness.catalog import databases, roles
-from harness.catalog.databases import Database
-from harness.catalog.link import Link
-from harness.clones import Clones
+from harness.databases import eviction, sweep, template
+from harness.databases.clones import Clones
+from harness.databases.lease import Lease
+from harness.databases.spec import Recipe
+from harness.databases.sweep import Limits
+from harness.databases.template import Template
 from harness.errors import HarnessError
-from harness.lease import Lease
-from harness.life import SignOfLife
-from harness.reaper import Limits
-from harness.recipe import Recipe
-from harness.template import Template
+from harness.postgres import databases, names, roles
+from harness.postgres.admin import Link
+from harness.postgres.databases import Database
+from harness.postgres.liveness import SignOfLife
+from harness.servers.port import ServerInfo
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 PROJECT = "0123456789"
@@ -38,7 +38,7 @@ def database(name: str, *, sessions: int = 0, age: float = 3600, fingerprint: st
 
 
 def reasons(*observed: Database, building: bool = False, limits: Limits | None = None) -> dict[str, str]:
-    doomed = reaper.plan(observed, frozenset({RUN}), building, NOW, limits or Limits())
+    doomed = sweep.plan(observed, frozenset({RUN}), building, NOW, limits or Limits())
     return {d.database.name: d.reason for d in doomed}
 
 
@@ -91,7 +91,7 @@ def test_retired_ones_are_left_to_their_owner_for_a_while() -> None:
 
 @pytest.fixture
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reaper, "GRACE", timedelta(0))
+    monkeypatch.setattr(sweep, "GRACE", timedelta(0))
 
 
 def test_sigkill_leaves_nothing_after_the_next_sweep(
@@ -103,7 +103,7 @@ def test_sigkill_leaves_nothing_after_the_next_sweep(
         "import signal\n"
         "from fix_leases import *\n"
         "from harness.dsn import Dsn\n"
-        "from harness.life import SignOfLife\n"
+        "from harness.postgres.liveness import SignOfLife\n"
         "link = Link(Dsn.parse(sys.argv[1]), sys.argv[2])\n"
         "run = names.run_id()\n"
         "life = SignOfLife(link.another(), [('run', run)])\n"
@@ -118,11 +118,11 @@ def test_sigkill_leaves_nothing_after_the_next_sweep(
         assert process.stdout is not None
         name = process.stdout.readline().strip()
         assert databases.find(link.session, name) is not None
-        assert reaper.sweep(link.session, checkout, Limits()) == []
+        assert sweep.sweep(link.session, checkout, Limits()) == []
     finally:
         process.kill()
         process.communicate(timeout=20)
-    swept = wait_for(lambda: reaper.sweep(link.session, checkout, Limits()))
+    swept = wait_for(lambda: sweep.sweep(link.session, checkout, Limits()))
     assert [d.database.name for d in swept] == [name]
     left = [d.parsed.kind.value for d in databases.list_ours(link.session, checkout) if d.parsed]
     assert left == ["t"]
@@ -132,18 +132,18 @@ def test_a_dry_run_drops_nothing(
     link: Link, checkout: str, clones: Clones, made: Template, no_grace: None
 ) -> None:
     lease = make_lease(clones, made, DEAD)
-    doomed = reaper.sweep(link.session, checkout, Limits(), dry_run=True)
+    doomed = sweep.sweep(link.session, checkout, Limits(), dry_run=True)
     assert [d.database.name for d in doomed] == [lease.dsn.database]
     assert lease.exists()
 
 
 def test_another_checkout_is_not_touched(link: Link, clones: Clones, made: Template, no_grace: None) -> None:
     lease = make_lease(clones, made, DEAD)
-    assert reaper.sweep(link.session, names.digest("elsewhere", 10), Limits()) == []
+    assert sweep.sweep(link.session, names.digest("elsewhere", 10), Limits()) == []
     assert lease.exists()
 
 
-def wait_for(look: Callable[[], list[reaper.Doomed]]) -> list[reaper.Doomed]:
+def wait_for(look: Callable[[], list[sweep.Doomed]]) -> list[sweep.Doomed]:
     """The first answer that is not empty, within ten seconds."""
     deadline = datetime.now(UTC) + timedelta(seconds=10)
     while not (found := look()):
@@ -169,7 +169,7 @@ def test_a_backend_killed_with_sigkill_ends_all_sessions_and_no_lease_is_lost(
         kill_backend(victim.info.backend_pid)
         wait_for_server(link, lambda: all_back(lives))
         link.close()
-        swept = wait_for_server(link, lambda: reaper.sweep(link.session, project, Limits()))
+        swept = wait_for_server(link, lambda: sweep.sweep(link.session, project, Limits()))
         assert swept == []
         wait_for_server(link, lambda: all_alive(link, [first, second]))
         assert all(lease.exists() for lease in leases)
@@ -198,7 +198,7 @@ def all_back(lives: list[SignOfLife]) -> None:
 
 
 def all_alive(link: Link, runs: list[str]) -> bool:
-    found = reaper.alive_runs(link.session, runs)
+    found = sweep.alive_runs(link.session, runs)
     assert found == frozenset(runs) or found < frozenset(runs)
     if len(found) < len(runs):
         raise psycopg.OperationalError("not yet")

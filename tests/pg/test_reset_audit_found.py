@@ -9,9 +9,9 @@ import pytest
 from fix_reset_case import Case
 from fix_reset_servers import Server, dispose, running
 
-from harness.catalog.session import Session
-from harness.reset import waiting
-from harness.reset.model import RecloneNeeded
+from harness.postgres.session import Session
+from harness.reset import sessions
+from harness.reset.changes import RecloneNeeded
 
 SCHEMA = """
 create table nulls (id integer primary key, v text, price money);
@@ -162,7 +162,7 @@ def test_an_autovacuum_that_takes_long_is_no_hang(version: int, monkeypatch: pyt
     """It holds a lock that ours waits for, never as long as would cancel it, and is no session to be ended."""
     monkeypatch.setitem(fix_reset_servers.SETTINGS, "autovacuum", "on")
     monkeypatch.setitem(fix_reset_servers.SETTINGS, "autovacuum_naptime", "1s")
-    monkeypatch.setattr(waiting, "END_PATIENCE", 0.5)
+    monkeypatch.setattr(sessions, "END_PATIENCE", 0.5)
     with running(version) as server:
         case = Case(
             server,

@@ -11,7 +11,7 @@ import pytest
 from fix_reset_case import Case
 from fix_reset_servers import SETTINGS, Server, binaries, dispose, running
 
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 
 SCHEMA = """
 create table plain (id serial primary key, v text);

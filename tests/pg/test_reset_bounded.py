@@ -12,7 +12,7 @@ import pytest
 from fix_reset_case import Case
 from fix_reset_servers import SETTINGS, Server, binaries, dispose, running
 
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 RESETS = int(os.environ.get("PGHARNESS_TEST_RESETS", "10000" if LONG else "400"))

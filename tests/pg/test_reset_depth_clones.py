@@ -15,17 +15,16 @@ import pytest
 from fix_leases import OWNER
 from fix_reset_servers import Server
 
-from harness import names
-from harness.catalog import databases, restore_sessions
-from harness.catalog.link import Link
-from harness.catalog.session import Session, ident
-from harness.clones import Claim, Clones
+from harness.databases.clones import Claim, Clones
+from harness.databases.lease import Lease, LeasedDatabase
+from harness.databases.pool import MOST_BYTES, Filler
+from harness.databases.template import Template
 from harness.dsn import Dsn
 from harness.errors import LeaseInUse
-from harness.lease import Lease, LeasedDatabase
-from harness.names import Kind
-from harness.pool import MOST_BYTES, Filler
-from harness.template import Template
+from harness.postgres import activity, databases, names
+from harness.postgres.admin import Link
+from harness.postgres.names import Kind
+from harness.postgres.session import Session, ident
 
 PATIENCE = 30.0
 
@@ -205,7 +204,7 @@ def test_ended_sessions_are_not_waited_for_longer_than_they_take(
         sessions = [Session.connect(lease.dsn, application_name="app") for _ in range(count)]
         pids = [session.pid for session in sessions]
         began = time.monotonic()
-        restore_sessions.end(link.session, pids)
+        activity.end(link.session, pids)
         taken.append(time.monotonic() - began)
         left = link.session.rows("select pid from pg_stat_activity where pid = any(%s)", (pids,))
         for session in sessions:

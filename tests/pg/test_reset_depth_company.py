@@ -10,11 +10,11 @@ import pytest
 from fix_reset_case import Case
 from fix_reset_servers import Server, dispose
 
-from harness.catalog.session import Session
 from harness.errors import LeaseError, ServerLost
+from harness.postgres.session import Session
 from harness.reset import vacuum
-from harness.reset.model import RecloneNeeded
-from harness.reset.state import EngineState
+from harness.reset.changes import RecloneNeeded
+from harness.reset.tracker import EngineState
 
 SCHEMA = """
 create table seeded (id serial primary key, v text);

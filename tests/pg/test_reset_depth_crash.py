@@ -13,18 +13,19 @@ import pytest
 from fix_leases import OWNER, Schema, make_lease
 from fix_reset_servers import PATIENCE, VERSIONS, Server, binaries, running
 
-from harness import names, reaper, saved, template
-from harness.catalog import databases
-from harness.catalog.incarnation import Incarnation
-from harness.catalog.link import Link
-from harness.catalog.session import Session
-from harness.clones import Clones
+from harness.databases import sweep, template
+from harness.databases.clones import Clones
+from harness.databases.freshness import DatabaseReset, ensure_baseline
+from harness.databases.lease import Lease
+from harness.databases.spec import Recipe
+from harness.databases.template import Template
 from harness.errors import LeaseError, LeaseLost, ServerLost, ServerRefused
-from harness.lease import Lease
-from harness.lease_reset import DatabaseReset, ensure_baseline
-from harness.life import SignOfLife
-from harness.recipe import Recipe
-from harness.template import Template
+from harness.postgres import databases, names
+from harness.postgres.admin import Link
+from harness.postgres.incarnation import Incarnation
+from harness.postgres.liveness import SignOfLife
+from harness.postgres.session import Session
+from harness.sandbox import marks
 
 
 class WithUnlogged(Schema):
@@ -253,7 +254,7 @@ def came_back(life: SignOfLife, server: Server, run: str, epoch: int) -> None:
     """Wait until it holds its locks again: an epoch is counted before that."""
     deadline = time.monotonic() + PATIENCE
     with server.session() as session:
-        while life.epoch < epoch or not reaper.alive_runs(session, [run]):
+        while life.epoch < epoch or not sweep.alive_runs(session, [run]):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -438,7 +439,7 @@ def test_a_persons_mark_that_a_crash_emptied_is_refused(
         lease = make_lease(clones, made, names.PERSON)
         found = databases.find(link.session, lease.dsn.database)
         assert found is not None
-        mark, _, _ = saved.save(
+        mark, _, _ = marks.save(
             link.session,
             checkout,
             {"default": found},
@@ -452,10 +453,10 @@ def test_a_persons_mark_that_a_crash_emptied_is_refused(
         copy = mark.databases["default"]
         if refused:
             with pytest.raises(LeaseError, match=r"'one'.*crash"):
-                saved.put_back(clones, "one", copy, found, strategy="file_copy")
+                marks.put_back(clones, "one", copy, found, strategy="file_copy")
         else:
-            saved.put_back(clones, "one", copy, found, strategy="file_copy")
-        saved.drop_of(link.session, checkout, found.name)
+            marks.put_back(clones, "one", copy, found, strategy="file_copy")
+        marks.drop_of(link.session, checkout, found.name)
         lease.release()
 
 

@@ -10,7 +10,7 @@ import pytest
 from fix_reset_case import Case
 from fix_reset_servers import Server, dispose
 
-from harness.catalog.session import Session
+from harness.postgres.session import Session
 
 ROWS = 200_000
 

@@ -12,8 +12,8 @@ from fix_reset_between import watched
 from fix_reset_case import Case, at
 from fix_reset_servers import Server, dispose
 
-from harness.catalog.session import Session
 from harness.errors import LeaseError, ServerLost, ServerRefused
+from harness.postgres.session import Session
 from harness.reset.engine import Limits
 
 SCHEMA = """

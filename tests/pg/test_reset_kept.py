@@ -9,9 +9,9 @@ import pytest
 from fix_reset_case import Case
 from fix_reset_servers import Server, dispose
 
-from harness.catalog.session import Session
-from harness.catalog.wal import WalReader, Window
 from harness.errors import ServerLost
+from harness.postgres.session import Session
+from harness.reset.wal.reader import WalReader, Window
 
 SCHEMA = """
 create type mood as enum ('sad', 'happy');

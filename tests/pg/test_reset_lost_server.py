@@ -15,7 +15,7 @@ from fix_reset_case import Case
 from fix_reset_servers import PATIENCE, Server, binaries, clone, dispose, running
 
 from harness.errors import HarnessError, ServerLost, ServerRefused
-from harness.reset.model import RecloneNeeded
+from harness.reset.changes import RecloneNeeded
 
 SCHEMA = """
 create table plain (id serial primary key, v text);

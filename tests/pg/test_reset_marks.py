@@ -8,9 +8,9 @@ import pytest
 from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, dispose, make
 
-from harness.catalog.session import Session
 from harness.errors import LeaseError
-from harness.reset.model import RecloneNeeded
+from harness.postgres.session import Session
+from harness.reset.changes import RecloneNeeded
 
 SCHEMA = """
 create table a (id serial primary key, v text);

@@ -10,10 +10,10 @@ import pytest
 from fix_reset_case import Case, at
 from fix_reset_servers import Server, dispose
 
-from harness.catalog.session import Session
 from harness.errors import HarnessError, ServerLost, ServerRefused
+from harness.postgres.session import Session
+from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import Limits
-from harness.reset.model import RecloneNeeded
 
 SCHEMA = """
 create table plain (id bigint generated always as identity primary key, v text);

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from fix_backends import Checkout, docker, until
 
-from harness import made_with, running
-from harness.answering import life_key
-from harness.backends import docker_image
-from harness.backends.base import ServerInfo
-from harness.catalog.session import Session
+from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerLost
-from harness.settings import Settings
+from harness.postgres.session import Session
+from harness.servers import drift, inventory
+from harness.servers.docker import image
+from harness.servers.handshake import life_key
+from harness.servers.port import ServerInfo
 
 
 def test_a_warm_server_is_replaced_and_the_change_is_named(place: Checkout) -> None:
@@ -38,7 +38,7 @@ def test_a_warm_server_is_replaced_and_the_change_is_named(place: Checkout) -> N
     assert len(told) == 1
     assert "max_connections 500 → 90" in told[0]
     assert "[tool.pg-harness.postgres] work_mem" in told[0]
-    assert [info.server_id for info in running.servers(settings, place.environ)] == [second.info.server_id]
+    assert [info.server_id for info in inventory.servers(settings, place.environ)] == [second.info.server_id]
 
 
 @pytest.mark.docker
@@ -48,7 +48,7 @@ def test_local_binaries_instead_of_an_image_follow_the_settings_too(
     def cannot(*_: object) -> None:
         raise BackendUnavailable("the image cannot be pulled")
 
-    monkeypatch.setattr(docker_image, "ensure", cannot)
+    monkeypatch.setattr(image, "ensure", cannot)
     with place.ensure(place.settings()) as first:
         assert first.info.backend == "process"
     # It is warm, was started with other settings, and is not taken as it is.
@@ -81,7 +81,7 @@ def test_another_image_replaces_the_container(place: Checkout) -> None:
         assert second.started
         assert second.session.value("SHOW server_version").startswith("17")
     assert any("image pgharness-test:15 → pgharness-test:17" in line for line in place.story)
-    assert [info.handle for info in running.servers(settings, place.environ)] == [second.info.handle]
+    assert [info.handle for info in inventory.servers(settings, place.environ)] == [second.info.handle]
 
 
 def test_a_server_in_use_is_left_alone(place: Checkout) -> None:
@@ -99,8 +99,8 @@ def test_a_server_in_use_is_left_alone(place: Checkout) -> None:
                 assert old.info == first.info
             assert place.story == []
         assert first.session.value("SELECT 1") == 1
-    for info in running.servers(settings, place.environ):
-        running.stop(settings, place.environ, purpose=info.purpose)
+    for info in inventory.servers(settings, place.environ):
+        inventory.stop(settings, place.environ, purpose=info.purpose)
 
 
 def test_whoever_comes_while_it_is_replaced_gets_the_new_one(place: Checkout) -> None:
@@ -110,7 +110,7 @@ def test_whoever_comes_while_it_is_replaced_gets_the_new_one(place: Checkout) ->
     answers = [place.answer(process) for process in [place.starter(**changed) for _ in range(4)]]
     assert len({answer["id"] for answer in answers}) == 1
     assert sum(answer["started"] for answer in answers) == 1
-    assert len(running.servers(settings, place.environ)) == 1
+    assert len(inventory.servers(settings, place.environ)) == 1
 
 
 def test_a_persons_server_is_kept_and_says_so(place: Checkout) -> None:
@@ -127,7 +127,9 @@ def test_a_persons_server_is_kept_and_says_so(place: Checkout) -> None:
     assert "pg-harness down" in told[0]
     # Stopped, it starts again with today's settings, and with the programs and the data that it has.
     os.kill(pid, signal.SIGTERM)
-    until(lambda: running.find(settings, place.environ, purpose="up") is None, seconds=20, what="it stopped")
+    until(
+        lambda: inventory.find(settings, place.environ, purpose="up") is None, seconds=20, what="it stopped"
+    )
     place.story.clear()
     with place.ensure(changed, purpose="up") as revived:
         assert revived.session.value("SHOW max_connections") == "90"
@@ -138,7 +140,7 @@ def test_a_persons_server_is_kept_and_says_so(place: Checkout) -> None:
 
 
 def test_an_end_that_is_claimed_turns_others_away(place: Checkout) -> None:
-    from harness.answering import attach, claim_alone
+    from harness.servers.handshake import attach, claim_alone
 
     with place.ensure(place.settings(backend="process")) as found:
         other, _ = attach(found.info)
@@ -162,23 +164,23 @@ def test_what_counts_as_changed() -> None:
     def info(settings: Settings, backend: str, storage: str) -> ServerInfo:
         return ServerInfo(
             Dsn("127.0.0.1", 1, "postgres", "x", "postgres"), "id", backend, "run", storage, "h",
-            made_with=made_with.of(settings, backend),
+            made_with=drift.of(settings, backend),
         )  # fmt: skip
 
     base = Settings(root=Path())
-    assert made_with.changes(info(base, "docker", "memory"), base) == []
-    assert made_with.changes(info(base, "process", "memory"), base) == []
+    assert drift.changes(info(base, "docker", "memory"), base) == []
+    assert drift.changes(info(base, "process", "memory"), base) == []
     # Local programs do not concern a container, nor the size of its /dev/shm a process.
-    assert made_with.changes(info(base, "docker", "memory"), replace(base, version="17")) == []
-    assert made_with.changes(info(base, "process", "memory"), replace(base, shm_size=1)) == []
+    assert drift.changes(info(base, "docker", "memory"), replace(base, version="17")) == []
+    assert drift.changes(info(base, "process", "memory"), replace(base, shm_size=1)) == []
     # An image that is named means Docker, also where `auto` took local binaries before.
-    assert made_with.changes(info(base, "process", "disk"), replace(base, image="x:1")) == ["image any → x:1"]
+    assert drift.changes(info(base, "process", "disk"), replace(base, image="x:1")) == ["image any → x:1"]
     # Where `auto` went to disk, disk is what is wanted; and memory that could not be had is not asked for again.
-    assert made_with.changes(info(base, "process", "disk"), replace(base, storage="disk")) == []
-    assert made_with.changes(info(base, "process", "memory"), replace(base, storage="disk")) == [
+    assert drift.changes(info(base, "process", "disk"), replace(base, storage="disk")) == []
+    assert drift.changes(info(base, "process", "memory"), replace(base, storage="disk")) == [
         "storage auto → disk"
     ]
     memory = replace(base, storage="memory")
-    assert made_with.changes(info(memory, "process", "disk"), memory) == []
-    hashed = made_with.of(replace(base, postgres={"primary_conninfo": "password=s3cret"}), "process")
+    assert drift.changes(info(memory, "process", "disk"), memory) == []
+    hashed = drift.of(replace(base, postgres={"primary_conninfo": "password=s3cret"}), "process")
     assert "s3cret" not in repr(hashed)

@@ -14,12 +14,12 @@ import pytest
 from fix_backends import Checkout
 from fix_last_will import leave
 
-from harness.backends.base import ServerInfo
-from harness.backends.external import ExternalBackend
-from harness.catalog import roles
-from harness.catalog.session import Session
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ConfigError
+from harness.postgres import roles
+from harness.postgres.session import Session
+from harness.servers.external import ExternalBackend
+from harness.servers.port import ServerInfo
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from fix_backends import INSTALLED
 from fix_reset_servers import Server, running
 
 from harness import Harness
-from harness.backends.external import OLDEST, Limits
-from harness.project import project_id
+from harness.config.project import project_id
+from harness.servers.external import OLDEST, Limits
 
 
 @pytest.fixture(scope="module")

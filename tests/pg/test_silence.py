@@ -13,12 +13,12 @@ import pytest
 from fix_backends import Checkout, processes_naming
 from fix_servers import binaries_of
 
-from harness import project
-from harness.backends.base import ServerInfo
-from harness.backends.process import ProcessBackend
-from harness.catalog import silence
-from harness.catalog.session import Session
+from harness.config import project
 from harness.errors import ServerLost, ServerRefused
+from harness.postgres import watchdog
+from harness.postgres.session import Session
+from harness.servers.port import ServerInfo
+from harness.servers.process.backend import ProcessBackend
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def own(place: Checkout, monkeypatch: pytest.MonkeyPatch) -> ServerInfo:
     folder = binaries_of("15") or binaries_of("18")
     if folder is None:
         pytest.skip("PostgreSQL is not installed on this machine")
-    monkeypatch.setattr(silence, "QUIET", 0.3)
-    monkeypatch.setattr(silence, "PROBE", 0.5)
-    monkeypatch.setattr(silence, "AGAIN", 0.1)
+    monkeypatch.setattr(watchdog, "QUIET", 0.3)
+    monkeypatch.setattr(watchdog, "PROBE", 0.5)
+    monkeypatch.setattr(watchdog, "AGAIN", 0.1)
     state, cache = project.state_dir(place.environ), project.cache_dir(place.environ)
     backend = ProcessBackend(place.environ, state=state, cache=cache, binaries=folder)
     return backend.start(place.request(settings={"max_connections": "25"}), place.story.append)
@@ -88,7 +88,7 @@ def test_a_session_goes_on_after_an_interrupt(
         ):
             began = time.monotonic()
             with monkeypatch.context() as patched:
-                patched.setattr(silence, "time", Clock())
+                patched.setattr(watchdog, "time", Clock())
                 with pytest.raises(error):
                     ask()
             assert session.value("select 2") == 2
@@ -111,7 +111,7 @@ def test_a_frozen_server_is_given_up(own: ServerInfo) -> None:
         # Thawed, it is the same server: whoever asks anew is answered, and may ask long questions.
         with Session.connect(own.dsn) as again:
             assert again.value("select 1 from pg_sleep(1)") == 1
-        assert (own.dsn.host, own.dsn.port) not in silence._given_up
+        assert (own.dsn.host, own.dsn.port) not in watchdog._given_up
     assert processes_naming(own.handle)
 
 

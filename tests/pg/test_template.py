@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 from fix_leases import OWNER
 
-from harness import building, eviction, names, template
-from harness.backends.base import ServerInfo
-from harness.catalog import databases, roles
-from harness.catalog.attributes import read_attributes
-from harness.catalog.link import Link
-from harness.catalog.session import Session, ident
-from harness.clones import Claim, Clones
+from harness.databases import builder, eviction, template
+from harness.databases.clones import Claim, Clones
+from harness.databases.spec import Recipe, fingerprint
+from harness.databases.template import Template
 from harness.errors import MigrationError, TemplateBusy
-from harness.migrations.base import MigrationContext
-from harness.recipe import Recipe, fingerprint
-from harness.template import Template
+from harness.migrations.port import MigrationContext
+from harness.postgres import databases, names, roles
+from harness.postgres.admin import Link
+from harness.postgres.databases import read_attributes
+from harness.postgres.session import Session, ident
+from harness.servers.port import ServerInfo
 
 
 @dataclass
@@ -188,7 +188,7 @@ def test_two_fingerprints_that_create_the_same_role(link: Link, project: str) ->
 def test_a_migration_that_leaves_a_session_open_is_named(
     link: Link, project: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "LINGER", 0.2)
+    monkeypatch.setattr(builder, "LINGER", 0.2)
     left: list[Session] = []
 
     def act(context: MigrationContext) -> None:

@@ -8,9 +8,9 @@ import pytest
 from fix_reset_case import Case
 from fix_reset_servers import Server, dispose
 
-from harness.catalog.wal import Question
-from harness.catalog.wal_bytes import ByteReader
-from harness.catalog.wal_inspect import InspectReader
+from harness.reset.wal.bytes import ByteReader
+from harness.reset.wal.inspect import InspectReader
+from harness.reset.wal.reader import Question
 
 
 @pytest.fixture(scope="module")

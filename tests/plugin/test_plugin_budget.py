@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 from fix_plugin import Folder
 
-from harness import config, running
+from harness.config.load import load
+from harness.servers import inventory
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def small(folder: Folder) -> Iterator[Folder]:
     )
     (folder.path / "pg-harness.toml").write_text(text.replace('"sql:migrations"', '"sql:../migrations"'))
     yield folder
-    running.stop(config.load(folder.place.environ, start=folder.path), folder.place.environ)
+    inventory.stop(load(folder.place.environ, start=folder.path), folder.place.environ)
 
 
 def test_what_fits_is_shared_out(small: Folder) -> None:

@@ -233,6 +233,7 @@ def test_django(folder: Folder) -> None:
         folder.pytest("--reuse-db", "-n", "2", plugins=tuple(reversed(plugins))).ok(9)
         folder.pytest("--create-db", plugins=plugins).ok(9)
     finally:
-        from harness import config, running
+        from harness.config.load import load
+        from harness.servers import inventory
 
-        running.stop(config.load(folder.place.environ, start=folder.path), folder.place.environ)
+        inventory.stop(load(folder.place.environ, start=folder.path), folder.place.environ)

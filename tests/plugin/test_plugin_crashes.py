@@ -66,7 +66,7 @@ def test_interrupted_once_and_killed(folder: Folder, place: Place) -> None:
         kept = set(place.kept()) - before
         assert len(kept) == 1, result.text
         with place.harness() as harness:
-            from harness.catalog.session import Session
+            from harness.postgres.session import Session
 
             with Session.connect(harness.link.dsn.with_database(kept.pop())) as inside:
                 assert inside.rows("select name from users") == [("evidence",)]

@@ -232,9 +232,10 @@ def test_no_migrations_is_an_empty_database_said_once(folder: Folder) -> None:
         result = folder.pytest().ok(1)
         assert result.text.count("no migrations are configured, none were found") == 1
     finally:
-        from harness import config, running
+        from harness.config.load import load
+        from harness.servers import inventory
 
-        running.stop(config.load(folder.place.environ, start=folder.path), folder.place.environ)
+        inventory.stop(load(folder.place.environ, start=folder.path), folder.place.environ)
 
 
 def test_the_run_file_is_private(folder: Folder) -> None:

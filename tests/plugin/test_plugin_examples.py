@@ -10,7 +10,8 @@ import pytest
 from fix_backends import ROOT
 from fix_plugin import USUAL, Folder, Place
 
-from harness import config, running
+from harness.config.load import load
+from harness.servers import inventory
 
 EXAMPLES = {
     "sqlalchemy": (7, ("sqlalchemy", "asyncpg", "greenlet"), ()),
@@ -26,9 +27,9 @@ def test_example(name: str, place: Place) -> None:
             pytest.skip(f"{module} is not installed")
     folder = Folder(place, Path(shutil.copytree(ROOT / "examples" / name, place.root / f"example {name}")))
     environ = {"PGHARNESS_BACKEND": "process"}
-    settings = config.load({**place.environ, **environ}, start=folder.path)
+    settings = load({**place.environ, **environ}, start=folder.path)
     try:
         folder.pytest(plugins=(*USUAL, *plugins), env=environ).ok(passed)
         folder.pytest("-n", "2", plugins=(*USUAL, *plugins), env=environ).ok(passed)
     finally:
-        running.stop(settings, place.environ)
+        inventory.stop(settings, place.environ)

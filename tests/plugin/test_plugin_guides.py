@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from fix_plugin import Folder
 
-from harness import config, running
+from harness.config.load import load
+from harness.servers import inventory
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def usual(folder: Folder) -> Iterator[Folder]:
         text.replace('"sql:migrations"', '"sql:../migrations"') + '[env]\nPG_POOL_SIZE = "{connections}"\n'
     )
     yield folder
-    running.stop(config.load(folder.place.environ, start=folder.path), folder.place.environ)
+    inventory.stop(load(folder.place.environ, start=folder.path), folder.place.environ)
 
 
 INTEGRATION = """

@@ -10,7 +10,7 @@ import pytest
 from fix_counting_proxy import CountingProxy, counting_proxy
 from fix_plugin import Folder, Place
 
-from harness.core import Harness
+from harness.runs.harness import Harness
 
 TESTS = 12
 

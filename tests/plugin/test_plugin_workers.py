@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from fix_plugin import Folder, Place
 
-from harness import config as settings_reader
-from harness import running
+from harness.config.load import load
+from harness.servers import inventory
 
 SERVERS = """
     import os, pytest
@@ -27,8 +27,8 @@ SERVERS = """
 
 
 def purposes(place: Place) -> list[str]:
-    settings = settings_reader.load(place.environ, start=place.root)
-    return sorted(info.purpose for info in running.servers(settings, place.environ))
+    settings = load(place.environ, start=place.root)
+    return sorted(info.purpose for info in inventory.servers(settings, place.environ))
 
 
 def test_a_server_for_each_worker(folder: Folder, place: Place) -> None:
@@ -54,7 +54,8 @@ def test_the_controller_has_no_server_of_its_own(folder: Folder, place: Place) -
     folder.write(
         conftest="""
             import os, socket, psycopg, pytest
-            from harness import config, running
+            from harness.servers import inventory
+            from harness.config.load import load
             URL = os.environ["DATABASE_URL"]
 
             def pytest_sessionfinish(session):
@@ -67,8 +68,8 @@ def test_the_controller_has_no_server_of_its_own(folder: Folder, place: Place) -
 
             @pytest.fixture(scope="session", autouse=True)
             def look():
-                settings = config.load(os.environ, start=os.getcwd())
-                found = running.servers(settings, os.environ)
+                settings = load(os.environ, start=os.getcwd())
+                found = inventory.servers(settings, os.environ)
                 with open("purposes-" + os.environ["PYTEST_XDIST_WORKER"], "w") as file:
                     file.write("\\n".join(info.purpose for info in found))
         """,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness.backends.bases import Base
-from harness.bake import Limits, plan
 from harness.errors import BackendError
-from harness.rooms import MB, Room, bytes_of
+from harness.runs.bake import Limits, plan
+from harness.servers.memory import MB, Room, bytes_of
+from harness.servers.port import Base
 
 DAY = 86400.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.budget import HOST_RESERVE, PER_WORKER_RESERVE, USUAL, Budget
+from harness.runs.budget import HOST_RESERVE, PER_WORKER_RESERVE, USUAL, Budget
 
 
 def budget(workers: int, *, maximum: int = 500, others: int = 0, per_worker: int = 50) -> Budget:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from harness import config
-from harness.config import UnknownVariable
+from harness.config import load as loading
+from harness.config.load import UnknownVariable
+from harness.config.settings import Settings
 from harness.errors import ConfigError
-from harness.settings import Settings
 
 PYPROJECT = """
 [project]
@@ -39,7 +39,7 @@ def project(folder: Path, text: str = PYPROJECT, name: str = "pyproject.toml") -
 
 
 def load(start: Path, environ: dict[str, str] | None = None, **overrides: Any) -> Settings:
-    return config.load(environ or {}, start=start, overrides=overrides)
+    return loading.load(environ or {}, start=start, overrides=overrides)
 
 
 def test_a_section_is_read_whole(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_named_file(tmp_path: Path) -> None:
     named = tmp_path / "x" / "pg-harness.toml"
     assert load(elsewhere, {"PGHARNESS_CONFIG": str(named)}).image == "i"
     with pytest.raises(ConfigError, match=r"nothing\.toml does not exist"):
-        config.load({}, start=elsewhere, explicit=tmp_path / "nothing.toml")
+        loading.load({}, start=elsewhere, explicit=tmp_path / "nothing.toml")
 
 
 def test_a_section_copied_with_its_header_is_taken_as_meant(tmp_path: Path) -> None:

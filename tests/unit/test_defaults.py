@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.backends import defaults, process_binaries
 from harness.errors import BackendUnavailable
+from harness.servers import defaults
+from harness.servers.process import binaries as process_binaries
 
 GB = 1024**3
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.config.sources import parse_spec
 from harness.errors import ConfigError
 from harness.migrations.detect import detect, looked_for, propose
-from harness.migrations.spec import parse_spec
 
 MANAGE = "os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'shop.settings')\n"
 

@@ -1,8 +1,8 @@
 import pytest
 
-from harness import env
+from harness.config import environment
+from harness.config.environment import Slot
 from harness.dsn import Dsn
-from harness.env import Slot
 from harness.errors import ConfigError
 
 DSNS = {
@@ -12,7 +12,7 @@ DSNS = {
 
 
 def render(template: str, own: str = "default") -> str:
-    return env.render(template, own, DSNS, Slot("gw1", 4, 20), "X")
+    return environment.render(template, own, DSNS, Slot("gw1", 4, 20), "X")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_wrong_template_names_the_variable_and_the_choices(template: str) -> N
 
 
 def test_variables() -> None:
-    values = env.variables(
+    values = environment.variables(
         DSNS, {"default": {"A": "{worker}"}, "analytics": {"AN_URL": "{url}"}}, Slot("2", 2, 5)
     )
     assert values["DATABASE_URL"] == DSNS["default"].url
@@ -67,7 +67,7 @@ def test_patch_removes_what_bends_and_returns_its_undo() -> None:
         "PGSSLMODE": "require",
     }
     before = dict(environ)
-    undo = env.patch(environ, {"DATABASE_URL": "new", "PGHOST": "127.0.0.1"})
+    undo = environment.patch(environ, {"DATABASE_URL": "new", "PGHOST": "127.0.0.1"})
     assert environ == {"DATABASE_URL": "new", "PGHOST": "127.0.0.1", "HOME": "/h"}
     undo()
     assert environ == before
@@ -75,7 +75,7 @@ def test_patch_removes_what_bends_and_returns_its_undo() -> None:
 
 def test_the_undo_leaves_alone_what_somebody_else_has_changed() -> None:
     environ = {"DATABASE_URL": "old"}
-    undo = env.patch(environ, {"DATABASE_URL": "new", "PGHOST": "h"})
+    undo = environment.patch(environ, {"DATABASE_URL": "new", "PGHOST": "h"})
     environ["DATABASE_URL"] = "theirs"
     undo()
     assert environ == {"DATABASE_URL": "theirs"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import MigrationError
-from harness.migrations import files
+from harness.migrations.hashing import files
 
 
 class Writer:

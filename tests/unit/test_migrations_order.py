@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from harness.config.sources import parse_spec
 from harness.errors import MigrationError
-from harness.migrations.layouts import flyway_version
-from harness.migrations.spec import parse_spec
-from harness.migrations.split import split
-from harness.migrations.sql import SqlSource
+from harness.migrations.sql.layouts import flyway_version
+from harness.migrations.sql.source import SqlSource
+from harness.migrations.sql.split import split
 
 TABLE = Path(__file__).parents[1] / "data" / "migrations" / "order.toml"
 CASES: list[dict[str, Any]] = tomllib.loads(TABLE.read_text("utf-8"))["case"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.migrations.split import ScriptError, position, split
+from harness.migrations.sql.split import ScriptError, position, split
 
 
 def texts(script: str) -> list[str]:

@@ -1,8 +1,9 @@
 import random
 import string
 
-from harness import names
-from harness.names import Kind
+from harness.config.project import checkout_id
+from harness.postgres import names
+from harness.postgres.names import Kind
 
 
 def test_every_name_that_is_built_is_parsed_back() -> None:
@@ -54,7 +55,7 @@ def test_foreign_names_are_not_ours() -> None:
 
 def test_checkouts_differ_by_machine_and_by_path() -> None:
     ids = {
-        names.project_id(machine, root)
+        checkout_id(machine, root)
         for machine in ("m1", "m2")
         for root in ("/a/app", "/b/app", "/a/app ", "/a'")
     }

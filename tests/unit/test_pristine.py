@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness.catalog.restore_shared import Note
-from harness.pristine import Life, Notes
-from harness.reset.carried import Carried
+from harness.reset.sql.shared import Note
+from harness.reset.watermark import Carried
+from harness.sandbox.watermarks import Life, Notes
 
 LIFE = Life("server", "100.5", "101.25", 7)
 NOTE = Note("0/16B3740", 16400, 10, (("database", "", "10|6"), ("setting", "role:10", "{a=b}")))

@@ -7,12 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from harness.catalog.restore_catalogs import CatalogRow, judge
-from harness.catalog.restore_facts import Relation, SequenceState, in_blocks, runs
-from harness.catalog.restore_rows import array_literal, parse_tid, tid_array
-from harness.catalog.wal import RelationRecords
 from harness.reset import detect
-from harness.reset.model import (
+from harness.reset.changes import (
     Baseline,
     Changes,
     How,
@@ -24,6 +20,10 @@ from harness.reset.model import (
     TableState,
 )
 from harness.reset.plan import MOST_BYTES, plan
+from harness.reset.sql.catalogs import CatalogRow, judge
+from harness.reset.sql.relations import Relation, SequenceState, in_blocks, runs
+from harness.reset.sql.rows import array_literal, parse_tid, tid_array
+from harness.reset.wal.reader import RelationRecords
 
 RELATIONS = {
     1: Relation(1, "public", "empty", "r", owner=1),

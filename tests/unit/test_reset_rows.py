@@ -7,8 +7,8 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.catalog.restore_facts import Relation
-from harness.catalog.restore_rows import Tid, delete_but
+from harness.reset.sql.relations import Relation
+from harness.reset.sql.rows import Tid, delete_but
 
 TABLE = Relation(1, "public", "t", "r")
 PLACES = st.tuples(st.integers(0, 5), st.integers(1, 6))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.backends.base import ServerInfo
-from harness.catalog.attributes import Attributes
-from harness.config import load
+from harness.config.load import load
+from harness.databases.spec import Owner
+from harness.databases.template import Template
 from harness.dsn import Dsn
 from harness.errors import ConfigError
-from harness.recipe import Owner
-from harness.runfile import RunFile
-from harness.template import Template
+from harness.postgres.databases import Attributes
+from harness.runs.runfile import RunFile
+from harness.servers.port import ServerInfo
 
 SETTINGS = """
 migrations = ["sql:db", {source = "command:make schema", watch = ["prisma/**"]}]

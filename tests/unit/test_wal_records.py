@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
-from harness.catalog import wal_records
-from harness.catalog.wal_bytes import number, text, undecided, widened
-from harness.catalog.wal_records import PAGE, TooMuch, Unreadable, kind, read
+from harness.reset.wal import records as wal_records
+from harness.reset.wal.bytes import number, text, undecided, widened
+from harness.reset.wal.records import PAGE, TooMuch, Unreadable, kind, read
 
 MAGIC = 0xD118
 FIRST = 0x1000000 + PAGE

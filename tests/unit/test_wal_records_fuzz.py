@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.catalog.wal_records import PAGE, Named, Unreadable, read
+from harness.reset.wal.records import PAGE, Named, Unreadable, read
 
 MAGIC, MINE, OTHER = 0xD118, 16384, 16385
 SEGMENT = 1 << 17

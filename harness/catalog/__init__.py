@@ -1,1 +1,0 @@
-"""All admin SQL and advisory locks: the one door to psycopg."""

@@ -1,0 +1,128 @@
+"""What is there: servers, leases, kept databases, templates. Looks; starts and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from harness.cli.context import Context
+from harness.config import project
+from harness.config.load import nearest
+from harness.errors import ConfigError, LeaseError
+from harness.postgres import names
+from harness.postgres.names import Kind
+from harness.runs.harness import Harness
+from harness.runs.places import Place, places_on
+from harness.servers import inventory
+
+
+def nothing(context: Context) -> LeaseError:
+    """What to raise where there is nothing to name. With the folder: it may be the wrong one."""
+    return LeaseError(f"there is no database of {context.settings.root} yet: `pg-harness up` makes one")
+
+
+@contextmanager
+def harnesses(context: Context, *, purposes: Sequence[str] = ()) -> Iterator[list[Harness]]:
+    """One harness for each server of this checkout that answers; no template is looked for.
+
+    Args:
+        purposes: which of them; empty for all.
+    """
+    with ExitStack() as stack:
+        found: list[Harness] = []
+        for purpose in purposes or all_purposes(context):
+            harness = open_one(context, purpose)
+            if harness is not None:
+                stack.callback(harness.close)
+                found.append(harness)
+        yield found
+
+
+def open_one(context: Context, purpose: str) -> Harness | None:
+    """The harness of a running server; None where none runs."""
+    found = inventory.find(context.settings, context.environ, purpose=purpose)
+    if found is None:
+        return None
+    # PERSON: closing it releases nothing, and it shows no sign of life of its own.
+    return Harness(
+        context.settings, found, run=names.PERSON, environ=context.environ, story=context.console.story
+    )
+
+
+def all_purposes(context: Context) -> list[str]:
+    """``up``, ``run``, and those of servers for one worker each. An external server has one for all."""
+    if context.settings.server_url is not None:
+        return ["up"]
+    folder = project.state_dir(context.environ) / project.project_id(context.settings.root)
+    hinted = sorted(path.stem for path in folder.glob("run-*.json")) if folder.is_dir() else []
+    return ["up", "run", *hinted]
+
+
+@contextmanager
+def resolved(context: Context, word: str) -> Iterator[Place]:
+    """What the word names, on whichever server of this checkout it is.
+
+    Raises:
+        LeaseError: there is nothing to name.
+        ConfigError: nothing has that name, or several have; the text lists the choices.
+    """
+    with ExitStack() as stack:
+        known: list[Place] = []
+        for purpose in all_purposes(context):
+            harness = open_one(context, purpose)
+            if harness is None:
+                continue
+            stack.callback(harness.close)
+            known += places_on(harness)
+            # Yours come first: then the other servers need not be asked for at all.
+            found = [place for place in known if word in place.words]
+            if found and found[0].persons:
+                yield found[0]
+                return
+        if not known:
+            raise nothing(context)
+        yield choose(word, known)
+
+
+def choose(word: str, known: Sequence[Place]) -> Place:
+    """The one place that the word names; see :func:`resolved`."""
+    found = [place for place in known if word in place.words]
+    mine = [place for place in found if place.persons]
+    if mine:
+        return mine[0]
+    # Two servers may both have a template: yours was asked first.
+    if len(found) == 1 or (found and word == "template"):
+        return found[0]
+    if found:
+        raise ConfigError(
+            f"{word!r} names {len(found)} databases; say which:\n{choices(found, exact=True)}",
+            key="worker",
+            value=word,
+        )
+    near = nearest(word, [w for place in known for w in place.words[:2]]) if len(word) > 1 else ""
+    hint = near if near.startswith("; did you mean") else ""
+    raise ConfigError(
+        f"there is no database {word!r}{hint}. There are:\n{choices(known)}", key="worker", value=word
+    )
+
+
+def choices(known: Sequence[Place], *, exact: bool = False) -> str:
+    """One line for each place, for messages."""
+    lines = []
+    for place in known:
+        word = place.words[min(1, len(place.words) - 1)] if exact else place.words[0]
+        lines.append(f"  {word:<10} {place.what}")
+    return "\n".join(lines)
+
+
+def refuse_template(place: Place, verb: str) -> None:
+    """Templates take no connections.
+
+    Raises:
+        LeaseError: the place is a template.
+    """
+    if place.kind is Kind.TEMPLATE:
+        raise LeaseError(
+            f"a template takes no connections: any session in it would stall every clone. "
+            f"`pg-harness psql template` opens a copy of it that is dropped afterwards; {verb} a worker instead"
+        )

@@ -1,0 +1,1 @@
+"""``run``: a command with databases of its own, and what goes on meanwhile."""

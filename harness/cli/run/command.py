@@ -1,0 +1,179 @@
+"""``run``: a command with databases of its own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from harness.cli.context import Context
+from harness.cli.parser import Usage, count
+from harness.cli.run.child import exit_code, start
+from harness.cli.run.signals import passing_on
+from harness.config import environment
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from harness.databases.lease import Lease
+    from harness.runs.harness import Harness
+    from harness.runs.placement import Fleet
+
+USAGE = "[-n N | --copies N] [options] -- COMMAND [ARGUMENT …]"
+
+DESCRIPTION = """\
+Run a command with migrated databases of its own, and drop them when it ends.
+
+  pg-harness run -- pytest                    one database: DATABASE_URL, PGHOST, PGPORT, PGUSER, …
+  pg-harness run -n 4 -- npx vitest run       four: DATABASE_URL (the first) and DATABASE_URL_1 … DATABASE_URL_4
+  pg-harness run --copies 4 -- ./shard.sh     the command four times side by side, each with its own DATABASE_URL
+"""
+
+EPILOG = """\
+Variables of libpq that would bend these addresses (PGHOSTADDR, PGSERVICE, PGOPTIONS, PGSSLMODE, …) are removed.
+
+  PGHARNESS_WORKERS   how many databases the command has (-n)
+  PGHARNESS_COPY      with --copies: which copy this is, from 1
+  PGHARNESS_COPIES    with --copies: how many there are
+  NAME, NAME_1 …      your own variables of [tool.pg-harness.env], one for each worker with -n
+
+Signals are passed on. The exit code is the command's own, 128 + n where signal n ended it, 127 where it does
+not exist, 126 where it cannot be run; with --copies the worst of them all.
+"""
+
+_OF_AN_OUTER_RUN = re.compile(r"DATABASE_URL_\d+|PGHARNESS_(WORKERS|COPY|COPIES|RUN)")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own options."""
+    parser.set_defaults(takes_command=True)
+    parser.add_argument("-n", dest="workers", type=count, metavar="N", help="how many databases; default: 1")
+    parser.add_argument(
+        "--copies", type=count, metavar="N", help="run N copies, each with a database of its own"
+    )
+    parser.add_argument(
+        "--rebuild", action="store_true", help="run the migrations again although nothing changed"
+    )
+
+
+def run(context: Context) -> int:
+    """Run the command; return its exit code."""
+    given = vars(context.arguments)
+    if "workers" in given and "copies" in given:
+        raise Usage("-n gives one command several databases, --copies runs it several times: use one of them")
+    if not context.command:
+        raise Usage("what shall be run? Write it after --, for instance: pg-harness run -- pytest")
+    # Before a server is started for nothing.
+    code = _cannot_run(context, context.command)
+    if code:
+        return code
+    from harness.runs.harness import open_run
+
+    copies: int | None = given.get("copies")
+    workers: int = copies or given.get("workers") or 1
+    harness = open_run(
+        context.settings,
+        context.environ,
+        workers=workers,
+        rebuild=bool(given.get("rebuild")),
+        story=context.console.story,
+        progress=context.console.progress,
+    )
+    try:
+        _fits(harness, workers)
+        leases = harness.leases(workers)
+        if copies:
+            from harness.cli.run.copies import run_copies
+
+            values = [_of_copy(harness, lease, copies) for lease in leases]
+            result = run_copies(context, context.command, [_child(context, v) for v in values])
+        else:
+            result = _run_one(context, harness, leases, context.command)
+    except BaseException:
+        _close(context, harness)
+        raise
+    _close(context, harness)
+    return result
+
+
+def _fits(harness: Harness | Fleet, workers: int) -> None:
+    """Before anything is leased: else the last worker would fail with the server's own words, in mid-run."""
+    from harness.runs import budget
+    from harness.runs.harness import Harness
+
+    # With a server each, nobody takes another's connections.
+    if isinstance(harness, Harness):
+        budget.check(harness, workers, controller=False)
+
+
+def _close(context: Context, harness: Harness | Fleet) -> None:
+    """Release; what cannot be released now is swept later, and must not hide the command's own exit code."""
+    try:
+        harness.sweep()
+        harness.close()
+    except HarnessError as error:
+        context.console.warn(
+            f"not everything could be released, the next run or `pg-harness gc` will: {error.message}"
+        )
+
+
+def _run_one(
+    context: Context, harness: Harness | Fleet, leases: Sequence[Lease], command: Sequence[str]
+) -> int:
+    from harness.cli.run.watch import Watch
+    from harness.runs.harness import Harness
+
+    values = _of_all(harness, leases)
+    with passing_on() as children:
+        # Its thread must not begin before the command does: fork with threads is a risk for nothing.
+        child = start(command, _child(context, values))
+        children.add(child)
+        if len(leases) == 1 or not isinstance(harness, Harness):
+            return exit_code(children.wait(child))
+        with Watch(harness.link.another(), [lease.dsn for lease in leases], child.pid) as watch:
+            code = exit_code(children.wait(child))
+    for line in watch.report():
+        context.console.warn(line)
+    return code
+
+
+def _of_all(harness: Harness | Fleet, leases: Sequence[Lease]) -> dict[str, str]:
+    """Worker 1's variables, and everybody's with a number."""
+    tables = {database.name: database.env for database in harness.settings.databases}
+    own = {"DATABASE_URL", *(variable for table in tables.values() for variable in table)}
+    values = harness.variables(leases[0])
+    for number, lease in enumerate(leases, 1):
+        theirs = harness.variables(lease)
+        values |= {f"{variable}_{number}": theirs[variable] for variable in own}
+    return {**values, "PGHARNESS_WORKERS": str(len(leases)), "PGHARNESS_RUN": harness.run}
+
+
+def _of_copy(harness: Harness | Fleet, lease: Lease, copies: int) -> dict[str, str]:
+    """A copy looks like a run with one database: it must not find the others' by accident."""
+    return {
+        **_of_all(harness, [lease]),
+        "PGHARNESS_COPY": lease.worker,
+        "PGHARNESS_COPIES": str(copies),
+    }
+
+
+def _child(context: Context, values: Mapping[str, str]) -> dict[str, str]:
+    outer = [name for name in context.environ if _OF_AN_OUTER_RUN.fullmatch(name)]
+    return environment.child_environment(context.environ, values, drop=outer)
+
+
+def _cannot_run(context: Context, command: Sequence[str]) -> int:
+    """127 or 126 and a line, as a shell has it; 0 where it can be run."""
+    name = command[0]
+    path = context.environ.get("PATH", os.defpath)
+    if shutil.which(name, path=path) is not None:
+        return 0
+    if os.path.exists(name) and os.sep in name:
+        reason = "it is a folder" if os.path.isdir(name) else "it is not executable"
+        context.console.error(f"{name} cannot be run: {reason}")
+        return 126
+    hint = " (a shell's own words need a shell: sh -c '…')" if " " in name else ""
+    context.console.error(f"the command {name!r} was not found{hint}")
+    return 127

@@ -1,0 +1,1 @@
+"""What the user decided, and where its state and caches lie."""

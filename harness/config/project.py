@@ -1,0 +1,141 @@
+"""Which checkout is this, where its state and caches lie, and file locks between processes (the door to ``filelock``)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from harness.errors import ConfigError, PoolTimeout
+
+
+def machine_id() -> str:
+    """What tells this machine from another one that uses the same Docker daemon.
+
+    ``/etc/machine-id`` (systemd's, machine-id(5)); where there is none, the first network card's address.
+    """
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        try:
+            text = Path(path).read_text().strip()
+        except OSError:
+            continue
+        # A container image built from another machine's disk may share it: the host's name is added.
+        if text:
+            return f"{text}:{os.uname().nodename}" if hasattr(os, "uname") else text
+    return f"{uuid.getnode():012x}:{sys.platform}"
+
+
+def project_id(root: Path) -> str:
+    """Ten hex digits for the checkout at ``root`` on this machine."""
+    return checkout_id(machine_id(), os.path.realpath(root))
+
+
+def checkout_id(machine: str, root: str) -> str:
+    """Ten hex digits that name a checkout: two machines on one Docker daemon must not collide.
+
+    Args:
+        machine: this machine's id, see :func:`machine_id`.
+        root: the real path of the project's root, without symbolic links.
+    """
+    text = f"project:{machine}:{root}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:10]
+
+
+def state_dir(environ: Mapping[str, str]) -> Path:
+    """Where hints, locks and data directories of servers lie: ``PGHARNESS_STATE_DIR``, else the XDG state folder."""
+    if configured := environ.get("PGHARNESS_STATE_DIR"):
+        return Path(configured).absolute()
+    base = environ.get("XDG_STATE_HOME") or os.path.join(_home(environ), ".local", "state")
+    return Path(base) / "pg-harness"
+
+
+def cache_dir(environ: Mapping[str, str]) -> Path:
+    """Where what can be made again lies: ``PGHARNESS_CACHE_DIR``, else the XDG cache folder."""
+    if configured := environ.get("PGHARNESS_CACHE_DIR"):
+        return Path(configured).absolute()
+    base = environ.get("XDG_CACHE_HOME") or os.path.join(_home(environ), ".cache")
+    return Path(base) / "pg-harness"
+
+
+def make_folder(folder: Path, mode: int = 0o700) -> None:
+    """Make a folder of ours with its parents; one that is there stays as it is.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file in one act: whoever reads meanwhile gets the old one or the new. Only its owner may read it.
+
+    Raises:
+        OSError: it cannot be written; the old one stays, and nothing beside it.
+    """
+    import tempfile
+
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # mkstemp makes it readable by its owner only: some of them hold passwords.
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def unwritable(path: Path, error: OSError) -> ConfigError:
+    """What to raise where something of ours cannot be written: a home that is read-only, a full disk."""
+    return ConfigError(
+        f"{path} cannot be written: {error.strerror or error}. State lies in PGHARNESS_STATE_DIR (else in "
+        f"XDG_STATE_HOME, else in ~/.local/state), what can be made again in PGHARNESS_CACHE_DIR (else in "
+        f"XDG_CACHE_HOME, else in ~/.cache): set both to folders that you may write to",
+        key="PGHARNESS_STATE_DIR",
+        origin="the environment",
+        value=str(path),
+    )
+
+
+def _home(environ: Mapping[str, str]) -> str:
+    return environ.get("HOME") or os.path.expanduser("~")
+
+
+@contextmanager
+def file_lock(path: Path, *, timeout: float, waiting_for: str) -> Iterator[None]:
+    """Hold an exclusive lock on ``path`` (the file stays; the kernel frees the lock when we die).
+
+    Args:
+        path: the lock file; its folder is made where it is missing.
+        timeout: seconds.
+        waiting_for: what the holder is doing, for the error, for instance ``"the server of this checkout"``.
+
+    Raises:
+        ConfigError: the folder cannot be written to.
+        PoolTimeout: somebody else held it all that time.
+    """
+    from filelock import FileLock, Timeout
+
+    make_folder(path.parent)
+    lock = FileLock(str(path), timeout=timeout)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise PoolTimeout(
+            f"another process is still busy with {waiting_for} after {timeout:.0f} s (lock file: {path}). "
+            f"Wait for it or end it: the lock goes with its process."
+        ) from None
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,210 @@
+"""One reader per setting: a raw value from TOML, a variable or a flag becomes a typed one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.config.settings import SourceSpec
+from harness.config.sources import parse_spec
+from harness.dsn import Dsn
+
+
+class WrongValue(Exception):
+    """A value is not of the setting's form; the text completes "KEY …"."""
+
+
+Reader = Callable[[Any, bool], Any]
+"""Takes the raw value, and whether it came as text (a variable, a flag) and must be parsed from it."""
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h|d)?\s*")
+_SECONDS = {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, None: 1}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+
+
+def read_text(raw: Any, _text: bool = False) -> str:
+    """A text that is not empty."""
+    if isinstance(raw, bool) or not isinstance(raw, (str, int)) or not str(raw).strip():
+        raise WrongValue("must be a text")
+    return str(raw).strip()
+
+
+def read_texts(raw: Any, _text: bool = False) -> tuple[str, ...]:
+    """A list of texts; from a variable, separated by commas."""
+    items = [part for part in raw.split(",") if part.strip()] if isinstance(raw, str) else raw
+    if not isinstance(items, (list, tuple)):
+        raise WrongValue("must be a list of texts")
+    return tuple(read_text(item) for item in items)
+
+
+def read_table_of_text(raw: Any, _text: bool = False) -> dict[str, str]:
+    """A table whose values are text, numbers or booleans; from a variable, ``name=value`` separated by commas."""
+    if isinstance(raw, str):
+        pairs = [part.partition("=") for part in raw.split(",") if part.strip()]
+        if any(not eq for _, eq, _ in pairs):
+            raise WrongValue("must be NAME=VALUE, separated by commas")
+        return {name.strip(): value.strip() for name, _, value in pairs}
+    if not isinstance(raw, Mapping):
+        raise WrongValue("must be a table")
+    table: dict[str, str] = {}
+    for name, value in raw.items():
+        if isinstance(value, bool):
+            table[name] = "on" if value else "off"
+        elif isinstance(value, (str, int, float)):
+            table[name] = str(value)
+        else:
+            raise WrongValue(f"must hold texts or numbers; {name} is neither")
+    return table
+
+
+def read_sources(raw: Any, key: str, origin: str) -> tuple[SourceSpec, ...]:
+    """Migration sources in order: one text, or a list of texts and tables."""
+    if isinstance(raw, str):
+        items: list[Any] = [raw]
+    elif isinstance(raw, Mapping):
+        items = [raw]
+    elif isinstance(raw, (list, tuple)):
+        items = list(raw)
+    else:
+        raise WrongValue('must be a list, for instance ["sql:db/migrations"]')
+    return tuple(item if isinstance(item, SourceSpec) else parse_spec(item, origin) for item in items)
+
+
+def duration(raw: Any) -> float:
+    """Seconds of ``15``, ``"90s"``, ``"15m"``, ``"2h"``, ``"14d"``.
+
+    Raises:
+        WrongValue: it is none of these.
+    """
+    match = None if isinstance(raw, bool) else _DURATION.fullmatch(str(raw))
+    if match is None:
+        raise WrongValue('must be a duration, for instance "90s", "15m" or "2h"')
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _duration(raw: Any, _text: bool) -> float:
+    seconds = duration(raw)
+    if seconds <= 0:
+        raise WrongValue("must be longer than nothing")
+    return seconds
+
+
+def _size(raw: Any, _text: bool) -> int:
+    match = None if isinstance(raw, bool) else _SIZE.fullmatch(str(raw))
+    if match is None:
+        raise WrongValue('must be a size, for instance "512MB" or "2GB"')
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _choice(*choices: str) -> Reader:
+    def read(raw: Any, _text: bool) -> str:
+        if raw not in choices:
+            raise WrongValue("must be one of " + ", ".join(repr(c) for c in choices))
+        return str(raw)
+
+    return read
+
+
+def _count(least: int) -> Reader:
+    def read(raw: Any, text: bool) -> int:
+        if text and isinstance(raw, str) and raw.strip().lstrip("-").isdigit():
+            raw = int(raw)
+        if isinstance(raw, bool) or not isinstance(raw, int) or raw < least:
+            raise WrongValue(f"must be a whole number, {least} at least")
+        return raw
+
+    return read
+
+
+def _flag(raw: Any, text: bool) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    if text and str(raw).strip().lower() in ("1", "true", "yes", "on"):
+        return True
+    if text and str(raw).strip().lower() in ("0", "false", "no", "off", ""):
+        return False
+    raise WrongValue("must be true or false")
+
+
+def _url(raw: Any, _text: bool) -> str:
+    text = read_text(raw)
+    Dsn.parse(text, origin="server_url")
+    return text
+
+
+def _path(raw: Any, _text: bool) -> Path:
+    return Path(read_text(raw)).expanduser()
+
+
+def _role(raw: Any, _text: bool) -> str:
+    name = read_text(raw)
+    if len(name.encode()) > 63:
+        raise WrongValue("is longer than PostgreSQL's 63 bytes: it would be cut without an error")
+    if name in ("postgres", "public", "none") or name.startswith("pg_"):
+        raise WrongValue("is a name that PostgreSQL keeps for itself")
+    return name
+
+
+_FORBIDDEN = {
+    "harness.server_id",
+    "port",
+    "listen_addresses",
+    "data_directory",
+    "unix_socket_directories",
+    "hba_file",
+}
+
+
+def _postgres(raw: Any, text: bool) -> dict[str, str]:
+    table = read_table_of_text(raw, text)
+    for name in table:
+        if name.lower() in _FORBIDDEN:
+            raise WrongValue(f"may not set {name}: the harness decides it")
+    return table
+
+
+def _attributes(raw: Any, _text: bool) -> tuple[str, ...]:
+    known = ("CREATEDB", "CREATEROLE", "REPLICATION", "BYPASSRLS", "SUPERUSER", "INHERIT", "NOINHERIT")
+    found = tuple(item.upper() for item in read_texts(raw))
+    for item in found:
+        if item not in known:
+            raise WrongValue(f"holds {item!r}; the attributes are {', '.join(known)}")
+    return found
+
+
+READERS: Mapping[str, Reader] = {
+    "backend": _choice("auto", "docker", "process", "external"),
+    "image": read_text,
+    "version": read_text,
+    "binaries": _path,
+    "server_url": _url,
+    "role": _role,
+    "role_attributes": _attributes,
+    "superuser": _flag,
+    "migrate_as": _choice("role", "admin"),
+    "isolation": _choice("database", "server"),
+    "fresh": _choice("reset", "clone", "none"),
+    "storage": _choice("auto", "memory", "disk"),
+    "memory_limit": _size,
+    "shm_size": _size,
+    "connections_per_worker": _count(1),
+    "max_connections": _count(20),
+    "keep_failed": _count(0),
+    "ttl": _duration,
+    "keep_templates": _count(1),
+    "template_age": _duration,
+    "keep_baked": _count(1),
+    "baked_size": _size,
+    "start_timeout": _duration,
+    "migration_timeout": _duration,
+    "reset_timeout": _duration,
+    "serial_timeout": _duration,
+    "allow_url_change": _flag,
+    "postgres": _postgres,
+}
+
+RELATIVE_PATHS = frozenset({"binaries"})
+"""Settings that are paths and start at the root where they are relative."""

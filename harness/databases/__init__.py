@@ -1,0 +1,1 @@
+"""Templates, their clones, and who has which."""

@@ -1,0 +1,257 @@
+"""Building one template: create, migrate, freeze, and mark last. What a failed migration leaves is kept for a look."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from harness.databases import eviction
+from harness.databases.spec import Owner, Recipe
+from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
+from harness.migrations.port import MigrationContext
+from harness.postgres import databases, incarnation, names, roles
+from harness.postgres.databases import read_attributes, settle_sequences
+from harness.postgres.session import Session, ident
+from harness.telling import Progress, Story
+
+LINGER = 5.0
+"""Seconds that a migration tool's last session may take to end after the tool has ended."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """One template that is to be built, under the server's build lock.
+
+    Attributes:
+        session: the admin's, on the maintenance database.
+        project: ten hex digits of the checkout.
+        fingerprint: 64 hex digits of the recipe on this server.
+        probe_strategy: measure which way of cloning is faster (servers that we did not start).
+    """
+
+    session: Session
+    project: str
+    fingerprint: str
+    recipe: Recipe
+    owner: Owner
+    probe_strategy: bool
+    story: Story
+    progress: Progress
+
+    def run(self) -> dict[str, Any]:
+        """Build it; return its mark.
+
+        Raises:
+            MigrationError: a source failed. What it left is kept, and named in the error.
+            TemplateBusy: a source left a session open.
+        """
+        before = roles.all_roles(self.session)
+        try:
+            return self._attempt(before)
+        except MigrationError as error:
+            eviction.drop_new_roles(self.session, before)
+            # A role of an older template makes CREATE ROLE fail: roles belong to the whole server. Where nobody
+            # uses those templates, they make room; the second failure is the user's own.
+            evicted = eviction.make_room(self.session, self.project, before)
+            if not evicted:
+                error.message += eviction.hint(self.session, self.project, before, error)
+                raise
+            self.story(
+                f"roles {', '.join(evicted)} of an older template were dropped with it; migrating again"
+            )
+            before = roles.all_roles(self.session)
+            try:
+                return self._attempt(before)
+            except MigrationError:
+                eviction.drop_new_roles(self.session, before)
+                raise
+
+    def _attempt(self, roles_before: set[str]) -> dict[str, Any]:
+        session, project = self.session, self.project
+        name = names.building(project, self.fingerprint)
+        locale = databases.deterministic_locale(session)
+        databases.create_empty(session, name, owner=self.owner.name, locale=locale)
+        began = time.monotonic()
+        try:
+            self._create_extensions(name)
+            self._apply(name)
+            self._wait_for_empty(name)
+        except MigrationError as error:
+            if not self.recipe.keep_failed:
+                databases.drop(session, name, project)
+            # A full disk ended the server: the first error says more than ours about the lost database.
+            elif answers(session):
+                keep_failed(session, project, name, self.owner, error)
+            raise
+        except BaseException:
+            # Ctrl-C too: nothing half-built stays behind. A server that died has taken it along.
+            if answers(session):
+                databases.drop(session, name, project)
+            raise
+        created = sorted(roles.all_roles(session) - roles_before)
+        return self._freeze(name, created, time.monotonic() - began)
+
+    def _create_extensions(self, name: str) -> None:
+        if not self.recipe.extensions:
+            return
+        with Session.connect(self.session.dsn.with_database(name)) as inside:
+            for extension in self.recipe.extensions:
+                try:
+                    inside.execute(f"create extension if not exists {ident(extension)} cascade")
+                except ServerRefused as error:
+                    available = inside.rows("select name from pg_available_extensions order by 1")
+                    raise MigrationError(
+                        f"extension {extension!r} (setting extensions) cannot be created: {error.message}\n"
+                        f"This server has: {', '.join(row[0] for row in available)}"
+                        f"{why_missing(inside, extension)}",
+                        source="extensions",
+                        step=extension,
+                    ) from error
+
+    def _apply(self, name: str) -> None:
+        recipe = self.recipe
+        admin = self.session.dsn.with_database(name)
+        as_admin = recipe.migrate_as == "admin"
+        dsn = admin if as_admin else admin.with_user(self.owner.name, self.owner.password)
+        deadline = time.monotonic() + recipe.timeout
+        for source in recipe.sources:
+            self.story(f"migrating {recipe.database}: {source.text}")
+            context = MigrationContext(
+                dsn=dsn,
+                admin_dsn=admin,
+                environment=recipe.environment(dsn),
+                timeout=max(1.0, deadline - time.monotonic()),
+                progress=self.progress,
+                binaries=recipe.binaries,
+                alias=recipe.database,
+            )
+            source.apply(context)
+
+    def _wait_for_empty(self, name: str) -> None:
+        """A session on the template stalls every clone for seconds: wait for it, then say whose it is."""
+        deadline = time.monotonic() + LINGER
+        while sessions := databases.sessions_of(self.session, name):
+            if time.monotonic() > deadline:
+                texts = ", ".join(source.text for source in self.recipe.sources)
+                raise TemplateBusy(
+                    f"after the migrations ({texts}) somebody is still connected to the new template. "
+                    f"Close the connection at the end of the migration, or find the program below and end it.",
+                    sessions=sessions,
+                )
+            self.session.execute("select pg_sleep(0.02)")
+
+    def _freeze(self, name: str, created_roles: list[str], seconds: float) -> dict[str, Any]:
+        session = self.session
+        with Session.connect(session.dsn.with_database(name)) as inside:
+            settled = settle_sequences(inside)
+            # Frozen rows need no freezing, no hint bits and no pruning later: nothing that a reset would have to explain.
+            inside.execute("vacuum (freeze, analyze)")
+            unlogged = incarnation.label(inside)
+            size = int(inside.value("select pg_database_size(current_database())"))
+        self._wait_for_empty(name)
+        attributes = read_attributes(session, name)
+        final = names.template(self.project, self.fingerprint)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        mark = {
+            "kind": "template",
+            "fingerprint": self.fingerprint,
+            "database": self.recipe.database,
+            "sources": [source.text for source in self.recipe.sources],
+            "created": now,
+            "used": now,
+            "seconds": round(seconds, 3),
+            "size": size,
+            "settled": settled,
+            incarnation.FIELD: unlogged,
+            "roles": created_roles,
+            "attributes": list(attributes.statements),
+            "user_comment": attributes.comment,
+            "strategy": self._fastest(name),
+        }
+        session.execute(f"alter database {ident(name)} rename to {ident(final)}")
+        # CREATE DATABASE wants a checkpointed source; the flags and the mark come last and together.
+        session.script(
+            f"alter database {ident(final)} with is_template true allow_connections false;"
+            + databases.comment_statement(final, mark, attributes.comment)
+        )
+        return mark
+
+    def _fastest(self, name: str) -> str:
+        """How this server clones fastest: measured where it is not ours, once each way."""
+        if not self.probe_strategy or self.session.server_version < 150000:
+            return "file_copy"
+        took: dict[str, float] = {}
+        for strategy in ("wal_log", "file_copy"):
+            # Under a name that nobody claims: whoever is cut off here leaves a half-built database, no spare.
+            probe = names.building(self.project, self.fingerprint)
+            began = time.monotonic()
+            databases.clone(
+                self.session, probe, template=name, owner=self.session.dsn.user, strategy=strategy
+            )
+            took[strategy] = time.monotonic() - began
+            databases.drop(self.session, probe, self.project)
+        best = min(took, key=lambda s: took[s])
+        times = ", ".join(f"a clone by {s} takes {1000 * t:.0f} ms" for s, t in took.items())
+        self.story(f"{times}: {best} it is")
+        return best
+
+
+def keep_failed(session: Session, project: str, name: str, owner: Owner, error: MigrationError) -> None:
+    """Keep the half-migrated database under another name, and complete the error with where and why."""
+    error.database = _rename(session, project, name, error)
+    # A migration may create extensions by itself, as rights allow.
+    for extension in re.findall(r'extension "([\w-]+)" is not available', error.message):
+        error.message += why_missing(session, extension)
+    if error.database:
+        url = session.dsn.with_database(error.database).with_user(owner.name, "").masked
+        error.message += (
+            f"\nThe half-migrated database is kept: {url} "
+            f"(look at it with: python -m harness psql {error.database})"
+        )
+
+
+def answers(session: Session) -> bool:
+    """Whether the server is still there: a full disk, or a crash, ends it in the middle of a migration."""
+    try:
+        session.value("select 1")
+    except ServerLost:
+        return False
+    return True
+
+
+def why_missing(session: Session, extension: str) -> str:
+    """The known reason for an extension that is not there; empty where it is not known."""
+    if extension not in ("pgcrypto", "sslinfo"):
+        return ""
+    if session.value("select current_setting('ssl_library', true)"):
+        return ""
+    return (
+        f"\n{extension} needs OpenSSL, and this PostgreSQL was built without it (as the bundled binaries of "
+        f'pg-harness[embedded] are): use backend = "docker", or the distribution\'s PostgreSQL by `binaries`. '
+        f"gen_random_uuid() needs no extension since version 13."
+    )
+
+
+def _rename(session: Session, project: str, name: str, error: MigrationError) -> str:
+    kept = names.kept(project, names.PERSON)
+    mark = {
+        "kind": "kept",
+        "why": f"failed migration: {error.source} {error.step}".strip(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    try:
+        databases.terminate(session, name)
+        # Only the newest half-migrated database is worth a look: a loop of failing runs must not fill the disk.
+        for old in databases.list_ours(session, project):
+            parsed = old.parsed
+            if parsed and parsed.kind is names.Kind.KEPT and parsed.owner == names.PERSON:
+                databases.drop(session, old.name, project)
+        session.execute(databases.comment_statement(name, mark))
+        databases.rename(session, name, kept)
+    except HarnessError as problem:
+        error.add_note(f"the half-migrated database could not be kept: {problem}")
+        return ""
+    return kept

@@ -1,0 +1,322 @@
+"""Clones: made as spares, claimed by one atomic rename, retired by one routine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from harness.databases.spec import Owner
+from harness.databases.template import Template
+from harness.errors import LeaseLost, ServerRefused
+from harness.postgres import databases, incarnation, names, roles
+from harness.postgres.admin import Link
+from harness.postgres.databases import apply_statements
+from harness.postgres.session import Session, ident
+
+RESERVED_CONNECTIONS = 3
+"""What a database's CONNECTION LIMIT allows beyond the worker's budget: the admin's own sessions count too,
+though as a superuser's they are never refused."""
+
+
+BeforeRename = Callable[[str], None]
+"""Called with a clone's present name when nothing but its rename is left to do: under the final name, which its
+users know, somebody may be in it, and have written, before anything could be noted."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Whom a clone is for.
+
+    Attributes:
+        run: sixteen hex digits.
+        worker: for instance ``"gw2"``.
+        index: which of the lease's databases.
+        extra: further facts for the mark, for instance the checkout's path.
+    """
+
+    run: str
+    worker: str
+    index: int = 0
+    extra: Mapping[str, Any] | None = None
+
+
+class Clones:
+    """Makes, claims and retires clones on one server, for one checkout."""
+
+    def __init__(
+        self,
+        link: Link,
+        project: str,
+        owner: Owner,
+        *,
+        connections: int,
+        remake: Callable[[Template], Template] | None = None,
+    ) -> None:
+        """
+        Args:
+            remake: makes a template again of which a crash of the server has emptied unlogged tables; None: that is
+                an error.
+        """
+        self._remake = remake
+        self._remade: dict[str, Template] = {}
+        self.link = link
+        self.project = project
+        self.owner = owner
+        self.connections = connections
+
+    def make_spare(self, template: Template, *, session: Session | None = None) -> str:
+        """A clone that nobody owns yet, complete: attributes, limit, mark.
+
+        Raises:
+            LeaseLost: the template is gone.
+        """
+        return self._make_spare(self.whole(template), session or self.link.session)
+
+    def whole(self, template: Template) -> Template:
+        """The template, or what was made in its place: a crash of the server empties unlogged tables.
+
+        Raises:
+            LeaseLost: a crash has, and nothing can be made.
+        """
+        known = self._remade.get(template.fingerprint, template)
+        if not incarnation.emptied(self.link.session, known.unlogged):
+            return known
+        if self._remake is None:
+            raise LeaseLost(
+                f"a crash of the server has emptied the unlogged tables of the template {known.name}: run again"
+            )
+        again = self._remade[known.fingerprint] = self._remake(known)
+        return again
+
+    def _make_spare(self, template: Template, admin: Session) -> str:
+        for _ in range(3):
+            name = names.spare(self.project, template.fingerprint)
+            self._copy(admin, name, template)
+            mark = {
+                "kind": "spare",
+                "fingerprint": template.fingerprint,
+                "created": _now(),
+                incarnation.FIELD: template.unlogged,
+            }
+            try:
+                admin.script(";\n".join(self._finish(name, template, mark, new=True)))
+            except ServerRefused as error:
+                # A sweep of another process took the unmarked clone for one that was cut off.
+                if error.sqlstate == databases.UNDEFINED_DATABASE:
+                    continue
+                raise
+            return name
+        raise LeaseLost(
+            f"three clones of {template.name} were dropped by somebody else as soon as they were made"
+        )
+
+    def _copy(self, session: Session, name: str, template: Template) -> None:
+        try:
+            databases.clone(
+                session, name, template=template.name, owner=self.owner.name, strategy=template.strategy
+            )
+        except ServerRefused as error:
+            if error.sqlstate == databases.UNDEFINED_DATABASE:
+                raise LeaseLost(
+                    f"the template {template.name} is gone: another run or `gc` has dropped it. Run again."
+                ) from error
+            raise
+
+    def _finish(self, name: str, template: Template, mark: Mapping[str, Any], *, new: bool) -> list[str]:
+        return [
+            *(apply_statements(name, template.attributes) if new else ()),
+            # A spare of an earlier run has the limit that was right for that run.
+            self._limit(name),
+            databases.comment_statement(name, mark, template.attributes.comment),
+        ]
+
+    def _limit(self, name: str) -> str:
+        return f"alter database {ident(name)} with connection limit {self.connections + RESERVED_CONNECTIONS}"
+
+    def limit(self, connections: int, leased: Sequence[str] = ()) -> None:
+        """From now on a worker may open so many connections; ``leased`` are databases that it holds already."""
+        self.connections = connections
+        if leased:
+            self.link.session.script(";\n".join(self._limit(name) for name in leased))
+
+    def fill(self, template: Template, count: int, *, parallel: int = 2) -> None:
+        """Make spares until ``count`` are there, side by side."""
+        template = self.whole(template)
+        missing = count - len(self.spares(template))
+        if missing <= 0:
+            return
+        if missing == 1 or parallel <= 1:
+            for _ in range(missing):
+                self.make_spare(template)
+            return
+        from concurrent.futures import ThreadPoolExecutor
+
+        def make(session: Session, count: int) -> None:
+            for _ in range(count):
+                self._make_spare(template, session)
+
+        with ExitStack() as stack:
+            # A log-in takes about as long as the clone of a small template: one for each thread, and the link's own.
+            sessions = [self.link.session]
+            for _ in range(min(parallel, missing) - 1):
+                sessions.append(stack.enter_context(Session.connect(self.link.dsn)))
+            with ThreadPoolExecutor(len(sessions), thread_name_prefix="pg-harness clone") as threads:
+                shares = [
+                    missing // len(sessions) + (n < missing % len(sessions)) for n in range(len(sessions))
+                ]
+                list(threads.map(make, sessions, shares))
+
+    def spares(self, template: Template) -> list[str]:
+        """Names of the finished spares of a template; none that a crash has emptied."""
+        return self._spares(template)
+
+    def _spares(self, template: Template, also: str = "") -> list[str]:
+        """The same, and the database ``also``, finished or not, where it is there."""
+        prefix = names.spare(self.project, template.fingerprint)[:-8]
+        rows = self.link.session.rows(
+            f"""
+            select datname, shobj_description(oid, 'pg_database'), {incarnation.CRASHED} from pg_database
+             where (starts_with(datname, %s) and shobj_description(oid, 'pg_database') is not null) or datname = %s
+            """,
+            (prefix, also),
+        )
+        found = {
+            name: (databases.split_comment(comment)[1] or {}, crashed) for name, comment, crashed in rows
+        }
+        return [
+            name
+            for name, (mark, crashed) in found.items()
+            if name == also
+            or mark.get(incarnation.FIELD, template.unlogged and incarnation.UNKNOWN) in ("", crashed)
+        ]
+
+    def claim(self, template: Template, claim: Claim, *, before: BeforeRename | None = None) -> str:
+        """Take a spare by renaming it, or make one; return the database's name.
+
+        A database of that name is somebody's lease still: it is retired first (the same worker of the same
+        run claims again after a crash).
+        """
+        name = names.lease(self.project, claim.run, claim.worker, claim.index)
+        return self._claim_as(template, claim, name, before)
+
+    def replace(self, template: Template, claim: Claim, *, before: BeforeRename | None = None) -> str:
+        """A fresh clone under the same name. Sessions of the old one are ended. Returns the retired name ("": none)."""
+        name = names.lease(self.project, claim.run, claim.worker, claim.index)
+        away = names.retired(self.project)
+        # The new one first: while it is made, the old one still answers.
+        fresh = self._take(template, claim, name)
+        if before is not None:
+            before(fresh)
+        if databases.retire(self.link.session, name, away, successor=fresh):
+            return away
+        self.link.session.execute(f"alter database {ident(fresh)} rename to {ident(name)}")
+        return ""
+
+    def _claim_as(self, template: Template, claim: Claim, name: str, before: BeforeRename | None) -> str:
+        if databases.find(self.link.session, name) is not None:
+            databases.drop(self.link.session, name, self.project)
+        fresh = self._take(template, claim, name)
+        if before is not None:
+            before(fresh)
+        self.link.session.execute(f"alter database {ident(fresh)} rename to {ident(name)}")
+        return name
+
+    def _take(self, template: Template, claim: Claim, name: str) -> str:
+        """A spare, or a new clone, that is ours alone and complete but for its name: its name is of our run, so that
+        our sign of life protects it from sweeps."""
+        template = self.whole(template)
+        session, mine = self.link.session, name + "_n"
+        mark = {
+            "kind": "lease",
+            "fingerprint": template.fingerprint,
+            "database": template.database,
+            "run": claim.run,
+            "worker": claim.worker,
+            "created": _now(),
+            **(claim.extra or {}),
+        }
+        candidates = self._spares(template, mine)
+        if mine in candidates:
+            # We were killed between taking it and handing it over.
+            databases.drop(session, mine, self.project)
+            candidates.remove(mine)
+        # Everybody begins elsewhere: else N workers race for the first spare, and all but one lose each time.
+        random.shuffle(candidates)
+        for spare in candidates:
+            rename = f"alter database {ident(spare)} rename to {ident(mine)}"
+            if _won(session, [rename, *self._finish(mine, template, mark, new=False)]):
+                return mine
+        self._copy(session, mine, template)
+        session.script(";\n".join(self._finish(mine, template, mark, new=True)))
+        return mine
+
+    def release(self, name: str, *, drop: bool = True) -> str:
+        """Take a lease's database out of use; drop it at once, or leave that to the caller.
+
+        Returns:
+            The retired name, to be dropped later; empty where it was dropped or not there.
+        """
+        away = names.retired(self.project)
+        if not databases.retire(self.link.session, name, away):
+            return ""
+        if not drop:
+            return away
+        databases.drop_retired(self.link.session, away)
+        return ""
+
+    def keep(self, name: str, run: str, why: str) -> str:
+        """Rename a lease's database to one that is kept for people; its sessions are ended."""
+        session = self.link.session
+        found = databases.find(session, name)
+        if found is None:
+            raise LeaseLost(f"database {name} is gone: it cannot be kept")
+        kept = names.kept(self.project, run)
+        mark = {**(found.mark or {}), "kind": "kept", "why": why, "created": _now()}
+        databases.retire(session, name, kept)
+        session.script(
+            databases.comment_statement(kept, mark, found.comment)
+            + f";\nalter database {ident(kept)} with allow_connections true"
+        )
+        return kept
+
+    def drop_created_by_tests(self, keep: Sequence[str] = ()) -> list[str]:
+        """Drop databases that the application's role created itself; return their names."""
+        found = databases.created_by_tests(self.link.session, self.owner.name, keep)
+        for name in found:
+            databases.drop(self.link.session, name, self.project)
+        return found
+
+    def restore_role(self) -> None:
+        """Put the application's role back: password, attributes, settings. A test may have changed them."""
+        owner = self.owner
+        if owner.managed:
+            roles.ensure(
+                self.link.session,
+                owner.name,
+                password=owner.password,
+                attributes=owner.attributes,
+                superuser=owner.superuser,
+            )
+
+    def __repr__(self) -> str:
+        return f"<Clones of {self.project} at {self.link.dsn.masked}>"
+
+
+def _won(session: Session, statements: Sequence[str]) -> bool:
+    """Whether these, which begin with a rename, were ours to run: a spare that another claimant has renamed, or still
+    enters, is left to it."""
+    try:
+        session.script(";\n".join(statements))
+    except ServerRefused as error:
+        if error.sqlstate in (databases.UNDEFINED_DATABASE, databases.OBJECT_IN_USE, "XX000"):
+            return False
+        raise
+    return True
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

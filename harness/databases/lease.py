@@ -1,0 +1,334 @@
+"""A lease: the right to use one clone of each database, for one worker of one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.databases.clones import Claim, Clones
+from harness.databases.freshness import DatabaseReset
+from harness.databases.template import Template
+from harness.dsn import Dsn
+from harness.errors import ConfigError, HarnessError, LeaseClosed, LeaseLost
+from harness.postgres import databases
+from harness.postgres.session import connect_application
+from harness.reset.report import ResetReport
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from harness.databases.pool import Filler
+    from harness.reset.changes import Changes
+    from harness.reset.marks import Mark
+
+
+class LeasedDatabase:
+    """One database of a lease.
+
+    Attributes:
+        name: as in the settings; ``"default"`` for the top level.
+        dsn: its address, as the application's role. It stays the same through resets.
+        template: what it is a clone of.
+    """
+
+    def __init__(self, name: str, dsn: Dsn, template: Template, claim: Claim) -> None:
+        self.name = name
+        self.dsn = dsn
+        self.template = template
+        self.claim = claim
+
+    @property
+    def url(self) -> str:
+        """``postgresql://…``, as the application's role."""
+        return self.dsn.url
+
+    @contextmanager
+    def connect(self, **options: Any) -> Iterator[psycopg.Connection[Any]]:
+        """A psycopg connection as the application's role, committed and closed at the end of the block.
+
+        Args:
+            options: further arguments of :func:`psycopg.connect`.
+        """
+        with connect_application(self.dsn, options) as connection:
+            yield connection
+
+    def __repr__(self) -> str:
+        return f"<LeasedDatabase {self.name} {self.dsn.masked}>"
+
+
+class LeaseMark:
+    """A state of all databases of a lease to come back to. Made by :meth:`Lease.mark`."""
+
+    def __init__(self, marks: Mapping[str, Mark]) -> None:
+        self._marks = dict(marks)
+
+    def of(self, name: str) -> Mark:
+        """The mark of one database."""
+        return self._marks[name]
+
+    @property
+    def released(self) -> bool:
+        """Whether it cannot be gone back to any more."""
+        return all(mark.released for mark in self._marks.values())
+
+    def release(self) -> None:
+        """Forget this mark and those above it. Twice is once."""
+        for mark in self._marks.values():
+            mark.release()
+
+    def __repr__(self) -> str:
+        return f"<LeaseMark {self._marks}>"
+
+
+class LeaseChanges(dict[str, "Changes"]):
+    """Database name → what changed in it. True where anything did; ``str()`` tells people."""
+
+    def __bool__(self) -> bool:
+        return any(self.values())
+
+    def __str__(self) -> str:
+        if len(self) == 1:
+            return str(next(iter(self.values())))
+        return "\n".join(f"{name}: {line}" for name, c in self.items() for line in str(c).splitlines())
+
+
+def _together(reports: list[ResetReport], milliseconds: float) -> ResetReport:
+    """One report of several databases': the strongest strategy that was needed."""
+    if len(reports) == 1:
+        return reports[0]
+    strategy = max((r.strategy for r in reports), key=("nothing", "restore", "clone").index)
+    return ResetReport(
+        strategy=strategy,
+        tables=tuple(table for r in reports for table in r.tables),
+        rows=sum(r.rows for r in reports),
+        milliseconds=milliseconds,
+        reason="; ".join(dict.fromkeys(r.reason for r in reports if r.reason)),
+        ended=tuple(session for r in reports for session in r.ended),
+        idle=tuple(pid for r in reports for pid in r.idle),
+    )
+
+
+class Lease:
+    """One clone of each configured database; claimed, reset and released together.
+
+    A context manager: leaving the block releases it. ``lease.url`` is the database ``default``;
+    ``lease["analytics"].url`` another one.
+    """
+
+    def __init__(
+        self,
+        clones: Clones,
+        leased: Mapping[str, LeasedDatabase],
+        *,
+        run: str,
+        worker: str,
+        epoch: Callable[[], int] = lambda: 0,
+        on_release: Callable[[Lease], None] = lambda lease: None,
+        filler: Callable[[], Filler] | None = None,
+        reset_timeout: float = 5.0,
+    ) -> None:
+        """
+        Args:
+            reset_timeout: seconds that a reset waits for sessions of the application before it ends them.
+            epoch: how many times the server's sessions were lost so far.
+            filler: gives what works in the background; None: what is replaced is dropped at once.
+        """
+        self.run = run
+        self.worker = worker
+        self._clones = clones
+        self._databases = dict(leased)
+        self._epoch = epoch
+        self._seen_epoch = epoch()
+        self._on_release = on_release
+        self._released = False
+        self._resets = {
+            name: DatabaseReset(
+                clones, d.dsn, d.template, d.claim, reset_timeout=reset_timeout, filler=filler
+            )
+            for name, d in leased.items()
+        }
+
+    @property
+    def dsn(self) -> Dsn:
+        """Address of the database ``default``."""
+        return self["default"].dsn
+
+    @property
+    def url(self) -> str:
+        """URL of the database ``default``."""
+        return self.dsn.url
+
+    @property
+    def dsns(self) -> dict[str, Dsn]:
+        """Database name → address, ``default`` first."""
+        return {name: leased.dsn for name, leased in self._databases.items()}
+
+    @property
+    def databases(self) -> Mapping[str, LeasedDatabase]:
+        """Database name → database, ``default`` first."""
+        return dict(self._databases)
+
+    @property
+    def released(self) -> bool:
+        """Whether :meth:`release` was called."""
+        return self._released
+
+    def __getitem__(self, name: str) -> LeasedDatabase:
+        self._check()
+        try:
+            return self._databases[name]
+        except KeyError:
+            known = ", ".join(repr(n) for n in self._databases)
+            raise ConfigError(
+                f"this lease has no database {name!r}; it has {known} (see [tool.pg-harness.databases])",
+                key=name,
+            ) from None
+
+    def connect(self, **options: Any) -> Any:
+        """A connection to ``default``, as a context manager; see :meth:`LeasedDatabase.connect`."""
+        return self["default"].connect(**options)
+
+    def watch(self) -> None:
+        """Note the present, pristine state, so that :meth:`reset` can put back what changes from now on.
+
+        Call it before anything is written. What a reset needs beyond the note is got ready by the first one. Where the server does not allow it, :attr:`reset_problem` says why,
+        and every reset is a fresh clone.
+        """
+        self._check()
+        for reset in self._resets.values():
+            reset.prepare()
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is watched and nobody has logged in to its databases yet. One round trip for each of them."""
+        self._check()
+        return all(reset.untouched for reset in self._resets.values())
+
+    @property
+    def reset_problem(self) -> str:
+        """Why resets are clones on this server, with the remedy; empty where they are not."""
+        return next((problem for reset in self._resets.values() if (problem := reset.problem)), "")
+
+    @property
+    def reset_doubt(self) -> str:
+        """Why resets read the server's log in the slower way; empty where they do not, or none was needed yet."""
+        return next((doubt for reset in self._resets.values() if (doubt := reset.doubt)), "")
+
+    def reset(self, *, to: LeaseMark | None = None, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
+        """Bring every database of the lease back to the top mark, to ``to``, or to its template. The URLs stay.
+
+        Args:
+            to: a mark of this lease; marks above it are released.
+            sessions: ``"end"`` ends all sessions of the application first; ``"keep"`` keeps those that hold
+                nothing.
+
+        Returns:
+            What was done, of all databases together.
+
+        Raises:
+            LeaseClosed: it was released. LeaseLost: the template is gone as well.
+        """
+        self._check()
+        if self._epoch() != self._seen_epoch:
+            # A crash emptied unlogged tables and took the last commits with it.
+            self._seen_epoch = self._epoch()
+            if not all(reset.notices_crashes for reset in self._resets.values()):
+                return self.renew(reason="the server's sessions were lost: it crashed or was restarted")
+        began = time.monotonic()
+        reports = [
+            reset.reset(to=to.of(name) if to is not None else None, sessions=sessions)
+            for name, reset in self._resets.items()
+        ]
+        return _together(reports, 1000 * (time.monotonic() - began))
+
+    def renew(self, *, reason: str = "asked for") -> ResetReport:
+        """A fresh clone of every database under the same URL. Sessions of the application are ended."""
+        self._check()
+        began = time.monotonic()
+        surely = self._clones.link.surely
+        reports = [surely(partial(reset.renew, reason=reason)) for reset in self._resets.values()]
+        return _together(reports, 1000 * (time.monotonic() - began))
+
+    def mark(self) -> LeaseMark:
+        """Make the present state the one that :meth:`reset` comes back to; marks stack.
+
+        Raises:
+            LeaseError: it cannot be held: the schema was changed, or this server can only clone.
+        """
+        self._check()
+        marks: dict[str, Mark] = {}
+        try:
+            for name, reset in self._resets.items():
+                marks[name] = reset.mark()
+        except BaseException:
+            LeaseMark(marks).release()
+            raise
+        return LeaseMark(marks)
+
+    def changes(self) -> LeaseChanges:
+        """What changed since the databases were pristine, or marked. Resets nothing.
+
+        Raises:
+            LeaseError: it cannot be told.
+        """
+        self._check()
+        return LeaseChanges({name: reset.changes() for name, reset in self._resets.items()})
+
+    def keep(self, why: str = "asked for") -> dict[str, str]:
+        """Keep the databases for people to look at, under new names; the lease ends.
+
+        Returns:
+            Database name → name of the kept database.
+        """
+        self._check()
+        self.disconnect()
+        self._released = True
+        kept = {name: self._clones.keep(d.dsn.database, self.run, why) for name, d in self._databases.items()}
+        self._on_release(self)
+        return kept
+
+    def release(self) -> None:
+        """Give the databases back: they are dropped. Releasing twice is one release."""
+        if self._released:
+            return
+        self.disconnect()
+        self._released = True
+        try:
+            for leased in self._databases.values():
+                self._clones.release(leased.dsn.database)
+        finally:
+            self._on_release(self)
+
+    def disconnect(self) -> None:
+        """Log out of the databases, which stay as they are; later resets are clones."""
+        for reset in self._resets.values():
+            reset.close()
+
+    def exists(self) -> bool:
+        """Whether all its databases are there."""
+        session = self._clones.link.session
+        return all(databases.find(session, d.dsn.database) is not None for d in self._databases.values())
+
+    def _check(self) -> None:
+        if self._released:
+            raise LeaseClosed(
+                f"the lease of worker {self.worker} was released; take a new one with harness.lease()"
+            )
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.release()
+        except HarnessError as error:
+            # The block's own error matters more than a server that went away under it.
+            if _[1] is None and not isinstance(error, LeaseLost):
+                raise
+
+    def __repr__(self) -> str:
+        state = " released" if self._released else ""
+        return f"<Lease worker {self.worker}: {', '.join(d.dsn.masked for d in self._databases.values())}{state}>"

@@ -1,0 +1,51 @@
+"""The application's role: who it is on a server, made or put right there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from harness.config.settings import Settings
+from harness.databases.spec import Owner
+from harness.postgres import locks, names, roles
+from harness.postgres.session import Session
+from harness.servers.port import ServerInfo
+
+
+def expected(session: Session, info: ServerInfo, settings: Settings, project: str) -> tuple[Owner, bool]:
+    """The role that the application logs in as, without touching it; and whether we may make it."""
+    # Servers that we start are ours: no need to ask.
+    external = info.backend == "external"
+    if external and not session.value(
+        "select rolsuper or rolcreaterole from pg_roles where rolname = current_user"
+    ):
+        return Owner(session.dsn.user, session.dsn.password), False
+    name = settings.role
+    if external and settings.origin("role") == "default":
+        name = f"{names.PREFIX}_{project}"
+    return Owner(name, roles.derived_password(session.dsn.password, name)), True
+
+
+def ensure(
+    session: Session, info: ServerInfo, settings: Settings, project: str, story: Callable[[str], None]
+) -> Owner:
+    """The application's role: made or put right here, unless the server forbids it.
+
+    Raises:
+        ConfigError: a role of that name is somebody else's. PoolTimeout: another process is busy with it.
+    """
+    owner, may = expected(session, info, settings, project)
+    if not may:
+        story(f"role {session.dsn.user} may not create roles: the application uses it as well")
+        return owner
+    with locks.exclusive(session, "roles", "", timeout=60, waiting_for="the application's role"):
+        roles.ensure(
+            session,
+            owner.name,
+            password=owner.password,
+            attributes=settings.role_attributes,
+            superuser=settings.superuser,
+            must_be_ours=info.backend == "external",
+        )
+    return Owner(
+        owner.name, owner.password, tuple(settings.role_attributes), settings.superuser, managed=True
+    )

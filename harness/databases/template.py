@@ -1,0 +1,208 @@
+"""Templates: migrated once per fingerprint, frozen, marked last.
+
+What is unmarked is half-built: it is dropped and built again. That is crash recovery without
+recovery code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from harness.databases.spec import Owner, Recipe, fingerprint
+from harness.errors import ServerRefused
+from harness.postgres import databases, incarnation, locks, names
+from harness.postgres.databases import Attributes, Database
+from harness.postgres.session import Session, ident
+from harness.telling import Progress, Story, silent, unseen
+
+
+@dataclass(frozen=True)
+class Template:
+    """A migrated, frozen database that can be cloned.
+
+    Attributes:
+        name: name of the database.
+        fingerprint: 64 hex digits.
+        database: which of the worker's databases it is for.
+        attributes: what a clone loses and gets again.
+        strategy: ``"file_copy"`` or ``"wal_log"``: how it is cloned fastest on this server.
+        size: bytes.
+        settled: whether no sequence in it is logged ahead: a reset can then be prepared when it is first needed.
+        unlogged: which life of the server its unlogged tables are of, see :func:`harness.postgres.incarnation.label`.
+        built: whether this process built it just now.
+        seconds: what finding or building it took.
+    """
+
+    name: str
+    fingerprint: str
+    database: str
+    attributes: Attributes = field(default_factory=Attributes, repr=False)
+    strategy: str | None = "file_copy"
+    size: int = 0
+    settled: bool = False
+    unlogged: str = ""
+    built: bool = False
+    seconds: float = 0.0
+
+
+def ensure(
+    session: Session,
+    project: str,
+    recipe: Recipe,
+    owner: Owner,
+    *,
+    rebuild: bool = False,
+    probe_strategy: bool = False,
+    story: Story = silent,
+    progress: Progress = unseen,
+) -> Template:
+    """Find the template of the recipe's fingerprint, or build it, once however many ask at the same time.
+
+    Args:
+        session: the admin's, on the maintenance database.
+        project: ten hex digits of the checkout.
+        rebuild: build anew although one is there (its leases stay as they are).
+        probe_strategy: measure which way of cloning is faster (servers that we did not start).
+
+    Raises:
+        MigrationError: a source failed; the half-migrated database is kept, its name is in ``database``.
+        TemplateBusy: a source left a session open on the database.
+        PoolTimeout: another process was still building when the time was up.
+    """
+    began = time.monotonic()
+    wanted = fingerprint(session, recipe)
+    if not rebuild and (found := look(session, project, wanted, recipe.database)):
+        return replace(found, seconds=time.monotonic() - began)
+    # One lock for the whole server: roles that a migration creates are seen by comparing before and after.
+    with locks.exclusive(
+        session, "build", "", timeout=recipe.timeout + 60, waiting_for="building a template"
+    ):
+        if not rebuild and (found := look(session, project, wanted, recipe.database)):
+            return replace(found, seconds=time.monotonic() - began)
+        if not rebuild and (doubtful := _look_into(session, project, wanted)):
+            if found := look(session, project, wanted, recipe.database):
+                return replace(found, seconds=time.monotonic() - began)
+            story(
+                f"{recipe.database}: the server crashed since the template was built, which emptied its unlogged "
+                "tables: building it again"
+            )
+            from harness.databases import eviction
+
+            eviction.drop(session, project, doubtful)
+        _drop_leftovers(session, project, wanted, rebuild)
+        # Only where it has to be built: what runs migrations takes a while to import.
+        from harness.databases.builder import Build
+
+        mark = Build(session, project, wanted, recipe, owner, probe_strategy, story, progress).run()
+    built = _from_mark(names.template(project, wanted), mark, recipe.database)
+    return replace(built, built=True, seconds=time.monotonic() - began)
+
+
+def look(session: Session, project: str, wanted: str, database: str = "default") -> Template | None:
+    """The finished template of a fingerprint; None where there is none, or a crash has emptied it.
+
+    One round trip; two where it holds unlogged tables.
+    """
+    found = databases.find(session, names.template(project, wanted))
+    if found is None and _adopt(session, project, wanted):
+        # Its label is of the life in which it was baked, and as true: the snapshot was taken after a clean stop.
+        found = databases.find(session, names.template(project, wanted))
+    if found is None or not _finished(found, wanted) or _emptied(session, found):
+        return None
+    return _from_mark(found.name, found.mark or {}, database)
+
+
+def lost(session: Session, project: str, wanted: str) -> bool:
+    """Whether the template of a fingerprint is there, and a crash of the server has emptied its unlogged tables."""
+    found = databases.find(session, names.template(project, wanted))
+    return found is not None and _finished(found, wanted) and _emptied(session, found)
+
+
+def _emptied(session: Session, found: Database) -> bool:
+    labelled = (found.mark or {}).get(incarnation.FIELD, incarnation.UNKNOWN)
+    return incarnation.emptied(session, str(labelled))
+
+
+def _look_into(session: Session, project: str, wanted: str) -> Database | None:
+    """The finished template that :func:`look` does not give; labelled anew, where an earlier version has labelled it.
+
+    Under the build lock: whoever else finds it open takes it for half-built.
+    """
+    found = databases.find(session, names.template(project, wanted))
+    if found is None or not _finished(found, wanted) or found.mark is None:
+        return None
+    if incarnation.FIELD not in found.mark:
+        session.execute(f"alter database {ident(found.name)} with allow_connections true")
+        with Session.connect(session.dsn.with_database(found.name)) as inside:
+            # In which life it was made, nobody knows.
+            labelled = incarnation.label(inside) and incarnation.UNKNOWN
+        databases.terminate(session, found.name)
+        session.script(
+            f"alter database {ident(found.name)} with allow_connections false;"
+            + databases.comment_statement(
+                found.name, {**found.mark, incarnation.FIELD: labelled}, found.comment
+            )
+        )
+    return found
+
+
+def _adopt(session: Session, project: str, wanted: str) -> bool:
+    """Whether the server was started from a baked base: its template belongs to nobody yet, and becomes ours."""
+    baked = names.template(names.BAKED, wanted)
+    # Looked for first: a rename that fails would stand as an error in everybody's server log.
+    if databases.find(session, baked) is None:
+        return False
+    return databases.rename(session, baked, names.template(project, wanted))
+
+
+def _finished(found: Database, wanted: str) -> bool:
+    return (
+        found.mark is not None
+        and found.mark.get("fingerprint") == wanted
+        and found.is_template
+        and not found.allows_connections
+    )
+
+
+def _from_mark(name: str, mark: Mapping[str, Any], database: str) -> Template:
+    attributes = Attributes(tuple(mark.get("attributes", ())), mark.get("user_comment"))
+    return Template(
+        name,
+        str(mark["fingerprint"]),
+        database,
+        attributes,
+        mark.get("strategy", "file_copy"),
+        int(mark.get("size", 0)),
+        bool(mark.get("settled", False)),
+        str(mark.get(incarnation.FIELD, incarnation.UNKNOWN)),
+    )
+
+
+def _drop_leftovers(session: Session, project: str, wanted: str, rebuild: bool) -> None:
+    """Under the build lock, everything of this fingerprint that is not finished was cut off."""
+    for found in databases.list_ours(session, project):
+        parsed = found.parsed
+        if parsed is None or parsed.owner != wanted[:16]:
+            continue
+        if parsed.kind is names.Kind.BUILDING or (
+            parsed.kind in (names.Kind.TEMPLATE, names.Kind.BASELINE, names.Kind.SPARE)
+            and (rebuild or (parsed.kind is names.Kind.TEMPLATE and not _finished(found, wanted)))
+        ):
+            databases.drop(session, found.name, project)
+
+
+def touch(session: Session, template: Template) -> None:
+    """Note that the template was used now; eviction goes by that."""
+    found = databases.find(session, template.name)
+    if found is None or found.mark is None:
+        return
+    try:
+        mark = {**found.mark, "used": datetime.now(UTC).isoformat(timespec="seconds")}
+        session.execute(databases.comment_statement(found.name, mark, found.comment))
+    except ServerRefused:
+        # "tuple concurrently updated": another run has just noted the same.
+        return

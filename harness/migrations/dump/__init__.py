@@ -1,0 +1,1 @@
+"""The output of pg_dump as a source."""

@@ -1,0 +1,1 @@
+"""Which files decide a schema, and their content."""

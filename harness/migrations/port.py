@@ -1,0 +1,74 @@
+"""The port that every migration source fills: two methods, because two are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from harness.config.settings import SourceSpec
+from harness.dsn import Dsn
+from harness.telling import Progress, unseen
+
+
+@dataclass(frozen=True)
+class MigrationContext:
+    """What a source is given to work with.
+
+    Attributes:
+        dsn: the database to migrate, as the role that migrates (``migrate_as``).
+        admin_dsn: the same database as the admin, for dumps that set owners.
+        environment: the full environment for child processes: ``DATABASE_URL``, ``PG*`` and the user's
+            own templates already point to ``dsn``.
+        timeout: seconds that all of this source may take.
+        progress: called with (done, total or None, what) as steps finish.
+        alias: which database of the worker this is, as in ``[tool.pg-harness.databases.NAME]``; Django
+            migrates its alias of that name.
+        binaries: folder of ``psql`` and ``pg_restore``; None where PATH has to do.
+    """
+
+    dsn: Dsn
+    admin_dsn: Dsn
+    environment: Mapping[str, str]
+    timeout: float
+    progress: Progress = unseen
+    binaries: Path | None = None
+    alias: str = "default"
+
+
+class MigrationSource(Protocol):
+    """A schema's origin."""
+
+    @property
+    def text(self) -> str:
+        """As written in the settings, for messages, for instance ``"sql:db/migrations"``."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hex digest of all that decides the outcome of :meth:`apply`, apart from the server.
+
+        Raises:
+            MigrationError: the source cannot be read (a missing folder, two heads, a ``\\`` command).
+        """
+        ...
+
+    def apply(self, context: MigrationContext) -> None:
+        """Bring an empty (or partly migrated, by the sources before) database to its final state.
+
+        Leaves no session open. Raises MigrationError with ``source`` and ``step`` filled.
+        """
+        ...
+
+
+class Configured:
+    """What every source of ours begins with: its entry in the settings, and the root that its paths start at."""
+
+    def __init__(self, spec: SourceSpec, root: Path) -> None:
+        self._spec = spec
+        self._root = root
+
+    @property
+    def text(self) -> str:
+        """As written in the settings."""
+        return self._spec.text

@@ -1,0 +1,141 @@
+"""``alembic[:alembic.ini]``: the project's Alembic history up to its one head, in a child process."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import tomllib
+from functools import cached_property
+from pathlib import Path
+
+from harness.errors import MigrationError
+from harness.migrations.hashing import files, imports, watched
+from harness.migrations.port import Configured, MigrationContext
+from harness.migrations.tools import project_child
+
+ADAPTER = "alembic 1"
+
+
+class AlembicSource(Configured):
+    """``upgrade head`` of an Alembic environment.
+
+    The fingerprint covers the ini file, the script folder (revisions and ``env.py``), what the revisions
+    import of the project, and the versions of Alembic and SQLAlchemy. The models that ``env.py`` imports
+    are not in it: they decide what ``revision --autogenerate`` writes, not what ``upgrade`` does.
+    """
+
+    @property
+    def hashes(self) -> str:
+        """What the fingerprint covers, for the story."""
+        return watched.summary(self._files, self._root)
+
+    def fingerprint(self) -> str:
+        versions = imports.installed_versions(["alembic", "sqlalchemy"])
+        return files.digest(
+            [ADAPTER, *versions, *watched.hash_files(self._files, self._root, source=self.text)]
+        )
+
+    def apply(self, context: MigrationContext) -> None:
+        ini, toml = self._config
+        context.progress(0, None, "alembic upgrade head")
+        base = (ini or toml or self._root).parent
+        project_child.run(
+            "run_alembic",
+            {
+                "ini": str(ini) if ini else None,
+                "toml": str(toml) if toml else None,
+                "url": context.dsn.url,
+                "database": context.dsn.database,
+                "host": context.dsn.host,
+                "port": str(context.dsn.port),
+                "path": project_child.search_path(base, *project_child.source_roots(self._root)),
+            },
+            context,
+            source=self.text,
+            step="alembic upgrade head",
+            # Relative paths of the ini file start where its users run alembic: beside it.
+            cwd=base,
+        )
+
+    @cached_property
+    def _config(self) -> tuple[Path | None, Path | None]:
+        """The ini file and the pyproject.toml that holds ``[tool.alembic]``, where they are."""
+        ini = self._root / (self._spec.argument or "alembic.ini")
+        if ini.suffix == ".toml":
+            toml: Path | None = ini
+            ini = ini.with_name("alembic.ini")
+        else:
+            toml = ini.with_name("pyproject.toml")
+        if toml is not None and not _has_table(toml):
+            toml = None
+        if ini.is_file():
+            return ini, toml
+        if toml is not None:
+            return None, toml
+        raise files.missing(ini, self._root, source=self.text, what="the file")
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        ini, toml = self._config
+        folders = self._script_folders(ini, toml)
+        found = {path for path in (ini,) if path is not None}
+        revisions: set[Path] = set()
+        for folder in folders:
+            if not folder.is_dir():
+                raise files.missing(folder, self._root, source=self.text, what="the script folder")
+            found.update(path for path in watched.walk(folder) if path.suffix != ".mako")
+            revisions.update(
+                path for path in watched.walk(folder) if path.suffix == ".py" and path.name != "env.py"
+            )
+        found |= imports.closure(revisions, project_child.source_roots(self._root))
+        if self._spec.watch is not None:
+            found.update(watched.matching(self._root, self._spec.watch, source=self.text))
+        return sorted({Path(os.path.realpath(path)) for path in found})
+
+    def _script_folders(self, ini: Path | None, toml: Path | None) -> list[Path]:
+        values: dict[str, str] = {}
+        base = (ini or toml or self._root).parent
+        if toml is not None:
+            table = tomllib.loads(toml.read_text("utf-8"))["tool"]["alembic"]
+            for key in ("script_location", "version_locations"):
+                value = table.get(key)
+                if isinstance(value, str):
+                    values[key] = value.replace("%(here)s", str(base))
+                elif isinstance(value, list):
+                    values[key] = "\n".join(str(item).replace("%(here)s", str(base)) for item in value)
+        if ini is not None:
+            parser = configparser.ConfigParser({"here": str(base)})
+            try:
+                parser.read(ini, encoding="utf-8")
+                for key in ("script_location", "version_locations"):
+                    if parser.has_option("alembic", key):
+                        values.setdefault(key, parser.get("alembic", key))
+            except configparser.Error as error:
+                raise MigrationError(
+                    f"{self.text}: {files.relative(ini, self._root)}: {error}".replace("\n", " "),
+                    source=self.text,
+                ) from error
+        location = values.get("script_location")
+        if not location:
+            raise MigrationError(
+                f"{self.text}: {files.relative(ini or base, self._root)} says no script_location in [alembic]",
+                source=self.text,
+            )
+        places = [location, *_split_locations(values.get("version_locations", ""))]
+        # "package:folder" names a folder of an installed package: its version stands for its files.
+        return [
+            base / place for place in places if ":" not in place.replace(":\\", "") or os.path.isabs(place)
+        ]
+
+
+def _split_locations(text: str) -> list[str]:
+    for separator in ("\n", ",", os.pathsep, ";"):
+        text = text.replace(separator, " ")
+    return text.split()
+
+
+def _has_table(path: Path) -> bool:
+    try:
+        return isinstance(tomllib.loads(path.read_text("utf-8"))["tool"]["alembic"], dict)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,144 @@
+# mypy: ignore-errors
+# It runs in the interpreter of the project, which may be older than the one that mypy checks for.
+# ruff: noqa: BLE001, UP031 -- whatever a project raises is reported; % runs on any Python 3
+"""Child: ``migrate`` of a Django project, or the list of its migrations' folders.
+
+Parameters come as JSON on stdin; see migrations/tools/django.py.
+"""
+
+import sys
+
+# Run by path: our own folder would else be the first place where the project's imports are looked up.
+sys.path[:] = [
+    p for p in sys.path if p.replace("\\", "/").rstrip("/") != __file__.replace("\\", "/").rpartition("/")[0]
+]
+
+import importlib  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import traceback  # noqa: E402
+
+# Options that would send the connection elsewhere, or ask the test server for TLS.
+BENDING = ("service", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey", "hostaddr", "host", "port")
+OTHER_VENDORS = ("sqlite3", "spatialite", "mysql", "oracle", "dummy", "mssql")
+
+
+class Refused(Exception):
+    """A reason that needs no traceback."""
+
+
+def main():
+    parameters = json.loads(sys.stdin.read())
+    sys.path[:0] = parameters["path"]
+    os.environ["DJANGO_SETTINGS_MODULE"] = parameters["settings"]
+    try:
+        try:
+            import django
+        except ImportError as error:
+            raise Refused("%s, in the interpreter %s" % (error, sys.executable)) from None
+        from django.conf import settings
+
+        databases = settings.DATABASES  # imports the settings module
+        alias = parameters["alias"] if parameters["alias"] in databases else "default"
+        point(databases, alias, parameters)
+        django.setup()
+        if parameters["list"]:
+            with open(parameters["list"], "w", encoding="utf-8") as stream:
+                json.dump(listing(parameters["root"]), stream)
+            return 0
+        from django.core.management import call_command
+
+        call_command("migrate", database=alias, interactive=False, verbosity=1, no_color=True)
+    except SystemExit as error:
+        return error.code
+    except Refused as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    except BaseException as error:
+        sys.stdout.flush()
+        report(error)
+        return 1
+    return 0
+
+
+def point(databases, alias, parameters):
+    """Send the alias to our database, and every other alias of a server to a database that does not exist."""
+    target = dict(databases.get(alias) or {})
+    for name, entry in databases.items():
+        engine = entry.get("ENGINE", "")
+        other_vendor = not engine or engine.rpartition(".")[2] in OTHER_VENDORS
+        twin = name == alias or entry.get("TEST", {}).get("MIRROR") == alias or same(entry, target)
+        if other_vendor and not twin:
+            continue
+        if other_vendor:
+            entry["ENGINE"] = "django.db.backends.postgresql"
+            entry["OPTIONS"] = {}
+        entry["NAME"] = parameters["database"] if twin else "not_migrated_yet"
+        entry["USER"] = parameters["user"]
+        entry["PASSWORD"] = parameters["password"]
+        entry["HOST"] = parameters["host"]
+        entry["PORT"] = parameters["port"]
+        entry["CONN_MAX_AGE"] = 0
+        entry["OPTIONS"] = {k: v for k, v in (entry.get("OPTIONS") or {}).items() if k not in BENDING}
+    if alias not in databases:
+        databases[alias] = {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": parameters["database"],
+            "USER": parameters["user"],
+            "PASSWORD": parameters["password"],
+            "HOST": parameters["host"],
+            "PORT": parameters["port"],
+        }
+
+
+def same(entry, target):
+    keys = ("ENGINE", "NAME", "HOST", "PORT")
+    return bool(target) and all(entry.get(key) == target.get(key) for key in keys)
+
+
+def listing(root):
+    """The folders of all migrations, and the files of the project that say which apps there are."""
+    from django.apps import apps
+    from django.db.migrations.loader import MigrationLoader
+
+    folders = {}
+    for config in apps.get_app_configs():
+        name, _ = MigrationLoader.migrations_module(config.label)
+        if name is None:
+            continue
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue  # an app without migrations
+        paths = list(getattr(module, "__path__", []))
+        if paths:
+            folders[config.label] = os.path.realpath(paths[0])
+    root = os.path.realpath(root)
+    prefixes = {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix)}
+    loaded = []
+    for module in list(sys.modules.values()):
+        path = os.path.realpath(getattr(module, "__file__", None) or "")
+        inside = path.startswith(root + os.sep) and "site-packages" not in path
+        if inside and not any(p.startswith(root) and path.startswith(p + os.sep) for p in prefixes):
+            loaded.append(path)
+    return {"folders": folders, "loaded": sorted(set(loaded))}
+
+
+def report(error):
+    """The traceback without our own frames and importlib's: the project's lines are what helps."""
+    details = traceback.TracebackException.from_exception(error)
+    seen = details
+    while seen is not None:
+        seen.stack = traceback.StackSummary.from_list(
+            [
+                f
+                for f in seen.stack
+                if f.filename != __file__ and not f.filename.startswith("<frozen importlib")
+            ]
+        )
+        seen = seen.__cause__ or seen.__context__
+    print("".join(details.format()), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""``command:…``: any migration tool of any language, as a child process with ``DATABASE_URL`` and ``PG*`` set."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from functools import cached_property
+from pathlib import Path
+
+from harness.errors import MigrationError
+from harness.migrations.hashing import files, watched
+from harness.migrations.port import Configured, MigrationContext
+from harness.migrations.tools import child
+
+ADAPTER = "command 1"
+_SHELL_CHARACTERS = frozenset("|&;<>()$`*?[]{}~#!\n")
+
+
+class CommandSource(Configured):
+    """A command line of the user's."""
+
+    @property
+    def hashes(self) -> str:
+        """What the fingerprint covers, for the story."""
+        if self._spec.watch is None:
+            if not self._files:
+                return (
+                    'the command line only, no files; say which ones decide the outcome: watch = ["…"] '
+                    f'in migrations = [{{ source = "{self.text}", watch = […] }}]'
+                )
+            return f"{watched.summary(self._files, self._root)} (a guess; watch = [globs] decides)"
+        return f"{watched.summary(self._files, self._root)} (watch)"
+
+    def fingerprint(self) -> str:
+        parts = [ADAPTER, self._spec.argument, *watched.hash_files(self._files, self._root, source=self.text)]
+        return files.digest(parts)
+
+    def apply(self, context: MigrationContext) -> None:
+        command = self._spec.argument
+        argv = self.argv(context.environment.get("PATH"))
+        context.progress(0, None, command)
+        try:
+            finished = child.run(
+                argv,
+                cwd=self._root,
+                environment=context.environment,
+                timeout=context.timeout,
+                line=lambda text: context.progress(0, None, text),
+            )
+        except OSError as error:
+            raise MigrationError(
+                f"{self.text}: {argv[0]} cannot be started: {error.strerror} (in {self._root}, with the PATH "
+                f"of this process)",
+                source=self.text,
+                step=command,
+            ) from error
+        if finished.code is None:
+            raise MigrationError(
+                f"{self.text}: still running after {context.timeout:g} s (migration_timeout), so it was "
+                f"ended with all its processes. Its output ends with:\n{finished.tail}",
+                source=self.text,
+                step=command,
+            )
+        if finished.code != 0:
+            how = f"exit code {finished.code}" if finished.code > 0 else f"signal {-finished.code}"
+            raise MigrationError(
+                f"{self.text}: failed with {how}. Its output ends with:\n{finished.tail}",
+                source=self.text,
+                step=command,
+            )
+
+    def argv(self, path: str | None) -> list[str]:
+        """Words to run without a shell where the text is plain words, else ``sh -c text``.
+
+        Raises:
+            MigrationError: a quote without its end, or a program that is not there.
+        """
+        command = self._spec.argument
+        if _SHELL_CHARACTERS & set(command):
+            return ["sh", "-c", command]
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise MigrationError(f"{self.text}: {error}", source=self.text, step=command) from None
+        # FOO=bar cmd is the shell's syntax too.
+        if "=" in words[0].split("/")[0]:
+            return ["sh", "-c", command]
+        program = words[0]
+        if "/" in program:
+            found = program if (self._root / program).is_file() else None
+        else:
+            found = shutil.which(program, path=path)
+        if found is None:
+            raise MigrationError(
+                f"{self.text}: there is no program {program!r} "
+                f"{'below ' + str(self._root) if '/' in program else 'on PATH'}; "
+                f"install it, or write the path of the one to use",
+                source=self.text,
+                step=command,
+            )
+        return [str(self._root / program) if "/" in program else found, *words[1:]]
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        if self._spec.watch is not None:
+            return watched.matching(self._root, self._spec.watch, source=self.text)
+        return watched.guessed(self._root, self._spec.argument, source=self.text)
+
+
+__all__ = ["CommandSource"]

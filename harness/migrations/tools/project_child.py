@@ -1,0 +1,77 @@
+"""Run one of our child programs in the project's interpreter."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.errors import MigrationError
+from harness.migrations.port import MigrationContext
+from harness.migrations.tools import child
+
+PLACEHOLDER = "not_migrated_yet"
+"""A database that does not exist: what settings see while only their list of apps is wanted."""
+
+NOWHERE: Mapping[str, str] = {
+    "DATABASE_URL": f"postgresql://pg_harness@127.0.0.1:1/{PLACEHOLDER}",
+    "PGHOST": "127.0.0.1",
+    "PGPORT": "1",
+    "PGDATABASE": PLACEHOLDER,
+    "PGUSER": "pg_harness",
+    "PGPASSWORD": "",
+}
+"""For children that only look: nothing listens there, so a mistake reaches no database."""
+
+
+def run(
+    name: str,
+    parameters: Mapping[str, object],
+    context: MigrationContext,
+    *,
+    source: str,
+    step: str,
+    cwd: Path,
+) -> None:
+    """Run ``children/NAME.py`` to its end; parameters (the URL with its password) go through stdin.
+
+    Raises:
+        MigrationError: it failed, or took longer than the context allows; with its last lines.
+    """
+    script = Path(__file__).with_name("children") / f"{name}.py"
+    environment = {**context.environment, "PYTHONUNBUFFERED": "1"}
+    try:
+        finished = child.run(
+            [sys.executable, str(script)],
+            cwd=cwd,
+            environment=environment,
+            timeout=context.timeout,
+            line=lambda text: context.progress(0, None, text),
+            stdin=json.dumps(parameters).encode(),
+        )
+    except OSError as error:
+        raise MigrationError(
+            f"{source}: {sys.executable} cannot be started: {error.strerror}", source=source, step=step
+        ) from error
+    if finished.code is None:
+        raise MigrationError(
+            f"{source}: {step} still ran after {context.timeout:g} s (migration_timeout), so it was ended "
+            f"with all its processes. Its output ends with:\n{finished.tail}",
+            source=source,
+            step=step,
+        )
+    if finished.code != 0:
+        raise MigrationError(
+            f"{source}: {step} failed (in {sys.executable}):\n{finished.tail}", source=source, step=step
+        )
+
+
+def search_path(*folders: Path) -> list[str]:
+    """Folders for the child's ``sys.path``, each once, in order."""
+    return list(dict.fromkeys(str(folder) for folder in folders))
+
+
+def source_roots(root: Path) -> Sequence[Path]:
+    """Where the project's own modules begin: the root, and ``src`` where there is one."""
+    return [root, *([root / "src"] if (root / "src").is_dir() else [])]

@@ -1,0 +1,86 @@
+"""``python:module:callable``: a function of the project's, in a child process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from harness.errors import MigrationError
+from harness.migrations.hashing import files, imports, watched
+from harness.migrations.port import Configured, MigrationContext
+from harness.migrations.tools import project_child
+
+ADAPTER = "python 1"
+_DATA = {".sql", ".csv", ".json", ".toml", ".yaml", ".yml"}
+
+
+class PythonSource(Configured):
+    """A callable that takes the URL, or nothing and reads ``DATABASE_URL``."""
+
+    @property
+    def hashes(self) -> str:
+        """What the fingerprint covers, for the story."""
+        where = (
+            "(watch)" if self._spec.watch is not None else "(the module's imports; watch = [globs] decides)"
+        )
+        return f"{watched.summary(self._files, self._root)} {where}"
+
+    def fingerprint(self) -> str:
+        module = self._spec.argument.partition(":")[0]
+        # A callable of an installed package: its version stands for its files.
+        versions = imports.installed_versions()
+        return files.digest(
+            [
+                ADAPTER,
+                self._spec.argument,
+                module,
+                *versions,
+                *watched.hash_files(self._files, self._root, source=self.text),
+            ]
+        )
+
+    def apply(self, context: MigrationContext) -> None:
+        context.progress(0, None, self._spec.argument)
+        project_child.run(
+            "run_python",
+            {
+                "callable": self._spec.argument,
+                "url": context.dsn.url,
+                "path": project_child.search_path(*project_child.source_roots(self._root)),
+            },
+            context,
+            source=self.text,
+            step=self._spec.argument,
+            cwd=self._root,
+        )
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        if self._spec.watch is not None:
+            return watched.matching(self._root, self._spec.watch, source=self.text)
+        return sorted(self._reachable())
+
+    def _reachable(self) -> set[Path]:
+        roots = project_child.source_roots(self._root)
+        module = self._spec.argument.partition(":")[0]
+        begin = [path for root in roots for path in _module_files(root, module)]
+        modules = imports.closure(begin, roots)
+        data: set[Path] = set()
+        for folder in {path.parent for path in modules if path.parent not in [Path(r) for r in roots]}:
+            data.update(path for path in watched.walk(folder) if path.suffix in _DATA)
+            if len(data) > watched.LIMIT:
+                raise MigrationError(
+                    f'{self.text}: more than {watched.LIMIT} data files below {folder}; use watch = ["…"]',
+                    source=self.text,
+                )
+        return modules | data
+
+
+def _module_files(root: Path, module: str) -> Iterator[Path]:
+    parts = module.split(".")
+    for length in range(1, len(parts) + 1):
+        place = root.joinpath(*parts[:length])
+        for candidate in (place.with_name(place.name + ".py"), place / "__init__.py"):
+            if candidate.is_file():
+                yield candidate

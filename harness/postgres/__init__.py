@@ -1,0 +1,1 @@
+"""The nouns of a PostgreSQL server, and the one door to psycopg."""

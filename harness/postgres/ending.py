@@ -1,0 +1,56 @@
+"""Sessions ended: all at once, and looked after until they are gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from harness.postgres.session import Session
+
+PATIENCE = 5.0
+"""Seconds that terminated sessions have to go away."""
+
+
+def end(session: Session, pids: Sequence[int], *, patience: float = PATIENCE) -> list[int]:
+    """Terminate these sessions; return the pids of those that are still there after ``patience`` seconds."""
+    # Only of those that are there: for others the server would write a warning into its log.
+    rows = session.rows(
+        "select pid, pg_terminate_backend(pid) from pg_stat_get_activity(null) where pid = any(%s)",
+        (list(pids),),
+    )
+    return _wait(session, [pid for pid, _ in rows], patience)
+
+
+def end_all(
+    session: Session, database: str, *, but: Sequence[int] = (), patience: float = PATIENCE
+) -> tuple[int, list[int]]:
+    """Terminate every session of a database.
+
+    Args:
+        but: pids of sessions that stay; the asking one always does.
+
+    Returns:
+        How many there were; and the pids of those that are still there after ``patience`` seconds.
+    """
+    rows = session.rows(
+        """
+        select pid, pg_terminate_backend(pid) from pg_stat_get_activity(null)
+         where datid = (select oid from pg_database where datname = %s)
+           and pid <> pg_backend_pid() and pid <> all(%s) and backend_type <> 'autovacuum worker'
+        """,
+        (database, list(but)),
+    )
+    return len(rows), _wait(session, [pid for pid, _ in rows], patience)
+
+
+def _wait(session: Session, pids: list[int], patience: float) -> list[int]:
+    # pg_terminate_backend's own waiting looks once in 100 ms; most sessions end within two.
+    deadline, pause = time.monotonic() + patience, 0.001
+    while pids:
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+        rows = session.rows("select pid from pg_stat_get_activity(null) where pid = any(%s)", (pids,))
+        pids = [pid for (pid,) in rows]
+        if time.monotonic() > deadline:
+            break
+    return pids

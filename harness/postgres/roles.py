@@ -1,0 +1,253 @@
+"""Roles: the application's own, and those that migrations create; handing over to one what the admin has created.
+
+Roles belong to the whole server.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import time
+from collections.abc import Sequence
+
+from harness.errors import ConfigError, HarnessError, ServerRefused
+from harness.postgres.session import Session, ident, literal
+
+
+def is_superuser(session: Session) -> bool:
+    """Whether the session's role is one."""
+    return bool(session.value("select rolsuper from pg_roles where rolname = current_user"))
+
+
+USUAL_ROUNDS = 4096
+"""PostgreSQL's own default (``scram_iterations``)."""
+
+MARK = "pg-harness"
+"""The comment of a role that we made. On a server that is not ours, no other role is ever altered."""
+
+
+_HELD = (
+    "array["
+    + ", ".join(
+        f"case when r.rol{column} then '{word}' else 'no{word}' end"
+        for column, word in (
+            ("canlogin", "login"),
+            ("super", "superuser"),
+            ("createdb", "createdb"),
+            ("createrole", "createrole"),
+            ("replication", "replication"),
+            ("bypassrls", "bypassrls"),
+        )
+    )
+    + "]"
+)
+"""The attributes that a role has, as ALTER ROLE calls them."""
+
+
+def ensure(
+    session: Session,
+    role: str,
+    *,
+    password: str,
+    attributes: Sequence[str],
+    superuser: bool,
+    must_be_ours: bool = False,
+) -> None:
+    """Create the application's role, or bring its password, attributes and settings back to what they must be.
+
+    The password goes over the wire as a SCRAM verifier made here: a failing statement is written to
+    the server's log with its text.
+
+    Args:
+        must_be_ours: refuse to alter a role that does not carry our mark (servers that we did not start).
+
+    Raises:
+        ConfigError: the role is somebody else's.
+    """
+    may_see = session.connection.info.parameter_status("is_superuser") == "on"
+    catalog, stored = ("pg_authid", "rolpassword") if may_see else ("pg_roles", "null")
+    found, held, ours, stored, configured = session.row(
+        f"select coalesce(shobj_description(r.oid, 'pg_authid'), case when r.oid is not null then '' end), {_HELD}, "
+        f"coalesce(current_setting('harness.server_id', true), '') <> '', {stored}, "
+        "exists (select from pg_db_role_setting s where s.setdatabase = 0 and s.setrole = r.oid) "
+        f"from (select) as one left join {catalog} r on rolname = %s",
+        (role,),
+    ) or (None, [], False, None, True)
+    # The password is random on our servers; on others it follows from one that a person may have thought up.
+    hashed = verifier(role, password, rounds=1 if ours else USUAL_ROUNDS)
+    wanted = ["login", "superuser" if superuser else "nosuperuser", *_complete(attributes, superuser)]
+    exists = found is not None
+    # Who is no superuser may not even name most of them, although nothing would change.
+    options = " ".join(option for option in wanted if not exists or option not in held)
+    if exists and must_be_ours and found != MARK:
+        raise ConfigError(
+            f"the server has a role {role!r} that the harness did not make: it is left alone. "
+            f'Set role = "…" in the settings to a name that is free.',
+            key="role",
+            value=role,
+        )
+    verb = "alter" if exists else "create"
+    statement = f"{verb} role {ident(role)} with {options} password {literal(hashed)}"
+    if exists:
+        # Only what differs: each clone asks, and a role is one row for the whole server.
+        different = [statement] if options or stored != hashed else []
+        if configured:
+            # A test's `ALTER ROLE app SET search_path …` holds for every later session of every worker.
+            different.append(f"alter role {ident(role)} reset all")
+        _until_alone(session, *different)
+        return
+    session.execute(statement)
+    session.execute(f"comment on role {ident(role)} is {literal(MARK)}")
+    if not is_superuser(session):
+        # Else CREATE DATABASE … OWNER is refused: since 16 a creator may administer a role, not act as it.
+        session.execute(f"grant {ident(role)} to current_user")
+
+
+def _until_alone(session: Session, *statements: str) -> None:
+    """Run statements that change a role. It is one row for the whole server: where another worker changes it at
+    the same moment, PostgreSQL refuses with "tuple concurrently updated" instead of waiting.
+
+    Raises:
+        ServerRefused: also where that goes on for five seconds.
+    """
+    deadline = time.monotonic() + 5
+    for statement in statements:
+        while True:
+            try:
+                session.execute(statement)
+                break
+            except ServerRefused as error:
+                if error.sqlstate != "XX000" or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.002)
+
+
+def _complete(attributes: Sequence[str], superuser: bool) -> list[str]:
+    if superuser:
+        return ["createdb", "createrole", "replication", "bypassrls"]
+    given = {a.lower() for a in attributes}
+    return [a if a in given else f"no{a}" for a in ("createdb", "createrole", "replication", "bypassrls")]
+
+
+def verifier(role: str, password: str, *, rounds: int) -> str:
+    """What PostgreSQL stores for SCRAM-SHA-256 (RFC 5803), with a salt that follows from role and password.
+
+    The same each time: a role that is put right by one run does not look changed to the others.
+
+    Args:
+        rounds: of hashing. Each log-in repeats them: 4096 take 2 ms of the client's time, and guard a password that
+            might be guessed.
+    """
+    salt = hashlib.sha256(f"pg-harness:{role}:{password}".encode()).digest()[:16]
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, rounds)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    text = [base64.b64encode(part).decode() for part in (salt, stored, server)]
+    return f"SCRAM-SHA-256${rounds}:{text[0]}${text[1]}:{text[2]}"
+
+
+def derived_password(secret: str, role: str) -> str:
+    """A password that everybody who knows the admin's can work out: nothing more to store, or to leak."""
+    return hmac.new(secret.encode(), f"pg-harness role {role}".encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def drop_ours(session: Session, role: str) -> None:
+    """Drop a role that carries our mark; one that something still depends on stays."""
+    comment = session.value(
+        "select shobj_description(oid, 'pg_authid') from pg_roles where rolname = %s", (role,)
+    )
+    if comment == MARK:
+        drop(session, [role])
+
+
+def all_roles(session: Session) -> set[str]:
+    """Names of all roles but PostgreSQL's own."""
+    return {name for (name,) in session.rows("select rolname from pg_roles where rolname !~ '^pg_'")}
+
+
+def drop(session: Session, roles: Sequence[str]) -> list[str]:
+    """Drop roles; return those that something still depends on (they stay)."""
+    left: list[str] = []
+    for role in roles:
+        try:
+            session.execute(f"drop role if exists {ident(role)}")
+        except HarnessError:
+            left.append(role)
+    return left
+
+
+# FirstNormalObjectId (src/include/access/transam.h): what initdb made lies below.
+_FIRST_OWN_OID = 16384
+
+_FOLLOWS_A_TABLE = (
+    "relkind = 'S' and exists (select from pg_depend d where d.classid = 'pg_class'::regclass"
+    " and d.objid = pg_class.oid and d.refclassid = 'pg_class'::regclass and d.deptype in ('a', 'i'))"
+)
+
+# (catalog, owner's column, further condition). Event triggers and foreign-data wrappers need a superuser as
+# their owner, so they stay with the admin. What belongs to an extension stays with the extension.
+_OWNED = (
+    ("pg_namespace", "nspowner", "nspname !~ '^pg_'"),
+    # Indexes and TOAST tables follow their tables; so do sequences of serial and identity columns.
+    ("pg_class", "relowner", f"relkind in ('r', 'p', 'v', 'm', 'f', 'S', 'c') and not ({_FOLLOWS_A_TABLE})"),
+    ("pg_proc", "proowner", "true"),
+    # A table's row type and an array follow; composite types are in pg_class.
+    ("pg_type", "typowner", "typrelid = 0 and typelem = 0 and typtype <> 'm'"),
+    ("pg_operator", "oprowner", "true"),
+    ("pg_opclass", "opcowner", "true"),
+    ("pg_opfamily", "opfowner", "true"),
+    ("pg_collation", "collowner", "true"),
+    ("pg_conversion", "conowner", "true"),
+    ("pg_ts_dict", "dictowner", "true"),
+    ("pg_ts_config", "cfgowner", "true"),
+    ("pg_statistic_ext", "stxowner", "true"),
+    ("pg_foreign_server", "srvowner", "true"),
+    ("pg_largeobject_metadata", "lomowner", "true"),
+    ("pg_publication", "pubowner", "not puballtables"),
+)
+
+# A large object's address names the catalog of its pages (LargeObjectRelationId).
+_CLASSES = {"pg_largeobject_metadata": "pg_largeobject"}
+
+# pg_identify_object's word → the word that ALTER takes, where they differ.
+_ALTER_WORDS = {
+    "composite type": "type",
+    "foreign server": "server",
+    "server": "server",
+    "statistics object": "statistics",
+    "aggregate": "aggregate",
+}
+
+
+def give_to(session: Session, role: str) -> int:
+    """Make ``role`` the owner of everything in this database that belongs to the session's own role.
+
+    ``REASSIGN OWNED`` refuses the bootstrap superuser, and takes extensions along.
+
+    Returns:
+        How many objects changed hands.
+
+    Raises:
+        ServerRefused: the session may not give one of them away.
+    """
+    listing = " union all ".join(
+        f"select '{_CLASSES.get(catalog, catalog)}'::regclass as class, oid, {owner} as owner from pg_catalog.{catalog} where {condition}"
+        for catalog, owner, condition in _OWNED
+    )
+    # By OID: a schema before what is in it, a type before its users.
+    rows = session.rows(
+        "select (o).type, (o).identity from ("
+        "  select pg_identify_object(l.class, l.oid, 0) as o, l.oid"
+        f" from ({listing}) as l"
+        "  where l.owner = (select oid from pg_roles where rolname = current_user)"
+        "  and l.oid >= %s"
+        "  and not exists (select from pg_depend d where d.classid = l.class and d.objid = l.oid"
+        "    and d.deptype = 'e')"
+        ") as objects order by oid",
+        (_FIRST_OWN_OID,),
+    )
+    for kind, identity in rows:
+        word = _ALTER_WORDS.get(kind, kind)
+        session.execute(f"alter {word} {identity} owner to {ident(role)}")
+    return len(rows)

@@ -1,0 +1,313 @@
+"""Connections: the admin's, which states everything that libpq would else take from the environment, and the application's."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from harness.dsn import Dsn
+from harness.errors import ServerLost, ServerRefused
+
+if TYPE_CHECKING:
+    import psycopg
+    from psycopg import sql
+
+    from harness.postgres.watchdog import Connection
+
+APPLICATION_NAME = "pg-harness"
+"""What ``pg_stat_activity`` shows for our sessions; sessions of the application have any other name."""
+
+CONNECT_TIMEOUT = 5
+"""Seconds to wait for a connection. psycopg's own default is 130 s, which looks like a hang."""
+
+# Without these, PGHOSTADDR, PGOPTIONS, PGTARGETSESSIONATTRS … of the user's shell bend an admin
+# connection: PGHOSTADDR sent a session to another server than its URL named.
+_STATED: Mapping[str, str] = {
+    "hostaddr": "",
+    "options": "",
+    "passfile": "",
+    "target_session_attrs": "any",
+    "gssencmode": "disable",
+    "client_encoding": "UTF8",
+    "application_name": APPLICATION_NAME,
+}
+
+
+def conninfo(dsn: Dsn, *, application_name: str = APPLICATION_NAME) -> dict[str, str]:
+    """All connection parameters of an admin connection, for libpq."""
+    # sslmode: a server on loopback that we started has no TLS; for others, what the URL says.
+    defaults = {**_STATED, "sslmode": "prefer", "application_name": application_name}
+    return {
+        **defaults,
+        **dsn.options,
+        "host": dsn.host,
+        "port": str(dsn.port),
+        "user": dsn.user,
+        "password": dsn.password,
+        "dbname": dsn.database,
+    }
+
+
+_service_lock = threading.Lock()
+
+
+@contextmanager
+def without_service() -> Iterator[None]:
+    """Hide ``PGSERVICE`` from libpq while it logs in.
+
+    It is the one variable that no parameter can overrule: with ``service=''`` libpq looks for a service of
+    that name and fails.
+    """
+    if "PGSERVICE" not in os.environ:
+        yield
+        return
+    with _service_lock:
+        hidden = os.environ.pop("PGSERVICE", None)
+        try:
+            yield
+        finally:
+            if hidden is not None:
+                os.environ["PGSERVICE"] = hidden
+
+
+class Session:
+    """One admin connection to one database of a server, in autocommit mode.
+
+    Not safe for use by several threads at once. Statements are text with ``%s`` for values;
+    names go in through :func:`ident`.
+    """
+
+    def __init__(self, connection: Connection, dsn: Dsn) -> None:
+        self.connection = connection
+        self.dsn = dsn
+        self._heard: list[str] = []
+
+    @classmethod
+    def connect(
+        cls,
+        dsn: Dsn,
+        *,
+        timeout: float = CONNECT_TIMEOUT,
+        application_name: str = APPLICATION_NAME,
+        settings: Mapping[str, str] | None = None,
+    ) -> Session:
+        """Log in.
+
+        Args:
+            dsn: whom to connect to, and as whom.
+            timeout: seconds (libpq rounds up, and takes 2 as the least).
+            settings: server settings of this session, set with the start packet (no round trip).
+
+        Raises:
+            ServerLost: nobody answers there.
+            ServerRefused: the server answers and refuses (``28P01`` password, ``3D000`` no such
+                database, ``53300`` too many clients, ``57P03`` starting up or going down).
+        """
+        from harness.postgres.watchdog import Connection
+
+        parameters: dict[str, Any] = conninfo(dsn, application_name=application_name)
+        parameters["connect_timeout"] = str(max(2, round(timeout)))
+        if settings:
+            parameters["options"] = " ".join(f"-c {k}={_escape_option(v)}" for k, v in settings.items())
+        with translated(f"connect to {dsn.masked}"), without_service():
+            # prepare_threshold=None: admin statements are few, and a pooler in front forbids prepared ones.
+            connection = Connection.connect(**parameters, autocommit=True, prepare_threshold=None)
+        connection.server = (dsn.host, dsn.port)
+        return cls(connection, dsn)
+
+    def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run one query and return all its rows."""
+        with translated(statement):
+            return self.connection.execute(statement, parameters or None).fetchall()
+
+    def row(self, statement: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+        """The first row, or None."""
+        with translated(statement):
+            return self.connection.execute(statement, parameters or None).fetchone()
+
+    def value(self, statement: str, parameters: Sequence[Any] = ()) -> Any:
+        """The first column of the first row, or None where there is no row."""
+        row = self.row(statement, parameters)
+        return None if row is None else row[0]
+
+    def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
+        """Run one statement; return the number of rows it touched (-1 where that has no meaning)."""
+        with translated(statement):
+            return self.connection.execute(statement, parameters or None).rowcount
+
+    def script(self, statements: str) -> None:
+        """Run several statements, separated by semicolons, as one simple query (one transaction)."""
+        with translated(statements):
+            self.connection.execute(statements.encode())
+
+    def listen(self, channel: str) -> None:
+        """Begin to collect what is sent to a channel; see :meth:`notifications`."""
+        # psycopg hands messages that arrive during another statement to handlers: without one they are lost.
+        self.connection.add_notify_handler(lambda message: self._heard.append(message.payload))
+        self.execute(f"listen {ident(channel)}")
+
+    def notifications(self) -> list[str]:
+        """Payloads that have arrived since the last call, in order; waits for nothing."""
+        with translated("listen"):
+            pgconn = self.connection.pgconn
+            pgconn.consume_input()
+            while (message := pgconn.notifies()) is not None:
+                self._heard.append(message.extra.decode())
+        heard, self._heard[:] = list(self._heard), []
+        return heard
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """A transaction around the block, rolled back if it raises."""
+        with translated("transaction"), self.connection.transaction():
+            yield
+
+    @property
+    def pid(self) -> int:
+        """The backend's process id, as in ``pg_stat_activity.pid``."""
+        return self.connection.info.backend_pid
+
+    @property
+    def server_version(self) -> int:
+        """As ``server_version_num``: 150018 is 15.18."""
+        return self.connection.info.server_version
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed or known to be broken."""
+        return self.connection.closed or self.connection.broken
+
+    def close(self) -> None:
+        """Log out; never raises for a connection that is already gone."""
+        self.connection.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.dsn.masked}{' closed' if self.closed else ''}>"
+
+
+def ident(*names: str) -> str:
+    """Quoted identifier, schema-qualified where there are several names."""
+    from psycopg import sql
+
+    return sql.Identifier(*names).as_string(None)
+
+
+def literal(value: str | int | float | bool | None) -> str:
+    """Quoted literal, for statements that take no parameters (DDL)."""
+    from psycopg import sql
+
+    return _literal(sql, value)
+
+
+def _literal(sql_module: Any, value: object) -> str:
+    composed: sql.Literal = sql_module.Literal(value)
+    return composed.as_string(None)
+
+
+def lock_key(kind: str, name: str) -> int:
+    """The 64-bit key of an advisory lock: a hash of what is locked (a 32-bit one would collide).
+
+    Take every lock in the *maintenance database*: advisory locks are per database.
+    """
+    digest = hashlib.sha256(f"pg-harness:{kind}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+@contextmanager
+def translated(statement: str) -> Iterator[None]:
+    """Turn every psycopg error of the block into one of ours, with the vendor's as its cause.
+
+    Raises:
+        ServerLost: the connection could not be made or broke (no SQLSTATE, class 08, 57P01, 57P02).
+        ServerRefused: everything that the server itself said.
+    """
+    import psycopg
+
+    try:
+        yield
+    except psycopg.Error as error:
+        raise _translate(error, statement) from error
+
+
+# libpq keeps the SQLSTATE of a refused login to itself: only the text tells. Our servers speak English
+# (lc_messages = C); of a translated text from somebody else's server, "FATAL" may be lost, not more.
+_REFUSED_LOGINS = (
+    ("password authentication failed", "28P01"),
+    ("no password supplied", "28P01"),
+    ("no pg_hba.conf entry", "28000"),
+    ("is not permitted to log in", "28000"),
+    ("is not currently accepting connections", "55000"),
+    ("too many", "53300"),
+    ("remaining connection slots", "53300"),
+    ("already in use", "53300"),
+    ("starting up", "57P03"),
+    ("shutting down", "57P03"),
+    ("in recovery mode", "57P03"),
+    ("not yet accepting connections", "57P03"),
+    ("does not exist", "3D000"),
+    ("permission denied for database", "42501"),
+)
+
+
+def _login_sqlstate(text: str) -> str:
+    if "FATAL" not in text:
+        return ""
+    return next((state for words, state in _REFUSED_LOGINS if words in text), "28000")
+
+
+def _translate(error: psycopg.Error, statement: str) -> ServerLost | ServerRefused:
+    sqlstate = error.sqlstate or ""
+    if not sqlstate and statement.startswith("connect to "):
+        sqlstate = _login_sqlstate(str(error))
+    text = (error.diag.message_primary or str(error)).strip()
+    for extra in (error.diag.message_detail, error.diag.message_hint):
+        if extra:
+            text += f" ({extra})"
+    line = " ".join(statement.split())
+    line = line if len(line) <= 160 else line[:157] + "…"
+    import psycopg
+
+    lost = sqlstate.startswith("08") or sqlstate in ("57P01", "57P02")
+    if lost or (not sqlstate and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))):
+        return ServerLost(f"the PostgreSQL server is not there: {text} (while: {line})")
+    return ServerRefused(
+        f"PostgreSQL refused: {text} [{sqlstate}] (while: {line})", sqlstate=sqlstate, statement=line
+    )
+
+
+def _escape_option(value: str) -> str:
+    # libpq splits `options` at blanks; a backslash keeps one (PostgreSQL docs, 34.1.2).
+    return value.replace("\\", "\\\\").replace(" ", "\\ ")
+
+
+def open_application(dsn: Dsn, options: Mapping[str, Any] | None = None) -> psycopg.Connection[Any]:
+    """A plain psycopg connection, not in autocommit mode unless asked for.
+
+    Raises:
+        ServerLost: nobody answers. ServerRefused: the server says no.
+    """
+    import psycopg
+
+    parameters: dict[str, Any] = conninfo(dsn, application_name="pg-harness-test")
+    parameters["connect_timeout"] = CONNECT_TIMEOUT
+    with translated(f"connect to {dsn.masked}"), without_service():
+        return psycopg.connect(**{**parameters, **(options or {})})
+
+
+@contextmanager
+def connect_application(
+    dsn: Dsn, options: Mapping[str, Any] | None = None
+) -> Iterator[psycopg.Connection[Any]]:
+    """:func:`open_application` for a block: committed at its end, rolled back if it raises, closed."""
+    with open_application(dsn, options) as connection:
+        yield connection

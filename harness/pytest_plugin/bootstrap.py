@@ -1,0 +1,305 @@
+"""Before any conftest is imported: find out what this process is, lease, export, and say on stderr what is being done."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.config import environment
+from harness.config.settings import Settings
+from harness.dsn import Dsn
+from harness.errors import HarnessError
+from harness.pytest_plugin import guard, registration
+from harness.pytest_plugin.state import STATE, Role, State
+from harness.runs.runfile import VARIABLE, RunFile
+
+if TYPE_CHECKING:
+    from harness.runs.harness import Harness
+    from harness.runs.placement import Fleet
+
+NOT_STARTED = "not_started"
+"""The database's name in the URL of a run that starts nothing."""
+
+_LOOKING_ONLY = ("help", "version", "collectonly", "showfixtures", "show_fixtures_per_test", "markers",
+                 "setupplan", "cacheshow")  # fmt: skip
+
+
+def begin(config: pytest.Config, start: tuple[Path, str]) -> State:
+    """Lease and export, before pytest loads conftests: they see the right variables.
+
+    Raises:
+        pytest.UsageError: nothing could be leased.
+    """
+    try:
+        state = _begin(config, start)
+    except HarnessError as error:
+        raise pytest.UsageError(f"pg-harness: {error}") from None
+    except KeyboardInterrupt:
+        # Outside of a session pytest would show a traceback; 2 is what it calls an interrupted run.
+        print("\npg-harness: interrupted", file=sys.stderr)
+        raise SystemExit(int(pytest.ExitCode.INTERRUPTED)) from None
+    config.stash[STATE] = state
+    # Run also where pytest gives up before pytest_configure, for instance over an unknown option.
+    config.add_cleanup(state.end)
+    registration.register(config, state)
+    return state
+
+
+def stop_if_changed(state: State) -> None:
+    """When conftests are loaded.
+
+    Raises:
+        pytest.UsageError: one of them, or another plugin, has changed what we exported.
+    """
+    guard.stop_if_changed(state, "while the conftests were loaded")
+
+
+def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
+    options = config.known_args_namespace
+    began = time.monotonic()
+    if _is_xdist_worker():
+        state = _join(config)
+    else:
+        settings = _settings(options, start)
+        if any(getattr(options, name, False) for name in _LOOKING_ONLY):
+            return _idle(settings)
+        state = _host(settings, options)
+    state.seconds = time.monotonic() - began
+    return state
+
+
+def _settings(options: Any, start: tuple[Path, str]) -> Settings:
+    # Here: a worker has its controller's, and imports neither.
+    from harness.config.load import load
+
+    explicit = options.pg_harness_config
+    return load(
+        os.environ,
+        start=start[0],
+        start_origin=start[1],
+        explicit=Path(explicit) if explicit else None,
+        overrides=given_as_options(options),
+        override_origin="a pytest option",
+    )
+
+
+def _is_xdist_worker() -> bool:
+    """Whether this very pytest is what xdist has started in this process.
+
+    The variable alone does not tell: a pytest that a test starts inherits it. xdist's worker prepares its
+    config in a module that execnet calls ``__channelexec__`` (xdist/remote.py), and binds it to ``config``
+    only after this hook.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return False
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "__channelexec__":
+            return "config" not in frame.f_globals
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _idle(settings: Settings) -> State:
+    """Nothing is started."""
+    return _closed(settings, Role.IDLE)
+
+
+def _conductor(settings: Settings, environ: dict[str, str], quiet: bool, given: dict[str, Any]) -> State:
+    """xdist's controller, whose workers start a server each: it runs no test, and needs none for itself.
+
+    Migrations that fail are told here, once, all the same: they run when the base is baked.
+    """
+    from harness.runs.placement import Fleet
+
+    return _closed(settings, Role.HOST, quiet=quiet, fleet=Fleet.open_with(settings, environ, **given))
+
+
+def _closed(settings: Settings, role: Role, *, quiet: bool = False, fleet: Fleet | None = None) -> State:
+    """The URL is valid, and nobody answers there."""
+    # Bound and not listening: refused at once, and no other program can take the port meanwhile.
+    hold = socket.socket()
+    hold.bind(("127.0.0.1", 0))
+    dsn = Dsn("127.0.0.1", hold.getsockname()[1], settings.role, NOT_STARTED, NOT_STARTED)
+    dsns = {database.name: dsn for database in settings.databases}
+    tables = {database.name: database.env for database in settings.databases}
+    exported = environment.variables(
+        dsns, tables, environment.Slot("main", 1, settings.connections_per_worker)
+    )
+    undo = environment.patch(os.environ, exported)
+    return State(
+        settings, role, "main", None, None, exported, undo, quiet, hold=hold, fleet=fleet, closed=dsns
+    )
+
+
+def _host(settings: Settings, options: Any) -> State:
+    from harness.runs.harness import Harness
+
+    quiet = getattr(options, "verbose", 0) < 0
+    teller = Teller(quiet)
+    # Children of an earlier run may have inherited its file: it says nothing about ours.
+    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    with teller:
+        given: dict[str, Any] = {
+            "rebuild": options.pg_harness_rebuild,
+            "story": teller.line,
+            "progress": teller.progress,
+        }
+        harness: Harness
+        if settings.isolation == "server" and distributes(options):
+            return _conductor(settings, environ, quiet, given)
+        if settings.isolation == "server":
+            from harness.runs.placement import open_worker
+
+            harness = open_worker(settings, environ, worker="main", **given)
+        else:
+            harness = Harness.open_with(settings, environ, **given)
+        try:
+            # xdist's controller runs no test: nothing will be reset there.
+            if not distributes(options):
+                _keep_spares(harness)
+            lease = harness.lease("main", watch=False if distributes(options) else None)
+        except BaseException:
+            harness.close()
+            raise
+    state = _exporting(State(settings, Role.HOST, "main", harness, lease, {}, lambda: None, quiet))
+    if (workers := _told(options)) and settings.isolation != "server":
+        # A second processor has nothing to do until xdist's workers begin.
+        state.fill(workers)
+    return state
+
+
+def _told(options: Any) -> int:
+    """How many workers xdist will start, where that is certain; 0 where it is not, or there are none."""
+    wanted = getattr(options, "numprocesses", None)
+    if not isinstance(wanted, int) or not distributes(options):
+        return 0
+    return min(wanted, getattr(options, "maxprocesses", None) or wanted)
+
+
+def distributes(options: Any) -> bool:
+    """Whether xdist's workers will run the tests, as far as can be told before ``-n auto`` is a number."""
+    wanted = getattr(options, "numprocesses", None)
+    if wanted in ("auto", "logical") and os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") == "0":
+        return False
+    # With --pdb, ``-n auto`` is none.
+    return bool(wanted) and not getattr(options, "usepdb", False)
+
+
+def _join(config: pytest.Config) -> State:
+    from harness.runs.harness import Harness
+
+    worker = os.environ["PYTEST_XDIST_WORKER"]
+    named = os.environ.get(VARIABLE)
+    if not named:
+        raise HarnessError(
+            f"worker {worker} was started without {VARIABLE}: was the plugin switched off in the controller? "
+            f"`-p no:pg_harness` must hold for all processes (put it into addopts)."
+        )
+    run = RunFile.read(Path(named))
+    settings = run.settings
+    harness: Harness
+    if settings.isolation == "server":
+        from harness.runs.placement import open_worker
+
+        harness = open_worker(settings, os.environ, worker=worker, joined=run.run)
+        harness.workers = run.workers
+    elif run.server is None or run.owner is None:
+        raise HarnessError(
+            f'the run file {named} names no server: isolation = "server" was set for the controller only'
+        )
+    else:
+        harness = Harness.attach(
+            settings,
+            os.environ,
+            run=run.run,
+            info=run.server,
+            owner=run.owner,
+            templates=run.templates,
+            workers=run.workers,
+        )
+    try:
+        _keep_spares(harness)
+        lease = harness.lease(worker)
+    except BaseException:
+        harness.close()
+        raise
+    return _exporting(State(settings, Role.WORKER, worker, harness, lease, {}, lambda: None, quiet=True))
+
+
+def _keep_spares(harness: Harness) -> None:
+    """Where each test gets a new clone, the next one is made, and the last one dropped, while a test runs."""
+    if harness.settings.fresh == "clone" and harness.settings.isolation != "server":
+        harness.keep_spares()
+
+
+def _exporting(state: State) -> State:
+    harness, lease = state.running
+    try:
+        state.exported = harness.variables(lease)
+    except BaseException:
+        harness.close()
+        raise
+    state.undo = environment.patch(os.environ, state.exported)
+    return state
+
+
+def given_as_options(options: Any) -> dict[str, Any]:
+    """The settings that were given as options of pytest."""
+    given = {
+        "backend": options.pg_harness_backend,
+        "fresh": options.pg_harness_fresh,
+        "keep_failed": options.pg_harness_keep_failed,
+        "server_url": options.pg_harness_server_url,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+_REDRAW = 0.1
+"""Seconds between two drawings of the progress line."""
+
+
+class Teller:
+    """Writes to stderr; silent with ``-q``. A context manager: the progress line is wiped at its end."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._stream = sys.stderr
+        self._terminal = self._stream.isatty()
+        self._width = 0
+        self._drawn = 0.0
+
+    def line(self, text: str) -> None:
+        """One line about what is being done."""
+        if self._quiet:
+            return
+        self._wipe()
+        print(f"pg-harness: {text}", file=self._stream, flush=True)
+
+    def progress(self, done: int, total: int | None, what: str) -> None:
+        """Redraw the progress line: steps done, of how many, which one."""
+        now = time.monotonic()
+        if self._quiet or not self._terminal or now - self._drawn < _REDRAW:
+            return
+        self._drawn = now
+        text = f"pg-harness: {done}{f'/{total}' if total else ''} {what}"[:100]
+        self._wipe()
+        print(text, end="", file=self._stream, flush=True)
+        self._width = len(text)
+
+    def _wipe(self) -> None:
+        if self._width:
+            print("\r" + " " * self._width + "\r", end="", file=self._stream, flush=True)
+            self._width = 0
+
+    def __enter__(self) -> Teller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wipe()

@@ -1,0 +1,125 @@
+"""pytest-django: its tests run in our databases, and its set-up creates and migrates nothing.
+
+Used where the migrations are Django's. The module is registered after every other plugin: of fixtures of
+the same name in two plugins, the later one is taken; a conftest's override still goes above it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from harness.databases import recipes
+from harness.dsn import Dsn
+from harness.pytest_plugin.state import State, state_of
+
+_RESTORE = pytest.StashKey[Callable[[], None]]()
+
+
+def wanted(manager: pytest.PytestPluginManager, state: State) -> bool:
+    """Whether pytest-django is there, and our template is what Django's migrations have made."""
+    plugin = sys.modules.get("pytest_django.plugin")
+    if plugin is None or not manager.is_registered(plugin):
+        return False
+    return any(spec.kind == "django" for spec in recipes.sources(state.settings, state.settings.default))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """After django.setup(), before anything connects: a django_db_setup that calls nobody works too."""
+    adopt(state_of(config))
+
+
+def adopt(state: State) -> list[str]:
+    """Point Django's connections to the leased databases; return the aliases for which there is none.
+
+    An alias goes to the database of its name in ``[tool.pg-harness.databases]``, ``default`` to the top level;
+    one whose settings came from DATABASE_URL is there already, and a mirror follows what it mirrors.
+    """
+    django_conf = sys.modules.get("django.conf")
+    if django_conf is None or not django_conf.settings.configured:
+        return []
+    from django.db import connections
+
+    dsns = state.dsns
+    ours = {dsn.database for dsn in dsns.values()}
+    left: list[str] = []
+    for alias in connections:
+        values: dict[str, Any] = connections.settings[alias]
+        mirrored = (values.get("TEST") or {}).get("MIRROR")
+        dsn = dsns.get(mirrored or alias)
+        if not any(kind in str(values.get("ENGINE", "")) for kind in ("postgresql", "postgis", "psycopg")):
+            left.append(alias)
+        elif dsn is not None:
+            _point(values, dsn)
+        elif str(values.get("NAME")) not in ours:
+            left.append(alias)
+    return left
+
+
+def _point(values: dict[str, Any], dsn: Dsn) -> None:
+    # In place: connections that were made already hold this very dictionary.
+    values.update(NAME=dsn.database, USER=dsn.user, PASSWORD=dsn.password, HOST=dsn.host, PORT=str(dsn.port))
+    # Django's own test runner would put `test_` in front.
+    values["TEST"] = {**(values.get("TEST") or {}), "NAME": dsn.database}
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(
+    request: pytest.FixtureRequest, django_test_environment: None, django_db_blocker: Any
+) -> Iterator[None]:
+    """The databases are there and migrated; only aliases that we have none for are made by Django."""
+    from django.test.utils import setup_databases, teardown_databases
+
+    left = adopt(state_of(request.config))
+    if not left:
+        yield
+        return
+    verbosity = request.config.option.verbose
+    with django_db_blocker.unblock():
+        made = setup_databases(verbosity=verbosity, interactive=False, aliases=left)
+    yield
+    with django_db_blocker.unblock():
+        teardown_databases(made, verbosity=verbosity)
+
+
+class NoFlush:
+    """``transactional_db`` and ``TransactionTestCase`` flush all tables after a test: the reset does that.
+
+    (80 to 185 ms for 60 tables, and it loses what migrations have inserted.)
+    """
+
+    def __init__(self, state: State, resets: Callable[[], bool]) -> None:
+        """
+        Args:
+            resets: whether the next test starts from a reset.
+        """
+        self._state = state
+        self._resets = resets
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Django's test classes can be imported once its settings are there."""
+        django_conf = sys.modules.get("django.conf")
+        if django_conf is None or not django_conf.settings.configured:
+            return
+        from django.test.testcases import TransactionTestCase
+
+        original = TransactionTestCase._fixture_teardown
+
+        def teardown(case: Any) -> None:
+            names = case._databases_names(include_mirrors=False)
+            if self._resets() and not set(adopt(self._state)) & set(names):
+                return
+            original(case)
+
+        TransactionTestCase._fixture_teardown = teardown
+        session.config.stash[_RESTORE] = lambda: setattr(TransactionTestCase, "_fixture_teardown", original)
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        """Put Django's own back."""
+        if restore := config.stash.get(_RESTORE, None):
+            restore()

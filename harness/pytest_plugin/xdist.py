@@ -1,0 +1,128 @@
+"""xdist's controller: what its workers need, whether they fit the server, what a dead one leaves."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from harness.config import project
+from harness.errors import HarnessError
+from harness.pytest_plugin.state import State, complain
+from harness.runs import budget
+from harness.runs.runfile import VARIABLE, RunFile
+
+UNUSABLE = "postgresql://nobody@127.0.0.1:1/worker_without_pg_harness"
+"""What a worker has until it has leased: where the plugin is switched off there, no test reaches a database."""
+
+
+class Controller:
+    """Hooks of xdist's controller."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_xdist_setupnodes(self, config: pytest.Config, specs: list[Any]) -> None:
+        """Before this, ``-n auto`` is a word; from here on, the number of workers is known."""
+        if config.getoption("dist", "no") == "each":
+            # xdist gives every worker of a run the same test ids: outcomes, copies and waits are kept by id.
+            raise pytest.UsageError(
+                "pg-harness: --dist each runs every test once in each worker, and what a test leaves is told apart "
+                "by its name only. Use another --dist, or switch the plugin off (-p no:pg_harness)."
+            )
+        for spec in specs:
+            if not spec.popen or spec.via:
+                raise pytest.UsageError(
+                    f"pg-harness: the worker {spec.id} ({spec}) is not a process of this machine: its database "
+                    f"would not be reachable. Use local workers (-n), or switch the plugin off (-p no:pg_harness)."
+                )
+        fleet = self._state.fleet
+        try:
+            if fleet is not None:
+                fleet.check_room(len(specs))
+            else:
+                self._tell(budget.check(self._state.running[0], len(specs)))
+            path = self._run_file(len(specs)).write(project.state_dir(os.environ) / "runs")
+        except HarnessError as error:
+            raise pytest.UsageError(f"pg-harness: {error}") from None
+        self._state.run_file = path
+        for spec in specs:
+            spec.env[VARIABLE] = str(path)
+            spec.env["DATABASE_URL"] = UNUSABLE
+        self._state.fill(len(specs))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """``-n auto`` may have come to nothing: then the tests run here after all.
+
+        Raises:
+            pytest.UsageError: there is no server for them, because workers were expected.
+        """
+        if session.config.pluginmanager.has_plugin("dsession"):
+            return
+        if self._state.fleet is not None:
+            raise pytest.UsageError(
+                'pg-harness: xdist has started no workers after all, and with isolation = "server" its controller '
+                "has no database. Say -n 0."
+            )
+        if self._state.settings.fresh == "reset":
+            self._state.running[1].watch()
+
+    def _tell(self, found: budget.Budget) -> None:
+        """A small share is worth knowing before a test runs out of it."""
+        each = found.per_worker // len(self._state.settings.databases)
+        if each < budget.USUAL and "connections_per_worker" not in self._state.settings.origins:
+            self._state.summary.notice(
+                f"each of the {found.workers - 1} workers could have {each} connections only: the server has "
+                f"{found.maximum}, {found.others} belong to other runs (setting max_connections, or fewer workers)"
+            )
+
+    def _run_file(self, workers: int) -> RunFile:
+        fleet = self._state.fleet
+        harness = None if fleet is not None else self._state.running[0]
+        run = fleet or self._state.running[0]
+        return RunFile(
+            run=run.run,
+            pid=self._state.pid,
+            # As the run has them: what fits the server is found out once, and no worker may take more.
+            settings=run.settings,
+            server=harness.server.info if harness is not None else None,
+            owner=harness.owner if harness is not None else None,
+            templates=run.templates,
+            workers=workers,
+        )
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """A worker is about to start: also one that replaces a crashed one, under a new id."""
+        self._state.workers.append(node.gateway.id)
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """A worker has ended; one that crashed has left its database, and sessions in it.
+
+        Raises:
+            pytest.UsageError: it ended because we stopped it.
+        """
+        if not error:
+            return
+        if said := _our_words(error):
+            # Before xdist shows a traceback for each worker, and starts four more in the place of each.
+            raise pytest.UsageError(f"{said}\n(said by worker {node.gateway.id}; the run was stopped)")
+        run = self._state.fleet or self._state.running[0]
+        try:
+            run.release_run([node.gateway.id])
+        except HarnessError as problem:
+            complain(f"the database of the crashed worker {node.gateway.id} stays until the end: {problem}")
+
+
+def _our_words(error: object) -> str:
+    """What our UsageError in a worker said; empty where it ended otherwise.
+
+    execnet sends an exception as the text of its traceback (``RemoteError.formatted``), the message last.
+    """
+    text = str(getattr(error, "formatted", ""))
+    _, found, said = text.rpartition(f"{pytest.UsageError.__name__}: pg-harness: ")
+    return f"pg-harness: {said.strip()}" if found else ""

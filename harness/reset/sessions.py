@@ -1,0 +1,185 @@
+"""Sessions of the application that are in a reset's way: waited for, then named and ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence, Set
+
+from harness.postgres import activity
+from harness.postgres.session import Session, ident, literal
+from harness.reset.changes import RecloneNeeded
+from harness.reset.wal.reader import Window
+
+ADVISORY_PATIENCE = 0.2
+"""Seconds to wait for advisory locks: a lock of a transaction goes by itself, a session's own never does."""
+
+END_PATIENCE = 5.0
+"""Seconds that a terminated session has to go away."""
+
+
+class Waiting:
+    """One reset's patience. Whom it ended is in ``ended``, who was idle in a transaction in ``idle``."""
+
+    def __init__(
+        self,
+        *,
+        reader: Callable[[], Session],
+        lease: Callable[[], Session],
+        database: Callable[[], int],
+        ours: Callable[[], Sequence[int]],
+        known: Callable[[], Set[tuple[int, str]]],
+        timeout: float,
+    ) -> None:
+        """
+        Args:
+            known: advisory locks that stay.
+        """
+        self._reader, self._lease = reader, lease
+        self._database, self._ours, self._known = database, ours, known
+        self._deadline = time.monotonic() + timeout
+        self._statements_ended = False
+        self.ended: list[str] = []
+        self.idle: tuple[int, ...] = ()
+
+    def hindered(self, window: Window, *, before: Callable[[], None] = lambda: None) -> bool:
+        """Whether something had to be cleared before the window can be judged: then look again.
+
+        Args:
+            before: called before anything is waited for.
+        """
+        busy = () if self._statements_ended else window.busy
+        locks = set(window.advisory) - self._known()
+        if not (locks or window.unfinished or busy):
+            return False
+        before()
+        if locks:
+            self._wait(self._advisory, patience=ADVISORY_PATIENCE)
+        if window.unfinished:
+            self._wait_for_ids(window.unfinished)
+        if busy:
+            # Once: what begins later than the reset is no part of the test before.
+            self._statements_ended = True
+            self._wait(lambda: activity.still_running(self._reader(), busy))
+        return True
+
+    def writers(self) -> bool:
+        """Wait for transactions that have an id and have written nothing so far; True: look again."""
+        found = self._present()
+        self.idle = found.idle or self.idle
+        if found.prepared:
+            self._roll_back_prepared()
+        if found.writers:
+            self._wait(self._writers)
+        return found.prepared or bool(found.writers)
+
+    def old_snapshots(self, xid: int) -> bool:
+        """After the COMMIT of ``xid``: wait for sessions that still see what was before it."""
+
+        def still() -> list[int]:
+            return activity.busy(self._reader(), self._database(), self._ours(), xid)
+
+        prepared = activity.prepared(self._reader(), self._database())
+        if prepared:
+            self._roll_back_prepared()
+        if not still():
+            return bool(prepared)
+        self._wait(still)
+        return True
+
+    def lock_holders(self, relations: Sequence[int], *, lockless: bool) -> bool:
+        """A lock was not to be had: wait for who holds it, or end them.
+
+        Args:
+            lockless: it was a lock that cannot be done without.
+
+        Returns:
+            True where nobody needs to be waited for: all who hold it are idle and have written nothing, as after
+            an UPDATE that found no row. They stay, and the rows are put back without the lock.
+        """
+
+        def still() -> list[int]:
+            return activity.holders(self._reader(), self._database(), relations, self._ours())
+
+        # Theirs have no session that could be named.
+        self._roll_back_prepared()
+        over = time.monotonic() - self._deadline
+        pids = still()
+        if pids and not lockless and activity.harmless(self._reader(), pids):
+            return True
+        if over < 0:
+            activity.cancel_autovacuum(self._reader(), pids)
+            time.sleep(0.005)
+        elif over < END_PATIENCE:
+            self._end(pids)
+        else:
+            raise RecloneNeeded("a lock is not to be had, and no session of the application holds it")
+        return False
+
+    def crowd(self) -> None:
+        """An attempt was disturbed: past the deadline, whoever is busy in this database is ended."""
+        over = time.monotonic() - self._deadline
+        if over >= END_PATIENCE:
+            raise RecloneNeeded("somebody who is no session of the application goes on writing")
+        if over >= 0:
+            self._end(activity.active(self._reader(), self._database(), self._ours()))
+
+    def end_all(self) -> None:
+        """End every session of the application in this database."""
+        found = activity.describe(self._reader(), self._database(), self._ours())
+        self._end([session.pid for session in found])
+
+    def _advisory(self) -> list[int]:
+        found = activity.advisory(self._reader(), self._database(), self._ours())
+        return sorted({pid for pid, _ in set(found) - self._known()})
+
+    def _writers(self) -> list[int]:
+        return list(self._present().writers)
+
+    def _present(self) -> activity.Present:
+        return activity.present(self._reader(), self._database(), self._ours())
+
+    def _wait_for_ids(self, ids: Sequence[int]) -> None:
+        """Until these transactions have ended; at the deadline whoever writes in this database is ended."""
+        pause = 0.001
+        given_up = 0.0
+        while activity.in_progress(self._reader(), ids):
+            now = time.monotonic()
+            if activity.prepared(self._reader(), self._database()):
+                self._roll_back_prepared()
+            elif now >= self._deadline and not given_up:
+                self._end(self._writers())
+                given_up = now + END_PATIENCE
+            elif given_up and now >= given_up:
+                raise RecloneNeeded(
+                    f"transaction {ids[0]} does not end, and no session of this database has it"
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+    def _wait(self, still: Callable[[], list[int]], *, patience: float | None = None) -> None:
+        deadline = self._deadline
+        if patience is not None:
+            deadline = min(deadline, time.monotonic() + patience)
+        pause = 0.001
+        ended = False
+        while pids := still():
+            if time.monotonic() >= deadline:
+                if ended:
+                    raise RecloneNeeded(f"{len(pids)} sessions do not end")
+                self._end(pids)
+                ended, deadline = True, time.monotonic() + END_PATIENCE
+            else:
+                # Never long: each round asks the server, which knows.
+                time.sleep(pause)
+                pause = min(2 * pause, 0.05)
+
+    def _roll_back_prepared(self) -> None:
+        """Prepared transactions belong to no session: they are rolled back, from the same database."""
+        for gid in activity.prepared(self._reader(), self._database()):
+            self._lease().execute(f"rollback prepared {literal(gid)}")
+            self.ended.append(f"prepared transaction {ident(gid)}")
+
+    def _end(self, pids: Sequence[int]) -> None:
+        found = activity.describe(self._reader(), self._database(), self._ours(), pids)
+        activity.end(self._reader(), [session.pid for session in found])
+        self.ended.extend(session.text for session in found)

@@ -1,0 +1,1 @@
+"""The statements of a reset, and what their answers mean."""

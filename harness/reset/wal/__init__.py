@@ -1,0 +1,1 @@
+"""What the write-ahead log tells of a database."""

@@ -1,0 +1,1 @@
+"""A run: who gets which database, until when."""

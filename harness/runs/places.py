@@ -1,0 +1,143 @@
+"""What is on a server, as people name it: leases, kept databases, templates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from harness.config.settings import DEFAULT_DATABASE
+from harness.dsn import Dsn
+from harness.errors import ConfigError
+from harness.postgres import databases, names
+from harness.postgres.databases import Database
+from harness.postgres.names import Kind
+from harness.runs.harness import Harness
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one word can name: a lease, a kept database, a template.
+
+    Attributes:
+        kind: LEASE, KEPT or TEMPLATE.
+        words: what names it; the first is the shortest, the last one is never ambiguous.
+        what: for people.
+        run: sixteen hex digits; empty for templates.
+        worker: for instance ``"gw2"``; empty where it belongs to none.
+        databases: name in the settings → database.
+        harness: of the server that it is on.
+    """
+
+    kind: Kind
+    words: tuple[str, ...]
+    what: str
+    run: str
+    worker: str
+    databases: Mapping[str, Database]
+    harness: Harness = field(repr=False)
+
+    @property
+    def persons(self) -> bool:
+        """Whether it was made by ``up``."""
+        return self.kind is Kind.LEASE and self.run == names.PERSON
+
+    def database(self, name: str) -> Database:
+        """One of its databases.
+
+        Raises:
+            ConfigError: it has none of that name; the text lists those that it has.
+        """
+        if name in self.databases:
+            return self.databases[name]
+        # A kept database stands alone, whatever its name in the settings was.
+        if name == DEFAULT_DATABASE and len(self.databases) == 1:
+            return next(iter(self.databases.values()))
+        raise ConfigError(
+            f"{self.words[0]} has no database {name!r}; it has {', '.join(self.databases)}",
+            key="database",
+            value=name,
+        )
+
+    def dsn(self, name: str = DEFAULT_DATABASE, *, admin: bool = False) -> Dsn:
+        """The address of one of its databases, as the application's role or as the admin."""
+        database = self.database(name)
+        dsn = self.harness.link.dsn.with_database(database.name)
+        if admin:
+            return dsn
+        owner, _ = self.harness.expected_owner()
+        return dsn.with_user(owner.name, owner.password)
+
+    def dsns(self) -> dict[str, Dsn]:
+        """Name in the settings → address as the application's role, ``default`` first."""
+        order = sorted(self.databases, key=lambda name: name != DEFAULT_DATABASE)
+        return {name: self.dsn(name) for name in order}
+
+
+def places_on(harness: Harness) -> list[Place]:
+    """All that a word can name on one server: a person's leases first, then runs', kept ones, templates."""
+    observed = databases.list_ours(harness.link.session, harness.project)
+    found = [*_leases(harness, observed), *_kept(harness, observed), *_templates(harness, observed)]
+    return sorted(found, key=lambda place: (not place.persons, place.kind is not Kind.LEASE))
+
+
+def _leases(harness: Harness, observed: Sequence[Database]) -> list[Place]:
+    groups: dict[tuple[str, str], dict[str, Database]] = {}
+    for database in observed:
+        parsed, mark = database.parsed, database.mark or {}
+        # A clone that is being handed over still carries a spare's mark.
+        if parsed is None or parsed.kind is not Kind.LEASE or mark.get("kind") != "lease":
+            continue
+        if parsed.tail.endswith("_n"):
+            continue
+        worker = str(mark.get("worker", parsed.tail.rpartition("_")[0]))
+        groups.setdefault((parsed.owner, worker), {})[str(mark.get("database", DEFAULT_DATABASE))] = database
+    result = []
+    for (run, worker), members in groups.items():
+        words: tuple[str, ...]
+        if run == names.PERSON:
+            words, what = (worker,), f"yours, worker {worker}"
+        else:
+            words, what = (worker, f"{run[:8]}:{worker}"), f"worker {worker} of the test run {run[:8]}"
+        result.append(Place(Kind.LEASE, (*words, *_full(members)), what, run, worker, members, harness))
+    return sorted(result, key=lambda place: (place.run, _number(place.worker)))
+
+
+def _kept(harness: Harness, observed: Sequence[Database]) -> list[Place]:
+    result = []
+    for database in observed:
+        parsed, mark = database.parsed, database.mark or {}
+        if parsed is None or parsed.kind is not Kind.KEPT:
+            continue
+        what = f"kept: {mark.get('why', 'unknown')}, {mark.get('created', '')}"
+        members = {str(mark.get("database", DEFAULT_DATABASE)): database}
+        worker = str(mark.get("worker", ""))
+        words = (parsed.tail, database.name)
+        result.append(Place(Kind.KEPT, words, what, parsed.owner, worker, members, harness))
+    return result
+
+
+def _templates(harness: Harness, observed: Sequence[Database]) -> list[Place]:
+    marked = [d for d in observed if d.parsed and d.parsed.kind is Kind.TEMPLATE and d.mark and d.is_template]
+    marked.sort(key=lambda d: str((d.mark or {}).get("used", "")), reverse=True)
+    result: list[Place] = []
+    newest: dict[str, Database] = {}
+    for database in marked:
+        newest.setdefault(str((database.mark or {}).get("database", DEFAULT_DATABASE)), database)
+    if newest:
+        what = "the newest template"
+        result.append(Place(Kind.TEMPLATE, ("template",), what, "", "", newest, harness))
+    for database in marked:
+        mark = database.mark or {}
+        name = str(mark.get("database", DEFAULT_DATABASE))
+        what = f"a template: {', '.join(mark.get('sources', ())) or 'empty'}, {mark.get('created', '')}"
+        result.append(Place(Kind.TEMPLATE, (database.name,), what, "", "", {name: database}, harness))
+    return result
+
+
+def _full(members: Mapping[str, Database]) -> list[str]:
+    return [database.name for database in members.values()]
+
+
+def _number(worker: str) -> tuple[int, str]:
+    digits = "".join(character for character in worker if character.isdigit())
+    return (int(digits) if digits else -1, worker)

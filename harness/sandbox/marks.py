@@ -1,0 +1,319 @@
+"""States that a person saved (``pg-harness mark``): copies of a worker's databases that outlive their process.
+
+A mark of :mod:`harness.reset.marks` lives in the memory of its process. The command line ends between two
+commands, so its marks are databases of ours: clones of the marked state that nobody may enter. They are a
+stack, like the others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from harness.databases.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
+from harness.databases.freshness import note_of
+from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
+from harness.postgres import databases, incarnation, names
+from harness.postgres.databases import Database, apply_statements, lease_of, read_attributes, settle_sequences
+from harness.postgres.session import Session, ident, literal
+from harness.reset.sql.shared import Note
+
+PAUSE = 0.02
+"""Seconds between two looks at sessions that are in the middle of a transaction."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One mark of one worker.
+
+    Attributes:
+        number: place in the stack, from 1; numbers of released marks come back.
+        name: as the person called it; the number, where they did not.
+        created: when, as ISO 8601.
+        databases: name in the settings → the copy.
+    """
+
+    number: int
+    name: str
+    created: str
+    databases: Mapping[str, Database]
+
+
+def stack(session: Session, project: str, leased: Mapping[str, Database]) -> list[Saved]:
+    """The marks of a worker's databases, the lowest first. One that is not complete is none.
+
+    Args:
+        leased: name in the settings → the worker's database.
+    """
+    wanted = {database.name: name for name, database in leased.items()}
+    layers: dict[int, dict[str, Database]] = {}
+    for found in databases.list_ours(session, project):
+        mark = found.mark or {}
+        name = wanted.get(lease_of(found))
+        if name is not None and mark.get("kind") == "mark":
+            layers.setdefault(int(mark["number"]), {})[name] = found
+    result = []
+    for number, members in sorted(layers.items()):
+        if members.keys() == leased.keys():
+            mark = next(iter(members.values())).mark or {}
+            result.append(Saved(number, str(mark.get("name", number)), str(mark.get("created", "")), members))
+    return result
+
+
+def choose(marks: Sequence[Saved], name: str) -> Saved:
+    """The mark of that name.
+
+    Raises:
+        LeaseError: there is none; the text lists those that there are.
+    """
+    for saved in reversed(marks):
+        if saved.name == name:
+            return saved
+    known = ", ".join(repr(saved.name) for saved in marks) or "none: `pg-harness mark` sets one"
+    raise LeaseError(f"there is no mark {name!r}; there are {known}")
+
+
+def save(
+    session: Session,
+    project: str,
+    leased: Mapping[str, Database],
+    name: str | None,
+    *,
+    role: str,
+    strategy: str | None,
+    reset_timeout: float,
+) -> tuple[Saved, list[str], dict[str, Note]]:
+    """Make the present state the top mark.
+
+    PostgreSQL copies no database that has sessions: transactions are waited for, then all sessions end.
+
+    Args:
+        name: what to call it; None for its number.
+        role: the application's.
+        strategy: how to clone, see :func:`harness.postgres.databases.clone`.
+        reset_timeout: seconds to wait for open transactions.
+
+    Returns:
+        The mark; the sessions that were ended, one line each; name of a copy → what was true of its database when
+        it was made, for a reset to go on from.
+
+    Raises:
+        LeaseError: a mark of that name is set. LeaseInUse: a session cannot be ended.
+    """
+    marks = stack(session, project, leased)
+    number = marks[-1].number + 1 if marks else 1
+    name = name or str(number)
+    if any(saved.name == name for saved in marks):
+        raise LeaseError(f"there is a mark {name!r} already: release it first, or take another name")
+    created = datetime.now(UTC).isoformat(timespec="milliseconds")
+    made: dict[str, str] = {}
+    ended: list[str] = []
+    notes: dict[str, Note] = {}
+    try:
+        for key, database in leased.items():
+            parsed = database.parsed
+            if parsed is None:
+                raise LeaseError(f"{database.name} is no database of ours")
+            copy = names.mark(project, parsed.owner, parsed.tail, number)
+            # Of one that was interrupted: it is no mark, but it is in the way.
+            drop_of(session, project, database.name, but=marks)
+            made[key] = copy
+            noted, gone, unlogged = _copy(session, database.name, copy, role, strategy, reset_timeout)
+            ended += gone
+            if noted is not None:
+                notes[copy] = noted
+            # The comment comes last: a copy without it is none.
+            facts = {"kind": "mark", "number": number, "name": name, "created": created}
+            facts[incarnation.FIELD] = unlogged
+            session.script(databases.comment_statement(copy, facts, database.comment))
+    except BaseException:
+        if not session.closed:
+            for copy in made.values():
+                databases.drop(session, copy, project)
+        raise
+    return choose(stack(session, project, leased), name), ended, notes
+
+
+def _copy(
+    session: Session, source: str, copy: str, role: str, strategy: str | None, patience: float
+) -> tuple[Note | None, list[str], str]:
+    """Clone a database that people are in.
+
+    Returns:
+        What is true of both; the sessions that had to end; the copy's label of :mod:`harness.postgres.incarnation`.
+    """
+    _wait(session, source, patience)
+    ended = databases.sessions_of(session, source)
+    attributes = read_attributes(session, source)
+    owner = session.value("select pg_get_userbyid(datdba) from pg_database where datname = %s", (source,))
+    if owner is None:
+        raise LeaseLost(f"database {source} is gone")
+    ended += _roll_back_prepared(session, source)
+    # As the attributes: while connections are allowed. A clone by file_copy begins with a checkpoint, and after that
+    # every sequence writes to the log when it moves; after one by wal_log it may move without a word.
+    noted = note_of(session, source, role)[0] if strategy == "file_copy" else None
+    # Else a pool is back before the clone begins. `reset` opens it again, should we be killed in between.
+    session.execute(f"alter database {ident(source)} with allow_connections false")
+    try:
+        databases.terminate(session, source)
+        databases.clone(session, copy, template=source, owner=owner, strategy=strategy)
+        if noted is not None:
+            # Nobody is in it: this is the position at which both are the same.
+            here = str(session.value("select pg_current_wal_insert_lsn()::text"))
+            noted = replace(noted, position=here)
+    except ServerRefused as error:
+        if error.sqlstate == databases.OBJECT_IN_USE:
+            raise LeaseInUse(
+                f"database {source} cannot be copied: {error.message}",
+                sessions=databases.sessions_of(session, source),
+            ) from error
+        raise
+    finally:
+        if not session.closed:
+            session.execute(f"alter database {ident(source)} with allow_connections true")
+    with Session.connect(session.dsn.with_database(copy)) as inside:
+        settle_sequences(inside)
+        unlogged = incarnation.label(inside)
+    session.script(
+        ";\n".join(
+            [
+                *apply_statements(copy, attributes),
+                f"alter database {ident(copy)} with allow_connections false",
+            ]
+        )
+    )
+    return noted, ended, unlogged
+
+
+def _wait(session: Session, database: str, patience: float) -> None:
+    """Until nobody is in a transaction, for at most ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and session.value(
+        "select exists (select from pg_stat_activity where datname = %s and backend_type = 'client backend' "
+        "and state <> 'idle')",
+        (database,),
+    ):
+        time.sleep(PAUSE)
+
+
+def _roll_back_prepared(session: Session, database: str) -> list[str]:
+    found = session.rows("select gid from pg_prepared_xacts where database = %s", (database,))
+    if not found:
+        return []
+    with Session.connect(session.dsn.with_database(database)) as inside:
+        for (gid,) in found:
+            inside.execute(f"rollback prepared {literal(gid)}")
+    return [f"prepared transaction {gid}" for (gid,) in found]
+
+
+def put_back(
+    clones: Clones,
+    saved: str,
+    copy: Database,
+    database: Database,
+    *,
+    strategy: str | None,
+    before: BeforeRename | None = None,
+) -> str:
+    """Replace one of a worker's databases by a copy of a mark, under the same name. Sessions in it end.
+
+    Args:
+        saved: what the mark is called.
+        copy: the mark's copy of the database.
+
+    Returns:
+        What the old one is called now, for :func:`harness.postgres.databases.drop_retired`; empty where it was gone.
+
+    Raises:
+        LeaseLost: the mark is gone. LeaseError: a crash of the server has emptied it.
+    """
+    check(clones.link.session, saved, copy)
+    session, fresh = clones.link.session, f"{database.name}_n"
+    databases.drop(session, fresh, clones.project)
+    attributes = read_attributes(session, copy.name)
+    shut(session, copy.name)
+    try:
+        databases.clone(session, fresh, template=copy.name, owner=database.owner, strategy=strategy)
+    except ServerRefused as error:
+        if error.sqlstate == databases.UNDEFINED_DATABASE:
+            raise LeaseLost(f"the mark {saved!r} was released by somebody else") from error
+        raise
+    limit = clones.connections + RESERVED_CONNECTIONS
+    session.script(";\n".join([
+        *apply_statements(fresh, attributes),
+        f"alter database {ident(fresh)} with connection limit {limit}",
+        databases.comment_statement(fresh, database.mark or {}, attributes.comment),
+    ]))  # fmt: skip
+    away = names.retired(clones.project)
+    gone = databases.retire(session, database.name, away)
+    if before is not None:
+        before(fresh)
+    if not databases.rename(session, fresh, database.name):
+        raise LeaseLost(f"the copy of the mark {saved!r} was dropped by somebody else")
+    return away if gone else ""
+
+
+def check(session: Session, saved: str, copy: Database) -> None:
+    """Raise LeaseError where a mark's unlogged tables were emptied by a crash of the server.
+
+    Args:
+        saved: what the mark is called.
+    """
+    labelled = (copy.mark or {}).get(incarnation.FIELD)
+    if labelled is None:
+        # Of an earlier version: in which life it was made, nobody knows.
+        open_up(session, copy.name)
+        with Session.connect(session.dsn.with_database(copy.name)) as inside:
+            labelled = incarnation.label(inside) and incarnation.UNKNOWN
+        shut(session, copy.name)
+    if incarnation.emptied(session, str(labelled)):
+        raise LeaseError(
+            f"the mark {saved!r} is lost: the server crashed since it was set, which emptied its unlogged tables. "
+            f"`pg-harness mark --release {saved}` forgets it"
+        )
+
+
+def open_up(session: Session, copy: str) -> None:
+    """Let the admin read a mark's copy, and nobody else; :func:`shut` ends that."""
+    session.execute(f"alter database {ident(copy)} with allow_connections true connection limit 0")
+
+
+def shut(session: Session, copy: str) -> None:
+    """Nobody is in a mark's copy any more, and nobody can come: a session there would stall clones of it."""
+    try:
+        session.execute(f"alter database {ident(copy)} with allow_connections false")
+    except ServerRefused as error:
+        if error.sqlstate != databases.UNDEFINED_DATABASE:
+            raise
+    else:
+        databases.terminate(session, copy)
+
+
+def release(session: Session, project: str, marks: Sequence[Saved], lowest: Saved | None) -> list[Saved]:
+    """Drop a mark and those above it; the databases stay as they are.
+
+    Args:
+        lowest: None for all.
+
+    Returns:
+        What was released, the top first.
+    """
+    gone = [saved for saved in reversed(marks) if lowest is None or saved.number >= lowest.number]
+    for saved in gone:
+        for database in saved.databases.values():
+            databases.drop(session, database.name, project)
+    return gone
+
+
+def drop_of(session: Session, project: str, name: str, *, but: Sequence[Saved] = ()) -> None:
+    """Drop every mark of one database, complete or not: the database itself is about to go.
+
+    Args:
+        but: marks that stay.
+    """
+    stay = {database.name for saved in but for database in saved.databases.values()}
+    for found in databases.list_ours(session, project):
+        if lease_of(found) == name and found.name not in stay:
+            databases.drop(session, found.name, project)

@@ -1,0 +1,56 @@
+"""``up`` again: everything is there and current. Nothing is imported that this does not need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.config import project
+from harness.config.settings import DEFAULT_DATABASE
+from harness.databases import recipes
+from harness.databases.spec import fingerprint
+from harness.postgres import databases, names, roles
+from harness.servers import drift, inventory
+from harness.servers.records import Hint
+
+if TYPE_CHECKING:
+    from harness.cli.context import Context
+
+
+def urls(context: Context, workers: int | None) -> list[str]:
+    """The URLs of a person's databases; empty where one is missing or outdated, which the long way looks after.
+
+    Args:
+        workers: how many; None: as many as there are.
+    """
+    settings, environ = context.settings, context.environ
+    if settings.server_url is not None or not Hint.of(settings, environ, "up").path.exists():
+        return []
+    found = inventory.find(settings, environ, purpose="up")
+    if found is None:
+        return []
+    with found:
+        if settings.backend not in ("auto", found.info.backend) or drift.changes(found.info, settings):
+            return []
+        wanted = {
+            database.name: fingerprint(
+                found.session,
+                recipes.make(settings, environ, database, role=settings.role, binaries=found.info.binaries),
+            )
+            for database in settings.databases
+        }
+        mine: dict[str, dict[str, str]] = {}
+        for database in databases.list_ours(found.session, project.project_id(settings.root)):
+            parsed, mark = database.parsed, database.mark or {}
+            if parsed is None or parsed.kind is not names.Kind.LEASE or parsed.owner != names.PERSON:
+                continue
+            name = str(mark.get("database", DEFAULT_DATABASE))
+            if mark.get("kind") == "lease" and mark.get("fingerprint") == wanted.get(name):
+                mine.setdefault(str(mark.get("worker")), {})[name] = database.name
+            elif name in wanted:
+                return []
+        numbers = [str(number) for number in range(1, (workers or len(mine)) + 1)]
+        if not numbers or any(mine.get(number, {}).keys() != wanted.keys() for number in numbers):
+            return []
+        password = roles.derived_password(found.info.dsn.password, settings.role)
+        owner = found.info.dsn.with_user(settings.role, password)
+        return [owner.with_database(mine[number][DEFAULT_DATABASE]).url for number in numbers]

@@ -1,0 +1,148 @@
+"""What a person's databases were when they were pristine, kept in files: the command line ends between two resets.
+
+A test run holds its notes in memory (:class:`harness.databases.freshness.DatabaseReset`). Here one file for each database,
+and one for each mark of it, holds it, readable by its owner only. A file is a hint: it is believed only where the server has not been restarted
+and has not crashed since, and where the database and its template are the very same ones. Else the reset is a clone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.config import project
+from harness.config.settings import Settings
+from harness.postgres.incarnation import CRASHED, STARTED, Incarnation
+from harness.postgres.session import Session
+from harness.reset.sql.shared import Note
+
+FOLDER = "pristine"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Life:
+    """Which server, and which life of it (:class:`Incarnation`): what is in the log counts within one life only.
+
+    Attributes:
+        server: its id; empty for servers that we did not start.
+        started: of the postmaster, seconds since 1970 as text.
+        revived: after its last crash, likewise.
+        source: OID of what the database is a copy of, a template or a mark; 0 where it is gone.
+    """
+
+    server: str
+    started: str
+    revived: str
+    source: int
+
+    @classmethod
+    def of(cls, session: Session, server: str, source: str) -> Life:
+        """Ask."""
+        row = session.row(
+            f"select {STARTED}, {CRASHED}, (select oid::int8 from pg_database where datname = %s)",
+            (source,),
+        )
+        started, revived, oid = row or ("", "", 0)
+        return cls(server, started, revived, oid or 0)
+
+    @property
+    def incarnation(self) -> Incarnation:
+        """Of the server."""
+        return Incarnation(self.started, self.revived)
+
+    def other(self, now: Life) -> str:
+        """Why what was noted in this life does not hold now; empty where it does."""
+        if why := self.incarnation.other(now.incarnation):
+            return why
+        # A server that is started again with its data has another id.
+        if (self.server, self.started) != (now.server, now.started):
+            return "the server was restarted since the pristine state was noted"
+        if self.source != now.source:
+            return "the template was built again since the pristine state was noted"
+        return ""
+
+
+class Notes:
+    """The files of one checkout. One that cannot be written costs a clone, not the command."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, settings: Settings, environ: Mapping[str, str]) -> Notes:
+        """Beside the hints of this checkout's servers."""
+        return cls(project.state_dir(environ) / project.project_id(settings.root) / FOLDER)
+
+    def read(self, name: str, oid: int, now: Life) -> tuple[Note | None, str]:
+        """What was noted of a database, or None and why.
+
+        Args:
+            name: of the database; of a mark's copy, for what was noted when that was made.
+            oid: of the database.
+        """
+        try:
+            content = json.loads(self._path(name).read_text("utf-8"))
+            if content.pop("format") != _FORMAT:
+                raise ValueError("format")
+            life, note = Life(**content["life"]), _decoded(content)
+        except FileNotFoundError:
+            return None, "its pristine state was not noted"
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None, "the note of its pristine state cannot be read"
+        why = life.other(now)
+        if not why and note.database != oid:
+            why = "it was made again since its pristine state was noted"
+        return (None, why) if why else (replace(note, life=now.incarnation), "")
+
+    def write(self, name: str, life: Life, note: Note) -> None:
+        """Replace the file in one act."""
+        content: dict[str, Any] = {"format": _FORMAT, "life": asdict(life), "note": _encoded(note)}
+        try:
+            project.replace_file(self._path(name), json.dumps(content, separators=(",", ":")))
+        except OSError:
+            return
+
+    def forget(self, name: str) -> None:
+        """Remove a database's file, if it is there."""
+        try:
+            self._path(name).unlink(missing_ok=True)
+        except OSError:
+            return
+
+    def forget_all(self) -> None:
+        """Remove them all: the server of these databases was ended."""
+        for path in [*self.folder.glob("*.json"), *self.folder.glob(".*.json.*")]:
+            path.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+
+def _encoded(note: Note) -> dict[str, Any]:
+    from harness.reset.watermark import Carried
+
+    carried = note.as_json() if isinstance(note, Carried) else None
+    return {
+        "position": note.position,
+        "database": note.database,
+        "role": note.role,
+        "shared": note.shared,
+        "carried": carried,
+    }
+
+
+def _decoded(content: Mapping[str, Any]) -> Note:
+    from harness.reset.watermark import Carried
+
+    found = content["note"]
+    # It becomes a part of statements.
+    if not re.fullmatch(r"[0-9A-F]{1,8}/[0-9A-F]{1,8}", found["position"]):
+        raise ValueError("position")
+    shared = tuple((str(what), str(who), detail) for what, who, detail in found["shared"])
+    note = Note(str(found["position"]), int(found["database"]), int(found["role"]), shared)
+    return note if found["carried"] is None else Carried.from_json(note, found["carried"])

@@ -1,0 +1,1 @@
+"""One running PostgreSQL, whoever starts it."""

@@ -1,0 +1,309 @@
+"""The one server of a checkout and purpose: found, or started under a file lock.
+
+The warm path reads a hint file, logs in, compares ``harness.server_id`` and takes the sign of life, in
+one round trip; nothing of Docker's is imported. A hint is never believed before that comparison.
+
+Below: what is asked of a backend where one must be started, alone, and what else is tried where Docker cannot.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.config.project import file_lock
+from harness.config.settings import Settings
+from harness.errors import BackendUnavailable, ServerLost
+from harness.servers import defaults, drift, registry
+from harness.servers.handle import Server
+from harness.servers.handshake import attach, claim_alone
+from harness.servers.port import Backend, ServerInfo, ServerRequest
+from harness.servers.records import Hint
+from harness.telling import Story, silent
+
+if TYPE_CHECKING:
+    from harness.postgres.session import Session
+
+RESTART_PATIENCE = 5.0
+"""Seconds to wait for a server whose backend says that it runs, and which does not answer."""
+
+
+def ensure(
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    purpose: str = "run",
+    ttl: float | None = None,
+    base: Callable[[Backend], str | None] = lambda backend: None,
+    story: Story = silent,
+) -> Server:
+    """The server of this checkout for this purpose: the one that runs, else a new one.
+
+    Safe under concurrency: of several processes at once, one starts it and the others use it.
+
+    Args:
+        purpose: ``"run"``, ``"run-1"``… for tests, ``"up"`` for a person.
+        ttl: seconds; for ``up``, None means that it never ends itself. Runs have ``settings.ttl``.
+        base: asked where a new one must be started: what to start from, see :mod:`harness.servers.port`.
+
+    Raises:
+        BackendUnavailable, ServerStartError: see the backends.
+        ServerLost: a person's server runs and does not answer: its data is not thrown away.
+        PoolTimeout: another process was busy starting it for too long.
+    """
+    search = _Search(settings, environ, purpose, story)
+    if settings.server_url is not None:
+        return external(settings, environ, purpose=purpose, story=story)
+    if found := search.noted():
+        return found
+    with locked(search.places[0].hint, settings, purpose):
+        if found := search.noted():
+            return found
+        search.tell_refused()
+        backend = registry.choose(settings, environ, story)
+        try:
+            return search.listed_or_new(backend, ttl, base(backend))
+        except BackendUnavailable as error:
+            backend = instead(error, backend, settings, environ, story)
+            return search.listed_or_new(backend, ttl, base(backend))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where one of the servers that may serve is noted."""
+
+    purpose: str
+    hint: Hint
+
+
+class _Search:
+    """Looks for the server of one checkout and purpose.
+
+    Attributes:
+        places: where it may be, the usual one first. Beside a server that others use and that other settings
+            started, there may be a second one of a test run; a person has one.
+    """
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str], purpose: str, story: Story) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._purpose = purpose
+        self._story = story
+        self._began = time.monotonic()
+        self._refused: dict[Path, tuple[ServerInfo | None, str]] = {}
+        self.places = [self._place(purpose)]
+        if purpose != "up":
+            self.places.append(self._place(f"{purpose}-{drift.mark(settings)}"))
+
+    def _place(self, purpose: str) -> _Place:
+        return _Place(purpose, Hint.of(self._settings, self._environ, purpose))
+
+    def noted(self) -> Server | None:
+        """One that a hint names, fits the settings and answers. What was refused before is not tried again."""
+        for place in self.places:
+            info, reason = place.hint.read()
+            before, _ = self._refused.get(place.hint.path, (None, ""))
+            if info is None or info == before:
+                self._refused.setdefault(place.hint.path, (info, reason))
+                continue
+            if drift.fits(info, self._settings, self._purpose):
+                session, reason = attach(info)
+                if session is not None:
+                    return self.result(info, session, place)
+            self._refused[place.hint.path] = info, reason
+        return None
+
+    def tell_refused(self) -> None:
+        """Say why what was noted is not used."""
+        for _, reason in self._refused.values():
+            if reason:
+                self._story(f"server: the noted one is not used: {reason}")
+
+    def listed_or_new(self, backend: Backend, ttl: float | None, base: str | None) -> Server:
+        """One of this backend's, started where there is none that fits."""
+        found, place = self.listed(backend)
+        if found is not None:
+            return found
+        request = new_request(self._settings, place.hint.project, place.purpose, ttl)
+        marked = drift.of(self._settings, backend.name)
+        info = backend.start(replace(request, base=base, made_with=marked), self._story)
+        session, why = attach(info)
+        if session is None:
+            raise gone_again(info, why)
+        place.hint.write(info)
+        return self.result(info, session, place, started=True)
+
+    def listed(self, backend: Backend) -> tuple[Server | None, _Place]:
+        """One that runs by its backend's own records and fits; else None, and the place for a new one."""
+        for place in self.places:
+            info = backend.find(place.hint.project, place.purpose)
+            if info is None:
+                return None, place
+            # Its backend says that it runs: it may be starting (`docker restart`).
+            session, why = attach(info, patience=RESTART_PATIENCE)
+            if session is None:
+                self._give_up(backend, info, why)
+                return None, place
+            changed = drift.changes(info, self._settings)
+            if self._purpose == "up" or not changed:
+                place.hint.write(info)
+                return self.result(info, session, place), place
+            if self._replace(backend, info, session, ", ".join(changed)):
+                return None, place
+        return None, self.places[-1]
+
+    def result(self, info: ServerInfo, session: Session, place: _Place, started: bool = False) -> Server:
+        """What was found or started; a person is told where the settings have changed since."""
+        if self._purpose == "up" and (changed := drift.told(info, self._settings)):
+            self._story(
+                f"server: yours was started with other settings ({', '.join(changed)}) and is used as it is, "
+                f"because its data would be lost: `pg-harness down`, then `pg-harness up`, starts a new one"
+            )
+        seconds = time.monotonic() - self._began
+        return Server(info, session, started, seconds, self._settings, self._environ, place.hint.forget)
+
+    def _give_up(self, backend: Backend, info: ServerInfo, why: str) -> None:
+        if self._purpose == "up":
+            raise ServerLost(
+                f"your server {info.description} is there and does not answer: {why}. It was not replaced, "
+                f"because its data would be lost: look at its log, or end it with `pg-harness down`."
+            )
+        self._story(f"{info.backend}: {info.description} does not answer ({why}): replacing it")
+        backend.stop(info)
+
+    def _replace(self, backend: Backend, info: ServerInfo, session: Session, changed: str) -> bool:
+        """End a server that other settings started, unless somebody uses it; never a restart under others."""
+        with session:
+            told = f"{info.description} was started with other settings ({changed})"
+            if not claim_alone(info, session):
+                self._story(f"server: {told} and is in use: a second one is used beside it")
+                return False
+            self._story(f"server: {told}: replacing it")
+            backend.stop(info)
+        return True
+
+
+def private(
+    settings: Settings,
+    environ: Mapping[str, str],
+    backend: Backend,
+    *,
+    purpose: str,
+    ttl: float,
+    base: str | None = None,
+    memory: int | None = None,
+    story: Story = silent,
+) -> Server:
+    """A new server for one owner: nobody else starts one of that name, so there is no lock. Its hint is for `status`.
+
+    Args:
+        purpose: ``"run-<run>-<worker>"`` or ``"bake-<key>"``, unique.
+        base, memory: see :class:`harness.servers.port.ServerRequest`.
+
+    Raises:
+        BackendUnavailable, ServerStartError: see the backends. ServerLost: it ended again at once.
+    """
+    began = time.monotonic()
+    hint = Hint.of(settings, environ, purpose)
+    request = new_request(settings, hint.project, purpose, ttl)
+    info = backend.start(replace(request, base=base, memory=memory), story)
+    session, why = attach(info)
+    if session is None:
+        backend.stop(info)
+        raise gone_again(info, why)
+    hint.write(info)
+    return Server(info, session, True, time.monotonic() - began, settings, environ, hint.forget)
+
+
+def external(
+    settings: Settings, environ: Mapping[str, str], *, purpose: str, story: Story = silent
+) -> Server:
+    """The server that someone else runs, and that the settings name.
+
+    Raises:
+        BackendUnavailable: it does not answer, or cannot be used.
+    """
+    from harness.postgres.session import Session
+
+    began = time.monotonic()
+    hint = Hint.of(settings, environ, purpose)
+    backend = registry.choose(settings, environ, story)
+    info = backend.start(new_request(settings, hint.project, purpose, None), story)
+    session = Session.connect(info.dsn)
+    return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)
+
+
+LOCK_EXTRA = 600.0
+"""Seconds, beyond ``start_timeout``, to wait for another process that may be pulling an image."""
+
+
+def locked(hint: Hint, settings: Settings, purpose: str) -> AbstractContextManager[None]:
+    """Alone with the server of this checkout and purpose.
+
+    Raises:
+        PoolTimeout: another process was busy with it for too long.
+    """
+    # A worker's own server has one owner, and a lock file for each would stay for ever.
+    if "-" in purpose:
+        return nullcontext()
+    return file_lock(
+        hint.path.with_suffix(".lock"),
+        timeout=settings.start_timeout + LOCK_EXTRA,
+        waiting_for=f"the {purpose} server of this checkout",
+    )
+
+
+def new_request(settings: Settings, project_id: str, purpose: str, ttl: float | None) -> ServerRequest:
+    """What is asked of a backend; its password and id are made here.
+
+    Args:
+        project_id: ten hex digits of the checkout.
+        ttl: seconds; for ``up``, None means that it never ends itself.
+    """
+    return ServerRequest(
+        project=project_id,
+        purpose=purpose,
+        server_id=str(uuid.uuid4()),
+        root=Path(settings.root).resolve(),
+        password=secrets.token_hex(24),
+        settings=defaults.throwaway(max_connections=settings.max_connections, user=settings.postgres),
+        storage=settings.storage,
+        ttl=ttl if purpose == "up" else (ttl or settings.ttl),
+        start_timeout=settings.start_timeout,
+    )
+
+
+def gone_again(info: ServerInfo, why: str) -> ServerLost:
+    """What to raise where a server that has just been started does not answer."""
+    return ServerLost(f"the server {info.description} was started and is gone again: {why}")
+
+
+def instead(
+    error: BackendUnavailable, backend: Backend, settings: Settings, environ: Mapping[str, str], story: Story
+) -> Backend:
+    """Local binaries, where nobody chose Docker or an image and the default one cannot be had.
+
+    Raises:
+        BackendUnavailable: the error, where Docker or the image is meant: another server in its place would be a
+            surprise; with what local binaries lack, where there are none.
+    """
+    if settings.backend != "auto" or backend.name != "docker" or settings.origin("image") != "default":
+        raise error
+    other = registry.named("process", settings, environ)
+    try:
+        registry.usable(other)
+    except BackendUnavailable as second:
+        raise BackendUnavailable(
+            error.message.splitlines()[0],
+            checked=[*error.checked, second.message.splitlines()[0], *second.checked],
+            remedies=[*error.remedies, *second.remedies],
+        ) from error
+    story(f"docker: {error.message.splitlines()[0]}")
+    story("backend: process instead, because neither a backend nor an image is named in the settings")
+    return other

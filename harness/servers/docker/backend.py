@@ -1,0 +1,213 @@
+"""Any image with PostgreSQL binaries, started through our own entrypoint."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from harness.errors import BackendError, ServerStartError
+from harness.servers.docker import container as container_
+from harness.servers.docker import image as image_
+from harness.servers.docker import spec
+from harness.servers.docker.daemon import Daemon, connect, translated
+from harness.servers.port import ServerInfo, ServerRequest
+from harness.telling import Story
+
+LABEL = spec.LABEL
+
+
+class DockerBackend:
+    """Servers in containers.
+
+    Args:
+        environ: where the daemon is looked for (``DOCKER_HOST`` and the like).
+        image: any image with ``initdb`` and ``postgres`` in it.
+        memory_limit: bytes that data in memory may take; None: a share of what is free.
+        shm_size: bytes of the container's ``/dev/shm``.
+        timeout: seconds that the daemon may take to answer.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        image: str,
+        memory_limit: int | None = None,
+        shm_size: int = 256 * 1024**2,
+        timeout: float = 10,
+    ) -> None:
+        self._environ = environ
+        self._timeout = timeout
+        self._daemon: Daemon | None = None
+        # Servers are started side by side: one client serves them all.
+        self._connecting = threading.Lock()
+        self.image = image
+        self.memory_limit = memory_limit
+        self.shm_size = shm_size
+
+    @property
+    def daemon(self) -> Daemon:
+        """The daemon, looked for once.
+
+        Raises:
+            BackendUnavailable: none answers.
+        """
+        with self._connecting:
+            if self._daemon is None:
+                self._daemon = connect(self._environ, timeout=self._timeout)
+            return self._daemon
+
+    def find(self, project: str, purpose: str) -> ServerInfo | None:
+        """The running container with these labels; its password is read from the container."""
+        for container in self._containers(project, purpose):
+            if container.status == "running" and (info := self._info(container)) is not None:
+                return info
+        return None
+
+    def start(self, request: ServerRequest, story: Story) -> ServerInfo:
+        """Create and start a container; for one that was stopped or paused by hand, start it again.
+
+        Raises:
+            BackendUnavailable: no daemon, or no such image.
+            ServerStartError: the container ended or did not become ready; its log is in the error.
+        """
+        for container in self._containers(request.project, request.purpose):
+            info = self._revive(container, request, story)
+            if info is not None:
+                return info
+            if request.purpose != "up" and container.status == "created":
+                # Its maker was killed before it started: no server, and nobody else's (there is a lock).
+                with translated(f"remove the container {container.short_id}"):
+                    container_.remove(self.daemon, container.id)
+        if request.base is None:
+            image = image_.ensure(self.daemon, self.image, story)
+        else:
+            image = image_.baked(self.daemon, request.base)
+        limit = self.memory_limit if request.memory is None else request.memory
+        plan = spec.Plan.of(
+            request,
+            self.daemon.about(),
+            image=image,
+            name=self.image,
+            memory_limit=limit,
+            shm_size=self.shm_size,
+        )
+        return container_.run(self.daemon, plan, request, story)
+
+    def total_memory(self) -> tuple[int, bool]:
+        """Bytes of memory of the daemon's machine, and whether that is this machine.
+
+        Raises:
+            BackendUnavailable: no daemon. ServerLost: it stopped answering.
+        """
+        return int(self.daemon.about().get("MemTotal") or 0), self.daemon.local
+
+    def _revive(self, container: Any, request: ServerRequest, story: Story) -> ServerInfo | None:
+        state = container.status
+        with translated(f"start the container {container.short_id} again"):
+            if state == "paused":
+                story(f"docker: container {container.short_id} was paused: going on with it")
+                container.unpause()
+            elif state in ("exited", "created") and request.purpose == "up":
+                story(f"docker: container {container.short_id} was stopped: starting it again, with its data")
+                container.start()
+            elif state != "running":
+                return None
+        info = self._info(container)
+        if info is None:
+            return None
+        container_.wait(self.daemon, container, info, timeout=request.start_timeout)
+        return info
+
+    def stop(self, info: ServerInfo) -> None:
+        """Remove the container and its volumes. 404 and 409 (a removal under way) are success."""
+        with translated(f"remove the container {info.handle}"):
+            container_.remove(self.daemon, info.handle)
+
+    def list(self, project: str | None) -> list[ServerInfo]:
+        """All containers of ours, running or stopped."""
+        infos = [self._info(container) for container in self._containers(project, None)]
+        return [info for info in infos if info is not None]
+
+    def logs(self, info: ServerInfo, follow: bool) -> Iterator[str]:
+        """Lines of the container's output."""
+        with translated(f"read the log of {info.handle}"):
+            container = self.daemon.client.containers.get(info.handle)
+            if not follow:
+                yield from container.logs(stream=False).decode("utf-8", "replace").splitlines()
+                return
+            rest = ""
+            for chunk in container.logs(stream=True, follow=True):
+                *lines, rest = (rest + chunk.decode("utf-8", "replace")).split("\n")
+                yield from lines
+            if rest:
+                yield rest
+
+    def has_image(self) -> bool:
+        """Whether the image is on the daemon already.
+
+        Raises:
+            BackendUnavailable: no daemon answers.
+        """
+        import docker.errors
+
+        with translated(f"look for the image {self.image}"):
+            try:
+                self.daemon.client.images.get(self.daemon.prefix + self.image)
+            except docker.errors.ImageNotFound:
+                return False
+        return True
+
+    def exec_command(
+        self,
+        info: ServerInfo,
+        database: str,
+        arguments: Sequence[str],
+        *,
+        user: str | None = None,
+        terminal: bool = True,
+    ) -> Sequence[str]:
+        """The command line that runs psql inside the container, for machines that have none.
+
+        Args:
+            user: role to log in as (without a password: the container's own socket is trusted); default: the admin.
+            terminal: whether a person types; `docker exec -t` refuses a pipe.
+        """
+        find = (
+            'for d in "$@" ""; do :; done; for d in $(IFS=:; echo $PATH) /usr/lib/postgresql/*/bin '
+            "/usr/local/pgsql/bin /usr/local/bin /opt/*/bin /opt/*/*/bin; do "
+            '[ -x "$d/psql" ] && exec "$d/psql" "$@"; done; echo "this image has no psql" >&2; exit 127'
+        )
+        base = ["docker", "exec", "-it" if terminal else "-i", info.handle, "/bin/sh", "-c", find, "psql"]
+        socket = spec.folder(info.storage)
+        return [*base, "-h", socket, "-U", user or info.dsn.user, "-d", database, *arguments]
+
+    def _containers(self, project: str | None, purpose: str | None) -> Sequence[Any]:
+        labels = [f"{LABEL}.project" if project is None else f"{LABEL}.project={project}"]
+        if purpose is not None:
+            labels.append(f"{LABEL}.purpose={purpose}")
+        with translated("list its containers"):
+            found: Sequence[Any] = self.daemon.client.containers.list(
+                all=True, filters={"label": labels}, ignore_removed=True
+            )
+        return found
+
+    def _info(self, container: Any) -> ServerInfo | None:
+        labels = container.labels
+        try:
+            password = container_.read_password(container)
+            with translated(f"look at the container {container.short_id}"):
+                container.reload()
+            dsn = container_.address(self.daemon, container, password)
+        except (BackendError, ServerStartError):
+            # Removed between two looks, or half made: not a server.
+            return None
+        ttl = labels.get(f"{LABEL}.ttl", "")
+        return replace(
+            container_.info_of(dsn, container),
+            ttl=float(ttl) if ttl else None,
+        )

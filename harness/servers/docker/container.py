@@ -1,0 +1,264 @@
+"""One container: starting it, waiting for it, reading from it, removing it."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+from harness.dsn import Dsn
+from harness.errors import BackendError, ServerStartError
+from harness.servers import defaults, handshake
+from harness.servers.docker import spec
+from harness.servers.docker.daemon import Daemon, gone, translated
+from harness.servers.docker.output import Output, feeding
+from harness.servers.port import ServerInfo, ServerRequest
+from harness.telling import Story
+
+_REMOVAL = 10.0
+"""Seconds that the daemon may take to remove a container."""
+_LATE = 1.0
+"""Seconds in which a container appears whose creation was interrupted."""
+
+
+def run(daemon: Daemon, plan: spec.Plan, request: ServerRequest, story: Story) -> ServerInfo:
+    """Create, fill, start, wait. Whatever goes wrong (Ctrl-C too), nothing is left behind."""
+    if plan.foreign:
+        # Not refused: an emulator may be registered, as Docker Desktop's is.
+        story(f"docker: the image {plan.name}: {plan.foreign}; it runs slowly by emulation, or not at all")
+    fed = plan.fed and daemon.feeds
+    try:
+        container = spec.create(daemon, plan, request, fed=fed)
+    except BackendError as error:
+        raise ServerStartError(f"{error} (image {plan.name})") from error
+    except BaseException:
+        _remove_late(daemon, spec.name_of(request))
+        raise
+    output = Output(brought=request.base is not None)
+    try:
+        with translated(f"fill the container {container.short_id}"):
+            # Unpacking takes the daemon 45 ms, a process of its own and a mount.
+            if not fed:
+                container.put_archive("/", spec.archive(request, plan))
+            # Before the start: auto_remove destroys the log together with the container.
+            output.attach(container)
+        with feeding(daemon, container, spec.feed(request, plan)) if fed else nullcontext(), daemon.turn():
+            _start(container, plan.name, plan.foreign)
+        info = info_of(_wait_for_address(daemon, container, request.password), container)
+        info = replace(info, ttl=request.ttl)
+        wait(daemon, container, info, timeout=request.start_timeout, output=output, foreign=plan.foreign)
+    except BaseException:
+        with translated(f"remove the container {container.short_id}"):
+            remove(daemon, container.id)
+        raise
+    finally:
+        output.detach()
+    where = f"in memory (at most {plan.memory // defaults.MB} MB)" if plan.storage == "memory" else "on disk"
+    story(f"docker: started {info.description}, data {where}")
+    if not daemon.local and daemon.host:
+        story(
+            f"docker: the daemon is on {daemon.host}; the port is open on {daemon.bind} there, with a password"
+        )
+    return info
+
+
+def _remove_late(daemon: Daemon, name: str) -> None:
+    """After Ctrl-C while the daemon was creating it: its answer was not read, and the container may come yet."""
+    deadline = time.monotonic() + _LATE
+    while time.monotonic() < deadline:
+        try:
+            daemon.client.api.remove_container(name, v=True, force=True)
+        except Exception as error:
+            if not gone(error):
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _start(container: Any, name: str, foreign: str) -> None:
+    try:
+        with translated(f"start a container of {name}"):
+            container.start()
+    except BackendError as error:
+        text = str(error)
+        raise ServerStartError(_plainly(text, name, foreign) or f"{text} (image {name})") from error
+
+
+def version_in(daemon: Daemon, image: Any, name: str) -> str:
+    """What ``postgres --version`` says in an image; its binaries are looked for as at every start.
+
+    Raises:
+        ServerStartError: the container cannot be started. BackendError: the daemon refused.
+    """
+    with translated(f"ask {name} for its version"):
+        foreign = spec.foreign(image, daemon.about())
+        container = daemon.client.containers.create(
+            image.id,
+            command=["version"],
+            entrypoint=["/bin/sh", f"{spec.HOME}/entrypoint.sh"],
+            user="0:0",
+            network_mode="none",
+            healthcheck={"test": ["NONE"]},
+            labels={f"{spec.LABEL}.version-of": name},
+        )
+    try:
+        with translated(f"ask {name} for its version"):
+            container.put_archive("/", spec.entrypoint())
+        _start(container, name, foreign)
+        with translated(f"ask {name} for its version"):
+            container.wait(timeout=30)
+            said: str = container.logs().decode("utf-8", "replace")
+        if plain := _plainly(said, name, foreign):
+            raise ServerStartError(plain, log_tail=said)
+        return said
+    finally:
+        with translated(f"remove the container {container.short_id}"):
+            remove(daemon, container.id)
+
+
+def wait(
+    daemon: Daemon,
+    container: Any,
+    info: ServerInfo,
+    *,
+    timeout: float,
+    output: Output | None = None,
+    foreign: str = "",
+) -> None:
+    """Wait until the server in the container answers as itself, or say why it never will."""
+
+    def died() -> str | None:
+        if output is not None and not output.ended.is_set():
+            return None
+        state = _state(container)
+        if state is None:
+            return f"the container of {info.description} ended at once"
+        if state.get("Running"):
+            return None
+        return f"the container of {info.description} ended with code {state.get('ExitCode')}"
+
+    def tail() -> str:
+        if output is not None:
+            output.ended.wait(0.5)
+            return output.tail()
+        return _tail_of(container)
+
+    try:
+        nap = time.sleep if output is None else output.nap
+        handshake.wait(info.dsn, info.server_id, timeout=timeout, died=died, tail=tail, nap=nap)
+    except ServerStartError as error:
+        # With an init process in the container the daemon's own refusals become lines of its log.
+        plain = _plainly(error.log_tail, info.description, foreign)
+        raise ServerStartError(plain, log_tail=error.log_tail) if plain else error from None
+
+
+def _plainly(text: str, image: str, foreign: str) -> str | None:
+    """What a refusal to run our entrypoint means; None for everything else."""
+    low = text.lower()
+    if "exec format error" in low:
+        why = foreign or "it is for another architecture than the daemon's machine"
+        return f"the image {image} cannot run here: {why}. Take one for this machine, or register an emulator"
+    if "/bin/sh" in low and ("no such file" in low or "not found" in low):
+        return f"the image {image} has no /bin/sh, so it cannot be a PostgreSQL image with our entrypoint"
+    return None
+
+
+def _state(container: Any) -> dict[str, Any] | None:
+    try:
+        container.reload()
+    except Exception as error:
+        if gone(error):
+            return None
+        raise
+    state: dict[str, Any] = container.attrs["State"]
+    return state
+
+
+def _tail_of(container: Any) -> str:
+    try:
+        return defaults.tail(container.logs(tail=25).decode("utf-8", "replace"))
+    except Exception as error:
+        if gone(error):
+            return ""
+        raise
+
+
+def remove(daemon: Daemon, handle: str) -> None:
+    """Remove a container and its volumes, and wait until it is gone; that it is gone already is success."""
+    deadline = time.monotonic() + _REMOVAL
+    while True:
+        try:
+            daemon.client.api.remove_container(handle, v=True, force=True)
+        except Exception as error:
+            if not gone(error):
+                raise
+            # 409: the daemon is removing it by itself (auto_remove), and it is still listed meanwhile.
+            if error.response.status_code == 404 or time.monotonic() > deadline:  # type: ignore[attr-defined]
+                return
+            time.sleep(0.02)
+
+
+def _wait_for_address(daemon: Daemon, container: Any, password: str) -> Dsn:
+    state = _state(container)
+    if state is None or not state.get("Running"):
+        # It ended at once: any address will do, the wait sees the end and shows the log.
+        return Dsn("127.0.0.1", 1, "postgres", password, "postgres")
+    return address(daemon, container, password)
+
+
+def address(daemon: Daemon, container: Any, password: str) -> Dsn:
+    """The superuser's address of the container's server.
+
+    Raises:
+        BackendError: the container has no published port (it does not run).
+    """
+    network = container.attrs.get("NetworkSettings") or {}
+    if not daemon.bind:
+        for name, settings in (network.get("Networks") or {}).items():
+            if settings.get("IPAddress") and daemon.network in (None, name):
+                return Dsn(settings["IPAddress"], 5432, "postgres", password, "postgres")
+    for published in (network.get("Ports") or {}).get("5432/tcp") or ():
+        return Dsn(daemon.host, int(published["HostPort"]), "postgres", password, "postgres")
+    if container.status != "running":
+        return Dsn(daemon.host or "127.0.0.1", 1, "postgres", password, "postgres")
+    raise BackendError(f"the container {container.short_id} publishes no port")
+
+
+def info_of(dsn: Dsn, container: Any) -> ServerInfo:
+    """What the labels say."""
+    labels = container.labels
+    image = labels.get(f"{spec.LABEL}.image", "?")
+    return ServerInfo(
+        dsn=dsn,
+        server_id=labels.get(f"{spec.LABEL}.server-id", ""),
+        backend="docker",
+        purpose=labels.get(f"{spec.LABEL}.purpose", ""),
+        storage=labels.get(f"{spec.LABEL}.storage", "disk"),
+        handle=container.id,
+        description=f"{image} in container {container.short_id}",
+        project=labels.get(f"{spec.LABEL}.project", ""),
+        root=labels.get(f"{spec.LABEL}.root", ""),
+        made_with=_made_with(labels.get(f"{spec.LABEL}.made-with", "{}")),
+    )
+
+
+def _made_with(text: str) -> dict[str, str]:
+    try:
+        content = json.loads(text)
+        return {str(key): str(value) for key, value in content.items()}
+    except (ValueError, AttributeError):
+        return {}
+
+
+def read_password(container: Any) -> str:
+    """The password file's content; the daemon reads it, whatever the state of the container."""
+    with translated(f"read from the container {container.short_id}"):
+        chunks, _ = container.get_archive(f"{spec.HOME}/password")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
+            member = tar.extractfile("password")
+            return member.read().decode().strip() if member else ""

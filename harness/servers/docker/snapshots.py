@@ -1,0 +1,223 @@
+"""Baked bases of containers: local images, committed from a container that was stopped cleanly."""
+
+from __future__ import annotations
+
+import calendar
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BackendError, ServerStartError
+from harness.servers.docker import container as container_
+from harness.servers.docker import image as image_
+from harness.servers.docker import spec
+from harness.servers.docker.backend import LABEL, DockerBackend
+from harness.servers.docker.daemon import translated
+from harness.servers.port import Base, Origin, ServerInfo
+from harness.telling import Story
+
+REPOSITORY = "pg-harness/baked"
+"""Images of ours are ``pg-harness/baked:<key>``: a name that a registry's prefix can be put before."""
+
+_FORMAT = "docker 1"
+_PATIENCE = 120
+"""Seconds that a clean shutdown may take: its checkpoint writes everything."""
+
+_CUT_OFF = 15 * 60
+"""Seconds after which a stopped builder is nobody's work in progress."""
+
+
+class DockerBakery:
+    """Keeps images.
+
+    Args:
+        backend: whose containers are kept, and started from what was kept.
+        cache: where the versions of images are noted.
+    """
+
+    def __init__(self, backend: DockerBackend, cache: Path) -> None:
+        self._backend = backend
+        self._cache = cache
+
+    def origin(self, story: Story) -> Origin:
+        """The image's id holds programs, C library and all; the entrypoint initialises."""
+        image = image_.ensure(self._backend.daemon, self._backend.image, story)
+        attributes = image.attrs
+        platform = f"{attributes.get('Os')}/{attributes.get('Architecture')}/{attributes.get('Variant', '')}"
+        return Origin(self._major(image), "\n".join([_FORMAT, image.id, platform]))
+
+    def _major(self, image: Any) -> int:
+        """Of the server in an image; asked once, in a container, and noted by the image's id."""
+        note = self._cache / "images" / f"{image.id.rpartition(':')[2][:24]}.json"
+        try:
+            return int(json.loads(note.read_text())["major"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        said = container_.version_in(self._backend.daemon, image, self._backend.image)
+        found = re.search(r"\(PostgreSQL\) (\d+)", said)
+        if found is None:
+            raise ServerStartError(
+                f"the image {self._backend.image} does not tell its PostgreSQL version", log_tail=said
+            )
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(json.dumps({"major": int(found[1])}))
+        except OSError:
+            # Asked again next time.
+            pass
+        return int(found[1])
+
+    def find(self, key: str) -> Base | None:
+        """The image of that key, if its label agrees."""
+        import docker.errors
+
+        with translated(f"look for the image {REPOSITORY}:{key}"):
+            try:
+                image = self._backend.daemon.client.images.get(f"{REPOSITORY}:{key}")
+            except docker.errors.ImageNotFound:
+                return None
+        found = _base(image)
+        return found if found is not None and found.key == key else None
+
+    def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Base:
+        """Forget the passwords, stop, commit; the tag, which makes it findable, comes with the last step."""
+        from harness.postgres.session import Session
+
+        with Session.connect(info.dsn) as session:
+            session.execute("alter role postgres password null")
+        daemon = self._backend.daemon
+        with translated("stop the container that was baked"):
+            container = daemon.client.containers.get(info.handle)
+            # Written into the container's own layer, and removed before that becomes an image's.
+            secrets = [f"{spec.HOME}/password", f"{spec.DISK}/.pwfile"]
+            done = container.exec_run(["rm", "-f", *secrets], user="0:0")
+            if done.exit_code != 0:
+                raise BackendError(f"the password file cannot be removed before baking: {done.output!r}")
+            container.stop(timeout=_PATIENCE)
+            container.reload()
+        code = container.attrs["State"].get("ExitCode")
+        if code != 0:
+            raise ServerStartError(
+                f"the server that was baked ended with code {code} instead of a clean stop",
+                log_tail=container.logs(tail=25).decode("utf-8", "replace"),
+            )
+        with translated("commit the container that was baked"):
+            made = daemon.client.api.commit(
+                container.id, repository=REPOSITORY, tag=key, changes=_changes(key, facts)
+            )
+            container_.remove(daemon, container.id)
+            image = daemon.client.images.get(made["Id"])
+        found = _base(image)
+        if found is None:
+            raise BackendError(f"the image {REPOSITORY}:{key} was committed and lacks its labels")
+        # Baked again (`bake --rebuild`): the one before has lost its tag, and nobody would ever look for it.
+        for older in self.list():
+            if older.key == key and older.ref != found.ref:
+                self.remove(older)
+        return found
+
+    def touch(self, base: Base) -> None:
+        """Tag it again: the daemon notes when that was."""
+        with translated("tag an image"):
+            self._backend.daemon.client.api.tag(base.ref, REPOSITORY, base.key, force=True)
+
+    def list(self) -> Sequence[Base]:
+        """All images of ours on this daemon."""
+        with translated("list its images"):
+            images = self._backend.daemon.client.images.list(filters={"label": f"{LABEL}.baked"})
+        found = [_base(image) for image in images]
+        return [base for base in found if base is not None]
+
+    def remove(self, base: Base) -> bool:
+        """Remove the image; one that containers still use is left."""
+        import docker.errors
+
+        with translated("remove an image"):
+            try:
+                # By its id: layers that lost their tag to a newer image go as well.
+                self._backend.daemon.client.images.remove(base.ref, force=False)
+            except docker.errors.ImageNotFound:
+                return True
+            except docker.errors.APIError as error:
+                if error.response is not None and error.response.status_code == 409:
+                    return False
+                raise
+        return True
+
+    def leftovers(self) -> Sequence[str]:
+        """Containers that do not run and whose maker was killed: builders before their commit, servers before their start."""
+        gone = []
+        daemon = self._backend.daemon
+        with translated("list its containers"):
+            containers = daemon.client.containers.list(
+                all=True,
+                filters={"label": f"{LABEL}.purpose", "status": ["exited", "created", "dead"]},
+                ignore_removed=True,
+            )
+        for container in containers:
+            ended = container.attrs.get("State", {}).get("FinishedAt") or ""
+            began = container.attrs.get("Created") or ""
+            idle = time.time() - max(_seconds(ended), _seconds(began))
+            own = container.labels.get(f"{LABEL}.purpose", "").startswith(("run-", "bake-"))
+            if own and idle > _CUT_OFF:
+                with translated(f"remove the container {container.short_id}"):
+                    container_.remove(daemon, container.id)
+                gone.append(container.name)
+        return gone
+
+
+def _changes(key: str, facts: Mapping[str, str]) -> list[str]:
+    labels = {
+        # The builder's own would pass on to every container that a person runs from this image.
+        **{f"{LABEL}.{name}": "" for name in ("project", "purpose", "server-id", "root", "ttl", "storage")},
+        f"{LABEL}.baked": key,
+        # They lie in it, with the settings: a later start has to bring neither.
+        spec.SCRIPTS: spec.scripts_mark(),
+        f"{LABEL}.created": f"{time.time():.0f}",
+        f"{LABEL}.facts": json.dumps(dict(facts)),
+    }
+    variables = {"PGHARNESS_BASE": spec.DISK, "PGHARNESS_TTL": "", "PGHARNESS_LOCK_KEY": ""}
+    return [
+        *(f"LABEL {name}={_quoted(value)}" for name, value in labels.items()),
+        *(f"ENV {name}={_quoted(value)}" for name, value in variables.items()),
+    ]
+
+
+def _quoted(value: str) -> str:
+    """A word of a Dockerfile: in double quotes, with ``\\``, ``"`` and ``$`` escaped, and no line ends."""
+    escaped = re.sub(r'(["\\$])', r"\\\1", value)
+    return '"' + " ".join(escaped.splitlines()) + '"'
+
+
+def _base(image: Any) -> Base | None:
+    labels = image.labels or {}
+    try:
+        key = labels[f"{LABEL}.baked"]
+        created = float(labels[f"{LABEL}.created"])
+        facts = json.loads(labels.get(f"{LABEL}.facts") or "{}")
+    except (KeyError, ValueError):
+        return None
+    tagged = _seconds((image.attrs.get("Metadata") or {}).get("LastTagTime") or "")
+    return Base(image.id, key, "docker", _own_size(image), created, max(created, tagged), facts)
+
+
+def _own_size(image: Any) -> int:
+    """Bytes of the layer that was committed; what lies below is there anyway."""
+    with translated("look at an image"):
+        history = image.history()
+    return int(history[0].get("Size") or 0) if history else 0
+
+
+def _seconds(text: str) -> float:
+    """Seconds since 1970 of Docker's times; 0 for none."""
+    found = re.match(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.\d+)?(?:Z|([+-])(\d\d):(\d\d))?", text)
+    if found is None or text.startswith("0001"):
+        return 0.0
+    seconds = calendar.timegm(tuple(int(part) for part in found.groups()[:6]))
+    if found[7]:
+        offset = 60 * (60 * int(found[8]) + int(found[9]))
+        seconds -= offset if found[7] == "+" else -offset
+    return float(seconds)

@@ -1,0 +1,227 @@
+"""What one container is made of: image, storage, labels, and the files that are put into it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from harness.servers import defaults
+from harness.servers.docker.daemon import Daemon, translated
+from harness.servers.port import ServerRequest
+
+LABEL = "dev.pg-harness"
+HOME = "/pgharness"
+"""Our folder in the container. No image declares it as a VOLUME, so a commit keeps what lies in it."""
+DISK, MEMORY = f"{HOME}/data", f"{HOME}/memory"
+SCRIPTS = f"{LABEL}.scripts"
+"""Label of a baked image: which scripts lie in it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one container is made of.
+
+    Attributes:
+        image: ``docker.models.images.Image``.
+        name: the image's name, for people.
+        storage: ``"memory"`` or ``"disk"``.
+        memory: bytes of the tmpfs.
+        foreign: for people, where the image is for another architecture than the daemon's machine; else empty.
+    """
+
+    image: Any
+    name: str
+    storage: str
+    memory: int
+    shm_size: int
+    foreign: str = ""
+
+    @property
+    def fed(self) -> bool:
+        """Whether the image has our scripts of today: then nothing has to be unpacked into the container."""
+        return bool((self.image.labels or {}).get(SCRIPTS) == scripts_mark())
+
+    @classmethod
+    def of(
+        cls,
+        request: ServerRequest,
+        about: Mapping[str, Any],
+        *,
+        image: Any,
+        name: str,
+        memory_limit: int | None,
+        shm_size: int,
+    ) -> Plan:
+        """Decide the storage: memory for runs, where the daemon's machine has room for it.
+
+        Args:
+            about: what the daemon says of itself (`docker info`).
+        """
+        total = int(about.get("MemTotal") or 0)
+        # The daemon's machine may be another one: its MemTotal is all that is known of it. On this
+        # machine, what is free counts.
+        local = defaults.memory_budget(None)
+        share = min(total // 4, local) if local else total // 4
+        memory = min(memory_limit, share) if memory_limit is not None else share
+        storage = request.storage
+        if storage == "auto":
+            throwaway = request.ttl is not None or request.purpose != "up"
+            storage = "memory" if throwaway and memory >= defaults.MEMORY_AT_LEAST else "disk"
+        elif storage == "memory" and memory_limit is not None:
+            memory = memory_limit
+        return cls(image, name, storage, memory, shm_size, foreign(image, about))
+
+
+def folder(storage: str) -> str:
+    """Where data directories and the server's socket lie inside the container."""
+    return MEMORY if storage == "memory" else DISK
+
+
+_SAME = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "armv6l": "arm",
+    "i686": "386",
+    "i386": "386",
+}
+"""What `docker info` calls an architecture → what images call it."""
+
+
+def foreign(image: Any, about: Mapping[str, Any]) -> str:
+    """How an image's architecture differs from the machine's; empty where it does not.
+
+    Args:
+        about: what the daemon says of itself (`docker info`).
+    """
+    mine = str(about.get("Architecture") or "")
+    mine, wanted = _SAME.get(mine, mine), str(image.attrs.get("Architecture") or "")
+    if not mine or not wanted or mine == wanted:
+        return ""
+    return f"it is for {wanted}, and the daemon's machine is {mine}"
+
+
+def create(daemon: Daemon, plan: Plan, request: ServerRequest, *, fed: bool) -> Any:
+    """Create the container, not yet filled or started.
+
+    Args:
+        fed: whether its password and settings will come by standard input.
+
+    Raises:
+        BackendError: the daemon refused.
+    """
+    from harness.postgres.session import lock_key
+
+    labels = {
+        f"{LABEL}.project": request.project,
+        f"{LABEL}.purpose": request.purpose,
+        f"{LABEL}.server-id": request.server_id,
+        f"{LABEL}.root": str(request.root),
+        f"{LABEL}.storage": plan.storage,
+        f"{LABEL}.image": plan.name,
+        f"{LABEL}.ttl": "" if request.ttl is None else f"{request.ttl:g}",
+        f"{LABEL}.made-with": json.dumps(dict(request.made_with)),
+    }
+    environment = {
+        "PGHARNESS_BASE": folder(plan.storage),
+        "PGHARNESS_USER": (plan.image.attrs.get("Config") or {}).get("User") or "",
+        "PGHARNESS_TTL": "" if request.ttl is None else f"{request.ttl:g}",
+        "PGHARNESS_LOCK_KEY": str(lock_key("server", request.server_id)),
+    }
+    options: dict[str, Any] = {}
+    if fed:
+        environment["PGHARNESS_STDIN"] = "yes"
+        options["stdin_open"] = True
+    if daemon.bind:
+        options["ports"] = {"5432/tcp": (daemon.bind, None)}
+    if daemon.network:
+        options["network"] = daemon.network
+    if plan.storage == "memory":
+        options["tmpfs"] = {MEMORY: f"size={plan.memory},mode=1777"}
+    with translated(f"create a container from {plan.name}"):
+        return daemon.client.containers.create(
+            plan.image.id,
+            command=[],
+            entrypoint=["/bin/sh", f"{HOME}/entrypoint.sh"],
+            name=name_of(request),
+            user="0:0",
+            working_dir="/",
+            labels=labels,
+            environment=environment,
+            # A stopped `up` server keeps its data; what a run started is gone with it.
+            # A bake is committed after it has stopped; its baker removes it.
+            auto_remove=(request.purpose != "up" or request.ttl is not None)
+            and not request.purpose.startswith("bake-"),
+            # Reaps the watcher: it must not be the postmaster's child.
+            init=True,
+            shm_size=plan.shm_size,
+            stop_signal="SIGINT",
+            healthcheck={"test": ["NONE"]},
+            **options,
+        )
+
+
+def name_of(request: ServerRequest) -> str:
+    """What the container is called."""
+    return f"pg-harness-{request.project}-{request.purpose}-{request.server_id[:8]}"
+
+
+def settings_of(request: ServerRequest, plan: Plan) -> bytes:
+    """The server's settings, one a line."""
+    settings = defaults.complete(request.settings, storage=plan.storage, server_id=request.server_id)
+    return defaults.render({**settings, "listen_addresses": "*", "port": "5432"}).encode()
+
+
+def feed(request: ServerRequest, plan: Plan) -> bytes:
+    """What a container whose image has the scripts reads from its standard input."""
+    return request.password.encode() + b"\n" + settings_of(request, plan) + b"\n"
+
+
+def archive(request: ServerRequest, plan: Plan) -> bytes:
+    """All that is put into the container before it starts, as a tar file."""
+    scripts = {name: _script(name) for name in _SCRIPTS}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path, mode in ((HOME, 0o755), (DISK, 0o1777)):
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.type, entry.mode = tarfile.DIRTYPE, mode
+            tar.addfile(entry)
+        files = [(f"{HOME}/{name}", 0o755, text) for name, text in scripts.items()]
+        files.append((f"{HOME}/settings", 0o644, settings_of(request, plan)))
+        files.append((f"{HOME}/password", 0o400, request.password.encode() + b"\n"))
+        for path, mode, content in files:
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.size, entry.mode = len(content), mode
+            tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+_SCRIPTS = ("entrypoint.sh", "watch.sh")
+
+
+@cache
+def scripts_mark() -> str:
+    """Sixteen hex digits of the scripts' text: an image that an older version baked has others in it."""
+    return hashlib.sha256(b"\0".join(_script(name) for name in _SCRIPTS)).hexdigest()[:16]
+
+
+def _script(name: str) -> bytes:
+    return resources.files("harness.servers").joinpath("scripts", name).read_bytes()
+
+
+def entrypoint() -> bytes:
+    """The entrypoint alone, as a tar file: it can tell the version of an image's PostgreSQL."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        content = _script("entrypoint.sh")
+        entry = tarfile.TarInfo(f"{HOME}/entrypoint.sh".lstrip("/"))
+        entry.size, entry.mode = len(content), 0o755
+        tar.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()

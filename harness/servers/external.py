@@ -1,0 +1,204 @@
+"""A server that someone else runs, named explicitly. It is used, and never started or stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.dsn import Dsn
+from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerRefused
+from harness.servers.port import ServerInfo, ServerRequest
+from harness.telling import Story
+
+if TYPE_CHECKING:
+    from harness.postgres.session import Session
+
+OLDEST = 14
+"""The oldest major version that is looked after; resets by the WAL need 15."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server allows us.
+
+    Attributes:
+        version: as ``server_version_num``: 150018 is 15.18.
+        user: whom we log in as.
+        recovery: it is a standby.
+        read_only: new transactions may not write.
+        pooler: something between us and the server keeps no session for us (pgbouncer).
+        max_connections: in all, for everybody.
+        reads_wal: the server's log can be read.
+    """
+
+    version: int
+    user: str
+    superuser: bool
+    createdb: bool
+    createrole: bool
+    recovery: bool
+    read_only: bool
+    pooler: bool
+    max_connections: int
+    reads_wal: bool
+
+    def forbids(self) -> list[str]:
+        """Why this server cannot be used at all, one line each; empty where it can."""
+        reasons = []
+        if self.version // 10000 < OLDEST:
+            reasons.append(f"it is PostgreSQL {self.version // 10000}; {OLDEST} is the oldest that works")
+        if self.recovery:
+            reasons.append("it is a standby (in recovery), which cannot create databases: name its primary")
+        elif self.read_only:
+            reasons.append(
+                f"its transactions are read-only (default_transaction_read_only): "
+                f"ALTER ROLE {self.user} SET default_transaction_read_only = off"
+            )
+        if not self.superuser and not self.createdb:
+            reasons.append(f"the role {self.user} may not create databases: ALTER ROLE {self.user} CREATEDB")
+        if self.pooler:
+            reasons.append(
+                "a pooler (pgbouncer) is in front of it, which loses advisory locks: name the server's own port"
+            )
+        return reasons
+
+    def warnings(self) -> list[str]:
+        """What will not work or be slower, one line each."""
+        lines = []
+        if not self.superuser and not self.createrole:
+            lines.append(
+                f"the role {self.user} has no CREATEROLE: the application logs in as {self.user} itself, "
+                f"and migrations that create roles fail"
+            )
+        if self.version // 10000 < 15:
+            lines.append("before PostgreSQL 15 there is no pg_walinspect: each reset is a new clone")
+        elif not self.reads_wal:
+            lines.append("the server's log cannot be read (a superuser is needed): each reset is a new clone")
+        if not self.superuser:
+            lines.append("without a superuser, extensions that are not trusted must be there already")
+        return lines
+
+
+class ExternalBackend:
+    """The server behind one URL.
+
+    Args:
+        url: ``postgresql://user:password@host:port/database``; the database is the maintenance database.
+        origin: where the URL came from, for messages.
+    """
+
+    name = "external"
+
+    def __init__(self, url: str, *, origin: str = "the server URL") -> None:
+        self.dsn = Dsn.parse(url, origin=origin)
+        self.origin = origin
+
+    def find(self, project: str, purpose: str) -> ServerInfo | None:
+        """The server, after it was asked what it allows.
+
+        Raises:
+            BackendUnavailable: it does not answer, refuses us, or cannot be used.
+        """
+        return self._info(purpose, self.limits())
+
+    def start(self, request: ServerRequest, story: Story) -> ServerInfo:
+        """As :meth:`find`, telling what will not work.
+
+        Raises:
+            BackendUnavailable: as :meth:`find`.
+        """
+        limits = self.limits()
+        for line in limits.warnings():
+            story(f"external: {line}")
+        return self._info(request.purpose, limits)
+
+    def limits(self) -> Limits:
+        """What the server allows.
+
+        Raises:
+            BackendUnavailable: it does not answer, refuses us, or cannot be used.
+        """
+        from harness.postgres.session import Session
+
+        try:
+            with Session.connect(self.dsn) as session:
+                limits = _ask(session)
+        except ServerLost as error:
+            raise BackendUnavailable(
+                f"the server {self.dsn.masked} ({self.origin}) does not answer",
+                checked=[str(error)],
+                remedies=[
+                    "see that it runs and that host and port are right",
+                    "unset the URL to have a server started",
+                ],
+            ) from error
+        except ServerRefused as error:
+            raise BackendUnavailable(
+                f"the server {self.dsn.masked} ({self.origin}) refuses us: {error}",
+                remedies=[
+                    "see that user, password and database in the URL are right, and pg_hba.conf lets us in"
+                ],
+            ) from error
+        reasons = limits.forbids()
+        if reasons:
+            raise BackendUnavailable(
+                f"the server {self.dsn.masked} ({self.origin}) answers, but cannot be used", checked=reasons
+            )
+        return limits
+
+    def stop(self, info: ServerInfo) -> None:
+        """Nothing: this server is not ours."""
+
+    def list(self, project: str | None) -> list[ServerInfo]:
+        """The one server, if it answers."""
+        try:
+            return [self._info("", self.limits())]
+        except BackendError:
+            return []
+
+    def logs(self, info: ServerInfo, follow: bool) -> Iterator[str]:
+        """One line: the log is with whoever runs the server."""
+        yield f"the log of {self.dsn.masked} is with whoever runs that server"
+
+    def _info(self, purpose: str, limits: Limits) -> ServerInfo:
+        major, minor = divmod(limits.version, 10000)
+        return ServerInfo(
+            dsn=self.dsn,
+            server_id="",
+            backend="external",
+            purpose=purpose,
+            storage="unknown",
+            handle=self.dsn.masked,
+            description=f"PostgreSQL {major}.{minor} at {self.dsn.host}:{self.dsn.port} ({self.origin})",
+        )
+
+
+def _ask(session: Session) -> Limits:
+    pooler = _pooled(session)
+    row = session.row(
+        "SELECT current_user, rolsuper, rolcreatedb, rolcreaterole, pg_is_in_recovery(),"
+        " current_setting('default_transaction_read_only')::bool, current_setting('max_connections')::int"
+        " FROM pg_roles WHERE rolname = current_user"
+    )
+    if row is None:
+        raise ServerRefused("the server does not show us our own role in pg_roles")
+    user, superuser, createdb, createrole, recovery, read_only, most = row
+    return Limits(
+        version=session.server_version,
+        user=user,
+        superuser=superuser,
+        createdb=createdb,
+        createrole=createrole,
+        recovery=recovery,
+        read_only=read_only,
+        pooler=pooler,
+        max_connections=most,
+        reads_wal=superuser and session.server_version >= 150000,
+    )
+
+
+def _pooled(session: Session) -> bool:
+    """Whether somebody between us and the server answers the login: the process number it told is not the backend's."""
+    # pgbouncer invents the cancel key that it sends at login; its number is no backend's.
+    return bool(session.value("SELECT pg_backend_pid()") != session.pid)

@@ -1,0 +1,98 @@
+"""A server that answered, and the way into one that another process of the same run has found.
+
+Apart from :mod:`harness.servers.acquire`, which looks for one and starts it: a worker that joins imports nothing of that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from harness.config.settings import Settings
+from harness.dsn import Dsn
+from harness.errors import ServerLost
+from harness.servers.handshake import attach
+from harness.servers.port import Backend, ServerInfo
+
+if TYPE_CHECKING:
+    from harness.postgres.session import Session
+
+
+@dataclass
+class Server:
+    """A server that answered, and a session on its maintenance database.
+
+    Attributes:
+        info: what its backend knows.
+        session: the admin session that verified it. It holds the sign of life (a shared advisory lock)
+            until :meth:`close`, so the server does not end itself meanwhile.
+        started: whether this call started it; False where it was found.
+        seconds: how long finding or starting took.
+    """
+
+    info: ServerInfo
+    session: Session
+    started: bool
+    seconds: float
+    _settings: Settings = field(repr=False)
+    _environ: Mapping[str, str] = field(repr=False)
+    _forget: Callable[[], object] = field(repr=False)
+    """Removes what is noted of it."""
+
+    @property
+    def admin_dsn(self) -> Dsn:
+        """The superuser's address of the maintenance database."""
+        return self.info.dsn
+
+    @property
+    def backend(self) -> Backend:
+        """What started it, for :meth:`stop` and :meth:`logs`; made when it is asked for."""
+        from harness.servers import registry
+
+        return registry.named(self.info.backend, self._settings, self._environ)
+
+    def logs(self, follow: bool = False) -> Iterator[str]:
+        """Lines of the server's log."""
+        return self.backend.logs(self.info, follow)
+
+    def stop(self) -> None:
+        """End the server and remove its data. A server that someone else runs is left alone."""
+        self.close()
+        self._forget()
+        self.backend.stop(self.info)
+
+    def close(self) -> None:
+        """Let go of it: log out. The server goes on, until its TTL has passed."""
+        self.session.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo) -> Server:
+    """Log in and compare the server's id; look for nothing.
+
+    Raises:
+        ServerLost: it is gone, or another one answers at its address.
+    """
+    from harness.postgres.session import Session
+
+    def forget() -> None:
+        from harness.servers.records import Hint
+
+        Hint.of(settings, environ, "run").forget()
+
+    began = time.monotonic()
+    if info.backend == "external":
+        session: Session | None = Session.connect(info.dsn)
+        why = ""
+    else:
+        session, why = attach(info)
+    if session is None:
+        raise ServerLost(f"the server of this run ({info.description}) is gone: {why}")
+    return Server(info, session, False, time.monotonic() - began, settings, environ, forget)

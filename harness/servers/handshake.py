@@ -1,0 +1,139 @@
+"""Whether a server that is noted or listed answers as itself, whether anybody else uses it, and waiting
+for one that was started."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from harness.dsn import Dsn
+from harness.errors import ServerLost, ServerRefused, ServerStartError
+from harness.servers.port import ServerInfo
+
+if TYPE_CHECKING:
+    from harness.postgres.session import Session
+
+CRASH_PATIENCE = 15.0
+"""Seconds to wait for a server that recovers after a crash of one of its backends."""
+
+_WATCHER_PATIENCE = 0.5
+"""Seconds in which the dead-man's switch has let go of the lock again (it holds it for microseconds)."""
+
+
+def life_key(info: ServerInfo) -> int:
+    """The advisory lock on the maintenance database that is a server's sign of life."""
+    from harness.postgres.session import lock_key
+
+    return lock_key("server", info.server_id)
+
+
+def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
+    """Log in, compare the id and take the sign of life; or say why not.
+
+    Args:
+        patience: seconds to wait for a server that does not answer at all.
+
+    Raises:
+        ServerRefused: it is the right server, and it has no connection left.
+    """
+    from harness.postgres.locks import HOLD_SHARED
+    from harness.postgres.session import Session
+
+    began = time.monotonic()
+    while True:
+        session = None
+        try:
+            session = Session.connect(info.dsn)
+            found = session.value("SELECT current_setting('harness.server_id', true)")
+            if found == info.server_id:
+                # Blocking: where the server is ending itself, this waits until it is gone and then says so.
+                session.execute(HOLD_SHARED, (life_key(info),))
+                return session, ""
+            session.close()
+            return None, f"another server answers at {info.dsn.host}:{info.dsn.port}"
+        except (ServerLost, ServerRefused) as error:
+            if session is not None:
+                session.close()
+            sqlstate = error.sqlstate if isinstance(error, ServerRefused) else ""
+            wait = CRASH_PATIENCE if sqlstate == "57P03" else 0 if sqlstate else patience
+            if time.monotonic() - began < wait:
+                time.sleep(0.05)
+                continue
+            if sqlstate == "53300":
+                # It is the right server and full: starting a second one beside it would hide the leak.
+                raise
+            return None, error.message
+
+
+def claim_alone(info: ServerInfo, session: Session) -> bool:
+    """Take the sign of life exclusively, for an end of the server; False where anybody else holds it.
+
+    Whoever comes after that waits for the lock, is told of the shutdown, and never works on a dying server.
+    """
+    began = time.monotonic()
+    while True:
+        if session.value("SELECT pg_try_advisory_lock(%s)", (life_key(info),)):
+            return True
+        if time.monotonic() - began > _WATCHER_PATIENCE:
+            return False
+        time.sleep(0.05)
+
+
+_SOON = ("57P03", "28P01", "3D000")
+"""Refusals that pass: starting up, the password is about to be set, ``postgres`` is about to exist."""
+
+
+def wait(
+    dsn: Dsn,
+    server_id: str,
+    *,
+    timeout: float,
+    died: Callable[[], str | None],
+    tail: Callable[[], str],
+    nap: Callable[[float], None] = time.sleep,
+) -> None:
+    """Return once the server at ``dsn`` answers with our ``harness.server_id``.
+
+    Args:
+        timeout: seconds.
+        died: says why the server will never answer; None while it may.
+        tail: the last lines of its log so far.
+        nap: pauses for so many seconds, or until the server's log says that it is ready.
+
+    Raises:
+        ServerStartError: it died, another server answers there, or time is up.
+    """
+    from harness.postgres.session import Session
+
+    deadline = time.monotonic() + timeout
+    pause = 0.005
+    last = "nobody answered"
+    while True:
+        reason = died()
+        if reason is not None:
+            raise ServerStartError(reason, log_tail=tail())
+        try:
+            with Session.connect(dsn, timeout=2) as session:
+                found = session.value("SELECT current_setting('harness.server_id', true)")
+        except ServerLost as error:
+            last = str(error)
+        except ServerRefused as error:
+            last = str(error)
+            if error.sqlstate not in _SOON:
+                raise ServerStartError(
+                    f"the server started and then refused us: {error}", log_tail=tail()
+                ) from None
+            # It says that it is starting up: it will not be long.
+            pause = min(pause, 0.01)
+        else:
+            if found == server_id:
+                return
+            last = "another PostgreSQL server answers at this address"
+        if time.monotonic() > deadline:
+            raise ServerStartError(
+                f"the server did not become ready within {timeout:.0f} s (start_timeout); last answer: {last}",
+                log_tail=tail(),
+            )
+        nap(pause)
+        pause = min(pause * 1.5, 0.05)

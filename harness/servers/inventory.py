@@ -1,0 +1,105 @@
+"""The servers that there are: looked for, listed, ended. Nothing here starts one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+
+from harness.config import project
+from harness.config.settings import Settings
+from harness.errors import BackendError
+from harness.servers import registry
+from harness.servers.acquire import external, locked
+from harness.servers.handle import Server
+from harness.servers.handshake import attach
+from harness.servers.port import Backend, ServerInfo
+from harness.servers.records import Hint
+from harness.telling import Story, silent
+
+
+def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run") -> Server | None:
+    """The server that runs for this checkout and purpose; never starts one.
+
+    Raises:
+        BackendUnavailable: an external server that is named does not answer.
+    """
+    if settings.server_url is not None:
+        return external(settings, environ, purpose=purpose)
+    began = time.monotonic()
+    hint = Hint.of(settings, environ, purpose)
+    info, _ = hint.read()
+    candidates = [info] if info is not None else []
+    session = None
+    if info is not None:
+        session, _ = attach(info)
+    if session is None:
+        candidates = [
+            found
+            for backend in working_backends(settings, environ)
+            if (found := backend.find(hint.project, purpose))
+        ]
+        for info in candidates:
+            session, _ = attach(info)
+            if session is not None:
+                hint.write(info)
+                break
+    if session is None or info is None:
+        return None
+    return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)
+
+
+def stop(
+    settings: Settings, environ: Mapping[str, str], *, purpose: str = "run", story: Story = silent
+) -> bool:
+    """End the server of this checkout and purpose and remove its data, whether it answers or not.
+
+    Returns:
+        Whether there was one. A server that someone else runs is never touched.
+    """
+    hint = Hint.of(settings, environ, purpose)
+    with locked(hint, settings, purpose):
+        doomed: dict[str, tuple[Backend, ServerInfo]] = {}
+        for backend in working_backends(settings, environ):
+            for info in backend.list(hint.project):
+                if info.purpose == purpose:
+                    doomed[info.handle] = (backend, info)
+        for backend, info in doomed.values():
+            backend.stop(info)
+            story(f"{info.backend}: ended {info.description}")
+        hint.forget()
+    return bool(doomed)
+
+
+def servers(settings: Settings, environ: Mapping[str, str], *, everywhere: bool = False) -> list[ServerInfo]:
+    """All servers of this checkout, running or stopped, of all backends that work here."""
+    mine = None if everywhere else project.project_id(settings.root)
+    return [info for backend in working_backends(settings, environ) for info in backend.list(mine)]
+
+
+def working_backends(settings: Settings, environ: Mapping[str, str]) -> Iterator[Backend]:
+    """Those that may hold a server of ours; a daemon that does not answer holds none that could be ended."""
+    for name in ("process", "docker"):
+        backend = registry.named(
+            name, settings, environ, timeout=registry.AUTO_TIMEOUT if settings.backend == "auto" else 10
+        )
+        try:
+            backend.list("0000000000")
+        except BackendError:
+            continue
+        yield backend
+
+
+def forget_gone(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    """Remove the hints of workers' servers that do not answer any more; return their purposes."""
+    folder = Hint.of(settings, environ, "run").path.parent
+    gone = []
+    for path in sorted(folder.glob("run-*.json")):
+        hint = Hint.of(settings, environ, path.stem)
+        info, _ = hint.read()
+        session = attach(info)[0] if info is not None else None
+        if session is None:
+            hint.forget()
+            gone.append(path.stem)
+        else:
+            session.close()
+    return gone

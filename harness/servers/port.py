@@ -1,0 +1,183 @@
+"""The ports that every backend fills: its servers, and its baked bases, which servers are started from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from harness.dsn import Dsn
+from harness.telling import Story
+
+
+@dataclass(frozen=True)
+class ServerRequest:
+    """What server is wanted.
+
+    Attributes:
+        project: ten hex digits of the checkout, see :func:`harness.config.project.project_id`.
+        purpose: ``"up"`` (a person's: on disk, survives a reboot and ``docker stop``) or ``"run"``
+            (a test run's: auto-removed, kept warm for ``ttl``); with ``isolation = "server"`` also
+            ``"run-<n>"``. At most one server per (project, purpose).
+        server_id: a fresh UUID; the server is started with ``-c harness.server_id=<it>``.
+        root: real path of the checkout, for labels and people.
+        password: of the superuser ``postgres``, generated; reaches the server through a file that only it
+            can read, never through a command line, a label or a log.
+        settings: server settings, name → value, already complete (throwaway data, connections, user's).
+        storage: ``"memory"`` or ``"disk"``, already decided or ``"auto"`` for the backend to decide.
+        ttl: seconds after which the server ends itself once nobody has held its sign of life; None: never.
+        base: what to start from instead of an empty cluster: a baked directory (process) or image (docker),
+            see :mod:`harness.servers.port`.
+        memory: bytes that data in memory may take; None: the backend's own share of what is free.
+        made_with: the settings that decided this start, see :mod:`harness.servers.drift`; noted with the server.
+    """
+
+    project: str
+    purpose: str
+    server_id: str
+    root: Path
+    password: str = field(repr=False)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    storage: str = "auto"
+    ttl: float | None = None
+    start_timeout: float = 60
+    base: str | None = None
+    memory: int | None = None
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """A server that runs (or ran), as its backend knows it.
+
+    Attributes:
+        dsn: the superuser's address of the maintenance database ``postgres``.
+        server_id: what ``current_setting('harness.server_id')`` must answer; empty for external servers.
+        backend: ``"docker"``, ``"process"`` or ``"external"``.
+        storage: ``"memory"``, ``"disk"``, or ``"unknown"`` for external servers.
+        handle: what the backend finds it by again: container id, data directory, or the masked URL.
+        binaries: local folder with ``psql`` and the rest, where there is one.
+        description: for people, for instance ``"postgres:17 in container 3f9a1c02be"``.
+        project: the checkout that it belongs to; empty where it is unknown.
+        root: that checkout's path, for people; empty where it is unknown.
+        made_with: the settings that decided its start; empty where they are unknown.
+    """
+
+    dsn: Dsn
+    server_id: str
+    backend: str
+    purpose: str
+    storage: str
+    handle: str
+    binaries: str | None = None
+    ttl: float | None = None
+    description: str = ""
+    project: str = ""
+    root: str = ""
+    made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+class Backend(Protocol):
+    """What can find, start and stop servers of one kind."""
+
+    name: str
+
+    def find(self, project: str, purpose: str) -> ServerInfo | None:
+        """The running server of that identity, from the vendor's own records (labels, pid files); None if none runs."""
+        ...
+
+    def start(self, request: ServerRequest, story: Story) -> ServerInfo:
+        """Start a server (or start a stopped one of the same identity again, for ``up``) and wait until it answers.
+
+        Raises:
+            BackendUnavailable: nothing here can start it. ServerStartError: it did not become ready.
+        """
+        ...
+
+    def stop(self, info: ServerInfo) -> None:
+        """End the server and remove its data. That it is already gone is success."""
+        ...
+
+    def list(self, project: str | None) -> list[ServerInfo]:
+        """All servers of the checkout, running or stopped; of all checkouts with None."""
+        ...
+
+    def logs(self, info: ServerInfo, follow: bool) -> Iterator[str]:
+        """Lines of the server's log, without line ends."""
+        ...
+
+
+@dataclass(frozen=True)
+class Base:
+    """One baked base.
+
+    Attributes:
+        ref: what :attr:`harness.servers.port.ServerRequest.base` takes: a directory, or an image's id.
+        key: 24 hex digits of all that decides what it holds.
+        backend: ``"process"`` or ``"docker"``.
+        size: bytes that it takes beyond what is there anyway.
+        created, used: seconds since 1970.
+        facts: what was baked, for people: project, databases, server version.
+    """
+
+    ref: str
+    key: str
+    backend: str
+    size: int
+    created: float
+    used: float
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a base is baked on.
+
+    Attributes:
+        major: the server's major version, known before any server runs.
+        text: all else that makes a data directory fit: build, platform, C library, initdb's options.
+    """
+
+    major: int
+    text: str
+
+
+class Bakery(Protocol):
+    """Where one backend keeps its bases."""
+
+    def origin(self, story: Story) -> Origin:
+        """What a server of this backend would be started from now.
+
+        Raises:
+            BackendUnavailable: nothing could be started.
+        """
+        ...
+
+    def find(self, key: str) -> Base | None:
+        """The finished base of that key."""
+        ...
+
+    def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Base:
+        """Stop a server cleanly and keep its data as a base; the server is gone afterwards.
+
+        Raises:
+            ServerStartError: it did not stop cleanly. BackendError: the disk is full, the daemon refused.
+        """
+        ...
+
+    def touch(self, base: Base) -> None:
+        """Note that it was used now; eviction goes by that."""
+        ...
+
+    def list(self) -> Sequence[Base]:
+        """All finished bases of this user."""
+        ...
+
+    def remove(self, base: Base) -> bool:
+        """Remove it; False where it is in use. Servers that were started from it go on."""
+        ...
+
+    def leftovers(self) -> Sequence[str]:
+        """Remove what bakes and starts that were cut off have left; return it, for people."""
+        ...

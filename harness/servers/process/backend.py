@@ -1,0 +1,338 @@
+"""Servers from local binaries: a postmaster of our own, on a copied data directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+from harness.dsn import Dsn
+from harness.errors import BackendUnavailable, ServerStartError
+from harness.servers import defaults, handshake
+from harness.servers.port import ServerInfo, ServerRequest
+from harness.servers.process import cluster as cluster_
+from harness.servers.process.binaries import Binaries, choose, supported
+from harness.servers.process.record import Record, alive, end
+from harness.servers.process.user import Owner, enterable_binaries, make_folder
+from harness.telling import Story
+
+_ADDRESS = "127.0.0.1"
+_ATTEMPTS = 10
+"""How many ports are tried: between choosing and binding, somebody else may take one."""
+
+
+class ProcessBackend:
+    """Servers as processes of this machine.
+
+    Args:
+        environ: where binaries are looked for (``PATH``).
+        state: folder for data on disk.
+        cache: folder for initialised directories.
+        binaries: the user's own folder of programs.
+        version: ``"17"``; None: any.
+        memory_limit: bytes that data in memory may take; None: a quarter of what is free.
+        memory: folder in memory; None: ``/dev/shm`` where there is one.
+    """
+
+    name = "process"
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        state: Path,
+        cache: Path,
+        binaries: Path | None = None,
+        version: str | None = None,
+        memory_limit: int | None = None,
+        memory: Path | None = None,
+    ) -> None:
+        self._environ = environ
+        self._state = state
+        self.cache = cache
+        self._found: Binaries | None = None
+        self._folder = binaries
+        self._version = version
+        self._limit = memory_limit
+        self._memory = memory or defaults.shared_memory()
+
+    def binaries(self) -> Binaries:
+        """The programs to use.
+
+        Raises:
+            BackendUnavailable: there are none, or this system cannot run them.
+        """
+        if self._found is None:
+            reason = supported()
+            if reason is not None:
+                raise BackendUnavailable(reason)
+            self._found = choose(self._environ, folder=self._folder, version=self._version)
+        return self._found
+
+    def find(self, project: str, purpose: str) -> ServerInfo | None:
+        """The running server of that identity, by the records in our folders and PostgreSQL's pid file."""
+        for folder, record in self._records(project, purpose):
+            if record.running(folder):
+                return _info(folder, record)
+        return None
+
+    def start(self, request: ServerRequest, story: Story) -> ServerInfo:
+        """Copy an initialised directory and start a postmaster on it; for ``up``, one that was stopped again.
+
+        Raises:
+            BackendUnavailable: no binaries. ServerStartError: it did not become ready.
+        """
+        owner = Owner.find()
+        for folder, record in self._records(request.project, request.purpose):
+            if record.running(folder):
+                info = _info(folder, record)
+                handshake.wait(
+                    info.dsn,
+                    info.server_id,
+                    timeout=request.start_timeout,
+                    died=lambda: None,
+                    tail=_tail(folder),
+                )
+                return info
+            if request.purpose == "up" and (folder / "data" / "PG_VERSION").exists():
+                story(f"process: the server in {folder} was stopped: starting it again, with its data")
+                return self._launch(folder, _renewed(record, request), request, owner)
+            # What a server left that was killed together with its watcher.
+            _remove(folder)
+        cache = owner.reachable(self.cache, "cache")
+        binaries = enterable_binaries(self.binaries(), owner, cache)
+        if request.base is not None:
+            cluster = cluster_.baked(request.base)
+        else:
+            cluster = cluster_.cached(binaries, owner, cache, story)
+        storage, parent = self._place(request, owner)
+        folder = (
+            make_folder(parent, owner, 0o711) / f"{request.project}-{request.purpose}-{request.server_id[:8]}"
+        )
+        make_folder(folder, owner)
+        record = Record(
+            project=request.project,
+            purpose=request.purpose,
+            server_id=request.server_id,
+            root=str(request.root),
+            password=cluster.password,
+            storage=storage,
+            binaries=str(binaries.folder),
+            version=binaries.version,
+            ttl=request.ttl,
+            made_with=request.made_with,
+        )
+        try:
+            record.write(folder)
+            cluster_.copy(cluster.data, folder / "data", owner)
+            info = self._launch(folder, record, request, owner)
+        except OSError as error:
+            _remove(folder)
+            raise ServerStartError(
+                f"the server's files cannot be written in {folder}: {error.strerror}"
+            ) from error
+        except BaseException:
+            _remove(folder)
+            raise
+        where = "in memory" if storage == "memory" else "on disk"
+        story(f"process: started {info.description} ({binaries.origin}), data {where} ({folder})")
+        return info
+
+    def stop(self, info: ServerInfo) -> None:
+        """End the postmaster and its watcher, and remove the folder."""
+        folder = Path(info.handle)
+        if Record.read(folder) is not None:
+            _remove(folder)
+
+    def list(self, project: str | None) -> list[ServerInfo]:
+        """All servers of ours, running or stopped."""
+        return [_info(folder, record) for folder, record in self._records(project, None)]
+
+    def logs(self, info: ServerInfo, follow: bool) -> Iterator[str]:
+        """Lines of the server's log; while following, until the server has ended."""
+        folder = Path(info.handle)
+        try:
+            with open(folder / "log", errors="replace") as file:
+                while True:
+                    record = Record.read(folder)
+                    running = record is not None and record.running(folder)
+                    for line in file:
+                        yield line.rstrip("\n")
+                    if not follow or not running:
+                        return
+                    time.sleep(0.2)
+        except FileNotFoundError:
+            return
+
+    def _place(self, request: ServerRequest, owner: Owner) -> tuple[str, Path]:
+        disk = owner.reachable(self._state / "servers", "servers")
+        uid = os.getuid()
+        memory = self._memory / f"pg-harness-{uid}" if self._memory is not None else None
+        if request.storage == "disk" or memory is None:
+            return "disk", disk
+        throwaway = request.ttl is not None or request.purpose != "up"
+        room = 0
+        if request.storage == "memory":
+            return "memory", memory
+        if throwaway and self._memory is not None:
+            room = min(defaults.memory_budget(self._limit), cluster_.free_bytes(self._memory))
+        return ("memory", memory) if room >= defaults.MEMORY_AT_LEAST else ("disk", disk)
+
+    def _records(self, project: str | None, purpose: str | None) -> Iterator[tuple[Path, Record]]:
+        parents = [self._state / "servers", Path("/var/lib/pg-harness/servers")]
+        if self._memory is not None and hasattr(os, "getuid"):
+            parents.append(self._memory / f"pg-harness-{os.getuid()}")
+        for parent in parents:
+            try:
+                # Somebody else's folder under our name in a shared /dev/shm is not believed.
+                folders = sorted(parent.iterdir()) if _ours(parent) else []
+            except OSError:
+                continue
+            for folder in folders:
+                record = Record.read(folder)
+                if record is None or project not in (None, record.project):
+                    continue
+                if purpose in (None, record.purpose):
+                    yield folder, record
+
+    def _launch(self, folder: Path, record: Record, request: ServerRequest, owner: Owner) -> ServerInfo:
+        chosen = record.port
+        for attempt in range(_ATTEMPTS):
+            # The same port as before, if it is free: a person's URLs stay the same.
+            port = chosen if chosen and attempt == 0 else _free_port()
+            started = self._launch_once(folder, replace(record, port=port, ttl=request.ttl), request, owner)
+            info = _info(folder, started)
+            try:
+                handshake.wait(
+                    info.dsn,
+                    info.server_id,
+                    timeout=request.start_timeout,
+                    died=lambda pid=started.pid: None if alive(pid) else "the server ended at once",  # type: ignore[misc]
+                    tail=_tail(folder),
+                )
+            except ServerStartError as error:
+                if "could not create any TCP/IP sockets" not in error.log_tail:
+                    raise
+                _kill_watcher(started)
+                continue
+            return info
+        raise ServerStartError(
+            f"no port on {_ADDRESS} could be bound in {_ATTEMPTS} attempts", log_tail=_tail(folder)()
+        )
+
+    def _launch_once(self, folder: Path, record: Record, request: ServerRequest, owner: Owner) -> Record:
+        from harness.postgres.session import lock_key
+
+        settings = defaults.complete(request.settings, storage=record.storage, server_id=record.server_id)
+        settings |= {
+            "listen_addresses": _ADDRESS,
+            "port": str(record.port),
+            # Socket paths are limited to 107 bytes; nothing of ours needs one.
+            "unix_socket_directories": "",
+        }
+        if record.storage == "memory":
+            # Kept with the data: a postmaster killed with SIGKILL left its segments in /dev/shm for ever.
+            settings.setdefault("dynamic_shared_memory_type", "mmap")
+        for name in ("launch.sh", "watch.sh"):
+            # A copy: the package may lie where the server's user may not enter.
+            (folder / name).write_bytes(
+                resources.files("harness.servers").joinpath("scripts", name).read_bytes()
+            )
+        (folder / "settings").write_text(defaults.render(settings))
+        (folder / "log").write_text("")
+        secret = folder / "pgpass"
+        secret.touch(0o600)
+        secret.write_text(f"*:*:*:postgres:{record.password}\n")
+        for name in ("log", "settings", "pgpass"):
+            owner.give(folder / name)
+        command: list[str | Path] = ["/bin/sh", folder / "launch.sh", record.binaries, folder / "data"]
+        command += [folder / "log", folder / "settings"]
+        if record.ttl is not None:
+            command += [str(lock_key("server", record.server_id)), f"{record.ttl:g}", folder]
+        watcher = {"PGHOST": _ADDRESS, "PGPORT": str(record.port), "PGPASSFILE": str(secret)}
+        try:
+            done = owner.run(command, timeout=30, env={**cluster_.BASE_ENVIRONMENT, **watcher})
+            pid, watcher_pid = (int(number) for number in done.stdout.split())
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            raise ServerStartError(
+                f"the server cannot be launched: {error}", log_tail=_tail(folder)()
+            ) from error
+        started = replace(record, pid=pid, watcher=watcher_pid)
+        started.write(folder)
+        return started
+
+
+def _info(folder: Path, record: Record) -> ServerInfo:
+    return ServerInfo(
+        dsn=Dsn(_ADDRESS, record.port or 1, "postgres", record.password, "postgres"),
+        server_id=record.server_id,
+        backend="process",
+        purpose=record.purpose,
+        storage=record.storage,
+        handle=str(folder),
+        binaries=record.binaries,
+        ttl=record.ttl,
+        description=f"PostgreSQL {record.version} as process {record.pid} on port {record.port}",
+        project=record.project,
+        root=record.root,
+        made_with=record.made_with,
+    )
+
+
+def _renewed(record: Record, request: ServerRequest) -> Record:
+    """The record of a stopped server that starts again: its settings are new, its data and programs stay."""
+    stays = {
+        key: record.made_with[key] for key in ("version", "binaries", "storage") if key in record.made_with
+    }
+    return replace(record, server_id=request.server_id, made_with={**request.made_with, **stays})
+
+
+def _ours(folder: Path) -> bool:
+    owners = {os.getuid()} if os.getuid() != 0 else {0, Owner.find().uid}
+    return folder.stat().st_uid in owners
+
+
+def _tail(folder: Path) -> Callable[[], str]:
+    def read() -> str:
+        try:
+            return defaults.tail((folder / "log").read_text(errors="replace"))
+        except OSError:
+            return ""
+
+    return read
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((_ADDRESS, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _kill_watcher(record: Record) -> None:
+    if record.watcher > 0 and alive(record.watcher):
+        try:
+            os.kill(record.watcher, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+
+def _remove(folder: Path) -> None:
+    """End what runs in a folder of ours, then remove it."""
+    record = Record.read(folder)
+    if record is not None and record.running(folder):
+        end(record.pid, patience=10)
+        _kill_watcher(record)
+    # A watcher may be removing it at the same moment.
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)

@@ -1,0 +1,170 @@
+"""Data directories: initialised once per version and options, then copied."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.config.project import file_lock
+from harness.errors import ServerStartError
+from harness.postgres import roles
+from harness.servers import defaults
+from harness.servers.process.binaries import Binaries
+from harness.servers.process.user import Owner, make_folder
+from harness.telling import Story
+
+LAYOUT = "4"
+"""Counts up when what :func:`_initialise` does changes: old copies are not used then."""
+
+BASE_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
+"""Nothing of the user's: PG* variables bend initdb and psql, and a child keeps what it inherits."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """An initialised data directory that no server runs on.
+
+    Attributes:
+        data: to be copied.
+        password: of its superuser ``postgres``; one per machine, version and user, in a file only they read.
+    """
+
+    data: Path
+    password: str
+
+
+def cached(binaries: Binaries, owner: Owner, cache: Path, story: Story) -> Cluster:
+    """The initialised directory for these binaries, made now where there is none.
+
+    Raises:
+        ServerStartError: initdb failed; its output is in the error.
+    """
+    seed = f"{LAYOUT}:{binaries.folder}:{binaries.version}:{owner.uid}"
+    key = hashlib.sha256(seed.encode()).hexdigest()[:12]
+    target = cache / f"initdb-{binaries.version}-{key}"
+    if not target.is_dir():
+        make_folder(cache, owner, 0o755)
+        with file_lock(cache / f"{target.name}.lock", timeout=180, waiting_for="initdb"):
+            if not target.is_dir():
+                story(f"process: initialising PostgreSQL {binaries.version} (once per version)")
+                _initialise(binaries, owner, target)
+    try:
+        return Cluster(target / "data", (target / "password").read_text().strip())
+    except OSError as error:
+        raise ServerStartError(
+            f"the initialised directory {target} cannot be read: {error.strerror}; remove it"
+        ) from error
+
+
+def baked(ref: str) -> Cluster:
+    """The directory of a baked base, see :mod:`harness.servers.process.snapshots`.
+
+    Raises:
+        ServerStartError: it was removed meanwhile.
+    """
+    try:
+        return Cluster(Path(ref) / "data", (Path(ref) / "password").read_text().strip())
+    except OSError as error:
+        raise ServerStartError(
+            f"the baked directory {ref} cannot be read ({error.strerror}): run again, and it is baked anew"
+        ) from error
+
+
+def _initialise(binaries: Binaries, owner: Owner, target: Path) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    try:
+        owner.give(aside)
+        secret = aside / "password"
+        secret.touch(0o600)
+        password = secrets.token_hex(24)
+        secret.write_text(password + "\n")
+        owner.give(secret)
+        # A random password gains nothing from 4096 rounds of hashing, and each connection pays for them. Before 16
+        # PostgreSQL makes no verifier with fewer, and takes one.
+        hashed = aside / "verifier"
+        hashed.touch(0o600)
+        hashed.write_text(roles.verifier("postgres", password, rounds=1) + "\n")
+        owner.give(hashed)
+        command: list[str | Path] = [
+            binaries.folder / "initdb",
+            "-D",
+            aside / "data",
+            *_options(binaries.major),
+        ]
+        command += [f"--pwfile={hashed}"]
+        for locale in ("C.UTF-8", "C"):
+            done = owner.run([*command, f"--locale={locale}"], timeout=180, env=BASE_ENVIRONMENT)
+            if done.returncode == 0:
+                break
+            # musl, old glibc and macOS differ in which of them they know.
+            if "invalid locale" not in done.stderr:
+                break
+        if done.returncode != 0:
+            raise ServerStartError(
+                f"initdb of PostgreSQL {binaries.version} failed in {aside.parent}",
+                log_tail=defaults.tail(done.stdout + done.stderr),
+            )
+        # Last: what was cut off before this line is never used.
+        aside.rename(target)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ServerStartError(f"initdb of PostgreSQL {binaries.version} failed: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _options(major: int) -> list[str]:
+    options = [
+        "--username=postgres",
+        "--encoding=UTF8",
+        "--auth=scram-sha-256",
+        "--no-sync",
+        "--wal-segsize=4",
+    ]
+    if major >= 14:
+        options.append("--no-instructions")
+    if major >= 16:
+        # For roles that tests make.
+        options += ["--set", "scram_iterations=1"]
+    if major >= 17:
+        options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    if major >= 18:
+        # On by default since 18; hint bits would write WAL, which a reset reads as a change.
+        options.append("--no-data-checksums")
+    return options
+
+
+def copy(source: Path, target: Path, owner: Owner) -> None:
+    """Copy a data directory: shared blocks where the file system can, else a plain copy.
+
+    Raises:
+        ServerStartError: the disk is full or cannot be written to; what was copied is removed.
+    """
+    commands = [["cp", "-a", "--reflink=auto"], ["cp", "-a"]]
+    if sys.platform == "darwin":
+        commands = [["cp", "-cpR"], ["cp", "-pR"]]
+    said = ""
+    for command in commands:
+        done = owner.run([*command, source, target], timeout=300, env=BASE_ENVIRONMENT)
+        if done.returncode == 0:
+            return
+        said = done.stderr
+        shutil.rmtree(target, ignore_errors=True)
+        if "No space left" in said:
+            break
+    full = " (the disk or memory file system is full)" if "No space left" in said else ""
+    raise ServerStartError(
+        f"the data directory cannot be copied to {target.parent}{full}", log_tail=defaults.tail(said)
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """What is left on the file system of a folder."""
+    about = os.statvfs(folder)
+    return about.f_bavail * about.f_frsize

@@ -1,0 +1,107 @@
+"""What is known of one local server: a file in its folder, and the operating system's own word."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+NAME = "server.json"
+
+
+@dataclass(frozen=True, repr=False)
+class Record:
+    """One server's folder.
+
+    Attributes:
+        pid: of the postmaster; 0: not started yet.
+        watcher: of the dead-man's switch; 0: none.
+        port: on 127.0.0.1.
+        binaries: folder of the programs it was started with.
+        version: of those programs.
+        made_with: as in :class:`harness.servers.port.ServerInfo`.
+    """
+
+    project: str
+    purpose: str
+    server_id: str
+    root: str
+    password: str
+    storage: str
+    binaries: str
+    version: str
+    ttl: float | None = None
+    pid: int = 0
+    watcher: int = 0
+    port: int = 0
+    made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def write(self, folder: Path) -> None:
+        """Replace the file in one act, readable by its owner only."""
+        aside = folder / f"{NAME}.{os.getpid()}"
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(asdict(self), file)
+        aside.replace(folder / NAME)
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """None for a folder without a whole, well-formed file."""
+        try:
+            content = json.loads((folder / NAME).read_text())
+            known = {each.name for each in fields(cls)}
+            record = cls(**{key: value for key, value in content.items() if key in known})
+        except (OSError, ValueError, TypeError, AttributeError):
+            return None
+        whole = isinstance(record.pid, int) and isinstance(record.password, str)
+        return record if whole and isinstance(record.made_with, dict) else None
+
+    def running(self, folder: Path) -> bool:
+        """Whether its postmaster runs: by PostgreSQL's own pid file, and not another process of that number."""
+        data = folder / "data"
+        try:
+            first = (data / "postmaster.pid").read_text().splitlines()[0]
+        except (OSError, IndexError):
+            return False
+        if self.pid <= 0 or first.strip() != str(self.pid) or not alive(self.pid):
+            return False
+        try:
+            return os.path.samefile(f"/proc/{self.pid}/cwd", data)
+        except OSError:
+            return sys.platform != "linux"
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and waits for its parent does not count."""
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return sys.platform != "linux"
+    # proc(5): the state follows the name, which is in brackets and may hold anything.
+    return text.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def end(pid: int, *, patience: float) -> None:
+    """End a postmaster at once and without a checkpoint: its data is about to be removed."""
+    for number in (signal.SIGQUIT, signal.SIGKILL):
+        try:
+            os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            return
+        deadline = time.monotonic() + patience
+        while alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if not alive(pid):
+            return

@@ -1,0 +1,189 @@
+"""As whom a local server runs, and which folders that user may enter."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.config.project import file_lock, unwritable
+from harness.errors import BackendUnavailable, ServerStartError
+from harness.servers.process.binaries import Binaries
+
+_COMMON = Path("/var/lib/pg-harness")
+"""Where root keeps what the server's own user must be able to enter."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The operating system's user that owns the server and its files.
+
+    Attributes:
+        uid: its number; None: ourselves (we are not root).
+        gid: its group.
+        name: for people.
+    """
+
+    uid: int | None = None
+    gid: int | None = None
+    name: str = ""
+
+    @classmethod
+    def find(cls) -> Owner:
+        """Ourselves, or for root an unprivileged user: PostgreSQL refuses to run as root.
+
+        Raises:
+            BackendUnavailable: we are root and there is no such user.
+        """
+        if not hasattr(os, "geteuid") or os.geteuid() != 0:
+            return cls()
+        import pwd
+
+        for name in ("postgres", "_postgres", "nobody"):
+            try:
+                entry = pwd.getpwnam(name)
+            except KeyError:
+                continue
+            return cls(entry.pw_uid, entry.pw_gid, name)
+        raise BackendUnavailable(
+            "PostgreSQL refuses to run as root, and there is no unprivileged user to run it as",
+            checked=["the users postgres, _postgres and nobody: none exists"],
+            remedies=["create one (useradd --system postgres), or run as an ordinary user"],
+        )
+
+    def run(
+        self, command: Sequence[str | Path], *, timeout: float, env: dict[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one program as this user, in a session of its own, away from our terminal and folder."""
+        return subprocess.run(
+            [str(part) for part in command],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            cwd="/",
+            env=env,
+            start_new_session=True,
+            **self._identity(),
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        if self.uid is None:
+            return {}
+        return {"user": self.uid, "group": self.gid, "extra_groups": []}
+
+    def give(self, path: Path) -> None:
+        """Make this user the owner of one file or folder."""
+        if self.uid is not None and self.gid is not None:
+            os.chown(path, self.uid, self.gid)
+
+    def may_enter(self, folder: Path) -> bool:
+        """Whether the user may pass through every folder down to this one; a missing one counts as passable."""
+        if self.uid is None:
+            return True
+        folder = folder.absolute()
+        for part in [folder, *folder.parents]:
+            try:
+                about = part.stat()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return False
+            if about.st_uid == self.uid:
+                wanted = stat.S_IXUSR
+            elif about.st_gid == self.gid:
+                wanted = stat.S_IXGRP
+            else:
+                wanted = stat.S_IXOTH
+            if not about.st_mode & wanted:
+                return False
+        return True
+
+    def reachable(self, folder: Path, fallback: str) -> Path:
+        """``folder``, or one of root's that the user may enter where that one is closed (below ``/root``)."""
+        return folder if self.may_enter(folder) else _COMMON / fallback
+
+
+def make_folder(path: Path, owner: Owner, mode: int = 0o700) -> Path:
+    """Make a folder of the owner's, and the missing ones above it.
+
+    Raises:
+        ConfigError: it cannot be made (a full or read-only disk, no right).
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=mode, exist_ok=True)
+        owner.give(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return path
+
+
+def enterable_binaries(binaries: Binaries, owner: Owner, cache: Path) -> Binaries:
+    """The binaries, copied once where the owner may not enter their folder (root's virtual environment).
+
+    Raises:
+        ServerStartError: they cannot be copied. BackendUnavailable: their layout cannot be moved.
+    """
+    if owner.may_enter(binaries.folder):
+        return binaries
+    prefix = binaries.folder.parent
+    if not (prefix / "lib").is_dir() or not (prefix / "share").is_dir():
+        raise BackendUnavailable(
+            f"the user {owner.name} may not enter {binaries.folder}, and these binaries cannot be copied: "
+            f"there is no lib and share beside them",
+            remedies=[f"let others pass: chmod o+x the folders above {binaries.folder}"],
+        )
+    about = (binaries.folder / "postgres").stat()
+    key = hashlib.sha256(
+        f"{prefix}:{binaries.version}:{about.st_mtime_ns}:{about.st_size}".encode()
+    ).hexdigest()
+    target = cache / f"binaries-{binaries.version}-{key[:12]}"
+    if not target.is_dir():
+        make_folder(cache, Owner(), 0o755)
+        with file_lock(
+            cache / f"{target.name}.lock", timeout=120, waiting_for="copying PostgreSQL's binaries"
+        ):
+            if not target.is_dir():
+                _copy_prefix(prefix, target)
+    return replace(
+        binaries, folder=target / _inner(prefix) / "bin", origin=f"{binaries.origin}, copied for {owner.name}"
+    )
+
+
+def _copy_prefix(prefix: Path, target: Path) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    try:
+        home = aside / _inner(prefix)
+        for part in ("bin", "lib", "share"):
+            shutil.copytree(prefix / part, home / part, symlinks=True)
+        if (bundled := _bundled(prefix)) is not None:
+            shutil.copytree(bundled, aside / bundled.name, symlinks=True)
+        aside.chmod(0o755)
+        # Last: a copy that was cut off never passes for a whole one.
+        aside.rename(target)
+    except OSError as error:
+        raise ServerStartError(f"PostgreSQL's binaries cannot be copied to {target}: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _bundled(prefix: Path) -> Path | None:
+    """The libraries that a wheel brings: ``<package>.libs`` beside the package, found from the programs by
+    a relative path (auditwheel's layout), so a copy must keep the distance."""
+    folder = prefix.parent.with_name(f"{prefix.parent.name}.libs")
+    return folder if folder.is_dir() else None
+
+
+def _inner(prefix: Path) -> Path:
+    """Where the programs lie inside a copy."""
+    return Path(prefix.parent.name, prefix.name) if _bundled(prefix) is not None else Path()
