@@ -249,21 +249,27 @@ def widened(xid: int, near: int) -> int:
 def relations(named: Named, own: Sequence[int]) -> tuple[RelationRecords, ...]:
     """What was named, by file, ours apart."""
     mine = {xid % 2**32 for xid in own}
+    aborted, kind = named.aborted, wal_records.kind
     merged: dict[tuple[int, bool, bool, bool], tuple[dict[str, int], set[int]]] = {}
     sizes: dict[tuple[int, bool, bool, bool], int] = {}
     for each, blocks in named.records.items():
         file, shared, xid, manager, flags = each
-        name = wal_records.kind(manager, flags)
-        key = (file, shared, xid in mine, xid in named.aborted)
-        records, touched = merged.get(key) or merged.setdefault(key, ({}, set()))
+        name = kind(manager, flags)
+        key = (file, shared, xid in mine, xid in aborted)
+        if (found := merged.get(key)) is None:
+            merged[key] = found = ({}, set())
+            sizes[key] = 0
+        records, touched = found
         records[name] = records.get(name, 0) + sum(blocks.values())
         if name not in NOISE:
             touched.update(blocks)
-        if name in NEW_ROWS:
-            sizes[key] = sizes.get(key, 0) + named.sizes[each]
+            if name in NEW_ROWS:
+                sizes[key] += named.sizes[each]
     return tuple(
-        RelationRecords(*key[:3], records, frozenset(touched), key[3], sizes.get(key, 0))
-        for key, (records, touched) in merged.items()
+        [
+            RelationRecords(key[0], key[1], key[2], records, frozenset(touched), key[3], sizes[key])
+            for key, (records, touched) in merged.items()
+        ]
     )
 
 

@@ -31,12 +31,17 @@ MAGIC = {15: 0xD110, 16: 0xD113, 17: 0xD116, 18: 0xD118}
 _PAGE_HEAD = struct.Struct("<HHIQI")  # magic, flags, timeline, address, bytes left of the last page's record
 _SHORT_HEAD, _LONG_HEAD = 24, 40
 _IS_LONG, _OVERWRITTEN = 0x0002, 0x0008
-_RECORD = struct.Struct("<II8xBB")  # length, transaction, (previous, checksum left out) flags, manager
+_RECORD = struct.Struct("<II8xBB6xBB6x12sB")
+"""Length, transaction, flags and manager of a record (the one before it and the checksum left out); and where it names
+one block, without an image of it: number and flags of that reference, its address (the tablespace left out), and how the
+record's own data begin."""
+
 _RECORD_HEAD = 24
 _ADDRESS = struct.Struct("<III")  # database, file, block
 _NUMBER = struct.Struct("<I")
 _SHORT = struct.Struct("<H")
 _HAS_IMAGE, _HAS_DATA, _SAME_RELATION = 0x10, 0x20, 0x80
+_OTHERWISE = _HAS_IMAGE | _SAME_RELATION  # the address lies elsewhere
 _HOLE, _COMPRESSED = 0x01, 0x04 | 0x08 | 0x10  # since 15
 _MAIN_SHORT, _MAIN_LONG, _ORIGIN, _TOP_LEVEL = 255, 254, 253, 252
 _LAST_BLOCK = 32
@@ -218,7 +223,7 @@ def _walk(stream: bytes, position: int, end: int, named: Named, seen: Seen) -> N
     head, skipped, count = _RECORD.unpack_from, _SKIPPED, seen.get
     switched = False
     while position < end:
-        length, xid, flags, manager = head(stream, position)
+        length, xid, flags, manager, number, fork, address, main = head(stream, position)
         if length < _RECORD_HEAD:
             if switched and not stream[position:end].strip(b"\0"):
                 return
@@ -233,13 +238,9 @@ def _walk(stream: bytes, position: int, end: int, named: Named, seen: Seen) -> N
                     named.aborted.add(xid)
                     if flags & _HAS_INFO:
                         named.aborted.update(_children(stream, position, length))
-        elif (
-            stream[position + 24] == 0
-            and stream[position + 44] == _MAIN_SHORT
-            and not (fork := stream[position + 25]) & (_HAS_IMAGE | _SAME_RELATION)
-        ):
+        elif number == 0 and main == _MAIN_SHORT and not fork & _OTHERWISE:
             # By far the most frequent: one block, no image. Its tablespace does not matter.
-            key = (xid, flags, manager, fork, stream[position + 32 : position + 44])
+            key = (xid, flags, manager, fork, address)
             seen[key] = count(key, 0) + 1 + (length << _COUNT)
         else:
             switched = manager == 0 and flags & 0xF0 == _SWITCH
@@ -273,13 +274,17 @@ def _children(stream: bytes, position: int, length: int) -> tuple[int, ...]:
 
 def _name(seen: Seen, database: int, named: Named) -> None:
     """Sort what was seen by relation."""
+    records, sizes = named.records, named.sizes
     for (xid, flags, manager, fork, address), count in seen.items():
         owner, file, block = _ADDRESS.unpack(address)
         if fork & 0x0F == 0 and (owner == database or owner == 0):
             key = (file, owner == 0, xid, manager, flags)
-            blocks = named.records.setdefault(key, {})
-            blocks[block] = blocks.get(block, 0) + (count & (1 << _COUNT) - 1)
-            named.sizes[key] = named.sizes.get(key, 0) + (count >> _COUNT)
+            number, size = count & (1 << _COUNT) - 1, count >> _COUNT
+            if (blocks := records.get(key)) is None:
+                records[key], sizes[key] = {block: number}, size
+            else:
+                blocks[block] = blocks.get(block, 0) + number
+                sizes[key] += size
 
 
 def _blocks(stream: bytes, at: int, end: int) -> Iterator[bytes]:
