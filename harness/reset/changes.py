@@ -64,6 +64,10 @@ class TableChange:
         return not (self.updates or self.deletes or self.other or self.rewritten or self.unlogged)
 
 
+UNCHANGED = TableChange()
+"""Of a table to which nothing was written."""
+
+
 @dataclass(frozen=True)
 class Changes:
     """What changed in a database since it was pristine.

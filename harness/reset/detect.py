@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 
-from harness.reset.changes import Changes, TableChange
 from harness.reset.sql.relations import Relation
 from harness.reset.wal.reader import NOISE, RelationRecords
+from harness.reset.changes import UNCHANGED, Changes, TableChange
 
 
 def changes(
@@ -30,8 +30,7 @@ def changes(
     undone: dict[int, TableChange] = {}
     shared = False
     for found in records:
-        kinds = {kind: count for kind, count in found.records.items() if kind not in NOISE}
-        if not kinds:
+        if found.records.keys() <= NOISE:
             continue
         if found.shared:
             shared = True
@@ -50,15 +49,11 @@ def changes(
         elif found.aborted:
             # Rolled back, as nextval and catalogs that are written in place are not.
             if relation.kind == "r":
-                undone[relation.oid] = merge(
-                    undone.get(relation.oid, TableChange()), _table(kinds, found.blocks, found.size)
-                )
+                undone[relation.oid] = merge(undone.get(relation.oid, UNCHANGED), _table(found))
         elif relation.kind == "t":
-            tables[relation.owner] = merge(tables.get(relation.owner, TableChange()), TableChange())
+            tables.setdefault(relation.owner, UNCHANGED)
         else:
-            change = _table(kinds, found.blocks, found.size)
-            known = tables.get(relation.oid)
-            tables[relation.oid] = change if known is None else merge(known, change)
+            tables[relation.oid] = merge(tables.get(relation.oid, UNCHANGED), _table(found))
     for oid in rewritten:
         relation = relations.get(oid)
         if relation is None or relation.catalog or relation.kind == "i":
@@ -67,7 +62,7 @@ def changes(
             sequences.add(oid)
         else:
             owner = relation.owner or oid
-            tables[owner] = merge(tables.get(owner, TableChange()), TableChange(rewritten=True))
+            tables[owner] = merge(tables.get(owner, UNCHANGED), TableChange(rewritten=True))
     return Changes(
         tables=tables,
         sequences=frozenset(sequences),
@@ -85,8 +80,10 @@ def own_catalogs(
     """System catalog → blocks of it that our own transactions wrote."""
     catalogs: dict[str, frozenset[int]] = {}
     for found in records:
+        if not found.own:
+            continue
         relation = relations.get(by_file.get(found.filenode, 0))
-        if found.own and relation is not None and relation.catalog and relation.kind == "r":
+        if relation is not None and relation.catalog and relation.kind == "r":
             catalogs[relation.name] = catalogs.get(relation.name, frozenset()) | found.blocks
     return catalogs
 
@@ -107,8 +104,8 @@ def written_besides(
         by_file, relations: as of :func:`changes`.
     """
     for found in records:
-        relation = relations.get(by_file.get(found.filenode, 0))
-        if not found.own or relation is None or relation.catalog or relation.kind == "i":
+        relation = relations.get(by_file.get(found.filenode, 0)) if found.own else None
+        if relation is None or relation.catalog or relation.kind == "i":
             continue
         kinds = found.records
         more = relation.kind == "r" and (
@@ -120,18 +117,25 @@ def written_besides(
     return None
 
 
-def _table(kinds: Mapping[str, int], blocks: frozenset[int], size: int) -> TableChange:
-    count = kinds.get
-    inserts = count("Heap/INSERT", 0) + count("Heap2/MULTI_INSERT", 0)
-    updates = count("Heap/UPDATE", 0) + count("Heap/HOT_UPDATE", 0)
-    deletes = count("Heap/DELETE", 0)
-    # A CONFIRM completes a speculative INSERT (ON CONFLICT), whose own record is counted.
-    other = sum(kinds.values()) - inserts - updates - deletes - kinds.get("Heap/HEAP_CONFIRM", 0)
-    return TableChange(inserts, updates, deletes, other, blocks, size=size)
+def _table(found: RelationRecords) -> TableChange:
+    inserts = updates = deletes = other = 0
+    for kind, count in found.records.items():
+        if kind in ("Heap/INSERT", "Heap2/MULTI_INSERT"):
+            inserts += count
+        elif kind in ("Heap/UPDATE", "Heap/HOT_UPDATE"):
+            updates += count
+        elif kind == "Heap/DELETE":
+            deletes += count
+        # A CONFIRM completes a speculative INSERT (ON CONFLICT), whose own record is counted.
+        elif kind != "Heap/HEAP_CONFIRM" and kind not in NOISE:
+            other += count
+    return TableChange(inserts, updates, deletes, other, found.blocks, size=found.size)
 
 
 def merge(one: TableChange, two: TableChange) -> TableChange:
     """Both."""
+    if one is UNCHANGED or two is UNCHANGED:
+        return two if one is UNCHANGED else one
     return TableChange(
         one.inserts + two.inserts,
         one.updates + two.updates,
