@@ -206,13 +206,16 @@ class DatabaseReset:
         link = self._clones.link
         if link.surely(self._unchanged):
             return ResetReport(strategy="nothing", milliseconds=1000 * (time.monotonic() - began))
-        from harness.reset.changes import RecloneNeeded
-
         try:
             if (engine := self._opened()) is not None:
                 return engine.reset(to=to, sessions=sessions)
             reason = self._problem or self._missing or "nothing was watched since the database was pristine"
-        except RecloneNeeded as error:
+        except LeaseError as error:
+            # Here, because the statement takes as long as the rest of this method.
+            from harness.reset.model import RecloneNeeded
+
+            if not isinstance(error, RecloneNeeded):
+                raise
             # With what would avoid it the next time.
             reason = str(error)
         reason = link.surely(self._other_life) or reason

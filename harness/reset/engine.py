@@ -24,6 +24,16 @@ from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.reset import detect
 from harness.reset.changes import Changes, How, Nothing, Reclone, RecloneNeeded, Restore, TableChange
 from harness.reset.marks import Mark
+from harness.reset.changes import (
+    UNCHANGED,
+    Changes,
+    How,
+    Nothing,
+    Reclone,
+    RecloneNeeded,
+    Restore,
+    TableChange,
+)
 from harness.reset.outcome import Outcome, Terms
 from harness.reset.plan import plan
 from harness.reset.report import ResetReport
@@ -368,8 +378,8 @@ class ResetEngine(EngineState):
                 continue
             if todo is not None and todo.tables.get(oid) is How.TRUNCATE:
                 continue
-            undone = found.aborted.get(oid, TableChange())
-            change = detect.merge(found.tables.get(oid, TableChange()), undone)
+            undone = found.aborted.get(oid, UNCHANGED)
+            change = detect.merge(found.tables.get(oid, UNCHANGED), undone)
             base = self._base(oid)
             left[oid] = Litter(
                 outcome.dead.get(oid, 0) + change.gone + undone.inserts,

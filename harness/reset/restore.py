@@ -27,7 +27,7 @@ from harness.postgres import activity
 from harness.postgres.session import Session
 from harness.reset import vacuum
 from harness.reset.baseline import BaselineStore, TableBase
-from harness.reset.changes import SMALL, How, RecloneNeeded, Restore, TableChange
+from harness.reset.changes import SMALL, UNCHANGED, How, RecloneNeeded, Restore, TableChange
 from harness.reset.outcome import Outcome, Place, Terms
 from harness.reset.plan import HEAVY_PAGES, ROW_MS
 from harness.reset.sql import batch, catalogs, relations
@@ -113,7 +113,7 @@ class Attempt:
         looks: list[tuple[str, Callable[[Result], list[Step]]]] = []
         for oid, how in self.todo.tables.items():
             base, relation = self.bases[oid], self.bases[oid].relation
-            blocks = self.changes.get(oid, TableChange()).blocks
+            blocks = self.changes.get(oid, UNCHANGED).blocks
             if how is How.TRUNCATE:
                 continue
             if how is How.EMPTY:

@@ -14,6 +14,7 @@ from harness.reset import detect
 from harness.reset.baseline import BaselineStore, TableBase
 from harness.reset.changes import Baseline, Changes, RecloneNeeded, TableChange
 from harness.reset.marks import Marks
+from harness.reset.changes import UNCHANGED, Baseline, Changes, RecloneNeeded, TableChange
 from harness.reset.outcome import Outcome
 from harness.reset.plan import ROW_MS
 from harness.reset.sql import batch, shared
@@ -295,7 +296,7 @@ class EngineState:
             return found
         tables = dict(found.tables)
         for oid in store.unlogged_tables:
-            tables[oid] = detect.merge(tables.get(oid, TableChange()), TableChange(unlogged=True))
+            tables[oid] = detect.merge(tables.get(oid, UNCHANGED), TableChange(unlogged=True))
         always = [*store.unlogged_tables, *store.unlogged_sequences]
         names = {**found.names, **{oid: str(store.relations[oid]) for oid in always}}
         return replace(

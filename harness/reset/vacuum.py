@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from harness.errors import ServerRefused
 from harness.postgres.session import Session, ident
@@ -29,8 +29,7 @@ ROW_BYTES = 100
 """What a dead row is taken for where its size is not known."""
 
 
-@dataclass(frozen=True)
-class Litter:
+class Litter(NamedTuple):
     """What one reset leaves in a table.
 
     Attributes:
