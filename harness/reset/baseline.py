@@ -58,26 +58,23 @@ class TableBase:
             self._kept = sorted(tid for tid, _ in self.places)
         return self._kept
 
-    def expected(self, blocks: Iterable[int]) -> dict[tuple[Tid, int], int]:
-        """Of the rows that ought to lie in these blocks: place → which row."""
+    def expected(self, block: int) -> Mapping[tuple[Tid, int], int]:
+        """Of the rows that ought to lie in this block: place → which row."""
         if not self._index:
             for number, place in enumerate(self.places):
                 self._index.setdefault(place[0][0], {})[place] = number
-        found: dict[tuple[Tid, int], int] = {}
-        for block in blocks:
-            found.update(self._index.get(block, {}))
-        return found
+        return self._index.get(block, {})
 
     def numbers_in(self, block: int) -> list[int]:
         """Numbers of the rows that ought to lie in this block."""
-        return sorted(self.expected([block]).values())
+        return sorted(self.expected(block).values())
 
     def texts(self, blocks: Iterable[int]) -> Blocks:
         """The rows that ought to lie in these blocks, as the server tells it: compared before they are taken apart."""
         found: Blocks = {}
         for block in blocks:
             if block not in self._texts:
-                self._texts[block] = rows_sql.in_order(self.expected([block]))
+                self._texts[block] = restore_rows.in_order(self.expected(block))
             if text := self._texts[block]:
                 found[block] = text
         return found
@@ -92,14 +89,16 @@ class TableBase:
     def move(self, places: Mapping[int, tuple[Tid, int]]) -> None:
         """Some rows lie elsewhere now."""
         for number, place in places.items():
-            old = self.places[number][0]
-            if old != place[0]:
+            old, (tid, _) = self.places[number], place
+            if old[0] != tid:
                 self._kept = self._ends = None
-            for block in (old[0], place[0][0]):
-                self._texts.pop(block, None)
+                self._texts.pop(old[0][0], None)
+                self._texts.pop(tid[0], None)
+            elif text := self._texts.get(tid[0]):
+                self._texts[tid[0]] = restore_rows.written_again(text, place)
             if self._index:
-                self._index.get(self.places[number][0][0], {}).pop(self.places[number], None)
-                self._index.setdefault(place[0][0], {})[place] = number
+                self._index.get(old[0][0], {}).pop(old, None)
+                self._index.setdefault(tid[0], {})[place] = number
             self.places[number] = place
 
     @property

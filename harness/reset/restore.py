@@ -284,8 +284,7 @@ class Attempt:
         live, wanted = rows_sql.differing(here, there)
         if not (live or wanted):
             return []
-        numbers = base.expected(blocks)
-        return self._compare_held(oid, live, {place: numbers[place] for place in wanted})
+        return self._compare_held(oid, live, {place: base.expected(place[0][0])[place] for place in wanted})
 
     def _compare_held(self, oid: int, live: set[Place], expected: Mapping[Place, int]) -> list[Step]:
         """Rows of a table whose rows are all known.

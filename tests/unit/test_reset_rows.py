@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.reset.sql.relations import Relation
-from harness.reset.sql.rows import Tid, delete_but
+from harness.reset.sql.rows import Tid, delete_but, in_order, written_again
 
 TABLE = Relation(1, "public", "t", "r")
 PLACES = st.tuples(st.integers(0, 5), st.integers(1, 6))
@@ -37,3 +37,11 @@ def test_rows_that_lie_together_are_one_range() -> None:
     assert delete_but(TABLE, kept, [0]) == [
         "delete from only \"public\".\"t\" where ctid >= '(0,101)' and ctid < '(1,0)'"
     ]
+
+
+@given(st.dictionaries(PLACES, st.integers(0, 9999), min_size=1), st.data(), st.integers(0, 999))
+def test_a_row_that_is_written_again_in_its_place(
+    rows: dict[Tid, int], data: st.DataObject, xmin: int
+) -> None:
+    tid = data.draw(st.sampled_from(sorted(rows)))
+    assert written_again(in_order(rows.items()), (tid, xmin)) == in_order({**rows, tid: xmin}.items())

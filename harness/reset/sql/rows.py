@@ -169,6 +169,14 @@ def in_order(places: Iterable[tuple[Tid, int]]) -> bytes:
     return b"".join(b"(%d,%d)%d" % (*tid, xmin) for tid, xmin in sorted(places))
 
 
+def written_again(text: bytes, place: tuple[Tid, int]) -> bytes:
+    """What :func:`in_order` says once another transaction has written the row that lies there."""
+    tid, xmin = place
+    begin = text.index(b"(%d,%d)" % tid)
+    end = text.find(b"(", begin + 1)
+    return text[:begin] + b"(%d,%d)%d" % (*tid, xmin) + (text[end:] if end >= 0 else b"")
+
+
 def differing(here: Blocks, there: Blocks) -> tuple[set[tuple[Tid, int]], set[tuple[Tid, int]]]:
     """Place and writer of each row that is only here, and of each that is only there."""
     ours: set[tuple[Tid, int]] = set()
