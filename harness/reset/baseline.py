@@ -31,6 +31,7 @@ class TableBase:
         room: bytes that are free in the block in which the next row of the application belongs.
         ordered: whether its rows go back to their places, where it is not too large for that.
         moved: for large tables: where a row lay in the baseline → where it lies in the lease now.
+        refilled: how many rows were put back the last time, and the block in which the last of them lies.
     """
 
     relation: Relation
@@ -38,6 +39,7 @@ class TableBase:
     room: int = PAGE
     ordered: bool = True
     moved: dict[Tid, tuple[Tid, int]] = field(default_factory=dict)
+    refilled: tuple[int, int] = (0, -1)
     _places: list[tuple[Tid, int]] | None = field(default=None, repr=False)
     _kept: list[Tid] | None = field(default=None, repr=False)
     _index: dict[int, dict[tuple[Tid, int], int]] = field(default_factory=dict, repr=False)
@@ -82,6 +84,7 @@ class TableBase:
     def lie(self, places: Sequence[tuple[Tid, int]]) -> None:
         """All rows lie elsewhere now."""
         self._places, self._kept = list(places), None
+        self.refilled = len(places), places[-1][0][0] if places else -1
         self._index.clear()
         self._texts.clear()
         self._ends = None
@@ -100,6 +103,16 @@ class TableBase:
                 self._index.get(old[0][0], {}).pop(old, None)
                 self._index.setdefault(tid[0], {})[place] = number
             self.places[number] = place
+        self.refilled = len(places), max(tid[0] for tid, _ in places.values()) if places else -1
+
+    def go_astray(self, missing: Collection[int]) -> bool:
+        """Whether these rows would come to lie behind all others if they were put back.
+
+        A session inserts where it did so last, as long as there is room (hio.c: the target block), as in the last block.
+        It forgets that with a VACUUM that finds another number of rows than the one before (vac_update_relstats).
+        """
+        count, block = self.refilled
+        return count == len(missing) and block == self.last_block > self.places[min(missing)][0][0]
 
     @property
     def state(self) -> TableState:
@@ -135,6 +148,7 @@ class TableBase:
     def rebase(self) -> None:
         """The lease is a fresh copy: every row lies where it lies in the baseline."""
         self.moved.clear()
+        self.refilled = (0, -1)
         self._places = self._kept = None
         self._index.clear()
         self._texts.clear()

@@ -296,9 +296,13 @@ class Attempt:
         steps = self._deleting(oid, [tid for tid, _ in live - expected.keys()])
         gone = sorted(expected[place] for place in expected.keys() - live)
         if gone and base.in_place:
-            first = _first_of_pages(base, gone)
-            self._missing[oid] = sorted({*gone, *first})
-            steps += self._deleting(oid, [base.places[number][0] for number in first if number not in gone])
+            missing = {*gone, *_first_of_pages(base, gone)}
+            if base.go_astray(missing):
+                block = base.places[min(missing)][0][0]
+                missing.update([n for n in base.numbers_in(block) if n not in missing][:1])
+            self._missing[oid] = sorted(missing)
+            more = sorted(missing.difference(gone))
+            steps += self._deleting(oid, [base.places[number][0] for number in more])
         elif gone:
             assert base.rows is not None
             steps.append(self._inserting(oid, base, [(base.rows, number) for number in gone], gone))

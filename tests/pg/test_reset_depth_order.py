@@ -104,6 +104,19 @@ def test_one_row_updated(case: Case, size: int, sessions: int) -> None:
     assert alike(case, dirty, then(table, INSERT, INSERT, UPDATE, INSERT), sessions=sessions) == []
 
 
+def test_rows_of_the_first_page_after_one_of_the_last_are_not_a_reason_to_write_all(case: Case) -> None:
+    """The session that puts rows back would go on in the last page, which has room."""
+    read = "select ctid, id from s1000"
+    wanted = in_a_fresh_clone(case, [read])
+    with case.bench.app() as app:
+        case.reset()
+        for number in range(12):
+            for changed in (1000 - number, 1 + number):
+                app.execute(f"update s1000 set v = 'x' where id = {changed}")
+                assert case.reset().rows < 12
+                assert seen(app, [read]) == wanted
+
+
 @pytest.mark.parametrize("sessions", [1, 2])
 @pytest.mark.parametrize("size", SIZES)
 def test_rows_deleted(case: Case, size: int, sessions: int) -> None:
