@@ -169,7 +169,7 @@ class Session:
     @property
     def pid(self) -> int:
         """The backend's process id, as in ``pg_stat_activity.pid``."""
-        return self.connection.info.backend_pid
+        return self.connection.pgconn.backend_pid
 
     @property
     def server_version(self) -> int:
@@ -179,7 +179,8 @@ class Session:
     @property
     def closed(self) -> bool:
         """Whether the connection is closed or known to be broken."""
-        return self.connection.closed or self.connection.broken
+        # One that is broken counts as closed.
+        return self.connection.closed
 
     def close(self) -> None:
         """Log out; never raises for a connection that is already gone."""
@@ -223,20 +224,28 @@ def lock_key(kind: str, name: str) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-@contextmanager
-def translated(statement: str) -> Iterator[None]:
-    """Turn every psycopg error of the block into one of ours, with the vendor's as its cause.
+class translated:
+    """Turns every psycopg error of the block into one of ours, with the vendor's as its cause.
 
     Raises:
         ServerLost: the connection could not be made or broke (no SQLSTATE, class 08, 57P01, 57P02).
         ServerRefused: everything that the server itself said.
     """
-    import psycopg
 
-    try:
-        yield
-    except psycopg.Error as error:
-        raise _translate(error, statement) from error
+    # No generator: it is entered with every message to the server.
+    def __init__(self, statement: str) -> None:
+        self._statement = statement
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        import psycopg
+
+        if isinstance(error, psycopg.Error):
+            raise _translate(error, self._statement) from error
 
 
 # libpq keeps the SQLSTATE of a refused login to itself: only the text tells. Our servers speak English
