@@ -76,7 +76,7 @@ class TableBase:
         found: Blocks = {}
         for block in blocks:
             if block not in self._texts:
-                self._texts[block] = restore_rows.in_order(self.expected(block))
+                self._texts[block] = rows_sql.in_order(self.expected(block))
             if text := self._texts[block]:
                 found[block] = text
         return found
@@ -98,7 +98,7 @@ class TableBase:
                 self._texts.pop(old[0][0], None)
                 self._texts.pop(tid[0], None)
             elif text := self._texts.get(tid[0]):
-                self._texts[tid[0]] = restore_rows.written_again(text, place)
+                self._texts[tid[0]] = rows_sql.written_again(text, place)
             if self._index:
                 self._index.get(old[0][0], {}).pop(old, None)
                 self._index.setdefault(tid[0], {})[place] = number

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 
+from harness.reset.changes import UNCHANGED, Changes, TableChange
 from harness.reset.sql.relations import Relation
 from harness.reset.wal.reader import NOISE, RelationRecords
-from harness.reset.changes import UNCHANGED, Changes, TableChange
 
 
 def changes(

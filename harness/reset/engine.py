@@ -22,8 +22,6 @@ from typing import Literal
 
 from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.reset import detect
-from harness.reset.changes import Changes, How, Nothing, Reclone, RecloneNeeded, Restore, TableChange
-from harness.reset.marks import Mark
 from harness.reset.changes import (
     UNCHANGED,
     Changes,
@@ -34,6 +32,7 @@ from harness.reset.changes import (
     Restore,
     TableChange,
 )
+from harness.reset.marks import Mark
 from harness.reset.outcome import Outcome, Terms
 from harness.reset.plan import plan
 from harness.reset.report import ResetReport

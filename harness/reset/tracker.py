@@ -12,9 +12,8 @@ from harness.postgres.incarnation import Incarnation
 from harness.postgres.session import Session
 from harness.reset import detect
 from harness.reset.baseline import BaselineStore, TableBase
-from harness.reset.changes import Baseline, Changes, RecloneNeeded, TableChange
-from harness.reset.marks import Marks
 from harness.reset.changes import UNCHANGED, Baseline, Changes, RecloneNeeded, TableChange
+from harness.reset.marks import Marks
 from harness.reset.outcome import Outcome
 from harness.reset.plan import ROW_MS
 from harness.reset.sql import batch, shared
