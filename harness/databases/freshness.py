@@ -212,7 +212,7 @@ class DatabaseReset:
             reason = self._problem or self._missing or "nothing was watched since the database was pristine"
         except LeaseError as error:
             # Here, because the statement takes as long as the rest of this method.
-            from harness.reset.model import RecloneNeeded
+            from harness.reset.changes import RecloneNeeded
 
             if not isinstance(error, RecloneNeeded):
                 raise
