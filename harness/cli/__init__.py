@@ -6,6 +6,7 @@ verb at hand does not need.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ BROKEN_PIPE = 128 + 13
 """Exit code where whoever read our answer went away, as if SIGPIPE had ended us."""
 
 
+THRESHOLD = gc.get_threshold()
+"""When Python looks for garbage, by itself."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -26,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 120 to 125 (see ``--help``), 128 + n for signal n, or that of the command of ``run``.
     """
+    # Modules and classes do not become garbage: looking for it while they are imported costs more than click does.
+    gc.set_threshold(50_000)
     try:
         from harness.cli.entry import run
 

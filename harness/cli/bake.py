@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from typing import Any
 
+import click
+
 from harness.cli.context import Context
-from harness.cli.parser import add_json
+from harness.cli.options import flag, json_flag
 
 DESCRIPTION = """\
 Migrate once in a server of its own, stop it, and keep it: as a data directory (process) or as a local image
@@ -19,11 +20,11 @@ Without --list: bakes unless these migrations are baked already, and prints the 
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    parser.add_argument("--list", action="store_true", help="only show what is baked")
-    parser.add_argument("--rebuild", action="store_true", help="bake again although nothing changed")
-    add_json(parser)
+PARAMETERS: list[click.Parameter] = [
+    flag("--list", help="only show what is baked"),
+    flag("--rebuild", help="bake again although nothing changed"),
+    json_flag(),
+]
 
 
 def run(context: Context) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,12 +76,19 @@ class Console:
         self._bar.update(self._task, completed=done, total=total, description=what[:60])
 
     def ask(self, question: str) -> bool:
-        """Yes or no, from a person; anything but yes is no."""
+        """Yes or no, from a person; anything but yes, also the end of the input, is no."""
+        import click
+
         self._end_progress()
         try:
-            sys.stderr.write(f"{PREFIX}{question} [y/N] ")
-            sys.stderr.flush()
-            return sys.stdin.readline().strip().lower() in ("y", "yes")
+            # Python's input() writes the last of a prompt to stdout, which is for the answer.
+            with redirect_stdout(sys.stderr):
+                return click.confirm(f"{PREFIX}{question}", err=True)
+        except click.Abort as ended:
+            # click makes one error of a Ctrl-C and of the end of the input.
+            if isinstance(ended.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            return False
         except (OSError, ValueError):
             return False
 

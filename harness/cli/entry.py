@@ -31,6 +31,10 @@ class Terminated(BaseException):
 def run(words: Sequence[str]) -> int:
     """Run one command; never raises for a mistake of the user's."""
     environ = os.environ
+    if "_PG_HARNESS_COMPLETE" in environ:
+        from harness.cli.completion import answer
+
+        return answer(environ)
     console = Console(environ, quiet=any(word in ("-q", "--quiet") for word in words))
     asked: list[int] = []
     try:
