@@ -24,7 +24,7 @@ Print the script that lets a shell complete commands, options, their choices, da
   zsh    eval "$(pg-harness completion zsh)"                       in ~/.zshrc, after compinit
   fish   pg-harness completion fish > ~/.config/fish/completions/pg-harness.fish
 
-Words and marks are asked of servers that run; nothing is started, and nothing is waited for longer than a second.
+Words and marks are asked of servers that run; nothing is started, and nothing is waited for longer than 3 s.
 """
 
 SHELLS = ("bash", "zsh", "fish")
@@ -36,7 +36,7 @@ PARAMETERS = [
 VARIABLE = "_PG_HARNESS_COMPLETE"
 """What the scripts set when they ask."""
 
-LONGEST = 1.0
+LONGEST = 3.0
 """Seconds that an answer may take: somebody waits for it with a finger on the key."""
 
 

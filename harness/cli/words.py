@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 import click
 from click.shell_completion import CompletionItem
@@ -25,8 +26,13 @@ def places(
     from harness.postgres.names import Kind
     from harness.runs.places import places_on
 
-    with lookup.harnesses(_context(ctx), purposes=["up"] if mine else []) as harnesses:
-        found = [place for harness in harnesses for place in places_on(harness)]
+    context = _context(ctx)
+    purposes = [purpose for purpose in noted(context) if purpose == "up" or not mine]
+    found = []
+    # No purposes at all would mean all of them.
+    with lookup.harnesses(context, purposes=purposes) if purposes else nullcontext(()) as harnesses:
+        for harness in harnesses:
+            found += places_on(harness)
     items = {
         place.words[0]: place.what
         for place in reversed(found)
@@ -42,6 +48,8 @@ def marks(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     from harness.sandbox.marks import stack
 
     context = _context(ctx)
+    if not noted(context):
+        return []
     with lookup.resolved(context, getattr(context.arguments, "worker", None) or "1") as place:
         found = stack(place.harness.link.session, place.harness.project, place.databases)
     items = {mark.name: mark.created[:19].replace("T", " ") for mark in reversed(found)}
@@ -57,11 +65,22 @@ def databases(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
 
 def servers(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     """What the servers of this checkout are for: ``up``, ``run`` …"""
-    from harness.servers import inventory
+    return _items(dict.fromkeys(noted(_context(ctx)), ""), incomplete)
 
-    context = _context(ctx)
-    found = inventory.servers(context.settings, context.environ)
-    return _items({info.purpose: info.description for info in found}, incomplete)
+
+def noted(context: Context) -> list[str]:
+    """What servers of this checkout are for that left a note of their address.
+
+    Of one without a note the daemon would have to be asked, whose client takes longer to import than a person waits.
+    """
+    from harness.cli import lookup
+    from harness.servers.records import Hint
+
+    settings, environ = context.settings, context.environ
+    purposes = lookup.all_purposes(context)
+    if settings.server_url is not None:
+        return purposes
+    return [purpose for purpose in purposes if Hint.of(settings, environ, purpose).path.exists()]
 
 
 def _context(ctx: click.Context) -> Context:
