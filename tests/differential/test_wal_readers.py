@@ -68,8 +68,8 @@ def agree(server: Server, seeds: range, *, checkpoint: bool) -> None:
     runner = Runner(server, generate_schema(11))
     both = BothReaders(server.session(), server.session())
     try:
-        runner.bench.engine._wal.session.close()
-        runner.bench.engine._reader = both
+        runner.bench.engine._connections.wal.session.close()
+        runner.bench.engine._connections._reader = both
         runner.bench.reclone()
         for seed in seeds:
             if checkpoint and seed % 3 == 0:

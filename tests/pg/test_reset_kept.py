@@ -137,7 +137,7 @@ def test_where_nothing_was_written_no_log_is_read(
     case: Case, app: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[Window] = []
-    reader = type(case.bench.engine._wal)
+    reader = type(case.bench.engine._connections.wal)
     real = reader.look
 
     def seen(self: WalReader, *arguments: object, **options: object) -> Window:

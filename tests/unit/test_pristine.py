@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from harness.reset.sql.shared import Note
-from harness.reset.watermark import Carried
+from harness.reset.watermark import Watermark
 from harness.sandbox.watermarks import Life, Notes
 
 LIFE = Life("server", "100.5", "101.25", 7)
-NOTE = Note("0/16B3740", 16400, 10, (("database", "", "10|6"), ("setting", "role:10", "{a=b}")))
-CARRIED = Carried(
+NOTE = Watermark("0/16B3740", 16400, 10, (("database", "", "10|6"), ("setting", "role:10", "{a=b}")))
+CARRIED = Watermark(
     NOTE.position,
     NOTE.database,
     NOTE.role,
@@ -28,7 +27,7 @@ CARRIED = Carried(
 
 
 @pytest.mark.parametrize("note", [NOTE, CARRIED], ids=["clone", "reset"])
-def test_what_is_written_is_read(tmp_path: Path, note: Note) -> None:
+def test_what_is_written_is_read(tmp_path: Path, note: Watermark) -> None:
     notes = Notes(tmp_path / "folder")
     notes.write("one", LIFE, note)
     assert notes.read("one", 16400, LIFE) == (note, "")
