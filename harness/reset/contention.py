@@ -58,12 +58,11 @@ class Contention:
         self.unlock()
         if self.lockless:
             return True
-        lease = self._connections.lease
         tables = ", ".join("only " + relations[oid].sql for oid in sorted(self.contended))
         try:
-            batch.run(lease, ["begin", f"lock table {tables} in share row exclusive mode"])
+            batch.run(self._connections.lease, ["begin", f"lock table {tables} in share row exclusive mode"])
         except ServerRefused as error:
-            batch.rollback(lease)
+            batch.rollback(self._connections.lease)
             if error.sqlstate not in (batch.LOCK_NOT_AVAILABLE, batch.DEADLOCK):
                 raise RecloneNeeded(f"the tables cannot be locked: {error}") from error
             self.lockless = self.sessions.lock_holders(sorted(self.contended), lockless=False)
