@@ -46,7 +46,7 @@ from harness.reset.sql import batch
 from harness.reset.sql.sequences import setval
 from harness.reset.tracker import Allowance, Tracker
 from harness.reset.vacuum import RECORD, Litter, Vacuum
-from harness.reset.wal.reader import Window
+from harness.reset.wal.reader import WalWindow
 from harness.reset.watermark import Watermark
 
 PATIENCE_MS = 1000.0
@@ -305,7 +305,7 @@ class ResetEngine:
             return ResetReport("restore", tuple(sorted(tables)), rows)
 
     def _restore(
-        self, todo: Restore, found: Changes, files: Mapping[int, int], window: Window, met: Contention
+        self, todo: Restore, found: Changes, files: Mapping[int, int], window: WalWindow, met: Contention
     ) -> Outcome | None:
         """One attempt; None where it has to begin again.
 
@@ -355,7 +355,7 @@ class ResetEngine:
         # Only now: an attempt that begins again must find the table rewritten once more.
         tracker.remember_files({**files, **outcome.files})
         tracker.pending = Changes()
-        later: Window | None = window
+        later: WalWindow | None = window
         at_once = len(outcome.xids) == 1 and not terms.lockless
         seen = outcome.position == window.seen and (at_once or outcome.alone)
         if not seen or connections.store.watchful:
@@ -498,10 +498,10 @@ class ResetEngine:
         timeout = self.limits.reset_timeout
         return Contention(Sessions(self._connections, self._tracker, timeout), self._connections)
 
-    def _look(self, *, force: bool, patience: float | None = None) -> Window:
+    def _look(self, *, force: bool, patience: float | None = None) -> WalWindow:
         self._stage("before-look")
         try:
-            window = self._tracker.look(self._allowance(patience), force=force)
+            window = self._tracker.read(self._allowance(patience), force=force)
         except ServerRefused as error:
             if error.sqlstate == batch.RECYCLED or "WAL" in error.message:
                 raise RecloneNeeded(

@@ -10,7 +10,7 @@ from harness.postgres.session import Session, ident, literal
 from harness.reset.changes import RecloneNeeded
 from harness.reset.connections import Connections
 from harness.reset.tracker import Tracker
-from harness.reset.wal.reader import Window
+from harness.reset.wal.reader import WalWindow
 
 ADVISORY_PATIENCE = 0.2
 """Seconds to wait for advisory locks: a lock of a transaction goes by itself, a session's own never does."""
@@ -44,7 +44,7 @@ class Sessions:
     def _reader(self) -> Session:
         return self._connections.wal.session
 
-    def hindered(self, window: Window, *, before: Callable[[], None] = lambda: None) -> bool:
+    def hindered(self, window: WalWindow, *, before: Callable[[], None] = lambda: None) -> bool:
         """Whether something had to be cleared before the window can be judged: then look again.
 
         Args:

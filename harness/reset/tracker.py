@@ -24,7 +24,7 @@ from harness.reset.sql import catalogs as catalogs_sql
 from harness.reset.sql import relations as relations_sql
 from harness.reset.sql.relations import SequenceState
 from harness.reset.sql.sequences import setval
-from harness.reset.wal.reader import NOISE, Question, Window
+from harness.reset.wal.reader import NOISE, WalQuery, WalWindow
 from harness.reset.watermark import Places, Watermark
 
 SHARED_KINDS = {
@@ -181,19 +181,19 @@ class Tracker:
         store = self._connections.store
         return bool(self.pending or self.unsettled or store.unlogged_tables or store.unlogged_sequences)
 
-    def look(self, allowance: Allowance, *, force: bool) -> Window:
+    def read(self, allowance: Allowance, *, force: bool) -> WalWindow:
         """Read the log from where the last window ended.
 
         Args:
             force: read even where the insert position has not moved.
         """
         seen = None if force else self.seen or None
-        return self._connections.wal.look(self._question(self.start, allowance, seen=seen))
+        return self._connections.wal.read(self._query(self.start, allowance, seen=seen))
 
-    def _question(
+    def _query(
         self, start: str, allowance: Allowance, *, seen: str | None = None, brief: bool = False
-    ) -> Question:
-        return Question(
+    ) -> WalQuery:
+        return WalQuery(
             start,
             seen=seen,
             database=self.database,
@@ -204,7 +204,7 @@ class Tracker:
             brief=brief,
         )
 
-    def resolve(self, window: Window) -> tuple[Changes, Mapping[int, int]]:
+    def resolve(self, window: WalWindow) -> tuple[Changes, Mapping[int, int]]:
         """Relations of the window's records, with what is pending or always dirty; and the numbers of files as they
         are now, of relations that may have another one."""
         relations = self._connections.store.relations
@@ -234,7 +234,7 @@ class Tracker:
         for name, blocks in catalogs.items():
             self.touched.setdefault(name, set()).update(blocks)
 
-    def _unsettled_by(self, window: Window) -> bool:
+    def _unsettled_by(self, window: WalWindow) -> bool:
         """Whether a transaction that wrote to the server's own catalogs may have ended since, or may still do so.
 
         It may be of another database, open for long, and its COMMIT names no block: until it has ended, each reset
@@ -261,12 +261,12 @@ class Tracker:
 
     def unchanged_since(
         self,
-        window: Window,
+        window: WalWindow,
         until: str,
         allowance: Allowance,
         wrote: Collection[int] = (),
         inserted: Mapping[int, int] | None = None,
-    ) -> Window | None:
+    ) -> WalWindow | None:
         """The window from where that one stopped, where nobody but us wrote to this database before ``until``; else None.
 
         What was written later is for the next look; without a word of it, this one reaches up to now.
@@ -279,8 +279,8 @@ class Tracker:
             RecloneNeeded: more was written in our transaction than that.
         """
         # Brief: who is busy was asked in the first look, and is asked again with the COMMIT.
-        asked = self._question(window.stop, allowance, brief=True)
-        later = self._connections.wal.look(asked)
+        asked = self._query(window.stop, allowance, brief=True)
+        later = self._connections.wal.read(asked)
         relations = self._connections.store.relations
         if elsewhere := detect.written_besides(
             later.relations, wrote, inserted or {}, by_file=self._by_file, relations=relations
@@ -290,10 +290,10 @@ class Tracker:
             )
         if not self._foreign(later):
             return later
-        later = self._connections.wal.look(replace(asked, until=until))
+        later = self._connections.wal.read(replace(asked, until=until))
         return None if self._foreign(later) else later
 
-    def _foreign(self, later: Window) -> bool:
+    def _foreign(self, later: WalWindow) -> bool:
         if later.too_much or later.unfinished:
             return True
         relations = self._connections.store.relations
@@ -345,7 +345,7 @@ class Tracker:
 
     # --- what a reset has done ---------------------------------------------------------------------
 
-    def advance(self, window: Window, own: Sequence[int] | None = None) -> None:
+    def advance(self, window: WalWindow, own: Sequence[int] | None = None) -> None:
         """Where the next window begins: exactly where the reading of this one ended.
 
         Args:
