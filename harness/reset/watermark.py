@@ -19,7 +19,7 @@ from harness.postgres.session import Session
 from harness.reset.sql.shared import Shared, shared
 
 Tid = tuple[int, int]
-"""As :data:`harness.reset.sql.rows.Tid`, which takes a while to import."""
+"""As :data:`harness.reset.sql.batch.Tid`, written out: what has a watermark has no need of the statements."""
 
 Places = Mapping[Tid, tuple[Tid, int]]
 """Where a row lies in the baseline → where it lies now, and who wrote it there."""
