@@ -15,7 +15,7 @@ from harness.postgres.databases import Database
 from harness.postgres.session import Session
 from harness.reset.changes import Changes
 from harness.reset.report import ResetReport
-from harness.reset.sql.shared import Note
+from harness.reset.watermark import Watermark
 from harness.sandbox import marks
 from harness.sandbox.watermarks import Life, Notes
 
@@ -47,7 +47,7 @@ class MarkReset(DatabaseReset):
         self._name, self._copy, self._marked, self._strategy = name, copy, database, strategy
         self._is_open = False
 
-    def _take_note(self, name: str) -> tuple[Note | None, str]:
+    def _take_note(self, name: str) -> tuple[Watermark | None, str]:
         return note_of(self._clones.link.session, name, self._clones.owner.name)
 
     def _replace(self, before: BeforeRename | None) -> str:
@@ -206,7 +206,7 @@ def first_note(clones: Clones, notes: Notes, template: Template, name: str, pres
         notes.write(name, life, noted)
 
 
-def note_marks(clones: Clones, notes: Notes, before: Life, noted: Mapping[str, Note]) -> None:
+def note_marks(clones: Clones, notes: Notes, before: Life, noted: Mapping[str, Watermark]) -> None:
     """Keep what was true of databases when they were marked.
 
     Args:
