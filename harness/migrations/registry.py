@@ -282,6 +282,5 @@ def _nearest(spec: SourceSpec, known: Mapping[str, Kind]) -> str:
         return f"The nearest is {near[0]!r}: {known[near[0]].form}. "
     for word, kind in known.items():
         if re.fullmatch(kind.resembles, spec.text, re.DOTALL):
-            noun = kind.noun
-            return f'For {noun} write "{word}:{spec.text}". '
+            return f'For {kind.noun} write "{word}:{spec.text}". '
     return ""
