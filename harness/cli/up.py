@@ -274,6 +274,7 @@ def _say_about_migrations(context: Context, harness: Harness) -> None:
     default = harness.settings.default
     if default.migrations is not None:
         return
+    from harness.config.sources import EXAMPLE
     from harness.migrations.detect import detect, looked_for
 
     found = detect(harness.settings.root)
@@ -294,7 +295,7 @@ def _say_about_migrations(context: Context, harness: Harness) -> None:
     warn(f"no migrations were found in {harness.settings.root}: the database is empty. Looked for:")
     for line in looked_for():
         warn(f"  {line}")
-    warn('`pg-harness init` writes the settings; name them there: migrations = ["sql:db/migrations"]')
+    warn(f'`pg-harness init` writes the settings; name them there: migrations = ["{EXAMPLE}"]')
 
 
 def _say_about_ttl(context: Context, found: Server, ttl: float | None) -> None:

@@ -81,11 +81,12 @@ def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
 
 
 def _settings(options: Any, start: tuple[Path, str]) -> Settings:
-    # Here: a worker has its controller's, and imports neither.
+    # Here: a worker has its controller's, and imports none of it.
     from harness.config.load import load
+    from harness.migrations.registry import check_settings
 
     explicit = options.pg_harness_config
-    return load(
+    settings = load(
         os.environ,
         start=start[0],
         start_origin=start[1],
@@ -93,6 +94,8 @@ def _settings(options: Any, start: tuple[Path, str]) -> Settings:
         overrides=given_as_options(options),
         override_origin="a pytest option",
     )
+    check_settings(settings)
+    return settings
 
 
 def _is_xdist_worker() -> bool:
