@@ -6,6 +6,7 @@ verb at hand does not need.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -31,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 120 to 125 (see ``--help``), 128 + n for signal n, or that of the command of ``run``.
     """
-    # Modules and classes do not become garbage: looking for it while they are imported costs more than click does.
+    # Modules and classes do not become garbage. Looking for it while they are imported, and through everything once
+    # more at the end, costs more than click does.
     gc.set_threshold(50_000)
+    atexit.register(gc.disable)
     try:
         from harness.cli.entry import run
 

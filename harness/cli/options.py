@@ -79,8 +79,12 @@ class Place(click.ParamType):  # type: ignore[type-arg]
 
 
 COMMON: Sequence[click.Option] = (
-    click.Option(["-q", "--quiet"], is_flag=True, help="no story on stderr; warnings and errors stay"),
-    click.Option(["-v", "--verbose"], count=True, help="more of the story; -vv: still more"),
+    click.Option(["-q", "--quiet"], count=True, help="say nothing of what is done; warnings and errors stay"),
+    click.Option(
+        ["-v", "--verbose"],
+        count=True,
+        help="say when and where each thing was done; -vv: everything (as PGHARNESS_LOG=debug)",
+    ),
     click.Option(
         ["--config"],
         type=Place("file"),

@@ -122,7 +122,7 @@ def given(context: click.Context) -> SimpleNamespace:
             continue
         for name, value in level.params.items():
             said = level.get_parameter_source(name) is not ParameterSource.DEFAULT
-            if said and name == "verbose":
+            if said and name in ("verbose", "quiet"):
                 values[name] = values.get(name, 0) + value
             elif said or value not in (None, False, 0, ()):
                 values[name] = value
@@ -170,7 +170,7 @@ class Program(click.Group):
         )
         commands = "\n".join(f"  {line}" for line in _table().splitlines())
         formatter.write(f"\ncommands:\n{commands}\n\n`{PROGRAM} COMMAND --help` tells more. ")
-        formatter.write("The answer goes to stdout, the story to stderr.\n")
+        formatter.write("The answer goes to stdout, the log to stderr.\n")
         _write_parameters(self, ctx, formatter)
         formatter.write(f"\n{EXIT_CODES}")
 
@@ -206,6 +206,9 @@ class Verb(click.Command):
         Raises:
             Usage: the words of a command do not stand behind ``--``, or the verb takes no command.
         """
+        if ctx.resilient_parsing and args and args[-1] in self._valued():
+            # Its value is what is being completed: click would forget the words before it, too.
+            args = args[:-1]
         words = list(args)
         try:
             rest = super().parse_args(ctx, args)
@@ -228,6 +231,10 @@ class Verb(click.Command):
         if ctx.obj is not None and not self.takes_command:
             raise Usage(f"`{self.name}` takes nothing after --")
         return rest
+
+    def _valued(self) -> set[str]:
+        options = [p for p in self.params if isinstance(p, click.Option) and not p.is_flag and not p.count]
+        return {name for option in options for name in option.opts}
 
     def _misplaced(self, words: Sequence[str]) -> NoReturn:
         what = " ".join(words)

@@ -84,7 +84,7 @@ def noted(context: Context) -> list[str]:
 
 
 def _context(ctx: click.Context) -> Context:
-    return Context(given(ctx), os.environ, Console(os.environ, quiet=True))
+    return Context(given(ctx), os.environ, Console(os.environ))
 
 
 def _items(found: dict[str, str], incomplete: str) -> list[CompletionItem]:

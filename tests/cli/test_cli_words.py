@@ -122,7 +122,7 @@ def test_options_of_the_project_stand_before_or_after_the_command() -> None:
         assert parsed(*options[:place], "status", *options[place:]) == everything
     # The later one holds, as with most tools; what can be counted adds up.
     assert parsed("--backend", "docker", "status", "--backend", "process") == {"backend": "process"}
-    assert parsed("-v", "up", "-qvn2") == {"verbose": 2, "quiet": True, "workers": 2}
+    assert parsed("-v", "up", "-qvn2") == {"verbose": 2, "quiet": 1, "workers": 2}
     assert parsed("status") == {}
 
 
