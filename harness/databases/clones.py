@@ -12,7 +12,7 @@ from typing import Any
 from harness.databases.spec import Owner
 from harness.databases.template import Template
 from harness.errors import LeaseLost, ServerRefused
-from harness.postgres import databases, incarnation, names, roles
+from harness.postgres import databases, incarnation, names, roles, sqlstate
 from harness.postgres.admin import Link
 from harness.postgres.databases import apply_statements
 from harness.postgres.session import Session, ident
@@ -106,7 +106,7 @@ class Clones:
                 admin.script(";\n".join(self._finish(name, template, mark, new=True)))
             except ServerRefused as error:
                 # A sweep of another process took the unmarked clone for one that was cut off.
-                if error.sqlstate == databases.UNDEFINED_DATABASE:
+                if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
                     continue
                 raise
             return name
@@ -120,7 +120,7 @@ class Clones:
                 session, name, template=template.name, owner=self.owner.name, strategy=template.strategy
             )
         except ServerRefused as error:
-            if error.sqlstate == databases.UNDEFINED_DATABASE:
+            if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
                 raise LeaseLost(
                     f"the template {template.name} is gone: another run or `gc` has dropped it. Run again."
                 ) from error
@@ -312,7 +312,7 @@ def _won(session: Session, statements: Sequence[str]) -> bool:
     try:
         session.script(";\n".join(statements))
     except ServerRefused as error:
-        if error.sqlstate in (databases.UNDEFINED_DATABASE, databases.OBJECT_IN_USE, "XX000"):
+        if error.sqlstate in (sqlstate.INVALID_CATALOG_NAME, sqlstate.OBJECT_IN_USE, sqlstate.INTERNAL_ERROR):
             return False
         raise
     return True

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import LeaseInUse, ServerLost, ServerRefused
-from harness.postgres import ending, names
+from harness.postgres import ending, names, sqlstate
 from harness.postgres.session import Session, ident, literal
 
 MARK = "pg-harness "
@@ -21,9 +21,6 @@ MARK = "pg-harness "
 A comment lives in a shared catalog: it is seen from the maintenance database, follows a rename, and
 goes with the database. A comment that migrations wrote themselves stays above it.
 """
-
-UNDEFINED_DATABASE = "3D000"
-OBJECT_IN_USE = "55006"
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,7 @@ def rename(session: Session, old: str, new: str) -> bool:
     try:
         session.execute(f"alter database {ident(old)} rename to {ident(new)}")
     except ServerRefused as error:
-        if error.sqlstate == UNDEFINED_DATABASE:
+        if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
             return False
         raise
     return True
@@ -195,7 +192,14 @@ def terminate(session: Session, database: str, *, wait_ms: int = 5000, but: Sequ
 RETIRE_PATIENCE = 20.0
 """Seconds after which a database that somebody enters again and again is given up."""
 
-_AGAIN = (OBJECT_IN_USE, "57014", "53300", "55000", "42704", "XX000")
+_AGAIN = (
+    sqlstate.OBJECT_IN_USE,
+    sqlstate.QUERY_CANCELED,
+    sqlstate.TOO_MANY_CONNECTIONS,
+    sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE,
+    sqlstate.UNDEFINED_OBJECT,
+    sqlstate.INTERNAL_ERROR,
+)
 """In use; a rename that waited too long; no room for our session; and what says that another sweep is at it too."""
 
 
@@ -228,7 +232,7 @@ def retire(session: Session, name: str, new_name: str, *, successor: str = "") -
             session.script(f"set local statement_timeout = {timeout}; {statement}")
             return True
         except (ServerRefused, ServerLost) as error:
-            if isinstance(error, ServerRefused) and error.sqlstate == UNDEFINED_DATABASE:
+            if isinstance(error, ServerRefused) and error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
                 if find(session, name) is None:
                     return False
                 raise
@@ -297,8 +301,8 @@ def drop_retired(session: Session, name: str) -> None:
     try:
         session.execute(f"drop database if exists {ident(name)}")
     except ServerRefused as error:
-        if error.sqlstate not in (UNDEFINED_DATABASE, "XX000"):
-            raise  # XX000: "tuple concurrently deleted", somebody else was faster
+        if error.sqlstate not in (sqlstate.INVALID_CATALOG_NAME, sqlstate.INTERNAL_ERROR):
+            raise  # the latter: "tuple concurrently deleted", somebody else was faster
 
 
 def drop(session: Session, name: str, project: str) -> bool:

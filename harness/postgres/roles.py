@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 from harness.errors import ConfigError, HarnessError, ServerRefused
+from harness.postgres import sqlstate
 from harness.postgres.session import Session, ident, literal
 
 
@@ -118,7 +119,7 @@ def _until_alone(session: Session, *statements: str) -> None:
                 session.execute(statement)
                 break
             except ServerRefused as error:
-                if error.sqlstate != "XX000" or time.monotonic() > deadline:
+                if error.sqlstate != sqlstate.INTERNAL_ERROR or time.monotonic() > deadline:
                     raise
             time.sleep(0.002)
 

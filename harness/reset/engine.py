@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Literal
 
 from harness.errors import LeaseError, ServerLost, ServerRefused
+from harness.postgres import sqlstate
 from harness.reset import detect
 from harness.reset.changes import (
     UNCHANGED,
@@ -283,7 +284,7 @@ class ResetEngine(EngineState):
             batch.run(self._lease, ["begin", f"lock table {tables} in share row exclusive mode"])
         except ServerRefused as error:
             batch.rollback(self._lease)
-            if error.sqlstate not in (batch.LOCK_NOT_AVAILABLE, batch.DEADLOCK):
+            if error.sqlstate not in (sqlstate.LOCK_NOT_AVAILABLE, sqlstate.DEADLOCK_DETECTED):
                 raise RecloneNeeded(f"the tables cannot be locked: {error}") from error
             run.lockless = run.waiting.lock_holders(sorted(run.crowded), lockless=False)
             return False
@@ -329,7 +330,7 @@ class ResetEngine(EngineState):
             self._by_file.update({node: oid for oid, node in attempt.done.files.items()})
             if isinstance(error, RecloneNeeded):
                 raise
-            if error.sqlstate not in (batch.LOCK_NOT_AVAILABLE, batch.DEADLOCK):
+            if error.sqlstate not in (sqlstate.LOCK_NOT_AVAILABLE, sqlstate.DEADLOCK_DETECTED):
                 if run.came_between(error, attempt.done):
                     return None
                 raise RecloneNeeded(f"the rows cannot be put back: {error}") from error
@@ -429,7 +430,11 @@ class _Run:
         unlocked = self.lockless or bool(done.xids)
         self._violations += 1
         self.lockless = False
-        return unlocked and error.sqlstate.startswith("23") and self._violations < MOST_VIOLATIONS
+        return (
+            unlocked
+            and error.sqlstate.startswith(sqlstate.INTEGRITY_CONSTRAINT_VIOLATION)
+            and self._violations < MOST_VIOLATIONS
+        )
 
     def unlock(self) -> None:
         """Let the tables go, where they are locked."""
@@ -440,14 +445,16 @@ class _Run:
 
 def _unreadable(error: ServerRefused) -> RecloneNeeded:
     remedies = {
-        "42501": "grant the admin the rights of docs/reset.md: pg_read_server_files, session_replication_role",
-        "0A000": "use PostgreSQL 15 or later",
-        "58P01": "install the contrib modules of the server (postgresql-contrib)",
+        sqlstate.INSUFFICIENT_PRIVILEGE: "grant the admin the rights of docs/reset.md: pg_read_server_files, session_replication_role",
+        sqlstate.FEATURE_NOT_SUPPORTED: "use PostgreSQL 15 or later",
+        sqlstate.UNDEFINED_FILE: "install the contrib modules of the server (postgresql-contrib)",
     }
     if "session_replication_role" in error.message:
         # A setting that a login may not have comes without a code of its own.
         return RecloneNeeded(
-            f"triggers cannot be kept silent: {error}", remedy=remedies["42501"], lasting=True
+            f"triggers cannot be kept silent: {error}",
+            remedy=remedies[sqlstate.INSUFFICIENT_PRIVILEGE],
+            lasting=True,
         )
     remedy = remedies.get(error.sqlstate, "")
     return RecloneNeeded(f"the server's log cannot be read: {error}", remedy=remedy, lasting=bool(remedy))

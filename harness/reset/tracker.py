@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from harness.errors import HarnessError, ServerLost, ServerRefused
-from harness.postgres import activity
+from harness.postgres import activity, sqlstate
 from harness.postgres.incarnation import Incarnation
 from harness.postgres.session import Session
 from harness.reset import detect
@@ -240,7 +240,7 @@ class EngineState:
             seen = None if force else self._seen or None
             window = self._wal.look(self._question(self._start, seen=seen, patience=patience))
         except ServerRefused as error:
-            if error.sqlstate == batch.RECYCLED or "WAL" in error.message:
+            if error.sqlstate == sqlstate.UNDEFINED_FILE or "WAL" in error.message:
                 raise RecloneNeeded(
                     f"the log since the last reset was recycled or cannot be read ({error})",
                     remedy="a larger wal_keep_size keeps more of it",

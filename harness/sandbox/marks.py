@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from harness.databases.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
 from harness.databases.freshness import note_of
 from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
-from harness.postgres import databases, incarnation, names
+from harness.postgres import databases, incarnation, names, sqlstate
 from harness.postgres.databases import Database, apply_statements, lease_of, read_attributes, settle_sequences
 from harness.postgres.session import Session, ident, literal
 from harness.reset.sql.shared import Note
@@ -164,7 +164,7 @@ def _copy(
             here = str(session.value("select pg_current_wal_insert_lsn()::text"))
             noted = replace(noted, position=here)
     except ServerRefused as error:
-        if error.sqlstate == databases.OBJECT_IN_USE:
+        if error.sqlstate == sqlstate.OBJECT_IN_USE:
             raise LeaseInUse(
                 f"database {source} cannot be copied: {error.message}",
                 sessions=databases.sessions_of(session, source),
@@ -237,7 +237,7 @@ def put_back(
     try:
         databases.clone(session, fresh, template=copy.name, owner=database.owner, strategy=strategy)
     except ServerRefused as error:
-        if error.sqlstate == databases.UNDEFINED_DATABASE:
+        if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
             raise LeaseLost(f"the mark {saved!r} was released by somebody else") from error
         raise
     limit = clones.connections + RESERVED_CONNECTIONS
@@ -285,7 +285,7 @@ def shut(session: Session, copy: str) -> None:
     try:
         session.execute(f"alter database {ident(copy)} with allow_connections false")
     except ServerRefused as error:
-        if error.sqlstate != databases.UNDEFINED_DATABASE:
+        if error.sqlstate != sqlstate.INVALID_CATALOG_NAME:
             raise
     else:
         databases.terminate(session, copy)

@@ -13,10 +13,10 @@ from fix_reset_case import Case, at
 from fix_reset_servers import Server, dispose
 
 from harness.errors import ServerLost, ServerRefused
+from harness.postgres import sqlstate
 from harness.postgres.session import Session
 from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import ResetEngine
-from harness.reset.sql import batch
 
 AS_ADMIN = """
 create table foreign_to_app (id serial primary key, v text);
@@ -235,7 +235,7 @@ def test_locks_in_the_other_order_do_not_deadlock(case: Case, app: Session) -> N
         stop.set()
         thread.join(30)
     assert set(outcomes) <= {"restore", "nothing"}, outcomes
-    assert not [error for error in refused if error.sqlstate == batch.DEADLOCK]
+    assert not [error for error in refused if error.sqlstate == sqlstate.DEADLOCK_DETECTED]
     case.reset()
     case.assert_pristine()
 
