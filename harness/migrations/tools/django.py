@@ -39,14 +39,6 @@ class DjangoSource(Configured):
         self._cache = cache
         self._environment = environment
 
-    @property
-    def hashes(self) -> str:
-        """What the fingerprint covers, for the story."""
-        folders = self._listing["folders"]
-        own = [label for label, folder in folders.items() if self._is_own(Path(folder))]
-        named = f": {', '.join(sorted(own))}" if own else ""
-        return f"the migrations of {len(folders)} apps, {len(own)} of them the project's own{named}"
-
     def fingerprint(self) -> str:
         parts = [ADAPTER, self._settings[0], *imports.installed_versions()]
         own: list[Path] = []
