@@ -1,36 +1,31 @@
-"""Databases: listing, creating, cloning, marking, retiring; and what a clone silently loses: grants, settings, comment.
+"""Databases: listing, creating, cloning, labelling, retiring; and what a clone silently loses: grants, settings, comment.
 
 All statements run in the maintenance database, but that which settles sequences.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import LeaseInUse, ServerLost, ServerRefused
 from harness.postgres import ending, names, sqlstate
+from harness.postgres import label as labels
+from harness.postgres.label import Label
 from harness.postgres.session import Session, ident, literal
-
-MARK = "pg-harness "
-"""What the comment of every database of ours ends with: a line of this word and JSON.
-
-A comment lives in a shared catalog: it is seen from the maintenance database, follows a rename, and
-goes with the database. A comment that migrations wrote themselves stays above it.
-"""
 
 
 @dataclass(frozen=True)
 class Database:
-    """One row of ``pg_database``, with what our mark says.
+    """One row of ``pg_database``, with what its name and our label say.
 
     Attributes:
+        role: whom it belongs to in PostgreSQL.
         sessions: how many sessions are connected to it now, ours included.
-        mark: the JSON of our mark; None where the database carries none.
-        comment: the comment without our mark; None where there is none.
+        label: what we have written of it; false where the database carries no label.
+        comment: the comment without our label; None where there is none.
         connection_limit: its CONNECTION LIMIT; -1 for none.
     """
 
@@ -38,9 +33,9 @@ class Database:
     oid: int
     is_template: bool
     allows_connections: bool
-    owner: str
+    role: str
     sessions: int
-    mark: Mapping[str, Any] | None = field(default=None)
+    label: Label = field(default_factory=Label)
     comment: str | None = None
     connection_limit: int = -1
 
@@ -48,6 +43,26 @@ class Database:
     def parsed(self) -> names.DatabaseName | None:
         """The parts of its name; None where the name is not of our grammar."""
         return names.parse(self.name)
+
+    @property
+    def kind(self) -> names.Kind | None:
+        """What it is, by its name; None where the name is not of our grammar."""
+        return parsed.kind if (parsed := self.parsed) else None
+
+    @property
+    def owner(self) -> str:
+        """The run or the fingerprint in its name, sixteen hex digits; empty where the name is not of our grammar."""
+        return parsed.owner if (parsed := self.parsed) else ""
+
+    @property
+    def persons(self) -> bool:
+        """Whether it belongs to what ``up`` has made, and to no test run."""
+        return self.owner == names.PERSON
+
+    @property
+    def marked_lease(self) -> str:
+        """The name of the lease's database that a mark is a copy of; empty for what is no mark."""
+        return parsed.marked_lease if (parsed := self.parsed) else ""
 
 
 _SELECT = """
@@ -75,29 +90,13 @@ def list_ours(session: Session, project: str | None) -> list[Database]:
 
 
 def _database(row: tuple[Any, ...]) -> Database:
-    comment, mark = split_comment(row[6])
-    return Database(row[0], row[1], row[2], row[3], row[4], row[5], mark, comment, row[7])
+    comment, label = labels.split(row[6])
+    return Database(row[0], row[1], row[2], row[3], row[4], row[5], label, comment, row[7])
 
 
-def split_comment(text: str | None) -> tuple[str | None, Mapping[str, Any] | None]:
-    """The user's own comment, and our mark, of a database's comment."""
-    if not text:
-        return None, None
-    head, _, last = text.rpartition("\n")
-    if not last.startswith(MARK):
-        return text, None
-    try:
-        mark = json.loads(last.removeprefix(MARK))
-    except ValueError:
-        return text, None
-    return head or None, mark if isinstance(mark, dict) else None
-
-
-def comment_statement(name: str, mark: Mapping[str, Any], comment: str | None = None) -> str:
-    """``COMMENT ON DATABASE`` with our mark below the user's comment."""
-    line = MARK + json.dumps(mark, separators=(",", ":"), sort_keys=True)
-    text = f"{comment}\n{line}" if comment else line
-    return f"comment on database {ident(name)} is {literal(text)}"
+def label_statement(name: str, label: Label, comment: str | None = None) -> str:
+    """``COMMENT ON DATABASE`` with our label below the user's comment."""
+    return f"comment on database {ident(name)} is {literal(labels.join(comment, label))}"
 
 
 def create_empty(session: Session, name: str, *, owner: str, locale: str) -> None:
@@ -433,12 +432,3 @@ begin
     end loop;
 end $settle$
 """
-
-
-def lease_of(found: Database) -> str:
-    """The name of the database that a mark is of; empty for what is no mark."""
-    parsed = found.parsed
-    if parsed is None or parsed.kind is not names.Kind.MARK:
-        return ""
-    tail = parsed.tail.rpartition("_")[0]
-    return str(names.DatabaseName(parsed.project, names.Kind.LEASE, parsed.owner, tail))

@@ -23,6 +23,7 @@ from harness.errors import HarnessError
 from harness.postgres import databases, names, roles
 from harness.postgres.admin import Link
 from harness.postgres.databases import Database
+from harness.postgres.label import Label
 from harness.postgres.liveness import SignOfLife
 from harness.servers.port import ServerInfo
 
@@ -33,8 +34,8 @@ RUN, DEAD = "a" * 16, "b" * 16
 
 def database(name: str, *, sessions: int = 0, age: float = 3600, fingerprint: str = "f" * 64) -> Database:
     then = (NOW - timedelta(seconds=age)).isoformat()
-    mark = {"created": then, "used": then, "fingerprint": fingerprint}
-    return Database(name, 1, False, True, "app", sessions, mark)
+    label = Label(created=then, used=then, fingerprint=fingerprint)
+    return Database(name, 1, False, True, "app", sessions, label)
 
 
 def reasons(*observed: Database, building: bool = False, limits: Limits | None = None) -> dict[str, str]:
@@ -124,7 +125,7 @@ def test_sigkill_leaves_nothing_after_the_next_sweep(
         process.communicate(timeout=20)
     swept = wait_for(lambda: sweep.sweep(link.session, checkout, Limits()))
     assert [d.database.name for d in swept] == [name]
-    left = [d.parsed.kind.value for d in databases.list_ours(link.session, checkout) if d.parsed]
+    left = [d.kind.value for d in databases.list_ours(link.session, checkout) if d.kind]
     assert left == ["t"]
 
 

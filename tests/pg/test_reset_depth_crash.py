@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -466,14 +467,14 @@ def test_a_label_that_says_nothing_of_it(checkout: str, link: Link, source: Sche
     made = build(link, checkout, source)
     found = databases.find(link.session, made.name)
     assert found is not None
-    assert found.mark is not None
-    old = {key: value for key, value in found.mark.items() if key != "unlogged"}
-    link.session.execute(databases.comment_statement(made.name, old, found.comment))
+    assert found.label.unlogged is not None
+    old = replace(found.label, unlogged=None)
+    link.session.execute(databases.label_statement(made.name, old, found.comment))
     assert build(link, checkout, source).built == isinstance(source, WithUnlogged)
     after = databases.find(link.session, made.name)
     assert after is not None
     assert (after.allows_connections, after.is_template) == (False, True)
-    assert "unlogged" in (after.mark or {})
+    assert after.label.unlogged is not None
     assert template.look(link.session, checkout, made.fingerprint) is not None
 
 

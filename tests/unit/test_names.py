@@ -1,9 +1,13 @@
 import random
 import string
 
+import pytest
+
 from harness.config.project import checkout_id
 from harness.postgres import names
 from harness.postgres.names import Kind
+
+PROJECT, RUN = "0123456789", "a" * 16
 
 
 def test_every_name_that_is_built_is_parsed_back() -> None:
@@ -66,3 +70,33 @@ def test_a_run_is_named_by_its_seed() -> None:
     assert names.run_id("x") == names.run_id("x") != names.run_id("y")
     assert names.run_id() != names.run_id()
     assert names.run_id("x") != names.PERSON
+
+
+def test_a_lease_and_what_is_claimed_for_it() -> None:
+    name = names.lease(PROJECT, RUN, "gw2", 1)
+    parsed = names.parse(name)
+    assert parsed is not None
+    assert (parsed.worker, parsed.index, parsed.claiming) == ("gw2", 1, False)
+    fresh = names.parse(names.claiming(name))
+    assert fresh is not None
+    assert (fresh.kind, fresh.owner) == (names.Kind.LEASE, RUN)
+    assert (fresh.worker, fresh.index, fresh.claiming) == ("gw2", 1, True)
+    assert names.claiming(name) == f"{name}_n"
+
+
+@pytest.mark.parametrize("worker", ["n", "gw0", "0", "w" * 12, "a worker's word", "ends_n"])
+def test_no_worker_looks_claimed(worker: str) -> None:
+    parsed = names.parse(names.lease(PROJECT, RUN, worker, 0))
+    assert parsed is not None
+    assert not parsed.claiming
+    assert parsed.worker == names.plain(worker)
+
+
+def test_a_mark_and_its_lease() -> None:
+    lease = names.parse(names.lease(PROJECT, RUN, "2", 0))
+    assert lease is not None
+    mark = names.parse(names.mark(PROJECT, RUN, lease.tail, 3))
+    assert mark is not None
+    assert mark.marked_lease == str(lease)
+    assert (mark.worker, mark.index, mark.claiming) == ("", 0, False)
+    assert lease.marked_lease == ""
