@@ -38,7 +38,7 @@ def full(error: HarnessError, server: Server) -> str:
 
     A server that cannot write its WAL ends: then only its log says why.
     """
-    if FULL in error.message:
+    if FULL in error.full_text:
         return FULL
     if not isinstance(error, ServerLost | MigrationError):
         return ""
@@ -100,10 +100,11 @@ def explain(error: HarnessError, server: Server) -> None:
     if where is None:
         where = "on a server that is not ours"
     if said != FULL:
-        error.message += f"\nThe server's log says: {said}"
-    error.message += f"\nThe server's data is {where}, and there is no room left."
+        error.add_note(f"The server's log says: {said}")
+    remedy = ""
     if server.info.storage == "memory":
-        error.message += ' Set storage = "disk" (PGHARNESS_STORAGE), or more memory_limit.'
+        remedy = ' Set storage = "disk" (PGHARNESS_STORAGE), or more memory_limit.'
+    error.add_note(f"The server's data is {where}, and there is no room left.{remedy}")
 
 
 def settings_for(settings: Settings, environ: Mapping[str, str]) -> Settings:

@@ -80,6 +80,7 @@ def test_changed_migrations_are_told_and_only_fresh_takes_them(new_project: Call
     mine.migrate("003_bad.sql", "create tabel x ();\n")
     said = mine.fails(123, "up", "--fresh", "--yes")
     assert "003_bad.sql" in said
+    assert "The half-migrated database is kept: " in said
     assert rows(url) == 0
 
 

@@ -201,8 +201,8 @@ def test_pgcrypto_in_the_bundled_binaries_says_why(
         settings = migrated(text, binaries=folder, database={"extensions": extensions})
         with pytest.raises(MigrationError) as caught:
             Harness.open_with(settings, place.environ)
-        assert "needs OpenSSL" in str(caught.value)
-        assert "gen_random_uuid() needs no extension" in str(caught.value)
+        assert "needs OpenSSL" in caught.value.full_text
+        assert "gen_random_uuid() needs no extension" in caught.value.full_text
 
 
 def _external(

@@ -160,3 +160,12 @@ def test_progress_on_a_terminal(folder: Folder) -> None:
         os.close(ours)
     assert process.wait(timeout=60) == 0, seen
     assert re.search(rb"\rpg-harness: |pg-harness: \d+/5 ", seen), seen
+
+
+def test_a_migration_that_fails_says_where_its_database_is(folder: Folder) -> None:
+    """What is found out after the failure is a note of the error, and printed with it."""
+    folder.write(test_a="def test_it(): pass")
+    result = folder.pytest(env={"PGHARNESS_MIGRATIONS": "command:echo no such luck; exit 3"})
+    assert "no such luck" in result.text
+    assert "The half-migrated database is kept: postgresql://" in result.text
+    assert "Traceback" not in result.text

@@ -1,5 +1,7 @@
 import inspect
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +57,24 @@ def test_lists_are_part_of_the_text() -> None:
     assert "What was tried:\n  - docker: no" in text
     assert "What to do:\n  - start it" in text
     assert "FATAL: no space" in str(EXAMPLES[4])
+
+
+def test_notes_are_part_of_the_full_text_and_cross_processes() -> None:
+    error = errors.MigrationError("it failed", source="sql:a")
+    assert error.full_text == "it failed"
+    error.add_note("the database is kept")
+    error.add_note("look at it")
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == "it failed"
+    assert copy.full_text == "it failed\nthe database is kept\nlook at it"
+
+
+def test_no_text_is_changed_afterwards() -> None:
+    root = Path(errors.__file__).parent
+    changed = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for path in root.rglob("*.py")
+        for line in path.read_text("utf-8").splitlines()
+        if re.search(r"\.message \+?= ", line) and line.strip() != "self.message = message"
+    ]
+    assert not changed
