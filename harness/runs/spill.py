@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.config import project
 from harness.config.settings import Settings
+from harness.config.state_file import replace_file
 from harness.databases.template import Template
 from harness.errors import HarnessError, MigrationError, ServerLost
 from harness.servers import defaults
@@ -123,7 +124,7 @@ def remember(settings: Settings, environ: Mapping[str, str], needed: int) -> Non
     """Note how much is needed; where it cannot be noted, the next start finds out again."""
     path = _note(settings, environ)
     try:
-        project.replace_file(path, str(needed))
+        replace_file(path, str(needed))
     except OSError:
         return
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.settings import SourceSpec
+from harness.config.state_file import StateFile, Unreadable
 from harness.dsn import Dsn
 from harness.errors import MigrationError
 from harness.migrations.hashing import files, imports, watched
@@ -137,38 +138,33 @@ class DjangoSource(Configured):
         ]
 
     def _cached(self) -> dict[str, Any] | None:
-        path = self._cache_file()
+        file = self._cache_file()
+        if file is None:
+            return None
         try:
-            record: Any = json.loads(path.read_text("utf-8")) if path else None
+            record = file.read()
             fits = record["key"] == files.digest(self._key()) and all(
                 _state(Path(name)) == state for name, state in record["states"].items()
             )
             if fits and all(isinstance(folder, str) for folder in record["listing"]["folders"].values()):
                 listing: dict[str, Any] = record["listing"]
                 return listing
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (FileNotFoundError, Unreadable, KeyError, TypeError, AttributeError):
             pass  # a hint that is corrupt, or of another version of ours, is as good as none
         return None
 
     def _remember(self, listing: dict[str, Any]) -> None:
-        path = self._cache_file()
-        if path is None:
+        file = self._cache_file()
+        if file is None:
             return
         states = {name: _state(Path(name)) for name in listing["loaded"]}
-        record = {"key": files.digest(self._key()), "states": states, "listing": listing}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f"{path.name}.{os.getpid()}")
-            fresh.write_text(json.dumps(record), "utf-8")
-            fresh.replace(path)
-        except OSError:
-            return  # without the hint the next start is slower, and right
+        file.note({"key": files.digest(self._key()), "states": states, "listing": listing})
 
-    def _cache_file(self) -> Path | None:
+    def _cache_file(self) -> StateFile | None:
         if self._cache is None:
             return None
         name = files.digest([sys.executable, self._settings[0], os.path.realpath(self._root)])[:24]
-        return self._cache / f"django-{name}.json"
+        return StateFile(self._cache / f"django-{name}.json", folder_mode=0o755)
 
     def _is_own(self, folder: Path) -> bool:
         real = os.path.realpath(folder)
