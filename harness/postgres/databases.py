@@ -281,8 +281,8 @@ def _clear_inside(session: Session, name: str, limit: int) -> None:
         session.execute(f"alter database {ident(name)} with allow_connections false connection limit {limit}")
     with inside:
         terminate(session, name, but=(inside.pid,))
-        for (gid,) in inside.rows("select gid from pg_prepared_xacts where database = %s", (name,)):
-            inside.execute(f"rollback prepared {literal(gid)}")
+        for gid in ending.prepared_by_name(inside, name):
+            ending.roll_back(inside, gid)
         for (subscription,) in inside.rows(
             "select subname from pg_subscription s join pg_database d on d.oid = s.subdbid where d.datname = %s",
             (name,),

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from harness.databases.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
 from harness.databases.freshness import note_of
 from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
-from harness.postgres import databases, incarnation, names, sqlstate
+from harness.postgres import databases, ending, incarnation, names, sqlstate
 from harness.postgres.databases import Database, apply_statements, read_attributes, settle_sequences
 from harness.postgres.label import Label
-from harness.postgres.session import Session, ident, literal
+from harness.postgres.session import Session, ident
 from harness.reset.sql.shared import Note
 
 PAUSE = 0.02
@@ -199,13 +199,13 @@ def _wait(session: Session, database: str, patience: float) -> None:
 
 
 def _roll_back_prepared(session: Session, database: str) -> list[str]:
-    found = session.rows("select gid from pg_prepared_xacts where database = %s", (database,))
+    found = ending.prepared_by_name(session, database)
     if not found:
         return []
     with Session.connect(session.dsn.with_database(database)) as inside:
-        for (gid,) in found:
-            inside.execute(f"rollback prepared {literal(gid)}")
-    return [f"prepared transaction {gid}" for (gid,) in found]
+        for gid in found:
+            ending.roll_back(inside, gid)
+    return [f"prepared transaction {gid}" for gid in found]
 
 
 def put_back(

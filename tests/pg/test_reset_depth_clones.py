@@ -21,7 +21,7 @@ from harness.databases.pool import MOST_BYTES, Filler
 from harness.databases.template import Template
 from harness.dsn import Dsn
 from harness.errors import LeaseInUse
-from harness.postgres import activity, databases, names
+from harness.postgres import databases, ending, names
 from harness.postgres.admin import Link
 from harness.postgres.names import Kind
 from harness.postgres.session import Session, ident
@@ -204,7 +204,7 @@ def test_ended_sessions_are_not_waited_for_longer_than_they_take(
         sessions = [Session.connect(lease.dsn, application_name="app") for _ in range(count)]
         pids = [session.pid for session in sessions]
         began = time.monotonic()
-        activity.end(link.session, pids)
+        ending.end(link.session, pids)
         taken.append(time.monotonic() - began)
         left = link.session.rows("select pid from pg_stat_activity where pid = any(%s)", (pids,))
         for session in sessions:

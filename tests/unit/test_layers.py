@@ -92,6 +92,16 @@ def test_each_vendor_has_one_door() -> None:
     assert wrong == []
 
 
+def test_one_place_ends_sessions_and_prepared_transactions() -> None:
+    words = ("pg_terminate_backend", "pg_cancel_backend(", "rollback prepared")
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if any(word in path.read_text("utf-8") for word in words)
+    }
+    assert found == {"postgres/ending.py"}
+
+
 def test_importing_the_package_is_free() -> None:
     """In a fresh interpreter: no vendor is imported and no file outside the package's own is read."""
     code = (
