@@ -206,8 +206,8 @@ def test_keep_renames_it_for_people(lease_of: Callable[[str], Lease], link: Link
         assert inside.rows("select name from users") == [("evidence",)]
     found = databases.find(link.session, kept)
     assert found is not None
-    assert found.mark is not None
-    assert found.mark["why"] == "a test failed"
+    assert found.label.kind == "kept"
+    assert found.label.why == "a test failed"
 
 
 def test_no_trace_of_ours_is_in_the_database(lease: Lease) -> None:

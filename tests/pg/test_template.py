@@ -76,7 +76,7 @@ def test_a_template_is_built_once_and_found_again(link: Link, project: str) -> N
     assert source.applied == 1
     found = databases.find(link.session, first.name)
     assert found is not None
-    assert (found.is_template, found.allows_connections, found.owner) == (True, False, "app")
+    assert (found.is_template, found.allows_connections, found.role) == (True, False, "app")
     encoding, collate = link.session.row(
         "select pg_encoding_to_char(encoding), datcollate from pg_database where datname = %s", (first.name,)
     ) or ("", "")
