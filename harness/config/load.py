@@ -31,6 +31,7 @@ CONTROL_VARIABLES = frozenset(
     PREFIX + name
     for name in (
         "CONFIG", "STATE_DIR", "CACHE_DIR", "RUN_FILE", "RUN", "WORKERS", "COPY", "COPIES", "DEBUG",
+        "LOG",
     )
 )  # fmt: skip
 

@@ -34,11 +34,13 @@ class StateFile:
         path: its folder is made where it is missing.
         format: which form the content has, written with it: a file of another form is unreadable. None: none is
             written, for files whose readers must understand every form.
+        compact: write no blanks: for files of many numbers.
         folder_mode: of its folder, where that has to be made. Caches are open: the server's own user copies from them.
     """
 
     path: Path
     format: int | None = None
+    compact: bool = False
     folder_mode: int = 0o700
 
     def read(self) -> dict[str, Any]:
@@ -83,9 +85,10 @@ class StateFile:
         """
         fields_ = content if isinstance(content, Mapping) else asdict(content)
         numbered = {} if self.format is None else {"format": self.format}
-        replace_file(
-            self.path, json.dumps({**numbered, **fields_}, default=os.fspath), folder_mode=self.folder_mode
+        text = json.dumps(
+            {**numbered, **fields_}, default=os.fspath, separators=(",", ":") if self.compact else None
         )
+        replace_file(self.path, text, folder_mode=self.folder_mode)
 
     def note(self, content: Mapping[str, Any] | DataclassInstance) -> bool:
         """:meth:`write` a hint; False where it cannot be written: the next start is slower, and right."""
@@ -107,6 +110,7 @@ def replace_file(
 
     Args:
         mode: who may read it; without it, its owner only.
+        compact: write no blanks: for files of many numbers.
         folder_mode: of its folder, where it has to be made; None: it must be there.
 
     Raises:

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config.settings import SourceSpec
 from harness.errors import MigrationError
 from harness.migrations.hashing import files
 from harness.migrations.port import Configured, MigrationContext
@@ -50,9 +49,9 @@ class SqlSource(Configured):
     file in between.
     """
 
-    def __init__(self, spec: SourceSpec, root: Path) -> None:
-        super().__init__(spec, root)
-        self._path = root / spec.argument
+    @cached_property
+    def _path(self) -> Path:
+        return self._root / self._spec.argument
 
     @property
     def layout(self) -> str:

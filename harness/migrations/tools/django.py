@@ -8,12 +8,10 @@ import re
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.config.settings import SourceSpec
 from harness.config.state_file import StateFile, Unreadable
 from harness.dsn import Dsn
 from harness.errors import MigrationError
@@ -32,13 +30,6 @@ class DjangoSource(Configured):
     Which apps there are is learnt from a child that imports the settings. The answer is cached until a
     file of the project that it read changes (size, mtime) or a distribution is installed or upgraded.
     """
-
-    def __init__(
-        self, spec: SourceSpec, root: Path, *, cache: Path | None, environment: Mapping[str, str]
-    ) -> None:
-        super().__init__(spec, root)
-        self._cache = cache
-        self._environment = environment
 
     def fingerprint(self) -> str:
         parts = [ADAPTER, self._settings[0], *imports.installed_versions()]

@@ -10,6 +10,9 @@ from harness.postgres.session import Session, translated
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
+Tid = tuple[int, int]
+"""Where a row lies: block, position in it (``ctid``)."""
+
 
 class Result(NamedTuple):
     """What one statement gave.
@@ -22,11 +25,15 @@ class Result(NamedTuple):
     rows: tuple[tuple[bytes | None, ...], ...]
     touched: int
 
-    def pairs(self) -> set[tuple[tuple[int, int], int]]:
+    def pairs(self) -> set[tuple[Tid, int]]:
         """Rows of ``ctid, xmin``."""
-        from harness.reset.sql.rows import parse_tid
-
         return {(parse_tid(row[0] or b""), int(row[1] or b"0")) for row in self.rows}
+
+
+def parse_tid(text: bytes) -> Tid:
+    """``(12,3)`` → (12, 3)."""
+    block, position = text[1:-1].split(b",")
+    return int(block), int(position)
 
 
 def run(session: Session, statements: Sequence[str]) -> list[Result]:
