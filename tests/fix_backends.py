@@ -48,7 +48,7 @@ class Checkout:
 
     root: Path
     environ: dict[str, str]
-    story: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     @property
     def project(self) -> str:
@@ -58,7 +58,7 @@ class Checkout:
         return Settings(root=self.root, **{"start_timeout": 60, "ttl": 300, **values})
 
     def ensure(self, settings: Settings, **options: Any) -> Server:
-        return acquire.ensure(settings, self.environ, story=self.story.append, **options)
+        return acquire.ensure(settings, self.environ, **options)
 
     def hint(self, purpose: str = "run") -> Path:
         return project.state_dir(self.environ) / self.project / f"{purpose}.json"
@@ -96,7 +96,7 @@ class Checkout:
 
 @pytest.fixture
 def new_checkout(
-    tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> Iterator[Callable[..., Checkout]]:
     """Makes checkouts; afterwards all of their servers are ended, and nothing of theirs may be left."""
     made: list[Checkout] = []
@@ -107,7 +107,7 @@ def new_checkout(
         root.mkdir(parents=True, exist_ok=True)
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("PGHARNESS_", "PG"))}
         environ = {**clean, "PGHARNESS_STATE_DIR": str(state), "PGHARNESS_CACHE_DIR": str(folders[1])}
-        made.append(Checkout(root, environ))
+        made.append(Checkout(root, environ, told))
         return made[-1]
 
     yield make

@@ -36,7 +36,7 @@ class Estate:
     root: Path
     environ: dict[str, str]
     given: dict[str, Any]
-    story: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     def migrate(self, text: str, name: str = "001.sql") -> None:
         """Write a migration."""
@@ -54,14 +54,14 @@ class Estate:
         return load(self.environ, start=self.root, overrides=given)
 
     def open(self, **values: Any) -> Fleet:
-        return Fleet.open_with(self.settings(**values), self.environ, story=self.story.append)
+        return Fleet.open_with(self.settings(**values), self.environ)
 
     def oven(self, **values: Any) -> bake.Oven:
         settings = self.settings(**values)
         return bake.oven_of(settings, self.environ, registry.choose(settings, self.environ))
 
     def ensure(self, **values: Any) -> bake.Baked:
-        return self.oven(**values).ensure(story=self.story.append)
+        return self.oven(**values).ensure()
 
     def cli(self, *words: str, **environ: str) -> subprocess.Popen[str]:
         """The command line, in a process of its own."""
@@ -145,7 +145,7 @@ def initialised() -> Iterator[Path]:
 
 
 @pytest.fixture
-def new_estate(tmp_path: Path, initialised: Path) -> Iterator[Callable[..., Estate]]:
+def new_estate(tmp_path: Path, initialised: Path, told: list[str]) -> Iterator[Callable[..., Estate]]:
     """Makes projects; afterwards their servers and what they baked are removed, and nothing may be left."""
     made: list[Estate] = []
     # Not below pytest's own folder: another pytest that starts meanwhile closes that one to other users, and
@@ -169,7 +169,7 @@ def new_estate(tmp_path: Path, initialised: Path) -> Iterator[Callable[..., Esta
         for found in initialised.iterdir():
             if found.is_dir() and not (private / "cache" / found.name).exists():
                 (private / "cache" / found.name).symlink_to(found)
-        estate = Estate(root, environ, given)
+        estate = Estate(root, environ, given, told)
         estate.migrate(USERS)
         made.append(estate)
         return estate

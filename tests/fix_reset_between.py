@@ -35,11 +35,11 @@ class Asked:
 
 
 def _whose(engine: ResetEngine, connection: Connection, asked: Asked) -> list[str] | None:
-    pid = connection.info.backend_pid
+    pid, ours = connection.info.backend_pid, engine._connections
     sessions = (
-        (engine._reader.session if engine._reader else None, asked.reader),
-        (engine._restorer, asked.lease),
-        (engine._store._session if engine._store else None, asked.baseline),
+        (ours._reader.session if ours._reader else None, asked.reader),
+        (ours._restorer, asked.lease),
+        (ours._store._session if ours._store else None, asked.baseline),
     )
     return next((told for session, told in sessions if session is not None and session.pid == pid), None)
 

@@ -77,7 +77,7 @@ def server_of(folders: tuple[Path, Path]) -> Iterator[Callable[[str], ServerInfo
                 # Ends itself if this process is killed.
                 ttl=600,
             )
-            started[version] = (backend, backend.start(request, lambda line: None))
+            started[version] = (backend, backend.start(request))
         return started[version][1]
 
     yield start

@@ -192,7 +192,7 @@ def external(context: Context) -> Iterator[Result]:
     from harness.servers import registry
     from harness.servers.external import ExternalBackend
 
-    backend = registry.choose(context.settings, context.environ)
+    backend, _ = registry.chosen(context.settings, context.environ)
     assert isinstance(backend, ExternalBackend)
     found = backend.limits()
     yield (

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from harness.config.settings import SourceSpec
 from harness.dsn import Dsn
-from harness.telling import Progress, unseen
+
+Progress = Callable[[int, int | None, str], None]
+"""Takes how many steps are done, of how many (None: nobody knows), and what was done last."""
+
+
+def unseen(done: int, total: int | None, what: str) -> None:
+    """Progress that nobody looks at."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ PACKAGE = Path(harness.__file__).parent
 # Rooms, the lowest floor first. A room knows the floors below it; of its own floor it knows itself only.
 FLOORS = [
     ["errors"],
-    ["dsn", "telling"],
+    ["dsn"],
     ["postgres", "config"],
     ["servers", "migrations", "reset"],
     ["databases"],

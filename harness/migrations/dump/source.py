@@ -49,7 +49,7 @@ class DumpSource(Configured):
 
     @property
     def hashes(self) -> str:
-        """What the fingerprint covers, for the story."""
+        """What the fingerprint covers."""
         return f"{files.relative(self._path, self._root)} ({self.format})"
 
     @cached_property

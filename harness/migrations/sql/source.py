@@ -59,7 +59,7 @@ class SqlSource(Configured):
 
     @property
     def hashes(self) -> str:
-        """What the fingerprint covers, for the story."""
+        """What the fingerprint covers."""
         tool, steps = self._plan
         return f"{len(steps)} file{'s' if len(steps) != 1 else ''} in {self._spec.argument} ({tool.name})"
 

@@ -32,7 +32,7 @@ class DjangoSource(Configured):
 
     @property
     def hashes(self) -> str:
-        """What the fingerprint covers, for the story."""
+        """What the fingerprint covers."""
         folders = self._listing["folders"]
         own = [label for label, folder in folders.items() if self._is_own(Path(folder))]
         named = f": {', '.join(sorted(own))}" if own else ""
