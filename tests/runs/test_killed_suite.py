@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from fix_backends import processes_naming, until
 
+pytestmark = pytest.mark.server
+
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 SUITE = """
