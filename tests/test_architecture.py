@@ -1,4 +1,4 @@
-"""Imports point one way, and each vendor has one door."""
+"""What importing costs, and who reads the environment. Who imports whom is checked by `lint-imports`, see pyproject.toml."""
 
 from __future__ import annotations
 
@@ -11,26 +11,6 @@ import harness
 
 PACKAGE = Path(harness.__file__).parent
 
-# Rooms, the lowest floor first. A room knows the floors below it; of its own floor it knows itself only.
-FLOORS = [
-    ["errors"],
-    ["dsn", "telling"],
-    ["postgres", "config"],
-    ["servers", "migrations", "reset"],
-    ["databases"],
-    ["runs"],
-    ["sandbox", "pytest_plugin", "bench"],
-    ["cli"],
-    ["__init__", "__main__"],
-]
-DOORS = {
-    "psycopg": "postgres",
-    "docker": "servers.docker",
-    "testcontainers": "servers.docker",
-    "filelock": "config.project",
-    "pytest": "pytest_plugin",
-}
-
 
 def modules() -> dict[str, ast.Module]:
     found = {}
@@ -38,58 +18,6 @@ def modules() -> dict[str, ast.Module]:
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
         found[name] = ast.parse(path.read_text())
     return found
-
-
-def imports(tree: ast.Module) -> set[str]:
-    found: set[str] = set()
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def floor(room: str) -> int:
-    for number, rooms in enumerate(FLOORS):
-        if room in rooms:
-            return number
-    raise AssertionError(f"{room} has no floor: add it to FLOORS")
-
-
-def test_imports_point_one_way() -> None:
-    wrong = set()
-    found = modules()
-    for module, tree in found.items():
-        room = module.partition(".")[0]
-        for imported in imports(tree):
-            if not imported.startswith("harness."):
-                continue
-            target = imported.removeprefix("harness.")
-            while target and target not in found:
-                target = target.rpartition(".")[0]
-            other = target.partition(".")[0]
-            if target and other != room and floor(other) >= floor(room):
-                wrong.add((module, target))
-    assert wrong == set()
-
-
-def test_each_vendor_has_one_door() -> None:
-    wrong = []
-    for module, tree in modules().items():
-        for imported in imports(tree):
-            door = DOORS.get(imported.split(".")[0])
-            if door is not None and not module.startswith(door):
-                wrong.append(f"{module} imports {imported}")
-    assert wrong == []
 
 
 def test_importing_the_package_is_free() -> None:
