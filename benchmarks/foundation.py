@@ -191,7 +191,7 @@ def cold_docker(image: str, pairs: int) -> None:
                 ttl=600,
             )
             began = time.perf_counter()
-            info = backend.start(request, lambda line: None)
+            info = backend.start(request)
             with psycopg.connect(info.dsn.url, autocommit=True) as admin:
                 admin.execute("create role app login createdb")
                 admin.execute("create database made owner app")

@@ -6,6 +6,7 @@ loaded when they are first used.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import (
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from harness.runs.placement import Fleet
 
 __version__ = "0.1.0"
+
+# Without a handler, Python prints warnings of a program that has configured no logging.
+logging.getLogger("pg_harness").addHandler(logging.NullHandler())
 
 __all__ = [
     "BackendError",

@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 
 pytest_plugins = [
+    "fix_logs",
     "fix_last_will",
     "fix_reset_servers",
     "fix_reset_case",

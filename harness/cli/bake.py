@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from typing import Any
 
 from harness.cli.context import Context
 from harness.cli.parser import add_json
+
+logger = logging.getLogger("pg_harness.cli")
 
 DESCRIPTION = """\
 Migrate once in a server of its own, stop it, and keep it: as a data directory (process) or as a local image
@@ -32,13 +35,12 @@ def run(context: Context) -> int:
     from harness.servers import registry
 
     settings, console = context.settings, context.console
-    backend = registry.choose(settings, context.environ, console.story)
+    backend = registry.choose(settings, context.environ)
     oven = bake.oven_of(settings, context.environ, backend)
     if getattr(context.arguments, "list", False):
         return _list(context, oven.bakery.list())
     baked = oven.ensure(
         rebuild=bool(getattr(context.arguments, "rebuild", False)),
-        story=console.story,
         progress=console.progress,
     )
     if context.json:
@@ -59,7 +61,7 @@ def _list(context: Context, bases: Any) -> int:
             f"{base['name']}  {base['bytes'] / 1024**2:.0f} MB, used {days:.0f} days ago: {base['databases']}"
         )
     if not told:
-        context.console.story("nothing is baked yet")
+        logger.info("nothing is baked yet")
     return 0
 
 

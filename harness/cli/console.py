@@ -1,10 +1,13 @@
-"""The answer goes to stdout, the story to stderr."""
+"""The answer goes to stdout, the log to stderr."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from harness.config import logs
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -21,22 +24,39 @@ class Console:
 
     Args:
         environ: ``NO_COLOR`` and ``TERM`` are looked at (no-color.org).
-        quiet: no story; warnings, errors and answers stay.
+
+    Attributes:
+        verbosity: which records of the log are shown; warnings, errors and answers always are.
     """
 
-    def __init__(self, environ: Mapping[str, str], *, quiet: bool = False) -> None:
-        self.quiet = quiet
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.verbosity = logs.Verbosity()
         self.terminal = _is_terminal(sys.stderr)
         self.color = self.terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
         # rich draws with escape sequences only.
-        self._draws = self.terminal and not quiet and environ.get("TERM") not in (None, "dumb")
+        self._draws = self.terminal and environ.get("TERM") not in (None, "dumb")
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._unlisten: Callable[[], None] | None = None
 
-    def story(self, line: str) -> None:
+    def listen(self, verbosity: logs.Verbosity) -> None:
+        """Show the log's records from now on, until :meth:`close`."""
+        self._stop_listening()
+        self.verbosity = verbosity
+        self._unlisten = logs.show(_Shown(self), verbosity.level)
+
+    def hush(self) -> None:
+        """Show no more than warnings, unless more than the usual was asked for."""
+        if self.verbosity == logs.Verbosity():
+            self.listen(logs.Verbosity(logging.WARNING))
+
+    def record(self, record: logging.LogRecord) -> None:
         """What is being done, for people who watch."""
-        if not self.quiet:
-            self._say(line, _DIM)
+        if record.levelno >= logging.WARNING:
+            color = _RED if record.levelno >= logging.ERROR else _YELLOW
+        else:
+            color = _DIM
+        self._say(self.verbosity.line(record), color)
 
     def warn(self, line: str) -> None:
         """What a person should know, also with ``-q``."""
@@ -65,7 +85,7 @@ class Console:
 
     def progress(self, done: int, total: int | None, what: str) -> None:
         """Steps of a migration; drawn on a terminal only."""
-        if not self._draws:
+        if not self._draws or self.verbosity.level > logging.INFO:
             return
         if self._bar is None:
             self._bar = _bar(self.color)
@@ -90,8 +110,9 @@ class Console:
         return self.terminal and _is_terminal(sys.stdin)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Leave the terminal, and the log, as they were."""
         self._end_progress()
+        self._stop_listening()
 
     def _say(self, line: str, color: str) -> None:
         if sys.stderr is None:
@@ -104,13 +125,47 @@ class Console:
         try:
             print(f"{color}{text}{_PLAIN}" if self.color and color else text, file=sys.stderr, flush=True)
         except OSError:
-            # Nobody listens to the story: that is no reason to fail.
+            # Nobody reads it: that is no reason to fail.
             return
+
+    def _stop_listening(self) -> None:
+        if self._unlisten is not None:
+            self._unlisten()
+            self._unlisten = None
 
     def _end_progress(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class _Shown(logging.Handler):
+    """The command line's one handler."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it on stderr."""
+        try:
+            self._console.record(record)
+        except Exception:  # noqa: BLE001 — as every handler: a record that cannot be shown ends no command
+            self.handleError(record)
+
+
+def verbosity_count(words: Sequence[str]) -> int:
+    """How many ``-v`` stand on the command line, less how many ``-q``; the command of ``run`` has its own."""
+    own = words[: words.index("--")] if "--" in words else words
+    count = 0
+    for word in own:
+        if word == "--quiet":
+            count -= 1
+        elif word == "--verbose":
+            count += 1
+        elif len(word) > 1 and set(word[1:]) <= {"q", "v"} and word[0] == "-":
+            count += word.count("v") - word.count("q")
+    return count
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -45,9 +45,10 @@ class Context:
         """The project's settings.
 
         Raises:
-            ConfigError: names file, key and the nearest right key.
+            ConfigError: names file, key and the nearest right key, or kind of migrations.
         """
         from harness.config.load import UnknownVariable, load
+        from harness.migrations.registry import check_settings
 
         given: dict[str, Any] = {name: getattr(self.arguments, name, None) for name in OVERRIDES}
         explicit = getattr(self.arguments, "config", None)
@@ -60,6 +61,7 @@ class Context:
                 overrides=given,
                 override_origin="the command line",
             )
+        check_settings(settings)
         for warning in caught:
             self.console.warn(str(warning.message))
         return settings

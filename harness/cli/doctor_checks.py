@@ -85,7 +85,7 @@ def migrations(context: Context) -> Iterator[Result]:
     """Whether each source can be read."""
     from harness.config import project
     from harness.migrations.detect import detect, looked_for
-    from harness.migrations.registry import load
+    from harness.migrations.registry import load, packages
 
     found = context.settings
     cache = project.cache_dir(context.environ)
@@ -112,6 +112,8 @@ def migrations(context: Context) -> Iterator[Result]:
         for source in sources:
             digest = load(source, found.root, cache=cache).fingerprint()
             yield "ok", f"{label}{source.text} can be read ({digest[:8]})", ()
+    for word, package in packages().items():
+        yield "ok", f"{word} is a kind of {package}", ()
 
 
 def folders(context: Context) -> Iterator[Result]:
@@ -190,7 +192,7 @@ def external(context: Context) -> Iterator[Result]:
     from harness.servers import registry
     from harness.servers.external import ExternalBackend
 
-    backend = registry.choose(context.settings, context.environ)
+    backend, _ = registry.chosen(context.settings, context.environ)
     assert isinstance(backend, ExternalBackend)
     found = backend.limits()
     yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import Any
 
 from harness.cli import lookup
@@ -10,6 +11,8 @@ from harness.cli.context import Context
 from harness.cli.parser import add_json
 from harness.postgres.names import PREFIX, Kind
 from harness.runs.places import places_on
+
+logger = logging.getLogger("pg_harness.cli")
 
 DESCRIPTION = """\
 End the server that `up` started in this checkout, and remove its data: your databases are gone.
@@ -37,7 +40,7 @@ def run(context: Context) -> int:
     if context.json:
         context.console.json({"ended": ended})
     elif not ended:
-        context.console.story("there was nothing to end here")
+        logger.info("there was nothing to end here")
     return 0
 
 
@@ -50,7 +53,7 @@ def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
         if info.purpose == "up" or everything:
             ended.append({"purpose": info.purpose, "backend": info.backend, "description": info.description})
     for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended)]):
-        inventory.stop(context.settings, context.environ, purpose=purpose, story=context.console.story)
+        inventory.stop(context.settings, context.environ, purpose=purpose)
     Notes.of(context.settings, context.environ).forget_all()
     return ended
 
@@ -87,7 +90,7 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
                     eviction.drop(session, harness.project, database)
                 elif not databases.drop(session, database.name, harness.project):
                     continue
-                context.console.story(f"dropped {database.name}")
+                logger.info("dropped %s", database.name)
                 dropped.append({"database": database.name})
             if everything and not databases.list_ours(session, harness.project):
                 # Named after this checkout, so nobody else's. One that owns something elsewhere stays.

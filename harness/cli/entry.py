@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from harness.cli import BUG
-from harness.cli.console import Console
+from harness.cli.console import Console, verbosity_count
 from harness.cli.context import Context
 from harness.cli.parser import Usage, parse
+from harness.config.logs import Verbosity
 from harness.errors import HarnessError
 
 
@@ -31,10 +32,11 @@ class Terminated(BaseException):
 def run(words: Sequence[str]) -> int:
     """Run one command; never raises for a mistake of the user's."""
     environ = os.environ
-    console = Console(environ, quiet=any(word in ("-q", "--quiet") for word in words))
+    console = Console(environ)
     asked: list[int] = []
     try:
         with signals(console, asked):
+            console.listen(Verbosity.of(environ, verbosity_count(words)))
             verb, arguments, command = parse(words)
             context = Context(arguments, environ, console, command)
             return verb(context)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import Any
 
 from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.parser import add_json
+
+logger = logging.getLogger("pg_harness.cli")
 
 DESCRIPTION = """\
 Drop what dead test runs of this checkout left on its servers, half-built templates, templates beyond
@@ -48,9 +51,9 @@ def run(context: Context) -> int:
     if context.json:
         context.console.json({"dry_run": dry_run, "dropped": gone})
     elif not gone:
-        context.console.story("nothing is left over")
+        logger.info("nothing is left over")
     else:
-        context.console.story(f"{len(gone)} {'would be' if dry_run else 'were'} dropped")
+        logger.info("%d %s dropped", len(gone), "would be" if dry_run else "were")
     return 0
 
 

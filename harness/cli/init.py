@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from pathlib import Path
 
 from harness.cli.context import Context, working_directory
 from harness.config.files import FILE, locate
 from harness.errors import ConfigError
+
+logger = logging.getLogger("pg_harness.cli")
 
 DESCRIPTION = """\
 Look at the project, say what was found, and write the settings: [tool.pg-harness] into pyproject.toml, or a
@@ -38,9 +41,9 @@ def run(context: Context) -> int:
     console = context.console
     found = detect(root)
     for finding in found:
-        console.story(f"found {finding.tool}: {finding.evidence}")
+        logger.info("found %s: %s", finding.tool, finding.evidence)
         for remark in finding.remarks:
-            console.story(f"  {remark}")
+            logger.info("  %s", remark)
     if not found:
         console.warn(f"no migrations were found in {root}. Looked for:")
         for line in looked_for():
@@ -53,10 +56,10 @@ def run(context: Context) -> int:
         console.answer(text.rstrip())
         return 0
     _write(target, text)
-    console.story(f"wrote {target}")
+    logger.info("wrote %s", target)
     console.answer(text.rstrip())
     if found:
-        console.story("next: `pg-harness up`")
+        logger.info("next: `pg-harness up`")
     return 0
 
 

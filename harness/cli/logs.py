@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 
 from harness.cli.context import Context
 from harness.errors import LeaseError
+
+logger = logging.getLogger("pg_harness.cli")
 
 USAGE = "[SERVER] [options]"
 
@@ -30,7 +33,7 @@ def run(context: Context) -> int:
     # A server that has died is just the one whose log is wanted: all of them, running or not.
     known = {info.purpose: info for info in inventory.servers(context.settings, context.environ)}
     if context.settings.server_url is not None:
-        known = dict.fromkeys(["up"], registry.choose(context.settings, context.environ).list(None)[0])
+        known = dict.fromkeys(["up"], registry.chosen(context.settings, context.environ)[0].list(None)[0])
     if not known:
         raise LeaseError("there is no server of this checkout: `pg-harness up` starts one")
     if wanted is not None and wanted not in known:
@@ -39,7 +42,7 @@ def run(context: Context) -> int:
             f"there is no server {wanted!r} here. There are:\n{lines}", key="server", value=wanted
         )
     info = known[wanted] if wanted else known.get("up") or known[sorted(known)[0]]
-    context.console.story(f"log of {info.description}")
+    logger.info("log of %s", info.description)
     backend = registry.named(info.backend, context.settings, context.environ)
     follow = bool(getattr(context.arguments, "follow", False))
     for line in backend.logs(info, follow):

@@ -44,9 +44,7 @@ def open_one(context: Context, purpose: str) -> Harness | None:
     if found is None:
         return None
     # PERSON: closing it releases nothing, and it shows no sign of life of its own.
-    return Harness(
-        context.settings, found, run=names.PERSON, environ=context.environ, story=context.console.story
-    )
+    return Harness(context.settings, found, run=names.PERSON, environ=context.environ)
 
 
 def all_purposes(context: Context) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,6 +20,8 @@ from harness.sandbox import marks as saved_marks
 from harness.sandbox import reset
 from harness.sandbox.marks import Saved
 from harness.sandbox.watermarks import Life, Notes
+
+logger = logging.getLogger("pg_harness.cli")
 
 USAGE = "[WORKER] [--name NAME | --list | --release[=NAME] | --release-all] [options]"
 
@@ -133,7 +136,7 @@ def _set(context: Context, place: Place, name: str | None) -> dict[str, Any]:
     reset.note_marks(harness.clones, notes, life, noted)
     for session in ended:
         context.console.warn(f"ended: {session}")
-    context.console.story(f"{place.what}: marked as {made.name!r}; `pg-harness reset` comes back to here")
+    logger.info("%s: marked as %r; `pg-harness reset` comes back to here", place.what, made.name)
     return {**told(place, made), "ended": ended}
 
 
@@ -147,7 +150,7 @@ def _release(context: Context, place: Place, name: str | None, *, everything: bo
     left = marks[: len(marks) - len(gone)]
     where = f"mark {left[-1].name!r}" if left else "their migrations' state"
     names = ", ".join(repr(mark.name) for mark in gone) or "nothing"
-    context.console.story(f"{place.what}: released {names}; `pg-harness reset` goes to {where}")
+    logger.info("%s: released %s; `pg-harness reset` goes to %s", place.what, names, where)
     return [told(place, mark) for mark in gone]
 
 
@@ -177,7 +180,7 @@ def _list(context: Context, worker: str | None) -> int:
     for mark in found:
         context.console.answer(f"{mark['worker']}  {mark['name']}  {mark['created']}")
     if not found:
-        context.console.story("nothing is marked")
+        logger.info("nothing is marked")
     return 0
 
 

@@ -166,7 +166,7 @@ def _top() -> argparse.ArgumentParser:
         prog=PROGRAM,
         usage=f"{PROGRAM} [options] COMMAND [options]",
         description="A pristine, real PostgreSQL for every test worker.\n\n"
-        f"commands:\n{commands}\n\n`{PROGRAM} COMMAND --help` tells more. The answer goes to stdout, the story to stderr.",
+        f"commands:\n{commands}\n\n`{PROGRAM} COMMAND --help` tells more. The answer goes to stdout, the log to stderr.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -186,8 +186,12 @@ def _version() -> str:
 def _common(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options of every command")
     group.add_argument(
-        "-q", "--quiet", action="store_true", help="no story on stderr; warnings and errors stay"
+        "-q", "--quiet", action="count", help="say nothing of what is done; warnings and errors stay"
     )
+    group.add_argument(
+        "-v", "--verbose", action="count",
+        help="say when and where each thing was done; -vv: everything (as PGHARNESS_LOG=debug)",
+    )  # fmt: skip
     group.add_argument("--config", metavar="FILE", help="settings file (default: searched upwards from here)")
     group.add_argument(
         "--backend", choices=("auto", "docker", "process", "external"), help="what runs the server"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shutil
 import sys
@@ -21,6 +22,8 @@ from harness.errors import BackendUnavailable
 from harness.postgres import names
 from harness.postgres.names import Kind
 from harness.runs.places import Place
+
+logger = logging.getLogger("pg_harness.cli")
 
 USAGE = "[WORKER] [options] [-- ARGUMENTS OF PSQL]"
 
@@ -75,7 +78,7 @@ def _entered(context: Context, place: Place, database: str) -> Iterator[str]:
     locks.hold_shared(session, "run", run_id)
     copy = names.lease(harness.project, run_id, "psql", 0)
     strategy = str((found.mark or {}).get("strategy", "file_copy"))
-    context.console.story("a template takes no connections: this is a copy of it, dropped when psql ends")
+    logger.info("a template takes no connections: this is a copy of it, dropped when psql ends")
     try:
         databases.clone(session, copy, template=found.name, owner=owner.name, strategy=strategy)
         yield copy

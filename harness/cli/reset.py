@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,6 +26,8 @@ from harness.sandbox import marks as saved_marks
 from harness.sandbox.marks import Saved
 from harness.sandbox.reset import PersonsReset
 from harness.sandbox.watermarks import Notes
+
+logger = logging.getLogger("pg_harness.cli")
 
 USAGE = "[WORKER | --all] [--to NAME] [--dry-run] [options]"
 
@@ -139,7 +142,7 @@ def _say(context: Context, report: dict[str, Any]) -> None:
         clones = sum(one["strategy"] == "clone" for one in report["reports"].values())
         why = f" ({report['reason']})" if report["reason"] else ""
         did = f"{clones} fresh clone(s){why}"
-    context.console.story(f"{report['what']}: {report['state']}, {did} in {report['milliseconds']:.0f} ms")
+    logger.info("%s: %s, %s in %.0f ms", report["what"], report["state"], did, report["milliseconds"])
 
 
 def _listed(tables: Sequence[str]) -> str:
@@ -173,15 +176,15 @@ def _persons(
     context: Context, place: Place, name: str, database: Database, mark: Saved | None
 ) -> PersonsReset:
     clones, settings = place.harness.clones, context.settings
-    notes, story = Notes.of(settings, context.environ), context.console.story
+    notes = Notes.of(settings, context.environ)
     if mark is None:
         return PersonsReset.to_template(
             clones, notes, _template(place, name, database), _claim(place, database), database,
-            reset_timeout=settings.reset_timeout, story=story,
+            reset_timeout=settings.reset_timeout,
         )  # fmt: skip
     return PersonsReset.to_mark(
         clones, notes, mark.name, mark.databases[name], database, strategy=strategy_of(place.harness, place),
-        reset_timeout=settings.reset_timeout, story=story,
+        reset_timeout=settings.reset_timeout,
     )  # fmt: skip
 
 
@@ -250,11 +253,11 @@ def _tell(context: Context, place: Place, to: str | None) -> dict[str, Any]:
     for name, found in told.items():
         where, what = (f"{place.worker} {name}: ", f"{place.what}, {name}") if several else ("", place.what)
         if found["unknown"]:
-            context.console.story(
-                f"{what}: what changed cannot be told, a reset is a fresh clone ({found['unknown']})"
+            logger.info(
+                "%s: what changed cannot be told, a reset is a fresh clone (%s)", what, found["unknown"]
             )
         elif not found["changes"]:
-            context.console.story(f"{what}: nothing changed since {state}")
+            logger.info("%s: nothing changed since %s", what, state)
         if not context.json:
             for line in found["changes"]:
                 context.console.answer(f"{where}{line}")

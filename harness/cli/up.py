@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from harness.runs.harness import Harness
     from harness.runs.places import Place
     from harness.servers.handle import Server
+
+logger = logging.getLogger("pg_harness.cli")
 
 DESCRIPTION = """\
 Your own migrated databases, for development and for looking around. Prints one URL a line, worker 1 first.
@@ -79,8 +82,7 @@ def _at_length(context: Context, given: Mapping[str, Any]) -> int:
         context.environ,
         purpose="up",
         ttl=ttl,
-        base=lambda backend: baked_base(context.settings, context.environ, backend, context.console.story),
-        story=context.console.story,
+        base=lambda backend: baked_base(context.settings, context.environ, backend),
     )
     try:
         _say_about_ttl(context, found, ttl)
@@ -89,7 +91,6 @@ def _at_length(context: Context, given: Mapping[str, Any]) -> int:
             found,
             run=names.PERSON,
             environ=context.environ,
-            story=context.console.story,
             progress=context.console.progress,
         )
         with harness:
@@ -117,7 +118,7 @@ def _up(context: Context, harness: Harness, given: Mapping[str, Any]) -> None:
             f"{'it is' if len(stale) == 1 else 'they are'}. `pg-harness up --fresh` makes new ones, under the same URLs"
         )
     if len(mine) > len(wanted):
-        context.console.story(f"{len(mine)} of yours are there; {len(wanted)} asked for")
+        logger.info("%d of yours are there; %d asked for", len(mine), len(wanted))
     _answer(context, harness, [mine[worker] for worker in wanted], stale)
 
 
@@ -198,7 +199,7 @@ def _noting(context: Context, harness: Harness) -> Callable[[Template, str, str]
 def _confirm(context: Context, doomed: Sequence[Place], *, yes: bool) -> None:
     from harness.sandbox import marks as saved_marks
 
-    say = context.console.story if yes else context.console.warn
+    say: Callable[[str], None] = logger.info if yes else context.console.warn
     total = sum(len(place.databases) for place in doomed)
     say(
         f"--fresh drops {total} database{'s' if total != 1 else ''} with all that is in {'them' if total != 1 else 'it'}:"
@@ -273,24 +274,28 @@ def _say_about_migrations(context: Context, harness: Harness) -> None:
     default = harness.settings.default
     if default.migrations is not None:
         return
+    from harness.config.sources import EXAMPLE
     from harness.migrations.detect import detect, looked_for
 
     found = detect(harness.settings.root)
     if found:
-        story = context.console.story
-        story(
-            f"migrations: none are configured; found {found[0].text} ({found[0].tool}: {found[0].evidence})"
+        logger.info(
+            "migrations: none are configured; found %s (%s: %s)",
+            found[0].text,
+            found[0].tool,
+            found[0].evidence,
         )
         if len(found) > 1:
-            story(
-                f"migrations: also found {', '.join(f.text for f in found[1:])}; `pg-harness init` writes down which"
+            logger.info(
+                "migrations: also found %s; `pg-harness init` writes down which",
+                ", ".join(f.text for f in found[1:]),
             )
         return
     warn = context.console.warn
     warn(f"no migrations were found in {harness.settings.root}: the database is empty. Looked for:")
     for line in looked_for():
         warn(f"  {line}")
-    warn('`pg-harness init` writes the settings; name them there: migrations = ["sql:db/migrations"]')
+    warn(f'`pg-harness init` writes the settings; name them there: migrations = ["{EXAMPLE}"]')
 
 
 def _say_about_ttl(context: Context, found: Server, ttl: float | None) -> None:

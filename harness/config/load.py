@@ -31,7 +31,7 @@ CONTROL_VARIABLES = frozenset(
     PREFIX + name
     for name in (
         "CONFIG", "STATE_DIR", "CACHE_DIR", "RUN_FILE", "RUN", "WORKER", "WORKERS", "COPY", "COPIES",
-        "CONTROL_URL", "CONTROL_TOKEN", "REBUILD", "DEBUG",
+        "CONTROL_URL", "CONTROL_TOKEN", "REBUILD", "DEBUG", "LOG",
     )
 )  # fmt: skip
 

@@ -20,17 +20,22 @@ class SourceSpec:
     """One entry of ``migrations``, not yet read.
 
     Attributes:
-        kind: ``sql``, ``alembic``, ``django``, ``command``, ``dump`` or ``python``.
+        kind: the word before the colon, one of :func:`harness.migrations.registry.kinds`.
         argument: what follows the colon; empty where there is none.
-        watch: globs, relative to the root, of the files that decide the outcome (``command:`` and
-            ``python:``); None where the user gave none.
+        watch: globs, relative to the root, of the files that decide the outcome; None where the user
+            gave none.
         text: as written, for messages.
+        origin: where it was read, for messages.
+        key: the setting that holds it, for messages.
     """
 
     kind: str
     argument: str
     watch: tuple[str, ...] | None = None
     text: str = ""
+    # The same entry in another file makes the same template.
+    origin: str = field(default="", compare=False)
+    key: str = field(default="migrations", compare=False)
 
 
 @dataclass(frozen=True)

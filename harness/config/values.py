@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.settings import SourceSpec
-from harness.config.sources import parse_spec
+from harness.config.sources import EXAMPLE, parse_spec
 from harness.dsn import Dsn
 
 
@@ -69,8 +69,10 @@ def read_sources(raw: Any, key: str, origin: str) -> tuple[SourceSpec, ...]:
     elif isinstance(raw, (list, tuple)):
         items = list(raw)
     else:
-        raise WrongValue('must be a list, for instance ["sql:db/migrations"]')
-    return tuple(item if isinstance(item, SourceSpec) else parse_spec(item, origin) for item in items)
+        raise WrongValue(f'must be a list, for instance ["{EXAMPLE}"]')
+    return tuple(
+        item if isinstance(item, SourceSpec) else parse_spec(item, origin, key=key) for item in items
+    )
 
 
 def duration(raw: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ from typing import Any
 from harness.databases import eviction
 from harness.databases.spec import Owner, Recipe
 from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
-from harness.migrations.port import MigrationContext
+from harness.migrations.port import MigrationContext, Progress
 from harness.postgres import databases, incarnation, names, roles
 from harness.postgres.databases import read_attributes, settle_sequences
 from harness.postgres.session import Session, ident
-from harness.telling import Progress, Story
+
+logger = logging.getLogger("pg_harness.databases")
 
 LINGER = 5.0
 """Seconds that a migration tool's last session may take to end after the tool has ended."""
@@ -38,7 +40,6 @@ class Build:
     recipe: Recipe
     owner: Owner
     probe_strategy: bool
-    story: Story
     progress: Progress
 
     def run(self) -> dict[str, Any]:
@@ -59,8 +60,8 @@ class Build:
             if not evicted:
                 error.message += eviction.hint(self.session, self.project, before, error)
                 raise
-            self.story(
-                f"roles {', '.join(evicted)} of an older template were dropped with it; migrating again"
+            logger.info(
+                "roles %s of an older template were dropped with it; migrating again", ", ".join(evicted)
             )
             before = roles.all_roles(self.session)
             try:
@@ -118,7 +119,7 @@ class Build:
         dsn = admin if as_admin else admin.with_user(self.owner.name, self.owner.password)
         deadline = time.monotonic() + recipe.timeout
         for source in recipe.sources:
-            self.story(f"migrating {recipe.database}: {source.text}")
+            logger.info("migrating %s: %s", recipe.database, source.text)
             context = MigrationContext(
                 dsn=dsn,
                 admin_dsn=admin,
@@ -195,7 +196,7 @@ class Build:
             databases.drop(self.session, probe, self.project)
         best = min(took, key=lambda s: took[s])
         times = ", ".join(f"a clone by {s} takes {1000 * t:.0f} ms" for s, t in took.items())
-        self.story(f"{times}: {best} it is")
+        logger.info("%s: %s it is", times, best)
         return best
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,6 +17,8 @@ from harness.postgres import databases, incarnation, names, roles
 from harness.postgres.admin import Link
 from harness.postgres.databases import apply_statements
 from harness.postgres.session import Session, ident
+
+logger = logging.getLogger("pg_harness.databases")
 
 RESERVED_CONNECTIONS = 3
 """What a database's CONNECTION LIMIT allows beyond the worker's budget: the admin's own sessions count too,
@@ -249,9 +252,11 @@ class Clones:
         for spare in candidates:
             rename = f"alter database {ident(spare)} rename to {ident(mine)}"
             if _won(session, [rename, *self._finish(mine, template, mark, new=False)]):
+                logger.debug("%s: taken from spare %s", name, spare)
                 return mine
         self._copy(session, mine, template)
         session.script(";\n".join(self._finish(mine, template, mark, new=True)))
+        logger.debug("%s: cloned from %s", name, template.name)
         return mine
 
     def release(self, name: str, *, drop: bool = True) -> str:

@@ -16,10 +16,11 @@ from harness.postgres import databases, incarnation, locks, names
 from harness.postgres.admin import connect_verified
 from harness.postgres.incarnation import Incarnation
 from harness.postgres.session import Session, ident
+from harness.reset import watermark
 from harness.reset.report import ResetReport
 from harness.reset.sql import shared
-from harness.reset.sql.shared import Note
 from harness.reset.wal.reader import FIRST_SUPPORTED
+from harness.reset.watermark import Watermark
 
 if TYPE_CHECKING:
     from harness.databases.pool import Filler
@@ -53,7 +54,7 @@ class DatabaseReset:
         filler: Callable[[], Filler] | None = None,
     ) -> None:
         self._problem = self._missing = ""
-        self._noted: Note | None = None
+        self._noted: Watermark | None = None
         self._watched = self._resumed = False
         self._opening = threading.RLock()
         self._clones = clones
@@ -75,7 +76,7 @@ class DatabaseReset:
             # What is missing is said by the engine.
             self._open_engine()
 
-    def _take_note(self, name: str) -> tuple[Note | None, str]:
+    def _take_note(self, name: str) -> tuple[Watermark | None, str]:
         noted, why = take_note(self._clones, self._template, name)
         self._life = noted.life if noted is not None else Incarnation()
         return noted, why
@@ -83,7 +84,7 @@ class DatabaseReset:
     def _replace(self, before: BeforeRename | None) -> str:
         return self._clones.replace(self._template, self._claim, before=before)
 
-    def resume(self, noted: Note | None, missing: str) -> None:
+    def resume(self, noted: Watermark | None, missing: str) -> None:
         """Go on from what another process has :attr:`noted`; connections are worth more than a fast clone there.
 
         Args:
@@ -93,9 +94,9 @@ class DatabaseReset:
         self._life = noted.life if noted is not None else Incarnation()
 
     @property
-    def noted(self) -> Note | None:
+    def noted(self) -> Watermark | None:
         """What another process needs to go on from the state that the last reset has made; None: nothing is known."""
-        return self._noted if self._engine is None or self._noted is not None else self._engine.noted
+        return self._noted if self._engine is None or self._noted is not None else self._engine.watermark
 
     @property
     def missing(self) -> str:
@@ -112,7 +113,7 @@ class DatabaseReset:
         # Sessions are counted from when the clone was made: after a reset that says nothing.
         if noted is None or self._resumed:
             return False
-        return not shared.entered(session, self._database, noted)
+        return not watermark.entered(session, self._database, noted)
 
     def _unchanged(self) -> bool:
         """The same, and what the server says about it and its role is as it was: another worker's test shares the role."""
@@ -165,7 +166,7 @@ class DatabaseReset:
                 self._noted = None
         return self._engine
 
-    def _open_engine(self, noted: Note | None = None) -> None:
+    def _open_engine(self, noted: Watermark | None = None) -> None:
         # Here, because it takes a while to import, and many a run has no need of it.
         from harness.reset.changes import RecloneNeeded
         from harness.reset.engine import ResetEngine
@@ -350,7 +351,7 @@ class DatabaseReset:
         return self._open(ensure_baseline(self._clones, self._template), settings)
 
 
-def take_note(clones: Clones, template: Template, name: str) -> tuple[Note | None, str]:
+def take_note(clones: Clones, template: Template, name: str) -> tuple[Watermark | None, str]:
     """What is true of a clone that is pristine now; or None, and why a reset cannot go on from there.
 
     Args:
@@ -364,7 +365,7 @@ def take_note(clones: Clones, template: Template, name: str) -> tuple[Note | Non
     return note_of(clones.link.session, name, clones.owner.name)
 
 
-def note_of(session: Session, name: str, role: str) -> tuple[Note | None, str]:
+def note_of(session: Session, name: str, role: str) -> tuple[Watermark | None, str]:
     """The same of any database in which every move of a sequence is seen in the log."""
     # Before 15, who has logged in is known late; and there is no engine to be opened later.
     if session.server_version < FIRST_SUPPORTED:
@@ -373,7 +374,7 @@ def note_of(session: Session, name: str, role: str) -> tuple[Note | None, str]:
             f"PostgreSQL {session.server_version // 10000} cannot be reset by its log (15 and later can)",
         )
     try:
-        return shared.note(session, name, role), ""
+        return watermark.take(session, name, role), ""
     except ServerRefused:
         return None, "this role may not read what a reset has to know: see docs/reset.md, Rights"
 

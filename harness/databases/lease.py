@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from harness.databases.pool import Filler
     from harness.reset.changes import Changes
     from harness.reset.marks import Mark
+
+logger = logging.getLogger("pg_harness.databases")
 
 
 class LeasedDatabase:
@@ -242,7 +245,7 @@ class Lease:
             reset.reset(to=to.of(name) if to is not None else None, sessions=sessions)
             for name, reset in self._resets.items()
         ]
-        return _together(reports, 1000 * (time.monotonic() - began))
+        return self._told("reset", reports, began)
 
     def renew(self, *, reason: str = "asked for") -> ResetReport:
         """A fresh clone of every database under the same URL. Sessions of the application are ended."""
@@ -250,7 +253,12 @@ class Lease:
         began = time.monotonic()
         surely = self._clones.link.surely
         reports = [surely(partial(reset.renew, reason=reason)) for reset in self._resets.values()]
-        return _together(reports, 1000 * (time.monotonic() - began))
+        return self._told("renewed", reports, began)
+
+    def _told(self, what: str, reports: list[ResetReport], began: float) -> ResetReport:
+        report = _together(reports, 1000 * (time.monotonic() - began))
+        logger.debug("worker %s: %s: %s", self.worker, what, report)
+        return report
 
     def mark(self) -> LeaseMark:
         """Make the present state the one that :meth:`reset` comes back to; marks stack.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 from harness.config.settings import Settings
 from harness.databases.spec import Owner
 from harness.postgres import locks, names, roles
 from harness.postgres.session import Session
 from harness.servers.port import ServerInfo
+
+logger = logging.getLogger("pg_harness.databases")
 
 
 def expected(session: Session, info: ServerInfo, settings: Settings, project: str) -> tuple[Owner, bool]:
@@ -25,9 +27,7 @@ def expected(session: Session, info: ServerInfo, settings: Settings, project: st
     return Owner(name, roles.derived_password(session.dsn.password, name)), True
 
 
-def ensure(
-    session: Session, info: ServerInfo, settings: Settings, project: str, story: Callable[[str], None]
-) -> Owner:
+def ensure(session: Session, info: ServerInfo, settings: Settings, project: str) -> Owner:
     """The application's role: made or put right here, unless the server forbids it.
 
     Raises:
@@ -35,7 +35,7 @@ def ensure(
     """
     owner, may = expected(session, info, settings, project)
     if not may:
-        story(f"role {session.dsn.user} may not create roles: the application uses it as well")
+        logger.info("role %s may not create roles: the application uses it as well", session.dsn.user)
         return owner
     with locks.exclusive(session, "roles", "", timeout=60, waiting_for="the application's role"):
         roles.ensure(

@@ -6,6 +6,7 @@ recovery code.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,10 +15,12 @@ from typing import Any
 
 from harness.databases.spec import Owner, Recipe, fingerprint
 from harness.errors import ServerRefused
+from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, incarnation, locks, names
 from harness.postgres.databases import Attributes, Database
 from harness.postgres.session import Session, ident
-from harness.telling import Progress, Story, silent, unseen
+
+logger = logging.getLogger("pg_harness.databases")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,6 @@ def ensure(
     *,
     rebuild: bool = False,
     probe_strategy: bool = False,
-    story: Story = silent,
     progress: Progress = unseen,
 ) -> Template:
     """Find the template of the recipe's fingerprint, or build it, once however many ask at the same time.
@@ -76,7 +78,9 @@ def ensure(
     began = time.monotonic()
     wanted = fingerprint(session, recipe)
     if not rebuild and (found := look(session, project, wanted, recipe.database)):
+        logger.debug("%s: template %s is there", recipe.database, found.name)
         return replace(found, seconds=time.monotonic() - began)
+    logger.debug("%s: no template for fingerprint %s yet", recipe.database, wanted[:16])
     # One lock for the whole server: roles that a migration creates are seen by comparing before and after.
     with locks.exclusive(
         session, "build", "", timeout=recipe.timeout + 60, waiting_for="building a template"
@@ -86,9 +90,10 @@ def ensure(
         if not rebuild and (doubtful := _look_into(session, project, wanted)):
             if found := look(session, project, wanted, recipe.database):
                 return replace(found, seconds=time.monotonic() - began)
-            story(
-                f"{recipe.database}: the server crashed since the template was built, which emptied its unlogged "
-                "tables: building it again"
+            logger.info(
+                "%s: the server crashed since the template was built, which emptied its unlogged tables: "
+                "building it again",
+                recipe.database,
             )
             from harness.databases import eviction
 
@@ -97,9 +102,11 @@ def ensure(
         # Only where it has to be built: what runs migrations takes a while to import.
         from harness.databases.builder import Build
 
-        mark = Build(session, project, wanted, recipe, owner, probe_strategy, story, progress).run()
+        mark = Build(session, project, wanted, recipe, owner, probe_strategy, progress).run()
     built = _from_mark(names.template(project, wanted), mark, recipe.database)
-    return replace(built, built=True, seconds=time.monotonic() - began)
+    built = replace(built, built=True, seconds=time.monotonic() - began)
+    logger.debug("%s: template %s built in %.3f s", recipe.database, built.name, built.seconds)
+    return built
 
 
 def look(session: Session, project: str, wanted: str, database: str = "default") -> Template | None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from harness.config.settings import SourceSpec
 from harness.dsn import Dsn
-from harness.telling import Progress, unseen
+
+Progress = Callable[[int, int | None, str], None]
+"""Takes how many steps are done, of how many (None: nobody knows), and what was done last."""
+
+
+def unseen(done: int, total: int | None, what: str) -> None:
+    """Progress that nobody looks at."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,27 @@ class MigrationSource(Protocol):
 
 
 class Configured:
-    """What every source of ours begins with: its entry in the settings, and the root that its paths start at."""
+    """What every source begins with: its entry in the settings, and the root that its paths start at.
 
-    def __init__(self, spec: SourceSpec, root: Path) -> None:
+    Args:
+        spec: the entry.
+        root: the project's root; relative paths start here.
+        cache: a folder for what a source learns of a project; None: it learns it each time.
+        environment: for child processes that only look.
+    """
+
+    def __init__(
+        self,
+        spec: SourceSpec,
+        root: Path,
+        *,
+        cache: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._spec = spec
         self._root = root
+        self._cache = cache
+        self._environment: Mapping[str, str] = environment or {}
 
     @property
     def text(self) -> str:

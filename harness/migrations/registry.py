@@ -1,13 +1,201 @@
-"""From the settings' entries to sources that can be hashed and applied."""
+"""The kinds of migration sources: what may stand in ``migrations``, and the code that each stands for.
+
+A kind is one :class:`Kind`, ours in :data:`KINDS`, others' named by an installed package's entry point in the
+group ``pg_harness.migrations``. Nothing else knows the words: settings, ``init``, ``doctor`` and messages ask
+here. The code is named by strings, so that reading settings imports no source.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from harness.config.settings import SourceSpec
+from harness.config.settings import Settings, SourceSpec
+from harness.config.sources import parse_spec
 from harness.errors import ConfigError
-from harness.migrations.port import MigrationSource
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from harness.migrations.detect import Finding, Tree
+    from harness.migrations.port import MigrationSource
+
+GROUP = "pg_harness.migrations"
+"""The entry points of other packages: the word, and ``module:KIND``."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of migration source.
+
+    Attributes:
+        form: how it is written in the settings, for messages, for instance ``"sql:db/migrations"``.
+        source: called with ``(spec, root, cache=…, environment=…)`` as :class:`~harness.migrations.port.Configured`
+            is, gives the source; or ``"module:name"`` of it, imported when a source is wanted.
+        argument: regular expression that all of the text behind the colon matches; where it matches nothing
+            too, the word may stand alone.
+        argument_form: the argument's parts in words, for messages.
+        noun: what it names, for messages: "for NOUN write …".
+        watch: whether the user may say which files decide the outcome (``watch = [globs]``).
+        detect: finds such sources in a project, without importing or running anything of it; or
+            ``"module:name"`` of it.
+        looks_for: what ``detect`` looks for, one line each.
+        resembles: regular expression of a text without a word that probably means this kind.
+    """
+
+    form: str
+    source: str | Callable[..., MigrationSource]
+    argument: str = r".+"
+    argument_form: str = ""
+    noun: str = "a source"
+    watch: bool = False
+    detect: str | Callable[[Tree], Iterable[Finding]] | None = None
+    looks_for: tuple[str, ...] = ()
+    resembles: str = r"(?!)"
+
+    def fits(self, argument: str) -> bool:
+        """Whether that may stand behind the colon."""
+        return re.fullmatch(self.argument, argument, re.DOTALL) is not None
+
+
+_NAMES = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+
+# The order is that of two findings that are equally likely: what a tool runs comes before its SQL files.
+KINDS: Mapping[str, Kind] = {
+    "alembic": Kind(
+        "alembic or alembic:alembic.ini",
+        "harness.migrations.tools.alembic:AlembicSource",
+        argument=r".*",
+        noun="Alembic",
+        watch=True,
+        detect="harness.migrations.tools.alembic_detect:detect",
+        looks_for=("Alembic: alembic.ini, or [tool.alembic] in pyproject.toml",),
+    ),
+    "django": Kind(
+        "django or django:config.settings",
+        "harness.migrations.tools.django:DjangoSource",
+        argument=r".*",
+        noun="Django",
+        watch=True,
+        detect="harness.migrations.tools.django_detect:detect",
+        looks_for=("Django: manage.py, or DJANGO_SETTINGS_MODULE in [tool.pytest] or [tool.django]",),
+    ),
+    "sql": Kind(
+        "sql:db/migrations",
+        "harness.migrations.sql.source:SqlSource",
+        noun="SQL files",
+        detect="harness.migrations.sql.detect:detect",
+        looks_for=(
+            "Prisma: migrations/*/migration.sql",
+            "Diesel: migrations/*/up.sql",
+            "Flyway: V1__x.sql",
+            "golang-migrate and sqlx: *.up.sql",
+            "goose: -- +goose Up in *.sql",
+            "dbmate: -- migrate:up in *.sql",
+            "sql-migrate, tern, node-pg-migrate: their lines in *.sql",
+            "sqlx: migrations/*.sql beside a Cargo.toml with sqlx",
+            "Supabase: supabase/migrations/*.sql",
+            "plain SQL: *.sql in a folder named migrations, migrate, drizzle, sql, schema or db",
+        ),
+        resembles=r"(?!.*\.(?:dump|backup)$)(?:.*/.*|.*\.sql)",
+    ),
+    "dump": Kind(
+        "dump:schema.sql",
+        "harness.migrations.dump.source:DumpSource",
+        noun="a dump",
+        detect="harness.migrations.dump.detect:detect",
+        looks_for=("a dump: db/structure.sql, schema.sql",),
+        resembles=r".*\.(?:dump|backup)",
+    ),
+    "command": Kind(
+        "command:npx prisma migrate deploy",
+        "harness.migrations.tools.command:CommandSource",
+        noun="a command",
+        watch=True,
+        resembles=r".* .*",
+    ),
+    "python": Kind(
+        "python:app.db:migrate",
+        "harness.migrations.tools.python:PythonSource",
+        argument=rf"{_NAMES}:{_NAMES}",
+        argument_form="module, colon, function",
+        noun="a callable",
+        watch=True,
+    ),
+}
+"""Word → kind, those that come with us."""
+
+
+def kinds() -> Mapping[str, Kind]:
+    """Word → kind, ours first, then those of installed packages.
+
+    Raises:
+        ConfigError: a package's kind cannot be imported, or takes a word that is in use.
+    """
+    return {**KINDS, **{word: _imported(word, point) for word, point in _installed().items()}}
+
+
+def packages() -> Mapping[str, str]:
+    """Word → the package that adds the kind, for people; ours are not in it."""
+    return {
+        word: f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        for word, point in _installed().items()
+    }
+
+
+def read(value: object, origin: str, *, key: str = "migrations") -> SourceSpec:
+    """One entry of ``migrations``, of a kind that there is; see :func:`harness.config.sources.parse_spec`.
+
+    Raises:
+        ConfigError: it is not of the form, or names a kind that does not exist; with the nearest right one.
+    """
+    spec = parse_spec(value, origin, key=key)
+    check(spec)
+    return spec
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse what :func:`load` would refuse, before any server is started.
+
+    Raises:
+        ConfigError: names file, key and the nearest right kind.
+    """
+    for database in settings.databases:
+        # The seeds are the last of the migrations, where there are any.
+        for spec in database.seeds if database.migrations is None else database.migrations:
+            check(spec)
+
+
+def check(spec: SourceSpec) -> Kind:
+    """The kind of an entry, after a look at what follows its word.
+
+    Raises:
+        ConfigError: there is no such kind, or it is written in another way.
+    """
+    # Other packages are asked for a word that is not ours only: that reads what every package says of itself.
+    kind = KINDS.get(spec.kind)
+    if kind is None and (point := _installed().get(spec.kind)) is not None:
+        kind = _imported(spec.kind, point)
+    if kind is None:
+        everything = kinds()
+        raise _wrong(
+            spec,
+            f"which begins with no known kind of source. {_nearest(spec, everything)}"
+            f"Known: {'; '.join(known.form for known in everything.values())}.",
+        )
+    if not spec.argument and (":" in spec.text or not kind.fits("")):
+        raise _wrong(spec, f"which lacks what follows the colon; it is written {kind.form}")
+    if spec.argument and not kind.fits(spec.argument):
+        parts = f" ({kind.argument_form})" if kind.argument_form else ""
+        raise _wrong(spec, f"which does not fit; {kind.noun} is written {kind.form}{parts}")
+    if spec.watch is not None and not kind.watch:
+        raise _wrong(spec, f"with a watch; {spec.kind}: hashes its own files and takes no watch")
+    return kind
 
 
 def load(
@@ -25,28 +213,74 @@ def load(
     Raises:
         ConfigError: no such kind.
     """
-    if spec.kind == "sql":
-        from harness.migrations.sql.source import SqlSource
+    make = resolved(check(spec).source)
+    source: MigrationSource = make(spec, root, cache=cache, environment=environment or {})
+    return source
 
-        return SqlSource(spec, root)
-    if spec.kind == "command":
-        from harness.migrations.tools.command import CommandSource
 
-        return CommandSource(spec, root)
-    if spec.kind == "alembic":
-        from harness.migrations.tools.alembic import AlembicSource
+def resolved(reference: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What a kind names by ``"module:name"``, or gives itself."""
+    if not isinstance(reference, str):
+        return reference
+    module, _, name = reference.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
-        return AlembicSource(spec, root)
-    if spec.kind == "django":
-        from harness.migrations.tools.django import DjangoSource
 
-        return DjangoSource(spec, root, cache=cache, environment=environment or {})
-    if spec.kind == "python":
-        from harness.migrations.tools.python import PythonSource
+@cache
+def _installed() -> Mapping[str, EntryPoint]:
+    from importlib.metadata import entry_points
 
-        return PythonSource(spec, root)
-    if spec.kind == "dump":
-        from harness.migrations.dump.source import DumpSource
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        other = found.get(point.name)
+        if other is not None or point.name in KINDS:
+            owner = f"that of {other.value}" if other is not None else "one of pg-harness itself"
+            raise ConfigError(
+                f"the kind of migrations {point.name!r} of {point.value} has the same word as {owner}: "
+                f"they cannot be told apart; uninstall the package",
+                key="migrations",
+                value=point.name,
+            )
+        found[point.name] = point
+    return found
 
-        return DumpSource(spec, root)
-    raise ConfigError(f"migrations: unknown kind of source {spec.kind!r}", key="migrations", value=spec.text)
+
+@cache
+def _imported(word: str, point: EntryPoint) -> Kind:
+    try:
+        kind: object = point.load()
+    except Exception as error:  # whatever a package's module raises
+        raise ConfigError(
+            f"the kind of migrations {word!r} cannot be imported from {point.value} "
+            f"({packages()[word]}): {type(error).__name__}: {error}",
+            key="migrations",
+            value=word,
+        ) from error
+    if not isinstance(kind, Kind):
+        raise ConfigError(
+            f"the entry point {word!r} of {GROUP} ({packages()[word]}) must name a "
+            f"harness.migrations.registry.Kind; {point.value} is {type(kind).__name__}",
+            key="migrations",
+            value=word,
+        )
+    return kind
+
+
+def _wrong(spec: SourceSpec, what: str) -> ConfigError:
+    at = f"{spec.origin}: " if spec.origin else ""
+    return ConfigError(
+        f"{at}{spec.key} holds {spec.text!r}, {what}", key=spec.key, origin=spec.origin, value=spec.text
+    )
+
+
+def _nearest(spec: SourceSpec, known: Mapping[str, Kind]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(spec.kind.lower(), known, n=1, cutoff=0.6)
+    if near:
+        return f"The nearest is {near[0]!r}: {known[near[0]].form}. "
+    for word, kind in known.items():
+        if re.fullmatch(kind.resembles, spec.text, re.DOTALL):
+            return f'For {kind.noun} write "{word}:{spec.text}". '
+    return ""

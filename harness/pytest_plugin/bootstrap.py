@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.config import environment
+from harness.config import environment, logs
 from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import HarnessError
@@ -45,6 +48,9 @@ def begin(config: pytest.Config, start: tuple[Path, str]) -> State:
         print("\npg-harness: interrupted", file=sys.stderr)
         raise SystemExit(int(pytest.ExitCode.INTERRUPTED)) from None
     config.stash[STATE] = state
+    if (verbosity := logs.Verbosity.of(os.environ)).stated:
+        # Asked for in so many words: the reports of failed tests have these records too, and the workers' as well.
+        config.add_cleanup(logs.set_level(verbosity.level))
     # Run also where pytest gives up before pytest_configure, for instance over an unknown option.
     config.add_cleanup(state.end)
     registration.register(config, state)
@@ -75,11 +81,12 @@ def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
 
 
 def _settings(options: Any, start: tuple[Path, str]) -> Settings:
-    # Here: a worker has its controller's, and imports neither.
+    # Here: a worker has its controller's, and imports none of it.
     from harness.config.load import load
+    from harness.migrations.registry import check_settings
 
     explicit = options.pg_harness_config
-    return load(
+    settings = load(
         os.environ,
         start=start[0],
         start_origin=start[1],
@@ -87,6 +94,8 @@ def _settings(options: Any, start: tuple[Path, str]) -> Settings:
         overrides=given_as_options(options),
         override_origin="a pytest option",
     )
+    check_settings(settings)
+    return settings
 
 
 def _is_xdist_worker() -> bool:
@@ -111,17 +120,27 @@ def _idle(settings: Settings) -> State:
     return _closed(settings, Role.IDLE)
 
 
-def _conductor(settings: Settings, environ: dict[str, str], quiet: bool, given: dict[str, Any]) -> State:
+def _conductor(
+    settings: Settings, environ: dict[str, str], quiet: bool, teller: Teller, given: dict[str, Any]
+) -> State:
     """xdist's controller, whose workers start a server each: it runs no test, and needs none for itself.
 
     Migrations that fail are told here, once, all the same: they run when the base is baked.
     """
     from harness.runs.placement import Fleet
 
-    return _closed(settings, Role.HOST, quiet=quiet, fleet=Fleet.open_with(settings, environ, **given))
+    fleet = Fleet.open_with(settings, environ, **given)
+    return _closed(settings, Role.HOST, quiet=quiet, fleet=fleet, teller=teller)
 
 
-def _closed(settings: Settings, role: Role, *, quiet: bool = False, fleet: Fleet | None = None) -> State:
+def _closed(
+    settings: Settings,
+    role: Role,
+    *,
+    quiet: bool = False,
+    fleet: Fleet | None = None,
+    teller: Teller | None = None,
+) -> State:
     """The URL is valid, and nobody answers there."""
     # Bound and not listening: refused at once, and no other program can take the port meanwhile.
     hold = socket.socket()
@@ -134,26 +153,26 @@ def _closed(settings: Settings, role: Role, *, quiet: bool = False, fleet: Fleet
     )
     undo = environment.patch(os.environ, exported)
     return State(
-        settings, role, "main", None, None, exported, undo, quiet, hold=hold, fleet=fleet, closed=dsns
-    )
+        settings, role, "main", None, None, exported, undo, quiet, hold=hold, fleet=fleet, closed=dsns,
+        telling=teller or nullcontext(),
+    )  # fmt: skip
 
 
 def _host(settings: Settings, options: Any) -> State:
     from harness.runs.harness import Harness
 
     quiet = getattr(options, "verbose", 0) < 0
-    teller = Teller(quiet)
+    teller = Teller(logs.Verbosity.of(os.environ, getattr(options, "verbose", 0)))
     # Children of an earlier run may have inherited its file: it says nothing about ours.
     environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
     with teller:
         given: dict[str, Any] = {
             "rebuild": options.pg_harness_rebuild,
-            "story": teller.line,
             "progress": teller.progress,
         }
         harness: Harness
         if settings.isolation == "server" and distributes(options):
-            return _conductor(settings, environ, quiet, given)
+            return _conductor(settings, environ, quiet, teller, given)
         if settings.isolation == "server":
             from harness.runs.placement import open_worker
 
@@ -168,7 +187,9 @@ def _host(settings: Settings, options: Any) -> State:
         except BaseException:
             harness.close()
             raise
-    state = _exporting(State(settings, Role.HOST, "main", harness, lease, {}, lambda: None, quiet))
+    state = _exporting(
+        State(settings, Role.HOST, "main", harness, lease, {}, lambda: None, quiet, telling=teller)
+    )
     if (workers := _told(options)) and settings.isolation != "server":
         # A second processor has nothing to do until xdist's workers begin.
         state.fill(workers)
@@ -265,27 +286,35 @@ _REDRAW = 0.1
 """Seconds between two drawings of the progress line."""
 
 
-class Teller:
-    """Writes to stderr; silent with ``-q``. A context manager: the progress line is wiped at its end."""
+class Teller(logging.Handler):
+    """The plugin's one handler: writes the log to stderr, inside of its block only.
 
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
+    A context manager, entered wherever the plugin works for itself. Between, while tests run, the level of our loggers
+    is the user's: what they log at INFO would else be in the report of each test that fails.
+    """
+
+    def __init__(self, verbosity: logs.Verbosity) -> None:
+        super().__init__()
+        self._verbosity = verbosity
         self._stream = sys.stderr
         self._terminal = self._stream.isatty()
         self._width = 0
         self._drawn = 0.0
+        self._undo: Callable[[], None] | None = None
 
-    def line(self, text: str) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
         """One line about what is being done."""
-        if self._quiet:
-            return
-        self._wipe()
-        print(f"pg-harness: {text}", file=self._stream, flush=True)
+        try:
+            self._wipe()
+            print(f"pg-harness: {self._verbosity.line(record)}", file=self._stream, flush=True)
+        except Exception:  # noqa: BLE001 — as every handler: a record that cannot be shown ends no run
+            self.handleError(record)
 
     def progress(self, done: int, total: int | None, what: str) -> None:
         """Redraw the progress line: steps done, of how many, which one."""
         now = time.monotonic()
-        if self._quiet or not self._terminal or now - self._drawn < _REDRAW:
+        hidden = self._verbosity.level > logging.INFO or not self._terminal
+        if hidden or now - self._drawn < _REDRAW:
             return
         self._drawn = now
         text = f"pg-harness: {done}{f'/{total}' if total else ''} {what}"[:100]
@@ -299,7 +328,12 @@ class Teller:
             self._width = 0
 
     def __enter__(self) -> Teller:
+        if self._undo is None:
+            self._undo = logs.show(self, self._verbosity.level)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._wipe()
+        if self._undo is not None:
+            self._undo()
+            self._undo = None

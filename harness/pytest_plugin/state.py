@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -67,6 +68,8 @@ class State:
     """The run of an xdist controller whose workers have servers of their own: it has none, and no lease."""
     closed: Mapping[str, Dsn] = field(default_factory=dict)
     """Database name → the address at which nobody answers, where nothing was leased."""
+    telling: AbstractContextManager[object] = field(default_factory=nullcontext)
+    """A block in which the log is written to stderr; entered wherever the plugin works for itself."""
     _ended: bool = False
     _filler: threading.Thread | None = None
 
@@ -109,6 +112,10 @@ class State:
         run = self.harness or self.fleet
         if run is None:
             return
+        with self.telling:
+            self._let_go(run)
+
+    def _let_go(self, run: Harness | Fleet) -> None:
         try:
             if self.role is Role.HOST:
                 run.release_run()

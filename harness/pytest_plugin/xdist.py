@@ -41,7 +41,8 @@ class Controller:
         fleet = self._state.fleet
         try:
             if fleet is not None:
-                fleet.check_room(len(specs))
+                with self._state.telling:
+                    fleet.check_room(len(specs))
             else:
                 self._tell(budget.check(self._state.running[0], len(specs)))
             path = self._run_file(len(specs)).write(project.state_dir(os.environ) / "runs")

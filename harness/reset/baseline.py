@@ -9,8 +9,9 @@ from harness.postgres.session import Session
 from harness.reset.changes import SMALL, TableState
 from harness.reset.sql import batch, catalogs, relations
 from harness.reset.sql import rows as rows_sql
+from harness.reset.sql.batch import Tid
 from harness.reset.sql.relations import Relation, SequenceState
-from harness.reset.sql.rows import Blocks, Columns, Rows, Tid
+from harness.reset.sql.rows import Blocks, Columns, Rows
 
 HELD_PAGES = 128
 """Pages (of 8 kB) up to which a table's rows are kept in memory as a whole; beyond, blocks are asked for."""

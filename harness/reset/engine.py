@@ -15,13 +15,16 @@ The next window begins where this one's reading ended; the records of our own tr
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from harness.errors import LeaseError, ServerLost, ServerRefused
-from harness.reset import detect
+from harness.errors import HarnessError, LeaseError, ServerLost, ServerRefused
+from harness.postgres.session import Session
+from harness.reset import detect, marking
+from harness.reset.baseline import BaselineStore
 from harness.reset.changes import (
     UNCHANGED,
     Changes,
@@ -30,31 +33,59 @@ from harness.reset.changes import (
     Reclone,
     RecloneNeeded,
     Restore,
-    TableChange,
 )
-from harness.reset.marks import Mark
+from harness.reset.connections import Connections
+from harness.reset.contention import Contention
+from harness.reset.marks import Layer, Mark, Marks
 from harness.reset.outcome import Outcome, Terms
-from harness.reset.plan import plan
+from harness.reset.plan import ROW_MS, plan
 from harness.reset.report import ResetReport
 from harness.reset.restore import Attempt
-from harness.reset.sessions import Waiting
+from harness.reset.sessions import Sessions
 from harness.reset.sql import batch
-from harness.reset.sql.shared import Note
-from harness.reset.tracker import EngineState, Limits
-from harness.reset.vacuum import RECORD, Litter
-from harness.reset.wal.reader import Window
+from harness.reset.sql.sequences import setval
+from harness.reset.tracker import Allowance, Tracker
+from harness.reset.vacuum import RECORD, Litter, Vacuum
+from harness.reset.wal.reader import WalWindow
+from harness.reset.watermark import Watermark
 
 PATIENCE_MS = 1000.0
 """Milliseconds that any attempt may take: a busy machine is no reason for a clone."""
 
-MOST_VIOLATIONS = 3
-"""How often a reset begins again over a constraint that is violated, before it is taken for the baseline's own."""
-
 CHANGES_PATIENCE = 2000.0
 """Milliseconds that a person waits for what changed."""
 
+MARK_PATIENCE = 5000.0
+"""Milliseconds that reading the log may take for a mark: no other way leads to one."""
 
-class ResetEngine(EngineState):
+MOST_BYTES = 64 * 1024**2
+"""Bytes of log that are read for one reset, whatever a clone costs: they lie in memory at once."""
+
+CLONE_MS = 100.0
+"""What a fresh clone is taken to cost until one was measured: milliseconds, with what it costs the application to log
+in again."""
+
+REFILL_MS = 60_000.0
+"""The same while the rows of marks are put into a fresh clone: where that is given up, the marks are lost."""
+
+WORTH = 1.5
+"""How many times as long as a fresh clone a restore may take, for the sessions that it keeps."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine may spend.
+
+    Attributes:
+        reset_timeout: seconds to wait for sessions of the application before they are ended.
+        most_bytes: of log to decode for one reset.
+    """
+
+    reset_timeout: float = 5.0
+    most_bytes: int = MOST_BYTES
+
+
+class ResetEngine:
     """Brings one leased database back. Not safe for use by several threads.
 
     Args:
@@ -65,9 +96,68 @@ class ResetEngine(EngineState):
         role: the application's role, whose settings are put back too.
         reset_timeout: seconds, see :class:`Limits`.
         stage: called with the name of each stage; for tests.
+
+    Attributes:
+        limits: what it may spend.
+        clone_ms: milliseconds that a fresh clone of this database costs.
     """
 
-    def rebase(self, noted: Note | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        reader: Callable[[], Session],
+        restorer: Callable[[Mapping[str, str]], Session],
+        baseline: Callable[[Mapping[str, str]], Session],
+        role: str,
+        reset_timeout: float = 5.0,
+        most_bytes: int = MOST_BYTES,
+        stage: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.limits = Limits(reset_timeout, most_bytes)
+        self.clone_ms = CLONE_MS
+        self._connections = Connections(reader, restorer, baseline)
+        self._marks = Marks()
+        self._tracker = Tracker(self._connections, self._marks, role)
+        self._vacuum = Vacuum()
+        self._stage = stage
+        self._based = False
+        self._refilling = False
+        self._one_at_a_time = threading.RLock()
+
+    # --- what it is, and what may be asked of it ---------------------------------------------------
+
+    @property
+    def store(self) -> BaselineStore:
+        """Facts of the baseline; read when first wanted."""
+        return self._connections.store
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether the session in the baseline is open."""
+        return self._connections.has_baseline
+
+    @property
+    def doubt(self) -> str:
+        """See :class:`harness.reset.wal.choose.ChosenReader`; empty before the first look."""
+        return self._connections.doubt
+
+    @property
+    def ours(self) -> tuple[int, ...]:
+        """Pids of the engine's own sessions."""
+        return self._connections.ours
+
+    @property
+    def watermark(self) -> Watermark | None:
+        """What another process needs to go on from here (:meth:`rebase`); None where the state is not known."""
+        return self._tracker.watermark() if self._based and not self._marks else None
+
+    def cloned_in(self, milliseconds: float) -> None:
+        """A fresh clone was made in this time: reading the log may cost as much, and no more."""
+        self.clone_ms += (milliseconds - self.clone_ms) / 2
+
+    # --- a pristine database -----------------------------------------------------------------------
+
+    def rebase(self, noted: Watermark | None = None) -> None:
         """Call it when the database is pristine: just claimed, or just cloned again.
 
         Marks that are set are made true again: their rows are put into the new clone.
@@ -81,15 +171,16 @@ class ResetEngine(EngineState):
         self._based = False
         try:
             try:
-                self._rebase(noted)
+                self._tracker.rebase(noted)
             except ServerLost as error:
                 # A session may have died unnoticed since the last reset: once more, with new ones.
                 self._lost(error)
-                self._rebase(noted)
+                self._tracker.rebase(noted)
+            self._vacuum = Vacuum()
             if self._marks:
-                self._pending = self._marks.everything()
+                self._tracker.pending = self._marks.everything()
                 self._refilling = True
-                self._reset_loop(_Run(self))
+                self._reset_loop(self._contention())
             # Last of all: Ctrl-C in between must not leave half a mark that passes for pristine.
             self._based = True
         except ServerRefused as error:
@@ -108,6 +199,8 @@ class ResetEngine(EngineState):
         """Whether any mark is set."""
         return bool(self._marks)
 
+    # --- reset -------------------------------------------------------------------------------------
+
     def reset(self, *, to: Mark | None = None, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
         """Bring the database back to the top mark, to ``to``, or to the template.
 
@@ -122,25 +215,25 @@ class ResetEngine(EngineState):
         began = time.monotonic()
         # A second thread's reset waits, and then finds nothing to do.
         with self._one_at_a_time:
-            run = _Run(self)
-            report = self._reset(run, to, sessions)
+            met = self._contention()
+            report = self._reset(met, to, sessions)
         return replace(
             report,
             milliseconds=1000 * (time.monotonic() - began),
-            ended=tuple(run.waiting.ended),
-            idle=run.waiting.idle,
+            ended=tuple(met.sessions.ended),
+            idle=met.sessions.idle,
         )
 
-    def _reset(self, run: _Run, to: Mark | None, sessions: Literal["keep", "end"]) -> ResetReport:
+    def _reset(self, met: Contention, to: Mark | None, sessions: Literal["keep", "end"]) -> ResetReport:
         try:
             self._check_based()
             if to is not None:
                 self._marks.check(to)
                 while self._marks.top is not to:
-                    self._pop()
+                    self._tracker.release_top()
             if sessions == "end":
-                run.waiting.end_all()
-            return self._reset_loop(run)
+                met.sessions.end_all()
+            return self._reset_loop(met)
         except BaseException as error:
             # Whatever it was (Ctrl-C too): what is half done must never pass for pristine.
             if not isinstance(error, LeaseError) or isinstance(error, RecloneNeeded):
@@ -151,80 +244,17 @@ class ResetEngine(EngineState):
                 raise RecloneNeeded(f"the reset failed: {error}") from error
             raise
 
-    def changes(self) -> Changes:
-        """What changed since the database was pristine. Nothing is reset; open transactions are included.
-
-        Raises:
-            RecloneNeeded: it cannot be told.
-        """
-        self._check_based()
-        unsettled = self._unsettled
-        try:
-            window = self._look(force=True, patience=CHANGES_PATIENCE)
-            if window.too_much:
-                raise RecloneNeeded(f"{window.bytes / 1e6:.0f} MB of log are too much to be read")
-            # Of a wider fixture's job queue, for instance: what is there before the next test may stay.
-            self._locks = frozenset(window.advisory)
-            found, _ = self._resolve(window)
-            differences = self._compare(found.catalogs) if not window.unfinished else ()
-        except ServerLost as error:
-            raise self._lost(error) from error
-        except ServerRefused as error:
-            raise RecloneNeeded(f"the changes cannot be read: {error}") from error
-        finally:
-            # What was seen of the server's catalogs is for the next reset to compare.
-            self._unsettled = tuple({*unsettled, *self._unsettled})
-        known = {**found.names}
-        return replace(found, ddl=differences, catalogs={}, unknown=frozenset(), names=known)
-
-    def mark(self) -> Mark:
-        """Make the present state the one to come back to.
-
-        Raises:
-            LeaseError: the schema was changed since the template (put that into a migration).
-            RecloneNeeded: it cannot be told what changed.
-        """
-        from harness.reset.marks import set_mark
-
-        self._check_based()
-        unsettled = self._unsettled
-        try:
-            return set_mark(self)
-        except LeaseError:
-            self._unsettled = tuple({*unsettled, *self._unsettled})
-            raise
-        except ServerLost as error:
-            raise self._lost(error) from error
-        except ServerRefused as error:
-            raise RecloneNeeded(f"the mark cannot be set: {error}") from error
-
-    def _pop(self) -> None:
-        """Release the top mark: what it holds is a change against the state below."""
-        layer = self._marks.pop()
-        self._pending = detect.united(self._pending, layer.changes)
-
-    def close(self) -> None:
-        """Log out everywhere; never raises for sessions that are gone."""
-        for session in (self._reader.session if self._reader else None, self._restorer):
-            if session is not None:
-                session.close()
-        if self._store is not None:
-            self._store.close()
-        self._based = False
-
-    def _reset_loop(self, run: _Run) -> ResetReport:
+    def _reset_loop(self, met: Contention) -> ResetReport:
+        tracker = self._tracker
         rows, tables = 0, set[str]()
         while True:
-            store = self.store
-            force = bool(
-                self._pending or self._unsettled or store.unlogged_tables or store.unlogged_sequences
-            )
-            if run.crowded and not self._lock_first(run):
+            force = tracker.must_read
+            if met.contended and not met.lock(self._connections.store.relations):
                 continue
-            window = self._look(force=force or bool(run.crowded))
-            if run.waiting.hindered(window, before=run.unlock):
+            window = self._look(force=force or bool(met.contended))
+            if met.sessions.hindered(window, before=met.unlock):
                 continue
-            self._locks &= set(window.advisory)
+            tracker.advisory &= set(window.advisory)
             if not window.moved:
                 return ResetReport("restore" if tables else "nothing", tuple(sorted(tables)), rows)
             if window.too_much:
@@ -232,128 +262,107 @@ class ResetEngine(EngineState):
                     f"{window.bytes / 1e6:.1f} MB of log were written since the last reset: "
                     "reading them would cost more than a clone"
                 )
-            found, files = self._resolve(window)
-            todo = plan(found, self._baseline(found, may_truncate=run.may_truncate))
+            found, files = tracker.resolve(window)
+            baseline = tracker.baseline(found, may_truncate=met.may_truncate, worth=self._worth)
+            todo = plan(found, baseline)
             if isinstance(todo, Reclone):
                 raise RecloneNeeded(todo.reason)
             if found.shared:
-                self._put_back_shared()
+                tracker.put_back_shared()
             if isinstance(todo, Nothing):
-                run.unlock()
-                if not window.quiet and run.waiting.writers():
+                met.unlock()
+                if not window.quiet and met.sessions.writers():
                     continue
-                self._advance(window)
-                self._pending = Changes()
+                tracker.advance(window)
+                tracker.pending = Changes()
                 self._clean_up(found, Outcome(), truncate=window.quiet)
                 return ResetReport("restore" if tables else "nothing", tuple(sorted(tables)), rows)
-            if run.crowded and not set(todo.tables) <= run.crowded:
-                run.unlock()
-                run.crowded |= set(todo.tables)
+            if met.contended and not set(todo.tables) <= met.contended:
+                met.unlock()
+                met.contended |= set(todo.tables)
                 continue
-            could_truncate = run.may_truncate
-            outcome = self._restore(todo, found, files, window, run)
-            if outcome is None and run.may_truncate != could_truncate:
+            could_truncate = met.may_truncate
+            outcome = self._restore(todo, found, files, window, met)
+            if outcome is None and met.may_truncate != could_truncate:
                 continue
             if outcome is None:
-                run.crowded |= set(todo.tables)
-                run.waiting.crowd()
+                met.contended |= set(todo.tables)
+                met.sessions.disturbed()
                 continue
             rows += outcome.rows
             tables.update(found.names.get(oid, str(oid)) for oid in todo.tables)
             tables.update(found.names.get(oid, str(oid)) for oid in todo.sequences)
             there = outcome.present
-            run.waiting.idle = there.idle or run.waiting.idle
+            met.sessions.idle = there.idle or met.sessions.idle
             hindered = there.writers or there.readers or there.prepared
-            waited = bool(hindered) and run.waiting.old_snapshots(outcome.xids[-1])
+            waited = bool(hindered) and met.sessions.old_snapshots(outcome.xids[-1])
             if outcome.disturbed:
-                run.crowded |= set(todo.tables)
-                run.waiting.crowd()
+                met.contended |= set(todo.tables)
+                met.sessions.disturbed()
             if outcome.disturbed or waited:
                 continue  # whoever wrote between look and locks, or had to be waited for, may have written elsewhere too
             self._clean_up(found, outcome, todo, truncate=not (there.idle or there.readers))
             return ResetReport("restore", tuple(sorted(tables)), rows)
 
-    def _lock_first(self, run: _Run) -> bool:
-        """Somebody wrote between the look and the locks: this time the locks come first, and then the look."""
-        run.unlock()
-        if run.lockless:
-            return True
-        tables = ", ".join("only " + self.store.relations[oid].sql for oid in sorted(run.crowded))
-        try:
-            batch.run(self._lease, ["begin", f"lock table {tables} in share row exclusive mode"])
-        except ServerRefused as error:
-            batch.rollback(self._lease)
-            if error.sqlstate not in (batch.LOCK_NOT_AVAILABLE, batch.DEADLOCK):
-                raise RecloneNeeded(f"the tables cannot be locked: {error}") from error
-            run.lockless = run.waiting.lock_holders(sorted(run.crowded), lockless=False)
-            return False
-        run.locked = True
-        return True
-
     def _restore(
-        self, todo: Restore, found: Changes, files: Mapping[int, int], window: Window, run: _Run
+        self, todo: Restore, found: Changes, files: Mapping[int, int], window: WalWindow, met: Contention
     ) -> Outcome | None:
         """One attempt; None where it has to begin again.
 
         Args:
-            files: what :meth:`_resolve` has read. They are not read again: a TRUNCATE that commits in between
+            files: what :meth:`Tracker.resolve` has read. They are not read again: a TRUNCATE that commits in between
                 would be remembered as pristine.
         """
-        if differences := self._compare(todo.catalogs):
+        tracker, connections = self._tracker, self._connections
+        if differences := tracker.compare(todo.catalogs):
             raise RecloneNeeded(f"the schema differs from the template's ({'; '.join(differences)})")
-        bases = {oid: self._base(oid) for oid in todo.tables}
-        sequences = {oid: self._sequence(oid) for oid in todo.sequences}
+        bases = {oid: tracker.base(oid) for oid in todo.tables}
+        sequences = {oid: tracker.sequence(oid) for oid in todo.sequences}
         terms = Terms(
-            locked=run.locked,
-            lockless=run.lockless,
-            database=self._database,
-            ours=self.ours,
-            clear=run.waiting.old_snapshots,
+            locked=met.locked,
+            lockless=met.lockless,
+            database=tracker.database,
+            ours=connections.ours,
+            clear=met.sessions.old_snapshots,
             deadline=time.monotonic() + self._allowed(todo.estimate) / 1000,
             next_id=window.next_id,
             quiet=window.quiet,
         )
-        attempt = Attempt(self._lease, self.store, todo, found.tables, bases, sequences, self._stage, terms)
+        attempt = Attempt(
+            connections.lease, connections.store, todo, found.tables, bases, sequences, self._stage, terms
+        )
         try:
             outcome = attempt.run()
         except (ServerRefused, RecloneNeeded) as error:
-            batch.rollback(self._lease)
-            run.locked = False
-            # Of its first transaction, where the second failed.
-            self._adopt(attempt.done)
-            # No record of the application names all the blocks that we have written.
-            anew = {oid: TableChange(rewritten=True) for oid in attempt.done.anew}
-            self._pending = detect.united(self._pending, Changes(tables=anew))
-            # Beside the old numbers, which the window still names.
-            self._files.update(attempt.done.files)
-            self._by_file.update({node: oid for oid, node in attempt.done.files.items()})
+            batch.rollback(connections.lease)
+            met.locked = False
+            tracker.adopt_refused(attempt.done)
             if isinstance(error, RecloneNeeded):
                 raise
             if error.sqlstate not in (batch.LOCK_NOT_AVAILABLE, batch.DEADLOCK):
-                if run.came_between(error, attempt.done):
+                if met.came_between(error, attempt.done):
                     return None
                 raise RecloneNeeded(f"the rows cannot be put back: {error}") from error
             if How.TRUNCATE in todo.tables.values():
-                run.may_truncate = False
+                met.may_truncate = False
             else:
                 wanted = sorted([*todo.tables, *todo.sequences])
-                run.lockless = run.waiting.lock_holders(wanted, lockless=run.lockless) or run.lockless
+                met.lockless = met.sessions.lock_holders(wanted, lockless=met.lockless) or met.lockless
             return None
-        run.locked = False
+        met.locked = False
         self._stage("committed")
-        self._adopt(outcome)
+        tracker.adopt(outcome)
         # Only now: an attempt that begins again must find the table rewritten once more.
-        self._remember_files({**files, **outcome.files})
-        self._pending = Changes()
-        later: Window | None = window
+        tracker.remember_files({**files, **outcome.files})
+        tracker.pending = Changes()
+        later: WalWindow | None = window
         at_once = len(outcome.xids) == 1 and not terms.lockless
         seen = outcome.position == window.seen and (at_once or outcome.alone)
-        if not seen or self.store.watchful:
+        if not seen or connections.store.watchful:
             wrote = {*todo.tables, *todo.along, *todo.sequences}
-            later = self._unchanged_since(window, outcome.until, wrote, outcome.inserted)
+            later = tracker.unchanged_since(window, outcome.until, self._allowance(), wrote, outcome.inserted)
         outcome.disturbed = later is None
-        self._advance(later or window)
-        self._own, self._seen = [*outcome.xids], ""
+        tracker.advance(later or window, own=outcome.xids)
         return outcome
 
     def _allowed(self, estimate: float) -> float:
@@ -368,7 +377,7 @@ class ResetEngine(EngineState):
         Args:
             truncate: nobody is in a transaction: see :meth:`Vacuum.after`.
         """
-        relations = self.store.relations
+        tracker, relations = self._tracker, self._connections.store.relations
         self._vacuum.cleaned(outcome.vacuumed)
         left: dict[int, Litter] = {}
         for oid in {*found.aborted, *(todo.tables if todo is not None else ())}:
@@ -379,7 +388,7 @@ class ResetEngine(EngineState):
                 continue
             undone = found.aborted.get(oid, UNCHANGED)
             change = detect.merge(found.tables.get(oid, UNCHANGED), undone)
-            base = self._base(oid)
+            base = tracker.base(oid)
             left[oid] = Litter(
                 outcome.dead.get(oid, 0) + change.gone + undone.inserts,
                 max(0, change.size - RECORD * (change.inserts + change.updates)),
@@ -390,52 +399,145 @@ class ResetEngine(EngineState):
                 # Of one that is not tidy, a VACUUM would free the room before its rows.
                 base.in_place and base.tidy,
             )
-        if left or self._touched:
-            self._vacuum.after(self._lease, left, relations, self._touched, truncate=truncate)
+        if left or tracker.touched:
+            self._vacuum.after(self._connections.lease, left, relations, tracker.touched, truncate=truncate)
 
-    def __repr__(self) -> str:
-        state = f"pristine at {self._start}" if self._based else "state unknown"
-        return f"<ResetEngine database {self._database}: {state}, {len(self._marks)} marks>"
+    # --- what changed, and marks -------------------------------------------------------------------
 
+    def changes(self) -> Changes:
+        """What changed since the database was pristine. Nothing is reset; open transactions are included.
 
-class _Run:
-    """One reset: how long it has waited, whom it ended.
+        Raises:
+            RecloneNeeded: it cannot be told.
+        """
+        self._check_based()
+        tracker = self._tracker
+        unsettled = tracker.unsettled
+        try:
+            window = self._look(force=True, patience=CHANGES_PATIENCE)
+            if window.too_much:
+                raise RecloneNeeded(f"{window.bytes / 1e6:.0f} MB of log are too much to be read")
+            # Of a wider fixture's job queue, for instance: what is there before the next test may stay.
+            tracker.advisory = frozenset(window.advisory)
+            found, _ = tracker.resolve(window)
+            differences = tracker.compare(found.catalogs) if not window.unfinished else ()
+        except ServerLost as error:
+            raise self._lost(error) from error
+        except ServerRefused as error:
+            raise RecloneNeeded(f"the changes cannot be read: {error}") from error
+        finally:
+            # What was seen of the server's catalogs is for the next reset to compare.
+            tracker.unsettle(unsettled)
+        known = {**found.names}
+        return replace(found, ddl=differences, catalogs={}, unknown=frozenset(), names=known)
 
-    Attributes:
-        crowded: tables that were written while a reset looked: they are locked before the next look.
-        locked: whether they are locked now, in an open transaction of the restorer.
-        lockless: no lock is to be had, and nobody who holds one has written anything: it goes without.
-        may_truncate: nobody was found in the way of a TRUNCATE so far.
-    """
+    def mark(self) -> Mark:
+        """Make the present state the one to come back to.
 
-    def __init__(self, engine: ResetEngine) -> None:
-        self.crowded: set[int] = set()
-        self.locked = False
-        self.lockless = False
-        self.may_truncate = True
-        self._violations = 0
-        self._engine = engine
-        self.waiting = Waiting(
-            reader=lambda: engine._wal.session,
-            lease=lambda: engine._lease,
-            database=lambda: engine._database,
-            ours=lambda: engine.ours,
-            known=lambda: engine._locks,
-            timeout=engine.limits.reset_timeout,
+        Raises:
+            LeaseError: the schema was changed since the template (put that into a migration).
+            RecloneNeeded: it cannot be told what changed.
+        """
+        self._check_based()
+        unsettled = self._tracker.unsettled
+        try:
+            return self._set_mark()
+        except LeaseError:
+            self._tracker.unsettle(unsettled)
+            raise
+        except ServerLost as error:
+            raise self._lost(error) from error
+        except ServerRefused as error:
+            raise RecloneNeeded(f"the mark cannot be set: {error}") from error
+
+    def _set_mark(self) -> Mark:
+        """Read what changed since the state below, while nobody may write to it, and push it.
+
+        Raises:
+            LeaseError: what changed cannot be held by a mark.
+        """
+        tracker = self._tracker
+        met = self._contention()
+        while True:
+            window = self._look(force=True, patience=MARK_PATIENCE)
+            tracker.advisory = frozenset(window.advisory)
+            if met.sessions.hindered(window):
+                continue
+            if window.too_much:
+                raise LeaseError(
+                    f"{window.bytes / 1e6:.0f} MB of log were written since the last reset: too much for a mark. "
+                    "Load such data in a migration or a seed."
+                )
+            found, files = tracker.resolve(window)
+            copied = marking.copy(self._connections, tracker, found)
+            position, allowance = copied.position, self._allowance()
+            if position == window.seen or tracker.unchanged_since(window, position, allowance) is not None:
+                # So that every later nextval is in the log (see SequenceState.logged_ahead). Not before: it is not
+                # rolled back with an attempt, and somebody who goes on meanwhile would be given keys that exist.
+                setvals = [f"select {setval(oid, state)}" for oid, state in copied.sequences.items()]
+                batch.run(self._connections.lease, [*setvals, "commit"])
+                break
+            batch.rollback(self._connections.lease)
+            # Past the deadline, whoever goes on writing is ended.
+            met.sessions.disturbed()
+        tracker.remember_files(files)
+        tracker.advance(window, own=[copied.xid])
+        tracker.pending = Changes()
+        mark = Mark(self._marks.next_number(), self._marks, tracker.release_top)
+        return self._marks.push(
+            Layer(mark, copied.tables, copied.sequences, replace(found, catalogs={}, unknown=frozenset()))
         )
 
-    def came_between(self, error: ServerRefused, done: Outcome) -> bool:
-        """Whether a row that violates a constraint may be somebody's who wrote where nothing was locked: begin again."""
-        unlocked = self.lockless or bool(done.xids)
-        self._violations += 1
-        self.lockless = False
-        return unlocked and error.sqlstate.startswith("23") and self._violations < MOST_VIOLATIONS
+    # --- common to all -----------------------------------------------------------------------------
 
-    def unlock(self) -> None:
-        """Let the tables go, where they are locked."""
-        if self.locked:
-            self.locked = False
-            batch.rollback(self._engine._lease)
+    def _check_based(self) -> None:
+        if not self._based:
+            raise RecloneNeeded("the state of the database is not known (an earlier reset failed)")
+
+    def _contention(self) -> Contention:
+        timeout = self.limits.reset_timeout
+        return Contention(Sessions(self._connections, self._tracker, timeout), self._connections)
+
+    def _look(self, *, force: bool, patience: float | None = None) -> WalWindow:
+        self._stage("before-look")
+        try:
+            window = self._tracker.read(self._allowance(patience), force=force)
+        except ServerRefused as error:
+            if error.sqlstate == batch.RECYCLED or "WAL" in error.message:
+                raise RecloneNeeded(
+                    f"the log since the last reset was recycled or cannot be read ({error})",
+                    remedy="a larger wal_keep_size keeps more of it",
+                ) from error
+            raise
+        self._stage("looked")
+        return window
+
+    def _allowance(self, patience: float | None = None) -> Allowance:
+        """How much log may be read: in the time of a clone, where nothing else is said."""
+        return Allowance(self.limits.most_bytes, self._price if patience is None else patience)
+
+    @property
+    def _price(self) -> float:
+        """Milliseconds that a fresh clone costs: into it all rows of the marks have to be put."""
+        return REFILL_MS if self._refilling else self.clone_ms + ROW_MS * self._marks.rows
+
+    @property
+    def _worth(self) -> float:
+        """Milliseconds that putting rows back may take: it keeps the sessions, which a clone ends."""
+        return WORTH * self._price
+
+    def _lost(self, error: HarnessError) -> RecloneNeeded:
+        self.close()
+        return RecloneNeeded(f"a session of the reset was lost, the server may have restarted ({error})")
+
+    def close(self) -> None:
+        """Log out everywhere; never raises for sessions that are gone."""
+        self._based = False
+        self._connections.close()
+
+    def __repr__(self) -> str:
+        state = f"pristine at {self._tracker.start}" if self._based else "state unknown"
+        return f"<ResetEngine database {self._tracker.database}: {state}, {len(self._marks)} marks>"
 
 
 def _unreadable(error: ServerRefused) -> RecloneNeeded:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from harness.postgres.activity import Present
-from harness.reset.sql.rows import Tid
+from harness.reset.sql.batch import Tid
 
 Place = tuple[Tid, int]
 """Where a row lies, and who wrote it."""

@@ -32,9 +32,8 @@ from harness.reset.outcome import Outcome, Place, Terms
 from harness.reset.plan import HEAVY_PAGES, ROW_MS
 from harness.reset.sql import batch, catalogs, relations
 from harness.reset.sql import rows as rows_sql
-from harness.reset.sql.batch import Result
+from harness.reset.sql.batch import Result, Tid, parse_tid
 from harness.reset.sql.relations import Relation, SequenceState
-from harness.reset.sql.rows import Tid
 from harness.reset.sql.sequences import MOST_SETVALS, sequence_statements, setval
 
 ORDER_ATTEMPTS = 3
@@ -542,7 +541,7 @@ class Attempt:
             raise RecloneNeeded(
                 f"a generated column of {relation} has another value when it is computed again"
             )
-        return [rows_sql.parse_tid(row[0] or b"") for row in filled.rows]
+        return [parse_tid(row[0] or b"") for row in filled.rows]
 
     # --- large objects -----------------------------------------------------------------------------
 

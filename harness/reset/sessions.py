@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 
 from harness.postgres import activity
 from harness.postgres.session import Session, ident, literal
 from harness.reset.changes import RecloneNeeded
-from harness.reset.wal.reader import Window
+from harness.reset.connections import Connections
+from harness.reset.tracker import Tracker
+from harness.reset.wal.reader import WalWindow
 
 ADVISORY_PATIENCE = 0.2
 """Seconds to wait for advisory locks: a lock of a transaction goes by itself, a session's own never does."""
@@ -17,38 +19,39 @@ END_PATIENCE = 5.0
 """Seconds that a terminated session has to go away."""
 
 
-class Waiting:
-    """One reset's patience. Whom it ended is in ``ended``, who was idle in a transaction in ``idle``."""
+class Sessions:
+    """The application's sessions, as far as one reset meets them: its patience with them, and whom it ended.
 
-    def __init__(
-        self,
-        *,
-        reader: Callable[[], Session],
-        lease: Callable[[], Session],
-        database: Callable[[], int],
-        ours: Callable[[], Sequence[int]],
-        known: Callable[[], Set[tuple[int, str]]],
-        timeout: float,
-    ) -> None:
-        """
-        Args:
-            known: advisory locks that stay.
-        """
-        self._reader, self._lease = reader, lease
-        self._database, self._ours, self._known = database, ours, known
+    Args:
+        connections: the reset's own sessions, which are never in its way.
+        tracker: knows the database, and the advisory locks that stay.
+        timeout: seconds that the reset waits, in all.
+
+    Attributes:
+        ended: whom it ended, one line each.
+        idle: pids of those that were idle in a transaction.
+    """
+
+    def __init__(self, connections: Connections, tracker: Tracker, timeout: float) -> None:
+        self._connections = connections
+        self._tracker = tracker
         self._deadline = time.monotonic() + timeout
         self._statements_ended = False
         self.ended: list[str] = []
         self.idle: tuple[int, ...] = ()
 
-    def hindered(self, window: Window, *, before: Callable[[], None] = lambda: None) -> bool:
+    @property
+    def _reader(self) -> Session:
+        return self._connections.wal.session
+
+    def hindered(self, window: WalWindow, *, before: Callable[[], None] = lambda: None) -> bool:
         """Whether something had to be cleared before the window can be judged: then look again.
 
         Args:
             before: called before anything is waited for.
         """
         busy = () if self._statements_ended else window.busy
-        locks = set(window.advisory) - self._known()
+        locks = set(window.advisory) - self._tracker.advisory
         if not (locks or window.unfinished or busy):
             return False
         before()
@@ -59,7 +62,7 @@ class Waiting:
         if busy:
             # Once: what begins later than the reset is no part of the test before.
             self._statements_ended = True
-            self._wait(lambda: activity.still_running(self._reader(), busy))
+            self._wait(lambda: activity.still_running(self._reader, busy))
         return True
 
     def writers(self) -> bool:
@@ -76,9 +79,9 @@ class Waiting:
         """After the COMMIT of ``xid``: wait for sessions that still see what was before it."""
 
         def still() -> list[int]:
-            return activity.busy(self._reader(), self._database(), self._ours(), xid)
+            return activity.busy(self._reader, self._tracker.database, self._connections.ours, xid)
 
-        prepared = activity.prepared(self._reader(), self._database())
+        prepared = activity.prepared(self._reader, self._tracker.database)
         if prepared:
             self._roll_back_prepared()
         if not still():
@@ -98,16 +101,16 @@ class Waiting:
         """
 
         def still() -> list[int]:
-            return activity.holders(self._reader(), self._database(), relations, self._ours())
+            return activity.holders(self._reader, self._tracker.database, relations, self._connections.ours)
 
         # Theirs have no session that could be named.
         self._roll_back_prepared()
         over = time.monotonic() - self._deadline
         pids = still()
-        if pids and not lockless and activity.harmless(self._reader(), pids):
+        if pids and not lockless and activity.harmless(self._reader, pids):
             return True
         if over < 0:
-            activity.cancel_autovacuum(self._reader(), pids)
+            activity.cancel_autovacuum(self._reader, pids)
             time.sleep(0.005)
         elif over < END_PATIENCE:
             self._end(pids)
@@ -115,36 +118,36 @@ class Waiting:
             raise RecloneNeeded("a lock is not to be had, and no session of the application holds it")
         return False
 
-    def crowd(self) -> None:
+    def disturbed(self) -> None:
         """An attempt was disturbed: past the deadline, whoever is busy in this database is ended."""
         over = time.monotonic() - self._deadline
         if over >= END_PATIENCE:
             raise RecloneNeeded("somebody who is no session of the application goes on writing")
         if over >= 0:
-            self._end(activity.active(self._reader(), self._database(), self._ours()))
+            self._end(activity.active(self._reader, self._tracker.database, self._connections.ours))
 
     def end_all(self) -> None:
         """End every session of the application in this database."""
-        found = activity.describe(self._reader(), self._database(), self._ours())
+        found = activity.describe(self._reader, self._tracker.database, self._connections.ours)
         self._end([session.pid for session in found])
 
     def _advisory(self) -> list[int]:
-        found = activity.advisory(self._reader(), self._database(), self._ours())
-        return sorted({pid for pid, _ in set(found) - self._known()})
+        found = activity.advisory(self._reader, self._tracker.database, self._connections.ours)
+        return sorted({pid for pid, _ in set(found) - self._tracker.advisory})
 
     def _writers(self) -> list[int]:
         return list(self._present().writers)
 
     def _present(self) -> activity.Present:
-        return activity.present(self._reader(), self._database(), self._ours())
+        return activity.present(self._reader, self._tracker.database, self._connections.ours)
 
     def _wait_for_ids(self, ids: Sequence[int]) -> None:
         """Until these transactions have ended; at the deadline whoever writes in this database is ended."""
         pause = 0.001
         given_up = 0.0
-        while activity.in_progress(self._reader(), ids):
+        while activity.in_progress(self._reader, ids):
             now = time.monotonic()
-            if activity.prepared(self._reader(), self._database()):
+            if activity.prepared(self._reader, self._tracker.database):
                 self._roll_back_prepared()
             elif now >= self._deadline and not given_up:
                 self._end(self._writers())
@@ -175,11 +178,11 @@ class Waiting:
 
     def _roll_back_prepared(self) -> None:
         """Prepared transactions belong to no session: they are rolled back, from the same database."""
-        for gid in activity.prepared(self._reader(), self._database()):
-            self._lease().execute(f"rollback prepared {literal(gid)}")
+        for gid in activity.prepared(self._reader, self._tracker.database):
+            self._connections.lease.execute(f"rollback prepared {literal(gid)}")
             self.ended.append(f"prepared transaction {ident(gid)}")
 
     def _end(self, pids: Sequence[int]) -> None:
-        found = activity.describe(self._reader(), self._database(), self._ours(), pids)
-        activity.end(self._reader(), [session.pid for session in found])
+        found = activity.describe(self._reader, self._tracker.database, self._connections.ours, pids)
+        activity.end(self._reader, [session.pid for session in found])
         self.ended.extend(session.text for session in found)

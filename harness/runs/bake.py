@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -21,13 +22,15 @@ from harness.databases import recipes, template
 from harness.databases.spec import FORMAT as RECIPE_FORMAT
 from harness.databases.spec import Owner, Recipe, fingerprint_on
 from harness.errors import HarnessError, MigrationError, ServerLost
+from harness.migrations.port import Progress, unseen
 from harness.postgres import names, roles
 from harness.postgres.session import Session, ident
 from harness.servers import acquire
 from harness.servers.handle import Server
 from harness.servers.port import Backend, Bakery, Base
 from harness.servers.registry import bakery_of
-from harness.telling import Progress, Story, silent, unseen
+
+logger = logging.getLogger("pg_harness.runs")
 
 FORMAT = 1
 """Part of every key: raised when this module bakes differently."""
@@ -96,7 +99,6 @@ class Oven:
         self,
         *,
         rebuild: bool = False,
-        story: Story = silent,
         progress: Progress = unseen,
     ) -> Baked:
         """Find the base of these migrations, or bake it, once however many ask at the same time.
@@ -107,7 +109,7 @@ class Oven:
             PoolTimeout: another process was still baking when the time was up.
         """
         began = time.monotonic()
-        key, fingerprints = self.key(story)
+        key, fingerprints = self.key()
         if not rebuild and (found := self._look(key)):
             return Baked(found, fingerprints, False, time.monotonic() - began)
         cache = project.cache_dir(self._environ)
@@ -121,25 +123,25 @@ class Oven:
         ):
             if not rebuild and (found := self._look(key)):
                 return Baked(found, fingerprints, False, time.monotonic() - began)
-            base = self._bake(key, fingerprints, story, progress)
+            base = self._bake(key, fingerprints, progress)
         baked = Baked(base, fingerprints, True, time.monotonic() - began)
-        story(f"baked in {baked.seconds:.1f} s, {base.size // 2**20} MB: later servers start migrated")
+        logger.info("baked in %.1f s, %d MB: later servers start migrated", baked.seconds, base.size // 2**20)
         for doomed in evict(self.bakery, limits_of(self._settings), keep=key):
-            story(f"bake: removed {doomed.base.key[:8]} ({doomed.reason})")
+            logger.info("bake: removed %s (%s)", doomed.base.key[:8], doomed.reason)
         return baked
 
-    def look(self, story: Story = silent) -> Base | None:
+    def look(self) -> Base | None:
         """The base of these migrations, where there is one; bakes nothing."""
-        key, _ = self.key(story)
+        key, _ = self.key()
         return self._look(key)
 
-    def key(self, story: Story = silent) -> tuple[str, dict[str, str]]:
+    def key(self) -> tuple[str, dict[str, str]]:
         """24 hex digits of all that decides what the base holds, and the fingerprint of each database.
 
         Raises:
             MigrationError: a source cannot be read. BackendUnavailable: no server could be started.
         """
-        origin = self.bakery.origin(story)
+        origin = self.bakery.origin()
         fingerprints = {r.database: fingerprint_on(origin.major, r) for r in self._recipes}
         parts = json.dumps([FORMAT, RECIPE_FORMAT, origin.text, fingerprints], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:24], fingerprints
@@ -150,7 +152,7 @@ class Oven:
             self.bakery.touch(found)
         return found
 
-    def _bake(self, key: str, fingerprints: Mapping[str, str], story: Story, progress: Progress) -> Base:
+    def _bake(self, key: str, fingerprints: Mapping[str, str], progress: Progress) -> Base:
         self.bakery.leftovers()
         settings = replace(
             self._settings,
@@ -158,12 +160,10 @@ class Oven:
             # An image is made of what lies on disk.
             storage="disk" if self._backend.name == "docker" else self._settings.storage,
         )
-        story("bake: no migrated server is kept for these migrations: making one")
-        kitchen = acquire.private(
-            settings, self._environ, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL, story=story
-        )
+        logger.info("bake: no migrated server is kept for these migrations: making one")
+        kitchen = acquire.private(settings, self._environ, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL)
         try:
-            self._fill(kitchen.session, kitchen.info.binaries, story, progress)
+            self._fill(kitchen.session, kitchen.info.binaries, progress)
             kitchen.close()
             return self.bakery.keep(kitchen.info, key, self._facts(fingerprints))
         except (MigrationError, ServerLost) as error:
@@ -177,7 +177,7 @@ class Oven:
             # Kept or failed, Ctrl-C too: it has no other use.
             kitchen.stop()
 
-    def _fill(self, session: Session, binaries: str | None, story: Story, progress: Progress) -> None:
+    def _fill(self, session: Session, binaries: str | None, progress: Progress) -> None:
         settings = self._settings
         # The password is forgotten below: who starts from the base sets another one.
         owner = Owner(settings.role, secrets.token_hex(16))
@@ -194,7 +194,6 @@ class Oven:
                 names.BAKED,
                 replace(recipe, binaries=Path(binaries) if binaries else recipe.binaries),
                 owner,
-                story=story,
                 progress=progress,
             )
         session.execute(f"alter role {ident(owner.name)} password null")

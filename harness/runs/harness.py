@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,14 +15,16 @@ from harness.databases.lease import Lease, LeasedDatabase
 from harness.databases.spec import Owner
 from harness.databases.template import Template
 from harness.errors import ConfigError, HarnessError
+from harness.migrations.port import unseen
 from harness.postgres import databases, names
 from harness.runs.session import How, OneServer, first_free, parallel
-from harness.telling import Story, silent, unseen
 
 if TYPE_CHECKING:
     from harness.databases.pool import Filler
     from harness.runs.placement import Fleet
     from harness.servers.port import Backend, ServerInfo
+
+logger = logging.getLogger("pg_harness.runs")
 
 BeforeHandingOver = Callable[[Template, str, str], None]
 
@@ -56,14 +59,12 @@ class Harness(OneServer):
                 origin=settings.origin("isolation"),
                 value="server",
             )
-        story = how.get("story", silent)
         settings = spill.settings_for(settings, environ)
         found = acquire.ensure(
             settings,
             environ,
             purpose=purpose,
-            base=lambda backend: None if rebuild else baked_base(settings, environ, backend, story),
-            story=story,
+            base=lambda backend: None if rebuild else baked_base(settings, environ, backend),
         )
         this = cls(
             settings,
@@ -71,7 +72,6 @@ class Harness(OneServer):
             run=names.PERSON if purpose == "up" else names.run_id(how.get("run")),
             environ=environ,
             workers=how.get("workers", 1),
-            story=story,
             progress=how.get("progress", unseen),
         )
         try:
@@ -89,16 +89,16 @@ class Harness(OneServer):
         """Have the templates ready; True where everything has to be done again on disk."""
         from harness.runs import spill
 
-        settings, environ, server, story = self.settings, self._environ, self.server, self._story
+        settings, environ, server = self.settings, self._environ, self.server
         try:
             self.prepare(rebuild=rebuild)
         except HarnessError as error:
-            if may_move and spill.ran_out(error, settings, environ, server, story):
+            if may_move and spill.ran_out(error, settings, environ, server):
                 return True
             spill.explain(error, server)
             raise
         templates = list(self.templates.values())
-        return may_move and spill.must_move(settings, environ, server, templates, story)
+        return may_move and spill.must_move(settings, environ, server, templates)
 
     @classmethod
     def attach(
@@ -111,7 +111,6 @@ class Harness(OneServer):
         owner: Owner,
         templates: Mapping[str, Template],
         workers: int = 1,
-        story: Story = silent,
     ) -> Self:
         """Join a run that another process has opened: one log-in, nothing is looked for or computed.
 
@@ -127,7 +126,7 @@ class Harness(OneServer):
         from harness.servers.handle import join
 
         found = join(settings, environ, info)
-        this = cls(settings, found, run=run, environ=environ, workers=workers, story=story)
+        this = cls(settings, found, run=run, environ=environ, workers=workers)
         this._owner = owner
         this._guest = True
         this.templates = dict(templates)
@@ -315,7 +314,7 @@ def open_run(settings: Settings, environ: Mapping[str, str], **how: Unpack[How])
     return Fleet.open_with(settings, environ, **how)
 
 
-def baked_base(settings: Settings, environ: Mapping[str, str], backend: Backend, story: Story) -> str | None:
+def baked_base(settings: Settings, environ: Mapping[str, str], backend: Backend) -> str | None:
     """What a new server can start from, migrated already; a hint only: without it, it is migrated."""
     from harness.runs import bake
 
@@ -325,5 +324,5 @@ def baked_base(settings: Settings, environ: Mapping[str, str], backend: Backend,
         # Whatever is wrong is said where it matters: at the start, or by the migrations.
         return None
     if found is not None:
-        story(f"starting from a baked server ({found.facts.get('databases', found.key[:8])})")
+        logger.info("starting from a baked server (%s)", found.facts.get("databases", found.key[:8]))
     return found.ref if found is not None else None

@@ -7,6 +7,7 @@ harness on its server.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack
@@ -16,6 +17,7 @@ from harness.databases.lease import Lease
 from harness.databases.sweep import Doomed
 from harness.databases.template import Template
 from harness.errors import HarnessError, LeaseClosed
+from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, names
 from harness.postgres.session import literal
 from harness.runs.bake import Baked, Oven, oven_of
@@ -23,7 +25,8 @@ from harness.runs.harness import Harness
 from harness.runs.session import How, Run, first_free, run_all
 from harness.servers import acquire, inventory, memory, registry
 from harness.servers.port import Backend
-from harness.telling import Progress, Story, silent, unseen
+
+logger = logging.getLogger("pg_harness.runs")
 
 TTL = 60.0
 """Seconds at most after which a worker's server ends itself when its run was killed."""
@@ -53,10 +56,9 @@ class Fleet(Run):
         *,
         run: str,
         workers: int = 1,
-        story: Story = silent,
         progress: Progress = unseen,
     ) -> None:
-        super().__init__(settings, environ, run=run, workers=workers, story=story, progress=progress)
+        super().__init__(settings, environ, run=run, workers=workers, progress=progress)
         self.baked = baked
         self.backend = backend
         self.members: dict[str, Member] = {}
@@ -78,14 +80,12 @@ class Fleet(Run):
     @classmethod
     def joining(cls, settings: Settings, environ: Mapping[str, str], digits: str, **how: Unpack[How]) -> Self:
         """As :meth:`open_with`, for the run of these sixteen digits, which another process may have opened."""
-        story, progress = how.get("story", silent), how.get("progress", unseen)
-        backend = registry.choose(settings, environ, story)
+        progress = how.get("progress", unseen)
+        backend = registry.choose(settings, environ)
         oven = oven_of(settings, environ, backend)
-        baked = oven.ensure(rebuild=how.get("rebuild", False), story=story, progress=progress)
+        baked = oven.ensure(rebuild=how.get("rebuild", False), progress=progress)
         workers = how.get("workers", 1)
-        return cls(
-            settings, environ, backend, baked, run=digits, workers=workers, story=story, progress=progress
-        )
+        return cls(settings, environ, backend, baked, run=digits, workers=workers, progress=progress)
 
     # --- leases ------------------------------------------------------------------------------------
 
@@ -151,14 +151,12 @@ class Fleet(Run):
             ttl=min(TTL, settings.ttl),
             base=self.baked.base.ref,
             memory=self._room().tmpfs(self.workers),
-            story=self._story,
         )
         member = Member(
             self.settings,
             found,
             run=self.run,
             environ=self._environ,
-            story=self._story,
             progress=self._progress,
         )
         member.fleet, member.worker = self, worker
@@ -169,7 +167,7 @@ class Fleet(Run):
             raise
         if any(found.built for found in member.templates.values()):
             # Its name or label promised what it does not hold: right all the same, but slow every time.
-            self._story(f"bake: the base {self.baked.base.key[:8]} did not hold its templates: removed")
+            logger.info("bake: the base %s did not hold its templates: removed", self.baked.base.key[:8])
             self._oven().bakery.remove(self.baked.base)
         return member
 
@@ -190,7 +188,7 @@ class Fleet(Run):
             more = max(count, self.workers - len(self.members))
             # Reckoned anew: what is free has changed since the last start.
             self._reckoned = None
-        self._room().check(more, self._story)
+        self._room().check(more)
 
     def _room(self) -> memory.Room:
         # Once for all that start together: a daemon takes 8 ms to tell its memory.
@@ -257,8 +255,8 @@ class Fleet(Run):
             kept = member.kept()
             member.abandon()
             if kept:
-                self._story(
-                    f"{', '.join(kept)}: kept, with its server, for {self.settings.ttl:g} s (setting ttl)"
+                logger.info(
+                    "%s: kept, with its server, for %g s (setting ttl)", ", ".join(kept), self.settings.ttl
                 )
             else:
                 member.server.stop()

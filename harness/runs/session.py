@@ -7,6 +7,7 @@ needs that opens the run is imported where it is used: each worker joins it.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 from abc import ABC, abstractmethod
@@ -24,14 +25,16 @@ from harness.databases.lease import Lease
 from harness.databases.spec import Owner, Recipe, fingerprint
 from harness.databases.template import Template
 from harness.errors import HarnessError, LeaseLost
+from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, names
 from harness.postgres.admin import Link
 from harness.postgres.liveness import SignOfLife
-from harness.telling import Progress, Story, silent, unseen
 
 if TYPE_CHECKING:
     from harness.databases.sweep import Doomed
     from harness.servers.handle import Server
+
+logger = logging.getLogger("pg_harness.runs")
 
 
 def first_free(taken: Iterable[str]) -> str:
@@ -48,7 +51,6 @@ class How(TypedDict, total=False):
         run: what names this run, for instance xdist's ``testrun_uid``; default: random.
         rebuild: migrate anew although a template, or a baked base, is there.
         workers: how many there will be, where that is known: memory for servers is reckoned for all of them.
-        story: takes a line for people about what is being done.
         progress: takes (done, total, what) while migrations run.
     """
 
@@ -56,7 +58,6 @@ class How(TypedDict, total=False):
     run: str | None
     rebuild: bool
     workers: int
-    story: Story
     progress: Progress
 
 
@@ -79,7 +80,6 @@ class Run(ABC):
         *,
         run: str,
         workers: int = 1,
-        story: Story = silent,
         progress: Progress = unseen,
     ) -> None:
         self.settings = settings
@@ -87,7 +87,6 @@ class Run(ABC):
         self.project = project.project_id(settings.root)
         self.workers = workers
         self._environ = dict(environ)
-        self._story = story
         self._progress = progress
         self._lock = threading.RLock()
         self._closed = False
@@ -107,7 +106,6 @@ class Run(ABC):
         run: str | None = None,
         rebuild: bool = False,
         workers: int = 1,
-        story: Story = silent,
         progress: Progress = unseen,
         **overrides: Any,
     ) -> Self:
@@ -116,17 +114,19 @@ class Run(ABC):
         Args:
             root: where to look for the project; default: the working directory.
             environ: default: ``os.environ``.
-            purpose, run, rebuild, workers, story, progress: see :class:`How`.
+            purpose, run, rebuild, workers, progress: see :class:`How`.
             overrides: settings, as in the file, for instance ``migrations=["sql:db/migrations"]``.
 
         Raises:
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
         """
         from harness.config.load import load
+        from harness.migrations.registry import check_settings
 
         environment = os.environ if environ is None else environ
         start = Path(root) if root is not None else Path.cwd()
         settings = load(environment, start=start, overrides={**overrides, **cls._stated(purpose)})
+        check_settings(settings)
         return cls.open_with(
             settings,
             environment,
@@ -134,7 +134,6 @@ class Run(ABC):
             run=run,
             rebuild=rebuild,
             workers=workers,
-            story=story,
             progress=progress,
         )
 
@@ -221,10 +220,9 @@ class OneServer(Run):
         run: str,
         environ: Mapping[str, str],
         workers: int = 1,
-        story: Story = silent,
         progress: Progress = unseen,
     ) -> None:
-        super().__init__(settings, environ, run=run, workers=workers, story=story, progress=progress)
+        super().__init__(settings, environ, run=run, workers=workers, progress=progress)
         self.server = server
         self.templates: dict[str, Template] = {}
         self._leases: list[Lease] = []
@@ -244,9 +242,7 @@ class OneServer(Run):
         if self._owner is None:
             from harness.databases import role
 
-            self._owner = role.ensure(
-                self._link.session, self.server.info, self.settings, self.project, self._story
-            )
+            self._owner = role.ensure(self._link.session, self.server.info, self.settings, self.project)
         return self._owner
 
     def expected_owner(self) -> tuple[Owner, bool]:
@@ -335,7 +331,6 @@ class OneServer(Run):
             self.owner,
             rebuild=rebuild,
             probe_strategy=self.server.info.backend == "external",
-            story=self._story,
             progress=self._progress,
         )
 
@@ -355,12 +350,12 @@ class OneServer(Run):
     def _clean_up(self) -> None:
         try:
             for item in self.sweep():
-                self._story(f"dropped {item.database.name}: {item.reason}")
+                logger.info("dropped %s: %s", item.database.name, item.reason)
             for name in self._drop_created_by_tests():
-                self._story(f"dropped {name}: a test of an earlier run created it")
+                logger.info("dropped %s: a test of an earlier run created it", name)
         except HarnessError as error:
             # What is left over is no reason not to run: the next run tries again.
-            self._story(f"what earlier runs left could not be dropped: {error}")
+            logger.info("what earlier runs left could not be dropped: %s", error)
 
     def sweep(self, *, dry_run: bool = False) -> list[Doomed]:
         """Drop what dead runs of this checkout left on this server."""

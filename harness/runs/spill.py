@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from harness.databases.template import Template
 from harness.errors import HarnessError, MigrationError, ServerLost
 from harness.servers import defaults
 from harness.servers.handle import Server
+
+logger = logging.getLogger("pg_harness.runs")
 
 MB = 1024 * 1024
 
@@ -53,7 +56,6 @@ def must_move(
     environ: Mapping[str, str],
     server: Server,
     templates: Sequence[Template],
-    story: Callable[[str], None],
 ) -> bool:
     """Whether the data has outgrown the memory that it may take; noted, and told."""
     if not _may_move(settings, server):
@@ -62,9 +64,11 @@ def must_move(
     if needed <= there:
         return False
     remember(settings, environ, needed)
-    story(
-        f"templates and clones need about {needed >> 20} MB, and {there >> 20} MB of memory may be used: "
-        f'moving to disk, and migrating once more. storage = "disk" avoids this'
+    logger.info(
+        "templates and clones need about %d MB, and %d MB of memory may be used: "
+        'moving to disk, and migrating once more. storage = "disk" avoids this',
+        needed >> 20,
+        there >> 20,
     )
     return True
 
@@ -74,14 +78,13 @@ def ran_out(
     settings: Settings,
     environ: Mapping[str, str],
     server: Server,
-    story: Callable[[str], None],
 ) -> bool:
     """Whether a migration failed because its data did not fit into memory, where disk may do; noted, and told."""
     if not _may_move(settings, server) or not full(error, server):
         return False
     # How much is needed is unknown: more than there is.
     remember(settings, environ, 2 * room(settings))
-    story(
+    logger.info(
         "the data does not fit into memory: moving to disk, and migrating once more. "
         'storage = "disk" avoids this'
     )

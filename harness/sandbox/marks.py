@@ -18,7 +18,7 @@ from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
 from harness.postgres import databases, incarnation, names
 from harness.postgres.databases import Database, apply_statements, lease_of, read_attributes, settle_sequences
 from harness.postgres.session import Session, ident, literal
-from harness.reset.sql.shared import Note
+from harness.reset.watermark import Watermark
 
 PAUSE = 0.02
 """Seconds between two looks at sessions that are in the middle of a transaction."""
@@ -84,7 +84,7 @@ def save(
     role: str,
     strategy: str | None,
     reset_timeout: float,
-) -> tuple[Saved, list[str], dict[str, Note]]:
+) -> tuple[Saved, list[str], dict[str, Watermark]]:
     """Make the present state the top mark.
 
     PostgreSQL copies no database that has sessions: transactions are waited for, then all sessions end.
@@ -110,7 +110,7 @@ def save(
     created = datetime.now(UTC).isoformat(timespec="milliseconds")
     made: dict[str, str] = {}
     ended: list[str] = []
-    notes: dict[str, Note] = {}
+    notes: dict[str, Watermark] = {}
     try:
         for key, database in leased.items():
             parsed = database.parsed
@@ -138,7 +138,7 @@ def save(
 
 def _copy(
     session: Session, source: str, copy: str, role: str, strategy: str | None, patience: float
-) -> tuple[Note | None, list[str], str]:
+) -> tuple[Watermark | None, list[str], str]:
     """Clone a database that people are in.
 
     Returns:

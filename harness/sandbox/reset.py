@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,10 +15,11 @@ from harness.postgres.databases import Database
 from harness.postgres.session import Session
 from harness.reset.changes import Changes
 from harness.reset.report import ResetReport
-from harness.reset.sql.shared import Note
+from harness.reset.watermark import Watermark
 from harness.sandbox import marks
 from harness.sandbox.watermarks import Life, Notes
-from harness.telling import Story, silent
+
+logger = logging.getLogger("pg_harness.sandbox")
 
 
 class MarkReset(DatabaseReset):
@@ -45,7 +47,7 @@ class MarkReset(DatabaseReset):
         self._name, self._copy, self._marked, self._strategy = name, copy, database, strategy
         self._is_open = False
 
-    def _take_note(self, name: str) -> tuple[Note | None, str]:
+    def _take_note(self, name: str) -> tuple[Watermark | None, str]:
         return note_of(self._clones.link.session, name, self._clones.owner.name)
 
     def _replace(self, before: BeforeRename | None) -> str:
@@ -82,7 +84,6 @@ class PersonsReset:
         source: str,
         noted_as: str,
         reset_timeout: float,
-        story: Story = silent,
     ) -> None:
         """
         Args:
@@ -97,7 +98,7 @@ class PersonsReset:
         """
         self._clones, self._notes, self._reset = clones, notes, reset
         self._database, self._source, self._noted_as = database, source, noted_as
-        self._timeout, self._story = reset_timeout, story
+        self._timeout = reset_timeout
         self._life = self._live()
         found = databases.find(clones.link.session, database)
         if found is None:
@@ -114,7 +115,6 @@ class PersonsReset:
         database: Database,
         *,
         reset_timeout: float,
-        story: Story = silent,
     ) -> PersonsReset:
         """Back to the migrations' state."""
         dsn = clones.link.dsn.with_database(database.name)
@@ -126,7 +126,6 @@ class PersonsReset:
             source=template.name,
             noted_as=database.name,
             reset_timeout=reset_timeout,
-            story=story,
         )
 
     @classmethod
@@ -140,7 +139,6 @@ class PersonsReset:
         *,
         strategy: str | None,
         reset_timeout: float,
-        story: Story = silent,
     ) -> PersonsReset:
         """Back to a mark; see :class:`MarkReset`."""
         return cls(
@@ -151,7 +149,6 @@ class PersonsReset:
             source=copy.name,
             noted_as=copy.name,
             reset_timeout=reset_timeout,
-            story=story,
         )
 
     def reset(self) -> ResetReport:
@@ -165,7 +162,7 @@ class PersonsReset:
         """
         there = databases.sessions_of(self._clones.link.session, self._database)
         if busy := [line for line in there if " in transaction" in line]:
-            self._story(f"waiting for open transactions, up to {self._timeout:g} s: {'; '.join(busy)}")
+            logger.info("waiting for open transactions, up to %g s: %s", self._timeout, "; ".join(busy))
         report = self._reset.reset()
         noted = self._reset.noted
         if report.strategy == "clone":
@@ -209,7 +206,7 @@ def first_note(clones: Clones, notes: Notes, template: Template, name: str, pres
         notes.write(name, life, noted)
 
 
-def note_marks(clones: Clones, notes: Notes, before: Life, noted: Mapping[str, Note]) -> None:
+def note_marks(clones: Clones, notes: Notes, before: Life, noted: Mapping[str, Watermark]) -> None:
     """Keep what was true of databases when they were marked.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from harness.config import project
@@ -14,6 +15,8 @@ from harness.servers.records import Hint
 
 if TYPE_CHECKING:
     from harness.cli.context import Context
+
+logger = logging.getLogger("pg_harness.sandbox")
 
 
 def urls(context: Context, workers: int | None) -> list[str]:
@@ -51,6 +54,7 @@ def urls(context: Context, workers: int | None) -> list[str]:
         numbers = [str(number) for number in range(1, (workers or len(mine)) + 1)]
         if not numbers or any(mine.get(number, {}).keys() != wanted.keys() for number in numbers):
             return []
+        logger.debug("server: using %s; %d of yours are current", found.info.description, len(mine))
         password = roles.derived_password(found.info.dsn.password, settings.role)
         owner = found.info.dsn.with_user(settings.role, password)
         return [owner.with_database(mine[number][DEFAULT_DATABASE]).url for number in numbers]

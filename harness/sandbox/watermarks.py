@@ -18,7 +18,7 @@ from harness.config import project
 from harness.config.settings import Settings
 from harness.postgres.incarnation import CRASHED, STARTED, Incarnation
 from harness.postgres.session import Session
-from harness.reset.sql.shared import Note
+from harness.reset.watermark import Watermark
 
 FOLDER = "pristine"
 _FORMAT = 1
@@ -78,7 +78,7 @@ class Notes:
         """Beside the hints of this checkout's servers."""
         return cls(project.state_dir(environ) / project.project_id(settings.root) / FOLDER)
 
-    def read(self, name: str, oid: int, now: Life) -> tuple[Note | None, str]:
+    def read(self, name: str, oid: int, now: Life) -> tuple[Watermark | None, str]:
         """What was noted of a database, or None and why.
 
         Args:
@@ -99,7 +99,7 @@ class Notes:
             why = "it was made again since its pristine state was noted"
         return (None, why) if why else (replace(note, life=now.incarnation), "")
 
-    def write(self, name: str, life: Life, note: Note) -> None:
+    def write(self, name: str, life: Life, note: Watermark) -> None:
         """Replace the file in one act."""
         content: dict[str, Any] = {"format": _FORMAT, "life": asdict(life), "note": _encoded(note)}
         try:
@@ -123,26 +123,21 @@ class Notes:
         return self.folder / f"{name}.json"
 
 
-def _encoded(note: Note) -> dict[str, Any]:
-    from harness.reset.watermark import Carried
-
-    carried = note.as_json() if isinstance(note, Carried) else None
+def _encoded(note: Watermark) -> dict[str, Any]:
     return {
         "position": note.position,
         "database": note.database,
         "role": note.role,
         "shared": note.shared,
-        "carried": carried,
+        "carried": note.carried(),
     }
 
 
-def _decoded(content: Mapping[str, Any]) -> Note:
-    from harness.reset.watermark import Carried
-
+def _decoded(content: Mapping[str, Any]) -> Watermark:
     found = content["note"]
     # It becomes a part of statements.
     if not re.fullmatch(r"[0-9A-F]{1,8}/[0-9A-F]{1,8}", found["position"]):
         raise ValueError("position")
     shared = tuple((str(what), str(who), detail) for what, who, detail in found["shared"])
-    note = Note(str(found["position"]), int(found["database"]), int(found["role"]), shared)
-    return note if found["carried"] is None else Carried.from_json(note, found["carried"])
+    note = Watermark(str(found["position"]), int(found["database"]), int(found["role"]), shared)
+    return note if found["carried"] is None else note.carrying(found["carried"])

@@ -8,6 +8,7 @@ Below: what is asked of a backend where one must be started, alone, and what els
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 import uuid
@@ -25,10 +26,11 @@ from harness.servers.handle import Server
 from harness.servers.handshake import attach, claim_alone
 from harness.servers.port import Backend, ServerInfo, ServerRequest
 from harness.servers.records import Hint
-from harness.telling import Story, silent
 
 if TYPE_CHECKING:
     from harness.postgres.session import Session
+
+logger = logging.getLogger("pg_harness.servers")
 
 RESTART_PATIENCE = 5.0
 """Seconds to wait for a server whose backend says that it runs, and which does not answer."""
@@ -41,7 +43,6 @@ def ensure(
     purpose: str = "run",
     ttl: float | None = None,
     base: Callable[[Backend], str | None] = lambda backend: None,
-    story: Story = silent,
 ) -> Server:
     """The server of this checkout for this purpose: the one that runs, else a new one.
 
@@ -57,20 +58,20 @@ def ensure(
         ServerLost: a person's server runs and does not answer: its data is not thrown away.
         PoolTimeout: another process was busy starting it for too long.
     """
-    search = _Search(settings, environ, purpose, story)
+    search = _Search(settings, environ, purpose)
     if settings.server_url is not None:
-        return external(settings, environ, purpose=purpose, story=story)
+        return external(settings, environ, purpose=purpose)
     if found := search.noted():
         return found
     with locked(search.places[0].hint, settings, purpose):
         if found := search.noted():
             return found
         search.tell_refused()
-        backend = registry.choose(settings, environ, story)
+        backend = registry.choose(settings, environ)
         try:
             return search.listed_or_new(backend, ttl, base(backend))
         except BackendUnavailable as error:
-            backend = instead(error, backend, settings, environ, story)
+            backend = instead(error, backend, settings, environ)
             return search.listed_or_new(backend, ttl, base(backend))
 
 
@@ -90,11 +91,10 @@ class _Search:
             started, there may be a second one of a test run; a person has one.
     """
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str], purpose: str, story: Story) -> None:
+    def __init__(self, settings: Settings, environ: Mapping[str, str], purpose: str) -> None:
         self._settings = settings
         self._environ = environ
         self._purpose = purpose
-        self._story = story
         self._began = time.monotonic()
         self._refused: dict[Path, tuple[ServerInfo | None, str]] = {}
         self.places = [self._place(purpose)]
@@ -123,7 +123,7 @@ class _Search:
         """Say why what was noted is not used."""
         for _, reason in self._refused.values():
             if reason:
-                self._story(f"server: the noted one is not used: {reason}")
+                logger.info("server: the noted one is not used: %s", reason)
 
     def listed_or_new(self, backend: Backend, ttl: float | None, base: str | None) -> Server:
         """One of this backend's, started where there is none that fits."""
@@ -132,7 +132,7 @@ class _Search:
             return found
         request = new_request(self._settings, place.hint.project, place.purpose, ttl)
         marked = drift.of(self._settings, backend.name)
-        info = backend.start(replace(request, base=base, made_with=marked), self._story)
+        info = backend.start(replace(request, base=base, made_with=marked))
         session, why = attach(info)
         if session is None:
             raise gone_again(info, why)
@@ -161,11 +161,13 @@ class _Search:
     def result(self, info: ServerInfo, session: Session, place: _Place, started: bool = False) -> Server:
         """What was found or started; a person is told where the settings have changed since."""
         if self._purpose == "up" and (changed := drift.told(info, self._settings)):
-            self._story(
-                f"server: yours was started with other settings ({', '.join(changed)}) and is used as it is, "
-                f"because its data would be lost: `pg-harness down`, then `pg-harness up`, starts a new one"
+            logger.info(
+                "server: yours was started with other settings (%s) and is used as it is, "
+                "because its data would be lost: `pg-harness down`, then `pg-harness up`, starts a new one",
+                ", ".join(changed),
             )
         seconds = time.monotonic() - self._began
+        logger.debug("server: %s %s in %.3f s", "started" if started else "using", info.description, seconds)
         return Server(info, session, started, seconds, self._settings, self._environ, place.hint.forget)
 
     def _give_up(self, backend: Backend, info: ServerInfo, why: str) -> None:
@@ -174,7 +176,7 @@ class _Search:
                 f"your server {info.description} is there and does not answer: {why}. It was not replaced, "
                 f"because its data would be lost: look at its log, or end it with `pg-harness down`."
             )
-        self._story(f"{info.backend}: {info.description} does not answer ({why}): replacing it")
+        logger.info("%s: %s does not answer (%s): replacing it", info.backend, info.description, why)
         backend.stop(info)
 
     def _replace(self, backend: Backend, info: ServerInfo, session: Session, changed: str) -> bool:
@@ -182,9 +184,9 @@ class _Search:
         with session:
             told = f"{info.description} was started with other settings ({changed})"
             if not claim_alone(info, session):
-                self._story(f"server: {told} and is in use: a second one is used beside it")
+                logger.info("server: %s and is in use: a second one is used beside it", told)
                 return False
-            self._story(f"server: {told}: replacing it")
+            logger.info("server: %s: replacing it", told)
             backend.stop(info)
         return True
 
@@ -198,7 +200,6 @@ def private(
     ttl: float,
     base: str | None = None,
     memory: int | None = None,
-    story: Story = silent,
 ) -> Server:
     """A new server for one owner: nobody else starts one of that name, so there is no lock. Its hint is for `status`.
 
@@ -212,7 +213,7 @@ def private(
     began = time.monotonic()
     hint = Hint.of(settings, environ, purpose)
     request = new_request(settings, hint.project, purpose, ttl)
-    info = backend.start(replace(request, base=base, memory=memory), story)
+    info = backend.start(replace(request, base=base, memory=memory))
     session, why = attach(info)
     if session is None:
         backend.stop(info)
@@ -221,9 +222,7 @@ def private(
     return Server(info, session, True, time.monotonic() - began, settings, environ, hint.forget)
 
 
-def external(
-    settings: Settings, environ: Mapping[str, str], *, purpose: str, story: Story = silent
-) -> Server:
+def external(settings: Settings, environ: Mapping[str, str], *, purpose: str) -> Server:
     """The server that someone else runs, and that the settings name.
 
     Raises:
@@ -233,8 +232,8 @@ def external(
 
     began = time.monotonic()
     hint = Hint.of(settings, environ, purpose)
-    backend = registry.choose(settings, environ, story)
-    info = backend.start(new_request(settings, hint.project, purpose, None), story)
+    backend = registry.choose(settings, environ)
+    info = backend.start(new_request(settings, hint.project, purpose, None))
     session = Session.connect(info.dsn)
     return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)
 
@@ -285,7 +284,7 @@ def gone_again(info: ServerInfo, why: str) -> ServerLost:
 
 
 def instead(
-    error: BackendUnavailable, backend: Backend, settings: Settings, environ: Mapping[str, str], story: Story
+    error: BackendUnavailable, backend: Backend, settings: Settings, environ: Mapping[str, str]
 ) -> Backend:
     """Local binaries, where nobody chose Docker or an image and the default one cannot be had.
 
@@ -304,6 +303,6 @@ def instead(
             checked=[*error.checked, second.message.splitlines()[0], *second.checked],
             remedies=[*error.remedies, *second.remedies],
         ) from error
-    story(f"docker: {error.message.splitlines()[0]}")
-    story("backend: process instead, because neither a backend nor an image is named in the settings")
+    logger.info("docker: %s", error.message.splitlines()[0])
+    logger.info("backend: process instead, because neither a backend nor an image is named in the settings")
     return other

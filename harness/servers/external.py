@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING
 from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerRefused
 from harness.servers.port import ServerInfo, ServerRequest
-from harness.telling import Story
 
 if TYPE_CHECKING:
     from harness.postgres.session import Session
+
+logger = logging.getLogger("pg_harness.servers")
 
 OLDEST = 14
 """The oldest major version that is looked after; resets by the WAL need 15."""
@@ -102,7 +104,7 @@ class ExternalBackend:
         """
         return self._info(purpose, self.limits())
 
-    def start(self, request: ServerRequest, story: Story) -> ServerInfo:
+    def start(self, request: ServerRequest) -> ServerInfo:
         """As :meth:`find`, telling what will not work.
 
         Raises:
@@ -110,7 +112,7 @@ class ExternalBackend:
         """
         limits = self.limits()
         for line in limits.warnings():
-            story(f"external: {line}")
+            logger.info("external: %s", line)
         return self._info(request.purpose, limits)
 
     def limits(self) -> Limits:

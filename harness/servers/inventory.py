@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 
@@ -14,7 +15,8 @@ from harness.servers.handle import Server
 from harness.servers.handshake import attach
 from harness.servers.port import Backend, ServerInfo
 from harness.servers.records import Hint
-from harness.telling import Story, silent
+
+logger = logging.getLogger("pg_harness.servers")
 
 
 def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run") -> Server | None:
@@ -48,9 +50,7 @@ def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run"
     return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)
 
 
-def stop(
-    settings: Settings, environ: Mapping[str, str], *, purpose: str = "run", story: Story = silent
-) -> bool:
+def stop(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run") -> bool:
     """End the server of this checkout and purpose and remove its data, whether it answers or not.
 
     Returns:
@@ -65,7 +65,7 @@ def stop(
                     doomed[info.handle] = (backend, info)
         for backend, info in doomed.values():
             backend.stop(info)
-            story(f"{info.backend}: ended {info.description}")
+            logger.info("%s: ended %s", info.backend, info.description)
         hint.forget()
     return bool(doomed)
 

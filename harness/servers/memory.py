@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 
 from harness.config.settings import Settings
 from harness.errors import BackendError
 from harness.servers import defaults
 from harness.servers.port import Backend
+
+logger = logging.getLogger("pg_harness.servers")
 
 MB = 1024 * 1024
 
@@ -58,7 +60,7 @@ class Room:
         """How much one server's data in memory may grow to."""
         return max(self.data, self.free // 2 // max(1, count))
 
-    def check(self, count: int, story: Callable[[str], None]) -> None:
+    def check(self, count: int) -> None:
         """Say how much ``count`` servers take, or refuse before the first is started.
 
         Raises:
@@ -69,7 +71,7 @@ class Room:
         where = "data in memory" if storage == "memory" else "data on disk"
         told = f"{count} × {each // MB} MB = {count * each // MB} MB ({where}), {self.free // MB} MB are free"
         if count * each <= self.free:
-            story(f"memory: {told}")
+            logger.info("memory: %s", told)
             return
         fitting = self.free // each
         raise BackendError(

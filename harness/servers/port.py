@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.dsn import Dsn
-from harness.telling import Story
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Backend(Protocol):
         """The running server of that identity, from the vendor's own records (labels, pid files); None if none runs."""
         ...
 
-    def start(self, request: ServerRequest, story: Story) -> ServerInfo:
+    def start(self, request: ServerRequest) -> ServerInfo:
         """Start a server (or start a stopped one of the same identity again, for ``up``) and wait until it answers.
 
         Raises:
@@ -146,7 +145,7 @@ class Origin:
 class Bakery(Protocol):
     """Where one backend keeps its bases."""
 
-    def origin(self, story: Story) -> Origin:
+    def origin(self) -> Origin:
         """What a server of this backend would be started from now.
 
         Raises:

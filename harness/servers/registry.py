@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from harness.config import project
 from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, ConfigError
 from harness.servers.port import Backend, Bakery
-from harness.telling import Story, silent
+
+logger = logging.getLogger("pg_harness.servers")
 
 AUTO_TIMEOUT = 1.0
 """Seconds that a Docker daemon may take to answer before ``auto`` goes on to local binaries."""
@@ -17,15 +19,27 @@ AUTO_TIMEOUT = 1.0
 NAMES = ("auto", "docker", "process", "external")
 
 
-def choose(settings: Settings, environ: Mapping[str, str], story: Story = silent) -> Backend:
-    """The backend to start servers with; ``auto`` is decided here, and told in one line.
+def choose(settings: Settings, environ: Mapping[str, str]) -> Backend:
+    """The backend to start servers with; what ``auto`` comes to is told in one line.
+
+    Raises:
+        BackendUnavailable, ConfigError: as :func:`chosen`.
+    """
+    backend, why = chosen(settings, environ)
+    if why:
+        logger.info("backend: %s, %s", backend.name, why)
+    return backend
+
+
+def chosen(settings: Settings, environ: Mapping[str, str]) -> tuple[Backend, str]:
+    """The backend to start servers with, and what decided for it where the setting is ``auto`` ("": it is named).
 
     Raises:
         BackendUnavailable: ``auto`` found neither a daemon nor binaries; it lists what was tried.
         ConfigError: the setting names no backend, or ``external`` without a URL.
     """
     if settings.server_url is not None or settings.backend != "auto":
-        return named(_explicit(settings), settings, environ)
+        return named(_explicit(settings), settings, environ), ""
     tried: list[str] = []
     remedies: dict[str, None] = {}
     for name in ("docker", "process"):
@@ -40,8 +54,7 @@ def choose(settings: Settings, environ: Mapping[str, str], story: Story = silent
             remedies |= dict.fromkeys(error.remedies)
             continue
         because = f" ({tried[0]})" if tried else ""
-        story(f"backend: {name}, {reason}{because}")
-        return backend
+        return backend, f"{reason}{because}"
     raise BackendUnavailable(
         "no PostgreSQL server can be started here: no Docker daemon answers and no local binaries were found",
         checked=tried,

@@ -10,6 +10,7 @@ from harness.config import load as loading
 from harness.config.load import UnknownVariable
 from harness.config.settings import Settings
 from harness.errors import ConfigError
+from harness.migrations.registry import check_settings
 
 PYPROJECT = """
 [project]
@@ -145,7 +146,7 @@ def test_a_section_copied_with_its_header_is_taken_as_meant(tmp_path: Path) -> N
 def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, text: str, words: list[str]) -> None:
     project(tmp_path, f"[tool.pg-harness]\n{text}\n")
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path)
+        check_settings(load(tmp_path))
     message = str(caught.value)
     for word in words:
         assert word in message

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from harness.config.sources import parse_spec
 from harness.errors import ConfigError
 from harness.migrations.detect import detect, looked_for, propose
+from harness.migrations.registry import KINDS, read, resolved
 
 MANAGE = "os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'shop.settings')\n"
 
@@ -93,6 +95,33 @@ def test_a_django_project_too_deep_for_its_source_is_not_proposed(tmp_path: Path
 )
 def test_specs_that_are_wrong(value: object, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_spec(value, "pyproject.toml")
+        read(value, "pyproject.toml")
     assert message in str(caught.value)
     assert (caught.value.key, caught.value.origin) == ("migrations", "pyproject.toml")
+
+
+def test_reading_settings_imports_no_source_and_asks_no_package(tmp_path: Path) -> None:
+    entries = ["sql:a", "alembic", "django:a.b", "dump:a.sql", "command:a b", "python:a.b:c"]
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from harness.config.load import load; from harness.migrations import registry\n"
+        f"settings = load({{}}, start=Path({str(tmp_path)!r}), overrides={{'migrations': {entries}}})\n"
+        "before = set(sys.modules); registry.check_settings(settings)\n"
+        "print([spec.kind for spec in settings.default.migrations] == ['sql', 'alembic', 'django', 'dump', 'command', 'python'])\n"
+        "print(sorted(m for m in sys.modules if m.startswith('harness.migrations.')), sorted(set(sys.modules) - before))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n" + code],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "True\n['harness.migrations.registry'] []\n"
+
+
+def test_every_kind_of_ours_names_code_that_is_there() -> None:
+    for word, kind in KINDS.items():
+        assert callable(resolved(kind.source))
+        assert (kind.detect is None) == (not kind.looks_for)
+        if kind.detect is not None:
+            assert callable(resolved(kind.detect))
+        for form in kind.form.split(" or "):
+            assert read(form, "a test").kind == word

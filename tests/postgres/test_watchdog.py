@@ -32,7 +32,7 @@ def own(place: Checkout, monkeypatch: pytest.MonkeyPatch) -> ServerInfo:
     monkeypatch.setattr(watchdog, "AGAIN", 0.1)
     state, cache = project.state_dir(place.environ), project.cache_dir(place.environ)
     backend = ProcessBackend(place.environ, state=state, cache=cache, binaries=folder)
-    return backend.start(place.request(settings={"max_connections": "25"}), place.story.append)
+    return backend.start(place.request(settings={"max_connections": "25"}))
 
 
 @contextmanager

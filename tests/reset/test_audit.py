@@ -240,5 +240,5 @@ def test_a_record_that_goes_on_in_the_next_segment(shared: Case) -> None:
         assert admin.value("select pg_walfile_name(pg_current_wal_insert_lsn())") > before
         shared.bench.engine.clone_ms = 60000
         assert shared.reset().strategy == "restore"
-        assert repr(shared.bench.engine._wal) == "<ChosenReader ByteReader>"
+        assert repr(shared.bench.engine._connections.wal) == "<ChosenReader ByteReader>"
         shared.assert_pristine()

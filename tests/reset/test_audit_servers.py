@@ -88,7 +88,7 @@ def test_checksums_images_wide_ids_and_a_slot(version: int, monkeypatch: pytest.
                 app.rows("select count(*) from wide")
                 case.assert_pristine()
                 assert case.reset().ended == ()
-        assert repr(case.bench.engine._wal) == "<ChosenReader ByteReader>"
+        assert repr(case.bench.engine._connections.wal) == "<ChosenReader ByteReader>"
         with case.bench.superuser() as session:
             session.execute("select pg_drop_replication_slot('hostile')")
         dispose(case.bench)

@@ -90,8 +90,8 @@ def measure(case: Case) -> Sizes:
         tables,
         catalogs,
         log,
-        _ask(engine._lease, memory),
-        _ask(engine._wal.session, memory),
+        _ask(engine._connections.lease, memory),
+        _ask(engine._connections.wal.session, memory),
         resident,
         dead,
     )

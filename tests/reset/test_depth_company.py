@@ -14,7 +14,7 @@ from harness.errors import LeaseError, ServerLost
 from harness.postgres.session import Session
 from harness.reset import vacuum
 from harness.reset.changes import RecloneNeeded
-from harness.reset.tracker import EngineState
+from harness.reset.engine import ResetEngine
 
 SCHEMA = """
 create table seeded (id serial primary key, v text);
@@ -113,7 +113,7 @@ def test_new_files_of_a_first_transaction_are_remembered_where_the_second_fails(
     case.reset()
     case.assert_pristine()
     with case.bench.superuser() as session:
-        known = case.bench.engine._files
+        known = case.bench.engine._tracker.files
         oids = [
             oid
             for oid, r in case.bench.engine.store.relations.items()
@@ -175,7 +175,7 @@ def test_a_restore_that_is_not_worth_it_without_a_truncate_is_a_clone(
     other.script("begin; select * from plain")
     with pytest.MonkeyPatch.context() as patched:
         # More than the rows take, and less than 20,000 deletions besides.
-        patched.setattr(EngineState, "_worth", 50.0)
+        patched.setattr(ResetEngine, "_worth", 50.0)
         with pytest.raises(RecloneNeeded, match="a clone is worth"):
             case.reset()
     case.bench.reclone()

@@ -114,9 +114,8 @@ def restart(server: Server, how: str = "fast") -> None:
         subprocess.run(command, user=user, cwd="/", stdout=log, stderr=log, check=True, timeout=60)
 
 
-def build(link: Link, project: str, source: Schema, told: list[str] | None = None) -> Template:
-    told = told if told is not None else []
-    return template.ensure(link.session, project, Recipe("default", [source]), OWNER, story=told.append)
+def build(link: Link, project: str, source: Schema) -> Template:
+    return template.ensure(link.session, project, Recipe("default", [source]), OWNER)
 
 
 def users(lease: Lease) -> int:
@@ -321,15 +320,15 @@ def back(link: Link) -> None:
 
 @pytest.mark.parametrize("source", [WithUnlogged(), WithUnloggedSequence()], ids=["table", "sequence"])
 def test_a_template_that_a_crash_emptied_is_built_again(
-    own_server: Server, checkout: str, link: Link, source: Schema
+    own_server: Server, checkout: str, link: Link, source: Schema, told: list[str]
 ) -> None:
-    before, told = build(link, checkout, source), list[str]()
-    assert not build(link, checkout, source, told).built
+    before = build(link, checkout, source)
+    assert not build(link, checkout, source).built
     assert not any("crash" in line for line in told)
     crash(own_server)
     back(link)
     assert template.look(link.session, checkout, before.fingerprint) is None
-    again = build(link, checkout, source, told)
+    again = build(link, checkout, source)
     assert again.built
     assert [line for line in told if "crash" in line and "unlogged" in line]
     assert not build(link, checkout, source).built

@@ -75,7 +75,8 @@ def looked_up(case: Case) -> tuple[int, int]:
     """Blocks of the table that were looked up so far, in the lease and in the baseline."""
     query = "select heap_blks_read + heap_blks_hit from pg_statio_user_tables where relname = 'big'"
     engine = case.bench.engine
-    for session in (engine._restorer, engine._store._session if engine._store else None):
+    ours = engine._connections
+    for session in (ours._restorer, ours._store._session if ours._store else None):
         if session is not None and not session.closed:
             session.rows("select pg_stat_force_next_flush()")
     found = []

@@ -14,6 +14,7 @@ from fix_reset_servers import Server, dispose
 
 from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.postgres.session import Session
+from harness.reset.changes import Changes
 from harness.reset.engine import Limits
 
 SCHEMA = """
@@ -59,7 +60,7 @@ def clean(case: Case) -> Iterator[Case]:
     """Without marks, and as patient as the module's one."""
     while case.bench.engine._marks.top is not None:
         case.bench.engine._marks.pop()
-    case.bench.engine._pending = type(case.bench.engine._pending)()
+    case.bench.engine._tracker.pending = Changes()
     case.bench.reclone()
     yield case
     case.bench.engine.limits = Limits(5)

@@ -42,7 +42,7 @@ def resets(bench: Bench, engine: ResetEngine) -> str:
     assert report.strategy == "restore"
     assert cats(bench) == ["Tom"]
     assert engine.reset().strategy == "nothing"
-    return repr(engine._wal)
+    return repr(engine._connections.wal)
 
 
 def engine_as(bench: Bench, role: str) -> ResetEngine:
@@ -127,7 +127,7 @@ def test_a_second_look_is_one_question(bench: Bench, monkeypatch: pytest.MonkeyP
     """Other workers write all the time: what is asked then, is asked at each reset."""
     assert resets(bench, bench.engine) == "<ChosenReader ByteReader>"
     asked: list[bytes] = []
-    connection = bench.engine._wal.session.connection
+    connection = bench.engine._connections.wal.session.connection
     ask = connection.ask
 
     def counted(query: bytes) -> object:
@@ -155,7 +155,7 @@ def test_the_rest_of_a_segment_that_was_left_early(bench: Bench) -> None:
     bench.engine.clone_ms = 60000
     assert bench.engine.reset().strategy == "restore"
     assert cats(bench) == ["Tom"]
-    assert repr(bench.engine._wal) == "<ChosenReader ByteReader>"
+    assert repr(bench.engine._connections.wal) == "<ChosenReader ByteReader>"
 
 
 def test_a_window_over_two_segments(bench: Bench) -> None:

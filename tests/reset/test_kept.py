@@ -11,7 +11,7 @@ from fix_reset_servers import Server, dispose
 
 from harness.errors import ServerLost
 from harness.postgres.session import Session
-from harness.reset.wal.reader import WalReader, Window
+from harness.reset.wal.reader import WalReader, WalWindow
 
 SCHEMA = """
 create type mood as enum ('sad', 'happy');
@@ -136,11 +136,11 @@ def test_the_usual_restore_makes_no_file(case: Case, app: Session) -> None:
 def test_where_nothing_was_written_no_log_is_read(
     case: Case, app: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks: list[Window] = []
-    reader = type(case.bench.engine._wal)
-    real = reader.look
+    looks: list[WalWindow] = []
+    reader = type(case.bench.engine._connections.wal)
+    real = reader.read
 
-    def seen(self: WalReader, *arguments: object, **options: object) -> Window:
+    def seen(self: WalReader, *arguments: object, **options: object) -> WalWindow:
         found = real(self, *arguments, **options)  # type: ignore[arg-type]
         looks.append(found)
         return found
@@ -148,7 +148,7 @@ def test_where_nothing_was_written_no_log_is_read(
     app.execute("insert into empty (v) values ('x')")
     case.reset()
     case.reset()
-    monkeypatch.setattr(reader, "look", seen)
+    monkeypatch.setattr(reader, "read", seen)
     moved = 0
     for _ in range(5):
         app.rows("select * from people order by v")

@@ -20,9 +20,10 @@ from harness.reset.changes import (
     TableState,
 )
 from harness.reset.plan import MOST_BYTES, plan
+from harness.reset.sql.batch import parse_tid
 from harness.reset.sql.catalogs import CatalogRow, judge
 from harness.reset.sql.relations import Relation, SequenceState, in_blocks, runs
-from harness.reset.sql.rows import array_literal, parse_tid, tid_array
+from harness.reset.sql.rows import array_literal, tid_array
 from harness.reset.wal.reader import RelationRecords
 
 RELATIONS = {

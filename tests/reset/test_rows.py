@@ -7,8 +7,9 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.reset.sql.batch import Tid
 from harness.reset.sql.relations import Relation
-from harness.reset.sql.rows import Tid, delete_but, in_order, written_again
+from harness.reset.sql.rows import delete_but, in_order, written_again
 
 TABLE = Relation(1, "public", "t", "r")
 PLACES = st.tuples(st.integers(0, 5), st.integers(1, 6))

@@ -10,7 +10,7 @@ from fix_reset_servers import Server, dispose
 
 from harness.reset.wal.bytes import ByteReader
 from harness.reset.wal.inspect import InspectReader
-from harness.reset.wal.reader import Question
+from harness.reset.wal.reader import WalQuery
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,10 @@ def test_ids_above_the_snapshots_upper_bound(case: Case, reader: type[ByteReader
                 app.execute("begin")
                 app.execute("savepoint s")
                 app.execute(f"insert into {table} values (1)")
-            found = asking.look(Question(begin, database=database, ours=[session.pid], most=1 << 20))
+            found = asking.read(WalQuery(begin, database=database, ours=[session.pid], most=1 << 20))
             # Two subtransactions wrote; their parents wrote no record of a row.
             assert len(found.unfinished) == 2
             first.execute("rollback")
             second.execute("commit")
-            found = asking.look(Question(begin, database=database, ours=[session.pid], most=1 << 20))
+            found = asking.read(WalQuery(begin, database=database, ours=[session.pid], most=1 << 20))
             assert found.unfinished == ()

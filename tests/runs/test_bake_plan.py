@@ -41,16 +41,15 @@ def test_the_one_that_was_just_baked_stays_whatever_the_limits() -> None:
     assert [item.base.key for item in doomed] == ["new"]
 
 
-def test_memory_is_told_before_it_is_exceeded() -> None:
+def test_memory_is_told_before_it_is_exceeded(told: list[str]) -> None:
     room = Room(free=1000 * MB, work=150 * MB, data=400 * MB, wanted="auto")
-    told: list[str] = []
     assert room.storage(1) == "disk"  # 550 MB are more than half of what is free
-    room.check(4, told.append)
+    room.check(4)
     assert told == ["memory: 4 × 150 MB = 600 MB (data on disk), 1000 MB are free"]
     with pytest.raises(
         BackendError, match=r"8 servers do not fit into memory: 8 × 150 MB = 1200 MB"
     ) as caught:
-        room.check(8, told.append)
+        room.check(8)
     assert "at most 6 workers" in str(caught.value)
     assert len(told) == 1
 
@@ -58,7 +57,7 @@ def test_memory_is_told_before_it_is_exceeded() -> None:
 def test_memory_that_was_asked_for_is_reckoned_with_the_data() -> None:
     room = Room(free=1000 * MB, work=150 * MB, data=400 * MB, wanted="memory")
     with pytest.raises(BackendError, match='storage = "disk"'):
-        room.check(2, lambda line: None)
+        room.check(2)
     assert room.tmpfs(1) == 500 * MB
     assert room.tmpfs(4) == 400 * MB
 

@@ -107,7 +107,7 @@ def test_a_base_that_lies_is_found_out(estate: Estate) -> None:
                 "other",
                 None,
             )
-    assert any("did not hold its templates: removed" in line for line in estate.story)
+    assert any("did not hold its templates: removed" in line for line in estate.told)
     assert not forged.exists()
 
 
@@ -148,12 +148,12 @@ def test_a_full_disk_while_baking(estate: Estate) -> None:
 def test_a_shared_server_starts_from_the_base_too(estate: Estate) -> None:
     estate.ensure()
     settings = estate.settings(isolation="database")
-    with Harness.open_with(settings, estate.environ, story=estate.story.append) as harness:
+    with Harness.open_with(settings, estate.environ) as harness:
         assert not harness.templates["default"].built
         assert harness.templates["default"].name.startswith(f"pgh_{harness.project}_t_")
         with harness.lease().connect() as connection:
             assert connection.execute("select name from users").fetchall() == [("a",)]
-    assert any("starting from a baked server" in line for line in estate.story)
+    assert any("starting from a baked server" in line for line in estate.told)
     inventory.stop(settings, estate.environ)
 
 

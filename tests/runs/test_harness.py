@@ -120,7 +120,9 @@ def test_a_child_process_reaches_its_own_database_whatever_the_shell_says(
             assert done.stdout.strip() == lease.dsn.database, done.stderr
 
 
-def test_what_a_dead_run_left_is_dropped_by_the_next(settings: Settings, environ: dict[str, str]) -> None:
+def test_what_a_dead_run_left_is_dropped_by_the_next(
+    settings: Settings, environ: dict[str, str], told: list[str]
+) -> None:
     with Harness.open_with(settings, environ) as first:
         lease = first.lease("dead")
         with psycopg.connect(lease.url, autocommit=True) as connection:
@@ -128,12 +130,12 @@ def test_what_a_dead_run_left_is_dropped_by_the_next(settings: Settings, environ
         name = lease.dsn.database
         # As after SIGKILL: the sign of life is gone, the databases are not.
         first.abandon()
-    told: list[str] = []
+    told.clear()
     from harness.databases import sweep
 
     grace, sweep.GRACE = sweep.GRACE, sweep.GRACE * 0
     try:
-        with Harness.open_with(settings, environ, story=told.append) as second:
+        with Harness.open_with(settings, environ) as second:
             assert databases.find(second.link.session, name) is None
             assert databases.find(second.link.session, "made_by_a_dead_run") is None
     finally:
@@ -155,11 +157,10 @@ def test_changed_migrations_make_a_new_template(settings: Settings, environ: dic
 
 
 def test_data_that_outgrows_memory_moves_to_disk_and_stays_there(
-    settings: Settings, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    settings: Settings, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     monkeypatch.setattr(spill, "room", lambda settings: spill.BESIDE)
-    told: list[str] = []
-    with Harness.open_with(settings, environ, story=told.append) as harness, harness.lease() as lease:
+    with Harness.open_with(settings, environ) as harness, harness.lease() as lease:
         if not any("memory" in line for line in told):
             pytest.skip("this machine has no room in memory to begin with")
         assert harness.server.info.storage == "disk"

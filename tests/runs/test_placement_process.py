@@ -153,7 +153,7 @@ def test_what_is_kept_keeps_its_server(estate: Estate) -> None:
     with found:
         assert found.session.value("select count(*) from pg_database where datname = %s", (kept,)) == 1
         assert found.session.value("select setconfig::text from pg_db_role_setting") == "{harness.ttl=40}"
-    assert any(kept in line and "40 s" in line for line in estate.story)
+    assert any(kept in line and "40 s" in line for line in estate.told)
 
 
 def test_a_server_of_somebody_elses_is_refused(estate: Estate) -> None:

@@ -136,20 +136,20 @@ def test_data_that_does_not_fit_into_memory_goes_to_disk(
     monkeypatch.setattr(defaults, "shared_memory", lambda: small_disk)
     monkeypatch.setattr(defaults, "MEMORY_AT_LEAST", 1)
     settings = migrated(TABLES, TOO_MUCH, postgres={"wal_keep_size": "0", "max_wal_size": "32MB"})
-    with Harness.open_with(settings, place.environ, story=place.story.append) as harness:
+    with Harness.open_with(settings, place.environ) as harness:
         assert harness.server.info.storage == "disk"
         with harness.lease() as lease, lease.connect() as connection:
             assert connection.execute("select count(*) from big").fetchone() == (200000,)
-    told = "\n".join(place.story)
+    told = "\n".join(place.told)
     assert "data in memory" in told
     assert "does not fit into memory: moving to disk" in told
     # Nothing stays in memory, and the next start goes to disk at once.
     assert [path for path in small_disk.rglob("*") if path.is_file()] == []
     inventory.stop(settings, place.environ)
-    place.story.clear()
-    with Harness.open_with(settings, place.environ, story=place.story.append) as again:
+    place.told.clear()
+    with Harness.open_with(settings, place.environ) as again:
         assert again.server.info.storage == "disk"
-    assert not any("in memory" in line for line in place.story)
+    assert not any("in memory" in line for line in place.told)
 
 
 def test_who_the_application_and_its_migrations_are(
@@ -226,7 +226,7 @@ def test_an_external_server_with_few_rights(
         Harness.open_with(_external(place, migrated, server, ""), place.environ)
     settings = _external(place, migrated, server, "CREATEDB")
     with (
-        Harness.open_with(settings, place.environ, story=place.story.append) as harness,
+        Harness.open_with(settings, place.environ) as harness,
         harness.lease("1") as one,
         harness.lease("2") as two,
     ):
@@ -237,8 +237,8 @@ def test_an_external_server_with_few_rights(
         one.reset()
         with one.connect() as connection:
             assert connection.execute("select count(*) from users").fetchone() == (1,)
-    assert any("new clone" in line for line in place.story)
-    assert "secret" not in "\n".join(place.story)
+    assert any("new clone" in line for line in place.told)
+    assert "secret" not in "\n".join(place.told)
     left = _leftovers(server, place)
     assert [name for name in left if "_l_" in name] == []
     _drop(server, left)

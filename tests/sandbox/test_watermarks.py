@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from harness.reset.sql.shared import Note
-from harness.reset.watermark import Carried
+from harness.reset.watermark import Watermark
 from harness.sandbox.watermarks import Life, Notes
 
 LIFE = Life("server", "100.5", "101.25", 7)
-NOTE = Note("0/16B3740", 16400, 10, (("database", "", "10|6"), ("setting", "role:10", "{a=b}")))
-CARRIED = Carried(
+NOTE = Watermark("0/16B3740", 16400, 10, (("database", "", "10|6"), ("setting", "role:10", "{a=b}")))
+CARRIED = Watermark(
     NOTE.position,
     NOTE.database,
     NOTE.role,
@@ -28,7 +27,7 @@ CARRIED = Carried(
 
 
 @pytest.mark.parametrize("note", [NOTE, CARRIED], ids=["clone", "reset"])
-def test_what_is_written_is_read(tmp_path: Path, note: Note) -> None:
+def test_what_is_written_is_read(tmp_path: Path, note: Watermark) -> None:
     notes = Notes(tmp_path / "folder")
     notes.write("one", LIFE, note)
     assert notes.read("one", 16400, LIFE) == (note, "")
@@ -85,6 +84,37 @@ def test_another_form_is_not_believed(tmp_path: Path, damage: dict[str, Any]) ->
         part.update({key: value for key, value in damage.items() if key in part})
     path.write_text(json.dumps(content))
     assert notes.read("one", 16400, LIFE) == (None, "the note of its pristine state cannot be read")
+
+
+OLD_FILE = (
+    '{"format":1,"life":{"server":"server","started":"100.5","revived":"101.25","source":7},"note":{"position":'
+    '"0/16B3740","database":16400,"role":10,"shared":[["database","","10|6"],["setting","role:10","{a=b}"]],'
+    '"carried":%s}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("carried", "found"),
+    [
+        ("null", NOTE),
+        ('{"own":[],"files":[],"touched":{},"places":{}}', NOTE),
+        (
+            """{"own":[4294967300],"files":[[16401,16500]],"touched":{"pg_class":[1,2]},
+            "places":{"16401":[[0,1,3,4,800],[2,9,3,5,800]]}}""",
+            CARRIED,
+        ),
+    ],
+    ids=["clone", "a reset that found nothing", "reset"],
+)
+def test_a_file_of_an_older_version_is_read(tmp_path: Path, carried: str, found: Watermark) -> None:
+    (tmp_path / "one.json").write_text(OLD_FILE % carried)
+    assert Notes(tmp_path).read("one", 16400, LIFE) == (found, "")
+
+
+def test_an_older_version_could_read_what_is_written(tmp_path: Path) -> None:
+    for note, carried in ((NOTE, "null"), (CARRIED, json.dumps(CARRIED.carried(), separators=(",", ":")))):
+        Notes(tmp_path).write("one", LIFE, note)
+        assert (tmp_path / "one.json").read_text() == OLD_FILE % carried
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[1]", b"null", b"\xff"])

@@ -96,10 +96,10 @@ def test_a_corrupt_hint_heals(place: Checkout, content: str) -> None:
     first = place.ensure(settings)
     first.close()
     place.hint().write_bytes(content.encode("latin-1"))
-    place.story.clear()
+    place.told.clear()
     with place.ensure(settings) as second:
         assert second.info == first.info
-    assert [line for line in place.story if "is not used" in line] == place.story != []
+    assert [line for line in place.told if "is not used" in line] == place.told != []
     assert json.loads(place.hint().read_text())["server_id"] == first.info.server_id
 
 
@@ -124,10 +124,10 @@ def test_a_hint_to_somebody_elses_server_is_not_believed(new_checkout: Callable[
         assert first.info.server_id != second.info.server_id
         note = json.loads(mine.hint().read_text())
         mine.hint().write_text(json.dumps({**note, "dsn": json.loads(other.hint().read_text())["dsn"]}))
-        mine.story.clear()
+        mine.told.clear()
         with mine.ensure(mine.settings(backend="process")) as again:
             assert again.info == first.info
-        assert "another server answers" in mine.story[0]
+        assert "another server answers" in mine.told[0]
 
 
 @pytest.mark.parametrize("name", ["with blank and 'quotes\"", "$(touch pwned)`x`;&", "Ümläut–ß", "-dash"])
@@ -143,7 +143,7 @@ def test_stop_ends_everything(place: Checkout, kind: dict[str, str]) -> None:
     settings = place.settings(**kind)
     found = place.ensure(settings)
     found.close()
-    assert inventory.stop(settings, place.environ, story=place.story.append)
+    assert inventory.stop(settings, place.environ)
     assert not place.hint().exists()
     with pytest.raises(ServerLost):
         Session.connect(found.info.dsn)
@@ -235,7 +235,7 @@ def test_auto_goes_on_to_binaries_without_a_daemon(place: Checkout) -> None:
     place.environ["DOCKER_HOST"] = "tcp://127.0.0.1:1"
     with place.ensure(place.settings()) as found:
         assert found.info.backend == "process"
-    chosen = [line for line in place.story if line.startswith("backend: ")]
+    chosen = [line for line in place.told if line.startswith("backend: ")]
     assert len(chosen) == 1
     assert "process" in chosen[0]
     assert "docker" in chosen[0]

@@ -28,13 +28,13 @@ def test_a_warm_server_is_replaced_and_the_change_is_named(place: Checkout) -> N
         pass
     with place.ensure(settings) as again:
         assert again.info == first.info
-    place.story.clear()
+    place.told.clear()
     changed = replace(settings, postgres={"work_mem": "7MB"}, max_connections=90)
     with place.ensure(changed) as second:
         assert second.started
         assert second.session.value("SHOW work_mem") == "7MB"
         assert second.session.value("SHOW max_connections") == "90"
-    told = [line for line in place.story if "other settings" in line]
+    told = [line for line in place.told if "other settings" in line]
     assert len(told) == 1
     assert "max_connections 500 → 90" in told[0]
     assert "[tool.pg-harness.postgres] work_mem" in told[0]
@@ -55,7 +55,7 @@ def test_local_binaries_instead_of_an_image_follow_the_settings_too(
     with place.ensure(place.settings(max_connections=90)) as second:
         assert second.info.backend == "process"
         assert second.session.value("SHOW max_connections") == "90"
-    assert [line for line in place.story if "max_connections 500 → 90" in line]
+    assert [line for line in place.told if "max_connections 500 → 90" in line]
 
 
 @pytest.mark.docker
@@ -80,7 +80,7 @@ def test_another_image_replaces_the_container(place: Checkout) -> None:
     with place.ensure(other) as second:
         assert second.started
         assert second.session.value("SHOW server_version").startswith("17")
-    assert any("image pgharness-test:15 → pgharness-test:17" in line for line in place.story)
+    assert any("image pgharness-test:15 → pgharness-test:17" in line for line in place.told)
     assert [info.handle for info in inventory.servers(settings, place.environ)] == [second.info.handle]
 
 
@@ -91,13 +91,13 @@ def test_a_server_in_use_is_left_alone(place: Checkout) -> None:
         with place.ensure(other) as second:
             assert second.started
             assert second.info.server_id != first.info.server_id
-            assert any("is in use: a second one is used beside it" in line for line in place.story)
+            assert any("is in use: a second one is used beside it" in line for line in place.told)
             # Both stay warm side by side, and neither is looked for again.
-            place.story.clear()
+            place.told.clear()
             with place.ensure(other) as warm, place.ensure(settings) as old:
                 assert warm.info == second.info
                 assert old.info == first.info
-            assert place.story == []
+            assert place.told == []
         assert first.session.value("SELECT 1") == 1
     for info in inventory.servers(settings, place.environ):
         inventory.stop(settings, place.environ, purpose=info.purpose)
@@ -121,7 +121,7 @@ def test_a_persons_server_is_kept_and_says_so(place: Checkout) -> None:
     changed = replace(settings, max_connections=90, version="3")
     with place.ensure(changed, purpose="up") as again:
         assert again.info == first.info
-    told = [line for line in place.story if "is used as it is" in line]
+    told = [line for line in place.told if "is used as it is" in line]
     assert len(told) == 1
     assert "max_connections 500 → 90" in told[0]
     assert "pg-harness down" in told[0]
@@ -130,11 +130,11 @@ def test_a_persons_server_is_kept_and_says_so(place: Checkout) -> None:
     until(
         lambda: inventory.find(settings, place.environ, purpose="up") is None, seconds=20, what="it stopped"
     )
-    place.story.clear()
+    place.told.clear()
     with place.ensure(changed, purpose="up") as revived:
         assert revived.session.value("SHOW max_connections") == "90"
         assert revived.session.value("SELECT n FROM precious") == 1
-    told = [line for line in place.story if "is used as it is" in line]
+    told = [line for line in place.told if "is used as it is" in line]
     assert "version any → 3" in told[0]
     assert "max_connections" not in told[0]
 

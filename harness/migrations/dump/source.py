@@ -18,7 +18,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from harness.config.settings import SourceSpec
 from harness.errors import MigrationError, ServerRefused
 from harness.migrations.dump.reader import DumpError, Rows, Sql, read
 from harness.migrations.hashing import files, watched
@@ -44,13 +43,13 @@ class DumpSource(Configured):
     Owners that the dump names play no part: everything becomes the application role's.
     """
 
-    def __init__(self, spec: SourceSpec, root: Path) -> None:
-        super().__init__(spec, root)
-        self._path = root / spec.argument
+    @cached_property
+    def _path(self) -> Path:
+        return self._root / self._spec.argument
 
     @property
     def hashes(self) -> str:
-        """What the fingerprint covers, for the story."""
+        """What the fingerprint covers."""
         return f"{files.relative(self._path, self._root)} ({self.format})"
 
     @cached_property

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config.settings import SourceSpec
 from harness.errors import MigrationError
 from harness.migrations.hashing import files
 from harness.migrations.port import Configured, MigrationContext
@@ -49,9 +48,9 @@ class SqlSource(Configured):
     file in between.
     """
 
-    def __init__(self, spec: SourceSpec, root: Path) -> None:
-        super().__init__(spec, root)
-        self._path = root / spec.argument
+    @cached_property
+    def _path(self) -> Path:
+        return self._root / self._spec.argument
 
     @property
     def layout(self) -> str:
@@ -60,7 +59,7 @@ class SqlSource(Configured):
 
     @property
     def hashes(self) -> str:
-        """What the fingerprint covers, for the story."""
+        """What the fingerprint covers."""
         tool, steps = self._plan
         return f"{len(steps)} file{'s' if len(steps) != 1 else ''} in {self._spec.argument} ({tool.name})"
 

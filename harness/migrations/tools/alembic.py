@@ -26,7 +26,7 @@ class AlembicSource(Configured):
 
     @property
     def hashes(self) -> str:
-        """What the fingerprint covers, for the story."""
+        """What the fingerprint covers."""
         return watched.summary(self._files, self._root)
 
     def fingerprint(self) -> str:

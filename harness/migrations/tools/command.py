@@ -21,7 +21,7 @@ class CommandSource(Configured):
 
     @property
     def hashes(self) -> str:
-        """What the fingerprint covers, for the story."""
+        """What the fingerprint covers."""
         if self._spec.watch is None:
             if not self._files:
                 return (

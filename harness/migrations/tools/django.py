@@ -8,12 +8,10 @@ import re
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.config.settings import SourceSpec
 from harness.dsn import Dsn
 from harness.errors import MigrationError
 from harness.migrations.hashing import files, imports, watched
@@ -32,16 +30,9 @@ class DjangoSource(Configured):
     file of the project that it read changes (size, mtime) or a distribution is installed or upgraded.
     """
 
-    def __init__(
-        self, spec: SourceSpec, root: Path, *, cache: Path | None, environment: Mapping[str, str]
-    ) -> None:
-        super().__init__(spec, root)
-        self._cache = cache
-        self._environment = environment
-
     @property
     def hashes(self) -> str:
-        """What the fingerprint covers, for the story."""
+        """What the fingerprint covers."""
         folders = self._listing["folders"]
         own = [label for label, folder in folders.items() if self._is_own(Path(folder))]
         named = f": {', '.join(sorted(own))}" if own else ""

@@ -34,16 +34,16 @@ def run(
     step: str,
     cwd: Path,
 ) -> None:
-    """Run ``children/NAME.py`` to its end; parameters (the URL with its password) go through stdin.
+    """Run the task ``children/NAME.py`` to its end; parameters (the URL with its password) go through stdin.
 
     Raises:
         MigrationError: it failed, or took longer than the context allows; with its last lines.
     """
-    script = Path(__file__).with_name("children") / f"{name}.py"
+    script = Path(__file__).with_name("children") / "main.py"
     environment = {**context.environment, "PYTHONUNBUFFERED": "1"}
     try:
         finished = child.run(
-            [sys.executable, str(script)],
+            [sys.executable, str(script), name],
             cwd=cwd,
             environment=environment,
             timeout=context.timeout,

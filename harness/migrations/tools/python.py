@@ -20,7 +20,7 @@ class PythonSource(Configured):
 
     @property
     def hashes(self) -> str:
-        """What the fingerprint covers, for the story."""
+        """What the fingerprint covers."""
         where = (
             "(watch)" if self._spec.watch is not None else "(the module's imports; watch = [globs] decides)"
         )

@@ -15,6 +15,9 @@ DEADLOCK = "40P01"
 RECYCLED = "58P01"
 """``undefined_file``: the log that was asked for is not there any more."""
 
+Tid = tuple[int, int]
+"""Where a row lies: block, position in it (``ctid``)."""
+
 
 class Result(NamedTuple):
     """What one statement gave.
@@ -27,11 +30,15 @@ class Result(NamedTuple):
     rows: tuple[tuple[bytes | None, ...], ...]
     touched: int
 
-    def pairs(self) -> set[tuple[tuple[int, int], int]]:
+    def pairs(self) -> set[tuple[Tid, int]]:
         """Rows of ``ctid, xmin``."""
-        from harness.reset.sql.rows import parse_tid
-
         return {(parse_tid(row[0] or b""), int(row[1] or b"0")) for row in self.rows}
+
+
+def parse_tid(text: bytes) -> Tid:
+    """``(12,3)`` → (12, 3)."""
+    block, position = text[1:-1].split(b",")
+    return int(block), int(position)
 
 
 def run(session: Session, statements: Sequence[str]) -> list[Result]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from harness.postgres.session import Session
 from harness.reset.sql import batch
+from harness.reset.sql.batch import Tid
 from harness.reset.sql.relations import in_blocks
-from harness.reset.sql.rows import Tid, tid_array
+from harness.reset.sql.rows import tid_array
 
 STATISTICS = frozenset({"pg_statistic", "pg_statistic_ext_data"})
 """Planner statistics are not restored; ANALYZE is no change."""

@@ -8,13 +8,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.postgres.session import Session, ident, translated
+from harness.reset.sql.batch import Tid, parse_tid
 from harness.reset.sql.relations import Relation, block_range, loop_over, runs
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
-
-Tid = tuple[int, int]
-"""Where a row lies: block, position in it (``ctid``)."""
 
 
 class Rows:
@@ -195,12 +193,6 @@ def _place(text: bytes) -> tuple[Tid, int]:
     tid, _, xmin = text.partition(b")")
     block, number = tid.split(b",")
     return (int(block), int(number)), int(xmin)
-
-
-def parse_tid(text: bytes) -> Tid:
-    """``(12,3)`` → (12, 3)."""
-    block, position = text[1:-1].split(b",")
-    return int(block), int(position)
 
 
 def tid_array(places: Iterable[Tid]) -> str:

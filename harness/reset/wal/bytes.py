@@ -21,10 +21,10 @@ from harness.reset.wal.reader import (
     NOISE,
     PRESENCE,
     THE_END,
-    Question,
     RelationRecords,
+    WalQuery,
+    WalWindow,
     Watchers,
-    Window,
     check,
     presence,
 )
@@ -131,14 +131,14 @@ class ByteReader:
         self._pieces = partial(_PIECES.format, segment=segment, piece=_PIECE, file=file)
         self._commit_size = 0 if version >= 17 else measure_commit(session)
         # Fails now, and not at the first reset, where the rights are missing or the bytes are others.
-        self.look(Question(self.position(), most=1 << 20))
+        self.read(WalQuery(self.position(), most=1 << 20))
 
     def position(self) -> str:
         """The present end of the log; every later record comes after it."""
-        return self.look(THE_END).stop
+        return self.read(THE_END).stop
 
-    def look(self, asked: Question) -> Window:
-        """As :meth:`harness.reset.wal.reader.WalReader.look`.
+    def read(self, asked: WalQuery) -> WalWindow:
+        """As :meth:`harness.reset.wal.reader.WalReader.read`.
 
         Raises:
             Unreadable: the bytes are not understood.
@@ -158,9 +158,9 @@ class ByteReader:
         if someone == b"t" and not busy:
             self._watchers.ask(AGAIN)
         if stop is None:
-            return Window(moved=False, advisory=_present(advisory), busy=_present(busy))
+            return WalWindow(moved=False, advisory=_present(advisory), busy=_present(busy))
         begin, end = number(asked.start), number(stop.decode())
-        too_much = Window(moved=True, stop=stop.decode(), bytes=end - begin, too_much=True)
+        too_much = WalWindow(moved=True, stop=stop.decode(), bytes=end - begin, too_much=True)
         if snapshot is None:
             return too_much
         first = begin // PAGE * PAGE
@@ -182,7 +182,7 @@ class ByteReader:
             return too_much
         unfinished, unsettled = self._unfinished(named, snapshot.decode(), asked.own)
         _, following, running = snapshot.decode().split(":")
-        return Window(
+        return WalWindow(
             moved=True,
             stop=stop.decode(),
             seen=text(end + self._commit_size),

@@ -8,7 +8,7 @@ from harness.errors import ServerRefused
 from harness.postgres.session import Session
 from harness.reset.wal.bytes import ByteReader
 from harness.reset.wal.inspect import InspectReader
-from harness.reset.wal.reader import Question, WalReader, Window
+from harness.reset.wal.reader import WalQuery, WalReader, WalWindow
 from harness.reset.wal.records import Unreadable
 
 
@@ -38,15 +38,15 @@ class ChosenReader:
         """The present end of the log; every later record comes after it."""
         return self._reader.position()
 
-    def look(self, asked: Question) -> Window:
-        """As :meth:`harness.reset.wal.reader.WalReader.look`."""
+    def read(self, asked: WalQuery) -> WalWindow:
+        """As :meth:`harness.reset.wal.reader.WalReader.read`."""
         try:
-            return self._reader.look(asked)
+            return self._reader.read(asked)
         except Unreadable as error:
             # The same window again, by the server's own decoder; and from now on always.
             self.doubt = str(error)
             self._reader = InspectReader(self.session)
-        return self._reader.look(replace(asked, seen=None))
+        return self._reader.read(replace(asked, seen=None))
 
     def __repr__(self) -> str:
         return f"<ChosenReader {type(self._reader).__name__}{': ' + self.doubt if self.doubt else ''}>"

@@ -21,10 +21,10 @@ from harness.reset.wal.reader import (
     NOISE,
     PRESENCE,
     THE_END,
-    Question,
     RelationRecords,
+    WalQuery,
+    WalWindow,
     Watchers,
-    Window,
     check,
     presence,
 )
@@ -136,10 +136,10 @@ class InspectReader:
 
     def position(self) -> str:
         """The present end of the log; every later record comes after it."""
-        return self.look(THE_END).stop
+        return self.read(THE_END).stop
 
-    def look(self, asked: Question) -> Window:
-        """As :meth:`harness.reset.wal.reader.WalReader.look`.
+    def read(self, asked: WalQuery) -> WalWindow:
+        """As :meth:`harness.reset.wal.reader.WalReader.read`.
 
         ``patience`` is reckoned at the rate that was measured so far; ``brief`` changes nothing: decoding takes
         longer than all the rest.
@@ -161,7 +161,7 @@ class InspectReader:
         return window
 
 
-def _window(found: Any) -> Window:
+def _window(found: Any) -> WalWindow:
     if isinstance(found, str):
         found = json.loads(found)
     merged: dict[tuple[int, bool, bool], tuple[dict[str, int], set[int]]] = {}
@@ -169,7 +169,7 @@ def _window(found: Any) -> Window:
         records, touched = merged.setdefault((filenode, shared, bool(own)), ({}, set()))
         records[kind] = records.get(kind, 0) + count
         touched.update(blocks or ())
-    return Window(
+    return WalWindow(
         moved=found["moved"],
         stop=found.get("stop", ""),
         seen=found.get("seen", ""),

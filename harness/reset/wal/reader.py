@@ -60,7 +60,7 @@ class RelationRecords(NamedTuple):
     size: int = 0
 
 
-class Window(NamedTuple):
+class WalWindow(NamedTuple):
     """One look at the log.
 
     Attributes:
@@ -93,7 +93,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Question:
+class WalQuery:
     """What a look at the log asks.
 
     Attributes:
@@ -169,7 +169,7 @@ def presence(texts: Sequence[str]) -> tuple[tuple[int, str], ...]:
     return tuple((int(pid), rest) for pid, _, rest in (text.partition(" ") for text in texts))
 
 
-THE_END = Question("0/0")
+THE_END = WalQuery("0/0")
 """Asks for nothing but the present end of the log."""
 
 
@@ -181,7 +181,7 @@ class WalReader(Protocol):
     def position(self) -> str:
         """The present end of the log; every later record comes after it."""
 
-    def look(self, asked: Question) -> Window:
+    def read(self, asked: WalQuery) -> WalWindow:
         """Read from ``asked.start`` to now.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,8 @@ from harness.servers.docker import image as image_
 from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, connect, translated
 from harness.servers.port import ServerInfo, ServerRequest
-from harness.telling import Story
+
+logger = logging.getLogger("pg_harness.servers.docker")
 
 LABEL = spec.LABEL
 
@@ -68,7 +70,7 @@ class DockerBackend:
                 return info
         return None
 
-    def start(self, request: ServerRequest, story: Story) -> ServerInfo:
+    def start(self, request: ServerRequest) -> ServerInfo:
         """Create and start a container; for one that was stopped or paused by hand, start it again.
 
         Raises:
@@ -76,7 +78,7 @@ class DockerBackend:
             ServerStartError: the container ended or did not become ready; its log is in the error.
         """
         for container in self._containers(request.project, request.purpose):
-            info = self._revive(container, request, story)
+            info = self._revive(container, request)
             if info is not None:
                 return info
             if request.purpose != "up" and container.status == "created":
@@ -84,7 +86,7 @@ class DockerBackend:
                 with translated(f"remove the container {container.short_id}"):
                     container_.remove(self.daemon, container.id)
         if request.base is None:
-            image = image_.ensure(self.daemon, self.image, story)
+            image = image_.ensure(self.daemon, self.image)
         else:
             image = image_.baked(self.daemon, request.base)
         limit = self.memory_limit if request.memory is None else request.memory
@@ -96,7 +98,7 @@ class DockerBackend:
             memory_limit=limit,
             shm_size=self.shm_size,
         )
-        return container_.run(self.daemon, plan, request, story)
+        return container_.run(self.daemon, plan, request)
 
     def total_memory(self) -> tuple[int, bool]:
         """Bytes of memory of the daemon's machine, and whether that is this machine.
@@ -106,14 +108,16 @@ class DockerBackend:
         """
         return int(self.daemon.about().get("MemTotal") or 0), self.daemon.local
 
-    def _revive(self, container: Any, request: ServerRequest, story: Story) -> ServerInfo | None:
+    def _revive(self, container: Any, request: ServerRequest) -> ServerInfo | None:
         state = container.status
         with translated(f"start the container {container.short_id} again"):
             if state == "paused":
-                story(f"docker: container {container.short_id} was paused: going on with it")
+                logger.info("docker: container %s was paused: going on with it", container.short_id)
                 container.unpause()
             elif state in ("exited", "created") and request.purpose == "up":
-                story(f"docker: container {container.short_id} was stopped: starting it again, with its data")
+                logger.info(
+                    "docker: container %s was stopped: starting it again, with its data", container.short_id
+                )
                 container.start()
             elif state != "running":
                 return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import tarfile
 import time
 from contextlib import nullcontext
@@ -17,7 +18,8 @@ from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, gone, translated
 from harness.servers.docker.output import Output, feeding
 from harness.servers.port import ServerInfo, ServerRequest
-from harness.telling import Story
+
+logger = logging.getLogger("pg_harness.servers.docker")
 
 _REMOVAL = 10.0
 """Seconds that the daemon may take to remove a container."""
@@ -25,11 +27,13 @@ _LATE = 1.0
 """Seconds in which a container appears whose creation was interrupted."""
 
 
-def run(daemon: Daemon, plan: spec.Plan, request: ServerRequest, story: Story) -> ServerInfo:
+def run(daemon: Daemon, plan: spec.Plan, request: ServerRequest) -> ServerInfo:
     """Create, fill, start, wait. Whatever goes wrong (Ctrl-C too), nothing is left behind."""
     if plan.foreign:
         # Not refused: an emulator may be registered, as Docker Desktop's is.
-        story(f"docker: the image {plan.name}: {plan.foreign}; it runs slowly by emulation, or not at all")
+        logger.info(
+            "docker: the image %s: %s; it runs slowly by emulation, or not at all", plan.name, plan.foreign
+        )
     fed = plan.fed and daemon.feeds
     try:
         container = spec.create(daemon, plan, request, fed=fed)
@@ -58,10 +62,12 @@ def run(daemon: Daemon, plan: spec.Plan, request: ServerRequest, story: Story) -
     finally:
         output.detach()
     where = f"in memory (at most {plan.memory // defaults.MB} MB)" if plan.storage == "memory" else "on disk"
-    story(f"docker: started {info.description}, data {where}")
+    logger.info("docker: started %s, data %s", info.description, where)
     if not daemon.local and daemon.host:
-        story(
-            f"docker: the daemon is on {daemon.host}; the port is open on {daemon.bind} there, with a password"
+        logger.info(
+            "docker: the daemon is on %s; the port is open on %s there, with a password",
+            daemon.host,
+            daemon.bind,
         )
     return info
 

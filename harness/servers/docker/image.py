@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
 from harness.errors import BackendUnavailable, ServerStartError
 from harness.servers.docker.daemon import Daemon, translated
-from harness.telling import Story
+
+logger = logging.getLogger("pg_harness.servers.docker")
 
 
-def ensure(daemon: Daemon, name: str, story: Story) -> Any:
+def ensure(daemon: Daemon, name: str) -> Any:
     """The image, pulled where the daemon does not have it.
 
     Returns:
@@ -29,9 +31,9 @@ def ensure(daemon: Daemon, name: str, story: Story) -> Any:
             return daemon.client.images.get(full)
         except docker.errors.ImageNotFound:
             pass
-    story(f"docker: pulling {full}")
+    logger.info("docker: pulling %s", full)
     try:
-        _pull(daemon, full, story)
+        _pull(daemon, full)
         return daemon.client.images.get(full)
     except (
         docker.errors.DockerException,
@@ -74,7 +76,7 @@ class _PullFailed(Exception):
     pass
 
 
-def _pull(daemon: Daemon, full: str, story: Story) -> None:
+def _pull(daemon: Daemon, full: str) -> None:
     repository, tag = _split(full)
     done: dict[str, tuple[int, int]] = {}
     told = time.monotonic()
@@ -87,7 +89,7 @@ def _pull(daemon: Daemon, full: str, story: Story) -> None:
         if done and time.monotonic() - told > 2:
             told = time.monotonic()
             current, total = (sum(pair[i] for pair in done.values()) / 1e6 for i in (0, 1))
-            story(f"docker: pulling {full}: {current:.0f} of {total:.0f} MB")
+            logger.info("docker: pulling %s: %.0f of %.0f MB", full, current, total)
 
 
 def _split(full: str) -> tuple[str, str | None]:

@@ -17,7 +17,6 @@ from harness.servers.docker import spec
 from harness.servers.docker.backend import LABEL, DockerBackend
 from harness.servers.docker.daemon import translated
 from harness.servers.port import Base, Origin, ServerInfo
-from harness.telling import Story
 
 REPOSITORY = "pg-harness/baked"
 """Images of ours are ``pg-harness/baked:<key>``: a name that a registry's prefix can be put before."""
@@ -42,9 +41,9 @@ class DockerBakery:
         self._backend = backend
         self._cache = cache
 
-    def origin(self, story: Story) -> Origin:
+    def origin(self) -> Origin:
         """The image's id holds programs, C library and all; the entrypoint initialises."""
-        image = image_.ensure(self._backend.daemon, self._backend.image, story)
+        image = image_.ensure(self._backend.daemon, self._backend.image)
         attributes = image.attrs
         platform = f"{attributes.get('Os')}/{attributes.get('Architecture')}/{attributes.get('Variant', '')}"
         return Origin(self._major(image), "\n".join([_FORMAT, image.id, platform]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -21,7 +22,8 @@ from harness.servers.process import cluster as cluster_
 from harness.servers.process.binaries import Binaries, choose, supported
 from harness.servers.process.record import Record, alive, end
 from harness.servers.process.user import Owner, enterable_binaries, make_folder
-from harness.telling import Story
+
+logger = logging.getLogger("pg_harness.servers.process")
 
 _ADDRESS = "127.0.0.1"
 _ATTEMPTS = 10
@@ -83,7 +85,7 @@ class ProcessBackend:
                 return _info(folder, record)
         return None
 
-    def start(self, request: ServerRequest, story: Story) -> ServerInfo:
+    def start(self, request: ServerRequest) -> ServerInfo:
         """Copy an initialised directory and start a postmaster on it; for ``up``, one that was stopped again.
 
         Raises:
@@ -102,7 +104,7 @@ class ProcessBackend:
                 )
                 return info
             if request.purpose == "up" and (folder / "data" / "PG_VERSION").exists():
-                story(f"process: the server in {folder} was stopped: starting it again, with its data")
+                logger.info("process: the server in %s was stopped: starting it again, with its data", folder)
                 return self._launch(folder, _renewed(record, request), request, owner)
             # What a server left that was killed together with its watcher.
             _remove(folder)
@@ -111,7 +113,7 @@ class ProcessBackend:
         if request.base is not None:
             cluster = cluster_.baked(request.base)
         else:
-            cluster = cluster_.cached(binaries, owner, cache, story)
+            cluster = cluster_.cached(binaries, owner, cache)
         storage, parent = self._place(request, owner)
         folder = (
             make_folder(parent, owner, 0o711) / f"{request.project}-{request.purpose}-{request.server_id[:8]}"
@@ -142,7 +144,9 @@ class ProcessBackend:
             _remove(folder)
             raise
         where = "in memory" if storage == "memory" else "on disk"
-        story(f"process: started {info.description} ({binaries.origin}), data {where} ({folder})")
+        logger.info(
+            "process: started %s (%s), data %s (%s)", info.description, binaries.origin, where, folder
+        )
         return info
 
     def stop(self, info: ServerInfo) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -18,7 +19,8 @@ from harness.postgres import roles
 from harness.servers import defaults
 from harness.servers.process.binaries import Binaries
 from harness.servers.process.user import Owner, make_folder
-from harness.telling import Story
+
+logger = logging.getLogger("pg_harness.servers.process")
 
 LAYOUT = "4"
 """Counts up when what :func:`_initialise` does changes: old copies are not used then."""
@@ -40,7 +42,7 @@ class Cluster:
     password: str
 
 
-def cached(binaries: Binaries, owner: Owner, cache: Path, story: Story) -> Cluster:
+def cached(binaries: Binaries, owner: Owner, cache: Path) -> Cluster:
     """The initialised directory for these binaries, made now where there is none.
 
     Raises:
@@ -53,7 +55,7 @@ def cached(binaries: Binaries, owner: Owner, cache: Path, story: Story) -> Clust
         make_folder(cache, owner, 0o755)
         with file_lock(cache / f"{target.name}.lock", timeout=180, waiting_for="initdb"):
             if not target.is_dir():
-                story(f"process: initialising PostgreSQL {binaries.version} (once per version)")
+                logger.info("process: initialising PostgreSQL %s (once per version)", binaries.version)
                 _initialise(binaries, owner, target)
     try:
         return Cluster(target / "data", (target / "password").read_text().strip())

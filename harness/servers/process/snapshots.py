@@ -21,7 +21,6 @@ from harness.servers.process import cluster
 from harness.servers.process.backend import ProcessBackend
 from harness.servers.process.record import Record, alive
 from harness.servers.process.user import Owner, make_folder
-from harness.telling import Story
 
 _PREFIX = "base-"
 _FACTS = "base.json"
@@ -44,7 +43,7 @@ class ProcessBakery:
         self._owner = Owner.find()
         self.folder = self._owner.reachable(backend.cache, "cache")
 
-    def origin(self, story: Story) -> Origin:
+    def origin(self) -> Origin:
         """Version and place of the binaries, the C library, and how directories are initialised here."""
         found = self._backend.binaries()
         parts = [

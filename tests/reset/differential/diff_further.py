@@ -16,8 +16,8 @@ from diff_workloads import Operation
 from fix_reset_servers import Bench, clone, drop
 
 from harness.errors import ServerRefused
+from harness.reset import watermark
 from harness.reset.changes import RecloneNeeded
-from harness.reset.sql import shared
 
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 FURTHER = int(os.environ.get("PGHARNESS_TEST_FURTHER", "700" if LONG else "10"))
@@ -123,7 +123,7 @@ def replace(bench: Bench) -> None:
         clone(bench.admin, f"{name}_t", spare)
         try:
             drop(bench.admin, name)
-            noted = shared.note(bench.admin, spare, "app")
+            noted = watermark.take(bench.admin, spare, "app")
             bench.admin.execute(f"alter database {spare} rename to {name}")
             bench.engine.rebase(noted)
             return

@@ -24,8 +24,8 @@ from harness.postgres.databases import apply_statements, read_attributes
 from harness.postgres.incarnation import Incarnation
 from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import ResetEngine
-from harness.reset.tracker import EngineState
-from harness.reset.watermark import Carried
+from harness.reset.tracker import Tracker
+from harness.reset.watermark import Watermark
 from harness.sandbox import marks
 from harness.sandbox.watermarks import Life, Notes
 
@@ -55,7 +55,7 @@ class Processes(Runner):
         """The process ends; now and then it is killed when all is put back, and before it has written that down."""
         engine = self.bench.engine
         if written or rng.random() < 0.8:
-            noted = engine.noted
+            noted = engine.watermark
             assert noted is not None
             self.notes.write(self.bench.name, life(self.bench), noted)
         else:
@@ -132,15 +132,15 @@ def test_a_process_that_does_not_know_where_rows_lie_is_caught(
     monkeypatch.setattr(
         here, "generate_workload", lambda seed, schema: [Operation("wide", 0, (turns[seed % 2],))]
     )
-    real = Carried.hand_over
+    real = Tracker.resume
 
-    def forgetful(self: Carried, engine: EngineState) -> None:
-        real(replace(self, places={}), engine)
+    def forgetful(self: Tracker, noted: Watermark) -> None:
+        real(self, replace(noted, places={}))
 
     runner, rng = Processes(reset_server, 1, tmp_path), random.Random(1)
     try:
         assert not any(runner.round(seed, rng)[0] for seed in range(1, 9))
-        monkeypatch.setattr(Carried, "hand_over", forgetful)
+        monkeypatch.setattr(Tracker, "resume", forgetful)
         assert any(runner.round(seed, rng)[0] for seed in range(1, 60))
     finally:
         runner.close()
@@ -215,7 +215,7 @@ class Marked(Processes):
         marks.open_up(bench.admin, copy)
 
     def end(self, rng: random.Random, *, written: bool = False) -> None:
-        if self.bench.engine.noted is not None:
+        if self.bench.engine.watermark is not None:
             super().end(rng, written=written)
 
     def close(self) -> None:

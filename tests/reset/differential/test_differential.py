@@ -22,8 +22,8 @@ from fix_reset_servers import Bench, Server, binaries, clone, dispose, drop, mak
 
 from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.postgres.session import Session
+from harness.reset import watermark
 from harness.reset.changes import RecloneNeeded
-from harness.reset.sql import shared
 
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 WORKLOADS = int(os.environ.get("PGHARNESS_TEST_WORKLOADS", "700" if LONG else "60"))
@@ -315,7 +315,7 @@ def test_an_engine_that_is_opened_after_the_workload_gives_what_a_fresh_clone_gi
                 bench.engine.close()
                 drop(bench.admin, bench.name)
                 clone(bench.admin, f"{bench.name}_t", bench.name)
-                noted = shared.note(bench.admin, bench.name, "app")
+                noted = watermark.take(bench.admin, bench.name, "app")
                 operations = [o for o in generate_workload(seed, schema) if o.kind not in DDL]
                 for operation in operations:
                     runner.perform(operation)

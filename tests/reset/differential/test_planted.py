@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from diff_schemas import generate as generate_schema
@@ -20,8 +21,8 @@ from harness.errors import ServerLost, ServerRefused
 from harness.postgres.session import Session
 from harness.reset import detect
 from harness.reset.changes import Changes, RecloneNeeded
-from harness.reset.engine import ResetEngine
 from harness.reset.restore import Attempt
+from harness.reset.tracker import Tracker
 
 TRIES = 120 if os.environ.get("PGHARNESS_TEST_LONG") == "1" else 15
 
@@ -178,11 +179,11 @@ def _write_between_windows(runner: Runner) -> list[str]:
 
 def test_a_window_end_that_is_moved_is_found(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _write_between_windows(runner) == []
-    real = ResetEngine._advance
+    real = Tracker.advance
 
-    def moved(self: ResetEngine, window: object) -> None:
-        real(self, window)  # type: ignore[arg-type]
-        self._start = self._wal.position()
+    def moved(self: Tracker, window: object, **options: Any) -> None:
+        real(self, window, **options)  # type: ignore[arg-type]
+        self.start = self._connections.wal.position()
 
-    monkeypatch.setattr(ResetEngine, "_advance", moved)
+    monkeypatch.setattr(Tracker, "advance", moved)
     assert _write_between_windows(runner) != []

@@ -23,7 +23,7 @@ from harness.postgres import incarnation
 from harness.reset.engine import ResetEngine
 from harness.reset.marks import Marks
 from harness.reset.sql import relations
-from harness.reset.tracker import EngineState
+from harness.reset.tracker import Tracker
 
 __all__ = ["own_server"]
 
@@ -35,12 +35,12 @@ def drop_the_notes_of_a_popped_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ask_for_files_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """File numbers are asked for once more after the look, and pass for pristine."""
-    real = EngineState._remember_files
+    real = Tracker.remember_files
 
-    def late(self: EngineState, files: dict[int, int]) -> None:
-        real(self, {**files, **relations.files(self._lease)})
+    def late(self: Tracker, files: dict[int, int]) -> None:
+        real(self, {**files, **relations.files(self._connections.lease)})
 
-    monkeypatch.setattr(EngineState, "_remember_files", late)
+    monkeypatch.setattr(Tracker, "remember_files", late)
 
 
 def skip_the_check_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,10 +56,10 @@ def leave_free_space_in_front(monkeypatch: pytest.MonkeyPatch) -> None:
     def reset(self: ResetEngine, **options: Any) -> object:
         report = real(self, **options)
         # The next reset sees it, and puts it right.
-        self._lease.execute(
+        self._connections.lease.execute(
             "with gone as (delete from public.thousand returning *) insert into public.thousand select * from gone"
         )
-        self._lease.execute("vacuum public.thousand")
+        self._connections.lease.execute("vacuum public.thousand")
         return report
 
     monkeypatch.setattr(ResetEngine, "reset", reset)

@@ -18,7 +18,7 @@ from test_differential import Runner
 
 from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import ResetEngine
-from harness.reset.sql.shared import Note
+from harness.reset.watermark import Watermark
 from harness.sandbox.watermarks import Notes
 
 OLDEST = 6
@@ -36,7 +36,7 @@ class Turns(Runner):
         self.folder = Notes(folder)
         self.counts: Counter[str] = Counter()
         self.story: list[str] = []
-        self.notes: list[Note] = []
+        self.notes: list[Watermark] = []
         self.open: list[ResetEngine | None] = [None, None]
         self._begin_anew(0)
 
@@ -47,11 +47,11 @@ class Turns(Runner):
             engine.close()
         self.open = [None, None]
         self.open[number] = self.bench.engine
-        noted = self.bench.engine.noted
+        noted = self.bench.engine.watermark
         assert noted is not None
         self.notes = [noted]
 
-    def _carried(self, note: Note) -> Note:
+    def _carried(self, note: Watermark) -> Watermark:
         """As another process reads it."""
         bench = self.bench
         self.folder.write(bench.name, life(bench), note)
@@ -80,7 +80,7 @@ class Turns(Runner):
             return self._clone(number)
         self.strategies["restore"] += 1
         # Now and then it is killed before it has written down what it did.
-        if (noted := self.bench.engine.noted) is not None and rng.random() < 0.85:
+        if (noted := self.bench.engine.watermark) is not None and rng.random() < 0.85:
             self.notes.append(noted)
         return self.compare(catalogs=False)
 

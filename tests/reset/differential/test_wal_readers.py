@@ -15,7 +15,7 @@ from test_differential import Runner
 from harness.postgres.session import Session
 from harness.reset.wal.bytes import ByteReader
 from harness.reset.wal.inspect import InspectReader
-from harness.reset.wal.reader import NOISE, Question, Window
+from harness.reset.wal.reader import NOISE, WalQuery, WalWindow
 
 WORKLOADS = 200 if os.environ.get("PGHARNESS_TEST_LONG") == "1" else 25
 
@@ -23,7 +23,7 @@ WORKLOADS = 200 if os.environ.get("PGHARNESS_TEST_LONG") == "1" else 25
 KNOWN = ("Heap/", "Heap2/", "XLOG/FPI", "Sequence/")
 
 
-def told(window: Window) -> dict[tuple[int, bool, bool], tuple[dict[str, int], frozenset[int]]]:
+def told(window: WalWindow) -> dict[tuple[int, bool, bool], tuple[dict[str, int], frozenset[int]]]:
     """What a window says about rows, comparable."""
     found: dict[tuple[int, bool, bool], tuple[dict[str, int], frozenset[int]]] = {}
     for relation in window.relations:
@@ -50,26 +50,26 @@ class BothReaders:
     def position(self) -> str:
         return self.bytes.position()
 
-    def look(self, asked: Question) -> Window:
+    def read(self, asked: WalQuery) -> WalWindow:
         asked = replace(asked, ours=[*asked.ours, self.inspect.session.pid])
-        one = self.bytes.look(asked)
+        one = self.bytes.read(asked)
         if one.moved and not one.too_much:
-            two = self.inspect.look(replace(asked, most=asked.most + 65536, seen=None))
+            two = self.inspect.read(replace(asked, most=asked.most + 65536, seen=None))
             assert told(one) == told(two)
             assert set(one.unfinished) == set(two.unfinished)
             if not asked.brief:
                 assert one.advisory == two.advisory
             self.compared += 1
         # The second look wrote into the log: what the first says of the insert position holds no more.
-        return Window(**{**one._asdict(), "seen": ""})
+        return WalWindow(**{**one._asdict(), "seen": ""})
 
 
 def agree(server: Server, seeds: range, *, checkpoint: bool) -> None:
     runner = Runner(server, generate_schema(11))
     both = BothReaders(server.session(), server.session())
     try:
-        runner.bench.engine._wal.session.close()
-        runner.bench.engine._reader = both
+        runner.bench.engine._connections.wal.session.close()
+        runner.bench.engine._connections._reader = both
         runner.bench.reclone()
         for seed in seeds:
             if checkpoint and seed % 3 == 0:

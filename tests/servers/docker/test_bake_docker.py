@@ -192,7 +192,7 @@ def test_an_image_that_lies_or_is_gone(estate: Estate) -> None:
                 None,
             )
     docker("rmi", "-f", forged)
-    estate.story.clear()
+    estate.told.clear()
     with estate.open() as fleet:
         docker("rmi", fleet.baked.base.ref)
         with pytest.raises(ServerStartError, match="run again, and it is baked anew"):

@@ -101,7 +101,7 @@ def shell() -> dict[str, bytes | Path]:
 @pytest.mark.parametrize("storage", ["memory", "disk"])
 def test_start_find_stop(place: Checkout, version: str, storage: str) -> None:
     ours = backend(place, f"pgharness-test:{version}")
-    info = ours.start(place.request(storage=storage), place.story.append)
+    info = ours.start(place.request(storage=storage))
     with Session.connect(info.dsn) as session:
         assert session.server_version // 10000 == {"15": 15}.get(version, 17)
         shown = session.row("SELECT current_setting('data_directory'), current_setting('max_wal_size')")
@@ -120,7 +120,7 @@ def test_start_find_stop(place: Checkout, version: str, storage: str) -> None:
 
 def test_what_docker_shows_holds_no_secret_and_no_open_port(place: Checkout) -> None:
     ours = backend(place)
-    info = ours.start(place.request(), place.story.append)
+    info = ours.start(place.request())
     shown = json.loads(docker("inspect", info.handle))[0]
     assert info.dsn.password not in json.dumps(shown)
     assert info.dsn.password not in docker("logs", info.handle)
@@ -139,7 +139,7 @@ def test_what_docker_shows_holds_no_secret_and_no_open_port(place: Checkout) -> 
 
 
 def test_the_watcher_is_inits_child(place: Checkout) -> None:
-    info = backend(place).start(place.request(ttl=300), place.story.append)
+    info = backend(place).start(place.request(ttl=300))
     rows = [
         line.split(None, 2) for line in docker("top", info.handle, "-eo", "pid,ppid,args").splitlines()[1:]
     ]
@@ -151,7 +151,7 @@ def test_the_watcher_is_inits_child(place: Checkout) -> None:
 
 def test_a_watcher_that_cannot_connect_ends_the_server(place: Checkout) -> None:
     ours = backend(place)
-    info = ours.start(place.request(ttl=3), place.story.append)
+    info = ours.start(place.request(ttl=3))
     with Session.connect(info.dsn) as session:
         # Held, so idleness is not the reason; and nobody new is let in.
         session.value("SELECT pg_advisory_lock_shared(%s)", (life_key(info),))
@@ -166,24 +166,24 @@ def test_a_watcher_that_cannot_connect_ends_the_server(place: Checkout) -> None:
 
 def test_a_missing_image(place: Checkout) -> None:
     with pytest.raises(BackendUnavailable) as caught:
-        backend(place, "127.0.0.1:9/no-such/image:1").start(place.request(), place.story.append)
+        backend(place, "127.0.0.1:9/no-such/image:1").start(place.request())
     assert caught.value.exit_code == 121
     assert "127.0.0.1:9/no-such/image:1 is not on this Docker daemon" in str(caught.value)
     assert "docker login" in str(caught.value)
-    assert "pulling" in place.story[0]
+    assert "pulling" in place.told[0]
     assert containers(place) == []
 
 
 def test_an_image_without_a_shell(place: Checkout, image: Callable[..., str]) -> None:
     with pytest.raises(ServerStartError, match="has no /bin/sh"):
-        backend(place, image({"hello": b"x"})).start(place.request(), place.story.append)
+        backend(place, image({"hello": b"x"})).start(place.request())
     assert containers(place) == []
 
 
 def test_an_image_without_postgresql(place: Checkout, image: Callable[..., str]) -> None:
     # Nothing but a shell: this also proves that the entrypoint gets this far with builtins alone.
     with pytest.raises(ServerStartError) as caught:
-        backend(place, image(shell())).start(place.request(), place.story.append)
+        backend(place, image(shell())).start(place.request())
     assert caught.value.exit_code == 122
     assert "this image holds no PostgreSQL server" in caught.value.log_tail
     assert "not found" not in caught.value.log_tail
@@ -198,9 +198,9 @@ def test_an_image_for_another_architecture(
     elf = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xb7\x00" + bytes(44)
     made = image({"bin/sh": elf}, "arm64")
     with pytest.raises(ServerStartError, match="it is for arm64, and the daemon's machine is amd64"):
-        backend(place, made).start(place.request(), place.story.append)
+        backend(place, made).start(place.request())
     # Told before it is tried: where an emulator is registered, it is slow and right.
-    assert "it is for arm64" in place.story[0]
+    assert "it is for arm64" in place.told[0]
     assert containers(place) == []
     # For a server each, its version is asked first.
     estate = new_estate(backend="docker", image=made)
@@ -213,14 +213,14 @@ def test_a_label_that_is_wrong_hinders_nobody(place: Checkout, image: Callable[.
     # `docker import --platform` writes what it is told.
     files = shell()
     with pytest.raises(ServerStartError) as caught:
-        backend(place, image(files, "arm64")).start(place.request(), place.story.append)
+        backend(place, image(files, "arm64")).start(place.request())
     assert "this image holds no PostgreSQL server" in caught.value.log_tail
 
 
 def test_a_container_that_dies_at_start_shows_its_log(place: Checkout) -> None:
     began = time.monotonic()
     with pytest.raises(ServerStartError) as caught:
-        backend(place).start(place.request(settings={"shared_buffers": "plenty"}), place.story.append)
+        backend(place).start(place.request(settings={"shared_buffers": "plenty"}))
     assert 'invalid value for parameter "shared_buffers": "plenty"' in caught.value.log_tail
     assert time.monotonic() - began < 20
     assert len(str(caught.value).splitlines()) < 30
@@ -229,7 +229,7 @@ def test_a_container_that_dies_at_start_shows_its_log(place: Checkout) -> None:
 
 def test_a_memory_file_system_that_is_full_at_initdb(place: Checkout) -> None:
     with pytest.raises(ServerStartError, match="No space left on device"):
-        backend(place, memory_limit=9 * 1024**2).start(place.request(storage="memory"), place.story.append)
+        backend(place, memory_limit=9 * 1024**2).start(place.request(storage="memory"))
     assert containers(place) == []
 
 
@@ -238,10 +238,10 @@ def test_paused_by_hand(place: Checkout) -> None:
     first = place.ensure(settings)
     first.close()
     docker("pause", first.info.handle)
-    place.story.clear()
+    place.told.clear()
     with place.ensure(settings) as again:
         assert again.info.server_id == first.info.server_id
-    assert any("was paused" in line for line in place.story)
+    assert any("was paused" in line for line in place.told)
 
 
 def test_removed_by_hand(place: Checkout) -> None:
@@ -277,7 +277,7 @@ def test_a_persons_server_survives_docker_stop(place: Checkout) -> None:
 
 def test_data_that_the_image_brought_gets_our_password(place: Checkout) -> None:
     ours = backend(place)
-    made = ours.start(place.request("up"), place.story.append)
+    made = ours.start(place.request("up"))
     with Session.connect(made.dsn) as session:
         session.execute("CREATE TABLE baked AS SELECT 7 AS n")
     docker("stop", made.handle)
@@ -286,7 +286,7 @@ def test_data_that_the_image_brought_gets_our_password(place: Checkout) -> None:
     try:
         for storage in ("disk", "memory"):
             request = place.request(storage=storage)
-            info = backend(place, tag).start(request, place.story.append)
+            info = backend(place, tag).start(request)
             assert info.dsn.password == request.password != made.dsn.password
             with Session.connect(info.dsn) as session:
                 assert session.value("SELECT n FROM baked") == 7
@@ -296,7 +296,7 @@ def test_data_that_the_image_brought_gets_our_password(place: Checkout) -> None:
             ours.stop(info)
         # Where the data does not fit into memory it is used where it is; psql in the container finds the server.
         cramped = backend(place, tag, memory_limit=16 * 1024**2)
-        info = cramped.start(place.request(storage="memory"), place.story.append)
+        info = cramped.start(place.request(storage="memory"))
         with Session.connect(info.dsn) as session:
             assert session.value("SHOW data_directory") == "/pgharness/data/1"
         ask = [*cramped.exec_command(info, "postgres", [], terminal=False), "-Atc", "SELECT n FROM baked"]
@@ -324,7 +324,7 @@ def test_a_daemon_over_tcp(place: Checkout) -> None:
         found = connect(place.environ, timeout=10)
         assert (found.host, found.bind, found.local) == ("127.0.0.1", "127.0.0.1", True)
         ours = backend(place)
-        info = ours.start(place.request(), place.story.append)
+        info = ours.start(place.request())
         with Session.connect(info.dsn) as session:
             assert session.value("SELECT 1") == 1
         ours.stop(info)

@@ -60,7 +60,7 @@ def test_without_a_password_it_says_so(built: str) -> None:
 def test_run_by_the_harness(place: Checkout, built: str) -> None:
     ours = DockerBackend(place.environ, image=built)
     request = place.request(storage="disk")
-    info = ours.start(request, place.story.append)
+    info = ours.start(request)
     with Session.connect(info.dsn) as session:
         assert info.dsn.password == request.password
         assert session.value("SELECT current_setting('harness.server_id')") == info.server_id

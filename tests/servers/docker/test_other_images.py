@@ -78,7 +78,7 @@ def test_a_volume_of_the_images_holds_nothing_of_ours(
         assert session.value("show timezone") == "UTC"
     # Yours starts from the same image, on disk, and its data survives there.
     settings = estate.settings(isolation="database")
-    with Harness.open_with(settings, estate.environ, purpose="up", story=estate.story.append) as mine:
+    with Harness.open_with(settings, estate.environ, purpose="up") as mine:
         assert not mine.templates["default"].built
         assert mine.server.info.storage == "disk"
         with mine.lease().connect() as connection:
@@ -91,7 +91,7 @@ def test_a_volume_of_the_images_holds_nothing_of_ours(
         with found.connect() as connection:
             assert connection.execute("select count(*) from users").fetchone() == (2,)
     inventory.stop(settings, estate.environ, purpose="up")
-    assert any("starting from a baked server" in line for line in estate.story)
+    assert any("starting from a baked server" in line for line in estate.told)
     # Containers of such an image have a volume each: gone with them.
     assert volumes() <= before
 
@@ -110,7 +110,7 @@ def test_whoever_runs_the_server_is_unprivileged(
     place: Checkout, image: Callable[[str], str], lines: str, user: str
 ) -> None:
     ours = DockerBackend(place.environ, image=image(f"FROM {SMALL}\n{lines}\n") if lines else SMALL)
-    info = ours.start(place.request(ttl=300), place.story.append)
+    info = ours.start(place.request(ttl=300))
     with Session.connect(info.dsn) as session:
         assert session.value("show data_directory") == "/pgharness/memory/1"
     rows = [line.split() for line in docker("top", info.handle, "-eo", "pid,uid,args").splitlines()[1:]]
@@ -120,7 +120,7 @@ def test_whoever_runs_the_server_is_unprivileged(
 
 def test_the_switch_with_busybox(place: Checkout) -> None:
     ours = DockerBackend(place.environ, image=SMALL)
-    ours.start(place.request(ttl=1), place.story.append)
+    ours.start(place.request(ttl=1))
     assert until(lambda: ours.list(place.project) == [], seconds=20, what="the container to end itself") < 15
 
 

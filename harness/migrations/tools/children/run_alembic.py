@@ -1,44 +1,20 @@
 # mypy: ignore-errors
 # It runs in the interpreter of the project, which may be older than the one that mypy checks for.
-# ruff: noqa: BLE001, UP031 -- whatever a project raises is reported; % runs on any Python 3
-"""Child: ``alembic upgrade head``. Parameters come as JSON on stdin; see migrations/tools/alembic.py."""
+# ruff: noqa: UP031 -- % runs on any Python 3
+"""Task of a child: ``alembic upgrade head``; see migrations/tools/alembic.py."""
 
+import importlib.util
+import re
 import sys
-
-# Run by path: our own folder would else be the first place where the project's imports are looked up.
-sys.path[:] = [
-    p for p in sys.path if p.replace("\\", "/").rstrip("/") != __file__.replace("\\", "/").rpartition("/")[0]
-]
-
-import importlib.util  # noqa: E402
-import json  # noqa: E402
-import re  # noqa: E402
-import traceback  # noqa: E402
 
 
 class Refused(Exception):
-    """A reason that needs no traceback."""
+    """A reason to refuse; see main.py."""
+
+    needs_no_traceback = True
 
 
-def main():
-    parameters = json.loads(sys.stdin.read())
-    sys.path[:0] = parameters["path"]
-    try:
-        upgrade(parameters)
-    except SystemExit as error:
-        return error.code
-    except BaseException as error:
-        sys.stdout.flush()
-        refused = find_refused(error)
-        if refused is not None:
-            print(refused, file=sys.stderr, flush=True)
-        else:
-            report(error)
-        return 1
-    return 0
-
-
-def upgrade(parameters):
+def run(parameters):
     try:
         from alembic import command
         from alembic.config import Config
@@ -132,31 +108,3 @@ def env_text(script):
             return stream.read()
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def find_refused(error):
-    while error is not None:
-        if isinstance(error, Refused):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def report(error):
-    """The traceback without our own frames and importlib's: the project's lines are what helps."""
-    details = traceback.TracebackException.from_exception(error)
-    seen = details
-    while seen is not None:
-        seen.stack = traceback.StackSummary.from_list(
-            [
-                f
-                for f in seen.stack
-                if f.filename != __file__ and not f.filename.startswith("<frozen importlib")
-            ]
-        )
-        seen = seen.__cause__ or seen.__context__
-    print("".join(details.format()), file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,22 +1,15 @@
 # mypy: ignore-errors
 # It runs in the interpreter of the project, which may be older than the one that mypy checks for.
-# ruff: noqa: BLE001, UP031 -- whatever a project raises is reported; % runs on any Python 3
-"""Child: ``migrate`` of a Django project, or the list of its migrations' folders.
+# ruff: noqa: UP031 -- % runs on any Python 3
+"""Task of a child: ``migrate`` of a Django project, or the list of its migrations' folders.
 
-Parameters come as JSON on stdin; see migrations/tools/django.py.
+See migrations/tools/django.py.
 """
 
+import importlib
+import json
+import os
 import sys
-
-# Run by path: our own folder would else be the first place where the project's imports are looked up.
-sys.path[:] = [
-    p for p in sys.path if p.replace("\\", "/").rstrip("/") != __file__.replace("\\", "/").rpartition("/")[0]
-]
-
-import importlib  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import traceback  # noqa: E402
 
 # Options that would send the connection elsewhere, or ask the test server for TLS.
 BENDING = ("service", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey", "hostaddr", "host", "port")
@@ -24,41 +17,30 @@ OTHER_VENDORS = ("sqlite3", "spatialite", "mysql", "oracle", "dummy", "mssql")
 
 
 class Refused(Exception):
-    """A reason that needs no traceback."""
+    """A reason to refuse; see main.py."""
+
+    needs_no_traceback = True
 
 
-def main():
-    parameters = json.loads(sys.stdin.read())
-    sys.path[:0] = parameters["path"]
+def run(parameters):
     os.environ["DJANGO_SETTINGS_MODULE"] = parameters["settings"]
     try:
-        try:
-            import django
-        except ImportError as error:
-            raise Refused("%s, in the interpreter %s" % (error, sys.executable)) from None
-        from django.conf import settings
+        import django
+    except ImportError as error:
+        raise Refused("%s, in the interpreter %s" % (error, sys.executable)) from None
+    from django.conf import settings
 
-        databases = settings.DATABASES  # imports the settings module
-        alias = parameters["alias"] if parameters["alias"] in databases else "default"
-        point(databases, alias, parameters)
-        django.setup()
-        if parameters["list"]:
-            with open(parameters["list"], "w", encoding="utf-8") as stream:
-                json.dump(listing(parameters["root"]), stream)
-            return 0
-        from django.core.management import call_command
+    databases = settings.DATABASES  # imports the settings module
+    alias = parameters["alias"] if parameters["alias"] in databases else "default"
+    point(databases, alias, parameters)
+    django.setup()
+    if parameters["list"]:
+        with open(parameters["list"], "w", encoding="utf-8") as stream:
+            json.dump(listing(parameters["root"]), stream)
+        return
+    from django.core.management import call_command
 
-        call_command("migrate", database=alias, interactive=False, verbosity=1, no_color=True)
-    except SystemExit as error:
-        return error.code
-    except Refused as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
-    except BaseException as error:
-        sys.stdout.flush()
-        report(error)
-        return 1
-    return 0
+    call_command("migrate", database=alias, interactive=False, verbosity=1, no_color=True)
 
 
 def point(databases, alias, parameters):
@@ -122,23 +104,3 @@ def listing(root):
         if inside and not any(p.startswith(root) and path.startswith(p + os.sep) for p in prefixes):
             loaded.append(path)
     return {"folders": folders, "loaded": sorted(set(loaded))}
-
-
-def report(error):
-    """The traceback without our own frames and importlib's: the project's lines are what helps."""
-    details = traceback.TracebackException.from_exception(error)
-    seen = details
-    while seen is not None:
-        seen.stack = traceback.StackSummary.from_list(
-            [
-                f
-                for f in seen.stack
-                if f.filename != __file__ and not f.filename.startswith("<frozen importlib")
-            ]
-        )
-        seen = seen.__cause__ or seen.__context__
-    print("".join(details.format()), file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
