@@ -88,7 +88,7 @@ def test_a_tool_from_one_file_goes_everywhere(mine: Project) -> None:
     assert 'migrations = ["liquibase:changelog.sql"]' in mine.ok("init")
     report = mine.ok("doctor")
     assert "liquibase:changelog.sql can be read" in report
-    assert "liquibase is a kind of pg-harness-liquibase 1.2" in report
+    assert "pg-harness-liquibase 1.2 adds liquibase, written liquibase:changelog.sql" in report
 
     (mine.root / "changelog.sql").write_text(
         CHANGELOG + "--changeset ann:2\ninsert into parts values ('nut');"
@@ -151,3 +151,7 @@ def test_a_package_that_is_wrong_is_named(
     install(tmp_path / "site", code, name="broken", word=word)
     (mine.root / "pg-harness.toml").write_text('migrations = ["nothing:x"]\n')
     assert told in " ".join(mine.fails(120, "up").split())
+    # Where the settings do not need it, it is only doctor's business.
+    (mine.root / "pg-harness.toml").write_text('migrations = ["sql:changelog.sql"]\n')
+    assert re.search(rf"fail +migrations .*{re.escape(told)}", mine.run("doctor").stdout)
+    assert parts(mine.ok("up").strip()) == ["bolt"]
