@@ -13,6 +13,8 @@ from fix_reset_servers import SETTINGS, Server, binaries, dispose, running
 
 from harness.postgres.session import Session
 
+pytestmark = pytest.mark.server
+
 SCHEMA = """
 create table plain (id serial primary key, v text);
 create table seeded (id serial primary key, v text); insert into seeded (v) select 'row ' || i from generate_series(1, 100) i;

@@ -20,6 +20,8 @@ from harness.runs import spill
 from harness.runs.harness import Harness
 from harness.servers import inventory
 
+pytestmark = pytest.mark.server
+
 SQL = "create table users (id serial primary key, name text);\ninsert into users (name) values ('seed');\n"
 
 

@@ -42,6 +42,7 @@ def environ(old: Server, tmp_path: Path) -> dict[str, str]:
     return {**clean, **{f"PGHARNESS_{name}": value for name, value in names.items()}}
 
 
+@pytest.mark.server
 def test_leases_on_it_are_reset_by_fresh_clones(
     environ: dict[str, str], tmp_path: Path, told: list[str]
 ) -> None:
@@ -58,6 +59,7 @@ def test_leases_on_it_are_reset_by_fresh_clones(
                     assert connection.execute("select count(*) from users").fetchone() == (count,)
 
 
+@pytest.mark.server
 def test_the_commands_on_it(environ: dict[str, str], old: Server, tmp_path: Path) -> None:
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(

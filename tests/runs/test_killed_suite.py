@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from fix_backends import processes_naming, until
 
-TESTS = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.server
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
 SUITE = """
 import os, pathlib, sys
@@ -43,7 +45,7 @@ def test_nothing_is_left_of_a_suite_that_was_killed(storage: str) -> None:
     if version is None or (storage == "memory" and not Path("/dev/shm").is_dir()):
         pytest.skip("no local binaries, or no folder in memory")
     suite = subprocess.Popen(
-        [sys.executable, "-c", SUITE.format(version=version, storage=storage), *sys.path, str(TESTS)],
+        [sys.executable, "-c", SUITE.format(version=version, storage=storage), *sys.path, str(FIXTURES)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     with suite:

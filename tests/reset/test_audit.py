@@ -1,6 +1,6 @@
 """One workload for each thing that a test can do to rows, on every version: all comes back, without a clone.
 
-The random workloads of ``tests/differential`` combine what is here; this says of each alone that it works.
+The random workloads of ``tests/reset/differential`` combine what is here; this says of each alone that it works.
 """
 
 from __future__ import annotations

@@ -157,6 +157,7 @@ def test_an_event_trigger_that_always_fires_is_noticed(reset_server: Server) -> 
         dispose(case.bench)
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("version", [15, 18], ids=lambda v: f"pg{v}")
 def test_an_autovacuum_that_takes_long_is_no_hang(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds a lock that ours waits for, never as long as would cancel it, and is no session to be ended."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from fix_plugin import Folder, Place
-from test_plugin_company import need
+from test_other_plugins import need
 
 
 def test_a_controller_has_a_lease_of_its_own(folder: Folder, place: Place) -> None:

@@ -86,6 +86,7 @@ def test_bytes_and_walinspect_agree(reset_server: Server) -> None:
     agree(reset_server, range(9000, 9000 + WORKLOADS), checkpoint=False)
 
 
+@pytest.mark.server
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda v: f"pg{v}")
 def test_they_agree_where_everything_is_logged(version: int, monkeypatch: pytest.MonkeyPatch) -> None:

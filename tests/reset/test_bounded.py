@@ -140,6 +140,7 @@ AUTOVACUUM = {
 }  # fmt: skip
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("version", [15, 18])
 def test_autovacuum_does_not_interfere(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is busy in the tables that are put back, and no reset waits for it, fails over it or takes a clone."""

@@ -170,6 +170,7 @@ def test_a_window_over_two_segments(bench: Bench) -> None:
     bench.admin.execute("drop table filler")
 
 
+@pytest.mark.server
 def test_an_installation_without_contrib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Binaries alone, no pg_walinspect: resets are the same."""
     folder = binaries(18)
