@@ -86,6 +86,15 @@ class Project:
         (folder / name).write_text(text)
 
 
+def install(site: Path, code: str, *, name: str, word: str, group: str) -> None:
+    """What pip leaves of a package of one module with one entry point, which names its ``KIND``."""
+    info = site / f"{name}-1.2.dist-info"
+    info.mkdir(parents=True)
+    (site / f"{name}.py").write_text(code)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{word} = {name}:KIND\n")
+
+
 @pytest.fixture(scope="session")
 def new_project(
     tmp_path_factory: pytest.TempPathFactory, folders: tuple[Path, Path]

@@ -23,7 +23,6 @@ from harness.postgres.session import Session
 from harness.runs import bake
 from harness.runs.placement import Fleet
 from harness.servers import inventory, registry
-from harness.servers.registry import bakery_of
 
 USERS = "create table users (id bigserial primary key, name text); insert into users (name) values ('a');"
 """The migrations of every new project here, until a test writes others."""
@@ -179,7 +178,8 @@ def new_estate(tmp_path: Path, initialised: Path, told: list[str]) -> Iterator[C
         settings = estate.settings()
         for purpose in estate.purposes():
             inventory.stop(settings, estate.environ, purpose=purpose)
-        bakery = bakery_of(registry.choose(settings, estate.environ), private / "cache")
+        bakery = registry.choose(settings, estate.environ).snapshots()
+        assert bakery is not None
         for base in estate.bases():
             bakery.remove(base)
         assert estate.purposes() == []

@@ -88,7 +88,7 @@ def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo) -> Se
         Hint.of(settings, environ, "run").forget()
 
     began = time.monotonic()
-    if info.backend == "external":
+    if not info.ours:
         session: Session | None = Session.connect(info.dsn)
         why = ""
     else:
