@@ -228,13 +228,13 @@ def external(settings: Settings, environ: Mapping[str, str], *, purpose: str) ->
     Raises:
         BackendUnavailable: it does not answer, or cannot be used.
     """
-    from harness.postgres.session import Session
-
     began = time.monotonic()
     hint = Hint.of(settings, environ, purpose)
     backend = registry.choose(settings, environ)
     info = backend.start(new_request(settings, hint.project, purpose, None))
-    session = Session.connect(info.dsn)
+    session, why = attach(info)
+    if session is None:
+        raise ServerLost(f"the server {info.description} does not answer as itself: {why}")
     return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)
 
 
