@@ -83,7 +83,8 @@ def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
 def _settings(options: Any, start: tuple[Path, str]) -> Settings:
     # Here: a worker has its controller's, and imports none of it.
     from harness.config.load import load
-    from harness.migrations.registry import check_settings
+    from harness.migrations import registry as sources
+    from harness.servers import registry as backends
 
     explicit = options.pg_harness_config
     settings = load(
@@ -94,7 +95,8 @@ def _settings(options: Any, start: tuple[Path, str]) -> Settings:
         overrides=given_as_options(options),
         override_origin="a pytest option",
     )
-    check_settings(settings)
+    sources.check_settings(settings)
+    backends.check_settings(settings)
     return settings
 
 
