@@ -121,12 +121,12 @@ class State:
                 run.release_run()
                 run.sweep()
         except HarnessError as error:
-            complain(f"letting go of the databases failed, the next run puts it right: {error}")
+            complain(f"letting go of the databases failed, the next run puts it right: {error.full_text}")
         finally:
             try:
                 run.close()
             except HarnessError as error:
-                complain(str(error))
+                complain(error.full_text)
 
 
 def _fill(harness: Harness, workers: int) -> None:

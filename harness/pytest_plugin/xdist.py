@@ -48,7 +48,7 @@ class Controller:
                 self._tell(budget.check(self._state.running[0], len(specs)))
             path = self._run_file(len(specs)).write(project.state_dir(os.environ) / "runs")
         except HarnessError as error:
-            raise pytest.UsageError(f"pg-harness: {error}") from None
+            raise pytest.UsageError(f"pg-harness: {error.full_text}") from None
         self._state.run_file = path
         for spec in specs:
             spec.env[VARIABLE] = str(path)

@@ -251,7 +251,7 @@ class Harness(OneServer):
         return Filler(self._clones_over(self._link.another()), templates, wanted=wanted)
 
     def _claim(self, worker: str, index: int) -> Claim:
-        return Claim(self.run, worker, index, {"root": str(self.settings.root)})
+        return Claim(self.run, worker, index, str(self.settings.root))
 
     def _forget(self, lease: Lease) -> None:
         if lease in self._leases:

@@ -386,8 +386,7 @@ class OneServer(Run):
         )
         dropped = []
         for found in databases.list_ours(session, self.project):
-            parsed = found.parsed
-            if parsed is None or parsed.kind is not names.Kind.LEASE or parsed.owner != self.run:
+            if found.kind is not names.Kind.LEASE or found.owner != self.run:
                 continue
             if wanted is None or found.name in wanted:
                 self.clones.release(found.name)
@@ -414,7 +413,7 @@ class OneServer(Run):
         from harness.databases import sweep
 
         everything = databases.list_ours(self._link.session, self.project)
-        runs = {d.parsed.owner for d in everything if d.parsed and d.parsed.kind is names.Kind.LEASE}
+        runs = {d.owner for d in everything if d.kind is names.Kind.LEASE}
         return bool(sweep.alive_runs(self._link.session, sorted(runs - {self.run})))
 
     def _leave(self) -> None:
