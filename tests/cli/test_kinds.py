@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import fix_packages as packages
 import psycopg
 import pytest
 from fix_backends import ROOT
@@ -50,7 +49,12 @@ def test_parts(number):
 
 
 def install(site: Path, code: str, *, name: str = "pg_harness_liquibase", word: str = "liquibase") -> None:
-    packages.install(site, code, name=name, group="pg_harness.migrations", word=word, attribute="KIND")
+    """What pip leaves of a package of one module with one entry point."""
+    info = site / f"{name}-1.2.dist-info"
+    info.mkdir(parents=True)
+    (site / f"{name}.py").write_text(code)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(f"[pg_harness.migrations]\n{word} = {name}:KIND\n")
 
 
 @pytest.fixture
