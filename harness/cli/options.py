@@ -78,6 +78,39 @@ class Place(click.ParamType):  # type: ignore[type-arg]
         return [CompletionItem(incomplete, type=self.kind)]
 
 
+class BackendWord(click.ParamType):  # type: ignore[type-arg]
+    """A backend's word, ours or an installed package's: those are looked for only where the word is none of ours."""
+
+    name = "backend"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The word."""
+        from harness.servers.registry import WORDS
+
+        if value not in WORDS:
+            self.fail(f"{value!r} is not one of {', '.join(map(repr, WORDS))}", param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        """All words."""
+        from click.shell_completion import CompletionItem
+
+        from harness.servers.registry import WORDS
+
+        return [CompletionItem(word) for word in WORDS if word.startswith(incomplete)]
+
+
+class BackendOption(click.Option):
+    """``--backend``, whose help names the words that there are."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option and its help."""
+        from harness.servers.registry import WORDS
+
+        record = super().get_help_record(ctx)
+        return record and (record[0], f"{record[1]}: {', '.join(WORDS)}")
+
+
 COMMON: Sequence[click.Option] = (
     click.Option(["-q", "--quiet"], count=True, help="say nothing of what is done; warnings and errors stay"),
     click.Option(
@@ -91,11 +124,7 @@ COMMON: Sequence[click.Option] = (
         metavar="FILE",
         help="settings file (default: searched upwards from here)",
     ),
-    click.Option(
-        ["--backend"],
-        type=click.Choice(["auto", "docker", "process", "external"]),
-        help="what runs the server",
-    ),
+    BackendOption(["--backend"], type=BackendWord(), metavar="BACKEND", help="what runs the server"),
     click.Option(["--image"], metavar="IMAGE", help="image of the docker backend, for instance postgres:17"),
     click.Option(["--server-url"], metavar="URL", help="an external server; DATABASE_URL is never taken"),
     click.Option(["--isolation"], type=click.Choice(["database", "server"]), help="what each worker gets"),

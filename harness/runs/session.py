@@ -121,12 +121,16 @@ class Run(ABC):
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
         """
         from harness.config.load import load
-        from harness.migrations.registry import check_settings
+        from harness.databases import freshness
+        from harness.migrations import registry as sources
+        from harness.servers import registry as backends
 
         environment = os.environ if environ is None else environ
         start = Path(root) if root is not None else Path.cwd()
         settings = load(environment, start=start, overrides={**overrides, **cls._stated(purpose)})
-        check_settings(settings)
+        sources.check_settings(settings)
+        backends.check_settings(settings)
+        freshness.check_settings(settings)
         return cls.open_with(
             settings,
             environment,
@@ -330,7 +334,7 @@ class OneServer(Run):
             recipe,
             self.owner,
             rebuild=rebuild,
-            probe_strategy=self.server.info.backend == "external",
+            probe_strategy=not self.server.info.ours,
             progress=self._progress,
         )
 
@@ -402,7 +406,7 @@ class OneServer(Run):
         """Whether databases of the application's role can only be the tests': nobody else is that role."""
         if self.run == names.PERSON:
             return False
-        if self.server.info.backend != "external":
+        if self.server.info.ours:
             return True
         # Somebody else's server: only a role that is named after this checkout is nobody else's.
         return self.owner.name == f"{names.PREFIX}_{self.project}"
