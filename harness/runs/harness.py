@@ -47,8 +47,7 @@ class Harness(OneServer):
     @classmethod
     def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
         """As :meth:`open`, with settings that were read already."""
-        from harness.runs import spill
-        from harness.servers import acquire
+        from harness.servers import acquire, memory
 
         purpose, rebuild = how.get("purpose", "run"), how.get("rebuild", False)
         if settings.isolation == "server" and purpose == "run":
@@ -59,7 +58,7 @@ class Harness(OneServer):
                 origin=settings.origin("isolation"),
                 value="server",
             )
-        settings = spill.settings_for(settings, environ)
+        settings = memory.settings_for(settings, environ)
         found = acquire.ensure(
             settings,
             environ,
@@ -87,18 +86,18 @@ class Harness(OneServer):
 
     def _prepare_or_move(self, *, rebuild: bool, may_move: bool) -> bool:
         """Have the templates ready; True where everything has to be done again on disk."""
-        from harness.runs import spill
+        from harness.servers import memory
 
         settings, environ, server = self.settings, self._environ, self.server
         try:
             self.prepare(rebuild=rebuild)
         except HarnessError as error:
-            if may_move and spill.ran_out(error, settings, environ, server):
+            if may_move and memory.ran_out(error, settings, environ, server):
                 return True
-            spill.explain(error, server)
+            memory.explain(error, server)
             raise
-        templates = list(self.templates.values())
-        return may_move and spill.must_move(settings, environ, server, templates)
+        size = sum(template.size for template in self.templates.values())
+        return may_move and memory.must_move(settings, environ, server, size)
 
     @classmethod
     def attach(

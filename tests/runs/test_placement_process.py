@@ -15,7 +15,7 @@ from fix_fleets import Estate
 
 from harness import Harness
 from harness.errors import BackendError, ConfigError, ServerLost
-from harness.servers import defaults, inventory
+from harness.servers import inventory, memory
 
 ASK = "select current_setting('harness.server_id')"
 
@@ -117,7 +117,7 @@ def test_memory_that_is_too_small_is_told_before_anything_starts(
     estate: Estate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with estate.open() as fleet:
-        monkeypatch.setattr(defaults, "free_memory", lambda: 500 * 1024**2)
+        monkeypatch.setattr(memory, "free_memory", lambda: 500 * 1024**2)
         with pytest.raises(
             BackendError, match=r"4 servers do not fit into memory: 4 × 176 MB = 704 MB.*500 MB are free"
         ):
