@@ -121,6 +121,7 @@ class Run(ABC):
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
         """
         from harness.config.load import load
+        from harness.databases import freshness
         from harness.migrations import registry as sources
         from harness.servers import registry as backends
 
@@ -129,6 +130,7 @@ class Run(ABC):
         settings = load(environment, start=start, overrides={**overrides, **cls._stated(purpose)})
         sources.check_settings(settings)
         backends.check_settings(settings)
+        freshness.check_settings(settings)
         return cls.open_with(
             settings,
             environment,
