@@ -21,7 +21,7 @@ from harness.config.settings import Settings
 from harness.errors import BackendError
 from harness.postgres.session import Session
 from harness.runs import bake
-from harness.runs.placement import Fleet
+from harness.runs.harness import Fleet
 from harness.servers import inventory, registry
 from harness.servers.registry import bakery_of
 
@@ -98,7 +98,7 @@ class Estate:
         """Some code in a process of its own; ``estate_open(ttl)`` there opens this project's fleet."""
         prelude = (
             "import os, sys, time\nfrom pathlib import Path\nfrom harness.runs import bake\nfrom harness.config.load import load\n"
-            "from harness.runs.placement import Fleet\n"
+            "from harness.runs.harness import Fleet\n"
             f"def estate_open(**values):\n    given = {{'isolation': 'server', 'migrations': ['sql:migrations'], **{self.given!r}, **values}}\n"
             f"    return Fleet.open_with(load(os.environ, start=Path({str(self.root)!r}), overrides=given), os.environ)\n"
         )

@@ -78,7 +78,7 @@ class Place:
         """The admin's way in; opens no run of its own to be counted as one that lives."""
         settings = load(self.environ, start=self.root)
         found = acquire.ensure(settings, self.environ)
-        return Harness(settings, found, run=names.run_id(), environ=self.environ)
+        return Harness.on(settings, found, run=names.run_id(), environ=self.environ)
 
     def leases(self) -> list[str]:
         """Databases that are leased to runs of this test just now.
