@@ -19,7 +19,8 @@
 
 Every error carries its data as attributes and survives ``pickle``, because pytest-xdist and
 ``multiprocessing`` send exceptions from one process to another. Its text is one screen: what is
-wrong, where it came from, what was tried, what to do.
+wrong, where it came from, what was tried, what to do. What is found out later, on its way up, is a note
+(:meth:`BaseException.add_note`).
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ class HarnessError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    @property
+    def full_text(self) -> str:
+        """The text with the notes that were added, as a traceback prints it."""
+        return "\n".join([self.message, *getattr(self, "__notes__", ())])
 
 
 def _rebuild(cls: type[HarnessError], message: str, state: dict[str, Any]) -> HarnessError:

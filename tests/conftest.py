@@ -25,6 +25,25 @@ pytest_plugins = [
 REQUIRE_DOCKER = os.environ.get("PGHARNESS_TEST_REQUIRE_DOCKER") == "1"
 IMAGES = ("pgharness-test:15", "pgharness-test:17", "pgharness-test:busybox")
 
+SERVER_FIXTURES = frozenset(
+    {
+        "server",
+        "server_of",
+        "reset_server",
+        "own_server",
+        "new_checkout",
+        "place",
+        "new_project",
+        "initialised",
+    }
+)
+"""Fixtures that start a PostgreSQL server, or make a project in which their tests do: all others build on these.
+
+A module's own fixture of one of these names is one of them too. A test that starts a server without any is
+marked where it stands.
+"""
+DOCKER_FIXTURES = frozenset({"own_daemon"})
+
 # A suite that is started in the background (`&`, nohup) inherits ignored signals, and so would every command
 # that a test interrupts: it would wait for an end that never comes.
 for _number, _action in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -59,9 +78,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(problem)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if os.environ.get("PGHARNESS_TEST_LONG") == "1":
-        return
     for item in items:
-        if item.get_closest_marker("slow") is not None:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & SERVER_FIXTURES:
+            item.add_marker("server")
+        if fixtures & DOCKER_FIXTURES:
+            item.add_marker("docker")
+        if item.get_closest_marker("slow") is not None and os.environ.get("PGHARNESS_TEST_LONG") != "1":
             item.add_marker(pytest.mark.skip(reason="a longer search: PGHARNESS_TEST_LONG=1 runs it"))
+    # The longest files: one of them that begins last is waited for, alone.
+    items.sort(key=lambda item: "differential" not in item.path.parts)

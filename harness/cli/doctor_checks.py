@@ -85,7 +85,7 @@ def migrations(context: Context) -> Iterator[Result]:
     """Whether each source can be read."""
     from harness.config import project
     from harness.migrations.detect import detect, looked_for
-    from harness.migrations.registry import load, packages
+    from harness.migrations.registry import kinds, load, packages
 
     found = context.settings
     cache = project.cache_dir(context.environ)
@@ -113,7 +113,7 @@ def migrations(context: Context) -> Iterator[Result]:
             digest = load(source, found.root, cache=cache).fingerprint()
             yield "ok", f"{label}{source.text} can be read ({digest[:8]})", ()
     for word, package in packages().items():
-        yield "ok", f"{word} is a kind of {package}", ()
+        yield "ok", f"{package} adds {word}, written {kinds()[word].form}", ()
 
 
 def folders(context: Context) -> Iterator[Result]:

@@ -73,20 +73,17 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
                 for database in place.databases.values()
             ]
             observed = databases.list_ours(session, harness.project)
-            runs = {d.parsed.owner for d in observed if d.parsed and d.parsed.kind is Kind.LEASE}
+            runs = {d.owner for d in observed if d.kind is Kind.LEASE}
             alive = sweep.alive_runs(session, sorted(runs))
             for database in observed:
-                parsed = database.parsed
-                if parsed is None or not (
-                    database.name in mine or databases.lease_of(database) in mine or everything
-                ):
+                if not (database.name in mine or database.marked_lease in mine or everything):
                     continue
-                if parsed.owner in alive and parsed.kind is Kind.LEASE:
+                if database.owner in alive and database.kind is Kind.LEASE:
                     context.console.warn(
-                        f"left alone: {database.name}, the test run {parsed.owner[:8]} is alive"
+                        f"left alone: {database.name}, the test run {database.owner[:8]} is alive"
                     )
                     continue
-                if parsed.kind is Kind.TEMPLATE:
+                if database.kind is Kind.TEMPLATE:
                     eviction.drop(session, harness.project, database)
                 elif not databases.drop(session, database.name, harness.project):
                     continue

@@ -44,7 +44,7 @@ def run(words: Sequence[str]) -> int:
         console.error(usage.message)
         return usage.exit_code
     except HarnessError as error:
-        console.error("\n".join([error.message, *getattr(error, "__notes__", ())]))
+        console.error(error.full_text)
         if environ.get("PGHARNESS_DEBUG"):
             _traceback()
         # What could not be undone was told; that somebody asked us to end is why we end.

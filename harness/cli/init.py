@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.cli.context import Context, working_directory
 from harness.config.files import FILE, locate
+from harness.config.state_file import replace_file
 from harness.errors import ConfigError
 
 logger = logging.getLogger("pg_harness.cli")
@@ -74,15 +75,16 @@ def _write(target: Path, text: str) -> None:
         gap = b"" if not old else end if old.endswith(b"\n") else end + end
         # Through a link, so that the file it points to changes and not the link.
         real = Path(os.path.realpath(target))
-        aside = real.with_name(f".{real.name}.pg-harness")
-        try:
-            aside.write_bytes(old + gap + new)
-            if old:
-                aside.chmod(real.stat().st_mode & 0o777)
-            aside.replace(real)
-        finally:
-            aside.unlink(missing_ok=True)
+        mode = real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~_umask()
+        replace_file(real, old + gap + new, mode=mode)
     except OSError as error:
         raise ConfigError(
             f"cannot write {target}: {error.strerror}", key="init", origin=str(target)
         ) from error
+
+
+def _umask() -> int:
+    # It can only be read by setting it.
+    present = os.umask(0o022)
+    os.umask(present)
+    return present

@@ -114,7 +114,7 @@ def changing(place: Place) -> AbstractContextManager[None]:
 def strategy_of(harness: Harness, place: Place) -> str | None:
     """How the place's template is cloned; None where it is gone: the server's own choice."""
     for name, database in place.databases.items():
-        fingerprint = str((database.mark or {}).get("fingerprint", ""))
+        fingerprint = database.label.fingerprint or ""
         if found := template.look(harness.link.session, harness.project, fingerprint, name):
             return found.strategy
     return None

@@ -77,10 +77,9 @@ def _entered(context: Context, place: Place, database: str) -> Iterator[str]:
     run_id = names.run_id()
     locks.hold_shared(session, "run", run_id)
     copy = names.lease(harness.project, run_id, "psql", 0)
-    strategy = str((found.mark or {}).get("strategy", "file_copy"))
     logger.info("a template takes no connections: this is a copy of it, dropped when psql ends")
     try:
-        databases.clone(session, copy, template=found.name, owner=owner.name, strategy=strategy)
+        databases.clone(session, copy, template=found.name, owner=owner.name, strategy=found.label.cloned_by)
         yield copy
     finally:
         databases.drop(session, copy, harness.project)

@@ -209,7 +209,7 @@ def _sessions(place: Place) -> dict[str, tuple[str, ...]]:
 
 def _template(place: Place, name: str, database: Database) -> Template:
     harness = place.harness
-    fingerprint = str((database.mark or {}).get("fingerprint", ""))
+    fingerprint = database.label.fingerprint or ""
     found = template.look(harness.link.session, harness.project, fingerprint, name)
     if found is None and template.lost(harness.link.session, harness.project, fingerprint):
         raise LeaseLost(
@@ -225,8 +225,8 @@ def _template(place: Place, name: str, database: Database) -> Template:
 
 
 def _claim(place: Place, database: Database) -> Claim:
-    index = int(database.parsed.tail.rpartition("_")[2]) if database.parsed else 0
-    return Claim(place.run, place.worker, index, {"root": str(place.harness.settings.root)})
+    index = parsed.index if (parsed := database.parsed) else 0
+    return Claim(place.run, place.worker, index, str(place.harness.settings.root))
 
 
 def _tell(context: Context, place: Place, to: str | None) -> dict[str, Any]:

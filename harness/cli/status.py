@@ -56,7 +56,7 @@ def _server(harness: Harness) -> dict[str, Any]:
     runs = {place.run for place in everything if place.kind is Kind.LEASE} - {names.PERSON}
     alive = sweep.alive_runs(session, sorted(runs))
     observed = databases.list_ours(session, harness.project)
-    kinds = Counter(d.parsed.kind for d in observed if d.parsed is not None)
+    kinds = Counter(d.kind for d in observed)
     return {
         "purpose": info.purpose,
         "backend": info.backend,
@@ -103,15 +103,15 @@ def _server(harness: Harness) -> dict[str, Any]:
 
 def _template(place: Place, today: Mapping[str, str]) -> dict[str, Any]:
     ((name, database),) = place.databases.items()
-    mark = database.mark or {}
+    label = database.label
     return {
         "name": database.name,
         "database": name,
-        "sources": list(mark.get("sources", ())),
-        "bytes": mark.get("size"),
-        "created": mark.get("created"),
-        "used": mark.get("used"),
-        "seconds": mark.get("seconds"),
+        "sources": list(label.sources or ()),
+        "bytes": label.size,
+        "created": label.created,
+        "used": label.used,
+        "seconds": label.seconds,
         "current": _is_current(place, today),
     }
 
@@ -120,7 +120,7 @@ def _is_current(place: Place, today: Mapping[str, str]) -> bool | None:
     """Whether it was made from today's migrations; None where they cannot be read."""
     if not today:
         return None
-    return all((d.mark or {}).get("fingerprint") == today.get(name) for name, d in place.databases.items())
+    return all(d.label.fingerprint == today.get(name) for name, d in place.databases.items())
 
 
 def _today(harness: Harness) -> dict[str, str]:

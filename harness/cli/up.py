@@ -216,7 +216,7 @@ def _confirm(context: Context, doomed: Sequence[Place], *, yes: bool) -> None:
         if marks:
             say(f"  worker {place.worker}: its marks {', '.join(repr(mark.name) for mark in marks)}")
         for name, database in place.databases.items():
-            created = str((database.mark or {}).get("created", ""))[:19].replace("T", " ")
+            created = (database.label.created or "")[:19].replace("T", " ")
             open_ = f", {database.sessions} open sessions" if database.sessions else ""
             say(f"  worker {place.worker} ({name}): {database.name}, made {created}{open_}")
     if yes:
@@ -236,7 +236,7 @@ def _stale(context: Context, harness: Harness, places: Sequence[Place]) -> list[
         place
         for place in places
         if any(
-            (database.mark or {}).get("fingerprint") != wanted.get(name)
+            database.label.fingerprint != wanted.get(name)
             for name, database in place.databases.items()
             if name in wanted
         )

@@ -30,8 +30,8 @@ DATABASE_KEYS = ("migrations", "seeds", "extensions", "env")
 CONTROL_VARIABLES = frozenset(
     PREFIX + name
     for name in (
-        "CONFIG", "STATE_DIR", "CACHE_DIR", "RUN_FILE", "RUN", "WORKER", "WORKERS", "COPY", "COPIES",
-        "CONTROL_URL", "CONTROL_TOKEN", "REBUILD", "DEBUG", "LOG",
+        "CONFIG", "STATE_DIR", "CACHE_DIR", "RUN_FILE", "RUN", "WORKERS", "COPY", "COPIES", "DEBUG",
+        "LOG",
     )
 )  # fmt: skip
 

@@ -73,26 +73,6 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
         raise unwritable(folder, error) from error
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a file in one act: whoever reads meanwhile gets the old one or the new. Only its owner may read it.
-
-    Raises:
-        OSError: it cannot be written; the old one stays, and nothing beside it.
-    """
-    import tempfile
-
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # mkstemp makes it readable by its owner only: some of them hold passwords.
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-
-
 def unwritable(path: Path, error: OSError) -> ConfigError:
     """What to raise where something of ours cannot be written: a home that is read-only, a full disk."""
     return ConfigError(

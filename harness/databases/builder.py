@@ -1,4 +1,4 @@
-"""Building one template: create, migrate, freeze, and mark last. What a failed migration leaves is kept for a look."""
+"""Building one template: create, migrate, freeze, and label last. What a failed migration leaves is kept for a look."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from harness.databases import eviction
 from harness.databases.spec import Owner, Recipe
@@ -15,6 +14,7 @@ from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefus
 from harness.migrations.port import MigrationContext, Progress
 from harness.postgres import databases, incarnation, names, roles
 from harness.postgres.databases import read_attributes, settle_sequences
+from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
 
 logger = logging.getLogger("pg_harness.databases")
@@ -42,8 +42,8 @@ class Build:
     probe_strategy: bool
     progress: Progress
 
-    def run(self) -> dict[str, Any]:
-        """Build it; return its mark.
+    def run(self) -> Label:
+        """Build it; return its label.
 
         Raises:
             MigrationError: a source failed. What it left is kept, and named in the error.
@@ -58,7 +58,8 @@ class Build:
             # uses those templates, they make room; the second failure is the user's own.
             evicted = eviction.make_room(self.session, self.project, before)
             if not evicted:
-                error.message += eviction.hint(self.session, self.project, before, error)
+                if said := eviction.hint(self.session, self.project, before, error):
+                    error.add_note(said)
                 raise
             logger.info(
                 "roles %s of an older template were dropped with it; migrating again", ", ".join(evicted)
@@ -70,7 +71,7 @@ class Build:
                 eviction.drop_new_roles(self.session, before)
                 raise
 
-    def _attempt(self, roles_before: set[str]) -> dict[str, Any]:
+    def _attempt(self, roles_before: set[str]) -> Label:
         session, project = self.session, self.project
         name = names.building(project, self.fingerprint)
         locale = databases.deterministic_locale(session)
@@ -104,13 +105,13 @@ class Build:
                     inside.execute(f"create extension if not exists {ident(extension)} cascade")
                 except ServerRefused as error:
                     available = inside.rows("select name from pg_available_extensions order by 1")
-                    raise MigrationError(
-                        f"extension {extension!r} (setting extensions) cannot be created: {error.message}\n"
-                        f"This server has: {', '.join(row[0] for row in available)}"
-                        f"{why_missing(inside, extension)}",
-                        source="extensions",
-                        step=extension,
-                    ) from error
+                    lines = [
+                        f"extension {extension!r} (setting extensions) cannot be created: {error.message}",
+                        f"This server has: {', '.join(row[0] for row in available)}",
+                    ]
+                    if reason := why_missing(inside, extension):
+                        lines.append(reason)
+                    raise MigrationError("\n".join(lines), source="extensions", step=extension) from error
 
     def _apply(self, name: str) -> None:
         recipe = self.recipe
@@ -144,7 +145,7 @@ class Build:
                 )
             self.session.execute("select pg_sleep(0.02)")
 
-    def _freeze(self, name: str, created_roles: list[str], seconds: float) -> dict[str, Any]:
+    def _freeze(self, name: str, created_roles: list[str], seconds: float) -> Label:
         session = self.session
         with Session.connect(session.dsn.with_database(name)) as inside:
             settled = settle_sequences(inside)
@@ -156,29 +157,29 @@ class Build:
         attributes = read_attributes(session, name)
         final = names.template(self.project, self.fingerprint)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        mark = {
-            "kind": "template",
-            "fingerprint": self.fingerprint,
-            "database": self.recipe.database,
-            "sources": [source.text for source in self.recipe.sources],
-            "created": now,
-            "used": now,
-            "seconds": round(seconds, 3),
-            "size": size,
-            "settled": settled,
-            incarnation.FIELD: unlogged,
-            "roles": created_roles,
-            "attributes": list(attributes.statements),
-            "user_comment": attributes.comment,
-            "strategy": self._fastest(name),
-        }
+        label = Label(
+            kind="template",
+            fingerprint=self.fingerprint,
+            database=self.recipe.database,
+            sources=tuple(source.text for source in self.recipe.sources),
+            created=now,
+            used=now,
+            seconds=round(seconds, 3),
+            size=size,
+            settled=settled,
+            unlogged=unlogged,
+            roles=tuple(created_roles),
+            attributes=attributes.statements,
+            user_comment=attributes.comment,
+            strategy=self._fastest(name),
+        )
         session.execute(f"alter database {ident(name)} rename to {ident(final)}")
-        # CREATE DATABASE wants a checkpointed source; the flags and the mark come last and together.
+        # CREATE DATABASE wants a checkpointed source; the flags and the label come last and together.
         session.script(
             f"alter database {ident(final)} with is_template true allow_connections false;"
-            + databases.comment_statement(final, mark, attributes.comment)
+            + databases.label_statement(final, label, attributes.comment)
         )
-        return mark
+        return label
 
     def _fastest(self, name: str) -> str:
         """How this server clones fastest: measured where it is not ours, once each way."""
@@ -205,11 +206,12 @@ def keep_failed(session: Session, project: str, name: str, owner: Owner, error: 
     error.database = _rename(session, project, name, error)
     # A migration may create extensions by itself, as rights allow.
     for extension in re.findall(r'extension "([\w-]+)" is not available', error.message):
-        error.message += why_missing(session, extension)
+        if reason := why_missing(session, extension):
+            error.add_note(reason)
     if error.database:
         url = session.dsn.with_database(error.database).with_user(owner.name, "").masked
-        error.message += (
-            f"\nThe half-migrated database is kept: {url} "
+        error.add_note(
+            f"The half-migrated database is kept: {url} "
             f"(look at it with: python -m harness psql {error.database})"
         )
 
@@ -230,7 +232,7 @@ def why_missing(session: Session, extension: str) -> str:
     if session.value("select current_setting('ssl_library', true)"):
         return ""
     return (
-        f"\n{extension} needs OpenSSL, and this PostgreSQL was built without it (as the bundled binaries of "
+        f"{extension} needs OpenSSL, and this PostgreSQL was built without it (as the bundled binaries of "
         f'pg-harness[embedded] are): use backend = "docker", or the distribution\'s PostgreSQL by `binaries`. '
         f"gen_random_uuid() needs no extension since version 13."
     )
@@ -238,19 +240,18 @@ def why_missing(session: Session, extension: str) -> str:
 
 def _rename(session: Session, project: str, name: str, error: MigrationError) -> str:
     kept = names.kept(project, names.PERSON)
-    mark = {
-        "kind": "kept",
-        "why": f"failed migration: {error.source} {error.step}".strip(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    label = Label(
+        kind="kept",
+        why=f"failed migration: {error.source} {error.step}".strip(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
     try:
         databases.terminate(session, name)
         # Only the newest half-migrated database is worth a look: a loop of failing runs must not fill the disk.
         for old in databases.list_ours(session, project):
-            parsed = old.parsed
-            if parsed and parsed.kind is names.Kind.KEPT and parsed.owner == names.PERSON:
+            if old.kind is names.Kind.KEPT and old.persons:
                 databases.drop(session, old.name, project)
-        session.execute(databases.comment_statement(name, mark))
+        session.execute(databases.label_statement(name, label))
         databases.rename(session, name, kept)
     except HarnessError as problem:
         error.add_note(f"the half-migrated database could not be kept: {problem}")

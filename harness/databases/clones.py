@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from harness.databases.spec import Owner
 from harness.databases.template import Template
 from harness.errors import LeaseLost, ServerRefused
-from harness.postgres import databases, incarnation, names, roles
+from harness.postgres import databases, incarnation, names, roles, sqlstate
 from harness.postgres.admin import Link
 from harness.postgres.databases import apply_statements
+from harness.postgres.label import Label, split
 from harness.postgres.session import Session, ident
 
 logger = logging.getLogger("pg_harness.databases")
@@ -38,13 +38,13 @@ class Claim:
         run: sixteen hex digits.
         worker: for instance ``"gw2"``.
         index: which of the lease's databases.
-        extra: further facts for the mark, for instance the checkout's path.
+        root: the checkout's path; None where it does not matter.
     """
 
     run: str
     worker: str
     index: int = 0
-    extra: Mapping[str, Any] | None = None
+    root: str | None = None
 
 
 class Clones:
@@ -72,7 +72,7 @@ class Clones:
         self.connections = connections
 
     def make_spare(self, template: Template, *, session: Session | None = None) -> str:
-        """A clone that nobody owns yet, complete: attributes, limit, mark.
+        """A clone that nobody owns yet, complete: attributes, limit, label.
 
         Raises:
             LeaseLost: the template is gone.
@@ -99,17 +99,17 @@ class Clones:
         for _ in range(3):
             name = names.spare(self.project, template.fingerprint)
             self._copy(admin, name, template)
-            mark = {
-                "kind": "spare",
-                "fingerprint": template.fingerprint,
-                "created": _now(),
-                incarnation.FIELD: template.unlogged,
-            }
+            label = Label(
+                kind="spare",
+                fingerprint=template.fingerprint,
+                created=_now(),
+                unlogged=template.unlogged,
+            )
             try:
-                admin.script(";\n".join(self._finish(name, template, mark, new=True)))
+                admin.script(";\n".join(self._finish(name, template, label, new=True)))
             except ServerRefused as error:
-                # A sweep of another process took the unmarked clone for one that was cut off.
-                if error.sqlstate == databases.UNDEFINED_DATABASE:
+                # A sweep of another process took the clone without a label for one that was cut off.
+                if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
                     continue
                 raise
             return name
@@ -123,18 +123,18 @@ class Clones:
                 session, name, template=template.name, owner=self.owner.name, strategy=template.strategy
             )
         except ServerRefused as error:
-            if error.sqlstate == databases.UNDEFINED_DATABASE:
+            if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
                 raise LeaseLost(
                     f"the template {template.name} is gone: another run or `gc` has dropped it. Run again."
                 ) from error
             raise
 
-    def _finish(self, name: str, template: Template, mark: Mapping[str, Any], *, new: bool) -> list[str]:
+    def _finish(self, name: str, template: Template, label: Label, *, new: bool) -> list[str]:
         return [
             *(apply_statements(name, template.attributes) if new else ()),
             # A spare of an earlier run has the limit that was right for that run.
             self._limit(name),
-            databases.comment_statement(name, mark, template.attributes.comment),
+            databases.label_statement(name, label, template.attributes.comment),
         ]
 
     def _limit(self, name: str) -> str:
@@ -187,15 +187,14 @@ class Clones:
             """,
             (prefix, also),
         )
-        found = {
-            name: (databases.split_comment(comment)[1] or {}, crashed) for name, comment, crashed in rows
-        }
-        return [
-            name
-            for name, (mark, crashed) in found.items()
-            if name == also
-            or mark.get(incarnation.FIELD, template.unlogged and incarnation.UNKNOWN) in ("", crashed)
-        ]
+        # A spare of an earlier version says nothing of unlogged tables: it is as good as any where there are none.
+        unsaid = template.unlogged and incarnation.UNKNOWN
+        result = []
+        for name, comment, crashed in rows:
+            unlogged = split(comment)[1].unlogged
+            if name == also or (unsaid if unlogged is None else unlogged) in ("", crashed):
+                result.append(name)
+        return result
 
     def claim(self, template: Template, claim: Claim, *, before: BeforeRename | None = None) -> str:
         """Take a spare by renaming it, or make one; return the database's name.
@@ -232,16 +231,16 @@ class Clones:
         """A spare, or a new clone, that is ours alone and complete but for its name: its name is of our run, so that
         our sign of life protects it from sweeps."""
         template = self.whole(template)
-        session, mine = self.link.session, name + "_n"
-        mark = {
-            "kind": "lease",
-            "fingerprint": template.fingerprint,
-            "database": template.database,
-            "run": claim.run,
-            "worker": claim.worker,
-            "created": _now(),
-            **(claim.extra or {}),
-        }
+        session, mine = self.link.session, names.claiming(name)
+        label = Label(
+            kind="lease",
+            fingerprint=template.fingerprint,
+            database=template.database,
+            run=claim.run,
+            worker=claim.worker,
+            root=claim.root,
+            created=_now(),
+        )
         candidates = self._spares(template, mine)
         if mine in candidates:
             # We were killed between taking it and handing it over.
@@ -251,11 +250,11 @@ class Clones:
         random.shuffle(candidates)
         for spare in candidates:
             rename = f"alter database {ident(spare)} rename to {ident(mine)}"
-            if _won(session, [rename, *self._finish(mine, template, mark, new=False)]):
+            if _won(session, [rename, *self._finish(mine, template, label, new=False)]):
                 logger.debug("%s: taken from spare %s", name, spare)
                 return mine
         self._copy(session, mine, template)
-        session.script(";\n".join(self._finish(mine, template, mark, new=True)))
+        session.script(";\n".join(self._finish(mine, template, label, new=True)))
         logger.debug("%s: cloned from %s", name, template.name)
         return mine
 
@@ -280,10 +279,10 @@ class Clones:
         if found is None:
             raise LeaseLost(f"database {name} is gone: it cannot be kept")
         kept = names.kept(self.project, run)
-        mark = {**(found.mark or {}), "kind": "kept", "why": why, "created": _now()}
+        label = replace(found.label, kind="kept", why=why, created=_now())
         databases.retire(session, name, kept)
         session.script(
-            databases.comment_statement(kept, mark, found.comment)
+            databases.label_statement(kept, label, found.comment)
             + f";\nalter database {ident(kept)} with allow_connections true"
         )
         return kept
@@ -317,7 +316,7 @@ def _won(session: Session, statements: Sequence[str]) -> bool:
     try:
         session.script(";\n".join(statements))
     except ServerRefused as error:
-        if error.sqlstate in (databases.UNDEFINED_DATABASE, databases.OBJECT_IN_USE, "XX000"):
+        if error.sqlstate in (sqlstate.INVALID_CATALOG_NAME, sqlstate.OBJECT_IN_USE, sqlstate.INTERNAL_ERROR):
             return False
         raise
     return True

@@ -14,20 +14,13 @@ def drop(session: Session, project: str, template: Database) -> list[str]:
     Returns:
         Roles of the template that had to stay, because something else depends on them.
     """
-    parsed = template.parsed
     for other in databases.list_ours(session, project):
-        mine = other.parsed
-        if (
-            parsed
-            and mine
-            and mine.owner == parsed.owner
-            and mine.kind in (names.Kind.SPARE, names.Kind.BASELINE)
-        ):
+        if other.owner == template.owner and other.kind in (names.Kind.SPARE, names.Kind.BASELINE):
             databases.drop(session, other.name, project)
     databases.drop(session, template.name, project)
-    mine_roles = set((template.mark or {}).get("roles", ()))
+    mine_roles = set(template.label.roles or ())
     for other in databases.list_ours(session, None):
-        mine_roles -= set((other.mark or {}).get("roles", ()))
+        mine_roles -= set(other.label.roles or ())
     return roles.drop(session, sorted(mine_roles))
 
 
@@ -39,16 +32,11 @@ def drop_new_roles(session: Session, before: set[str]) -> None:
 def make_room(session: Session, project: str, existing: set[str]) -> list[str]:
     """Drop idle templates that brought roles which still exist; return those roles that are gone now."""
     everything = databases.list_ours(session, project)
-    leased = {str((d.mark or {}).get("fingerprint", ""))[:16] for d in everything if _is(d, names.Kind.LEASE)}
+    leased = {d.label.short_fingerprint for d in everything if d.kind is names.Kind.LEASE}
     brought: set[str] = set()
     for found in everything:
-        own = set((found.mark or {}).get("roles", ())) & existing
-        if (
-            not own
-            or not _is(found, names.Kind.TEMPLATE)
-            or found.parsed is None
-            or found.parsed.owner in leased
-        ):
+        own = set(found.label.roles or ()) & existing
+        if not own or found.kind is not names.Kind.TEMPLATE or found.owner in leased:
             continue
         drop(session, project, found)
         brought |= own
@@ -57,17 +45,11 @@ def make_room(session: Session, project: str, existing: set[str]) -> list[str]:
 
 def hint(session: Session, project: str, existing: set[str], error: MigrationError) -> str:
     """What to do where a role that another template brought is in the way of this migration."""
-    brought = {
-        role for d in databases.list_ours(session, project) for role in (d.mark or {}).get("roles", ())
-    }
+    brought = {role for d in databases.list_ours(session, project) for role in d.label.roles or ()}
     in_the_way = sorted(role for role in brought & existing if role in error.message)
     if not in_the_way:
         return ""
     return (
-        f"\nRoles belong to the whole server, and {', '.join(in_the_way)} came with another template whose "
+        f"Roles belong to the whole server, and {', '.join(in_the_way)} came with another template whose "
         f'databases are in use. End that run and try again, or set isolation = "server".'
     )
-
-
-def _is(database: Database, kind: names.Kind) -> bool:
-    return database.parsed is not None and database.parsed.kind is kind

@@ -12,9 +12,10 @@ from harness.databases.clones import BeforeRename, Claim, Clones
 from harness.databases.template import Template
 from harness.dsn import Dsn
 from harness.errors import HarnessError, LeaseError, ServerRefused
-from harness.postgres import databases, incarnation, locks, names
+from harness.postgres import databases, locks, names
 from harness.postgres.admin import connect_verified
 from harness.postgres.incarnation import Incarnation
+from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
 from harness.reset import watermark
 from harness.reset.report import ResetReport
@@ -399,19 +400,13 @@ def ensure_baseline(clones: Clones, template: Template) -> str:
         databases.clone(
             session, name, template=template.name, owner=session.dsn.user, strategy=template.strategy
         )
-        mark = {
-            "kind": "baseline",
-            "fingerprint": template.fingerprint,
-            incarnation.FIELD: template.unlogged,
-        }
+        label = Label(kind="baseline", fingerprint=template.fingerprint, unlogged=template.unlogged)
         session.script(
-            f"revoke all on database {ident(name)} from public;" + databases.comment_statement(name, mark)
+            f"revoke all on database {ident(name)} from public;" + databases.label_statement(name, label)
         )
     return name
 
 
 def _serves(found: databases.Database | None, template: Template) -> bool:
     """Whether it is a baseline that is finished, and that no crash has emptied since the template was made."""
-    if found is None or found.mark is None:
-        return False
-    return bool(found.mark.get(incarnation.FIELD, "") == template.unlogged)
+    return found is not None and bool(found.label) and (found.label.unlogged or "") == template.unlogged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,11 +67,11 @@ def _keep(harness: Harness, lease: Lease, database: str, why: str, schema_change
     size = admin.value("select pg_database_size(%s::name)", (leased.dsn.database,))
     if size > MOST_BYTES:
         raise HarnessError(f"database {leased.dsn.database} is too large to be kept ({size / 1e6:.0f} MB)")
-    mark = {**(found.mark or {}), "kind": "kept", "why": why[:500], "created": _now()}
+    label = replace(found.label, kind="kept", why=why[:500], created=_now())
     name = _claimed(harness, leased.template)
     try:
         whole, lacking = _fill(harness, leased, name, schema_changed)
-        admin.script(databases.comment_statement(name, mark, found.comment))
+        admin.script(databases.label_statement(name, label, found.comment))
     except BaseException:
         databases.drop(admin, name, harness.project)
         raise
@@ -144,12 +144,10 @@ def _drop_surplus(harness: Harness, *, keep: int) -> None:
     mine = [
         found
         for found in databases.list_ours(harness.link.session, harness.project)
-        if found.parsed is not None
-        and found.parsed.kind is names.Kind.KEPT
         # What a failed migration left is kept apart: there is one at most.
-        and found.parsed.owner != names.PERSON
+        if found.kind is names.Kind.KEPT and not found.persons
     ]
-    mine.sort(key=lambda found: str((found.mark or {}).get("created", "")), reverse=True)
+    mine.sort(key=lambda found: found.label.created or "", reverse=True)
     for surplus in mine[keep:]:
         # Somebody looks at it: it goes another time.
         if surplus.sessions == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -60,16 +60,18 @@ def plan(
         now: with time zone.
     """
     doomed: list[Doomed] = []
-    templates = [d for d in observed if _kind(d) is Kind.TEMPLATE]
-    in_use = {_owner_of_lease(d) for d in observed if _kind(d) is Kind.LEASE}
+    templates = [d for d in observed if d.kind is Kind.TEMPLATE]
+    in_use = {d.label.short_fingerprint for d in observed if d.kind is Kind.LEASE}
     evicted = _evicted(templates, in_use, now, limits)
-    fingerprints = {_owner(d) for d in templates} - {_owner(e.database) for e in evicted}
-    kept = sorted((d for d in observed if _kind(d) is Kind.KEPT), key=_created, reverse=True)
+    fingerprints = {d.owner for d in templates} - {e.database.owner for e in evicted}
+    kept = sorted(
+        (d for d in observed if d.kind is Kind.KEPT), key=lambda d: d.label.created_at, reverse=True
+    )
     surplus = {d.name for d in kept[max(1, limits.keep_failed) :]}
-    leases = {d.name for d in observed if _kind(d) is Kind.LEASE}
+    leases = {d.name for d in observed if d.kind is Kind.LEASE}
     for database in observed:
-        if _kind(database) is Kind.MARK:
-            reason = "" if databases.lease_of(database) in leases else "the database that was marked is gone"
+        if database.kind is Kind.MARK:
+            reason = "" if database.marked_lease in leases else "the database that was marked is gone"
         else:
             reason = _reason(database, alive, building, now, fingerprints, surplus)
         # A session in it: somebody still looks. It goes another time.
@@ -86,26 +88,26 @@ def _reason(
     fingerprints: set[str],
     surplus: set[str],
 ) -> str:
-    kind = _kind(database)
+    kind = database.kind
     if kind is Kind.LEASE:
-        run = _owner(database)
+        run = database.owner
         return "" if run == names.PERSON or run in alive else f"its run {run} is dead"
     if kind is Kind.BUILDING:
         return "" if building else "its migration was cut off"
     if kind in (Kind.SPARE, Kind.BASELINE) and not building:
-        return "" if _owner(database) in fingerprints else "its template is gone"
+        return "" if database.owner in fingerprints else "its template is gone"
     if kind is Kind.RETIRED:
-        return "retired" if now - _created(database) > CUT_OFF else ""
+        return "retired" if now - database.label.created_at > CUT_OFF else ""
     return "more are kept than keep_failed allows" if database.name in surplus else ""
 
 
 def _evicted(templates: Sequence[Database], in_use: set[str], now: datetime, limits: Limits) -> list[Doomed]:
-    idle = [t for t in templates if _owner(t) not in in_use]
-    newest_first = sorted(templates, key=_used, reverse=True)
+    idle = [t for t in templates if t.owner not in in_use]
+    newest_first = sorted(templates, key=lambda d: d.label.used_at, reverse=True)
     over = {t.name for t in newest_first[limits.keep_templates :]}
     result: list[Doomed] = []
     for item in idle:
-        age = now - _used(item)
+        age = now - item.label.used_at
         if age > timedelta(seconds=limits.template_age):
             result.append(Doomed(item, f"not used for {age.days} days"))
         elif item.name in over:
@@ -137,8 +139,8 @@ def sweep(session: Session, project: str, limits: Limits, *, dry_run: bool = Fal
     observed = databases.list_ours(session, project)
     if in_grace(session):
         # Marks too: without their leases they would look abandoned.
-        observed = [d for d in observed if _kind(d) not in (Kind.LEASE, Kind.MARK)]
-    runs = [_owner(d) for d in observed if _kind(d) is Kind.LEASE]
+        observed = [d for d in observed if d.kind not in (Kind.LEASE, Kind.MARK)]
+    runs = [d.owner for d in observed if d.kind is Kind.LEASE]
     building = locks.is_held(session, "build", "")
     doomed = plan(observed, alive_runs(session, runs), building, datetime.now(UTC), limits)
     if dry_run:
@@ -148,37 +150,10 @@ def sweep(session: Session, project: str, limits: Limits, *, dry_run: bool = Fal
 
 def _drop(session: Session, project: str, database: Database) -> bool:
     try:
-        if _kind(database) is Kind.TEMPLATE:
+        if database.kind is Kind.TEMPLATE:
             eviction.drop(session, project, database)
             return True
         return databases.drop(session, database.name, project)
     except HarnessError:
         # Another sweep was faster, or somebody has just entered it: the next sweep sees.
         return False
-
-
-def _kind(database: Database) -> Kind | None:
-    return database.parsed.kind if database.parsed else None
-
-
-def _owner(database: Database) -> str:
-    return database.parsed.owner if database.parsed else ""
-
-
-def _owner_of_lease(database: Database) -> str:
-    return str((database.mark or {}).get("fingerprint", ""))[:16]
-
-
-def _created(database: Database) -> datetime:
-    return _time(database.mark, "created")
-
-
-def _used(database: Database) -> datetime:
-    return max(_time(database.mark, "used"), _created(database))
-
-
-def _time(mark: Mapping[str, object] | None, key: str) -> datetime:
-    try:
-        return datetime.fromisoformat(str((mark or {})[key]))
-    except (KeyError, ValueError):
-        return datetime.fromtimestamp(0, UTC)

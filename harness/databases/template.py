@@ -1,6 +1,6 @@
-"""Templates: migrated once per fingerprint, frozen, marked last.
+"""Templates: migrated once per fingerprint, frozen, labelled last.
 
-What is unmarked is half-built: it is dropped and built again. That is crash recovery without
+What has no label is half-built: it is dropped and built again. That is crash recovery without
 recovery code.
 """
 
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from harness.databases.spec import Owner, Recipe, fingerprint
 from harness.errors import ServerRefused
 from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, incarnation, locks, names
 from harness.postgres.databases import Attributes, Database
+from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
 
 logger = logging.getLogger("pg_harness.databases")
@@ -102,8 +101,8 @@ def ensure(
         # Only where it has to be built: what runs migrations takes a while to import.
         from harness.databases.builder import Build
 
-        mark = Build(session, project, wanted, recipe, owner, probe_strategy, progress).run()
-    built = _from_mark(names.template(project, wanted), mark, recipe.database)
+        label = Build(session, project, wanted, recipe, owner, probe_strategy, progress).run()
+    built = _from_label(names.template(project, wanted), label, recipe.database)
     built = replace(built, built=True, seconds=time.monotonic() - began)
     logger.debug("%s: template %s built in %.3f s", recipe.database, built.name, built.seconds)
     return built
@@ -120,7 +119,7 @@ def look(session: Session, project: str, wanted: str, database: str = "default")
         found = databases.find(session, names.template(project, wanted))
     if found is None or not _finished(found, wanted) or _emptied(session, found):
         return None
-    return _from_mark(found.name, found.mark or {}, database)
+    return _from_label(found.name, found.label, database)
 
 
 def lost(session: Session, project: str, wanted: str) -> bool:
@@ -130,8 +129,7 @@ def lost(session: Session, project: str, wanted: str) -> bool:
 
 
 def _emptied(session: Session, found: Database) -> bool:
-    labelled = (found.mark or {}).get(incarnation.FIELD, incarnation.UNKNOWN)
-    return incarnation.emptied(session, str(labelled))
+    return incarnation.emptied(session, found.label.life)
 
 
 def _look_into(session: Session, project: str, wanted: str) -> Database | None:
@@ -140,9 +138,9 @@ def _look_into(session: Session, project: str, wanted: str) -> Database | None:
     Under the build lock: whoever else finds it open takes it for half-built.
     """
     found = databases.find(session, names.template(project, wanted))
-    if found is None or not _finished(found, wanted) or found.mark is None:
+    if found is None or not _finished(found, wanted):
         return None
-    if incarnation.FIELD not in found.mark:
+    if found.label.unlogged is None:
         session.execute(f"alter database {ident(found.name)} with allow_connections true")
         with Session.connect(session.dsn.with_database(found.name)) as inside:
             # In which life it was made, nobody knows.
@@ -150,9 +148,7 @@ def _look_into(session: Session, project: str, wanted: str) -> Database | None:
         databases.terminate(session, found.name)
         session.script(
             f"alter database {ident(found.name)} with allow_connections false;"
-            + databases.comment_statement(
-                found.name, {**found.mark, incarnation.FIELD: labelled}, found.comment
-            )
+            + databases.label_statement(found.name, replace(found.label, unlogged=labelled), found.comment)
         )
     return found
 
@@ -167,37 +163,30 @@ def _adopt(session: Session, project: str, wanted: str) -> bool:
 
 
 def _finished(found: Database, wanted: str) -> bool:
-    return (
-        found.mark is not None
-        and found.mark.get("fingerprint") == wanted
-        and found.is_template
-        and not found.allows_connections
-    )
+    return found.label.fingerprint == wanted and found.is_template and not found.allows_connections
 
 
-def _from_mark(name: str, mark: Mapping[str, Any], database: str) -> Template:
-    attributes = Attributes(tuple(mark.get("attributes", ())), mark.get("user_comment"))
+def _from_label(name: str, label: Label, database: str) -> Template:
     return Template(
         name,
-        str(mark["fingerprint"]),
+        label.fingerprint or "",
         database,
-        attributes,
-        mark.get("strategy", "file_copy"),
-        int(mark.get("size", 0)),
-        bool(mark.get("settled", False)),
-        str(mark.get(incarnation.FIELD, incarnation.UNKNOWN)),
+        Attributes(label.attributes or (), label.user_comment),
+        label.cloned_by,
+        label.size or 0,
+        label.settled or False,
+        label.life,
     )
 
 
 def _drop_leftovers(session: Session, project: str, wanted: str, rebuild: bool) -> None:
     """Under the build lock, everything of this fingerprint that is not finished was cut off."""
     for found in databases.list_ours(session, project):
-        parsed = found.parsed
-        if parsed is None or parsed.owner != wanted[:16]:
+        if found.owner != wanted[:16]:
             continue
-        if parsed.kind is names.Kind.BUILDING or (
-            parsed.kind in (names.Kind.TEMPLATE, names.Kind.BASELINE, names.Kind.SPARE)
-            and (rebuild or (parsed.kind is names.Kind.TEMPLATE and not _finished(found, wanted)))
+        if found.kind is names.Kind.BUILDING or (
+            found.kind in (names.Kind.TEMPLATE, names.Kind.BASELINE, names.Kind.SPARE)
+            and (rebuild or (found.kind is names.Kind.TEMPLATE and not _finished(found, wanted)))
         ):
             databases.drop(session, found.name, project)
 
@@ -205,11 +194,11 @@ def _drop_leftovers(session: Session, project: str, wanted: str, rebuild: bool) 
 def touch(session: Session, template: Template) -> None:
     """Note that the template was used now; eviction goes by that."""
     found = databases.find(session, template.name)
-    if found is None or found.mark is None:
+    if found is None or not found.label:
         return
     try:
-        mark = {**found.mark, "used": datetime.now(UTC).isoformat(timespec="seconds")}
-        session.execute(databases.comment_statement(found.name, mark, found.comment))
+        label = replace(found.label, used=datetime.now(UTC).isoformat(timespec="seconds"))
+        session.execute(databases.label_statement(found.name, label, found.comment))
     except ServerRefused:
         # "tuple concurrently updated": another run has just noted the same.
         return

@@ -1,4 +1,4 @@
-"""Sessions of the application in one database: who is busy, who holds what, who waits for whom, and how to end them."""
+"""Sessions of the application in one database: who is busy, who holds what, who waits for whom. :mod:`harness.postgres.ending` ends them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from harness.postgres import ending
 from harness.postgres.session import Session
 
 
@@ -125,11 +124,6 @@ def holders(session: Session, database: int, relations: Sequence[int], ours: Seq
     return [pid for (pid,) in session.rows(_HOLDERS, (database, list(relations), mine, mine, database))]
 
 
-def end(session: Session, pids: Sequence[int]) -> None:
-    """Terminate these sessions and wait, for at most five seconds, until they are gone."""
-    ending.end(session, pids)
-
-
 def harmless(session: Session, pids: Sequence[int]) -> bool:
     """Whether all of these are idle in a transaction that has written nothing."""
     found = session.rows(
@@ -153,18 +147,6 @@ def still_running(session: Session, statements: Sequence[tuple[int, str]]) -> li
     return [pid for pid, began in found if (pid, began) in statements]
 
 
-def cancel_autovacuum(session: Session, pids: Sequence[int]) -> None:
-    """Stop those of these that are autovacuum workers; they begin again later.
-
-    PostgreSQL does it for whoever waits for ``deadlock_timeout``; a reset never waits that long.
-    """
-    session.rows(
-        "select pg_cancel_backend(pid) from pg_stat_get_activity(null) "
-        "where pid = any(%s) and backend_type = 'autovacuum worker'",
-        (list(pids),),
-    )
-
-
 def in_progress(session: Session, ids: Sequence[int]) -> list[int]:
     """Which of these 64-bit transaction ids have not ended."""
     rows = session.rows(
@@ -172,12 +154,6 @@ def in_progress(session: Session, ids: Sequence[int]) -> list[int]:
         (list(ids),),
     )
     return [id_ for (id_,) in rows]
-
-
-def prepared(session: Session, database: int) -> list[str]:
-    """Names of the prepared transactions of a database."""
-    rows = session.rows("select gid from pg_prepared_xact() where dbid = %s", (database,))
-    return [gid for (gid,) in rows]
 
 
 def advisory(session: Session, database: int, ours: Sequence[int]) -> list[tuple[int, str]]:

@@ -8,13 +8,11 @@ from typing import TypeVar
 
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused
+from harness.postgres import sqlstate
 from harness.postgres.session import Session
 
 SERVER_ID = "harness.server_id"
 """The setting that names a server of ours; ``system_identifier`` identifies nothing: copies share it."""
-
-STARTING = "57P03"
-"""SQLSTATE of a server that recovers, starts or goes down."""
 
 RECOVERY = 30.0
 """Seconds that a server may take to recover from a crash: it says so to whoever asks."""
@@ -80,7 +78,7 @@ class Link:
         except ServerLost:
             self._come_back()
         except ServerRefused as error:
-            if error.sqlstate != STARTING:
+            if error.sqlstate != sqlstate.CANNOT_CONNECT_NOW:
                 raise
             self._come_back()
         return ask()
@@ -92,7 +90,7 @@ class Link:
             try:
                 self.session.value("select 1")
             except ServerRefused as error:
-                if error.sqlstate != STARTING or waited > RECOVERY:
+                if error.sqlstate != sqlstate.CANNOT_CONNECT_NOW or waited > RECOVERY:
                     raise
             except ServerLost:
                 if waited > self._grace:

@@ -1,39 +1,31 @@
-"""Databases: listing, creating, cloning, marking, retiring; and what a clone silently loses: grants, settings, comment.
+"""Databases: listing, creating, cloning, labelling, retiring; and what a clone silently loses: grants, settings, comment.
 
 All statements run in the maintenance database, but that which settles sequences.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import LeaseInUse, ServerLost, ServerRefused
-from harness.postgres import ending, names
+from harness.postgres import ending, names, sqlstate
+from harness.postgres import label as labels
+from harness.postgres.label import Label
 from harness.postgres.session import Session, ident, literal
-
-MARK = "pg-harness "
-"""What the comment of every database of ours ends with: a line of this word and JSON.
-
-A comment lives in a shared catalog: it is seen from the maintenance database, follows a rename, and
-goes with the database. A comment that migrations wrote themselves stays above it.
-"""
-
-UNDEFINED_DATABASE = "3D000"
-OBJECT_IN_USE = "55006"
 
 
 @dataclass(frozen=True)
 class Database:
-    """One row of ``pg_database``, with what our mark says.
+    """One row of ``pg_database``, with what its name and our label say.
 
     Attributes:
+        role: whom it belongs to in PostgreSQL.
         sessions: how many sessions are connected to it now, ours included.
-        mark: the JSON of our mark; None where the database carries none.
-        comment: the comment without our mark; None where there is none.
+        label: what we have written of it; false where the database carries no label.
+        comment: the comment without our label; None where there is none.
         connection_limit: its CONNECTION LIMIT; -1 for none.
     """
 
@@ -41,9 +33,9 @@ class Database:
     oid: int
     is_template: bool
     allows_connections: bool
-    owner: str
+    role: str
     sessions: int
-    mark: Mapping[str, Any] | None = field(default=None)
+    label: Label = field(default_factory=Label)
     comment: str | None = None
     connection_limit: int = -1
 
@@ -51,6 +43,26 @@ class Database:
     def parsed(self) -> names.DatabaseName | None:
         """The parts of its name; None where the name is not of our grammar."""
         return names.parse(self.name)
+
+    @property
+    def kind(self) -> names.Kind | None:
+        """What it is, by its name; None where the name is not of our grammar."""
+        return parsed.kind if (parsed := self.parsed) else None
+
+    @property
+    def owner(self) -> str:
+        """The run or the fingerprint in its name, sixteen hex digits; empty where the name is not of our grammar."""
+        return parsed.owner if (parsed := self.parsed) else ""
+
+    @property
+    def persons(self) -> bool:
+        """Whether it belongs to what ``up`` has made, and to no test run."""
+        return self.owner == names.PERSON
+
+    @property
+    def marked_lease(self) -> str:
+        """The name of the lease's database that a mark is a copy of; empty for what is no mark."""
+        return parsed.marked_lease if (parsed := self.parsed) else ""
 
 
 _SELECT = """
@@ -78,29 +90,13 @@ def list_ours(session: Session, project: str | None) -> list[Database]:
 
 
 def _database(row: tuple[Any, ...]) -> Database:
-    comment, mark = split_comment(row[6])
-    return Database(row[0], row[1], row[2], row[3], row[4], row[5], mark, comment, row[7])
+    comment, label = labels.split(row[6])
+    return Database(row[0], row[1], row[2], row[3], row[4], row[5], label, comment, row[7])
 
 
-def split_comment(text: str | None) -> tuple[str | None, Mapping[str, Any] | None]:
-    """The user's own comment, and our mark, of a database's comment."""
-    if not text:
-        return None, None
-    head, _, last = text.rpartition("\n")
-    if not last.startswith(MARK):
-        return text, None
-    try:
-        mark = json.loads(last.removeprefix(MARK))
-    except ValueError:
-        return text, None
-    return head or None, mark if isinstance(mark, dict) else None
-
-
-def comment_statement(name: str, mark: Mapping[str, Any], comment: str | None = None) -> str:
-    """``COMMENT ON DATABASE`` with our mark below the user's comment."""
-    line = MARK + json.dumps(mark, separators=(",", ":"), sort_keys=True)
-    text = f"{comment}\n{line}" if comment else line
-    return f"comment on database {ident(name)} is {literal(text)}"
+def label_statement(name: str, label: Label, comment: str | None = None) -> str:
+    """``COMMENT ON DATABASE`` with our label below the user's comment."""
+    return f"comment on database {ident(name)} is {literal(labels.join(comment, label))}"
 
 
 def create_empty(session: Session, name: str, *, owner: str, locale: str) -> None:
@@ -140,7 +136,7 @@ def rename(session: Session, old: str, new: str) -> bool:
     try:
         session.execute(f"alter database {ident(old)} rename to {ident(new)}")
     except ServerRefused as error:
-        if error.sqlstate == UNDEFINED_DATABASE:
+        if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
             return False
         raise
     return True
@@ -195,7 +191,14 @@ def terminate(session: Session, database: str, *, wait_ms: int = 5000, but: Sequ
 RETIRE_PATIENCE = 20.0
 """Seconds after which a database that somebody enters again and again is given up."""
 
-_AGAIN = (OBJECT_IN_USE, "57014", "53300", "55000", "42704", "XX000")
+_AGAIN = (
+    sqlstate.OBJECT_IN_USE,
+    sqlstate.QUERY_CANCELED,
+    sqlstate.TOO_MANY_CONNECTIONS,
+    sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE,
+    sqlstate.UNDEFINED_OBJECT,
+    sqlstate.INTERNAL_ERROR,
+)
 """In use; a rename that waited too long; no room for our session; and what says that another sweep is at it too."""
 
 
@@ -228,7 +231,7 @@ def retire(session: Session, name: str, new_name: str, *, successor: str = "") -
             session.script(f"set local statement_timeout = {timeout}; {statement}")
             return True
         except (ServerRefused, ServerLost) as error:
-            if isinstance(error, ServerRefused) and error.sqlstate == UNDEFINED_DATABASE:
+            if isinstance(error, ServerRefused) and error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
                 if find(session, name) is None:
                     return False
                 raise
@@ -278,8 +281,8 @@ def _clear_inside(session: Session, name: str, limit: int) -> None:
         session.execute(f"alter database {ident(name)} with allow_connections false connection limit {limit}")
     with inside:
         terminate(session, name, but=(inside.pid,))
-        for (gid,) in inside.rows("select gid from pg_prepared_xacts where database = %s", (name,)):
-            inside.execute(f"rollback prepared {literal(gid)}")
+        for gid in ending.prepared_by_name(inside, name):
+            ending.roll_back(inside, gid)
         for (subscription,) in inside.rows(
             "select subname from pg_subscription s join pg_database d on d.oid = s.subdbid where d.datname = %s",
             (name,),
@@ -297,8 +300,8 @@ def drop_retired(session: Session, name: str) -> None:
     try:
         session.execute(f"drop database if exists {ident(name)}")
     except ServerRefused as error:
-        if error.sqlstate not in (UNDEFINED_DATABASE, "XX000"):
-            raise  # XX000: "tuple concurrently deleted", somebody else was faster
+        if error.sqlstate not in (sqlstate.INVALID_CATALOG_NAME, sqlstate.INTERNAL_ERROR):
+            raise  # the latter: "tuple concurrently deleted", somebody else was faster
 
 
 def drop(session: Session, name: str, project: str) -> bool:
@@ -429,12 +432,3 @@ begin
     end loop;
 end $settle$
 """
-
-
-def lease_of(found: Database) -> str:
-    """The name of the database that a mark is of; empty for what is no mark."""
-    parsed = found.parsed
-    if parsed is None or parsed.kind is not names.Kind.MARK:
-        return ""
-    tail = parsed.tail.rpartition("_")[0]
-    return str(names.DatabaseName(parsed.project, names.Kind.LEASE, parsed.owner, tail))

@@ -1,11 +1,13 @@
-"""Sessions ended: all at once, and looked after until they are gone."""
+"""Whatever is in the way of a database ended: its sessions, all at once, and looked after until they are gone; transactions
+that are prepared, which belong to no session. Nothing else of ours does it.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 
-from harness.postgres.session import Session
+from harness.postgres.session import Session, literal
 
 PATIENCE = 5.0
 """Seconds that terminated sessions have to go away."""
@@ -41,6 +43,39 @@ def end_all(
         (database, list(but)),
     )
     return len(rows), _wait(session, [pid for pid, _ in rows], patience)
+
+
+def cancel_autovacuum(session: Session, pids: Sequence[int]) -> None:
+    """Stop those of these that are autovacuum workers; they begin again later.
+
+    PostgreSQL does it for whoever waits for ``deadlock_timeout``; a reset never waits that long.
+    """
+    session.rows(
+        "select pg_cancel_backend(pid) from pg_stat_get_activity(null) "
+        "where pid = any(%s) and backend_type = 'autovacuum worker'",
+        (list(pids),),
+    )
+
+
+def prepared(session: Session, database: int) -> list[str]:
+    """Names of the prepared transactions of a database."""
+    rows = session.rows("select gid from pg_prepared_xact() where dbid = %s", (database,))
+    return [gid for (gid,) in rows]
+
+
+def prepared_by_name(session: Session, database: str) -> list[str]:
+    """:func:`prepared`, of the database of that name."""
+    rows = session.rows("select gid from pg_prepared_xacts where database = %s", (database,))
+    return [gid for (gid,) in rows]
+
+
+def roll_back(inside: Session, gid: str) -> None:
+    """Roll a prepared transaction back.
+
+    Args:
+        inside: a session in its database: from another one, PostgreSQL refuses.
+    """
+    inside.execute(f"rollback prepared {literal(gid)}")
 
 
 def _wait(session: Session, pids: list[int], patience: float) -> list[int]:

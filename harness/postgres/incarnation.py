@@ -22,11 +22,8 @@ STARTED = "extract(epoch from pg_postmaster_start_time())::text"
 CRASHED = "(select coalesce(extract(epoch from stats_reset)::text, 'never') from pg_stat_get_archiver())"
 """SQL: the last crash, likewise; of a server that never crashed, when its data directory was made."""
 
-FIELD = "unlogged"
-"""What our mark of a copy says of this: :func:`label`. Marks of earlier versions lack it."""
-
 UNKNOWN = "unknown"
-"""A label of no life: what is not known is not believed."""
+"""What stands for a life that is not known: it is not believed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Incarnation:
 
 
 def label(inside: Session) -> str:
-    """What the mark of a copy has to say: the last crash, where the next one would empty something; else nothing.
+    """What the label of a copy has to say of this (``unlogged``): the last crash, where the next one would empty something; else nothing.
 
     Args:
         inside: a session in a database that nobody else writes to.

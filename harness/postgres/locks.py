@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from harness.errors import PoolTimeout, ServerRefused
+from harness.postgres import sqlstate
 from harness.postgres.session import Session, lock_key
-
-LOCK_NOT_AVAILABLE = "55P03"
 
 HOLD_SHARED = "select set_config('tcp_user_timeout', '15s', false), pg_advisory_lock_shared(%s)"
 """Takes a sign of life. The server's keepalives notice a client machine that has vanished, but only where nothing is
@@ -37,7 +36,7 @@ def exclusive(session: Session, kind: str, name: str, *, timeout: float, waiting
     try:
         session.execute("select pg_advisory_lock(%s)", (key,))
     except ServerRefused as error:
-        if error.sqlstate != LOCK_NOT_AVAILABLE:
+        if error.sqlstate != sqlstate.LOCK_NOT_AVAILABLE:
             raise
         raise PoolTimeout(
             f"somebody else is still busy with {waiting_for} after {timeout:.0f} s: {holders(session, kind, name)}"

@@ -9,6 +9,7 @@ is (``project``), what it is (``kind``) and what it belongs to::
     pgh_3f9a1c02be_t_9c1185a5c5e9fc54            template of the fingerprint 9c11…
     pgh_3f9a1c02be_s_9c1185a5c5e9fc54_a81f02c9   spare: a clone that nobody owns yet
     pgh_3f9a1c02be_l_5f0c3d2e1b7a9988_2_0        lease of run 5f0c…, worker 2, its first database
+    pgh_3f9a1c02be_l_5f0c3d2e1b7a9988_2_0_n      what becomes it next: a clone that is being claimed
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 PREFIX = "pgh"
+
+CLAIMING = "_n"
+"""What the name of a lease's next database ends with until it takes the lease's name."""
 
 
 class Kind(Enum):
@@ -49,7 +53,8 @@ class DatabaseName:
         kind: what it is.
         owner: sixteen hex digits: the fingerprint for templates, buildings, baselines and spares;
             the run for leases and kept ones; random for retired ones.
-        tail: what tells several of one owner apart: ``"<worker>_<index>"`` for leases, else random.
+        tail: what tells several of one owner apart: ``"<worker>_<index>"`` for leases, else random. A lease that is
+            being made ends with :data:`CLAIMING`, a mark with its number.
     """
 
     project: str
@@ -60,6 +65,33 @@ class DatabaseName:
     def __str__(self) -> str:
         name = f"{PREFIX}_{self.project}_{self.kind.value}_{self.owner}"
         return f"{name}_{self.tail}" if self.tail else name
+
+    @property
+    def claiming(self) -> bool:
+        """Whether it is a lease's next database, that is being made or handed over: see :func:`claiming`."""
+        return self.kind is Kind.LEASE and self.tail.endswith(CLAIMING)
+
+    @property
+    def worker(self) -> str:
+        """Of a lease: its worker, as names have it; empty for what is no lease."""
+        return self._lease_tail.rpartition("_")[0]
+
+    @property
+    def index(self) -> int:
+        """Of a lease: which of the worker's databases; 0 for what is no lease."""
+        number = self._lease_tail.rpartition("_")[2]
+        return int(number) if number.isdecimal() else 0
+
+    @property
+    def marked_lease(self) -> str:
+        """The name of the lease's database that a mark is a copy of; empty for what is no mark."""
+        if self.kind is not Kind.MARK:
+            return ""
+        return str(DatabaseName(self.project, Kind.LEASE, self.owner, self.tail.rpartition("_")[0]))
+
+    @property
+    def _lease_tail(self) -> str:
+        return self.tail.removesuffix(CLAIMING) if self.kind is Kind.LEASE else ""
 
 
 _PATTERN = re.compile(
@@ -104,8 +136,17 @@ def lease(project: str, run: str, worker: str, index: int) -> str:
         worker: any text, for instance ``"gw2"``: short plain words stay readable, others are hashed.
         index: which of the lease's databases, in the order of the settings; 0 is ``default``.
     """
-    plain = worker if re.fullmatch(r"[0-9a-z]{1,12}", worker) else "h" + digest(worker, 11)
-    return str(DatabaseName(project, Kind.LEASE, run, f"{plain}_{index}"))
+    return str(DatabaseName(project, Kind.LEASE, run, f"{plain(worker)}_{index}"))
+
+
+def plain(worker: str) -> str:
+    """A worker's word as names have it: as it is where it is short and plain, else its hash."""
+    return worker if re.fullmatch(r"[0-9a-z]{1,12}", worker) else "h" + digest(worker, 11)
+
+
+def claiming(lease: str) -> str:
+    """The name under which a lease's next database is made: of its run, so that the run's sign of life protects it."""
+    return lease + CLAIMING
 
 
 def kept(project: str, run: str) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 
 from harness.errors import ConfigError, HarnessError, ServerRefused
+from harness.postgres import sqlstate
 from harness.postgres.session import Session, ident, literal
 
 
@@ -23,7 +24,7 @@ def is_superuser(session: Session) -> bool:
 USUAL_ROUNDS = 4096
 """PostgreSQL's own default (``scram_iterations``)."""
 
-MARK = "pg-harness"
+COMMENT = "pg-harness"
 """The comment of a role that we made. On a server that is not ours, no other role is ever altered."""
 
 
@@ -60,7 +61,7 @@ def ensure(
     the server's log with its text.
 
     Args:
-        must_be_ours: refuse to alter a role that does not carry our mark (servers that we did not start).
+        must_be_ours: refuse to alter a role that does not carry our comment (servers that we did not start).
 
     Raises:
         ConfigError: the role is somebody else's.
@@ -80,7 +81,7 @@ def ensure(
     exists = found is not None
     # Who is no superuser may not even name most of them, although nothing would change.
     options = " ".join(option for option in wanted if not exists or option not in held)
-    if exists and must_be_ours and found != MARK:
+    if exists and must_be_ours and found != COMMENT:
         raise ConfigError(
             f"the server has a role {role!r} that the harness did not make: it is left alone. "
             f'Set role = "…" in the settings to a name that is free.',
@@ -98,7 +99,7 @@ def ensure(
         _until_alone(session, *different)
         return
     session.execute(statement)
-    session.execute(f"comment on role {ident(role)} is {literal(MARK)}")
+    session.execute(f"comment on role {ident(role)} is {literal(COMMENT)}")
     if not is_superuser(session):
         # Else CREATE DATABASE … OWNER is refused: since 16 a creator may administer a role, not act as it.
         session.execute(f"grant {ident(role)} to current_user")
@@ -118,7 +119,7 @@ def _until_alone(session: Session, *statements: str) -> None:
                 session.execute(statement)
                 break
             except ServerRefused as error:
-                if error.sqlstate != "XX000" or time.monotonic() > deadline:
+                if error.sqlstate != sqlstate.INTERNAL_ERROR or time.monotonic() > deadline:
                     raise
             time.sleep(0.002)
 
@@ -153,11 +154,11 @@ def derived_password(secret: str, role: str) -> str:
 
 
 def drop_ours(session: Session, role: str) -> None:
-    """Drop a role that carries our mark; one that something still depends on stays."""
+    """Drop a role that carries our comment; one that something still depends on stays."""
     comment = session.value(
         "select shobj_description(oid, 'pg_authid') from pg_roles where rolname = %s", (role,)
     )
-    if comment == MARK:
+    if comment == COMMENT:
         drop(session, [role])
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.dsn import Dsn
 from harness.errors import HarnessError, ServerLost
+from harness.postgres import sqlstate
 from harness.postgres.session import Session
 
 if TYPE_CHECKING:
@@ -199,13 +200,13 @@ def _failure(error: psycopg.Error) -> HarnessError:
     import psycopg
 
     diagnostic = error.diag
-    sqlstate = error.sqlstate or ""
-    gone = not sqlstate and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-    if gone or sqlstate.startswith("08") or sqlstate in ("57P01", "57P02"):
+    code = error.sqlstate or ""
+    gone = not code and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    if gone or sqlstate.is_lost(code):
         return ServerLost(f"the PostgreSQL server went away during the migration: {str(error).strip()}")
     return StatementFailed(
         (diagnostic.message_primary or str(error)).strip(),
-        sqlstate=sqlstate,
+        sqlstate=code,
         detail=diagnostic.message_detail or "",
         hint=diagnostic.message_hint or "",
         context=diagnostic.context or "",

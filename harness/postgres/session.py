@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused
+from harness.postgres import sqlstate
 
 if TYPE_CHECKING:
     import psycopg
@@ -251,33 +252,36 @@ class translated:
 # libpq keeps the SQLSTATE of a refused login to itself: only the text tells. Our servers speak English
 # (lc_messages = C); of a translated text from somebody else's server, "FATAL" may be lost, not more.
 _REFUSED_LOGINS = (
-    ("password authentication failed", "28P01"),
-    ("no password supplied", "28P01"),
-    ("no pg_hba.conf entry", "28000"),
-    ("is not permitted to log in", "28000"),
-    ("is not currently accepting connections", "55000"),
-    ("too many", "53300"),
-    ("remaining connection slots", "53300"),
-    ("already in use", "53300"),
-    ("starting up", "57P03"),
-    ("shutting down", "57P03"),
-    ("in recovery mode", "57P03"),
-    ("not yet accepting connections", "57P03"),
-    ("does not exist", "3D000"),
-    ("permission denied for database", "42501"),
+    ("password authentication failed", sqlstate.INVALID_PASSWORD),
+    ("no password supplied", sqlstate.INVALID_PASSWORD),
+    ("no pg_hba.conf entry", sqlstate.INVALID_AUTHORIZATION_SPECIFICATION),
+    ("is not permitted to log in", sqlstate.INVALID_AUTHORIZATION_SPECIFICATION),
+    ("is not currently accepting connections", sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE),
+    ("too many", sqlstate.TOO_MANY_CONNECTIONS),
+    ("remaining connection slots", sqlstate.TOO_MANY_CONNECTIONS),
+    ("already in use", sqlstate.TOO_MANY_CONNECTIONS),
+    ("starting up", sqlstate.CANNOT_CONNECT_NOW),
+    ("shutting down", sqlstate.CANNOT_CONNECT_NOW),
+    ("in recovery mode", sqlstate.CANNOT_CONNECT_NOW),
+    ("not yet accepting connections", sqlstate.CANNOT_CONNECT_NOW),
+    ("does not exist", sqlstate.INVALID_CATALOG_NAME),
+    ("permission denied for database", sqlstate.INSUFFICIENT_PRIVILEGE),
 )
 
 
 def _login_sqlstate(text: str) -> str:
     if "FATAL" not in text:
         return ""
-    return next((state for words, state in _REFUSED_LOGINS if words in text), "28000")
+    return next(
+        (state for words, state in _REFUSED_LOGINS if words in text),
+        sqlstate.INVALID_AUTHORIZATION_SPECIFICATION,
+    )
 
 
 def _translate(error: psycopg.Error, statement: str) -> ServerLost | ServerRefused:
-    sqlstate = error.sqlstate or ""
-    if not sqlstate and statement.startswith("connect to "):
-        sqlstate = _login_sqlstate(str(error))
+    code = error.sqlstate or ""
+    if not code and statement.startswith("connect to "):
+        code = _login_sqlstate(str(error))
     text = (error.diag.message_primary or str(error)).strip()
     for extra in (error.diag.message_detail, error.diag.message_hint):
         if extra:
@@ -286,11 +290,12 @@ def _translate(error: psycopg.Error, statement: str) -> ServerLost | ServerRefus
     line = line if len(line) <= 160 else line[:157] + "…"
     import psycopg
 
-    lost = sqlstate.startswith("08") or sqlstate in ("57P01", "57P02")
-    if lost or (not sqlstate and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))):
+    if sqlstate.is_lost(code) or (
+        not code and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    ):
         return ServerLost(f"the PostgreSQL server is not there: {text} (while: {line})")
     return ServerRefused(
-        f"PostgreSQL refused: {text} [{sqlstate}] (while: {line})", sqlstate=sqlstate, statement=line
+        f"PostgreSQL refused: {text} [{code}] (while: {line})", sqlstate=code, statement=line
     )
 
 

@@ -41,7 +41,7 @@ def begin(config: pytest.Config, start: tuple[Path, str]) -> State:
     try:
         state = _begin(config, start)
     except HarnessError as error:
-        raise pytest.UsageError(f"pg-harness: {error}") from None
+        raise pytest.UsageError(f"pg-harness: {error.full_text}") from None
     except KeyboardInterrupt:
         # Outside of a session pytest would show a traceback; 2 is what it calls an interrupted run.
         print("\npg-harness: interrupted", file=sys.stderr)

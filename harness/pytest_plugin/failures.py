@@ -110,8 +110,7 @@ class Failures:
         else:
             return
         for database, pid in activity.changers_of_roles(harness.link.session, lease.dsn.user):
-            parsed = names.parse(database)
-            worker = parsed.tail.rsplit("_", 1)[0] if parsed is not None else ""
+            worker = parsed.worker if (parsed := names.parse(database)) else ""
             lines.append(f"  altered by pid {pid}" + (f", in a test of worker {worker}" if worker else ""))
         harness.clones.restore_role()
         lines.append("  it was put right")

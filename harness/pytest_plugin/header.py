@@ -34,7 +34,7 @@ class Header:
 def server_line(state: State) -> str:
     """Version, backend, storage, warm or started."""
     if state.lease is None:
-        return f"PostgreSQL {state.controlled.description} and none for this process"
+        return f"PostgreSQL {state.run.description} and none for this process"
     harness, _ = state.running
     server = harness.server
     version = server.session.server_version
@@ -53,7 +53,7 @@ def template_line(state: State) -> str:
         if not sources:
             texts.append(f"{name}an empty database (no migrations are configured, none were found)")
             continue
-        texts.append(f"{name}{sources}, {state.controlled.made(database.name)}")
+        texts.append(f"{name}{sources}, {state.run.made(database.name)}")
     return "; ".join(texts)
 
 

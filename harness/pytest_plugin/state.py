@@ -88,7 +88,7 @@ class State:
         return self.harness, self.lease
 
     @property
-    def controlled(self) -> Harness:
+    def run(self) -> Harness:
         """The run of a process that started something, whether or not it has a database of its own."""
         if self.harness is None:
             raise pytest.UsageError("pg-harness: nothing was started for this kind of run")
@@ -126,12 +126,12 @@ class State:
                 run.release_run()
                 run.sweep()
         except HarnessError as error:
-            complain(f"letting go of the databases failed, the next run puts it right: {error}")
+            complain(f"letting go of the databases failed, the next run puts it right: {error.full_text}")
         finally:
             try:
                 run.close()
             except HarnessError as error:
-                complain(str(error))
+                complain(error.full_text)
 
 
 def _fill(harness: Harness, workers: int) -> None:

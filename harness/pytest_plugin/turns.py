@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from harness.dsn import Dsn
 from harness.errors import HarnessError, PoolTimeout, ServerRefused
-from harness.postgres import locks
+from harness.postgres import sqlstate
 from harness.postgres.session import Session, lock_key
 
 ASK_AGAIN = 0.2
@@ -97,7 +97,7 @@ class Turns:
             self._lock_session.execute(f"set lock_timeout = {max(1, int(timeout * 1000))}")
             self._take("select pg_advisory_lock(%s)")
         except ServerRefused as error:
-            if error.sqlstate != locks.LOCK_NOT_AVAILABLE:
+            if error.sqlstate != sqlstate.LOCK_NOT_AVAILABLE:
                 raise
             raise PoolTimeout(
                 f"serial_only: other tests of the run did not end within {timeout:g} s "

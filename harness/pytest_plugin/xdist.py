@@ -38,7 +38,7 @@ class Controller:
                     f"pg-harness: the worker {spec.id} ({spec}) is not a process of this machine: its database "
                     f"would not be reachable. Use local workers (-n), or switch the plugin off (-p no:pg_harness)."
                 )
-        run = self._state.controlled
+        run = self._state.run
         try:
             with self._state.telling:
                 run.check_room(len(specs))
@@ -46,7 +46,7 @@ class Controller:
                 self._tell(budget.check(run.shared, len(specs)))
             path = self._run_file(len(specs)).write(project.state_dir(os.environ) / "runs")
         except HarnessError as error:
-            raise pytest.UsageError(f"pg-harness: {error}") from None
+            raise pytest.UsageError(f"pg-harness: {error.full_text}") from None
         self._state.run_file = path
         for spec in specs:
             spec.env[VARIABLE] = str(path)
@@ -80,7 +80,7 @@ class Controller:
             )
 
     def _run_file(self, workers: int) -> RunFile:
-        run = self._state.controlled
+        run = self._state.run
         shared = run.shared
         return RunFile(
             run=run.run,
@@ -111,7 +111,7 @@ class Controller:
             # Before xdist shows a traceback for each worker, and starts four more in the place of each.
             raise pytest.UsageError(f"{said}\n(said by worker {node.gateway.id}; the run was stopped)")
         try:
-            self._state.controlled.release_run([node.gateway.id])
+            self._state.run.release_run([node.gateway.id])
         except HarnessError as problem:
             complain(f"the database of the crashed worker {node.gateway.id} stays until the end: {problem}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.errors import ServerRefused
+from harness.postgres import sqlstate
 from harness.reset.changes import RecloneNeeded
 from harness.reset.connections import Connections
 from harness.reset.outcome import Outcome
@@ -44,7 +45,11 @@ class Contention:
         unlocked = self.lockless or bool(done.xids)
         self._violations += 1
         self.lockless = False
-        return unlocked and error.sqlstate.startswith("23") and self._violations < MOST_VIOLATIONS
+        return (
+            unlocked
+            and error.sqlstate.startswith(sqlstate.INTEGRITY_CONSTRAINT_VIOLATION)
+            and self._violations < MOST_VIOLATIONS
+        )
 
     def lock(self, relations: Mapping[int, Relation]) -> bool:
         """Somebody wrote between the look and the locks: this time the locks come first, and then the look.
@@ -63,7 +68,7 @@ class Contention:
             batch.run(self._connections.lease, ["begin", f"lock table {tables} in share row exclusive mode"])
         except ServerRefused as error:
             batch.rollback(self._connections.lease)
-            if error.sqlstate not in (batch.LOCK_NOT_AVAILABLE, batch.DEADLOCK):
+            if error.sqlstate not in (sqlstate.LOCK_NOT_AVAILABLE, sqlstate.DEADLOCK_DETECTED):
                 raise RecloneNeeded(f"the tables cannot be locked: {error}") from error
             self.lockless = self.sessions.lock_holders(sorted(self.contended), lockless=False)
             return False

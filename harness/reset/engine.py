@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.errors import HarnessError, LeaseError, ServerLost, ServerRefused
+from harness.postgres import sqlstate
 from harness.postgres.session import Session
 from harness.reset import detect, marking
 from harness.reset.baseline import BaselineStore
@@ -339,7 +340,7 @@ class ResetEngine:
             tracker.adopt_refused(attempt.done)
             if isinstance(error, RecloneNeeded):
                 raise
-            if error.sqlstate not in (batch.LOCK_NOT_AVAILABLE, batch.DEADLOCK):
+            if error.sqlstate not in (sqlstate.LOCK_NOT_AVAILABLE, sqlstate.DEADLOCK_DETECTED):
                 if met.came_between(error, attempt.done):
                     return None
                 raise RecloneNeeded(f"the rows cannot be put back: {error}") from error
@@ -503,7 +504,7 @@ class ResetEngine:
         try:
             window = self._tracker.read(self._allowance(patience), force=force)
         except ServerRefused as error:
-            if error.sqlstate == batch.RECYCLED or "WAL" in error.message:
+            if error.sqlstate == sqlstate.UNDEFINED_FILE or "WAL" in error.message:
                 raise RecloneNeeded(
                     f"the log since the last reset was recycled or cannot be read ({error})",
                     remedy="a larger wal_keep_size keeps more of it",
@@ -542,14 +543,16 @@ class ResetEngine:
 
 def _unreadable(error: ServerRefused) -> RecloneNeeded:
     remedies = {
-        "42501": "grant the admin the rights of docs/reset.md: pg_read_server_files, session_replication_role",
-        "0A000": "use PostgreSQL 15 or later",
-        "58P01": "install the contrib modules of the server (postgresql-contrib)",
+        sqlstate.INSUFFICIENT_PRIVILEGE: "grant the admin the rights of docs/reset.md: pg_read_server_files, session_replication_role",
+        sqlstate.FEATURE_NOT_SUPPORTED: "use PostgreSQL 15 or later",
+        sqlstate.UNDEFINED_FILE: "install the contrib modules of the server (postgresql-contrib)",
     }
     if "session_replication_role" in error.message:
         # A setting that a login may not have comes without a code of its own.
         return RecloneNeeded(
-            f"triggers cannot be kept silent: {error}", remedy=remedies["42501"], lasting=True
+            f"triggers cannot be kept silent: {error}",
+            remedy=remedies[sqlstate.INSUFFICIENT_PRIVILEGE],
+            lasting=True,
         )
     remedy = remedies.get(error.sqlstate, "")
     return RecloneNeeded(f"the server's log cannot be read: {error}", remedy=remedy, lasting=bool(remedy))

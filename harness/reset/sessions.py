@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from harness.postgres import activity
-from harness.postgres.session import Session, ident, literal
+from harness.postgres import activity, ending
+from harness.postgres.session import Session, ident
 from harness.reset.changes import RecloneNeeded
 from harness.reset.connections import Connections
 from harness.reset.tracker import Tracker
@@ -81,7 +81,7 @@ class Sessions:
         def still() -> list[int]:
             return activity.busy(self._reader, self._tracker.database, self._connections.ours, xid)
 
-        prepared = activity.prepared(self._reader, self._tracker.database)
+        prepared = ending.prepared(self._reader, self._tracker.database)
         if prepared:
             self._roll_back_prepared()
         if not still():
@@ -110,7 +110,7 @@ class Sessions:
         if pids and not lockless and activity.harmless(self._reader, pids):
             return True
         if over < 0:
-            activity.cancel_autovacuum(self._reader, pids)
+            ending.cancel_autovacuum(self._reader, pids)
             time.sleep(0.005)
         elif over < END_PATIENCE:
             self._end(pids)
@@ -147,7 +147,7 @@ class Sessions:
         given_up = 0.0
         while activity.in_progress(self._reader, ids):
             now = time.monotonic()
-            if activity.prepared(self._reader, self._tracker.database):
+            if ending.prepared(self._reader, self._tracker.database):
                 self._roll_back_prepared()
             elif now >= self._deadline and not given_up:
                 self._end(self._writers())
@@ -178,11 +178,11 @@ class Sessions:
 
     def _roll_back_prepared(self) -> None:
         """Prepared transactions belong to no session: they are rolled back, from the same database."""
-        for gid in activity.prepared(self._reader, self._tracker.database):
-            self._connections.lease.execute(f"rollback prepared {literal(gid)}")
+        for gid in ending.prepared(self._reader, self._tracker.database):
+            ending.roll_back(self._connections.lease, gid)
             self.ended.append(f"prepared transaction {ident(gid)}")
 
     def _end(self, pids: Sequence[int]) -> None:
         found = activity.describe(self._reader, self._tracker.database, self._connections.ours, pids)
-        activity.end(self._reader, [session.pid for session in found])
+        ending.end(self._reader, [session.pid for session in found])
         self.ended.extend(session.text for session in found)

@@ -167,9 +167,10 @@ class Oven:
             kitchen.close()
             return self.bakery.keep(kitchen.info, key, self._facts(fingerprints))
         except (MigrationError, ServerLost) as error:
-            error.message += _no_room(error, kitchen)
-            error.message += (
-                "\nIt was migrated in a server of its own, which is gone. To look at the half-migrated "
+            if said := _no_room(error, kitchen):
+                error.add_note(said)
+            error.add_note(
+                "It was migrated in a server of its own, which is gone. To look at the half-migrated "
                 'database, run once with isolation = "database".'
             )
             raise
@@ -214,7 +215,7 @@ def _no_room(error: HarnessError, kitchen: Server) -> str:
         said = [line for line in kitchen.logs() if "No space left on device" in line]
     except HarnessError:
         return ""
-    return f"\nThe server's log says: {said[-1]}" if said else ""
+    return f"The server's log says: {said[-1]}" if said else ""
 
 
 @dataclass(frozen=True)

@@ -90,14 +90,13 @@ def of(session: Session, *, run: str, workers: int, per_worker: int, databases_e
     maximum, reserved = row or (100, 3)
     others = 0
     for found in databases.list_ours(session, None):
-        parsed = found.parsed
-        if parsed is not None and parsed.kind is names.Kind.LEASE and parsed.owner != run:
+        if found.kind is names.Kind.LEASE and found.owner != run:
             # A person's databases lie idle most of the time: what they hold now is what counts.
             # A run's are what its workers may open: a leak of theirs must fail there.
             theirs = (
                 found.connection_limit - RESERVED_CONNECTIONS if found.connection_limit > 0 else per_worker
             )
-            others += found.sessions if parsed.owner == names.PERSON else theirs + PER_WORKER_RESERVE
+            others += found.sessions if found.persons else theirs + PER_WORKER_RESERVE
     return Budget(maximum, reserved, others, workers, per_worker * databases_each)
 
 

@@ -22,7 +22,7 @@ from harness.errors import ConfigError, HarnessError
 from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, names
 from harness.postgres.admin import Link
-from harness.runs.placement import How, Placement, SharedServer, chosen, run_all
+from harness.runs.placement import How, Placement, PlacementKind, SharedServer, run_all
 from harness.runs.session import ServerSession
 
 if TYPE_CHECKING:
@@ -393,7 +393,7 @@ class Harness:
         return lease
 
     def _claim(self, worker: str, index: int) -> Claim:
-        return Claim(self.run, worker, index, {"root": str(self.settings.root)})
+        return Claim(self.run, worker, index, str(self.settings.root))
 
     def _forget(self, session: ServerSession, lease: Lease) -> None:
         if lease in session.leases:
@@ -550,6 +550,15 @@ def open_run(settings: Settings, environ: Mapping[str, str], **how: Unpack[How])
     run = _digits(how)
     placement = chosen(settings, how.get("purpose", "run")).open(settings, environ, run, **how)
     return Harness(placement, environ, run=run, workers=how.get("workers", 1))
+
+
+def chosen(settings: Settings, purpose: str = "run") -> PlacementKind:
+    """Where the settings' ``isolation`` wants the workers' databases; a person's always share one server."""
+    if settings.isolation != "server" or purpose == "up":
+        return SharedServer
+    from harness.runs.per_worker import ServerPerWorker
+
+    return ServerPerWorker
 
 
 def _digits(how: How) -> str:

@@ -310,5 +310,4 @@ class ServerPerWorker:
 def purpose_of(run: str, worker: str) -> str:
     """The purpose of a worker's server; ten workers of two runs have twenty."""
     # The worker's word is a user's text: only its plain form or its hash goes into a container's name.
-    plain = names.lease("0" * 10, run, worker, 0).rpartition("_")[0].rpartition("_")[2]
-    return f"run-{run[:8]}-{plain}"
+    return f"run-{run[:8]}-{names.plain(worker)}"

@@ -324,15 +324,6 @@ def had(what: str, made: Made) -> str:
     return f"{what} {f'built in {made.seconds:.1f} s' if made.built else 'found'}"
 
 
-def chosen(settings: Settings, purpose: str = "run") -> PlacementKind:
-    """Where the settings' ``isolation`` wants the workers' databases; a person's always share one server."""
-    if settings.isolation != "server" or purpose == "up":
-        return SharedServer
-    from harness.runs.per_worker import ServerPerWorker
-
-    return ServerPerWorker
-
-
 class PlacementKind(Protocol):
     """What opens a placement."""
 

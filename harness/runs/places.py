@@ -83,14 +83,12 @@ def places_on(harness: Harness) -> list[Place]:
 def _leases(harness: Harness, observed: Sequence[Database]) -> list[Place]:
     groups: dict[tuple[str, str], dict[str, Database]] = {}
     for database in observed:
-        parsed, mark = database.parsed, database.mark or {}
-        # A clone that is being handed over still carries a spare's mark.
-        if parsed is None or parsed.kind is not Kind.LEASE or mark.get("kind") != "lease":
+        parsed, label = database.parsed, database.label
+        # A clone that is being handed over still carries a spare's label.
+        if parsed is None or parsed.kind is not Kind.LEASE or label.kind != "lease" or parsed.claiming:
             continue
-        if parsed.tail.endswith("_n"):
-            continue
-        worker = str(mark.get("worker", parsed.tail.rpartition("_")[0]))
-        groups.setdefault((parsed.owner, worker), {})[str(mark.get("database", DEFAULT_DATABASE))] = database
+        worker = label.worker if label.worker is not None else parsed.worker
+        groups.setdefault((parsed.owner, worker), {})[label.name_in_settings] = database
     result = []
     for (run, worker), members in groups.items():
         words: tuple[str, ...]
@@ -105,31 +103,31 @@ def _leases(harness: Harness, observed: Sequence[Database]) -> list[Place]:
 def _kept(harness: Harness, observed: Sequence[Database]) -> list[Place]:
     result = []
     for database in observed:
-        parsed, mark = database.parsed, database.mark or {}
+        parsed, label = database.parsed, database.label
         if parsed is None or parsed.kind is not Kind.KEPT:
             continue
-        what = f"kept: {mark.get('why', 'unknown')}, {mark.get('created', '')}"
-        members = {str(mark.get("database", DEFAULT_DATABASE)): database}
-        worker = str(mark.get("worker", ""))
+        why = label.why if label.why is not None else "unknown"
+        members = {label.name_in_settings: database}
+        what = f"kept: {why}, {label.created or ''}"
         words = (parsed.tail, database.name)
-        result.append(Place(Kind.KEPT, words, what, parsed.owner, worker, members, harness))
+        result.append(Place(Kind.KEPT, words, what, parsed.owner, label.worker or "", members, harness))
     return result
 
 
 def _templates(harness: Harness, observed: Sequence[Database]) -> list[Place]:
-    marked = [d for d in observed if d.parsed and d.parsed.kind is Kind.TEMPLATE and d.mark and d.is_template]
-    marked.sort(key=lambda d: str((d.mark or {}).get("used", "")), reverse=True)
+    finished = [d for d in observed if d.kind is Kind.TEMPLATE and d.label and d.is_template]
+    finished.sort(key=lambda d: d.label.used or "", reverse=True)
     result: list[Place] = []
     newest: dict[str, Database] = {}
-    for database in marked:
-        newest.setdefault(str((database.mark or {}).get("database", DEFAULT_DATABASE)), database)
+    for database in finished:
+        newest.setdefault(database.label.name_in_settings, database)
     if newest:
         what = "the newest template"
         result.append(Place(Kind.TEMPLATE, ("template",), what, "", "", newest, harness))
-    for database in marked:
-        mark = database.mark or {}
-        name = str(mark.get("database", DEFAULT_DATABASE))
-        what = f"a template: {', '.join(mark.get('sources', ())) or 'empty'}, {mark.get('created', '')}"
+    for database in finished:
+        label = database.label
+        name = label.name_in_settings
+        what = f"a template: {', '.join(label.sources or ()) or 'empty'}, {label.created or ''}"
         result.append(Place(Kind.TEMPLATE, (database.name,), what, "", "", {name: database}, harness))
     return result
 

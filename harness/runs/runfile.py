@@ -6,20 +6,16 @@ imported. And all workers have the same settings, whatever happens to the projec
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from harness.config import project
-from harness.config.settings import DatabaseSettings, Settings, SourceSpec
+from harness.config.settings import Settings
+from harness.config.state_file import StateFile, Unreadable
 from harness.databases.spec import Owner
 from harness.databases.template import Template
-from harness.dsn import Dsn
 from harness.errors import ConfigError
-from harness.postgres.databases import Attributes
 from harness.servers.port import ServerInfo
 
 VARIABLE = "PGHARNESS_RUN_FILE"
@@ -56,9 +52,8 @@ class RunFile:
         """
         path = folder / f"{self.run}.json"
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _forget_the_dead(folder)
-            project.replace_file(path, json.dumps({"format": _FORMAT, **asdict(self)}, default=os.fspath))
+            StateFile(path, _FORMAT).write(self)
         except OSError as error:
             raise ConfigError(
                 f"cannot write the run file {path}: {error.strerror}. "
@@ -75,60 +70,20 @@ class RunFile:
             ConfigError: it is gone (the controller has ended) or no such file.
         """
         try:
-            content = json.loads(path.read_text("utf-8"))
-            if content.pop("format") != _FORMAT:
-                raise ValueError("another version of pg-harness wrote it")
-            server, owner = content.pop("server"), content.pop("owner")
-            templates = {name: _template(fields) for name, fields in content.pop("templates").items()}
-            return cls(
-                settings=_settings(content.pop("settings")),
-                server=ServerInfo(**{**server, "dsn": Dsn(**server["dsn"])}) if server else None,
-                owner=Owner(**{**owner, "attributes": tuple(owner["attributes"])}) if owner else None,
-                templates=templates,
-                **content,
-            )
+            return StateFile(path, _FORMAT).read_as(cls)
         except FileNotFoundError:
             raise ConfigError(
                 f"the run file {path} is gone: the pytest that wrote it has ended", origin=str(path)
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"the run file {path} cannot be used: {type(error).__name__}: {error}", origin=str(path)
-            ) from None
-
-
-def _template(fields: dict[str, Any]) -> Template:
-    attributes = fields.pop("attributes")
-    return Template(**fields, attributes=Attributes(tuple(attributes["statements"]), attributes["comment"]))
-
-
-def _settings(fields: dict[str, Any]) -> Settings:
-    """JSON knows neither paths nor tuples."""
-    for key in ("root", "file", "binaries"):
-        fields[key] = Path(fields[key]) if fields[key] is not None else None
-    databases = tuple(_database(database) for database in fields.pop("databases"))
-    attributes = tuple(fields.pop("role_attributes"))
-    return Settings(**fields, databases=databases, role_attributes=attributes)
-
-
-def _database(fields: dict[str, Any]) -> DatabaseSettings:
-    sources = {
-        key: None if fields[key] is None else tuple(_source(source) for source in fields[key])
-        for key in ("migrations", "seeds")
-    }
-    return DatabaseSettings(**{**fields, **sources, "extensions": tuple(fields["extensions"])})
-
-
-def _source(fields: dict[str, Any]) -> SourceSpec:
-    return SourceSpec(**{**fields, "watch": None if fields["watch"] is None else tuple(fields["watch"])})
+        except Unreadable as why:
+            raise ConfigError(f"the run file {path} {why}", origin=str(path)) from None
 
 
 def _forget_the_dead(folder: Path) -> None:
     """Remove what killed controllers left: the files hold passwords."""
     for path in folder.glob("*.json"):
         try:
-            pid = int(json.loads(path.read_text("utf-8"))["pid"])
-            alive = _alive(pid)
+            alive = _alive(int(StateFile(path).read()["pid"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if not alive:

@@ -300,8 +300,7 @@ class ServerSession:
         )
         dropped = []
         for found in databases.list_ours(session, self.project):
-            parsed = found.parsed
-            if parsed is None or parsed.kind is not names.Kind.LEASE or parsed.owner != self.run:
+            if found.kind is not names.Kind.LEASE or found.owner != self.run:
                 continue
             if wanted is None or found.name in wanted:
                 self.clones.release(found.name)
@@ -313,7 +312,7 @@ class ServerSession:
         return [
             database.name
             for database in databases.list_ours(self.link.session, self.project)
-            if database.parsed is not None and database.parsed.kind is names.Kind.KEPT
+            if database.kind is names.Kind.KEPT
         ]
 
     def _drop_created_by_tests(self) -> list[str]:
@@ -336,7 +335,7 @@ class ServerSession:
         from harness.databases import sweep
 
         everything = databases.list_ours(self.link.session, self.project)
-        runs = {d.parsed.owner for d in everything if d.parsed and d.parsed.kind is names.Kind.LEASE}
+        runs = {d.owner for d in everything if d.kind is names.Kind.LEASE}
         return bool(sweep.alive_runs(self.link.session, sorted(runs - {self.run})))
 
     # --- the end -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.config import project
 from harness.config.settings import Settings
+from harness.config.state_file import replace_file
 from harness.databases.template import Template
 from harness.errors import HarnessError, MigrationError, ServerLost
 from harness.servers import defaults
@@ -41,7 +42,7 @@ def full(error: HarnessError, server: Server) -> str:
 
     A server that cannot write its WAL ends: then only its log says why.
     """
-    if FULL in error.message:
+    if FULL in error.full_text:
         return FULL
     if not isinstance(error, ServerLost | MigrationError):
         return ""
@@ -103,10 +104,11 @@ def explain(error: HarnessError, server: Server) -> None:
     if where is None:
         where = "on a server that is not ours"
     if said != FULL:
-        error.message += f"\nThe server's log says: {said}"
-    error.message += f"\nThe server's data is {where}, and there is no room left."
+        error.add_note(f"The server's log says: {said}")
+    remedy = ""
     if server.info.storage == "memory":
-        error.message += ' Set storage = "disk" (PGHARNESS_STORAGE), or more memory_limit.'
+        remedy = ' Set storage = "disk" (PGHARNESS_STORAGE), or more memory_limit.'
+    error.add_note(f"The server's data is {where}, and there is no room left.{remedy}")
 
 
 def settings_for(settings: Settings, environ: Mapping[str, str]) -> Settings:
@@ -125,7 +127,7 @@ def remember(settings: Settings, environ: Mapping[str, str], needed: int) -> Non
     """Note how much is needed; where it cannot be noted, the next start finds out again."""
     path = _note(settings, environ)
     try:
-        project.replace_file(path, str(needed))
+        replace_file(path, str(needed))
     except OSError:
         return
 

@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 from harness.databases.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
 from harness.databases.freshness import note_of
 from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
-from harness.postgres import databases, incarnation, names
-from harness.postgres.databases import Database, apply_statements, lease_of, read_attributes, settle_sequences
-from harness.postgres.session import Session, ident, literal
+from harness.postgres import databases, ending, incarnation, names, sqlstate
+from harness.postgres.databases import Database, apply_statements, read_attributes, settle_sequences
+from harness.postgres.label import Label
+from harness.postgres.session import Session, ident
 from harness.reset.watermark import Watermark
 
 PAUSE = 0.02
@@ -50,15 +51,15 @@ def stack(session: Session, project: str, leased: Mapping[str, Database]) -> lis
     wanted = {database.name: name for name, database in leased.items()}
     layers: dict[int, dict[str, Database]] = {}
     for found in databases.list_ours(session, project):
-        mark = found.mark or {}
-        name = wanted.get(lease_of(found))
-        if name is not None and mark.get("kind") == "mark":
-            layers.setdefault(int(mark["number"]), {})[name] = found
+        name, number = wanted.get(found.marked_lease), found.label.number
+        if name is not None and found.label.kind == "mark" and number is not None:
+            layers.setdefault(number, {})[name] = found
     result = []
     for number, members in sorted(layers.items()):
         if members.keys() == leased.keys():
-            mark = next(iter(members.values())).mark or {}
-            result.append(Saved(number, str(mark.get("name", number)), str(mark.get("created", "")), members))
+            label = next(iter(members.values())).label
+            name = label.name if label.name is not None else str(number)
+            result.append(Saved(number, name, label.created or "", members))
     return result
 
 
@@ -124,10 +125,9 @@ def save(
             ended += gone
             if noted is not None:
                 notes[copy] = noted
-            # The comment comes last: a copy without it is none.
-            facts = {"kind": "mark", "number": number, "name": name, "created": created}
-            facts[incarnation.FIELD] = unlogged
-            session.script(databases.comment_statement(copy, facts, database.comment))
+            # The label comes last: a copy without it is none.
+            label = Label(kind="mark", number=number, name=name, created=created, unlogged=unlogged)
+            session.script(databases.label_statement(copy, label, database.comment))
     except BaseException:
         if not session.closed:
             for copy in made.values():
@@ -164,7 +164,7 @@ def _copy(
             here = str(session.value("select pg_current_wal_insert_lsn()::text"))
             noted = replace(noted, position=here)
     except ServerRefused as error:
-        if error.sqlstate == databases.OBJECT_IN_USE:
+        if error.sqlstate == sqlstate.OBJECT_IN_USE:
             raise LeaseInUse(
                 f"database {source} cannot be copied: {error.message}",
                 sessions=databases.sessions_of(session, source),
@@ -199,13 +199,13 @@ def _wait(session: Session, database: str, patience: float) -> None:
 
 
 def _roll_back_prepared(session: Session, database: str) -> list[str]:
-    found = session.rows("select gid from pg_prepared_xacts where database = %s", (database,))
+    found = ending.prepared_by_name(session, database)
     if not found:
         return []
     with Session.connect(session.dsn.with_database(database)) as inside:
-        for (gid,) in found:
-            inside.execute(f"rollback prepared {literal(gid)}")
-    return [f"prepared transaction {gid}" for (gid,) in found]
+        for gid in found:
+            ending.roll_back(inside, gid)
+    return [f"prepared transaction {gid}" for gid in found]
 
 
 def put_back(
@@ -230,21 +230,21 @@ def put_back(
         LeaseLost: the mark is gone. LeaseError: a crash of the server has emptied it.
     """
     check(clones.link.session, saved, copy)
-    session, fresh = clones.link.session, f"{database.name}_n"
+    session, fresh = clones.link.session, names.claiming(database.name)
     databases.drop(session, fresh, clones.project)
     attributes = read_attributes(session, copy.name)
     shut(session, copy.name)
     try:
-        databases.clone(session, fresh, template=copy.name, owner=database.owner, strategy=strategy)
+        databases.clone(session, fresh, template=copy.name, owner=database.role, strategy=strategy)
     except ServerRefused as error:
-        if error.sqlstate == databases.UNDEFINED_DATABASE:
+        if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
             raise LeaseLost(f"the mark {saved!r} was released by somebody else") from error
         raise
     limit = clones.connections + RESERVED_CONNECTIONS
     session.script(";\n".join([
         *apply_statements(fresh, attributes),
         f"alter database {ident(fresh)} with connection limit {limit}",
-        databases.comment_statement(fresh, database.mark or {}, attributes.comment),
+        databases.label_statement(fresh, database.label, attributes.comment),
     ]))  # fmt: skip
     away = names.retired(clones.project)
     gone = databases.retire(session, database.name, away)
@@ -261,14 +261,14 @@ def check(session: Session, saved: str, copy: Database) -> None:
     Args:
         saved: what the mark is called.
     """
-    labelled = (copy.mark or {}).get(incarnation.FIELD)
+    labelled = copy.label.unlogged
     if labelled is None:
         # Of an earlier version: in which life it was made, nobody knows.
         open_up(session, copy.name)
         with Session.connect(session.dsn.with_database(copy.name)) as inside:
             labelled = incarnation.label(inside) and incarnation.UNKNOWN
         shut(session, copy.name)
-    if incarnation.emptied(session, str(labelled)):
+    if incarnation.emptied(session, labelled):
         raise LeaseError(
             f"the mark {saved!r} is lost: the server crashed since it was set, which emptied its unlogged tables. "
             f"`pg-harness mark --release {saved}` forgets it"
@@ -285,7 +285,7 @@ def shut(session: Session, copy: str) -> None:
     try:
         session.execute(f"alter database {ident(copy)} with allow_connections false")
     except ServerRefused as error:
-        if error.sqlstate != databases.UNDEFINED_DATABASE:
+        if error.sqlstate != sqlstate.INVALID_CATALOG_NAME:
             raise
     else:
         databases.terminate(session, copy)
@@ -315,5 +315,5 @@ def drop_of(session: Session, project: str, name: str, *, but: Sequence[Saved] =
     """
     stay = {database.name for saved in but for database in saved.databases.values()}
     for found in databases.list_ours(session, project):
-        if lease_of(found) == name and found.name not in stay:
+        if found.marked_lease == name and found.name not in stay:
             databases.drop(session, found.name, project)

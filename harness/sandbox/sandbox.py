@@ -43,12 +43,17 @@ def urls(context: Context, workers: int | None) -> list[str]:
         }
         mine: dict[str, dict[str, str]] = {}
         for database in databases.list_ours(found.session, project.project_id(settings.root)):
-            parsed, mark = database.parsed, database.mark or {}
-            if parsed is None or parsed.kind is not names.Kind.LEASE or parsed.owner != names.PERSON:
+            parsed, label = database.parsed, database.label
+            if (
+                parsed is None
+                or parsed.kind is not names.Kind.LEASE
+                or not database.persons
+                or parsed.claiming
+            ):
                 continue
-            name = str(mark.get("database", DEFAULT_DATABASE))
-            if mark.get("kind") == "lease" and mark.get("fingerprint") == wanted.get(name):
-                mine.setdefault(str(mark.get("worker")), {})[name] = database.name
+            name = label.name_in_settings
+            if label.kind == "lease" and label.fingerprint == wanted.get(name):
+                mine.setdefault(label.worker or "", {})[name] = database.name
             elif name in wanted:
                 return []
         numbers = [str(number) for number in range(1, (workers or len(mine)) + 1)]

@@ -7,7 +7,6 @@ and has not crashed since, and where the database and its template are the very 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from typing import Any
 
 from harness.config import project
 from harness.config.settings import Settings
+from harness.config.state_file import StateFile, decode
 from harness.postgres.incarnation import CRASHED, STARTED, Incarnation
 from harness.postgres.session import Session
 from harness.reset.watermark import Watermark
@@ -86,13 +86,11 @@ class Notes:
             oid: of the database.
         """
         try:
-            content = json.loads(self._path(name).read_text("utf-8"))
-            if content.pop("format") != _FORMAT:
-                raise ValueError("format")
-            life, note = Life(**content["life"]), _decoded(content)
+            content = self._file(name).read()
+            life, note = decode(Life, content["life"]), _decoded(content)
         except FileNotFoundError:
             return None, "its pristine state was not noted"
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None, "the note of its pristine state cannot be read"
         why = life.other(now)
         if not why and note.database != oid:
@@ -100,17 +98,13 @@ class Notes:
         return (None, why) if why else (replace(note, life=now.incarnation), "")
 
     def write(self, name: str, life: Life, note: Watermark) -> None:
-        """Replace the file in one act."""
-        content: dict[str, Any] = {"format": _FORMAT, "life": asdict(life), "note": _encoded(note)}
-        try:
-            project.replace_file(self._path(name), json.dumps(content, separators=(",", ":")))
-        except OSError:
-            return
+        """Replace the file."""
+        self._file(name).note({"life": asdict(life), "note": _encoded(note)})
 
     def forget(self, name: str) -> None:
         """Remove a database's file, if it is there."""
         try:
-            self._path(name).unlink(missing_ok=True)
+            self._file(name).forget()
         except OSError:
             return
 
@@ -119,8 +113,8 @@ class Notes:
         for path in [*self.folder.glob("*.json"), *self.folder.glob(".*.json.*")]:
             path.unlink(missing_ok=True)
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
+    def _file(self, name: str) -> StateFile:
+        return StateFile(self.folder / f"{name}.json", _FORMAT, compact=True)
 
 
 def _encoded(note: Watermark) -> dict[str, Any]:

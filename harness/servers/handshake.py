@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused, ServerStartError
+from harness.postgres import sqlstate
 from harness.servers.port import ServerInfo
 
 if TYPE_CHECKING:
@@ -55,12 +56,12 @@ def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
         except (ServerLost, ServerRefused) as error:
             if session is not None:
                 session.close()
-            sqlstate = error.sqlstate if isinstance(error, ServerRefused) else ""
-            wait = CRASH_PATIENCE if sqlstate == "57P03" else 0 if sqlstate else patience
+            code = error.sqlstate if isinstance(error, ServerRefused) else ""
+            wait = CRASH_PATIENCE if code == sqlstate.CANNOT_CONNECT_NOW else 0 if code else patience
             if time.monotonic() - began < wait:
                 time.sleep(0.05)
                 continue
-            if sqlstate == "53300":
+            if code == sqlstate.TOO_MANY_CONNECTIONS:
                 # It is the right server and full: starting a second one beside it would hide the leak.
                 raise
             return None, error.message
@@ -80,7 +81,7 @@ def claim_alone(info: ServerInfo, session: Session) -> bool:
         time.sleep(0.05)
 
 
-_SOON = ("57P03", "28P01", "3D000")
+_SOON = (sqlstate.CANNOT_CONNECT_NOW, sqlstate.INVALID_PASSWORD, sqlstate.INVALID_CATALOG_NAME)
 """Refusals that pass: starting up, the password is about to be set, ``postgres`` is about to exist."""
 
 

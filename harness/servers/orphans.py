@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from harness.errors import ServerRefused
 from harness.servers.handshake import attach, claim_alone
 from harness.servers.inventory import working_backends
 from harness.servers.port import Backend, ServerInfo
+from harness.servers.records import root_of
 
 _MOUNTS = ("/mnt", "/media", "/run/media", "/Volumes", "/net")
 """Below these a missing folder may be a disk that is not plugged in."""
@@ -84,17 +84,10 @@ def forget(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     servers = {info.project for backend in working_backends(settings, environ) for info in backend.list(None)}
     forgotten = []
     for folder in sorted(state.glob("[0-9a-f]" * 10)):
-        roots = {_root(path) for path in folder.glob("*.json")}
+        roots = {root_of(path) for path in folder.glob("*.json")}
         if folder.name == mine or folder.name in servers:
             continue
         if roots and all(gone(root, folder.name) for root in roots):
             shutil.rmtree(folder, ignore_errors=True)
             forgotten.append(str(folder))
     return forgotten
-
-
-def _root(hint: Path) -> str:
-    try:
-        return str(json.loads(hint.read_text("utf-8"))["root"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""

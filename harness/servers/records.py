@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness.config import project
 from harness.config.settings import Settings
-from harness.dsn import Dsn
+from harness.config.state_file import StateFile, Unreadable
 from harness.servers.port import ServerInfo
 
 _FORMAT = 1
@@ -34,43 +32,34 @@ class Hint:
         mine = project.project_id(settings.root)
         return cls(mine, project.state_dir(environ) / mine / f"{purpose}.json")
 
+    @property
+    def _file(self) -> StateFile:
+        return StateFile(self.path, _FORMAT)
+
     def read(self) -> tuple[ServerInfo | None, str]:
         """The server, or None and why: an empty reason where there is no file."""
         try:
-            content = json.loads(self.path.read_text("utf-8"))
+            info = self._file.read_as(ServerInfo)
         except FileNotFoundError:
             return None, ""
-        except (OSError, ValueError) as error:
-            return None, f"{self.path} cannot be read ({type(error).__name__})"
-        try:
-            return _decode(content), ""
-        except (KeyError, TypeError, ValueError, AttributeError):
-            return None, f"{self.path} has an unknown form"
+        except Unreadable as why:
+            return None, f"{self.path} {why}"
+        if not info.server_id or not 0 < info.dsn.port < 65536:
+            return None, f"{self.path} names no server"
+        return info, ""
 
     def write(self, info: ServerInfo) -> None:
-        """Replace the file in one act. A folder that cannot be written to costs speed, not the run."""
-        try:
-            project.replace_file(self.path, json.dumps({"format": _FORMAT, **asdict(info)}))
-        except OSError:
-            return
+        """Replace the file. A folder that cannot be written to costs speed, not the run."""
+        self._file.note(info)
 
     def forget(self) -> None:
         """Remove the file, if it is there."""
-        self.path.unlink(missing_ok=True)
+        self._file.forget()
 
 
-def _decode(content: Any) -> ServerInfo:
-    if content.pop("format") != _FORMAT:
-        raise ValueError("format")
-    address = content.pop("dsn")
-    dsn = Dsn(**address)
-    if not all(isinstance(part, str) for part in (dsn.host, dsn.user, dsn.password, dsn.database)):
-        raise TypeError("dsn")
-    if not isinstance(dsn.port, int) or not 0 < dsn.port < 65536:
-        raise TypeError("port")
-    info = ServerInfo(dsn=dsn, **content)
-    if not isinstance(info.server_id, str) or not info.server_id:
-        raise TypeError("server_id")
-    if not isinstance(info.made_with, dict):
-        raise TypeError("made_with")
-    return info
+def root_of(hint: Path) -> str:
+    """The checkout whose server a hint is of; empty where that cannot be read."""
+    try:
+        return str(StateFile(hint).read()["root"])
+    except (FileNotFoundError, Unreadable, KeyError):
+        return ""

@@ -112,7 +112,7 @@ def _close(context: Context, harness: Harness) -> None:
         harness.close()
     except HarnessError as error:
         context.console.warn(
-            f"not everything could be released, the next run or `pg-harness gc` will: {error.message}"
+            f"not everything could be released, the next run or `pg-harness gc` will: {error.full_text}"
         )
 
 

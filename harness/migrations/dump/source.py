@@ -23,6 +23,7 @@ from harness.migrations.dump.reader import DumpError, Rows, Sql, read
 from harness.migrations.hashing import files, watched
 from harness.migrations.port import Configured, MigrationContext
 from harness.migrations.sql.explain import explain
+from harness.postgres import sqlstate
 
 if TYPE_CHECKING:
     from harness.postgres.script import ScriptRunner, StatementFailed
@@ -46,11 +47,6 @@ class DumpSource(Configured):
     @cached_property
     def _path(self) -> Path:
         return self._root / self._spec.argument
-
-    @property
-    def hashes(self) -> str:
-        """What the fingerprint covers."""
-        return f"{files.relative(self._path, self._root)} ({self.format})"
 
     @cached_property
     def format(self) -> str:
@@ -157,7 +153,10 @@ class DumpSource(Configured):
             if isinstance(error, StatementFailed) and _harmless(text, error):
                 return
             advice = ""
-            if "\\restrict" not in error.message and getattr(error, "sqlstate", "") == "0A000":
+            if (
+                "\\restrict" not in error.message
+                and getattr(error, "sqlstate", "") == sqlstate.FEATURE_NOT_SUPPORTED
+            ):
                 advice = "The dump may come from a newer PostgreSQL than this server."
             raise self._error(
                 explain(
@@ -220,11 +219,11 @@ class DumpSource(Configured):
 
 def _harmless(text: str, error: StatementFailed) -> bool:
     """Whether a dump may go on after this: roles, settings or schemas that belong to its old server."""
-    if error.sqlstate == "42704":  # undefined_object
+    if error.sqlstate == sqlstate.UNDEFINED_OBJECT:
         missing_role = _RIGHTS.match(text) and "role" in error.primary
         newer_setting = _SETTING.match(text)  # for instance transaction_timeout, of PostgreSQL 17
         return bool(missing_role or newer_setting)
-    return error.sqlstate == "42P06" and _PUBLIC.match(text) is not None
+    return error.sqlstate == sqlstate.DUPLICATE_SCHEMA and _PUBLIC.match(text) is not None
 
 
 def _find(context: MigrationContext) -> str | None:

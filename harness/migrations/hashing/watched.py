@@ -143,16 +143,6 @@ def guessed(root: Path, command: str, *, source: str) -> list[Path]:
     return sorted(found)
 
 
-def summary(paths: Iterable[Path], root: Path) -> str:
-    """What was taken, short: folders with counts, single files by name."""
-    tops: dict[str, int] = {}
-    for path in paths:
-        name = relative(path, root)
-        top = name.split("/", 1)[0] + "/" if "/" in name else name
-        tops[top] = tops.get(top, 0) + 1
-    return ", ".join(f"{top} ({count})" if top.endswith("/") else top for top, count in sorted(tops.items()))
-
-
 def hash_files(paths: Iterable[Path], root: Path, *, source: str) -> list[str]:
     """Name and content's digest of each file, alternating; a file that vanishes meanwhile counts as absent."""
     parts: list[str] = []

@@ -13,6 +13,7 @@ from harness.migrations.hashing import files
 from harness.migrations.port import Configured, MigrationContext
 from harness.migrations.sql import layouts
 from harness.migrations.sql.layouts import Mode, Tool
+from harness.postgres import sqlstate
 
 if TYPE_CHECKING:
     from harness.migrations.sql import split
@@ -58,12 +59,6 @@ class SqlSource(Configured):
         return self._plan[0].name
 
     @property
-    def hashes(self) -> str:
-        """What the fingerprint covers."""
-        tool, steps = self._plan
-        return f"{len(steps)} file{'s' if len(steps) != 1 else ''} in {self._spec.argument} ({tool.name})"
-
-    @property
     def steps(self) -> tuple[Step, ...]:
         """The files in the order of running."""
         return self._plan[1]
@@ -105,7 +100,11 @@ class SqlSource(Configured):
                         )
                 except (StatementFailed, StatementTimeout) as error:
                     advice = ""
-                    if isinstance(error, StatementFailed) and error.sqlstate == "25001" and tool.advice:
+                    if (
+                        isinstance(error, StatementFailed)
+                        and error.sqlstate == sqlstate.ACTIVE_SQL_TRANSACTION
+                        and tool.advice
+                    ):
                         advice = f"{tool.name} runs this file without a transaction if it says: {tool.advice}"
                     # Only now: what cuts SQL costs 18 ms to import, and a warm start needs none of it.
                     from harness.migrations.sql.explain import explain

@@ -24,11 +24,6 @@ class AlembicSource(Configured):
     are not in it: they decide what ``revision --autogenerate`` writes, not what ``upgrade`` does.
     """
 
-    @property
-    def hashes(self) -> str:
-        """What the fingerprint covers."""
-        return watched.summary(self._files, self._root)
-
     def fingerprint(self) -> str:
         versions = imports.installed_versions(["alembic", "sqlalchemy"])
         return files.digest(

@@ -19,18 +19,6 @@ _SHELL_CHARACTERS = frozenset("|&;<>()$`*?[]{}~#!\n")
 class CommandSource(Configured):
     """A command line of the user's."""
 
-    @property
-    def hashes(self) -> str:
-        """What the fingerprint covers."""
-        if self._spec.watch is None:
-            if not self._files:
-                return (
-                    'the command line only, no files; say which ones decide the outcome: watch = ["…"] '
-                    f'in migrations = [{{ source = "{self.text}", watch = […] }}]'
-                )
-            return f"{watched.summary(self._files, self._root)} (a guess; watch = [globs] decides)"
-        return f"{watched.summary(self._files, self._root)} (watch)"
-
     def fingerprint(self) -> str:
         parts = [ADAPTER, self._spec.argument, *watched.hash_files(self._files, self._root, source=self.text)]
         return files.digest(parts)

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.config.state_file import StateFile, Unreadable
 from harness.dsn import Dsn
 from harness.errors import MigrationError
 from harness.migrations.hashing import files, imports, watched
@@ -29,14 +30,6 @@ class DjangoSource(Configured):
     Which apps there are is learnt from a child that imports the settings. The answer is cached until a
     file of the project that it read changes (size, mtime) or a distribution is installed or upgraded.
     """
-
-    @property
-    def hashes(self) -> str:
-        """What the fingerprint covers."""
-        folders = self._listing["folders"]
-        own = [label for label, folder in folders.items() if self._is_own(Path(folder))]
-        named = f": {', '.join(sorted(own))}" if own else ""
-        return f"the migrations of {len(folders)} apps, {len(own)} of them the project's own{named}"
 
     def fingerprint(self) -> str:
         parts = [ADAPTER, self._settings[0], *imports.installed_versions()]
@@ -136,38 +129,33 @@ class DjangoSource(Configured):
         ]
 
     def _cached(self) -> dict[str, Any] | None:
-        path = self._cache_file()
+        file = self._cache_file()
+        if file is None:
+            return None
         try:
-            record: Any = json.loads(path.read_text("utf-8")) if path else None
+            record = file.read()
             fits = record["key"] == files.digest(self._key()) and all(
                 _state(Path(name)) == state for name, state in record["states"].items()
             )
             if fits and all(isinstance(folder, str) for folder in record["listing"]["folders"].values()):
                 listing: dict[str, Any] = record["listing"]
                 return listing
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (FileNotFoundError, Unreadable, KeyError, TypeError, AttributeError):
             pass  # a hint that is corrupt, or of another version of ours, is as good as none
         return None
 
     def _remember(self, listing: dict[str, Any]) -> None:
-        path = self._cache_file()
-        if path is None:
+        file = self._cache_file()
+        if file is None:
             return
         states = {name: _state(Path(name)) for name in listing["loaded"]}
-        record = {"key": files.digest(self._key()), "states": states, "listing": listing}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f"{path.name}.{os.getpid()}")
-            fresh.write_text(json.dumps(record), "utf-8")
-            fresh.replace(path)
-        except OSError:
-            return  # without the hint the next start is slower, and right
+        file.note({"key": files.digest(self._key()), "states": states, "listing": listing})
 
-    def _cache_file(self) -> Path | None:
+    def _cache_file(self) -> StateFile | None:
         if self._cache is None:
             return None
         name = files.digest([sys.executable, self._settings[0], os.path.realpath(self._root)])[:24]
-        return self._cache / f"django-{name}.json"
+        return StateFile(self._cache / f"django-{name}.json", folder_mode=0o755)
 
     def _is_own(self, folder: Path) -> bool:
         real = os.path.realpath(folder)

@@ -18,14 +18,6 @@ _DATA = {".sql", ".csv", ".json", ".toml", ".yaml", ".yml"}
 class PythonSource(Configured):
     """A callable that takes the URL, or nothing and reads ``DATABASE_URL``."""
 
-    @property
-    def hashes(self) -> str:
-        """What the fingerprint covers."""
-        where = (
-            "(watch)" if self._spec.watch is not None else "(the module's imports; watch = [globs] decides)"
-        )
-        return f"{watched.summary(self._files, self._root)} {where}"
-
     def fingerprint(self) -> str:
         module = self._spec.argument.partition(":")[0]
         # A callable of an installed package: its version stands for its files.

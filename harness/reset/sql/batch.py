@@ -10,11 +10,6 @@ from harness.postgres.session import Session, translated
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
-LOCK_NOT_AVAILABLE = "55P03"
-DEADLOCK = "40P01"
-RECYCLED = "58P01"
-"""``undefined_file``: the log that was asked for is not there any more."""
-
 Tid = tuple[int, int]
 """Where a row lies: block, position in it (``ctid``)."""
 

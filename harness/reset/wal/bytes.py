@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from harness.errors import ServerRefused
+from harness.postgres import sqlstate
 from harness.postgres.activity import in_progress
 from harness.postgres.session import Session, translated
 from harness.reset.wal import records as wal_records
@@ -111,13 +112,17 @@ class ByteReader:
         check(session)
         version = session.server_version // 10000
         if version not in wal_records.MAGIC:
-            raise ServerRefused(f"the log of PostgreSQL {version} is not known yet", sqlstate="0A000")
+            raise ServerRefused(
+                f"the log of PostgreSQL {version} is not known yet", sqlstate=sqlstate.FEATURE_NOT_SUPPORTED
+            )
         self.session = session
         self._magic = wal_records.MAGIC[version]
         session.script("set synchronous_commit = on; set bytea_output = hex")
         segment, page, timeline, folder = session.row(_FACTS) or (0, 0, "", "")
         if page != PAGE:
-            raise ServerRefused(f"the server's wal_block_size is {page}, not {PAGE}", sqlstate="0A000")
+            raise ServerRefused(
+                f"the server's wal_block_size is {page}, not {PAGE}", sqlstate=sqlstate.FEATURE_NOT_SUPPORTED
+            )
         self._segment: int = segment
         self._files = LogFiles(folder, timeline, segment)
         self._watchers = Watchers(session)

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import NamedTuple, Protocol
 
 from harness.errors import ServerRefused
+from harness.postgres import sqlstate
 from harness.postgres.session import Session
 
 WATCHER = "pg-harness watcher"
@@ -195,11 +196,11 @@ def check(session: Session) -> None:
     if session.server_version < FIRST_SUPPORTED:
         raise ServerRefused(
             f"PostgreSQL {session.server_version // 10000} cannot be reset by its log (15 and later can)",
-            sqlstate="0A000",
+            sqlstate=sqlstate.FEATURE_NOT_SUPPORTED,
         )
     # Without it other roles' sessions have no type, and one that is in the middle of a write looks like none.
     if not session.value("select pg_has_role(current_user, 'pg_read_all_stats', 'usage')"):
         raise ServerRefused(
             f"role {session.dsn.user} may not see other roles' sessions: grant pg_read_all_stats to it",
-            sqlstate="42501",
+            sqlstate=sqlstate.INSUFFICIENT_PRIVILEGE,
         )

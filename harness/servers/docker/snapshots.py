@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.config.state_file import StateFile
 from harness.errors import BackendError, ServerStartError
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
@@ -50,10 +51,12 @@ class DockerBakery:
 
     def _major(self, image: Any) -> int:
         """Of the server in an image; asked once, in a container, and noted by the image's id."""
-        note = self._cache / "images" / f"{image.id.rpartition(':')[2][:24]}.json"
+        note = StateFile(
+            self._cache / "images" / f"{image.id.rpartition(':')[2][:24]}.json", folder_mode=0o755
+        )
         try:
-            return int(json.loads(note.read_text())["major"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return int(note.read()["major"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             pass
         said = container_.version_in(self._backend.daemon, image, self._backend.image)
         found = re.search(r"\(PostgreSQL\) (\d+)", said)
@@ -61,12 +64,8 @@ class DockerBakery:
             raise ServerStartError(
                 f"the image {self._backend.image} does not tell its PostgreSQL version", log_tail=said
             )
-        try:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps({"major": int(found[1])}))
-        except OSError:
-            # Asked again next time.
-            pass
+        # Where it cannot be noted, it is asked again next time.
+        note.note({"major": int(found[1])})
         return int(found[1])
 
     def find(self, key: str) -> Base | None:

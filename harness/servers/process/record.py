@@ -8,8 +8,10 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from harness.config.state_file import StateFile, Unreadable, replace_file
 
 NAME = "server.json"
 
@@ -42,23 +44,22 @@ class Record:
     made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def write(self, folder: Path) -> None:
-        """Replace the file in one act, readable by its owner only."""
-        aside = folder / f"{NAME}.{os.getpid()}"
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(asdict(self), file)
-        aside.replace(folder / NAME)
+        """Replace the file.
+
+        Raises:
+            OSError: it cannot be written, or the folder is gone.
+        """
+        # No folder is made: a server that was ended meanwhile would seem to be there again.
+        replace_file(folder / NAME, json.dumps(asdict(self)), folder_mode=None)
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
         """None for a folder without a whole, well-formed file."""
         try:
-            content = json.loads((folder / NAME).read_text())
-            known = {each.name for each in fields(cls)}
-            record = cls(**{key: value for key, value in content.items() if key in known})
-        except (OSError, ValueError, TypeError, AttributeError):
+            # Of any version: its server must be found, and ended, by all of them.
+            return StateFile(folder / NAME).read_as(cls, ignore_unknown=True)
+        except (FileNotFoundError, Unreadable):
             return None
-        whole = isinstance(record.pid, int) and isinstance(record.password, str)
-        return record if whole and isinstance(record.made_with, dict) else None
 
     def running(self, folder: Path) -> bool:
         """Whether its postmaster runs: by PostgreSQL's own pid file, and not another process of that number."""

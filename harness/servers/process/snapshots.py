@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.config.state_file import StateFile
 from harness.errors import ServerStartError
 from harness.servers import defaults
 from harness.servers.port import Base, Origin, ServerInfo
@@ -171,7 +172,7 @@ def _old(path: Path) -> bool:
 
 def _read(path: Path) -> Base | None:
     try:
-        content = json.loads((path / _FACTS).read_text())
+        content = StateFile(path / _FACTS).read()
         used = (path / _FACTS).stat().st_mtime
         if path.name != f"{_PREFIX}{content['key']}" or not (path / "data" / "PG_VERSION").is_file():
             return None

@@ -1,0 +1,217 @@
+"""Sweeping: what dead runs left goes, what lives stays, what is not ours is not looked at."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+from fix_leases import OWNER, Schema, make_lease
+
+from harness.databases import eviction, sweep, template
+from harness.databases.clones import Clones
+from harness.databases.lease import Lease
+from harness.databases.spec import Recipe
+from harness.databases.sweep import Limits
+from harness.databases.template import Template
+from harness.errors import HarnessError
+from harness.postgres import databases, names, roles
+from harness.postgres.admin import Link
+from harness.postgres.databases import Database
+from harness.postgres.label import Label
+from harness.postgres.liveness import SignOfLife
+from harness.servers.port import ServerInfo
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+PROJECT = "0123456789"
+RUN, DEAD = "a" * 16, "b" * 16
+
+
+def database(name: str, *, sessions: int = 0, age: float = 3600, fingerprint: str = "f" * 64) -> Database:
+    then = (NOW - timedelta(seconds=age)).isoformat()
+    label = Label(created=then, used=then, fingerprint=fingerprint)
+    return Database(name, 1, False, True, "app", sessions, label)
+
+
+def reasons(*observed: Database, building: bool = False, limits: Limits | None = None) -> dict[str, str]:
+    doomed = sweep.plan(observed, frozenset({RUN}), building, NOW, limits or Limits())
+    return {d.database.name: d.reason for d in doomed}
+
+
+def test_leases_go_with_their_run_and_a_persons_never() -> None:
+    mine, theirs = names.lease(PROJECT, RUN, "1", 0), names.lease(PROJECT, DEAD, "1", 0)
+    person = names.lease(PROJECT, names.PERSON, "1", 0)
+    assert list(reasons(database(mine), database(theirs), database(person))) == [theirs]
+
+
+def test_a_session_protects() -> None:
+    assert reasons(database(names.lease(PROJECT, DEAD, "1", 0), sessions=1)) == {}
+
+
+def test_half_built_databases_go_unless_somebody_builds() -> None:
+    half = names.building(PROJECT, "f" * 64)
+    assert list(reasons(database(half))) == [half]
+    assert reasons(database(half), building=True) == {}
+
+
+def test_spares_and_baselines_go_with_their_template() -> None:
+    kept, spare = names.template(PROJECT, "f" * 64), names.spare(PROJECT, "f" * 64)
+    lost, base = names.spare(PROJECT, "e" * 64), names.baseline(PROJECT, "e" * 64)
+    found = reasons(database(kept), database(spare), database(lost), database(base))
+    assert sorted(found) == sorted([lost, base])
+
+
+def test_templates_go_by_age_and_count_but_not_while_they_are_leased() -> None:
+    fingerprints = [c * 64 for c in "abcdef"]
+    templates = [
+        database(names.template(PROJECT, f), age=day * 86400, fingerprint=f)
+        for day, f in enumerate(fingerprints)
+    ]
+    lease = database(names.lease(PROJECT, RUN, "1", 0), fingerprint=fingerprints[5])
+    found = reasons(*templates, lease, limits=Limits(keep_templates=3, template_age=3.5 * 86400))
+    assert found == {
+        templates[3].name: "more than keep_templates = 3",
+        templates[4].name: "not used for 4 days",
+    }
+
+
+def test_kept_databases_are_bounded_the_oldest_go() -> None:
+    kept = [database(names.kept(PROJECT, DEAD), age=hours * 3600) for hours in range(5)]
+    assert sorted(reasons(*kept, limits=Limits(keep_failed=2))) == sorted(d.name for d in kept[2:])
+
+
+def test_retired_ones_are_left_to_their_owner_for_a_while() -> None:
+    old, new = database(names.retired(PROJECT), age=120), database(names.retired(PROJECT), age=5)
+    assert list(reasons(old, new)) == [old.name]
+
+
+@pytest.fixture
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "GRACE", timedelta(0))
+
+
+def test_sigkill_leaves_nothing_after_the_next_sweep(
+    link: Link, server: ServerInfo, checkout: str, made: Template, no_grace: None
+) -> None:
+    """Kill for real: the sign of life vanishes with the session, the sweep of the next command puts it right."""
+    code = (
+        "import sys; sys.path[:0] = sys.argv[4].split('\\n')\n"
+        "import signal\n"
+        "from fix_leases import *\n"
+        "from harness.dsn import Dsn\n"
+        "from harness.postgres.liveness import SignOfLife\n"
+        "link = Link(Dsn.parse(sys.argv[1]), sys.argv[2])\n"
+        "run = names.run_id()\n"
+        "life = SignOfLife(link.another(), [('run', run)])\n"
+        "made = template.ensure(link.session, sys.argv[3], Recipe('default', [Schema()]), OWNER)\n"
+        "lease = make_lease(Clones(link, sys.argv[3], OWNER, connections=5), made, run)\n"
+        "print(lease.dsn.database, flush=True)\n"
+        "signal.pause()\n"
+    )
+    arguments = [server.dsn.url, server.server_id, checkout, "\n".join(sys.path)]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        assert databases.find(link.session, name) is not None
+        assert sweep.sweep(link.session, checkout, Limits()) == []
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+    swept = wait_for(lambda: sweep.sweep(link.session, checkout, Limits()))
+    assert [d.database.name for d in swept] == [name]
+    left = [d.kind.value for d in databases.list_ours(link.session, checkout) if d.kind]
+    assert left == ["t"]
+
+
+def test_a_dry_run_drops_nothing(
+    link: Link, checkout: str, clones: Clones, made: Template, no_grace: None
+) -> None:
+    lease = make_lease(clones, made, DEAD)
+    doomed = sweep.sweep(link.session, checkout, Limits(), dry_run=True)
+    assert [d.database.name for d in doomed] == [lease.dsn.database]
+    assert lease.exists()
+
+
+def test_another_checkout_is_not_touched(link: Link, clones: Clones, made: Template, no_grace: None) -> None:
+    lease = make_lease(clones, made, DEAD)
+    assert sweep.sweep(link.session, names.digest("elsewhere", 10), Limits()) == []
+    assert lease.exists()
+
+
+def wait_for(look: Callable[[], list[sweep.Doomed]]) -> list[sweep.Doomed]:
+    """The first answer that is not empty, within ten seconds."""
+    deadline = datetime.now(UTC) + timedelta(seconds=10)
+    while not (found := look()):
+        assert datetime.now(UTC) < deadline, "nothing came"
+    return found
+
+
+def test_a_backend_killed_with_sigkill_ends_all_sessions_and_no_lease_is_lost(
+    server_of: Callable[[str], ServerInfo],
+) -> None:
+    """Trap 19: all signs of life vanish at once; holders take them again, and a sweep waits for a grace period."""
+    info = server_of("15")
+    link = Link(info.dsn, info.server_id)
+    project = names.digest(names.token(), 10)
+    first, second = names.run_id(), names.run_id()
+    roles.ensure(link.session, OWNER.name, password=OWNER.password, attributes=(), superuser=False)
+    made = template.ensure(link.session, project, Recipe("default", [Schema()]), OWNER)
+    clones = Clones(link, project, OWNER, connections=5)
+    lives = [SignOfLife(link.another(), [("run", run)]) for run in (first, second)]
+    leases: list[Lease] = [make_lease(clones, made, run) for run in (first, second)]
+    try:
+        victim = psycopg.connect(leases[0].url)
+        kill_backend(victim.info.backend_pid)
+        wait_for_server(link, lambda: all_back(lives))
+        link.close()
+        swept = wait_for_server(link, lambda: sweep.sweep(link.session, project, Limits()))
+        assert swept == []
+        wait_for_server(link, lambda: all_alive(link, [first, second]))
+        assert all(lease.exists() for lease in leases)
+        for lease in leases:
+            assert lease.reset().strategy == "clone"
+        victim.close()
+    finally:
+        for life in lives:
+            life.close()
+        for lease in leases:
+            lease.release()
+        for found in databases.list_ours(link.session, project):
+            eviction.drop(link.session, project, found)
+        link.close()
+
+
+def kill_backend(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def all_back(lives: list[SignOfLife]) -> None:
+    epochs = [life.epoch for life in lives]
+    assert max(epochs) <= 1
+    if epochs != [1, 1]:
+        raise psycopg.OperationalError("not yet")
+
+
+def all_alive(link: Link, runs: list[str]) -> bool:
+    found = sweep.alive_runs(link.session, runs)
+    assert found == frozenset(runs) or found < frozenset(runs)
+    if len(found) < len(runs):
+        raise psycopg.OperationalError("not yet")
+    return True
+
+
+def wait_for_server(link: Link, act: Callable[[], object]) -> object:
+    """Repeat through the server's recovery, for 20 seconds at most."""
+    deadline = datetime.now(UTC) + timedelta(seconds=20)
+    while True:
+        try:
+            return act()
+        except (HarnessError, psycopg.Error):
+            link.close()
+            assert datetime.now(UTC) < deadline, "the server did not come back"
