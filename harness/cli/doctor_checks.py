@@ -70,13 +70,17 @@ def environment(context: Context) -> Iterator[Result]:
 
 
 def settings(context: Context) -> Iterator[Result]:
-    """The file, and what was set where."""
+    """The file, what was set where, and the freshness strategies that packages add."""
+    from harness.databases import freshness
+
     found = context.settings
     where = str(found.file) if found.file else "no file"
     yield "ok", f"{where}; root {found.root} ({found.root_origin})", ()
     elsewhere = [f"{key} from {origin}" for key, origin in found.origins.items() if origin.startswith("the ")]
     if elsewhere:
         yield "ok", f"besides: {', '.join(elsewhere)}", ()
+    for word, package in freshness.packages().items():
+        yield "ok", f"fresh = {word} is a strategy of {package}", ()
     if found.file is None:
         yield "note", "everything has its default", ["`pg-harness init` writes the settings"]
 
@@ -160,64 +164,18 @@ def storage(context: Context) -> Iterator[Result]:
         yield "note", f"{text}: too little, data goes to disk", ["free memory, or set memory_limit"]
 
 
-def docker(context: Context) -> Iterator[Result]:
-    """The daemon and the image."""
-    from harness.servers import registry
-    from harness.servers.docker.backend import DockerBackend
+def backend(word: str) -> Check:
+    """What one backend finds here."""
 
-    backend = registry.named("docker", context.settings, context.environ, timeout=registry.AUTO_TIMEOUT)
-    assert isinstance(backend, DockerBackend)
-    yield "ok", registry.usable(backend), ()
-    image = context.settings.image
-    if backend.has_image():
-        yield "ok", f"the image {image} is there", ()
-    else:
-        yield (
-            "note",
-            f"the image {image} is not there yet: it is pulled when it is first needed",
-            [f"docker pull {image}"],
-        )
+    def look(context: Context) -> Iterator[Result]:
+        from harness.servers import registry
 
+        if package := registry.packages().get(word):
+            yield "ok", f"{word} is a backend of {package}", ()
+        found = registry.named(word, context.settings, context.environ, timeout=registry.AUTO_TIMEOUT)
+        yield from found.examine()
 
-def process(context: Context) -> Iterator[Result]:
-    """Local binaries."""
-    from harness.servers import registry
-
-    backend = registry.named("process", context.settings, context.environ)
-    yield "ok", registry.usable(backend), ()
-
-
-def external(context: Context) -> Iterator[Result]:
-    """Rights on a server that someone else runs."""
-    from harness.servers import registry
-    from harness.servers.external import ExternalBackend
-
-    backend, _ = registry.chosen(context.settings, context.environ)
-    assert isinstance(backend, ExternalBackend)
-    found = backend.limits()
-    yield (
-        "ok",
-        f"{backend.dsn.masked} answers: PostgreSQL {found.version // 10000}.{found.version % 10000}",
-        (),
-    )
-    rights = (
-        ("superuser", found.superuser, "extensions that are not trusted must be there already"),
-        ("CREATEDB", found.superuser or found.createdb, "needed for every clone"),
-        (
-            "CREATEROLE",
-            found.superuser or found.createrole,
-            f"the application logs in as {found.user} itself",
-        ),
-        ("right to read the log", found.reads_wal, "each reset is a new clone"),
-    )
-    for right, there, without in rights:
-        yield (
-            ("ok", f"{found.user}: {right}", ())
-            if there
-            else ("note", f"{found.user}: no {right}: {without}", ())
-        )
-    few = found.max_connections < 100
-    yield ("note" if few else "ok"), f"max_connections = {found.max_connections}", ()
+    return look
 
 
 def psql(context: Context) -> Iterator[Result]:

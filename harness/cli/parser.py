@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, Protocol, cast
 
 from harness.cli.context import Context
+from harness.servers.registry import WORDS
 
 PROGRAM = "pg-harness"
 
@@ -194,7 +195,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--config", metavar="FILE", help="settings file (default: searched upwards from here)")
     group.add_argument(
-        "--backend", choices=("auto", "docker", "process", "external"), help="what runs the server"
+        "--backend", choices=WORDS, metavar="BACKEND", help="what runs the server: %(choices)s"
     )
     group.add_argument("--image", help="image of the docker backend, for instance postgres:17")
     group.add_argument("--server-url", metavar="URL", help="an external server; DATABASE_URL is never taken")

@@ -178,7 +178,7 @@ def _attributes(raw: Any, _text: bool) -> tuple[str, ...]:
 
 
 READERS: Mapping[str, Reader] = {
-    "backend": _choice("auto", "docker", "process", "external"),
+    "backend": read_text,
     "image": read_text,
     "version": read_text,
     "binaries": _path,
@@ -188,7 +188,7 @@ READERS: Mapping[str, Reader] = {
     "superuser": _flag,
     "migrate_as": _choice("role", "admin"),
     "isolation": _choice("database", "server"),
-    "fresh": _choice("reset", "clone", "none"),
+    "fresh": read_text,
     "storage": _choice("auto", "memory", "disk"),
     "memory_limit": _size,
     "shm_size": _size,

@@ -16,6 +16,7 @@ import pytest
 
 from harness.config import environment, logs
 from harness.config.settings import Settings
+from harness.databases import freshness
 from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.pytest_plugin import guard, registration
@@ -82,7 +83,8 @@ def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
 def _settings(options: Any, start: tuple[Path, str]) -> Settings:
     # Here: a worker has its controller's, and imports none of it.
     from harness.config.load import load
-    from harness.migrations.registry import check_settings
+    from harness.migrations import registry as sources
+    from harness.servers import registry as backends
 
     explicit = options.pg_harness_config
     settings = load(
@@ -93,7 +95,9 @@ def _settings(options: Any, start: tuple[Path, str]) -> Settings:
         overrides=given_as_options(options),
         override_origin="a pytest option",
     )
-    check_settings(settings)
+    sources.check_settings(settings)
+    backends.check_settings(settings)
+    freshness.check_settings(settings)
     return settings
 
 
@@ -222,8 +226,8 @@ def _join(config: pytest.Config) -> State:
 
 def _keep_spares(harness: Harness) -> None:
     """Where each test gets a new clone, the next one is made, and the last one dropped, while a test runs."""
-    if harness.settings.fresh == "clone":
-        harness.keep_spares()
+    if spares := freshness.of(harness.settings).spares:
+        harness.keep_spares(spares)
 
 
 def _exporting(state: State) -> State:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from harness.config import environment as env
 from harness.config import project
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
+from harness.databases import freshness
 from harness.databases.clones import Claim, Clones
 from harness.databases.lease import Lease, LeasedDatabase
 from harness.databases.spec import Owner, Recipe
@@ -86,12 +87,15 @@ class Harness:
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
         """
         from harness.config.load import load
-        from harness.migrations.registry import check_settings
+        from harness.migrations import registry as sources
+        from harness.servers import registry as backends
 
         environment = os.environ if environ is None else environ
         start = Path(root) if root is not None else Path.cwd()
         settings = load(environment, start=start, overrides={**overrides, **cls._stated()})
-        check_settings(settings)
+        sources.check_settings(settings)
+        backends.check_settings(settings)
+        freshness.check_settings(settings)
         return cls.open_with(
             settings,
             environment,
@@ -283,7 +287,7 @@ class Harness:
             worker: any text that is unique in the run, for instance ``"gw2"``; the same once more is a fresh
                 clone under the same name. None: the lowest number that this object has not leased.
             watch: whether resets will be asked for (see :meth:`harness.databases.lease.Lease.watch`);
-                None: where the settings say ``fresh = "reset"``.
+                None: where the strategy that ``fresh`` names does so.
 
         Raises:
             ServerStartError, BackendError: the worker's own server cannot be started, or memory does not suffice.
@@ -366,7 +370,7 @@ class Harness:
             for index, database in enumerate(self.settings.databases):
                 session.clones.claim(session.templates[database.name], self._claim(worker, index))
             lease = self._lease_of(session, worker)
-        if self.settings.fresh == "reset" if watch is None else watch:
+        if freshness.of(self.settings).watches if watch is None else watch:
             lease.watch()
         return lease
 
@@ -531,7 +535,7 @@ class Fleet(Harness):
         return self._servers.members
 
     def leases(self, count: int, *, first: int = 1, watch: bool | None = None) -> list[Lease]:
-        """As :meth:`Harness.leases`; watched where the settings say ``fresh = "reset"``."""
+        """As :meth:`Harness.leases`; watched where the strategy that ``fresh`` names does so."""
         return super().leases(count, first=first, watch=watch)
 
     def end(self, worker: str) -> None:

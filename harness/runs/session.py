@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from harness.config import environment as env
 from harness.config import project
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
-from harness.databases import template
+from harness.databases import freshness, template
 from harness.databases.clones import Clones
-from harness.databases.freshness import ensure_baseline
+from harness.databases.resetting import ensure_baseline
 from harness.databases.spec import Owner, Recipe, fingerprint
 from harness.databases.template import Template
 from harness.errors import HarnessError, LeaseLost
@@ -188,7 +188,7 @@ class ServerSession:
             recipe,
             self.owner,
             rebuild=rebuild,
-            probe_strategy=self.server.info.backend == "external",
+            probe_strategy=not self.server.info.ours,
             progress=self._progress,
         )
 
@@ -229,7 +229,7 @@ class ServerSession:
             clones = self._clones_over(link)
             for found in list(self.templates.values()):
                 clones.fill(found, count, parallel=parallel())
-                if self.settings.fresh == "reset" and found.settled:
+                if freshness.of(self.settings).watches and found.settled:
                     ensure_baseline(clones, found)
         finally:
             link.close()
@@ -326,7 +326,7 @@ class ServerSession:
         """Whether databases of the application's role can only be the tests': nobody else is that role."""
         if self.run == names.PERSON:
             return False
-        if self.server.info.backend != "external":
+        if self.server.info.ours:
             return True
         # Somebody else's server: only a role that is named after this checkout is nobody else's.
         return self.owner.name == f"{names.PREFIX}_{self.project}"

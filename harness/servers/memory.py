@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from harness.config.settings import Settings
 from harness.errors import BackendError
-from harness.servers import defaults
 from harness.servers.port import Backend
 
 logger = logging.getLogger("pg_harness.servers")
@@ -48,7 +47,7 @@ class Room:
         """
         buffers = bytes_of(settings.postgres.get("shared_buffers", "128MB"))
         # Baked data, one clone at work and one while a reset replaces it.
-        return cls(free_memory(backend), buffers + PROCESSES, 2 * baked + WRITES, settings.storage)
+        return cls(backend.free_memory(), buffers + PROCESSES, 2 * baked + WRITES, settings.storage)
 
     def storage(self, count: int) -> str:
         """``"memory"`` where ``count`` servers fit into half of what is free, else ``"disk"``."""
@@ -82,22 +81,6 @@ class Room:
             + ('  - or keep data on disk: storage = "disk"\n' if storage == "memory" else "")
             + '  - or make each smaller: [tool.pg-harness.postgres] shared_buffers = "32MB"'
         )
-
-
-def free_memory(backend: Backend) -> int:
-    """Bytes that servers of this backend may take: this machine's or the daemon's, cut by control groups.
-
-    Raises:
-        BackendError: the daemon does not tell.
-    """
-    from harness.servers.docker.backend import DockerBackend
-
-    here = defaults.free_memory()
-    if not isinstance(backend, DockerBackend):
-        return here
-    known, local = backend.total_memory()
-    # Of a daemon elsewhere only the whole is known: half of it may be taken already.
-    return min(known, here) if local and here else known // 2
 
 
 def bytes_of(text: str) -> int:

@@ -9,15 +9,17 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+from harness.config import project
+from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerStartError
 from harness.servers import defaults, handshake
-from harness.servers.port import ServerInfo, ServerRequest
+from harness.servers.port import Backend, Bakery, Finding, ServerInfo, ServerRequest
 from harness.servers.process import cluster as cluster_
 from harness.servers.process.binaries import Binaries, choose, supported
 from harness.servers.process.record import Record, alive, end
@@ -64,6 +66,31 @@ class ProcessBackend:
         self._version = version
         self._limit = memory_limit
         self._memory = memory or defaults.shared_memory()
+
+    @classmethod
+    def of(cls, settings: Settings, environ: Mapping[str, str], *, timeout: float) -> Backend:
+        """The backend as the settings describe it; nobody has to answer it in time."""
+        return cls(
+            environ,
+            state=project.state_dir(environ),
+            cache=project.cache_dir(environ),
+            binaries=settings.binaries,
+            version=settings.version,
+            memory_limit=settings.memory_limit,
+        )
+
+    def available(self) -> str:
+        """The version and place of the programs.
+
+        Raises:
+            BackendUnavailable: as :meth:`binaries`.
+        """
+        found = self.binaries()
+        return f"PostgreSQL {found.version} in {found.folder}"
+
+    def examine(self) -> Iterator[Finding]:
+        """The programs."""
+        yield Finding("ok", self.available())
 
     def binaries(self) -> Binaries:
         """The programs to use.
@@ -174,6 +201,23 @@ class ProcessBackend:
                     time.sleep(0.2)
         except FileNotFoundError:
             return
+
+    def psql(
+        self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
+    ) -> Sequence[str] | None:
+        """None: the server is on this machine, where psql was looked for already."""
+        return None
+
+    def free_memory(self) -> int:
+        """Bytes of memory that are free on this machine, cut by what the control groups leave; 0: unknown."""
+        return defaults.free_memory()
+
+    def snapshots(self) -> Bakery:
+        """Data directories in the cache."""
+        # Here: only what bakes or starts from a bake needs it.
+        from harness.servers.process.snapshots import ProcessBakery
+
+        return ProcessBakery(self)
 
     def _place(self, request: ServerRequest, owner: Owner) -> tuple[str, Path]:
         disk = owner.reachable(self._state / "servers", "servers")
