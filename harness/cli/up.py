@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from harness.runs.harness import Harness
     from harness.runs.places import Place
     from harness.servers.handle import Server
+    from harness.servers.port import Backend
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -73,7 +74,7 @@ def run(context: Context) -> int:
 
 
 def _at_length(context: Context, given: Mapping[str, Any]) -> int:
-    from harness.runs.harness import Harness, baked_base
+    from harness.runs.harness import Harness
     from harness.servers import acquire
 
     ttl = given.get("ttl")
@@ -82,11 +83,11 @@ def _at_length(context: Context, given: Mapping[str, Any]) -> int:
         context.environ,
         purpose="up",
         ttl=ttl,
-        base=lambda backend: baked_base(context.settings, context.environ, backend),
+        base=partial(_base, context),
     )
     try:
         _say_about_ttl(context, found, ttl)
-        harness = Harness(
+        harness = Harness.on(
             context.settings,
             found,
             run=names.PERSON,
@@ -99,6 +100,13 @@ def _at_length(context: Context, given: Mapping[str, Any]) -> int:
         found.close()
         raise
     return 0
+
+
+def _base(context: Context, backend: Backend) -> str | None:
+    # Where a server must be started; what runs already needs nothing of it.
+    from harness.runs.bake import baked_base
+
+    return baked_base(context.settings, context.environ, backend)
 
 
 def _up(context: Context, harness: Harness, given: Mapping[str, Any]) -> None:
@@ -145,7 +153,6 @@ def _complete(context: Context, harness: Harness, wanted: Sequence[str], *, rebu
     ):
         mine = _mine(harness)
         missing = [worker for worker in wanted if not _whole(harness, mine.get(worker))]
-        harness.workers = len(wanted)
         if len(missing) > 1:
             for template in harness.templates.values():
                 harness.clones.fill(template, len(missing), parallel=2)

@@ -203,13 +203,13 @@ def test_a_run_that_needed_a_clone_has_the_next_one_ready_and_gives_it_back(
                 connection.execute("insert into users (name) values ('mine')")
             assert lease.reset().strategy == "restore"
             # A run that never needed a clone has nobody in the background, and no spare.
-            assert harness._filler is None
+            assert harness.session.filler is None
             assert there(harness)[names.Kind.SPARE] == 0
             with lease.connect() as connection:
                 connection.execute("create table extra (id int)")
             assert lease.reset().strategy == "clone"
-            assert harness._filler is not None
-            assert harness._filler.idle(30)
+            assert harness.session.filler is not None
+            assert harness.session.filler.idle(30)
             # Of the one database that needed it.
             assert there(harness)[names.Kind.SPARE] == 1
             assert there(harness)[names.Kind.RETIRED] == 0
