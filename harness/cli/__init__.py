@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from harness.cli import garbage
+
 BUG = 125
 """Exit code where the fault is ours."""
 
@@ -21,11 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the words after the program's name; default: ``sys.argv[1:]``.
+        argv: the words after the program's name; default: ``sys.argv[1:]``, and then the process is taken for the
+            command's own: garbage is looked for seldom in it, to its end.
 
     Returns:
         The exit code: 0, 120 to 125 (see ``--help``), 128 + n for signal n, or that of the command of ``run``.
     """
+    if argv is None:
+        garbage.seldom()
     try:
         from harness.cli.entry import run
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 from typing import Any
 
+import click
+
 from harness.cli.context import Context
-from harness.cli.parser import add_json
+from harness.cli.options import flag, json_flag
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -22,11 +23,11 @@ Without --list: bakes unless these migrations are baked already, and prints the 
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    parser.add_argument("--list", action="store_true", help="only show what is baked")
-    parser.add_argument("--rebuild", action="store_true", help="bake again although nothing changed")
-    add_json(parser)
+PARAMETERS: list[click.Parameter] = [
+    flag("--list", help="only show what is baked"),
+    flag("--rebuild", help="bake again although nothing changed"),
+    json_flag(),
+]
 
 
 def run(context: Context) -> int:

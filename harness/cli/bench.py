@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+import click
 
+from harness.cli import garbage
 from harness.cli.context import Context
+from harness.cli.options import Place, Word, flag
 
 USAGE = "reset [options]"
 
@@ -14,29 +16,29 @@ are the benchmark's own, and gone afterwards. Figures of a busy or small machine
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    parser.add_argument("what", choices=["reset"], help="what to measure")
-    parser.add_argument(
-        "--version", action="append", dest="versions", metavar="N", help="major version; may be repeated"
-    )
-    parser.add_argument("--rounds", type=int, help="rounds of each row; default: 200")
-    parser.add_argument("--workers", type=int, help="workers of the crowded rows; default: 8")
-    parser.add_argument(
-        "--folder",
+PARAMETERS: list[click.Parameter] = [
+    Word("what", metavar="WHAT", required=True, type=click.Choice(["reset"]), help="what to measure: reset"),
+    click.Option(
+        ["--version", "versions"], multiple=True, metavar="N", help="major version; may be repeated"
+    ),
+    click.Option(["--rounds"], type=int, metavar="N", help="rounds of each row; default: 200"),
+    click.Option(["--workers"], type=int, metavar="N", help="workers of the crowded rows; default: 8"),
+    click.Option(
+        ["--folder"],
+        type=Place("dir"),
         metavar="DIR",
         help="keep the servers' data below it; default: in memory where there is room",
-    )
-    parser.add_argument("--long", action="store_true", help="also 1,000 tables and 2,000 resets")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="without crowded workers, pytest suites and a table of a million rows",
-    )
-    parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE",
+    ),
+    flag("--long", help="also 1,000 tables and 2,000 resets"),
+    flag("--quick", help="without crowded workers, pytest suites and a table of a million rows"),
+    click.Option(
+        ["--json"],
+        is_flag=False,
+        flag_value="-",
+        metavar="[FILE]",
         help="all figures for programs, into a file; without one: to stdout, and the table to stderr",
-    )  # fmt: skip
+    ),
+]
 
 
 def run(context: Context) -> int:
@@ -54,4 +56,6 @@ def run(context: Context) -> int:
     ]
     words += [word for version in given.get("versions", ()) for word in ("--version", version)]
     words += [f"--{name}" for name in ("long", "quick") if given.get(name)]
-    return reset.main(words)
+    # What is measured is what a test run would see.
+    with garbage.as_usual():
+        return reset.main(words)

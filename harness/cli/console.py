@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.config import logs
@@ -95,12 +97,19 @@ class Console:
         self._bar.update(self._task, completed=done, total=total, description=what[:60])
 
     def ask(self, question: str) -> bool:
-        """Yes or no, from a person; anything but yes is no."""
+        """Yes or no, from a person; anything but yes, also the end of the input, is no."""
+        import click
+
         self._end_progress()
         try:
-            sys.stderr.write(f"{PREFIX}{question} [y/N] ")
-            sys.stderr.flush()
-            return sys.stdin.readline().strip().lower() in ("y", "yes")
+            # Python's input() writes the last of a prompt to stdout, which is for the answer.
+            with redirect_stdout(sys.stderr):
+                return click.confirm(f"{PREFIX}{question}", err=True)
+        except click.Abort as ended:
+            # click makes one error of a Ctrl-C and of the end of the input.
+            if isinstance(ended.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            return False
         except (OSError, ValueError):
             return False
 
@@ -154,18 +163,9 @@ class _Shown(logging.Handler):
             self.handleError(record)
 
 
-def verbosity_count(words: Sequence[str]) -> int:
-    """How many ``-v`` stand on the command line, less how many ``-q``; the command of ``run`` has its own."""
-    own = words[: words.index("--")] if "--" in words else words
-    count = 0
-    for word in own:
-        if word == "--quiet":
-            count -= 1
-        elif word == "--verbose":
-            count += 1
-        elif len(word) > 1 and set(word[1:]) <= {"q", "v"} and word[0] == "-":
-            count += word.count("v") - word.count("q")
-    return count
+def verbosity_count(options: SimpleNamespace) -> int:
+    """How many ``-v`` were given, less how many ``-q``."""
+    return int(getattr(options, "verbose", 0)) - int(getattr(options, "quiet", 0))
 
 
 def _is_terminal(stream: Any) -> bool:

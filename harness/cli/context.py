@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.console import Console
@@ -22,7 +22,7 @@ class Context:
     """One run of one verb.
 
     Attributes:
-        arguments: as argparse left them.
+        arguments: what was said; what was not said is no attribute, unless the verb names a default.
         environ: the process's environment; nothing below the command line reads it by itself.
         console: where to speak.
         command: the words after ``--``; None where there was no ``--``.
@@ -30,7 +30,7 @@ class Context:
 
     def __init__(
         self,
-        arguments: argparse.Namespace,
+        arguments: SimpleNamespace,
         environ: Mapping[str, str],
         console: Console,
         command: Sequence[str] | None = None,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+import click
+
 from harness.cli import doctor_checks as checks
 from harness.cli.context import Context
-from harness.cli.parser import add_json
+from harness.cli.options import json_flag
 from harness.errors import HarnessError
 
 DESCRIPTION = """\
@@ -36,9 +37,9 @@ class Line:
     exit_code: int = 0
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    add_json(parser)
+PARAMETERS: list[click.Parameter] = [
+    json_flag(),
+]
 
 
 def run(context: Context) -> int:

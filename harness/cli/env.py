@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 
+import click
+
 from harness.cli import lookup
 from harness.cli.context import Context
-from harness.cli.parser import add_word
+from harness.cli.options import flag, lease_words
 from harness.config import environment
 from harness.runs.places import Place, places_on
 
@@ -31,31 +32,31 @@ FORMATS = ("dotenv", "shell", "json", "github")
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=~^-]*")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    add_word(parser, default=None)
-    parser.add_argument("--format", choices=FORMATS, default="shell", help="default: shell")
-    parser.add_argument(
-        "--json", dest="format", action="store_const", const="json", help="the same as --format json"
-    )
+PARAMETERS: list[click.Parameter] = [
+    *lease_words(default=None),
+    click.Option(["--format"], type=click.Choice(FORMATS), default="shell", help="default: shell"),
+    flag("--json", help="the same as --format json"),
+]
 
 
 def run(context: Context) -> int:
     """Print them."""
     given = context.arguments
-    with lookup.resolved(context, given.worker or "1") as place:
+    form = "json" if context.json else given.format
+    worker: str | None = getattr(given, "worker", None)
+    with lookup.resolved(context, worker or "1") as place:
         lookup.refuse_template(place, "name")
         mine = [place]
-        if given.worker is None and place.persons:
+        if worker is None and place.persons:
             mine = [other for other in places_on(place.harness) if other.persons]
         values = _of_one(context, place, len(mine))
         if len(mine) > 1:
             values |= _numbered(context, mine)
     # What would bend these addresses goes away with them, where the format can say so.
     bending = sorted(name for name in environment.BENDING if name in context.environ and name not in values)
-    if bending and given.format != "shell":
+    if bending and form != "shell":
         context.console.warn(f"{', '.join(bending)} is set here and would bend the address: unset it")
-    context.console.answer(render(values, given.format, unset=bending))
+    context.console.answer(render(values, form, unset=bending))
     return 0
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from typing import Any
 
+import click
+
 from harness.cli import lookup
 from harness.cli.context import Context
-from harness.cli.parser import add_json
+from harness.cli.options import flag, json_flag
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -25,10 +26,10 @@ Your own databases, those of runs that are alive, and everything of other checko
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    parser.add_argument("--dry-run", dest="dry_run", action="store_true", help="only tell what would go")
-    add_json(parser)
+PARAMETERS: list[click.Parameter] = [
+    flag("--dry-run", help="only tell what would go"),
+    json_flag(),
+]
 
 
 def run(context: Context) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 from pathlib import Path
 
+import click
+
 from harness.cli.context import Context, working_directory
+from harness.cli.options import flag
 from harness.config.files import FILE, locate
 from harness.config.state_file import replace_file
 from harness.errors import ConfigError
@@ -20,11 +22,9 @@ pg-harness.toml where there is no pyproject.toml. Settings that are there alread
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    parser.add_argument(
-        "--dry-run", dest="dry_run", action="store_true", help="print the settings, write nothing"
-    )
+PARAMETERS: list[click.Parameter] = [
+    flag("--dry-run", help="print the settings, write nothing"),
+]
 
 
 def run(context: Context) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 
+import click
+
 from harness.cli.context import Context
+from harness.cli.options import Word, server_name
 from harness.errors import LeaseError
 
 logger = logging.getLogger("pg_harness.cli")
@@ -18,10 +20,15 @@ Print the log of a server of this checkout: up (yours) or run (the test runs'); 
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    parser.add_argument("server", nargs="?", metavar="SERVER", help="up, run, run-1 …; default: up, else run")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as the log grows, until Ctrl-C")
+PARAMETERS: list[click.Parameter] = [
+    Word(
+        "server",
+        metavar="SERVER",
+        help="up, run, run-1 …; default: up, else run",
+        shell_complete=server_name,
+    ),
+    click.Option(["-f", "--follow"], is_flag=True, help="go on as the log grows, until Ctrl-C"),
+]
 
 
 def run(context: Context) -> int:

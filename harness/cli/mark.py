@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import click
+
 from harness.cli import lookup
 from harness.cli.context import Context
-from harness.cli.parser import Usage, add_json
+from harness.cli.options import Word, flag, json_flag, mark_name, own_word
+from harness.cli.parser import Usage
 from harness.databases import template
 from harness.errors import LeaseError
 from harness.postgres import locks
@@ -43,22 +45,26 @@ Coming back to a mark keeps sessions, as a rule (`pg-harness reset --help`).
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    parser.add_argument(
-        "worker", nargs="?", metavar="WORKER", help="2 (yours); default: 1, with --list all of yours"
-    )
-    parser.add_argument("--name", metavar="NAME", help="for `reset --to`; default: 1, 2, …")
-    parser.add_argument("--list", dest="listed", action="store_true", help="only tell what is marked")
-    parser.add_argument(
-        "--release",
-        nargs="?",
-        const="",
-        metavar="NAME",
+PARAMETERS: list[click.Parameter] = [
+    Word(
+        "worker",
+        metavar="WORKER",
+        help="2 (yours); default: 1, with --list all of yours",
+        shell_complete=own_word,
+    ),
+    click.Option(["--name"], metavar="NAME", help="for `reset --to`; default: 1, 2, …"),
+    click.Option(["--list", "listed"], is_flag=True, help="only tell what is marked"),
+    click.Option(
+        ["--release"],
+        is_flag=False,
+        flag_value="",
+        metavar="[NAME]",
         help="forget this mark (default: the top one) and those above it",
-    )
-    parser.add_argument("--release-all", dest="release_all", action="store_true", help="forget all of them")
-    add_json(parser)
+        shell_complete=mark_name,
+    ),
+    flag("--release-all", help="forget all of them"),
+    json_flag(),
+]
 
 
 def run(context: Context) -> int:

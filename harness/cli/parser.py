@@ -1,14 +1,17 @@
-"""The grammar of the command line. A verb's module is imported only when it is called or its help is asked for."""
+"""The grammar of the command line, on ``click``. A verb's module is imported only when it is called or its help is asked for."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn, Protocol, cast
+from types import SimpleNamespace
+from typing import Any, NoReturn, Protocol, cast
+
+import click
+from click.core import ParameterSource
 
 from harness.cli.context import Context
-from harness.servers.registry import WORDS
+from harness.cli.options import COMMON
 
 PROGRAM = "pg-harness"
 
@@ -28,8 +31,11 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "gc": ("gc", "drop what dead runs left behind"),
     "doctor": ("doctor", "check everything, one line each, with remedies"),
     "init": ("init", "look at the project and write the settings"),
+    "completion": ("completion", "print what bash, zsh or fish needs to complete all this"),
 }
 """Verb → module below ``harness.cli`` and one line of help."""
+
+_COLUMN = max(map(len, VERBS)) + 1
 
 EXIT_CODES = """\
 exit codes:
@@ -46,11 +52,10 @@ exit codes:
 
 
 class VerbModule(Protocol):
-    """What a verb's module has."""
+    """What a verb's module has; besides, where it needs them, USAGE, DESCRIPTION, EPILOG and TAKES_COMMAND."""
 
-    def arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the verb's own options."""
-        ...
+    PARAMETERS: Sequence[click.Parameter]
+    """The verb's own words and options."""
 
     def run(self, context: Context) -> int:
         """Do it; return the exit code."""
@@ -71,182 +76,222 @@ class Usage(Exception):
         self.message = message
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse, with our exit code: its own 2 is one of pytest's."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of ending the process."""
-        raise Usage(f"{message}\n{self.format_usage().strip()}\nmore: {self.prog} --help")
+Parsed = tuple[Callable[[Context], int], SimpleNamespace, list[str] | None]
+"""The function to call, its options, and the words after ``--``."""
 
 
-def parse(
-    words: Sequence[str],
-) -> tuple[Callable[[Context], int], argparse.Namespace, list[str] | None]:
+def parse(words: Sequence[str]) -> Parsed:
     """The verb to call, its options, and the words after ``--`` (None where there is no ``--``).
+
+    Options that were not given are missing from the options, except where the verb names a default.
 
     Raises:
         Usage: they make no command. SystemExit: help or the version was asked for, and printed.
     """
-    own, command = _split(words)
-    top = _top()
-    # argparse takes what begins with a dash for an option of its own: the verb's part is cut off before.
-    place = _verb_at(own)
-    if place is None:
-        found = top.parse_args(own)
-        if command is not None:
-            raise Usage(f"which command? For instance: {PROGRAM} run -- {' '.join(command[:3])}".rstrip())
-        commands = "\n".join(f"{verb:<8} {help_}" for verb, (_, help_) in VERBS.items())
-        raise Usage(f"no command was given. There are:\n{commands}\nmore: {PROGRAM} --help")
-    namespace = top.parse_args(own[:place])
-    name = own[place]
-    if name not in VERBS:
-        raise Usage(f"there is no command {name!r}{_nearest(name)}")
-    module = load(name)
-    parser = verb_parser(name, module)
+    own, command = split(words)
+    program = Program()
     try:
-        found = parser.parse_args(own[place + 1 :], namespace)
-    except Usage as error:
-        _, unknown, rest = error.message.partition("unrecognized arguments: ")
-        if not unknown or command is not None or not parser.get_default("takes_command"):
-            raise
-        what, _, usage = rest.partition("\n")
-        raise Usage(
-            f"{what}: the words for the command go behind --: {PROGRAM} {name} -- {what}\n{usage}"
-        ) from None
-    if command is not None and not getattr(found, "takes_command", False):
-        raise Usage(f"`{name}` takes nothing after --")
-    return module.run, found, command
+        with program.make_context(PROGRAM, own, obj=command) as context:
+            parsed = program.invoke(context)
+    except click.exceptions.Exit as asked:
+        raise SystemExit(asked.exit_code) from None
+    except click.UsageError as error:
+        where = cast(click.Context, error.ctx)
+        usage = f"usage: {where.command_path} {cast(Program | Verb, where.command).usage}"
+        raise Usage(f"{error.format_message()}\n{usage}\nmore: {where.command_path} --help") from None
+    if parsed is not None:
+        return cast(Parsed, parsed)
+    if command is not None:
+        raise Usage(f"which command? For instance: {PROGRAM} run -- {' '.join(command[:3])}".rstrip())
+    raise Usage(f"no command was given. There are:\n{_table()}\nmore: {PROGRAM} --help")
 
 
-def load(name: str) -> VerbModule:
-    """The module of a verb."""
-    return cast(VerbModule, importlib.import_module(f"harness.cli.{VERBS[name][0]}"))
-
-
-def verb_parser(name: str, module: VerbModule) -> argparse.ArgumentParser:
-    """The parser of one verb's own words."""
-    parser = Parser(
-        prog=f"{PROGRAM} {name}",
-        usage=f"{PROGRAM} {name} {getattr(module, 'USAGE', '[options]')}",
-        description=(getattr(module, "DESCRIPTION", "") or VERBS[name][1]).strip(),
-        epilog=getattr(module, "EPILOG", None),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    module.arguments(parser)
-    _common(parser)
-    return parser
-
-
-def _split(words: Sequence[str]) -> tuple[list[str], list[str] | None]:
+def split(words: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """The words before the first ``--``, which are ours, and those after it, which are nobody's to read."""
     if "--" not in words:
         return list(words), None
     place = list(words).index("--")
     return list(words[:place]), list(words[place + 1 :])
 
 
-_VALUED = ("--config", "--backend", "--image", "--server-url", "--isolation", "--storage", "--pg-version",
-           "--binaries")  # fmt: skip
+def given(context: click.Context) -> SimpleNamespace:
+    """What was said, before and after the verb (the later one holds), and the defaults that a verb names."""
+    values: dict[str, Any] = {}
+    for level in (context.parent, context):
+        if level is None:
+            continue
+        for name, value in level.params.items():
+            said = level.get_parameter_source(name) is not ParameterSource.DEFAULT
+            if said and name in ("verbose", "quiet"):
+                values[name] = values.get(name, 0) + value
+            elif said or value not in (None, False, 0, ()):
+                values[name] = value
+    return SimpleNamespace(**values)
 
 
-def _verb_at(words: Sequence[str]) -> int | None:
-    """Where the first word is that is neither an option nor an option's value."""
-    place = 0
-    while place < len(words):
-        word = words[place]
-        if not word.startswith("-"):
-            return place
-        place += 2 if word in _VALUED else 1
-    return None
+class Program(click.Group):
+    """All of it: the options before the verb, and the verbs by name."""
+
+    usage = "[options] COMMAND [options]"
+
+    def __init__(self) -> None:
+        super().__init__(
+            PROGRAM,
+            params=[_version(), *COMMON],
+            # Without a verb there is an answer of our own.
+            invoke_without_command=True,
+            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 112},
+        )
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs, in the order of the help."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Verb | None:
+        """The verb of that name; imports its module."""
+        return verb(cmd_name) if cmd_name in VERBS else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb that the first word names.
+
+        Raises:
+            Usage: there is none; names the nearest.
+        """
+        if args[0] not in VERBS and not ctx.resilient_parsing:
+            raise Usage(f"there is no command {args[0]!r}{_nearest(args[0])}")
+        return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Usage, verbs, options, exit codes; no verb's module is imported for it."""
+        formatter.write(
+            f"usage: {PROGRAM} {self.usage}\n\nA pristine, real PostgreSQL for every test worker.\n"
+        )
+        commands = "\n".join(f"  {line}" for line in _table().splitlines())
+        formatter.write(f"\ncommands:\n{commands}\n\n`{PROGRAM} COMMAND --help` tells more. ")
+        formatter.write("The answer goes to stdout, the log to stderr.\n")
+        _write_parameters(self, ctx, formatter)
+        formatter.write(f"\n{EXIT_CODES}")
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Verbs from the table (click's own would import all of them), and options."""
+        from click.shell_completion import CompletionItem
+
+        verbs = [CompletionItem(n, help=text) for n, (_, text) in VERBS.items() if n.startswith(incomplete)]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
 
-def _top() -> argparse.ArgumentParser:
-    commands = "\n".join(f"  {name:<8} {help_}" for name, (_, help_) in VERBS.items())
-    parser = Parser(
-        prog=PROGRAM,
-        usage=f"{PROGRAM} [options] COMMAND [options]",
-        description="A pristine, real PostgreSQL for every test worker.\n\n"
-        f"commands:\n{commands}\n\n`{PROGRAM} COMMAND --help` tells more. The answer goes to stdout, the log to stderr.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--version", action="version", version=_version())
-    _common(parser)
-    return parser
+class Verb(click.Command):
+    """One verb. Invoking it answers what to call with what: it is called outside of click, whose exits are not ours."""
+
+    def __init__(self, name: str, module: VerbModule) -> None:
+        self.module = module
+        self.usage: str = getattr(module, "USAGE", "[options]")
+        self.takes_command: bool = getattr(module, "TAKES_COMMAND", False)
+        # `run pytest -x`: what stands behind its first word is meant for pytest, though -- is missing.
+        interspersed = not self.takes_command or any(isinstance(p, click.Argument) for p in module.PARAMETERS)
+        super().__init__(
+            name,
+            params=[*module.PARAMETERS, *COMMON],
+            context_settings={
+                "allow_extra_args": self.takes_command,
+                "allow_interspersed_args": interspersed,
+            },
+        )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the verb's words.
+
+        Raises:
+            Usage: the words of a command do not stand behind ``--``, or the verb takes no command.
+        """
+        if ctx.resilient_parsing and args and args[-1] in self._valued():
+            # Its value is what is being completed: click would forget the words before it, too.
+            args = args[:-1]
+        words = list(args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            place = next((i for i, word in enumerate(words) if word.startswith(error.option_name)), None)
+            if (
+                not self.takes_command
+                or ctx.obj is not None
+                or place is None
+                or not ctx.allow_interspersed_args
+            ):
+                raise
+            self._misplaced(words[place:])
+        if ctx.resilient_parsing:
+            return rest
+        if ctx.args and ctx.obj is None:
+            self._misplaced(ctx.args)
+        if ctx.args:
+            ctx.fail(f"too many words before --: {' '.join(ctx.args)}")
+        if ctx.obj is not None and not self.takes_command:
+            raise Usage(f"`{self.name}` takes nothing after --")
+        return rest
+
+    def _valued(self) -> set[str]:
+        options = [p for p in self.params if isinstance(p, click.Option) and not p.is_flag and not p.count]
+        return {name for option in options for name in option.opts}
+
+    def _misplaced(self, words: Sequence[str]) -> NoReturn:
+        what = " ".join(words)
+        raise Usage(
+            f"{what}: the words for the command go behind --: {PROGRAM} {self.name} -- {what}\n"
+            f"usage: {PROGRAM} {self.name} {self.usage}\nmore: {PROGRAM} {self.name} --help"
+        )
+
+    def invoke(self, ctx: click.Context) -> Parsed:
+        """What is to be called with what."""
+        return self.module.run, given(ctx), ctx.obj
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Usage, description and examples as they are written, the options in groups."""
+        description = getattr(self.module, "DESCRIPTION", "") or VERBS[str(self.name)][1]
+        formatter.write(f"usage: {PROGRAM} {self.name} {self.usage}\n\n{description.strip()}\n")
+        _write_parameters(self, ctx, formatter)
+        if epilog := getattr(self.module, "EPILOG", ""):
+            formatter.write(f"\n{epilog}")
 
 
-def _version() -> str:
-    import harness
+def verb(name: str) -> Verb:
+    """The verb of that name; imports its module."""
+    return Verb(name, cast(VerbModule, importlib.import_module(f"harness.cli.{VERBS[name][0]}")))
 
-    return f"{PROGRAM} {harness.__version__}"
+
+def _write_parameters(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    common = set(map(id, COMMON))
+    params = command.get_params(ctx)
+    groups: dict[str, list[click.Parameter]] = {
+        "words": [p for p in params if isinstance(p, click.Argument)],
+        "options": [p for p in params if isinstance(p, click.Option) and id(p) not in common],
+        "options of every command": list(COMMON),
+    }
+    for title, members in groups.items():
+        records = [record for member in members if (record := member.get_help_record(ctx))]
+        if records:
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("options of every command")
-    group.add_argument(
-        "-q", "--quiet", action="count", help="say nothing of what is done; warnings and errors stay"
-    )
-    group.add_argument(
-        "-v", "--verbose", action="count",
-        help="say when and where each thing was done; -vv: everything (as PGHARNESS_LOG=debug)",
+def _version() -> click.Option:
+    def show(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            import harness
+
+            click.echo(f"{PROGRAM} {harness.__version__}")
+            ctx.exit()
+
+    return click.Option(
+        ["--version", "show_version"],
+        is_flag=True, is_eager=True, expose_value=False, callback=show, help="tell the version",
     )  # fmt: skip
-    group.add_argument("--config", metavar="FILE", help="settings file (default: searched upwards from here)")
-    group.add_argument(
-        "--backend", choices=WORDS, metavar="BACKEND", help="what runs the server: %(choices)s"
-    )
-    group.add_argument("--image", help="image of the docker backend, for instance postgres:17")
-    group.add_argument("--server-url", metavar="URL", help="an external server; DATABASE_URL is never taken")
-    group.add_argument("--isolation", choices=("database", "server"), help="what each worker gets")
-    group.add_argument("--storage", choices=("auto", "memory", "disk"), help="where data lies")
-    group.add_argument("--pg-version", dest="version", metavar="N", help="version of the local binaries")
-    group.add_argument("--binaries", metavar="DIR", help="folder with postgres and initdb")
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """``--json``, for verbs that have an answer."""
-    parser.add_argument("--json", action="store_true", help="the answer as JSON")
-
-
-def add_word(parser: argparse.ArgumentParser, *, default: str | None = "1") -> None:
-    """``WORKER``: the one word that names a lease everywhere."""
-    parser.add_argument(
-        "worker",
-        nargs="?",
-        default=default,
-        metavar="WORKER",
-        help="2 (yours), gw2 (a test run's), a kept database's name, or template"
-        + (f"; default {default}" if default else ""),
-    )
-    parser.add_argument(
-        "--database",
-        metavar="NAME",
-        default="default",
-        help="which of the worker's databases; default: default",
-    )
-
-
-def count(text: str) -> int:
-    """A number of workers or copies."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-    if not 1 <= number <= 256:
-        raise argparse.ArgumentTypeError(f"{number} is not between 1 and 256")
-    return number
-
-
-def duration(text: str) -> float:
-    """Seconds, from ``90``, ``30s``, ``15m``, ``2h``."""
-    from harness.config.values import READERS, WrongValue
-
-    try:
-        return float(READERS["ttl"](text, True))
-    except WrongValue as error:
-        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+def _table() -> str:
+    return "\n".join(f"{name:<{_COLUMN}} {help_}" for name, (_, help_) in VERBS.items())
 
 
 def _nearest(name: str) -> str:

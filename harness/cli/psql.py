@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shutil
@@ -11,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
+
 from harness.cli import lookup
 from harness.cli.context import Context
-from harness.cli.parser import add_word
+from harness.cli.options import flag, lease_words
 from harness.cli.run.child import exit_code, start
 from harness.cli.run.signals import passing_on
 from harness.config.environment import child_environment
@@ -39,13 +40,12 @@ The psql on PATH is used, else the one beside the server's programs, else the on
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    parser.set_defaults(takes_command=True)
-    add_word(parser)
-    parser.add_argument(
-        "--admin", action="store_true", help="as the superuser instead of the application's role"
-    )
+TAKES_COMMAND = True
+
+PARAMETERS: list[click.Parameter] = [
+    *lease_words(templates=True),
+    flag("--admin", help="as the superuser instead of the application's role"),
+]
 
 
 def run(context: Context) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import click
+
 from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.mark import TEMPLATE, changing, release, strategy_of
-from harness.cli.parser import Usage, add_json
+from harness.cli.options import Word, flag, json_flag, lease_word, mark_name
+from harness.cli.parser import Usage
 from harness.databases import template
 from harness.databases.clones import Claim
 from harness.databases.template import Template
@@ -48,21 +50,23 @@ NAMED = 6
 """Tables that one line names."""
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    parser.add_argument(
-        "worker", nargs="?", metavar="WORKER", help="2 (yours), gw2 (a test run's); default: 1"
-    )
-    parser.add_argument("--all", action="store_true", help="all of yours")
-    parser.add_argument(
-        "--to",
+PARAMETERS: list[click.Parameter] = [
+    Word(
+        "worker",
+        metavar="WORKER",
+        help="2 (yours), gw2 (a test run's); default: 1",
+        shell_complete=lease_word,
+    ),
+    flag("--all", help="all of yours"),
+    click.Option(
+        ["--to"],
         metavar="NAME",
         help="a mark, releasing those above it; `template`: the migrations' state, releasing all",
-    )
-    parser.add_argument(
-        "--dry-run", dest="dry_run", action="store_true", help="only tell what changed since then"
-    )
-    add_json(parser)
+        shell_complete=mark_name,
+    ),
+    flag("--dry-run", help="only tell what changed since then"),
+    json_flag(),
+]
 
 
 def run(context: Context) -> int:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import click
+
 from harness.cli import lookup
 from harness.cli.context import Context
-from harness.cli.parser import add_json
+from harness.cli.options import json_flag
 from harness.databases import sweep
 from harness.errors import HarnessError
 from harness.postgres import databases, names
@@ -24,9 +25,9 @@ Where the project's root and settings are, which servers of it run, and what is 
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    add_json(parser)
+PARAMETERS: list[click.Parameter] = [
+    json_flag(),
+]
 
 
 def run(context: Context) -> int:

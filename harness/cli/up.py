@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from harness.cli.context import Context
-from harness.cli.parser import add_json, count, duration
+from harness.cli.options import Count, Duration, flag, json_flag
 from harness.errors import ConfigError
 from harness.postgres import names
 
@@ -36,27 +37,21 @@ Where the migrations have changed since, the databases stay as they are and a li
 """
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    parser.add_argument(
-        "-n", dest="workers", type=count, metavar="N", help="how many; default: as many as there are, else 1"
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="drop your databases and make new ones from today's migrations"
-    )
-    parser.add_argument(
-        "--yes", action="store_true", help="do not ask (needed for --fresh where there is no terminal)"
-    )
-    parser.add_argument(
-        "--rebuild", action="store_true", help="run the migrations again although nothing changed"
-    )
-    parser.add_argument(
-        "--ttl",
-        type=duration,
+PARAMETERS: list[click.Parameter] = [
+    click.Option(
+        ["-n", "workers"], type=Count(), metavar="N", help="how many; default: as many as there are, else 1"
+    ),
+    flag("--fresh", help="drop your databases and make new ones from today's migrations"),
+    flag("--yes", help="do not ask (needed for --fresh where there is no terminal)"),
+    flag("--rebuild", help="run the migrations again although nothing changed"),
+    click.Option(
+        ["--ttl"],
+        type=Duration(),
         metavar="TIME",
         help="end the server after this long without use, for instance 2h",
-    )
-    add_json(parser)
+    ),
+    json_flag(),
+]
 
 
 def run(context: Context) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+import click
 
 from harness.cli import lookup
 from harness.cli.context import Context
-from harness.cli.parser import add_json, add_word
+from harness.cli.options import json_flag, lease_words
 
 USAGE = "[WORKER] [options]"
 
@@ -17,11 +17,11 @@ Print the URL of one database: yours (1, 2, …), one of a test run's (gw2), or 
 FORMS = ("url", "sqlalchemy", "asyncpg", "jdbc")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    add_word(parser)
-    parser.add_argument("--form", choices=FORMS, default="url", help="how it is written; default: url")
-    add_json(parser)
+PARAMETERS: list[click.Parameter] = [
+    *lease_words(),
+    click.Option(["--form"], type=click.Choice(FORMS), default="url", help="how it is written; default: url"),
+    json_flag(),
+]
 
 
 def run(context: Context) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,7 +60,7 @@ def test_what_cannot_be_undone_does_not_hide_the_signal(
         finally:
             raise error
 
-    monkeypatch.setattr(entry, "parse", lambda words: (verb, argparse.Namespace(), []))
+    monkeypatch.setattr(entry, "parse", lambda words: (verb, SimpleNamespace(), []))
     assert entry.run(["mark"]) == 128 + signum
     assert str(error) in capsys.readouterr().err
 
@@ -69,5 +69,5 @@ def test_an_error_without_a_signal_has_its_own_code(monkeypatch: pytest.MonkeyPa
     def verb(context: Context) -> int:
         raise HarnessError("told")
 
-    monkeypatch.setattr(entry, "parse", lambda words: (verb, argparse.Namespace(), []))
+    monkeypatch.setattr(entry, "parse", lambda words: (verb, SimpleNamespace(), []))
     assert entry.run(["mark"]) == HarnessError.exit_code

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 from fix_cli import Project
 
-from harness.cli.parser import VERBS, load, verb_parser
+from harness.cli.options import COMMON
+from harness.cli.parser import PROGRAM, VERBS, Program, parse
+from harness.cli.parser import verb as find
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
+def options(verb: str) -> set[str]:
+    return {name for param in find(verb).params for name in param.opts if name.startswith("-")}
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_command_has_help(verb: str) -> None:
-    text = verb_parser(verb, load(verb)).format_help()
-    assert f"pg-harness {verb}" in text
-    parser = verb_parser(verb, load(verb))
-    assert all(action.help for action in parser._actions)
+    program = click.Context(Program(), info_name=PROGRAM, max_content_width=1000, terminal_width=1000)
+    context = click.Context(find(verb), info_name=verb, parent=program)
+    text = context.get_help()
+    assert text.startswith(f"usage: pg-harness {verb}")
+    for param in context.command.get_params(context):
+        assert param.help
+        assert param.help in text
+        assert param.opts[-1] in text or str(param.metavar) in text
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -27,15 +43,11 @@ def test_every_command_and_option_is_documented(verb: str) -> None:
     text = DOCS.read_text()
     section = re.search(rf"^## `{verb}`$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section, f"docs/cli.md has no section ## `{verb}`"
-    common = {o for action in verb_parser("gc", load("gc"))._actions for o in action.option_strings} - {
-        "--dry-run",
-        "--json",
-    }
-    for action in verb_parser(verb, load(verb))._actions:
-        for option in action.option_strings:
-            if option.startswith("--") and option not in common:
-                assert f"`{option}" in section[1], f"{verb}: {option} is missing from docs/cli.md"
-    for option in common - {"-h", "--help", "-q"}:
+    common = {name for param in COMMON for name in param.opts if name.startswith("--")}
+    for option in options(verb):
+        if option.startswith("--") and option not in common:
+            assert f"`{option}" in section[1], f"{verb}: {option} is missing from docs/cli.md"
+    for option in common:
         assert f"`{option}" in text
 
 
@@ -54,6 +66,8 @@ def test_help_needs_no_project_and_names_the_exit_codes(project: Project) -> Non
     [
         ([], "no command was given"),
         (["upp"], "did you mean 'up'"),
+        (["--config", "up", "upp"], "did you mean 'up'"),
+        (["frobnicate"], "there are up, down, status"),
         (["up", "--freshh"], "--freshh"),
         (["up", "-n", "many"], "no number"),
         (["up", "-n", "0"], "between 1 and 256"),
@@ -61,6 +75,13 @@ def test_help_needs_no_project_and_names_the_exit_codes(project: Project) -> Non
         (["up", "--", "x"], "nothing after --"),
         (["--", "pytest"], "run -- pytest"),
         (["run", "pytest", "tests"], "run -- pytest tests"),
+        (["run", "-n", "2", "pytest", "-n", "4", "-x"], "run -- pytest -n 4 -x"),
+        (["run", "--rebuidl", "--", "pytest"], "--rebuild"),
+        (["psql", "2", "-c", "select 1"], "psql -- -c select 1"),
+        (["psql", "2", "3", "--", "-l"], "too many words before --: 3"),
+        (["status", "more"], "more"),
+        (["bench"], "WHAT"),
+        (["completion", "tcsh"], "tcsh"),
         (["status", "--backend", "podman"], "podman"),
         (["--config", "/nowhere/x.toml", "status"], "does not exist"),
         (["status", "--server-url", "mysql://x"], "not a PostgreSQL URL"),
@@ -68,6 +89,136 @@ def test_help_needs_no_project_and_names_the_exit_codes(project: Project) -> Non
 )
 def test_mistakes_in_the_command_line(project: Project, words: list[str], said: str) -> None:
     assert said in project.fails(120, *words)
+
+
+def test_a_mistake_names_the_usage_and_where_help_is(project: Project) -> None:
+    said = project.fails(120, "up", "--freshh")
+    assert "Did you mean" in said
+    assert "'--fresh'" in said
+    assert "usage: pg-harness up [options]" in said
+    assert "more: pg-harness up --help" in said
+
+
+def parsed(*words: str) -> dict[str, object]:
+    return vars(parse(words)[1])
+
+
+def test_options_of_the_project_stand_before_or_after_the_command() -> None:
+    everything = {"backend": "process", "config": "x.toml", "server_url": "u", "version": "16", "image": "up"}
+    options = [
+        "--backend",
+        "process",
+        "--config",
+        "x.toml",
+        "--server-url=u",
+        "--pg-version",
+        "16",
+        "--image",
+        "up",
+    ]
+    for place in range(len(options) + 1):
+        if place != 5 and options[max(0, place - 1)].startswith("--") and "=" not in options[place - 1]:
+            continue
+        assert parsed(*options[:place], "status", *options[place:]) == everything
+    # The later one holds, as with most tools; what can be counted adds up.
+    assert parsed("--backend", "docker", "status", "--backend", "process") == {"backend": "process"}
+    assert parsed("-v", "up", "-qvn2") == {"verbose": 2, "quiet": 1, "workers": 2}
+    assert parsed("status") == {}
+
+
+def test_the_words_of_a_command_are_nobodys_to_read() -> None:
+    words = ["pytest", "-q", "--json", "--", "-n", "4", "--help"]
+    for verb in ("run", "psql"):
+        _, found, command = parse([verb, "--", *words])
+        assert command == words
+        assert not vars(found).keys() & {"quiet", "json", "workers"}
+    assert parse(["run"])[2] is None
+    assert parse(["run", "--"])[2] == []
+
+
+def test_values_that_may_be_left_out() -> None:
+    assert parsed("mark", "--release")["release"] == ""
+    assert parsed("mark", "--release", "--json")["release"] == ""
+    assert parsed("mark", "--release=one")["release"] == "one"
+    assert parsed("bench", "reset", "--json")["json"] == "-"
+    assert parsed("bench", "reset", "--json", "f", "--version", "15", "--version", "18") == {
+        "what": "reset", "json": "f", "versions": ("15", "18"),
+    }  # fmt: skip
+
+
+def test_help_imports_no_commands_module(project: Project) -> None:
+    code = (
+        "import sys\nfrom harness.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print(*sorted(sys.modules), sep='\\n', file=sys.stderr)"
+    )
+    own = {f"harness.cli.{module}" for module, _ in VERBS.values()}
+
+    def imported(*words: str, **environ: str) -> set[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=project.root, env={**project.environ, **environ},
+            text=True, timeout=60, capture_output=True, check=True,
+        )  # fmt: skip
+        return set(done.stderr.split())
+
+    shells = {"COMP_WORDS": "pg-harness ", "COMP_CWORD": "1", "_PG_HARNESS_COMPLETE": "bash_complete"}
+    for found in (imported("--help"), imported("upp"), imported("--version")):
+        assert not found & own
+        assert found.isdisjoint({"psycopg", "docker", "rich", "pytest", "argparse", "tomllib"})
+    # The completion of commands comes from the table as well.
+    assert imported(**shells) & own == {"harness.cli.completion"}
+    assert imported("up", "--help") & own == {"harness.cli.up"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [("n\n", "nothing was dropped"), ("\n", "nothing was dropped"), ("\x04", "nothing was dropped")],
+)
+def test_a_question_is_asked_on_stderr_and_anything_but_yes_is_no(
+    project: Project, typed: str, said: str
+) -> None:
+    before = project.ok("up")
+    code, out, err = asked(project, typed)
+    assert (code, out) == (120, "")
+    assert "drop and make new ones? [y/N]" in err
+    assert said in err
+    assert project.ok("up") == before
+
+
+def test_yes_is_yes_and_the_answer_alone_goes_to_stdout(new_project: Callable[..., Project]) -> None:
+    mine = new_project()
+    url = mine.ok("up")
+    assert asked(mine, "perhaps\nyes\n")[:2] == (0, url)
+
+
+def test_ctrl_c_at_a_question_is_an_interrupt(project: Project) -> None:
+    assert asked(project, None)[:2] == (130, "")
+
+
+def asked(project: Project, typed: str | None) -> tuple[int, str, str]:
+    """`up --fresh` on a terminal, and what is typed there; None: a Ctrl-C."""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        project.command("up", "--fresh"), cwd=project.root, env={**project.environ, "TERM": "dumb"},
+        text=True, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    said = ""
+    try:
+        while chunk := os.read(ours, 4096).decode():
+            said += chunk
+            if "[y/N]" in said and typed != "":
+                if typed is None:
+                    child.send_signal(signal.SIGINT)
+                else:
+                    os.write(ours, typed.encode())
+                typed = ""
+    except OSError:
+        # Linux says so when the other end is closed.
+        pass
+    out, _ = child.communicate(timeout=60)
+    os.close(ours)
+    return child.returncode, out, said
 
 
 def test_mistakes_in_the_settings(new_project: Callable[..., Project]) -> None:

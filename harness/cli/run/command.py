@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import click
+
 from harness.cli.context import Context
-from harness.cli.parser import Usage, count
+from harness.cli.options import Count, flag
+from harness.cli.parser import Usage
 from harness.cli.run.child import exit_code, start
 from harness.cli.run.signals import passing_on
 from harness.config import environment
@@ -45,16 +47,15 @@ not exist, 126 where it cannot be run; with --copies the worst of them all.
 _OF_AN_OUTER_RUN = re.compile(r"DATABASE_URL_\d+|PGHARNESS_(WORKERS|COPY|COPIES|RUN)")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's own options."""
-    parser.set_defaults(takes_command=True)
-    parser.add_argument("-n", dest="workers", type=count, metavar="N", help="how many databases; default: 1")
-    parser.add_argument(
-        "--copies", type=count, metavar="N", help="run N copies, each with a database of its own"
-    )
-    parser.add_argument(
-        "--rebuild", action="store_true", help="run the migrations again although nothing changed"
-    )
+TAKES_COMMAND = True
+
+PARAMETERS: list[click.Parameter] = [
+    click.Option(["-n", "workers"], type=Count(), metavar="N", help="how many databases; default: 1"),
+    click.Option(
+        ["--copies"], type=Count(), metavar="N", help="run N copies, each with a database of its own"
+    ),
+    flag("--rebuild", help="run the migrations again although nothing changed"),
+]
 
 
 def run(context: Context) -> int:

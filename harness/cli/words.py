@@ -1,0 +1,93 @@
+"""What is there to be named, for completion. Looks at what runs; starts and changes nothing."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+
+import click
+from click.shell_completion import CompletionItem
+
+from harness.cli.console import Console
+from harness.cli.context import Context
+from harness.cli.parser import given
+
+
+def places(
+    ctx: click.Context, incomplete: str, *, mine: bool = False, templates: bool = False
+) -> list[CompletionItem]:
+    """Words of databases, with what they are.
+
+    Args:
+        mine: only those of `up`.
+        templates: templates too.
+    """
+    from harness.cli import lookup
+    from harness.postgres.names import Kind
+    from harness.runs.places import places_on
+
+    context = _context(ctx)
+    purposes = [purpose for purpose in noted(context) if purpose == "up" or not mine]
+    found = []
+    # No purposes at all would mean all of them.
+    with lookup.harnesses(context, purposes=purposes) if purposes else nullcontext(()) as harnesses:
+        for harness in harnesses:
+            found += places_on(harness)
+    items = {
+        place.words[0]: place.what
+        for place in reversed(found)
+        if (place.persons or not mine) and (place.kind is not Kind.TEMPLATE or templates)
+    }
+    return _items(dict(reversed(items.items())), incomplete)
+
+
+def marks(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """Names of the marks of the worker that is named already (else: of the first), the top one first."""
+    from harness.cli import lookup
+    from harness.cli.mark import TEMPLATE
+    from harness.sandbox.marks import stack
+
+    context = _context(ctx)
+    if not noted(context):
+        return []
+    with lookup.resolved(context, getattr(context.arguments, "worker", None) or "1") as place:
+        found = stack(place.harness.link.session, place.harness.project, place.databases)
+    items = {mark.name: mark.created[:19].replace("T", " ") for mark in reversed(found)}
+    if ctx.command.name == "reset":
+        items[TEMPLATE] = "the migrations' state"
+    return _items(items, incomplete)
+
+
+def databases(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """Names of the databases of the settings."""
+    return _items({database.name: "" for database in _context(ctx).settings.databases}, incomplete)
+
+
+def servers(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """What the servers of this checkout are for: ``up``, ``run`` …"""
+    return _items(dict.fromkeys(noted(_context(ctx)), ""), incomplete)
+
+
+def noted(context: Context) -> list[str]:
+    """What servers of this checkout are for that left a note of their address.
+
+    Of one without a note the daemon would have to be asked, whose client takes longer to import than a person waits.
+    """
+    from harness.cli import lookup
+    from harness.servers.records import Hint
+
+    settings, environ = context.settings, context.environ
+    purposes = lookup.all_purposes(context)
+    if settings.server_url is not None:
+        return purposes
+    return [purpose for purpose in purposes if Hint.of(settings, environ, purpose).path.exists()]
+
+
+def _context(ctx: click.Context) -> Context:
+    return Context(given(ctx), os.environ, Console(os.environ))
+
+
+def _items(found: dict[str, str], incomplete: str) -> list[CompletionItem]:
+    return [
+        CompletionItem(word, help=what or None) for word, what in found.items() if word.startswith(incomplete)
+    ]
