@@ -113,9 +113,14 @@ class Sandbox:
         """Worker → its databases, for those that are there, at least in part."""
         return {place.worker: place for place in places_on(self._harness) if place.persons}
 
-    def missing(self, workers: Sequence[str]) -> list[str]:
-        """Those of the workers of which a database is missing."""
-        there, wanted = self.workers(), {database.name for database in self._harness.settings.databases}
+    def missing(self, workers: Sequence[str], there: Mapping[str, Place] | None = None) -> list[str]:
+        """Those of the workers of which a database is missing.
+
+        Args:
+            there: what :meth:`workers` found; None: look now.
+        """
+        there = self.workers() if there is None else there
+        wanted = {database.name for database in self._harness.settings.databases}
         return [
             worker for worker in workers if worker not in there or wanted - there[worker].databases.keys()
         ]
