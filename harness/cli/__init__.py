@@ -6,11 +6,11 @@ verb at hand does not need.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import sys
 from collections.abc import Sequence
+
+from harness.cli import garbage
 
 BUG = 125
 """Exit code where the fault is ours."""
@@ -19,23 +19,18 @@ BROKEN_PIPE = 128 + 13
 """Exit code where whoever read our answer went away, as if SIGPIPE had ended us."""
 
 
-THRESHOLD = gc.get_threshold()
-"""When Python looks for garbage, by itself."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the words after the program's name; default: ``sys.argv[1:]``.
+        argv: the words after the program's name; default: ``sys.argv[1:]``, and then the process is taken for the
+            command's own: garbage is looked for seldom in it, to its end.
 
     Returns:
         The exit code: 0, 120 to 125 (see ``--help``), 128 + n for signal n, or that of the command of ``run``.
     """
-    # Modules and classes do not become garbage. Looking for it while they are imported, and through everything once
-    # more at the end, costs more than click does.
-    gc.set_threshold(50_000)
-    atexit.register(gc.disable)
+    if argv is None:
+        garbage.seldom()
     try:
         from harness.cli.entry import run
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-
 import click
 
-from harness.cli import THRESHOLD
+from harness.cli import garbage
 from harness.cli.context import Context
 from harness.cli.options import Place, Word, flag
 
@@ -49,8 +47,6 @@ def run(context: Context) -> int:
 
     # What is measured starts servers all the time: what a command would say of them is no news here.
     context.console.hush()
-    # What is measured is what a test run would see.
-    gc.set_threshold(*THRESHOLD)
     given = vars(context.arguments)
     words = [
         word
@@ -60,4 +56,6 @@ def run(context: Context) -> int:
     ]
     words += [word for version in given.get("versions", ()) for word in ("--version", version)]
     words += [f"--{name}" for name in ("long", "quick") if given.get(name)]
-    return reset.main(words)
+    # What is measured is what a test run would see.
+    with garbage.as_usual():
+        return reset.main(words)

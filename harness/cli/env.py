@@ -43,10 +43,11 @@ def run(context: Context) -> int:
     """Print them."""
     given = context.arguments
     form = "json" if context.json else given.format
-    with lookup.resolved(context, given.worker or "1") as place:
+    worker: str | None = getattr(given, "worker", None)
+    with lookup.resolved(context, worker or "1") as place:
         lookup.refuse_template(place, "name")
         mine = [place]
-        if given.worker is None and place.persons:
+        if worker is None and place.persons:
             mine = [other for other in places_on(place.harness) if other.persons]
         values = _of_one(context, place, len(mine))
         if len(mine) > 1:
