@@ -43,9 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--pg-harness-fresh",
-        choices=("reset", "clone", "none"),
+        # Packages add words; which ones there are is known to `harness`, and looked up where one is given.
+        metavar="WORD",
         default=None,
-        help="what each test gets: the database reset, a new clone, or as the last test left it",
+        help="what each test gets: the database reset (reset), a new clone (clone), or as the last test left it (none); "
+        "or what the word of an installed package says",
     )
     group.addoption(
         "--pg-harness-keep-failed",
@@ -71,7 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Markers: known everywhere, so that --strict-markers and -m work in unconfigured runs too."""
     for line in (
-        "pg(fresh=...): what this test's database starts from: 'reset', 'clone' or 'none' (pg-harness)",
+        "pg(fresh=...): what this test's database starts from: 'reset', 'clone', 'none' or a package's word (pg-harness)",
         "serial_only: runs while no other test of the run is running in any worker (pg-harness)",
         "parallel_safe: may run beside others, although its module or class is serial_only (pg-harness)",
     ):

@@ -45,7 +45,7 @@ class Context:
         """The project's settings.
 
         Raises:
-            ConfigError: names file, key and the nearest right key, or kind of migrations.
+            ConfigError: names file, key and the nearest right key, kind of migrations or word.
         """
         from harness.config.load import UnknownVariable, load
         from harness.migrations.registry import check_settings
@@ -62,6 +62,11 @@ class Context:
                 override_origin="the command line",
             )
         check_settings(settings)
+        if "fresh" in settings.origins:
+            # Only then: a warm `up` imports nothing to learn that the default is right.
+            from harness.databases import freshness
+
+            freshness.check_settings(settings)
         for warning in caught:
             self.console.warn(str(warning.message))
         return settings

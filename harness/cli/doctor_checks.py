@@ -79,13 +79,17 @@ def environment(context: Context) -> Iterator[Result]:
 
 
 def settings(context: Context) -> Iterator[Result]:
-    """The file, and what was set where."""
+    """The file, what was set where, and the freshness strategies that packages add."""
+    from harness.databases import freshness
+
     found = context.settings
     where = str(found.file) if found.file else "no file"
     yield "ok", f"{where}; root {found.root} ({found.root_origin})", ()
     elsewhere = [f"{key} from {origin}" for key, origin in found.origins.items() if origin.startswith("the ")]
     if elsewhere:
         yield "ok", f"besides: {', '.join(elsewhere)}", ()
+    for word, package in freshness.packages().items():
+        yield "ok", f"fresh = {word} is a strategy of {package}", ()
     if found.file is None:
         yield "note", "everything has its default", ["`pg-harness init` writes the settings"]
 

@@ -84,6 +84,7 @@ class Settings:
     """``role`` or ``admin``: who runs the migrations. What the admin makes is the admin's: grant what the role needs."""
     isolation: str = "database"
     fresh: str = "reset"
+    """The word of a strategy, one of :func:`harness.databases.freshness.strategies`."""
     storage: str = "auto"
     memory_limit: int | None = None
     """Bytes that data in memory may take; None: a quarter of what is free."""

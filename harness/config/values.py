@@ -188,7 +188,7 @@ READERS: Mapping[str, Reader] = {
     "superuser": _flag,
     "migrate_as": _choice("role", "admin"),
     "isolation": _choice("database", "server"),
-    "fresh": _choice("reset", "clone", "none"),
+    "fresh": read_text,
     "storage": _choice("auto", "memory", "disk"),
     "memory_limit": _size,
     "shm_size": _size,

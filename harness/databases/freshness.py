@@ -1,412 +1,181 @@
-"""How one leased database is brought back: by the reset engine where that is certain, else by a fresh clone."""
+"""The freshness strategies: what may stand in ``fresh``, and what is done before each test for each word.
+
+A strategy is one object of the form of :class:`Freshness`, ours in :data:`STRATEGIES`, others' named by an installed
+package's entry point in the group ``pg_harness.freshness``. Nothing else decides by the words: settings, the
+pytest plugin, ``doctor`` and messages ask here.
+"""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from harness.databases.clones import BeforeRename, Claim, Clones
-from harness.databases.template import Template
-from harness.dsn import Dsn
-from harness.errors import HarnessError, LeaseError, ServerRefused
-from harness.postgres import databases, locks, names
-from harness.postgres.admin import connect_verified
-from harness.postgres.incarnation import Incarnation
-from harness.postgres.label import Label
-from harness.postgres.session import Session, ident
-from harness.reset import watermark
-from harness.reset.report import ResetReport
-from harness.reset.sql import shared
-from harness.reset.wal.reader import FIRST_SUPPORTED
-from harness.reset.watermark import Watermark
+from harness.config.extensions import Extensions
+from harness.config.settings import Settings
+from harness.errors import ConfigError
 
 if TYPE_CHECKING:
-    from harness.databases.pool import Filler
-    from harness.reset.changes import Changes, RecloneNeeded
-    from harness.reset.engine import ResetEngine
-    from harness.reset.marks import Mark
+    from harness.databases.lease import Lease
+    from harness.reset.report import ResetReport
+
+GROUP = "pg_harness.freshness"
+"""The entry points of other packages: the word, and ``module:STRATEGY``."""
 
 
-BYTES_MS = 1 << 20
-"""Bytes that a clone copies in a millisecond."""
+@runtime_checkable
+class Freshness(Protocol):
+    """One way to give each test the state that it starts from.
 
-PERSONS_PATIENCE = 2000.0
-"""Milliseconds that reading the log may take for a person: a clone would end the sessions of a running application."""
-
-
-class DatabaseReset:
-    """Brings one database of a lease back to its template, or to a mark.
-
-    :meth:`prepare` takes note of the pristine state; the engine is opened when it is first needed. Without the
-    note every reset is a clone.
+    Attributes:
+        name: the word in the settings.
+        says: what each test starts from, for pytest's header.
+        refreshes: whether it undoes anything. Where no test of a run is refreshed, nothing is sent to the server
+            for a test that passes, and what wider fixtures wrote is not marked.
+        watches: whether leases are watched from the start, for resets from the first write on
+            (see :meth:`harness.databases.lease.Lease.watch`). Where it is False, the pytest plugin watches once all
+            tests are collected.
+        spares: how many clones are kept ready in the background while tests run.
     """
 
-    def __init__(
-        self,
-        clones: Clones,
-        database: Dsn,
-        template: Template,
-        claim: Claim,
-        *,
-        reset_timeout: float,
-        filler: Callable[[], Filler] | None = None,
-    ) -> None:
-        self._problem = self._missing = ""
-        self._noted: Watermark | None = None
-        self._watched = self._resumed = False
-        self._opening = threading.RLock()
-        self._clones = clones
-        self._database = database.database
-        self._template = template
-        self._claim = claim
-        self._timeout = reset_timeout
-        self._filler = filler
-        self._engine: ResetEngine | None = None
-        self._life = Incarnation()
+    name: str
+    says: str
+    refreshes: bool
+    watches: bool
+    spares: int
 
-    def prepare(self) -> None:
-        """Watch from now on. The database must be pristine: claimed just now, or just cloned again."""
-        self._watched = True
-        if self._problem or self._noted is not None or self._engine is not None:
-            return
-        self._noted, _ = self._take_note(self._database)
-        if self._noted is None:
-            # What is missing is said by the engine.
-            self._open_engine()
+    def refresh(self, lease: Lease) -> ResetReport | None:
+        """Undo what the last test has left; called before every fixture of the next one.
 
-    def _take_note(self, name: str) -> tuple[Watermark | None, str]:
-        noted, why = take_note(self._clones, self._template, name)
-        self._life = noted.life if noted is not None else Incarnation()
-        return noted, why
-
-    def _replace(self, before: BeforeRename | None) -> str:
-        return self._clones.replace(self._template, self._claim, before=before)
-
-    def resume(self, noted: Watermark | None, missing: str) -> None:
-        """Go on from what another process has :attr:`noted`; connections are worth more than a fast clone there.
-
-        Args:
-            missing: where nothing was noted, why: the next reset is a clone, and says so.
-        """
-        self._watched, self._noted, self._missing, self._resumed = True, noted, missing, True
-        self._life = noted.life if noted is not None else Incarnation()
-
-    @property
-    def noted(self) -> Watermark | None:
-        """What another process needs to go on from the state that the last reset has made; None: nothing is known."""
-        return self._noted if self._engine is None or self._noted is not None else self._engine.watermark
-
-    @property
-    def missing(self) -> str:
-        """Why nothing is noted that another process could go on from, where it can be told."""
-        return self._problem or self._missing
-
-    @property
-    def untouched(self) -> bool:
-        """Whether nobody has logged in since the database was pristine: there is nothing to look for."""
-        return self._clones.link.surely(self._untouched)
-
-    def _untouched(self) -> bool:
-        noted, session = self._noted, self._clones.link.session
-        # Sessions are counted from when the clone was made: after a reset that says nothing.
-        if noted is None or self._resumed:
-            return False
-        return not watermark.entered(session, self._database, noted)
-
-    def _unchanged(self) -> bool:
-        """The same, and what the server says about it and its role is as it was: another worker's test shares the role."""
-        noted, session = self._noted, self._clones.link.session
-        return (
-            noted is not None
-            and self._untouched()
-            and shared.shared(session, noted.database, noted.role) == noted.shared
-        )
-
-    @property
-    def notices_crashes(self) -> bool:
-        """Whether a reset tells a crash of the server from sessions of ours that were ended."""
-        return bool(self._life.started)
-
-    def _other_life(self) -> str:
-        """Why nothing holds that was known of the database; empty where the server is the one that it was."""
-        return self._life.other(Incarnation.of(self._clones.link.session))
-
-    @property
-    def problem(self) -> str:
-        """Why this server can only clone, with the remedy; empty where it can reset."""
-        try:
-            self._opened()
-        except HarnessError:
-            # This time only: the next reset is a clone, and says why.
-            return ""
-        return self._problem
-
-    @property
-    def doubt(self) -> str:
-        """Why the log is read with pg_walinspect, which takes longer, and not its bytes; empty where it is not.
-
-        The first reset finds it out; before that it is empty.
-        """
-        return self._engine.doubt if self._engine is not None else ""
-
-    def _opened(self) -> ResetEngine | None:
-        """The engine, opened where it was not needed before; None where every reset is a clone.
+        Returns:
+            What was done, for the summary; None: nothing that is worth to be counted.
 
         Raises:
-            RecloneNeeded: it needs a fresh clone to begin with.
+            HarnessError: it cannot be done; the test that was about to begin fails with this.
         """
-        with self._opening:
-            if self._noted is not None:
-                if self._engine is None:
-                    self._open_engine(self._noted)
-                else:
-                    self._engine.rebase(self._noted)
-                self._noted = None
-        return self._engine
-
-    def _open_engine(self, noted: Watermark | None = None) -> None:
-        # Here, because it takes a while to import, and many a run has no need of it.
-        from harness.reset.changes import RecloneNeeded
-        from harness.reset.engine import ResetEngine
-
-        engine = ResetEngine(
-            reader=self._open_reader,
-            restorer=lambda settings: self._open(self._database, settings),
-            baseline=self._open_baseline,
-            role=self._clones.owner.name,
-            reset_timeout=self._timeout,
-        )
-        # Until one was measured: a large database takes longer.
-        engine.clone_ms = (
-            PERSONS_PATIENCE if self._resumed else engine.clone_ms + self._template.size / BYTES_MS
-        )
-        try:
-            engine.rebase(noted)
-        except HarnessError as error:
-            this_time = isinstance(error, RecloneNeeded) and not error.lasting
-            if noted is not None and this_time:
-                # It goes on from the clone that is made now: to open another for each clone takes longer than a clone.
-                self._engine = engine
-                raise
-            engine.close()
-            if noted is not None and not isinstance(error, RecloneNeeded):
-                raise
-            self._problem = str(error)
-        else:
-            self._engine = engine
-
-    def reset(self, *, to: Mark | None = None, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
-        """Put back what changed; where that is not certain, a fresh clone under the same name.
-
-        Raises:
-            LeaseLost: the template is gone as well.
-        """
-        began = time.monotonic()
-        link = self._clones.link
-        if link.surely(self._unchanged):
-            return ResetReport(strategy="nothing", milliseconds=1000 * (time.monotonic() - began))
-        try:
-            if (engine := self._opened()) is not None:
-                return engine.reset(to=to, sessions=sessions)
-            reason = self._problem or self._missing or "nothing was watched since the database was pristine"
-        except LeaseError as error:
-            # Here, because the statement takes as long as the rest of this method.
-            from harness.reset.changes import RecloneNeeded
-
-            if not isinstance(error, RecloneNeeded):
-                raise
-            # With what would avoid it the next time.
-            reason = str(error)
-        reason = link.surely(self._other_life) or reason
-        report = link.surely(lambda: self.renew(reason=reason))
-        return replace(report, milliseconds=1000 * (time.monotonic() - began))
-
-    def renew(self, *, reason: str) -> ResetReport:
-        """A fresh clone under the same name. Sessions of the application are ended; marks come back."""
-        # Else what opens the engine behind our back would find the new database, and take the old one's note for its own.
-        with self._opening:
-            return self._renew(reason)
-
-    def _renew(self, reason: str) -> ResetReport:
-        began = time.monotonic()
-        self._check_template()
-        # A test may have changed its password: roles are the server's, and no clone brings them back.
-        self._clones.restore_role()
-        self._noted = noted = None
-
-        def before(name: str) -> None:
-            # Not later: a pool that comes back at once writes before anything could be noted.
-            nonlocal noted
-            noted, self._missing = self._take_note(name)
-
-        watched = self._watched or self._engine is not None
-        if self._resumed:
-            # Of no more use: nothing but the note outlives this command.
-            self.close()
-        if self._engine is not None:
-            self._engine.replaced()
-        retired = self._replace(before if watched else None)
-        if self._filler is not None:
-            self._filler().replaced(retired, self._template, self._go_on)
-        elif retired:
-            databases.drop_retired(self._clones.link.session, retired)
-        if self._engine is not None and (noted is None or self._engine.marked):
-            from harness.reset.changes import RecloneNeeded
-
-            try:
-                self._engine.rebase(noted)
-            except RecloneNeeded as error:
-                # Else the rows of a mark would be missing, and the database pass for the marked state.
-                self._give_up(error)
-        elif watched:
-            self._noted = noted
-            if self._engine is None and not self._resumed:
-                self.prepare()
-        if self._engine is not None:
-            self._engine.cloned_in(1000 * (time.monotonic() - began))
-        return ResetReport(strategy="clone", milliseconds=1000 * (time.monotonic() - began), reason=reason)
-
-    def _go_on(self) -> None:
-        """Log in to a new clone before a reset asks for it. What fails here is told by that reset."""
-        with self._opening:
-            # Its baseline is opened through the run's own session, which this thread must not use.
-            if self._engine is not None and self._engine.has_baseline:
-                self._opened()
-
-    def _give_up(self, error: RecloneNeeded) -> None:
-        engine, self._engine = self._engine, None
-        self._problem = error.reason
-        if engine is not None:
-            marked = engine.marked
-            engine.close()
-            if marked:
-                raise LeaseError(
-                    f"the marked state of {self._database} could not be made again in a fresh clone: {error}"
-                ) from error
-
-    def _check_template(self) -> None:
-        """One that a crash emptied is made again: its relations are others, and nothing that is known of them holds."""
-        whole = self._clones.whole(self._template)
-        if whole is self._template:
-            return
-        self._template = whole
-        engine, self._engine, self._noted = self._engine, None, None
-        if engine is None:
-            return
-        marked = engine.marked
-        engine.close()
-        if marked:
-            raise LeaseError(
-                f"the marked state of {self._database} is lost: the server crashed, which emptied its template's "
-                "unlogged tables, and the template was made again"
-            )
-
-    def changes(self) -> Changes:
-        """What changed since the database was pristine.
-
-        Raises:
-            LeaseError: it cannot be told.
-        """
-        return self._ready().changes()
-
-    def mark(self) -> Mark:
-        """Make the present state the one to come back to.
-
-        Raises:
-            LeaseError: it cannot be held, or this server can only clone.
-        """
-        return self._ready().mark()
-
-    def _ready(self) -> ResetEngine:
-        engine = self._opened()
-        if engine is None:
-            raise LeaseError(
-                self._problem
-                or self._missing
-                or f'nothing was watched since {self._database} was pristine: set fresh = "reset", '
-                f"or call lease.watch() before the first change"
-            )
-        return engine
-
-    def close(self) -> None:
-        """Log out; the database is about to be retired."""
-        with self._opening:
-            self._noted = None
-            if self._engine is not None:
-                self._engine.close()
-                self._engine = None
-
-    # --- sessions ----------------------------------------------------------------------------------
-
-    def _open(self, database: str, settings: Mapping[str, str]) -> Session:
-        return Session.connect(self._clones.link.dsn.with_database(database), settings=settings)
-
-    def _open_reader(self) -> Session:
-        link = self._clones.link
-        return connect_verified(link.dsn, link.server_id)
-
-    def _open_baseline(self, settings: Mapping[str, str]) -> Session:
-        return self._open(ensure_baseline(self._clones, self._template), settings)
 
 
-def take_note(clones: Clones, template: Template, name: str) -> tuple[Watermark | None, str]:
-    """What is true of a clone that is pristine now; or None, and why a reset cannot go on from there.
+class Reset:
+    """Puts back what was changed, with the application's sessions kept."""
 
-    Args:
-        name: what the clone is called at present.
+    name = "reset"
+    says = "each test starts from a reset database"
+    refreshes = True
+    watches = True
+    spares = 0
+
+    def refresh(self, lease: Lease) -> ResetReport | None:
+        """A clone only where a reset is not certain."""
+        return lease.reset()
+
+
+class Clone:
+    """Replaces the databases."""
+
+    name = "clone"
+    says = "each test starts from a new clone; connections that the application pools are ended for it"
+    refreshes = True
+    watches = False
+    # The next one is made, and the last one dropped, while a test runs.
+    spares = 1
+
+    def refresh(self, lease: Lease) -> ResetReport | None:
+        """Without a reason: a clone is what was asked for."""
+        return lease.renew(reason="")
+
+
+class Nothing:
+    """Leaves everything as it is."""
+
+    name = "none"
+    says = "each test starts from what the last one left"
+    refreshes = False
+    watches = False
+    spares = 0
+
+    def refresh(self, lease: Lease) -> ResetReport | None:
+        """Nothing is done."""
+        return None
+
+
+_OURS: tuple[Freshness, ...] = (Reset(), Clone(), Nothing())
+
+STRATEGIES: Mapping[str, Freshness] = {strategy.name: strategy for strategy in _OURS}
+"""Word → strategy, those that come with us."""
+
+_EXTENSIONS = Extensions(
+    GROUP,
+    STRATEGIES,
+    Freshness,  # type: ignore[type-abstract]  # only asked whether an object has that form
+    noun="freshness strategy",
+    key="fresh",
+)
+
+
+def strategies() -> Mapping[str, Freshness]:
+    """Word → strategy, ours first, then those of installed packages.
+
+    Raises:
+        ConfigError: a package's strategy cannot be imported, or takes a word that is in use.
     """
-    if not template.settled:
-        return (
-            None,
-            "its template has sequences that are logged ahead: `pg-harness up --rebuild` makes it again",
-        )
-    return note_of(clones.link.session, name, clones.owner.name)
+    return _EXTENSIONS.all()
 
 
-def note_of(session: Session, name: str, role: str) -> tuple[Watermark | None, str]:
-    """The same of any database in which every move of a sequence is seen in the log."""
-    # Before 15, who has logged in is known late; and there is no engine to be opened later.
-    if session.server_version < FIRST_SUPPORTED:
-        return (
-            None,
-            f"PostgreSQL {session.server_version // 10000} cannot be reset by its log (15 and later can)",
-        )
-    try:
-        return watermark.take(session, name, role), ""
-    except ServerRefused:
-        return None, "this role may not read what a reset has to know: see docs/reset.md, Rights"
+def packages() -> Mapping[str, str]:
+    """Word → the package that adds the strategy, for people; ours are not in it."""
+    return _EXTENSIONS.packages()
 
 
-def ensure_baseline(clones: Clones, template: Template) -> str:
-    """The one clone of a template that only the admin enters; made where it is missing, once.
+def find(word: str) -> Freshness | None:
+    """The strategy of a word; None where there is none. Packages are asked for a word that is not ours only.
 
-    Baseline rows can be read neither in the lease (a trace) nor in the template (a session there stalls clones).
+    Raises:
+        ConfigError: as :func:`strategies`; or a package names one strategy by the word of another.
     """
-    template = clones.whole(template)
-    name = names.baseline(clones.project, template.fingerprint)
-    session = clones.link.session
-    found = databases.find(session, name)
-    if _serves(found, template):
-        return name
-    with locks.exclusive(session, "baseline", name, timeout=60, waiting_for="the baseline of a template"):
-        found = databases.find(session, name)
-        if _serves(found, template):
-            return name
-        if found is not None:
-            databases.drop(session, name, clones.project)
-        databases.clone(
-            session, name, template=template.name, owner=session.dsn.user, strategy=template.strategy
+    strategy = _EXTENSIONS.find(word)
+    if strategy is not None and strategy.name != word:
+        raise ConfigError(
+            f"the entry point {word!r} of {GROUP} ({packages()[word]}) names a strategy that calls itself "
+            f"{strategy.name!r}: both must be the same word",
+            key="fresh",
+            value=word,
         )
-        label = Label(kind="baseline", fingerprint=template.fingerprint, unlogged=template.unlogged)
-        session.script(
-            f"revoke all on database {ident(name)} from public;" + databases.label_statement(name, label)
-        )
-    return name
+    return strategy
 
 
-def _serves(found: databases.Database | None, template: Template) -> bool:
-    """Whether it is a baseline that is finished, and that no crash has emptied since the template was made."""
-    return found is not None and bool(found.label) and (found.label.unlogged or "") == template.unlogged
+def of(settings: Settings) -> Freshness:
+    """The strategy that the settings name.
+
+    Raises:
+        ConfigError: there is none of that word; with all that there are.
+    """
+    strategy = find(settings.fresh)
+    if strategy is None:
+        origin = settings.origin("fresh")
+        words = ", ".join(repr(word) for word in strategies())
+        raise ConfigError(
+            f"{origin}: fresh must be one of {words} (it is {settings.fresh!r})",
+            key="fresh",
+            origin=origin,
+            value=settings.fresh,
+        )
+    return strategy
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse what :func:`of` would refuse, before any server is started.
+
+    Raises:
+        ConfigError: names file, key and all words that there are.
+    """
+    of(settings)
+
+
+def watching() -> str:
+    """The settings that watch every lease, for messages: ``fresh = "…"``."""
+    return " or ".join(f'fresh = "{strategy.name}"' for strategy in _OURS if strategy.watches)
+
+
+def in_words(words: Iterable[str]) -> str:
+    """``'a', 'b' or 'c'``."""
+    *most, last = (repr(word) for word in words)
+    return f"{', '.join(most)} or {last}" if most else last

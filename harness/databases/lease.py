@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.databases.clones import Claim, Clones
-from harness.databases.freshness import DatabaseReset
+from harness.databases.resetting import DatabaseReset
 from harness.databases.template import Template
 from harness.dsn import Dsn
 from harness.errors import ConfigError, HarnessError, LeaseClosed, LeaseLost

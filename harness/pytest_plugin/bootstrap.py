@@ -16,6 +16,7 @@ import pytest
 
 from harness.config import environment, logs
 from harness.config.settings import Settings
+from harness.databases import freshness
 from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.pytest_plugin import guard, registration
@@ -95,6 +96,7 @@ def _settings(options: Any, start: tuple[Path, str]) -> Settings:
         override_origin="a pytest option",
     )
     check_settings(settings)
+    freshness.check_settings(settings)
     return settings
 
 
@@ -256,8 +258,9 @@ def _join(config: pytest.Config) -> State:
 
 def _keep_spares(harness: Harness) -> None:
     """Where each test gets a new clone, the next one is made, and the last one dropped, while a test runs."""
-    if harness.settings.fresh == "clone" and harness.settings.isolation != "server":
-        harness.keep_spares()
+    spares = freshness.of(harness.settings).spares
+    if spares and harness.settings.isolation != "server":
+        harness.keep_spares(spares)
 
 
 def _exporting(state: State) -> State:

@@ -12,7 +12,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.postgres import activity, databases, names
 from harness.postgres.session import open_application
-from harness.pytest_plugin.freshness import Freshness
+from harness.pytest_plugin.freshness import Refresher
 from harness.pytest_plugin.state import State
 
 LOG_LINES = 20
@@ -25,9 +25,9 @@ MOST_LOGS = 10
 class Failures:
     """Adds a section to the report of a failed test. A test that passes costs nothing."""
 
-    def __init__(self, state: State, freshness: Freshness) -> None:
+    def __init__(self, state: State, refresher: Refresher) -> None:
         self._state = state
-        self._freshness = freshness
+        self._refresher = refresher
         self._began = 0.0
         self._logs = 0
 
@@ -72,7 +72,7 @@ class Failures:
 
     def _changes(self, lines: list[str]) -> bool:
         """Tell what the test changed; whether that is the schema, too."""
-        if self._freshness.mode == "none":
+        if not self._refresher.mode.refreshes:
             return False
         lease = self._state.running[1]
         try:

@@ -7,22 +7,22 @@ have written is marked (:mod:`harness.pytest_plugin.fixture_marks`) and comes ba
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Generator
 from typing import Any
 
 import pytest
 
-from harness.errors import HarnessError
+from harness.databases import freshness
+from harness.errors import ConfigError, HarnessError
 from harness.postgres import activity
 from harness.pytest_plugin import django_classes
 from harness.pytest_plugin.fixture_marks import WiderFixtures
 from harness.pytest_plugin.state import State
 from harness.reset.report import ResetReport
 
-MODES = ("reset", "clone", "none")
 
-
-class Freshness:
+class Refresher:
     """Resets, and knows which test made the database dirty.
 
     Attributes:
@@ -31,54 +31,63 @@ class Freshness:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._own: dict[pytest.Item, str] = {}
-        self._off = state.settings.fresh == "none"
+        self._usual = freshness.of(state.settings)
+        self._own: dict[pytest.Item, freshness.Freshness] = {}
+        self._off = not self._usual.refreshes
         self._dirty_by = ""
         self._problem = ""
         self._began = 0.0
         self._known: set[int] = set()
         self._class: type | None = None
-        self.mode = state.settings.fresh
+        self.mode = self._usual
         self.wider = WiderFixtures(state)
 
     # --- what each test gets -----------------------------------------------------------------------
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Read the markers once: a test without a reset must not pay for the question."""
-        for item in session.items:
-            if mode := self._marked(item):
-                self._own[item] = mode
-        self._off = all(self.mode_of(item) == "none" for item in session.items)
+        """Read the markers once: a test without a reset must not pay for the question.
+
+        Raises:
+            pytest.UsageError: a marker names a package's strategy that cannot be imported.
+        """
+        try:
+            for item in session.items:
+                if mode := self._marked(item):
+                    self._own[item] = mode
+        except ConfigError as error:
+            raise pytest.UsageError(f"pg-harness: {error}") from None
+        self._off = not any(self.mode_of(item).refreshes for item in session.items)
         self.wider.off = self._off
-        if not self._off and self._state.settings.fresh != "reset":
+        if not self._off and not self._usual.watches:
             # Else it was done when the database was leased, before any conftest could write.
             self._state.running[1].watch()
 
-    def mode_of(self, item: pytest.Item) -> str:
-        """``reset``, ``clone`` or ``none``."""
-        return self._own.get(item, self._state.settings.fresh)
+    def mode_of(self, item: pytest.Item) -> freshness.Freshness:
+        """That of its nearest marker, else that of the settings."""
+        return self._own.get(item, self._usual)
 
     def resets_next(self) -> bool:
         """Whether what the running test leaves is put back before the next one."""
-        return not self._off and self.mode != "none" and not self.wider.suspended and self._class is None
+        return not self._off and self.mode.refreshes and not self.wider.suspended and self._class is None
 
-    def _marked(self, item: pytest.Item) -> str:
-        mode = ""
+    def _marked(self, item: pytest.Item) -> freshness.Freshness | None:
+        nearest = None
         for marker in item.iter_markers("pg"):
             given = dict(marker.kwargs)
             fresh = given.pop("fresh", None)
             wrong = [repr(argument) for argument in marker.args] + [f"{key}=…" for key in given]
-            if fresh is not None and fresh not in MODES:
+            mode = freshness.find(fresh) if isinstance(fresh, str) else None
+            if fresh is not None and mode is None:
                 wrong.append(f"fresh={fresh!r}")
             if wrong:
                 item.warn(
                     pytest.PytestUnknownMarkWarning(
-                        f"pytest.mark.pg knows fresh='reset', 'clone' or 'none', and not {', '.join(wrong)}"
+                        f"pytest.mark.pg knows fresh={freshness.in_words(freshness.strategies())}, "
+                        f"and not {', '.join(wrong)}"
                     )
                 )
-            if not mode and fresh in MODES:
-                mode = fresh
-        return mode
+            nearest = nearest or mode
+        return nearest
 
     # --- the set-up of a test ----------------------------------------------------------------------
 
@@ -118,7 +127,7 @@ class Freshness:
             return
         if self.wider.first_test():
             return
-        if self.mode == "none" or self.wider.suspended or not (self._dirty_by or self.mode == "clone"):
+        if not self.mode.refreshes or self.wider.suspended or not self._dirty_by:
             return
         self._bring_back(since)
 
@@ -126,12 +135,15 @@ class Freshness:
         _, lease = self._state.running
         culprit = self._dirty_by
         try:
-            report = lease.renew() if self.mode == "clone" else lease.reset()
-        except HarnessError as error:
+            report = self.mode.refresh(lease)
+        except Exception as error:  # noqa: BLE001 — a package's strategy may raise anything
             # Still dirty: the next test tries again.
-            self._problem = f"pg-harness: the database could not be brought back after {culprit}: {error}"
+            said = error if isinstance(error, HarnessError) else traceback.format_exc()
+            self._problem = f"pg-harness: the database could not be brought back after {culprit}: {said}"
             return
         self._dirty_by = ""
+        if report is None:
+            return
         self._note(report, culprit)
         if new := set(report.idle) - self._known:
             self._known |= new
@@ -151,7 +163,7 @@ class Freshness:
     def _note(self, report: ResetReport, culprit: str) -> None:
         summary = self._state.summary
         summary.count(report.strategy, report.milliseconds)
-        if report.reason and self.mode != "clone":
+        if report.reason:
             summary.notice(f"after {culprit} a new clone was needed: {report.reason}", group=report.reason)
         for session in report.ended:
             summary.notice(f"{culprit} left a session behind, which was ended: {session}")
@@ -180,15 +192,15 @@ class Freshness:
 class Stop:
     """Fails a test whose database could not be brought back, before anything of it runs.
 
-    Not from the wrapper of :class:`Freshness`: pytest's own wrappers would not have begun, and would fail in the
+    Not from the wrapper of :class:`Refresher`: pytest's own wrappers would not have begun, and would fail in the
     teardown. And a class of its own, because pytest takes no hook whose name does not begin with ``pytest_``.
     """
 
-    def __init__(self, freshness: Freshness) -> None:
-        self._freshness = freshness
+    def __init__(self, refresher: Refresher) -> None:
+        self._refresher = refresher
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:
         """Before every fixture."""
-        if problem := self._freshness.take_problem():
+        if problem := self._refresher.take_problem():
             pytest.fail(problem, pytrace=False)

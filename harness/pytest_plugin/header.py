@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from harness.config.settings import Settings
-from harness.databases import recipes
+from harness.databases import freshness, recipes
 from harness.pytest_plugin.state import Role, State
-
-_FRESH = {
-    "reset": "each test starts from a reset database",
-    "clone": "each test starts from a new clone; connections that the application pools are ended for it",
-    "none": "each test starts from what the last one left",
-}
 
 
 class Header:
@@ -26,7 +20,7 @@ class Header:
             return ["pg-harness: nothing is started in this kind of run"]
         return [
             f"pg-harness: {server_line(state)}",
-            f"pg-harness: {template_line(state)}; {_FRESH[state.settings.fresh]}",
+            f"pg-harness: {template_line(state)}; {freshness.of(state.settings).says}",
             f"pg-harness: root {state.settings.root} ({state.settings.root_origin}){given(state.settings)}",
         ]
 

@@ -12,7 +12,7 @@ import pytest
 
 from harness.pytest_plugin import fixtures
 from harness.pytest_plugin.failures import Failures
-from harness.pytest_plugin.freshness import Freshness, Stop
+from harness.pytest_plugin.freshness import Refresher, Stop
 from harness.pytest_plugin.guard import Guard
 from harness.pytest_plugin.leaks import Garbage
 from harness.pytest_plugin.report import Summarizer
@@ -35,11 +35,11 @@ def register(config: pytest.Config, state: State) -> None:
         manager.register(Header(state), "pg_harness_header")
     if state.role is Role.IDLE:
         return
-    freshness = Freshness(state)
+    refresher = Refresher(state)
     manager.register(Summarizer(state), "pg_harness_summary")
-    manager.register(Failures(state, freshness), "pg_harness_failures")
-    manager.register(freshness, "pg_harness_freshness")
-    manager.register(Stop(freshness), "pg_harness_stop")
+    manager.register(Failures(state, refresher), "pg_harness_failures")
+    manager.register(refresher, "pg_harness_freshness")
+    manager.register(Stop(refresher), "pg_harness_stop")
     manager.register(Garbage(state), "pg_harness_garbage")
     manager.register(Serial(state), "pg_harness_serial")
     if "pytest_django.plugin" in sys.modules:
@@ -47,7 +47,7 @@ def register(config: pytest.Config, state: State) -> None:
 
         if django.wanted(manager, state):
             manager.register(django, "pg_harness_django")
-            manager.register(django.NoFlush(state, freshness.resets_next), "pg_harness_no_flush")
+            manager.register(django.NoFlush(state, refresher.resets_next), "pg_harness_no_flush")
     if state.role is Role.HOST:
         from harness.pytest_plugin.xdist import Controller
 

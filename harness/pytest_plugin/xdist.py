@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness.config import project
+from harness.databases import freshness
 from harness.errors import HarnessError
 from harness.pytest_plugin.state import State, complain
 from harness.runs import budget
@@ -68,7 +69,7 @@ class Controller:
                 'pg-harness: xdist has started no workers after all, and with isolation = "server" its controller '
                 "has no database. Say -n 0."
             )
-        if self._state.settings.fresh == "reset":
+        if freshness.of(self._state.settings).watches:
             self._state.running[1].watch()
 
     def _tell(self, found: budget.Budget) -> None:

@@ -113,7 +113,7 @@ When something fails
     anything else, Ctrl-C too          the state is not known from then on: a clone, before anything passes for pristine
     setval                             is not rolled back with an attempt: hence last of all, when no lock can fail any more
 
-A clone is made by the caller (:mod:`harness.databases.freshness`): :class:`harness.reset.changes.RecloneNeeded` asks for it, and
+A clone is made by the caller (:mod:`harness.databases.resetting`): :class:`harness.reset.changes.RecloneNeeded` asks for it, and
 ``rebase`` begins anew, with the rows of the marks put back into it.
 
 Where what is

@@ -9,9 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Self, Unpack
 
 from harness.config.settings import Settings
+from harness.databases import freshness
 from harness.databases.clones import Claim
-from harness.databases.freshness import ensure_baseline
 from harness.databases.lease import Lease, LeasedDatabase
+from harness.databases.resetting import ensure_baseline
 from harness.databases.spec import Owner
 from harness.databases.template import Template
 from harness.errors import ConfigError, HarnessError
@@ -141,7 +142,7 @@ class Harness(OneServer):
             worker: any text that is unique in the run, for instance ``"gw2"``; the same once more is a fresh
                 clone under the same name. None: the lowest number that this object has not leased.
             watch: whether resets will be asked for (see :meth:`harness.databases.lease.Lease.watch`);
-                None: where the settings say ``fresh = "reset"``.
+                None: where the strategy that ``fresh`` names does so.
         """
         with self._lock:
             if worker is None:
@@ -149,7 +150,7 @@ class Harness(OneServer):
             for index, database in enumerate(self.settings.databases):
                 self.clones.claim(self.templates[database.name], self._claim(worker, index))
             lease = self._lease_of(worker)
-        if self.settings.fresh == "reset" if watch is None else watch:
+        if freshness.of(self.settings).watches if watch is None else watch:
             lease.watch()
         return lease
 
@@ -179,7 +180,7 @@ class Harness(OneServer):
             clones = self._clones_over(link)
             for found in list(self.templates.values()):
                 clones.fill(found, count, parallel=parallel())
-                if self.settings.fresh == "reset" and found.settled:
+                if freshness.of(self.settings).watches and found.settled:
                     ensure_baseline(clones, found)
         finally:
             link.close()

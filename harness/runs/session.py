@@ -121,12 +121,14 @@ class Run(ABC):
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
         """
         from harness.config.load import load
+        from harness.databases import freshness
         from harness.migrations.registry import check_settings
 
         environment = os.environ if environ is None else environ
         start = Path(root) if root is not None else Path.cwd()
         settings = load(environment, start=start, overrides={**overrides, **cls._stated(purpose)})
         check_settings(settings)
+        freshness.check_settings(settings)
         return cls.open_with(
             settings,
             environment,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from harness.databases.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
-from harness.databases.freshness import note_of
+from harness.databases.resetting import note_of
 from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
 from harness.postgres import databases, ending, incarnation, names, sqlstate
 from harness.postgres.databases import Database, apply_statements, read_attributes, settle_sequences

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness.databases import template
 from harness.databases.clones import BeforeRename, Claim, Clones
-from harness.databases.freshness import DatabaseReset, note_of, take_note
+from harness.databases.resetting import DatabaseReset, note_of, take_note
 from harness.databases.template import Template
 from harness.errors import LeaseLost
 from harness.postgres import databases

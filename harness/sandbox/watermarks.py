@@ -1,6 +1,6 @@
 """Watermarks of a developer's databases, kept in files: the command line ends between two resets.
 
-A test run holds its watermarks in memory (:class:`harness.databases.freshness.DatabaseReset`). Here one file for each database,
+A test run holds its watermarks in memory (:class:`harness.databases.resetting.DatabaseReset`). Here one file for each database,
 and one for each mark of it, holds it, readable by its owner only. A file is a hint: it is believed only where the server has not been restarted
 and has not crashed since, and where the database and its template are the very same ones. Else the reset is a clone.
 """

@@ -9,8 +9,8 @@ import psycopg
 import pytest
 
 from harness.databases.clones import Claim, Clones
-from harness.databases.freshness import ensure_baseline
 from harness.databases.lease import Lease
+from harness.databases.resetting import ensure_baseline
 from harness.databases.template import Template
 from harness.errors import LeaseClosed, LeaseError
 from harness.postgres import databases

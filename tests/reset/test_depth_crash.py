@@ -16,8 +16,8 @@ from fix_reset_servers import PATIENCE, VERSIONS, Server, binaries, running
 
 from harness.databases import sweep, template
 from harness.databases.clones import Clones
-from harness.databases.freshness import DatabaseReset, ensure_baseline
 from harness.databases.lease import Lease
+from harness.databases.resetting import DatabaseReset, ensure_baseline
 from harness.databases.spec import Recipe
 from harness.databases.template import Template
 from harness.errors import LeaseError, LeaseLost, ServerLost, ServerRefused

@@ -19,7 +19,7 @@ from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, clone, drop
 from test_differential import SEED, Runner
 
-from harness.databases.freshness import note_of
+from harness.databases.resetting import note_of
 from harness.postgres.databases import apply_statements, read_attributes
 from harness.postgres.incarnation import Incarnation
 from harness.reset.changes import RecloneNeeded
