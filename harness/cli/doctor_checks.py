@@ -153,20 +153,20 @@ def folders(context: Context) -> Iterator[Result]:
 
 def storage(context: Context) -> Iterator[Result]:
     """Where throwaway data would lie."""
-    from harness.servers import defaults
+    from harness.servers import memory
 
-    budget = defaults.memory_budget(context.settings.memory_limit)
-    memory = defaults.shared_memory()
+    budget = memory.allowed(context.settings)
+    folder = memory.shared_memory()
     wanted = context.settings.storage
-    if memory is None:
+    if folder is None:
         yield (
             ("fail" if wanted == "memory" else "ok"),
             "no folder in memory on this machine: data on disk",
             (),
         )
         return
-    enough = budget >= defaults.MEMORY_AT_LEAST
-    text = f"{memory}, {budget // MB} MB may be used (storage = {wanted})"
+    enough = budget >= memory.AT_LEAST
+    text = f"{folder}, {budget // MB} MB may be used (storage = {wanted})"
     if enough or wanted == "disk":
         yield "ok", text, ()
     else:

@@ -44,7 +44,7 @@ def run(context: Context) -> int:
 
 
 def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness.sandbox.watermarks import Notes
+    from harness.sandbox.watermarks import WatermarkStore
     from harness.servers import inventory
 
     ended: list[dict[str, Any]] = []
@@ -53,7 +53,7 @@ def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
             ended.append({"purpose": info.purpose, "backend": info.backend, "description": info.description})
     for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended)]):
         inventory.stop(context.settings, context.environ, purpose=purpose)
-    Notes.of(context.settings, context.environ).forget_all()
+    WatermarkStore.of(context.settings, context.environ).forget_all()
     return ended
 
 

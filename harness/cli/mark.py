@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import click
@@ -13,15 +11,10 @@ from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.options import Word, flag, json_flag, mark_name, own_word
 from harness.cli.parser import Usage
-from harness.databases import template
 from harness.errors import LeaseError
-from harness.postgres import locks
-from harness.runs.harness import Harness
 from harness.runs.places import Place, places_on
-from harness.sandbox import marks as saved_marks
-from harness.sandbox import reset
-from harness.sandbox.marks import Saved
-from harness.sandbox.watermarks import Life, Notes
+from harness.sandbox.marks import TEMPLATE, SavedMark
+from harness.sandbox.sandbox import Sandbox
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -80,10 +73,11 @@ def run(context: Context) -> int:
         raise Usage(
             f"{name!r} cannot be a mark's name" + (": it is the migrations' state" if name.strip() else "")
         )
-    with lookup.resolved(context, given.get("worker") or "1") as place, changing(place):
+    with lookup.resolved(context, given.get("worker") or "1") as place:
+        lookup.refuse_template(place, "mark")
         report: object
         if chosen & {"release", "release_all"}:
-            report = _release(context, place, given.get("release"), everything="release_all" in chosen)
+            report = _release(place, given.get("release"), everything="release_all" in chosen)
         else:
             report = _set(context, place, name)
     if context.json:
@@ -91,83 +85,20 @@ def run(context: Context) -> int:
     return 0
 
 
-TEMPLATE = "template"
-"""What ``reset --to`` calls the migrations' state."""
-
-
-def changing(place: Place) -> AbstractContextManager[None]:
-    """Only one of `up`, `mark` and `reset` at a time changes a person's databases.
-
-    Raises:
-        LeaseError: the place is none of a person's.
-    """
-    if not place.persons:
-        lookup.refuse_template(place, "mark")
-        raise LeaseError(
-            f"{place.words[0]} is not yours ({place.what}): marks are for databases of `pg-harness up`; "
-            "a test takes lease.mark()"
-        )
-    harness = place.harness
-    return locks.exclusive(
-        harness.link.session,
-        "person",
-        harness.project,
-        timeout=120,
-        waiting_for="another `up`, `mark` or `reset` of this checkout",
-    )
-
-
-def strategy_of(harness: Harness, place: Place) -> str | None:
-    """How the place's template is cloned; None where it is gone: the server's own choice."""
-    for name, database in place.databases.items():
-        fingerprint = database.label.fingerprint or ""
-        if found := template.look(harness.link.session, harness.project, fingerprint, name):
-            return found.strategy
-    return None
-
-
 def _set(context: Context, place: Place, name: str | None) -> dict[str, Any]:
-    harness = place.harness
-    notes = Notes.of(context.settings, context.environ)
-    life = Life.of(harness.link.session, harness.link.server_id, "")
-    made, ended, noted = saved_marks.save(
-        harness.link.session,
-        harness.project,
-        place.databases,
-        name,
-        role=harness.clones.owner.name,
-        strategy=strategy_of(harness, place),
-        reset_timeout=context.settings.reset_timeout,
-    )
-    reset.note_marks(harness.clones, notes, life, noted)
+    made, ended = Sandbox(place.harness).mark(place, name)
     for session in ended:
         context.console.warn(f"ended: {session}")
     logger.info("%s: marked as %r; `pg-harness reset` comes back to here", place.what, made.name)
     return {**told(place, made), "ended": ended}
 
 
-def _release(context: Context, place: Place, name: str | None, *, everything: bool) -> list[dict[str, Any]]:
-    harness = place.harness
-    marks = saved_marks.stack(harness.link.session, harness.project, place.databases)
-    if not marks and not everything:
-        raise LeaseError(f"{place.what}: nothing is marked")
-    lowest = None if everything else saved_marks.choose(marks, name) if name else marks[-1]
-    gone = release(context, place, marks, lowest)
-    left = marks[: len(marks) - len(gone)]
+def _release(place: Place, name: str | None, *, everything: bool) -> list[dict[str, Any]]:
+    gone, left = Sandbox(place.harness).release(place, name, everything=everything)
     where = f"mark {left[-1].name!r}" if left else "their migrations' state"
     names = ", ".join(repr(mark.name) for mark in gone) or "nothing"
     logger.info("%s: released %s; `pg-harness reset` goes to %s", place.what, names, where)
     return [told(place, mark) for mark in gone]
-
-
-def release(context: Context, place: Place, marks: Sequence[Saved], lowest: Saved | None) -> list[Saved]:
-    """As :func:`harness.sandbox.marks.release`, with what was noted of them."""
-    notes = Notes.of(context.settings, context.environ)
-    gone = saved_marks.release(place.harness.link.session, place.harness.project, marks, lowest)
-    for mark in gone:
-        for copy in mark.databases.values():
-            notes.forget(copy.name)
-    return gone
 
 
 def _list(context: Context, worker: str | None) -> int:
@@ -176,8 +107,7 @@ def _list(context: Context, worker: str | None) -> int:
         mine = [place for harness in harnesses for place in places_on(harness) if place.persons]
         for place in mine:
             if worker is None or worker in place.words:
-                marks = saved_marks.stack(place.harness.link.session, place.harness.project, place.databases)
-                found += [told(place, mark) for mark in marks]
+                found += [told(place, mark) for mark in Sandbox(place.harness).marks(place)]
     if worker is not None and not any(worker in place.words for place in mine):
         raise LeaseError(f"you have no worker {worker!r}") if mine else lookup.nothing(context)
     if context.json:
@@ -190,7 +120,7 @@ def _list(context: Context, worker: str | None) -> int:
     return 0
 
 
-def told(place: Place, mark: Saved) -> dict[str, Any]:
+def told(place: Place, mark: SavedMark) -> dict[str, Any]:
     """One mark for people and programs."""
     return {
         "worker": place.worker,

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from harness.servers.registry import WORDS
+
 Items = list[Any]
 """``click.shell_completion.CompletionItem``s; that module is imported only while something is completed."""
 
@@ -79,34 +81,28 @@ class Place(click.ParamType):  # type: ignore[type-arg]
 
 
 class BackendWord(click.ParamType):  # type: ignore[type-arg]
-    """A backend's word, ours or an installed package's: those are looked for only where the word is none of ours."""
+    """The word of a backend. Those of other packages are looked for only where ours are not meant."""
 
     name = "backend"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The word."""
-        from harness.servers.registry import WORDS
-
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word, where there is such a backend."""
         if value not in WORDS:
-            self.fail(f"{value!r} is not one of {', '.join(map(repr, WORDS))}", param, ctx)
-        return str(value)
+            self.fail(f"{value!r} is not one of {', '.join(map(repr, WORDS))}.", param, ctx)
+        return value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-        """All words."""
+        """All words that begin so."""
         from click.shell_completion import CompletionItem
-
-        from harness.servers.registry import WORDS
 
         return [CompletionItem(word) for word in WORDS if word.startswith(incomplete)]
 
 
 class BackendOption(click.Option):
-    """``--backend``, whose help names the words that there are."""
+    """``--backend``: its help names all words, also those of other packages."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """The option and its help."""
-        from harness.servers.registry import WORDS
-
+        """The option, with the words behind its help."""
         record = super().get_help_record(ctx)
         return record and (record[0], f"{record[1]}: {', '.join(WORDS)}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,22 +12,15 @@ import click
 
 from harness.cli import lookup
 from harness.cli.context import Context
-from harness.cli.mark import TEMPLATE, changing, release, strategy_of
 from harness.cli.options import Word, flag, json_flag, lease_word, mark_name
 from harness.cli.parser import Usage
-from harness.databases import template
-from harness.databases.clones import Claim
-from harness.databases.template import Template
-from harness.errors import LeaseError, LeaseLost
-from harness.postgres import databases
-from harness.postgres.databases import Database
+from harness.errors import LeaseError
 from harness.postgres.names import Kind
 from harness.reset.report import ResetReport
 from harness.runs.places import Place, places_on
-from harness.sandbox import marks as saved_marks
-from harness.sandbox.marks import Saved
-from harness.sandbox.reset import PersonsReset
-from harness.sandbox.watermarks import Notes
+from harness.sandbox.marks import TEMPLATE, SavedMark
+from harness.sandbox.reset import renew
+from harness.sandbox.sandbox import Sandbox
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -94,12 +87,12 @@ def _reset(context: Context, place: Place, to: str | None) -> dict[str, Any]:
     _refuse(place)
     began = time.monotonic()
     if place.persons:
-        with changing(place):
-            state, reports = _reset_mine(context, place, to)
+        back = Sandbox(place.harness).reset(place, to)
+        state, reports = _named(back.mark), back.reports
     elif to not in (None, TEMPLATE):
         raise LeaseError(f"{place.words[0]} is not yours ({place.what}): it has no marks of a person's")
     else:
-        state, reports = "the migrations' state", _renew(place)
+        state, reports = _named(None), renew(place)
     milliseconds = round(1000 * (time.monotonic() - began), 1)
     together = _together(place, state, reports, milliseconds)
     _say(context, together)
@@ -115,7 +108,7 @@ def _refuse(place: Place) -> None:
 
 
 def _together(
-    place: Place, state: str, reports: dict[str, ResetReport], milliseconds: float
+    place: Place, state: str, reports: Mapping[str, ResetReport], milliseconds: float
 ) -> dict[str, Any]:
     several = len(reports) > 1
     return {
@@ -154,83 +147,8 @@ def _listed(tables: Sequence[str]) -> str:
     return ", ".join(tables[:NAMED]) + more
 
 
-def _reset_mine(context: Context, place: Place, to: str | None) -> tuple[str, dict[str, ResetReport]]:
-    """Go to a mark, or to the template; marks above it are released once it worked. Tells where it went."""
-    marks, mark = _target(place, to)
-    reports = {}
-    for name, database in place.databases.items():
-        with _persons(context, place, name, database, mark) as reset:
-            reports[name] = reset.reset()
-    above = [other for other in marks if mark is None or other.number > mark.number]
-    if above:
-        release(context, place, above, None)
-    return f"mark {mark.name!r}" if mark else "the migrations' state", reports
-
-
-def _target(place: Place, to: str | None) -> tuple[list[Saved], Saved | None]:
-    """All marks, and the one to go to; None is the template."""
-    harness = place.harness
-    marks = saved_marks.stack(harness.link.session, harness.project, place.databases)
-    if to == TEMPLATE or (to is None and not marks):
-        return marks, None
-    return marks, saved_marks.choose(marks, to) if to is not None else marks[-1]
-
-
-def _persons(
-    context: Context, place: Place, name: str, database: Database, mark: Saved | None
-) -> PersonsReset:
-    clones, settings = place.harness.clones, context.settings
-    notes = Notes.of(settings, context.environ)
-    if mark is None:
-        return PersonsReset.to_template(
-            clones, notes, _template(place, name, database), _claim(place, database), database,
-            reset_timeout=settings.reset_timeout,
-        )  # fmt: skip
-    return PersonsReset.to_mark(
-        clones, notes, mark.name, mark.databases[name], database, strategy=strategy_of(place.harness, place),
-        reset_timeout=settings.reset_timeout,
-    )  # fmt: skip
-
-
-def _renew(place: Place) -> dict[str, ResetReport]:
-    """A test run's: what it knows of its databases is in its own process."""
-    harness, open_ = place.harness, _sessions(place)
-    for name, database in place.databases.items():
-        retired = harness.clones.replace(_template(place, name, database), _claim(place, database))
-        if retired:
-            databases.drop_retired(harness.link.session, retired)
-    return {name: ResetReport("clone", ended=ended) for name, ended in open_.items()}
-
-
-def _sessions(place: Place) -> dict[str, tuple[str, ...]]:
-    """Who is in its databases, and is about to be ended."""
-    session = place.harness.link.session
-    return {
-        name: tuple(databases.sessions_of(session, database.name))
-        for name, database in place.databases.items()
-    }
-
-
-def _template(place: Place, name: str, database: Database) -> Template:
-    harness = place.harness
-    fingerprint = database.label.fingerprint or ""
-    found = template.look(harness.link.session, harness.project, fingerprint, name)
-    if found is None and template.lost(harness.link.session, harness.project, fingerprint):
-        raise LeaseLost(
-            f"the server crashed, which emptied the unlogged tables of the template that {place.what} was made from; "
-            "`pg-harness up` makes it again"
-        )
-    if found is None:
-        raise LeaseLost(
-            f"the template that {place.what} was made from is gone; `pg-harness up --fresh` makes it from today's "
-            "migrations"
-        )
-    return found
-
-
-def _claim(place: Place, database: Database) -> Claim:
-    index = parsed.index if (parsed := database.parsed) else 0
-    return Claim(place.run, place.worker, index, str(place.harness.settings.root))
+def _named(mark: SavedMark | None) -> str:
+    return f"mark {mark.name!r}" if mark else "the migrations' state"
 
 
 def _tell(context: Context, place: Place, to: str | None) -> dict[str, Any]:
@@ -241,28 +159,23 @@ def _tell(context: Context, place: Place, to: str | None) -> dict[str, Any]:
             f"{place.words[0]} is not yours ({place.what}): what changed there only its own process knows, "
             "as lease.changes()"
         )
-    with changing(place):
-        _, mark = _target(place, to)
-        told: dict[str, dict[str, Any]] = {}
-        for name, database in place.databases.items():
-            told[name] = {"changes": [], "unknown": ""}
-            with _persons(context, place, name, database, mark) as reset:
-                try:
-                    changes = reset.changes()
-                    told[name]["changes"] = str(changes).splitlines() if changes else []
-                except LeaseError as error:
-                    told[name]["unknown"] = str(error)
-    state = f"mark {mark.name!r}" if mark else "the migrations' state"
+    found = Sandbox(place.harness).changes(place, to)
+    state = _named(found.mark)
+    told: dict[str, dict[str, Any]] = {}
+    for name, changes in found.databases.items():
+        unknown = str(changes) if isinstance(changes, LeaseError) else ""
+        lines = [] if unknown or not changes else str(changes).splitlines()
+        told[name] = {"changes": lines, "unknown": unknown}
     several = len(told) > 1 or bool(getattr(context.arguments, "all", False))
-    for name, found in told.items():
+    for name, one in told.items():
         where, what = (f"{place.worker} {name}: ", f"{place.what}, {name}") if several else ("", place.what)
-        if found["unknown"]:
+        if one["unknown"]:
             logger.info(
-                "%s: what changed cannot be told, a reset is a fresh clone (%s)", what, found["unknown"]
+                "%s: what changed cannot be told, a reset is a fresh clone (%s)", what, one["unknown"]
             )
-        elif not found["changes"]:
+        elif not one["changes"]:
             logger.info("%s: nothing changed since %s", what, state)
         if not context.json:
-            for line in found["changes"]:
+            for line in one["changes"]:
                 context.console.answer(f"{where}{line}")
     return {"worker": place.worker, "what": place.what, "state": state, "databases": told}

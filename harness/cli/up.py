@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,12 +11,10 @@ import click
 from harness.cli.context import Context
 from harness.cli.options import Count, Duration, flag, json_flag
 from harness.errors import ConfigError
-from harness.postgres import names
 
 if TYPE_CHECKING:
-    from harness.databases.template import Template
-    from harness.runs.harness import Harness
     from harness.runs.places import Place
+    from harness.sandbox.sandbox import Sandbox
     from harness.servers.handle import Server
 
 logger = logging.getLogger("pg_harness.cli")
@@ -57,9 +54,9 @@ def run(context: Context) -> int:
     """Print the URLs."""
     given = vars(context.arguments)
     if not given.keys() & {"fresh", "rebuild", "ttl"} and not context.json:
-        from harness.sandbox.sandbox import urls
+        from harness.sandbox.current import urls
 
-        found_urls = urls(context, given.get("workers"))
+        found_urls = urls(context.settings, context.environ, given.get("workers"))
         if found_urls:
             for url in found_urls:
                 context.console.answer(url)
@@ -68,45 +65,33 @@ def run(context: Context) -> int:
 
 
 def _at_length(context: Context, given: Mapping[str, Any]) -> int:
-    from harness.runs.harness import Harness, baked_base
-    from harness.servers import acquire
+    from harness.sandbox.sandbox import Sandbox
 
     ttl = given.get("ttl")
-    found = acquire.ensure(
-        context.settings,
-        context.environ,
-        purpose="up",
-        ttl=ttl,
-        base=lambda backend: baked_base(context.settings, context.environ, backend),
-    )
-    try:
-        _say_about_ttl(context, found, ttl)
-        harness = Harness(
-            context.settings,
-            found,
-            run=names.PERSON,
-            environ=context.environ,
-            progress=context.console.progress,
-        )
-        with harness:
-            _up(context, harness, given)
-    except BaseException:
-        found.close()
-        raise
+    with Sandbox.open(
+        context.settings, context.environ, ttl=ttl, progress=context.console.progress
+    ) as sandbox:
+        _say_about_ttl(context, sandbox.server, ttl)
+        _up(context, sandbox, given)
     return 0
 
 
-def _up(context: Context, harness: Harness, given: Mapping[str, Any]) -> None:
-    mine = _mine(harness)
+def _up(context: Context, sandbox: Sandbox, given: Mapping[str, Any]) -> None:
+    mine = sandbox.workers()
     workers = given.get("workers") or max(1, *(int(w) for w in mine if w.isdigit()), 1)
     wanted = [str(number) for number in range(1, workers + 1)]
+    rebuild = bool(given.get("rebuild"))
     if given.get("fresh"):
-        _fresh(context, harness, mine, wanted, yes=bool(given.get("yes")), rebuild=bool(given.get("rebuild")))
-        mine = _mine(harness)
-    elif given.get("rebuild") or not all(_whole(harness, mine.get(worker)) for worker in wanted):
-        _complete(context, harness, wanted, rebuild=bool(given.get("rebuild")))
-        mine = _mine(harness)
-    stale = _stale(context, harness, [mine[worker] for worker in wanted])
+        if mine:
+            _confirm(context, sandbox, list(mine.values()), yes=bool(given.get("yes")))
+        _say_about_migrations(context)
+        sandbox.fresh(wanted, doomed=list(mine.values()), rebuild=rebuild)
+        mine = sandbox.workers()
+    elif rebuild or sandbox.missing(wanted, mine):
+        _say_about_migrations(context)
+        sandbox.ensure(wanted, rebuild=rebuild)
+        mine = sandbox.workers()
+    stale = sandbox.stale([mine[worker] for worker in wanted])
     if stale:
         context.console.warn(
             f"the migrations changed since {_workers(stale)} {'was' if len(stale) == 1 else 'were'} made; left as "
@@ -114,93 +99,17 @@ def _up(context: Context, harness: Harness, given: Mapping[str, Any]) -> None:
         )
     if len(mine) > len(wanted):
         logger.info("%d of yours are there; %d asked for", len(mine), len(wanted))
-    _answer(context, harness, [mine[worker] for worker in wanted], stale)
+    _answer(context, sandbox, [mine[worker] for worker in wanted], stale)
 
 
-def _mine(harness: Harness) -> dict[str, Place]:
-    from harness.runs.places import places_on
-
-    return {place.worker: place for place in places_on(harness) if place.persons}
-
-
-def _whole(harness: Harness, place: Place | None) -> bool:
-    return place is not None and all(d.name in place.databases for d in harness.settings.databases)
-
-
-def _complete(context: Context, harness: Harness, wanted: Sequence[str], *, rebuild: bool) -> None:
-    """Make what is missing, and nothing else."""
-    from harness.postgres import locks
-
-    _say_about_migrations(context, harness)
-    harness.prepare(rebuild=rebuild)
-    session = harness.link.session
-    # Two `up` at once: the second one finds the first one's databases, and must not make them again.
-    with locks.exclusive(
-        session, "person", harness.project, timeout=120, waiting_for="another `up` of this checkout"
-    ):
-        mine = _mine(harness)
-        missing = [worker for worker in wanted if not _whole(harness, mine.get(worker))]
-        harness.workers = len(wanted)
-        if len(missing) > 1:
-            for template in harness.templates.values():
-                harness.clones.fill(template, len(missing), parallel=2)
-        for worker in missing:
-            harness.complete(worker, before=_noting(context, harness))
-    harness.sweep()
-
-
-def _fresh(
-    context: Context,
-    harness: Harness,
-    mine: Mapping[str, Place],
-    wanted: Sequence[str],
-    *,
-    yes: bool,
-    rebuild: bool,
-) -> None:
-    from harness.postgres import databases, locks
-    from harness.sandbox import marks as saved_marks
-
-    doomed = [place for place in mine.values() if place.databases]
-    if doomed:
-        _confirm(context, doomed, yes=yes)
-    _say_about_migrations(context, harness)
-    # The template first: a migration that fails must not cost the databases that work.
-    harness.prepare(rebuild=rebuild)
-    with locks.exclusive(
-        harness.link.session,
-        "person",
-        harness.project,
-        timeout=120,
-        waiting_for="another `up` of this checkout",
-    ):
-        for place in doomed:
-            for database in place.databases.values():
-                # Marks of other migrations' databases would bring those back.
-                saved_marks.drop_of(harness.link.session, harness.project, database.name)
-                databases.drop(harness.link.session, database.name, harness.project)
-        for worker in dict.fromkeys([*wanted, *mine]):
-            harness.complete(worker, before=_noting(context, harness))
-    harness.sweep()
-
-
-def _noting(context: Context, harness: Harness) -> Callable[[Template, str, str], None]:
-    """So that `reset` can put back what changes from here on: nobody knows the new databases yet."""
-    from harness.sandbox import reset, watermarks
-
-    return partial(reset.first_note, harness.clones, watermarks.Notes.of(context.settings, context.environ))
-
-
-def _confirm(context: Context, doomed: Sequence[Place], *, yes: bool) -> None:
-    from harness.sandbox import marks as saved_marks
-
+def _confirm(context: Context, sandbox: Sandbox, doomed: Sequence[Place], *, yes: bool) -> None:
     say: Callable[[str], None] = logger.info if yes else context.console.warn
     total = sum(len(place.databases) for place in doomed)
     say(
         f"--fresh drops {total} database{'s' if total != 1 else ''} with all that is in {'them' if total != 1 else 'it'}:"
     )
     for place in doomed:
-        marks = saved_marks.stack(place.harness.link.session, place.harness.project, place.databases)
+        marks = sandbox.marks(place)
         if marks:
             say(f"  worker {place.worker}: its marks {', '.join(repr(mark.name) for mark in marks)}")
         for name, database in place.databases.items():
@@ -217,31 +126,17 @@ def _confirm(context: Context, doomed: Sequence[Place], *, yes: bool) -> None:
         raise ConfigError("nothing was dropped", key="yes")
 
 
-def _stale(context: Context, harness: Harness, places: Sequence[Place]) -> list[Place]:
-    """Those that were made from other migrations than today's."""
-    wanted = harness.fingerprints()
-    return [
-        place
-        for place in places
-        if any(
-            database.label.fingerprint != wanted.get(name)
-            for name, database in place.databases.items()
-            if name in wanted
-        )
-    ]
-
-
 def _workers(places: Sequence[Place]) -> str:
     many = "s" if len(places) > 1 else ""
     return f"worker{many} {', '.join(place.worker for place in places)}"
 
 
-def _answer(context: Context, harness: Harness, places: Sequence[Place], stale: Sequence[Place]) -> None:
+def _answer(context: Context, sandbox: Sandbox, places: Sequence[Place], stale: Sequence[Place]) -> None:
     if not context.json:
         for place in places:
             context.console.answer(place.dsn().url)
         return
-    info = harness.server.info
+    info = sandbox.server.info
     context.console.json(
         {
             "server": {
@@ -249,7 +144,7 @@ def _answer(context: Context, harness: Harness, places: Sequence[Place], stale: 
                 "description": info.description,
                 "storage": info.storage,
                 "ttl": info.ttl,
-                "started": harness.server.started,
+                "started": sandbox.server.started,
             },
             "workers": [
                 {
@@ -264,15 +159,15 @@ def _answer(context: Context, harness: Harness, places: Sequence[Place], stale: 
     )
 
 
-def _say_about_migrations(context: Context, harness: Harness) -> None:
+def _say_about_migrations(context: Context) -> None:
     """An empty database where somebody expects tables must not come as a surprise."""
-    default = harness.settings.default
-    if default.migrations is not None:
+    settings = context.settings
+    if settings.default.migrations is not None:
         return
     from harness.config.sources import EXAMPLE
     from harness.migrations.detect import detect, looked_for
 
-    found = detect(harness.settings.root)
+    found = detect(settings.root)
     if found:
         logger.info(
             "migrations: none are configured; found %s (%s: %s)",
@@ -287,7 +182,7 @@ def _say_about_migrations(context: Context, harness: Harness) -> None:
             )
         return
     warn = context.console.warn
-    warn(f"no migrations were found in {harness.settings.root}: the database is empty. Looked for:")
+    warn(f"no migrations were found in {settings.root}: the database is empty. Looked for:")
     for line in looked_for():
         warn(f"  {line}")
     warn(f'`pg-harness init` writes the settings; name them there: migrations = ["{EXAMPLE}"]')

@@ -44,8 +44,7 @@ def places(
 def marks(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     """Names of the marks of the worker that is named already (else: of the first), the top one first."""
     from harness.cli import lookup
-    from harness.cli.mark import TEMPLATE
-    from harness.sandbox.marks import stack
+    from harness.sandbox.marks import TEMPLATE, stack
 
     context = _context(ctx)
     if not noted(context):

@@ -280,3 +280,15 @@ def oven_of(settings: Settings, environ: Mapping[str, str], backend: Backend) ->
     """What bakes for these settings."""
     made = [recipes.make(settings, environ, database, role=settings.role) for database in settings.databases]
     return Oven(settings, environ, backend, made)
+
+
+def baked_base(settings: Settings, environ: Mapping[str, str], backend: Backend) -> str | None:
+    """What a new server can start from, migrated already; a hint only: without it, it is migrated."""
+    try:
+        found = oven_of(settings, environ, backend).look()
+    except HarnessError:
+        # Whatever is wrong is said where it matters: at the start, or by the migrations.
+        return None
+    if found is not None:
+        logger.info("starting from a baked server (%s)", found.facts.get("databases", found.key[:8]))
+    return found.ref if found is not None else None

@@ -1,4 +1,4 @@
-"""States that a person saved (``pg-harness mark``): copies of a worker's databases that outlive their process.
+"""Saved marks (``pg-harness mark``): copies of a worker's databases that outlive the process that made them.
 
 A mark of :mod:`harness.reset.marks` lives in the memory of its process. The command line ends between two
 commands, so its marks are databases of ours: clones of the marked state that nobody may enter. They are a
@@ -21,12 +21,15 @@ from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
 from harness.reset.watermark import Watermark
 
+TEMPLATE = "template"
+"""What ``reset --to`` calls the migrations' state: no mark has this name."""
+
 PAUSE = 0.02
 """Seconds between two looks at sessions that are in the middle of a transaction."""
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedMark:
     """One mark of one worker.
 
     Attributes:
@@ -42,7 +45,7 @@ class Saved:
     databases: Mapping[str, Database]
 
 
-def stack(session: Session, project: str, leased: Mapping[str, Database]) -> list[Saved]:
+def stack(session: Session, project: str, leased: Mapping[str, Database]) -> list[SavedMark]:
     """The marks of a worker's databases, the lowest first. One that is not complete is none.
 
     Args:
@@ -59,11 +62,11 @@ def stack(session: Session, project: str, leased: Mapping[str, Database]) -> lis
         if members.keys() == leased.keys():
             label = next(iter(members.values())).label
             name = label.name if label.name is not None else str(number)
-            result.append(Saved(number, name, label.created or "", members))
+            result.append(SavedMark(number, name, label.created or "", members))
     return result
 
 
-def choose(marks: Sequence[Saved], name: str) -> Saved:
+def choose(marks: Sequence[SavedMark], name: str) -> SavedMark:
     """The mark of that name.
 
     Raises:
@@ -76,6 +79,21 @@ def choose(marks: Sequence[Saved], name: str) -> Saved:
     raise LeaseError(f"there is no mark {name!r}; there are {known}")
 
 
+def target(marks: Sequence[SavedMark], to: str | None) -> SavedMark | None:
+    """The mark that a reset goes to; None is the template.
+
+    Args:
+        marks: all of them, the lowest first.
+        to: a mark's name, or :data:`TEMPLATE`; None: the top mark, else the template.
+
+    Raises:
+        LeaseError: there is none of that name.
+    """
+    if to is None:
+        return marks[-1] if marks else None
+    return None if to == TEMPLATE else choose(marks, to)
+
+
 def save(
     session: Session,
     project: str,
@@ -85,7 +103,7 @@ def save(
     role: str,
     strategy: str | None,
     reset_timeout: float,
-) -> tuple[Saved, list[str], dict[str, Watermark]]:
+) -> tuple[SavedMark, list[str], dict[str, Watermark]]:
     """Make the present state the top mark.
 
     PostgreSQL copies no database that has sessions: transactions are waited for, then all sessions end.
@@ -291,7 +309,9 @@ def shut(session: Session, copy: str) -> None:
         databases.terminate(session, copy)
 
 
-def release(session: Session, project: str, marks: Sequence[Saved], lowest: Saved | None) -> list[Saved]:
+def release(
+    session: Session, project: str, marks: Sequence[SavedMark], lowest: SavedMark | None
+) -> list[SavedMark]:
     """Drop a mark and those above it; the databases stay as they are.
 
     Args:
@@ -307,7 +327,7 @@ def release(session: Session, project: str, marks: Sequence[Saved], lowest: Save
     return gone
 
 
-def drop_of(session: Session, project: str, name: str, *, but: Sequence[Saved] = ()) -> None:
+def drop_of(session: Session, project: str, name: str, *, but: Sequence[SavedMark] = ()) -> None:
     """Drop every mark of one database, complete or not: the database itself is about to go.
 
     Args:

@@ -1,11 +1,16 @@
-"""Resets of a person's databases: each command goes on from what the last one has noted (:mod:`harness.sandbox.watermarks`)."""
+"""Resets of a developer's databases, to their template or to a saved mark.
+
+Each command goes on from the watermarks that the last one has stored (:mod:`harness.sandbox.watermarks`).
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from harness.databases import template
 from harness.databases.clones import BeforeRename, Claim, Clones
 from harness.databases.resetting import DatabaseReset, note_of, take_note
 from harness.databases.template import Template
@@ -17,7 +22,11 @@ from harness.reset.changes import Changes
 from harness.reset.report import ResetReport
 from harness.reset.watermark import Watermark
 from harness.sandbox import marks
-from harness.sandbox.watermarks import Life, Notes
+from harness.sandbox.marks import SavedMark
+from harness.sandbox.watermarks import Provenance, WatermarkStore
+
+if TYPE_CHECKING:
+    from harness.runs.places import Place
 
 logger = logging.getLogger("pg_harness.sandbox")
 
@@ -68,8 +77,8 @@ class MarkReset(DatabaseReset):
             marks.shut(self._clones.link.session, self._copy.name)
 
 
-class PersonsReset:
-    """Brings one of a person's databases back: what an earlier process has noted tells from where.
+class SandboxReset:
+    """Brings one of a developer's databases back: what an earlier process has stored tells from where.
 
     A context manager: it logs out at its end.
     """
@@ -77,12 +86,12 @@ class PersonsReset:
     def __init__(
         self,
         clones: Clones,
-        notes: Notes,
+        store: WatermarkStore,
         reset: DatabaseReset,
         *,
         database: str,
         source: str,
-        noted_as: str,
+        stored_as: str,
         reset_timeout: float,
     ) -> None:
         """
@@ -90,65 +99,52 @@ class PersonsReset:
             reset: what it goes back by.
             database: its name. Nobody else may replace it meanwhile.
             source: the template that it is a copy of, or the mark's copy of it.
-            noted_as: see :meth:`Notes.read`.
+            stored_as: see :meth:`WatermarkStore.read`.
             reset_timeout: seconds to wait for sessions that are in the way.
 
         Raises:
             LeaseLost: the database is gone.
         """
-        self._clones, self._notes, self._reset = clones, notes, reset
-        self._database, self._source, self._noted_as = database, source, noted_as
+        self._clones, self._store, self._reset = clones, store, reset
+        self._database, self._source, self._stored_as = database, source, stored_as
         self._timeout = reset_timeout
-        self._life = self._live()
+        self._provenance = self._now()
         found = databases.find(clones.link.session, database)
         if found is None:
             raise LeaseLost(f"database {database} is gone")
-        reset.resume(*notes.read(noted_as, found.oid, self._life))
+        reset.resume(*store.read(stored_as, found.oid, self._provenance))
 
     @classmethod
-    def to_template(
-        cls,
-        clones: Clones,
-        notes: Notes,
-        template: Template,
-        claim: Claim,
-        database: Database,
-        *,
-        reset_timeout: float,
-    ) -> PersonsReset:
-        """Back to the migrations' state."""
-        dsn = clones.link.dsn.with_database(database.name)
-        return cls(
-            clones,
-            notes,
-            DatabaseReset(clones, dsn, template, claim, reset_timeout=reset_timeout),
-            database=database.name,
-            source=template.name,
-            noted_as=database.name,
-            reset_timeout=reset_timeout,
-        )
+    def of(cls, place: Place, name: str, mark: SavedMark | None, store: WatermarkStore) -> SandboxReset:
+        """Of one database of a worker.
 
-    @classmethod
-    def to_mark(
-        cls,
-        clones: Clones,
-        notes: Notes,
-        name: str,
-        copy: Database,
-        database: Database,
-        *,
-        strategy: str | None,
-        reset_timeout: float,
-    ) -> PersonsReset:
-        """Back to a mark; see :class:`MarkReset`."""
+        Args:
+            name: of the database, in the settings.
+            mark: where to go; None is the migrations' state.
+
+        Raises:
+            LeaseLost: the database, or its template, is gone.
+        """
+        clones, timeout = place.harness.clones, place.harness.settings.reset_timeout
+        database = place.databases[name]
+        reset: DatabaseReset
+        if mark is None:
+            origin = template_of(place, name)
+            source, stored_as = origin.name, database.name
+            dsn = clones.link.dsn.with_database(database.name)
+            reset = DatabaseReset(clones, dsn, origin, claim_of(place, database), reset_timeout=timeout)
+        else:
+            copy, strategy = mark.databases[name], strategy_of(place)
+            source = stored_as = copy.name
+            reset = MarkReset(clones, mark.name, copy, database, strategy=strategy, reset_timeout=timeout)
         return cls(
             clones,
-            notes,
-            MarkReset(clones, name, copy, database, strategy=strategy, reset_timeout=reset_timeout),
+            store,
+            reset,
             database=database.name,
-            source=copy.name,
-            noted_as=copy.name,
-            reset_timeout=reset_timeout,
+            source=source,
+            stored_as=stored_as,
+            reset_timeout=timeout,
         )
 
     def reset(self) -> ResetReport:
@@ -170,8 +166,8 @@ class PersonsReset:
             reason = report.reason if noted is not None else self._reset.missing or report.reason
             report = replace(report, ended=tuple(there), reason=reason)
         # Asked again: a crash in between may have undone what was put back. The older note stays: it is as true as it was.
-        if noted is not None and self._live() == self._life:
-            self._notes.write(self._noted_as, self._life, noted)
+        if noted is not None and self._now() == self._provenance:
+            self._store.write(self._stored_as, self._provenance, noted)
         return report
 
     def changes(self) -> Changes:
@@ -182,38 +178,100 @@ class PersonsReset:
         """
         return self._reset.changes()
 
-    def _live(self) -> Life:
-        return Life.of(self._clones.link.session, self._clones.link.server_id, self._source)
+    def _now(self) -> Provenance:
+        return Provenance.of(self._clones.link.session, self._clones.link.server_id, self._source)
 
-    def __enter__(self) -> PersonsReset:
+    def __enter__(self) -> SandboxReset:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._reset.close()
 
 
-def first_note(clones: Clones, notes: Notes, template: Template, name: str, present: str) -> None:
-    """Note a database that was just made.
+def note_new(clones: Clones, store: WatermarkStore, origin: Template, name: str, present: str) -> None:
+    """Store the watermark of a database that was just made.
 
     Args:
         name: what it will be called.
         present: what it is called until then.
     """
     # First the server's life, then the note: a crash in between makes the note one of a life that is over.
-    life = Life.of(clones.link.session, clones.link.server_id, template.name)
-    noted, _ = take_note(clones, template, present)
+    provenance = Provenance.of(clones.link.session, clones.link.server_id, origin.name)
+    noted, _ = take_note(clones, origin, present)
     if noted is not None:
-        notes.write(name, life, noted)
+        store.write(name, provenance, noted)
 
 
-def note_marks(clones: Clones, notes: Notes, before: Life, noted: Mapping[str, Watermark]) -> None:
-    """Keep what was true of databases when they were marked.
+def note_marks(
+    clones: Clones, store: WatermarkStore, before: Provenance, noted: Mapping[str, Watermark]
+) -> None:
+    """Store the watermarks of databases that were just marked.
 
     Args:
-        before: the server's life before that.
+        before: what held before that.
         noted: name of a mark's copy → what was noted.
     """
     for copy, note in noted.items():
-        life = Life.of(clones.link.session, clones.link.server_id, copy)
-        if replace(life, source=before.source) == before:
-            notes.write(copy, life, note)
+        provenance = Provenance.of(clones.link.session, clones.link.server_id, copy)
+        if replace(provenance, source=before.source) == before:
+            store.write(copy, provenance, note)
+
+
+def renew(place: Place) -> dict[str, ResetReport]:
+    """Replace the databases of a test run's worker by fresh clones: what it knows of them is in its own process.
+
+    Returns:
+        Name in the settings → with the sessions that were ended.
+
+    Raises:
+        LeaseLost: a template is gone.
+    """
+    harness = place.harness
+    session = harness.link.session
+    open_ = {
+        name: tuple(databases.sessions_of(session, database.name))
+        for name, database in place.databases.items()
+    }
+    for name, database in place.databases.items():
+        retired = harness.clones.replace(template_of(place, name), claim_of(place, database))
+        if retired:
+            databases.drop_retired(session, retired)
+    return {name: ResetReport("clone", ended=ended) for name, ended in open_.items()}
+
+
+def template_of(place: Place, name: str) -> Template:
+    """The template that one of a worker's databases was made from.
+
+    Raises:
+        LeaseLost: it is gone, or a crash of the server has emptied it.
+    """
+    harness = place.harness
+    fingerprint = place.databases[name].label.fingerprint or ""
+    found = template.look(harness.link.session, harness.project, fingerprint, name)
+    if found is None and template.lost(harness.link.session, harness.project, fingerprint):
+        raise LeaseLost(
+            f"the server crashed, which emptied the unlogged tables of the template that {place.what} was made from; "
+            "`pg-harness up` makes it again"
+        )
+    if found is None:
+        raise LeaseLost(
+            f"the template that {place.what} was made from is gone; `pg-harness up --fresh` makes it from today's "
+            "migrations"
+        )
+    return found
+
+
+def strategy_of(place: Place) -> str | None:
+    """How a worker's template is cloned; None where it is gone: the server's own choice."""
+    harness = place.harness
+    for name, database in place.databases.items():
+        fingerprint = database.label.fingerprint or ""
+        if found := template.look(harness.link.session, harness.project, fingerprint, name):
+            return found.strategy
+    return None
+
+
+def claim_of(place: Place, database: Database) -> Claim:
+    """What one of a worker's databases was claimed with."""
+    index = parsed.index if (parsed := database.parsed) else 0
+    return Claim(place.run, place.worker, index, str(place.harness.settings.root))

@@ -1,65 +1,334 @@
-"""``up`` again: everything is there and current. Nothing is imported that this does not need."""
+"""A developer's own databases on one server: made, replaced, marked, reset. Whoever calls asks the person first."""
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-from harness.config import project
-from harness.config.settings import DEFAULT_DATABASE
-from harness.databases import recipes
-from harness.databases.spec import fingerprint
-from harness.postgres import databases, names, roles
-from harness.servers import drift, inventory
-from harness.servers.records import Hint
+from harness.config.settings import Settings
+from harness.errors import LeaseError
+from harness.migrations.port import Progress, unseen
+from harness.postgres import databases, locks, names
+from harness.reset.report import ResetReport
+from harness.runs.harness import Harness
+from harness.runs.places import Place, places_on
+from harness.sandbox import marks, reset
+from harness.sandbox.marks import SavedMark
+from harness.sandbox.reset import SandboxReset
+from harness.sandbox.watermarks import Provenance, WatermarkStore
+from harness.servers import acquire
+from harness.servers.handle import Server
 
 if TYPE_CHECKING:
-    from harness.cli.context import Context
+    from harness.reset.changes import Changes
+    from harness.servers.port import Backend
 
-logger = logging.getLogger("pg_harness.sandbox")
+PATIENCE = 120
+"""Seconds to wait for another command that changes these databases."""
 
 
-def urls(context: Context, workers: int | None) -> list[str]:
-    """The URLs of a person's databases; empty where one is missing or outdated, which the long way looks after.
+@dataclass(frozen=True)
+class Returned:
+    """A worker whose databases were brought back.
 
-    Args:
-        workers: how many; None: as many as there are.
+    Attributes:
+        mark: where to; None is the migrations' state.
+        reports: name in the settings → what was done.
     """
-    settings, environ = context.settings, context.environ
-    if settings.server_url is not None or not Hint.of(settings, environ, "up").path.exists():
-        return []
-    found = inventory.find(settings, environ, purpose="up")
-    if found is None:
-        return []
-    with found:
-        if settings.backend not in ("auto", found.info.backend) or drift.changes(found.info, settings):
-            return []
-        wanted = {
-            database.name: fingerprint(
-                found.session,
-                recipes.make(settings, environ, database, role=settings.role, binaries=found.info.binaries),
+
+    mark: SavedMark | None
+    reports: Mapping[str, ResetReport]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What a reset of a worker's databases would undo.
+
+    Attributes:
+        mark: since when; None is the migrations' state.
+        databases: name in the settings → what changed, or why it cannot be told: a reset would be a clone.
+    """
+
+    mark: SavedMark | None
+    databases: Mapping[str, Changes | LeaseError]
+
+
+class Sandbox:
+    """The databases of ``pg-harness up`` in one checkout: some for each worker, ``"1"``, ``"2"`` …
+
+    Made by :meth:`open`, which has the server running; a context manager, whose end leaves server and databases as
+    they are. What changes them waits for other processes that do so.
+    """
+
+    def __init__(self, harness: Harness) -> None:
+        """
+        Args:
+            harness: a person's (its run is ``names.PERSON``). The caller closes it.
+        """
+        self._harness = harness
+        self._store = WatermarkStore.of(harness.settings, harness.environ)
+
+    @classmethod
+    def open(
+        cls,
+        settings: Settings,
+        environ: Mapping[str, str],
+        *,
+        ttl: float | None = None,
+        progress: Progress = unseen,
+    ) -> Self:
+        """Find or start the checkout's server for these databases. None is made yet.
+
+        Args:
+            ttl: seconds without use after which a server that is started now ends itself; None: never.
+            progress: takes (done, total, what) while migrations run.
+
+        Raises:
+            ConfigError, BackendUnavailable, ServerStartError.
+        """
+
+        def base(backend: Backend) -> str | None:
+            # Where a server must be started; what runs already needs nothing of it.
+            from harness.runs.bake import baked_base
+
+            return baked_base(settings, environ, backend)
+
+        server = acquire.ensure(settings, environ, purpose="up", ttl=ttl, base=base)
+        try:
+            return cls(Harness.on(settings, server, run=names.PERSON, environ=environ, progress=progress))
+        except BaseException:
+            server.close()
+            raise
+
+    @property
+    def server(self) -> Server:
+        """The server that the databases are on."""
+        return self._harness.server
+
+    # --- which are there ---------------------------------------------------------------------------
+
+    def workers(self) -> dict[str, Place]:
+        """Worker → its databases, for those that are there, at least in part."""
+        return {place.worker: place for place in places_on(self._harness) if place.persons}
+
+    def missing(self, workers: Sequence[str], there: Mapping[str, Place] | None = None) -> list[str]:
+        """Those of the workers of which a database is missing.
+
+        Args:
+            there: what :meth:`workers` found; None: look now.
+        """
+        there = self.workers() if there is None else there
+        wanted = {database.name for database in self._harness.settings.databases}
+        return [
+            worker for worker in workers if worker not in there or wanted - there[worker].databases.keys()
+        ]
+
+    def stale(self, places: Sequence[Place]) -> list[Place]:
+        """Those that were made from other migrations than today's.
+
+        Raises:
+            MigrationError: a source cannot be read.
+        """
+        wanted = self._harness.fingerprints()
+        return [
+            place
+            for place in places
+            if any(
+                database.label.fingerprint != wanted.get(name)
+                for name, database in place.databases.items()
+                if name in wanted
             )
-            for database in settings.databases
-        }
-        mine: dict[str, dict[str, str]] = {}
-        for database in databases.list_ours(found.session, project.project_id(settings.root)):
-            parsed, label = database.parsed, database.label
-            if (
-                parsed is None
-                or parsed.kind is not names.Kind.LEASE
-                or not database.persons
-                or parsed.claiming
-            ):
-                continue
-            name = label.name_in_settings
-            if label.kind == "lease" and label.fingerprint == wanted.get(name):
-                mine.setdefault(label.worker or "", {})[name] = database.name
-            elif name in wanted:
-                return []
-        numbers = [str(number) for number in range(1, (workers or len(mine)) + 1)]
-        if not numbers or any(mine.get(number, {}).keys() != wanted.keys() for number in numbers):
-            return []
-        logger.debug("server: using %s; %d of yours are current", found.info.description, len(mine))
-        password = roles.derived_password(found.info.dsn.password, settings.role)
-        owner = found.info.dsn.with_user(settings.role, password)
-        return [owner.with_database(mine[number][DEFAULT_DATABASE]).url for number in numbers]
+        ]
+
+    # --- made and replaced -------------------------------------------------------------------------
+
+    def ensure(self, workers: Sequence[str], *, rebuild: bool = False) -> None:
+        """Make what is missing, and nothing else.
+
+        Args:
+            rebuild: run the migrations again although nothing changed; databases that are there stay as they are.
+
+        Raises:
+            MigrationError, TemplateBusy, PoolTimeout.
+        """
+        if not rebuild and not self.missing(workers):
+            return
+        harness = self._harness
+        harness.prepare(rebuild=rebuild)
+        # Two `up` at once: the second one finds the first one's databases, and must not make them again.
+        with self._alone("another `up` of this checkout"):
+            missing = self.missing(workers)
+            harness.workers = len(workers)
+            if len(missing) > 1:
+                for template in harness.templates.values():
+                    harness.clones.fill(template, len(missing), parallel=2)
+            self._complete(missing)
+        harness.sweep()
+
+    def fresh(self, workers: Sequence[str], *, doomed: Sequence[Place], rebuild: bool = False) -> None:
+        """Drop databases, with their marks, and make them again from today's migrations under the same names.
+
+        Args:
+            workers: those that there shall be, besides those that are replaced.
+            doomed: what is dropped, as :meth:`workers` found it and the person was told.
+            rebuild: run the migrations again although nothing changed.
+
+        Raises:
+            MigrationError, TemplateBusy, PoolTimeout: nothing was dropped.
+        """
+        harness = self._harness
+        # The template first: a migration that fails must not cost the databases that work.
+        harness.prepare(rebuild=rebuild)
+        with self._alone("another `up` of this checkout"):
+            session = harness.link.session
+            for place in doomed:
+                for database in place.databases.values():
+                    # Marks of other migrations' databases would bring those back.
+                    marks.drop_of(session, harness.project, database.name)
+                    databases.drop(session, database.name, harness.project)
+            self._complete([*workers, *(place.worker for place in doomed)])
+        harness.sweep()
+
+    def _complete(self, workers: Sequence[str]) -> None:
+        # So that a reset can put back what changes from here on: nobody knows the new databases yet.
+        noting = partial(reset.note_new, self._harness.clones, self._store)
+        for worker in dict.fromkeys(workers):
+            self._harness.complete(worker, before=noting)
+
+    # --- saved marks -------------------------------------------------------------------------------
+
+    def marks(self, place: Place) -> list[SavedMark]:
+        """The saved marks of a worker, the lowest first."""
+        return marks.stack(self._harness.link.session, self._harness.project, place.databases)
+
+    def mark(self, place: Place, name: str | None = None) -> tuple[SavedMark, list[str]]:
+        """Make the present state of a worker's databases the one that :meth:`reset` comes back to.
+
+        Args:
+            name: what to call it; None for its number in the stack.
+
+        Returns:
+            The mark; the sessions that were ended, one line each.
+
+        Raises:
+            LeaseError: the databases are a test run's, or a mark of that name is set.
+            LeaseInUse: a session cannot be ended.
+        """
+        harness = self._harness
+        with self._changing(place):
+            before = Provenance.of(harness.link.session, harness.link.server_id, "")
+            made, ended, noted = marks.save(
+                harness.link.session,
+                harness.project,
+                place.databases,
+                name,
+                role=harness.clones.owner.name,
+                strategy=reset.strategy_of(place),
+                reset_timeout=harness.settings.reset_timeout,
+            )
+            reset.note_marks(harness.clones, self._store, before, noted)
+        return made, ended
+
+    def release(
+        self, place: Place, name: str | None = None, *, everything: bool = False
+    ) -> tuple[list[SavedMark], list[SavedMark]]:
+        """Forget a mark and those above it; the databases stay as they are.
+
+        Args:
+            name: None for the top mark.
+            everything: forget all marks, also where there is none.
+
+        Returns:
+            What was released, the top first; what is left, the lowest first.
+
+        Raises:
+            LeaseError: the databases are a test run's, nothing is marked, or there is no mark of that name.
+        """
+        with self._changing(place):
+            there = self.marks(place)
+            if not there and not everything:
+                raise LeaseError(f"{place.what}: nothing is marked")
+            lowest = None if everything else marks.choose(there, name) if name else there[-1]
+            gone = self._release(there, lowest)
+        return gone, there[: len(there) - len(gone)]
+
+    def _release(self, there: Sequence[SavedMark], lowest: SavedMark | None) -> list[SavedMark]:
+        gone = marks.release(self._harness.link.session, self._harness.project, there, lowest)
+        for mark in gone:
+            for copy in mark.databases.values():
+                self._store.forget(copy.name)
+        return gone
+
+    # --- brought back ------------------------------------------------------------------------------
+
+    def reset(self, place: Place, to: str | None = None) -> Returned:
+        """Bring a worker's databases back under the same URLs, with sessions kept where that is possible.
+
+        Args:
+            to: a mark's name: those above it are released once it worked. ``"template"``: the migrations' state,
+                all marks are released. None: the top mark, else the migrations' state.
+
+        Raises:
+            LeaseError: the databases are a test run's, or there is no such mark. LeaseLost: the mark, the template or
+                a database is gone.
+        """
+        with self._changing(place):
+            there = self.marks(place)
+            mark = marks.target(there, to)
+            reports = {}
+            for name in place.databases:
+                with SandboxReset.of(place, name, mark, self._store) as back:
+                    reports[name] = back.reset()
+            above = [other for other in there if mark is None or other.number > mark.number]
+            if above:
+                self._release(above, None)
+        return Returned(mark, reports)
+
+    def changes(self, place: Place, to: str | None = None) -> Differences:
+        """What :meth:`reset` would undo; nothing is reset.
+
+        Raises:
+            LeaseError: the databases are a test run's, or there is no such mark. LeaseLost: as for :meth:`reset`.
+        """
+        found: dict[str, Changes | LeaseError] = {}
+        with self._changing(place):
+            mark = marks.target(self.marks(place), to)
+            for name in place.databases:
+                with SandboxReset.of(place, name, mark, self._store) as back:
+                    try:
+                        found[name] = back.changes()
+                    except LeaseError as error:
+                        found[name] = error
+        return Differences(mark, found)
+
+    # --- one at a time -----------------------------------------------------------------------------
+
+    def _changing(self, place: Place) -> AbstractContextManager[None]:
+        """Only one of `up`, `mark` and `reset` at a time changes these databases."""
+        if not place.persons:
+            raise LeaseError(
+                f"{place.words[0]} is not yours ({place.what}): marks are for databases of `pg-harness up`; "
+                "a test takes lease.mark()"
+            )
+        return self._alone("another `up`, `mark` or `reset` of this checkout")
+
+    def _alone(self, waiting_for: str) -> AbstractContextManager[None]:
+        harness = self._harness
+        return locks.exclusive(
+            harness.link.session, "person", harness.project, timeout=PATIENCE, waiting_for=waiting_for
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._harness.__exit__(kind, error, trace)
+        finally:
+            self.server.close()

@@ -1,6 +1,6 @@
-"""What a person's databases were when they were pristine, kept in files: the command line ends between two resets.
+"""Watermarks of a developer's databases, kept in files: the command line ends between two resets.
 
-A test run holds its notes in memory (:class:`harness.databases.resetting.DatabaseReset`). Here one file for each database,
+A test run holds its watermarks in memory (:class:`harness.databases.resetting.DatabaseReset`). Here one file for each database,
 and one for each mark of it, holds it, readable by its owner only. A file is a hint: it is believed only where the server has not been restarted
 and has not crashed since, and where the database and its template are the very same ones. Else the reset is a clone.
 """
@@ -25,8 +25,8 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Life:
-    """Which server, and which life of it (:class:`Incarnation`): what is in the log counts within one life only.
+class Provenance:
+    """Where a watermark holds: what is in the log counts on one server and in one :class:`Incarnation` of it only.
 
     Attributes:
         server: its id; empty for servers that we did not start.
@@ -41,8 +41,13 @@ class Life:
     source: int
 
     @classmethod
-    def of(cls, session: Session, server: str, source: str) -> Life:
-        """Ask."""
+    def of(cls, session: Session, server: str, source: str) -> Provenance:
+        """What holds now.
+
+        Args:
+            server: its id.
+            source: name of the template, or of the mark's copy.
+        """
         row = session.row(
             f"select {STARTED}, {CRASHED}, (select oid::int8 from pg_database where datname = %s)",
             (source,),
@@ -55,8 +60,8 @@ class Life:
         """Of the server."""
         return Incarnation(self.started, self.revived)
 
-    def other(self, now: Life) -> str:
-        """Why what was noted in this life does not hold now; empty where it does."""
+    def other(self, now: Provenance) -> str:
+        """Why what was noted here does not hold now; empty where it does."""
         if why := self.incarnation.other(now.incarnation):
             return why
         # A server that is started again with its data has another id.
@@ -67,18 +72,18 @@ class Life:
         return ""
 
 
-class Notes:
+class WatermarkStore:
     """The files of one checkout. One that cannot be written costs a clone, not the command."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
-    def of(cls, settings: Settings, environ: Mapping[str, str]) -> Notes:
+    def of(cls, settings: Settings, environ: Mapping[str, str]) -> WatermarkStore:
         """Beside the hints of this checkout's servers."""
         return cls(project.state_dir(environ) / project.project_id(settings.root) / FOLDER)
 
-    def read(self, name: str, oid: int, now: Life) -> tuple[Watermark | None, str]:
+    def read(self, name: str, oid: int, now: Provenance) -> tuple[Watermark | None, str]:
         """What was noted of a database, or None and why.
 
         Args:
@@ -87,19 +92,19 @@ class Notes:
         """
         try:
             content = self._file(name).read()
-            life, note = decode(Life, content["life"]), _decoded(content)
+            noted, note = decode(Provenance, content["life"]), _decoded(content)
         except FileNotFoundError:
             return None, "its pristine state was not noted"
         except (ValueError, TypeError, KeyError, AttributeError):
             return None, "the note of its pristine state cannot be read"
-        why = life.other(now)
+        why = noted.other(now)
         if not why and note.database != oid:
             why = "it was made again since its pristine state was noted"
         return (None, why) if why else (replace(note, life=now.incarnation), "")
 
-    def write(self, name: str, life: Life, note: Watermark) -> None:
+    def write(self, name: str, provenance: Provenance, note: Watermark) -> None:
         """Replace the file."""
-        self._file(name).note({"life": asdict(life), "note": _encoded(note)})
+        self._file(name).note({"life": asdict(provenance), "note": _encoded(note)})
 
     def forget(self, name: str) -> None:
         """Remove a database's file, if it is there."""

@@ -45,6 +45,11 @@ class ServerRequest:
     memory: int | None = None
     made_with: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def throwaway(self) -> bool:
+        """Whether nobody expects the data to be there after a reboot."""
+        return self.ttl is not None or self.purpose != "up"
+
 
 @dataclass(frozen=True)
 class ServerInfo:

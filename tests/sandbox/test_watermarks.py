@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from harness.reset.watermark import Watermark
-from harness.sandbox.watermarks import Life, Notes
+from harness.sandbox.watermarks import Provenance, WatermarkStore
 
-LIFE = Life("server", "100.5", "101.25", 7)
+LIFE = Provenance("server", "100.5", "101.25", 7)
 NOTE = Watermark("0/16B3740", 16400, 10, (("database", "", "10|6"), ("setting", "role:10", "{a=b}")))
 CARRIED = Watermark(
     NOTE.position,
@@ -28,7 +28,7 @@ CARRIED = Watermark(
 
 @pytest.mark.parametrize("note", [NOTE, CARRIED], ids=["clone", "reset"])
 def test_what_is_written_is_read(tmp_path: Path, note: Watermark) -> None:
-    notes = Notes(tmp_path / "folder")
+    notes = WatermarkStore(tmp_path / "folder")
     notes.write("one", LIFE, note)
     assert notes.read("one", 16400, LIFE) == (note, "")
     (path,) = notes.folder.iterdir()
@@ -50,8 +50,8 @@ def test_what_is_written_is_read(tmp_path: Path, note: Watermark) -> None:
         (LIFE, 16401, "made again"),
     ],
 )
-def test_another_life_or_database_is_noticed(tmp_path: Path, life: Life, oid: int, why: str) -> None:
-    notes = Notes(tmp_path)
+def test_another_life_or_database_is_noticed(tmp_path: Path, life: Provenance, oid: int, why: str) -> None:
+    notes = WatermarkStore(tmp_path)
     notes.write("one", LIFE, CARRIED)
     note, said = notes.read("one", oid, life)
     assert note is None
@@ -76,7 +76,7 @@ def test_another_life_or_database_is_noticed(tmp_path: Path, life: Life, oid: in
     ids=str,
 )
 def test_another_form_is_not_believed(tmp_path: Path, damage: dict[str, Any]) -> None:
-    notes = Notes(tmp_path)
+    notes = WatermarkStore(tmp_path)
     notes.write("one", LIFE, CARRIED)
     path = tmp_path / "one.json"
     content = json.loads(path.read_text())
@@ -108,24 +108,27 @@ OLD_FILE = (
 )
 def test_a_file_of_an_older_version_is_read(tmp_path: Path, carried: str, found: Watermark) -> None:
     (tmp_path / "one.json").write_text(OLD_FILE % carried)
-    assert Notes(tmp_path).read("one", 16400, LIFE) == (found, "")
+    assert WatermarkStore(tmp_path).read("one", 16400, LIFE) == (found, "")
 
 
 def test_an_older_version_could_read_what_is_written(tmp_path: Path) -> None:
     for note, carried in ((NOTE, "null"), (CARRIED, json.dumps(CARRIED.carried(), separators=(",", ":")))):
-        Notes(tmp_path).write("one", LIFE, note)
+        WatermarkStore(tmp_path).write("one", LIFE, note)
         assert (tmp_path / "one.json").read_text() == OLD_FILE % carried
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[1]", b"null", b"\xff"])
 def test_no_json_is_not_believed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "one.json").write_bytes(content)
-    assert Notes(tmp_path).read("one", 16400, LIFE) == (None, "the note of its pristine state cannot be read")
+    assert WatermarkStore(tmp_path).read("one", 16400, LIFE) == (
+        None,
+        "the note of its pristine state cannot be read",
+    )
 
 
 def test_a_folder_that_cannot_be_written_to_costs_a_clone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    notes = Notes(tmp_path / "file" / "folder")
+    notes = WatermarkStore(tmp_path / "file" / "folder")
     notes.write("one", LIFE, NOTE)
     assert notes.read("one", 16400, LIFE)[0] is None
     notes.forget("one")

@@ -14,7 +14,7 @@ from typing import Any
 from harness.config import project
 from harness.config.settings import Settings
 from harness.errors import BackendError, ServerStartError
-from harness.servers import defaults
+from harness.servers import memory
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
@@ -146,7 +146,7 @@ class DockerBackend:
         Raises:
             BackendUnavailable: no daemon. ServerLost: it stopped answering.
         """
-        known, here = int(self.daemon.about().get("MemTotal") or 0), defaults.free_memory()
+        known, here = int(self.daemon.about().get("MemTotal") or 0), memory.free_memory()
         # Of a daemon elsewhere only the whole is known: half of it may be taken already.
         return min(known, here) if self.daemon.local and here else known // 2
 

@@ -19,6 +19,7 @@ from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerStartError
 from harness.servers import defaults, handshake
+from harness.servers import memory as memory_
 from harness.servers.port import Backend, Bakery, Finding, ServerInfo, ServerRequest
 from harness.servers.process import cluster as cluster_
 from harness.servers.process.binaries import Binaries, choose, supported
@@ -65,7 +66,7 @@ class ProcessBackend:
         self._folder = binaries
         self._version = version
         self._limit = memory_limit
-        self._memory = memory or defaults.shared_memory()
+        self._memory = memory or memory_.shared_memory()
 
     @classmethod
     def of(cls, settings: Settings, environ: Mapping[str, str], *, timeout: float) -> Backend:
@@ -210,7 +211,7 @@ class ProcessBackend:
 
     def free_memory(self) -> int:
         """Bytes of memory that are free on this machine, cut by what the control groups leave; 0: unknown."""
-        return defaults.free_memory()
+        return memory_.free_memory()
 
     def snapshots(self) -> Bakery:
         """Data directories in the cache."""
@@ -225,13 +226,11 @@ class ProcessBackend:
         memory = self._memory / f"pg-harness-{uid}" if self._memory is not None else None
         if request.storage == "disk" or memory is None:
             return "disk", disk
-        throwaway = request.ttl is not None or request.purpose != "up"
         room = 0
-        if request.storage == "memory":
-            return "memory", memory
-        if throwaway and self._memory is not None:
-            room = min(defaults.memory_budget(self._limit), cluster_.free_bytes(self._memory))
-        return ("memory", memory) if room >= defaults.MEMORY_AT_LEAST else ("disk", disk)
+        if request.storage == "auto" and request.throwaway:
+            room = min(memory_.budget(self._limit), cluster_.free_bytes(memory.parent))
+        storage = memory_.storage(request.storage, room, throwaway=request.throwaway)
+        return storage, memory if storage == "memory" else disk
 
     def _records(self, project: str | None, purpose: str | None) -> Iterator[tuple[Path, Record]]:
         parents = [self._state / "servers", Path("/var/lib/pg-harness/servers")]

@@ -27,17 +27,17 @@ from harness.reset.engine import ResetEngine
 from harness.reset.tracker import Tracker
 from harness.reset.watermark import Watermark
 from harness.sandbox import marks
-from harness.sandbox.watermarks import Life, Notes
+from harness.sandbox.watermarks import Provenance, WatermarkStore
 
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 WORKLOADS = 300 if LONG else 30
 PER_SCHEMA = 30 if LONG else 15
 
 
-def life(bench: Bench) -> Life:
+def life(bench: Bench) -> Provenance:
     """What the notes are of: the same in all workloads, as the server does not crash."""
     now = Incarnation.of(bench.admin)
-    return Life("server", now.started, now.crashed, 7)
+    return Provenance("server", now.started, now.crashed, 7)
 
 
 class Processes(Runner):
@@ -47,7 +47,7 @@ class Processes(Runner):
         made = generate_schema(schema)
         made.sql += ";" + SETTLE
         super().__init__(server, made)
-        self.notes = Notes(folder)
+        self.notes = WatermarkStore(folder)
         self.killed = 0
         self.end(random.Random(schema), written=True)
 

@@ -19,7 +19,7 @@ from test_differential import Runner
 from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import ResetEngine
 from harness.reset.watermark import Watermark
-from harness.sandbox.watermarks import Notes
+from harness.sandbox.watermarks import WatermarkStore
 
 OLDEST = 6
 """How many notes back a process may come with."""
@@ -33,7 +33,7 @@ class Turns(Runner):
     def __init__(self, server: Server, schema: Schema, folder: Path) -> None:
         schema.sql += ";" + SETTLE
         super().__init__(server, schema)
-        self.folder = Notes(folder)
+        self.folder = WatermarkStore(folder)
         self.counts: Counter[str] = Counter()
         self.story: list[str] = []
         self.notes: list[Watermark] = []

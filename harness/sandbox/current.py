@@ -1,0 +1,64 @@
+"""``up`` again, the short way: everything is there and current.
+
+Apart from :mod:`harness.sandbox.sandbox`, because a person waits for it: nothing is imported that this does not need.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from harness.config import project
+from harness.config.settings import DEFAULT_DATABASE, Settings
+from harness.databases import recipes
+from harness.databases.spec import fingerprint
+from harness.postgres import databases, names, roles
+from harness.servers import drift, inventory
+from harness.servers.records import Hint
+
+logger = logging.getLogger("pg_harness.sandbox")
+
+
+def urls(settings: Settings, environ: Mapping[str, str], workers: int | None) -> list[str]:
+    """The URLs of a person's databases; empty where one is missing or outdated, which ``Sandbox`` looks after.
+
+    Args:
+        workers: how many; None: as many as there are.
+    """
+    if settings.server_url is not None or not Hint.of(settings, environ, "up").path.exists():
+        return []
+    found = inventory.find(settings, environ, purpose="up")
+    if found is None:
+        return []
+    with found:
+        if settings.backend not in ("auto", found.info.backend) or drift.changes(found.info, settings):
+            return []
+        wanted = {
+            database.name: fingerprint(
+                found.session,
+                recipes.make(settings, environ, database, role=settings.role, binaries=found.info.binaries),
+            )
+            for database in settings.databases
+        }
+        mine: dict[str, dict[str, str]] = {}
+        for database in databases.list_ours(found.session, project.project_id(settings.root)):
+            parsed, label = database.parsed, database.label
+            if (
+                parsed is None
+                or parsed.kind is not names.Kind.LEASE
+                or not database.persons
+                or parsed.claiming
+            ):
+                continue
+            name = label.name_in_settings
+            if label.kind == "lease" and label.fingerprint == wanted.get(name):
+                mine.setdefault(label.worker or "", {})[name] = database.name
+            elif name in wanted:
+                return []
+        numbers = [str(number) for number in range(1, (workers or len(mine)) + 1)]
+        if not numbers or any(mine.get(number, {}).keys() != wanted.keys() for number in numbers):
+            return []
+        logger.debug("server: using %s; %d of yours are current", found.info.description, len(mine))
+        password = roles.derived_password(found.info.dsn.password, settings.role)
+        owner = found.info.dsn.with_user(settings.role, password)
+        return [owner.with_database(mine[number][DEFAULT_DATABASE]).url for number in numbers]

@@ -1,0 +1,124 @@
+"""A developer's own databases, called from Python: no command line has a part in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from harness.config.load import load
+from harness.config.settings import Settings
+from harness.errors import LeaseError
+from harness.runs.harness import Harness
+from harness.runs.places import places_on
+from harness.sandbox.current import urls
+from harness.sandbox.sandbox import Sandbox
+from harness.servers import inventory
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def environ(folders: tuple[Path, Path]) -> dict[str, str]:
+    state, cache = folders
+    return {
+        **os.environ,
+        "PGHARNESS_STATE_DIR": str(state),
+        "PGHARNESS_CACHE_DIR": str(cache),
+        "PGHARNESS_BACKEND": "process",
+    }
+
+
+@pytest.fixture
+def settings(tmp_path: Path, environ: dict[str, str]) -> Iterator[Settings]:
+    """A project of one migration; its servers are gone afterwards."""
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / "1.sql").write_text("create table users (name text primary key);")
+    (tmp_path / "pg-harness.toml").write_text('migrations = ["sql:db"]\n')
+    found = load(environ, start=tmp_path)
+    yield found
+    for purpose in ("run", "up"):
+        inventory.stop(found, environ, purpose=purpose)
+
+
+def users(url: str) -> list[str]:
+    with psycopg.connect(url) as connection:
+        return [name for (name,) in connection.execute("select name from users order by name")]
+
+
+def add(url: str, name: str) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute("insert into users values (%s)", (name,))
+
+
+def test_the_whole_life_of_two_workers(settings: Settings, environ: dict[str, str]) -> None:
+    assert urls(settings, environ, None) == []
+    with Sandbox.open(settings, environ) as sandbox:
+        assert (sandbox.workers(), sandbox.missing(["1", "2"])) == ({}, ["1", "2"])
+        sandbox.ensure(["1", "2"])
+        assert sandbox.missing(["1", "2", "3"]) == ["3"]
+        there = sandbox.workers()
+        first, second = there["1"], there["2"]
+        one, two = first.dsn().url, second.dsn().url
+        assert urls(settings, environ, None) == [one, two]
+
+        add(one, "a")
+        add(two, "of the other one")
+        assert sandbox.mark(first, "loaded")[0].name == "loaded"
+        add(one, "b")
+        sandbox.mark(first)
+        add(one, "c")
+        assert [mark.name for mark in sandbox.marks(first)] == ["loaded", "2"]
+        differences = sandbox.changes(first, "loaded")
+        assert differences.mark
+        assert differences.mark.name == "loaded"
+        assert "users" in str(differences.databases["default"])
+
+        returned = sandbox.reset(first)
+        assert (returned.mark and returned.mark.name, users(one)) == ("2", ["a", "b"])
+        sandbox.reset(first, "loaded")
+        assert ([mark.name for mark in sandbox.marks(first)], users(one)) == (["loaded"], ["a"])
+        gone, left = sandbox.release(first)
+        assert ([mark.name for mark in gone], left) == (["loaded"], [])
+        returned = sandbox.reset(first)
+        assert (returned.mark, users(one), users(two)) == (None, [], ["of the other one"])
+        with pytest.raises(LeaseError, match="nothing is marked"):
+            sandbox.release(first)
+
+
+def test_what_is_outdated_stays_until_it_is_replaced(settings: Settings, environ: dict[str, str]) -> None:
+    with Sandbox.open(settings, environ) as sandbox:
+        sandbox.ensure(["1"])
+        (mine,) = sandbox.workers().values()
+        url = mine.dsn().url
+        add(url, "a")
+        sandbox.mark(mine, "old")
+        (settings.root / "db" / "2.sql").write_text("insert into users values ('seed');")
+        assert sandbox.stale([mine]) == [mine]
+        assert urls(settings, environ, None) == []
+        sandbox.ensure(["1"])
+        assert users(url) == ["a"]
+
+        (settings.root / "db" / "3.sql").write_text("select 1 / 0;")
+        with pytest.raises(Exception, match="division by zero"):
+            sandbox.fresh(["1", "2"], doomed=[mine])
+        assert users(url) == ["a"]
+        (settings.root / "db" / "3.sql").unlink()
+        sandbox.fresh(["2"], doomed=[mine])
+        there = sandbox.workers()
+        assert there.keys() == {"1", "2"}
+        assert there["1"].dsn().url == url
+        assert users(url) == users(there["2"].dsn().url) == ["seed"]
+        assert (sandbox.marks(there["1"]), sandbox.stale(list(there.values()))) == ([], [])
+
+
+def test_a_test_runs_databases_are_refused(settings: Settings, environ: dict[str, str]) -> None:
+    with Harness.open_with(settings, environ) as run:
+        run.lease("gw0")
+        place = next(place for place in places_on(run) if place.worker == "gw0")
+        for act in (Sandbox(run).mark, Sandbox(run).release, Sandbox(run).reset, Sandbox(run).changes):
+            with pytest.raises(LeaseError, match="gw0 is not yours"):
+                act(place)
