@@ -37,9 +37,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--pg-harness-backend",
-        choices=("auto", "docker", "process", "external"),
+        # Which ones there are is known to `harness`, and looked up where one is given.
+        metavar="BACKEND",
         default=None,
-        help="what runs the server",
+        help="what runs the server, as the setting: auto, or one that `pg-harness --help` names",
     )
     group.addoption(
         "--pg-harness-fresh",

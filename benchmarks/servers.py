@@ -22,7 +22,7 @@ import psycopg
 import schema
 from measure import compare, head, timed
 
-from harness.runs.placement import Fleet
+from harness.runs.harness import Fleet
 from harness.servers.process.user import Owner
 
 ENTRYPOINT = """\

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from harness.config.settings import Settings
     from harness.databases.lease import Lease
     from harness.dsn import Dsn
-    from harness.runs.harness import Harness
-    from harness.runs.placement import Fleet
+    from harness.runs.harness import Fleet, Harness
 
 __version__ = "0.1.0"
 
@@ -63,7 +62,7 @@ __all__ = [
 
 _LAZY = {
     "Dsn": "harness.dsn",
-    "Fleet": "harness.runs.placement",
+    "Fleet": "harness.runs.harness",
     "Harness": "harness.runs.harness",
     "Lease": "harness.databases.lease",
     "Settings": "harness.config.settings",

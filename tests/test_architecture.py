@@ -42,7 +42,7 @@ def test_the_environment_is_read_at_the_edges_only() -> None:
         "postgres.session",
         "cli",
         "pytest_plugin",
-        "runs.session",
+        "runs.harness",
         "bench",
         "__main__",
         "migrations.tools.child",

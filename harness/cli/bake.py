@@ -67,9 +67,8 @@ def _list(context: Context, bases: Any) -> int:
 
 
 def _told(base: Any) -> dict[str, Any]:
-    name = f"pg-harness/baked:{base.key}" if base.backend == "docker" else base.ref
     return {
-        "name": name,
+        "name": base.name or base.ref,
         "key": base.key,
         "backend": base.backend,
         "bytes": base.size,

@@ -45,10 +45,11 @@ class Context:
         """The project's settings.
 
         Raises:
-            ConfigError: names file, key and the nearest right key, kind of migrations or word.
+            ConfigError: names file, key and the nearest right key, kind of migrations, backend or word.
         """
         from harness.config.load import UnknownVariable, load
-        from harness.migrations.registry import check_settings
+        from harness.migrations import registry as sources
+        from harness.servers import registry as backends
 
         given: dict[str, Any] = {name: getattr(self.arguments, name, None) for name in OVERRIDES}
         explicit = getattr(self.arguments, "config", None)
@@ -61,7 +62,8 @@ class Context:
                 overrides=given,
                 override_origin="the command line",
             )
-        check_settings(settings)
+        sources.check_settings(settings)
+        backends.check_settings(settings)
         if "fresh" in settings.origins:
             # Only then: a warm `up` imports nothing to learn that the default is right.
             from harness.databases import freshness

@@ -75,18 +75,21 @@ def _all(context: Context) -> Iterator[Line]:
 
 def _backends(context: Context) -> Iterator[Line]:
     """With ``auto``, one that works is enough."""
-    wanted = "external" if context.settings.server_url else context.settings.backend
-    if wanted == "external":
-        yield from _lines("server URL", checks.external, context)
-        return
-    both = {"docker": checks.docker, "process": checks.process}
-    found = {name: list(_lines(name, check, context)) for name, check in both.items()}
-    fine = {name for name, lines in found.items() if not any(line.state == "fail" for line in lines)}
-    for name, lines in found.items():
-        needed = wanted == name or (wanted == "auto" and not fine)
+    from harness.servers import registry
+
+    wanted = registry.wanted(context.settings)
+    kinds = registry.kinds()
+    # A server that others look after is the only one that counts.
+    asked = [wanted] if not registry.starts(context.settings) else registry.starting()
+    found = {word: list(_lines(kinds[word].title or word, checks.backend(word), context)) for word in asked}
+    fine = {word for word, lines in found.items() if not any(line.state == "fail" for line in lines)}
+    automatic = {word for word in found if kinds[word].auto}
+    for word, lines in found.items():
+        needed = wanted == word or (wanted == registry.AUTO and word in automatic and not fine & automatic)
         for line in lines:
             if line.state == "fail" and not needed:
-                yield Line(line.check, "note", line.detail, line.remedies if wanted == "auto" else ())
+                remedies = line.remedies if wanted == registry.AUTO else ()
+                yield Line(line.check, "note", line.detail, remedies)
             else:
                 yield line
 

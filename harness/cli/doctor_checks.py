@@ -153,84 +153,38 @@ def folders(context: Context) -> Iterator[Result]:
 
 def storage(context: Context) -> Iterator[Result]:
     """Where throwaway data would lie."""
-    from harness.servers import defaults
+    from harness.servers import memory
 
-    budget = defaults.memory_budget(context.settings.memory_limit)
-    memory = defaults.shared_memory()
+    budget = memory.allowed(context.settings)
+    folder = memory.shared_memory()
     wanted = context.settings.storage
-    if memory is None:
+    if folder is None:
         yield (
             ("fail" if wanted == "memory" else "ok"),
             "no folder in memory on this machine: data on disk",
             (),
         )
         return
-    enough = budget >= defaults.MEMORY_AT_LEAST
-    text = f"{memory}, {budget // MB} MB may be used (storage = {wanted})"
+    enough = budget >= memory.AT_LEAST
+    text = f"{folder}, {budget // MB} MB may be used (storage = {wanted})"
     if enough or wanted == "disk":
         yield "ok", text, ()
     else:
         yield "note", f"{text}: too little, data goes to disk", ["free memory, or set memory_limit"]
 
 
-def docker(context: Context) -> Iterator[Result]:
-    """The daemon and the image."""
-    from harness.servers import registry
-    from harness.servers.docker.backend import DockerBackend
+def backend(word: str) -> Check:
+    """What one backend finds here."""
 
-    backend = registry.named("docker", context.settings, context.environ, timeout=registry.AUTO_TIMEOUT)
-    assert isinstance(backend, DockerBackend)
-    yield "ok", registry.usable(backend), ()
-    image = context.settings.image
-    if backend.has_image():
-        yield "ok", f"the image {image} is there", ()
-    else:
-        yield (
-            "note",
-            f"the image {image} is not there yet: it is pulled when it is first needed",
-            [f"docker pull {image}"],
-        )
+    def look(context: Context) -> Iterator[Result]:
+        from harness.servers import registry
 
+        if package := registry.packages().get(word):
+            yield "ok", f"{word} is a backend of {package}", ()
+        found = registry.named(word, context.settings, context.environ, timeout=registry.AUTO_TIMEOUT)
+        yield from found.examine()
 
-def process(context: Context) -> Iterator[Result]:
-    """Local binaries."""
-    from harness.servers import registry
-
-    backend = registry.named("process", context.settings, context.environ)
-    yield "ok", registry.usable(backend), ()
-
-
-def external(context: Context) -> Iterator[Result]:
-    """Rights on a server that someone else runs."""
-    from harness.servers import registry
-    from harness.servers.external import ExternalBackend
-
-    backend, _ = registry.chosen(context.settings, context.environ)
-    assert isinstance(backend, ExternalBackend)
-    found = backend.limits()
-    yield (
-        "ok",
-        f"{backend.dsn.masked} answers: PostgreSQL {found.version // 10000}.{found.version % 10000}",
-        (),
-    )
-    rights = (
-        ("superuser", found.superuser, "extensions that are not trusted must be there already"),
-        ("CREATEDB", found.superuser or found.createdb, "needed for every clone"),
-        (
-            "CREATEROLE",
-            found.superuser or found.createrole,
-            f"the application logs in as {found.user} itself",
-        ),
-        ("right to read the log", found.reads_wal, "each reset is a new clone"),
-    )
-    for right, there, without in rights:
-        yield (
-            ("ok", f"{found.user}: {right}", ())
-            if there
-            else ("note", f"{found.user}: no {right}: {without}", ())
-        )
-    few = found.max_connections < 100
-    yield ("note" if few else "ok"), f"max_connections = {found.max_connections}", ()
+    return look
 
 
 def psql(context: Context) -> Iterator[Result]:

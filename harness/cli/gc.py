@@ -60,17 +60,17 @@ def run(context: Context) -> int:
 
 def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """What was baked and is beyond the limits, and what bakes and workers' servers have left."""
-    from harness.config import project
     from harness.runs import bake
     from harness.servers import inventory
-    from harness.servers.registry import bakery_of
 
     settings = context.settings
     if settings.server_url is not None:
         return []
     gone: list[dict[str, Any]] = []
     for backend in inventory.working_backends(settings, context.environ):
-        bakery = bakery_of(backend, project.cache_dir(context.environ))
+        bakery = backend.snapshots()
+        if bakery is None:
+            continue
         for doomed in bake.evict(bakery, bake.limits_of(settings), dry_run=dry_run):
             gone.append(
                 {

@@ -44,7 +44,7 @@ def open_one(context: Context, purpose: str) -> Harness | None:
     if found is None:
         return None
     # PERSON: closing it releases nothing, and it shows no sign of life of its own.
-    return Harness(context.settings, found, run=names.PERSON, environ=context.environ)
+    return Harness.on(context.settings, found, run=names.PERSON, environ=context.environ)
 
 
 def all_purposes(context: Context) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from harness.servers.registry import WORDS
+
 Items = list[Any]
 """``click.shell_completion.CompletionItem``s; that module is imported only while something is completed."""
 
@@ -78,6 +80,33 @@ class Place(click.ParamType):  # type: ignore[type-arg]
         return [CompletionItem(incomplete, type=self.kind)]
 
 
+class BackendWord(click.ParamType):  # type: ignore[type-arg]
+    """The word of a backend. Those of other packages are looked for only where ours are not meant."""
+
+    name = "backend"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The word, where there is such a backend."""
+        if value not in WORDS:
+            self.fail(f"{value!r} is not one of {', '.join(map(repr, WORDS))}.", param, ctx)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
+        """All words that begin so."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(word) for word in WORDS if word.startswith(incomplete)]
+
+
+class BackendOption(click.Option):
+    """``--backend``: its help names all words, also those of other packages."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option, with the words behind its help."""
+        record = super().get_help_record(ctx)
+        return record and (record[0], f"{record[1]}: {', '.join(WORDS)}")
+
+
 COMMON: Sequence[click.Option] = (
     click.Option(["-q", "--quiet"], count=True, help="say nothing of what is done; warnings and errors stay"),
     click.Option(
@@ -91,11 +120,7 @@ COMMON: Sequence[click.Option] = (
         metavar="FILE",
         help="settings file (default: searched upwards from here)",
     ),
-    click.Option(
-        ["--backend"],
-        type=click.Choice(["auto", "docker", "process", "external"]),
-        help="what runs the server",
-    ),
+    BackendOption(["--backend"], type=BackendWord(), metavar="BACKEND", help="what runs the server"),
     click.Option(["--image"], metavar="IMAGE", help="image of the docker backend, for instance postgres:17"),
     click.Option(["--server-url"], metavar="URL", help="an external server; DATABASE_URL is never taken"),
     click.Option(["--isolation"], type=click.Choice(["database", "server"]), help="what each worker gets"),

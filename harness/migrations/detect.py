@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from harness.config.extensions import resolved
 from harness.config.settings import SourceSpec
 from harness.config.sources import EXAMPLE
 from harness.migrations import registry
@@ -99,7 +100,7 @@ def detect(root: Path) -> list[Finding]:
     found: dict[str, Finding] = {}
     for kind in registry.kinds().values():
         if kind.detect is not None:
-            for finding in registry.resolved(kind.detect)(tree):
+            for finding in resolved(kind.detect)(tree):
                 found.setdefault(finding.text, finding)
     # A shallower place comes first: the project's own before one of its packages'.
     return sorted(found.values(), key=lambda finding: (-finding.confidence, finding.text.count("/")))

@@ -7,21 +7,18 @@ here. The code is named by strings, so that reading settings imports no source.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from harness.config.extensions import Extensions, resolved
 from harness.config.settings import Settings, SourceSpec
 from harness.config.sources import parse_spec
 from harness.errors import ConfigError
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from harness.migrations.detect import Finding, Tree
     from harness.migrations.port import MigrationSource
 
@@ -131,21 +128,21 @@ KINDS: Mapping[str, Kind] = {
 """Word → kind, those that come with us."""
 
 
+_EXTENSIONS = Extensions(GROUP, KINDS, Kind, noun="kind of migrations", key="migrations")
+
+
 def kinds() -> Mapping[str, Kind]:
     """Word → kind, ours first, then those of installed packages.
 
     Raises:
         ConfigError: a package's kind cannot be imported, or takes a word that is in use.
     """
-    return {**KINDS, **{word: _imported(word, point) for word, point in _installed().items()}}
+    return _EXTENSIONS.all()
 
 
 def packages() -> Mapping[str, str]:
     """Word → the package that adds the kind, for people; ours are not in it."""
-    return {
-        word: f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-        for word, point in _installed().items()
-    }
+    return _EXTENSIONS.packages()
 
 
 def read(value: object, origin: str, *, key: str = "migrations") -> SourceSpec:
@@ -177,10 +174,7 @@ def check(spec: SourceSpec) -> Kind:
     Raises:
         ConfigError: there is no such kind, or it is written in another way.
     """
-    # Other packages are asked for a word that is not ours only: that reads what every package says of itself.
-    kind = KINDS.get(spec.kind)
-    if kind is None and (point := _installed().get(spec.kind)) is not None:
-        kind = _imported(spec.kind, point)
+    kind = _EXTENSIONS.find(spec.kind)
     if kind is None:
         everything = kinds()
         raise _wrong(
@@ -216,55 +210,6 @@ def load(
     make = resolved(check(spec).source)
     source: MigrationSource = make(spec, root, cache=cache, environment=environment or {})
     return source
-
-
-def resolved(reference: str | Callable[..., Any]) -> Callable[..., Any]:
-    """What a kind names by ``"module:name"``, or gives itself."""
-    if not isinstance(reference, str):
-        return reference
-    module, _, name = reference.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
-
-
-@cache
-def _installed() -> Mapping[str, EntryPoint]:
-    from importlib.metadata import entry_points
-
-    found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=GROUP):
-        other = found.get(point.name)
-        if other is not None or point.name in KINDS:
-            owner = f"that of {other.value}" if other is not None else "one of pg-harness itself"
-            raise ConfigError(
-                f"the kind of migrations {point.name!r} of {point.value} has the same word as {owner}: "
-                f"they cannot be told apart; uninstall the package",
-                key="migrations",
-                value=point.name,
-            )
-        found[point.name] = point
-    return found
-
-
-@cache
-def _imported(word: str, point: EntryPoint) -> Kind:
-    try:
-        kind: object = point.load()
-    except Exception as error:  # whatever a package's module raises
-        raise ConfigError(
-            f"the kind of migrations {word!r} cannot be imported from {point.value} "
-            f"({packages()[word]}): {type(error).__name__}: {error}",
-            key="migrations",
-            value=word,
-        ) from error
-    if not isinstance(kind, Kind):
-        raise ConfigError(
-            f"the entry point {word!r} of {GROUP} ({packages()[word]}) must name a "
-            f"harness.migrations.registry.Kind; {point.value} is {type(kind).__name__}",
-            key="migrations",
-            value=word,
-        )
-    return kind
 
 
 def _wrong(spec: SourceSpec, what: str) -> ConfigError:

@@ -25,7 +25,6 @@ from harness.runs.runfile import VARIABLE, RunFile
 
 if TYPE_CHECKING:
     from harness.runs.harness import Harness
-    from harness.runs.placement import Fleet
 
 NOT_STARTED = "not_started"
 """The database's name in the URL of a run that starts nothing."""
@@ -84,7 +83,8 @@ def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
 def _settings(options: Any, start: tuple[Path, str]) -> Settings:
     # Here: a worker has its controller's, and imports none of it.
     from harness.config.load import load
-    from harness.migrations.registry import check_settings
+    from harness.migrations import registry as sources
+    from harness.servers import registry as backends
 
     explicit = options.pg_harness_config
     settings = load(
@@ -95,7 +95,8 @@ def _settings(options: Any, start: tuple[Path, str]) -> Settings:
         overrides=given_as_options(options),
         override_origin="a pytest option",
     )
-    check_settings(settings)
+    sources.check_settings(settings)
+    backends.check_settings(settings)
     freshness.check_settings(settings)
     return settings
 
@@ -122,25 +123,12 @@ def _idle(settings: Settings) -> State:
     return _closed(settings, Role.IDLE)
 
 
-def _conductor(
-    settings: Settings, environ: dict[str, str], quiet: bool, teller: Teller, given: dict[str, Any]
-) -> State:
-    """xdist's controller, whose workers start a server each: it runs no test, and needs none for itself.
-
-    Migrations that fail are told here, once, all the same: they run when the base is baked.
-    """
-    from harness.runs.placement import Fleet
-
-    fleet = Fleet.open_with(settings, environ, **given)
-    return _closed(settings, Role.HOST, quiet=quiet, fleet=fleet, teller=teller)
-
-
 def _closed(
     settings: Settings,
     role: Role,
     *,
     quiet: bool = False,
-    fleet: Fleet | None = None,
+    harness: Harness | None = None,
     teller: Teller | None = None,
 ) -> State:
     """The URL is valid, and nobody answers there."""
@@ -155,44 +143,43 @@ def _closed(
     )
     undo = environment.patch(os.environ, exported)
     return State(
-        settings, role, "main", None, None, exported, undo, quiet, hold=hold, fleet=fleet, closed=dsns,
+        settings, role, "main", harness, None, exported, undo, quiet, hold=hold, closed=dsns,
         telling=teller or nullcontext(),
     )  # fmt: skip
 
 
 def _host(settings: Settings, options: Any) -> State:
-    from harness.runs.harness import Harness
+    from harness.runs.harness import open_run
 
     quiet = getattr(options, "verbose", 0) < 0
     teller = Teller(logs.Verbosity.of(os.environ, getattr(options, "verbose", 0)))
     # Children of an earlier run may have inherited its file: it says nothing about ours.
     environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    # xdist's controller runs no test: nothing will be reset there.
+    controls = distributes(options)
     with teller:
-        given: dict[str, Any] = {
-            "rebuild": options.pg_harness_rebuild,
-            "progress": teller.progress,
-        }
-        harness: Harness
-        if settings.isolation == "server" and distributes(options):
-            return _conductor(settings, environ, quiet, teller, given)
-        if settings.isolation == "server":
-            from harness.runs.placement import open_worker
-
-            harness = open_worker(settings, environ, worker="main", **given)
-        else:
-            harness = Harness.open_with(settings, environ, **given)
+        harness = open_run(
+            settings,
+            environ,
+            rebuild=options.pg_harness_rebuild,
+            progress=teller.progress,
+            worker="" if controls else "main",
+        )
+        if controls and harness.shared is None:
+            # Its workers start a server each, and it needs none for itself. Migrations that fail were told here,
+            # once, all the same: they ran when the base was baked.
+            return _closed(settings, Role.HOST, quiet=quiet, harness=harness, teller=teller)
         try:
-            # xdist's controller runs no test: nothing will be reset there.
-            if not distributes(options):
+            if not controls:
                 _keep_spares(harness)
-            lease = harness.lease("main", watch=False if distributes(options) else None)
+            lease = harness.lease("main", watch=False if controls else None)
         except BaseException:
             harness.close()
             raise
     state = _exporting(
         State(settings, Role.HOST, "main", harness, lease, {}, lambda: None, quiet, telling=teller)
     )
-    if (workers := _told(options)) and settings.isolation != "server":
+    if workers := _told(options):
         # A second processor has nothing to do until xdist's workers begin.
         state.fill(workers)
     return state
@@ -225,41 +212,21 @@ def _join(config: pytest.Config) -> State:
             f"worker {worker} was started without {VARIABLE}: was the plugin switched off in the controller? "
             f"`-p no:pg_harness` must hold for all processes (put it into addopts)."
         )
-    run = RunFile.read(Path(named))
-    settings = run.settings
-    harness: Harness
-    if settings.isolation == "server":
-        from harness.runs.placement import open_worker
-
-        harness = open_worker(settings, os.environ, worker=worker, joined=run.run)
-        harness.workers = run.workers
-    elif run.server is None or run.owner is None:
-        raise HarnessError(
-            f'the run file {named} names no server: isolation = "server" was set for the controller only'
-        )
-    else:
-        harness = Harness.attach(
-            settings,
-            os.environ,
-            run=run.run,
-            info=run.server,
-            owner=run.owner,
-            templates=run.templates,
-            workers=run.workers,
-        )
+    harness = Harness.join(RunFile.read(Path(named)), os.environ, worker=worker)
     try:
         _keep_spares(harness)
         lease = harness.lease(worker)
     except BaseException:
         harness.close()
         raise
-    return _exporting(State(settings, Role.WORKER, worker, harness, lease, {}, lambda: None, quiet=True))
+    return _exporting(
+        State(harness.settings, Role.WORKER, worker, harness, lease, {}, lambda: None, quiet=True)
+    )
 
 
 def _keep_spares(harness: Harness) -> None:
     """Where each test gets a new clone, the next one is made, and the last one dropped, while a test runs."""
-    spares = freshness.of(harness.settings).spares
-    if spares and harness.settings.isolation != "server":
+    if spares := freshness.of(harness.settings).spares:
         harness.keep_spares(spares)
 
 

@@ -135,7 +135,7 @@ class Failures:
     def _log(self, lines: list[str]) -> None:
         harness, lease = self._state.running
         self._logs += 1
-        if self._logs > MOST_LOGS or harness.server.info.backend == "external":
+        if self._logs > MOST_LOGS or not harness.server.info.ours:
             return
         wanted = [f"@{leased.dsn.database} " for leased in lease.databases.values()]
         since = datetime.fromtimestamp(self._began, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:23]

@@ -27,8 +27,8 @@ class Header:
 
 def server_line(state: State) -> str:
     """Version, backend, storage, warm or started."""
-    if state.fleet is not None:
-        return f"PostgreSQL {state.fleet.backend.name}, a server for each worker and none for this process"
+    if state.lease is None:
+        return f"PostgreSQL {state.run.description} and none for this process"
     harness, _ = state.running
     server = harness.server
     version = server.session.server_version
@@ -47,15 +47,8 @@ def template_line(state: State) -> str:
         if not sources:
             texts.append(f"{name}an empty database (no migrations are configured, none were found)")
             continue
-        texts.append(f"{name}{sources}, {_had(state, database.name)}")
+        texts.append(f"{name}{sources}, {state.run.made(database.name)}")
     return "; ".join(texts)
-
-
-def _had(state: State, database: str) -> str:
-    """How its migrations were had."""
-    made = state.fleet.baked if state.fleet is not None else state.running[0].templates[database]
-    what = "base" if state.fleet is not None else "template"
-    return f"{what} {f'built in {made.seconds:.1f} s' if made.built else 'found'}"
 
 
 def given(settings: Settings) -> str:

@@ -22,7 +22,6 @@ from harness.pytest_plugin.summary import Summary
 if TYPE_CHECKING:
     from harness.databases.lease import Lease
     from harness.runs.harness import Harness
-    from harness.runs.placement import Fleet
 
 
 class Role(Enum):
@@ -42,6 +41,8 @@ class State:
 
     Attributes:
         worker: what the lease is called in the run: ``"main"``, ``"gw2"``.
+        lease: None in an xdist controller whose workers have servers of their own: it has no database; and
+            where nothing was started.
         exported: the variables that were set, as they were set.
         pid: the process that made it; a fork of it must let go of nothing.
         seconds: what it took until the variables were exported.
@@ -64,8 +65,6 @@ class State:
     pid: int = field(default_factory=os.getpid)
     hold: object = None
     """Kept alive for as long as the session: the port that stays closed, where nothing was leased."""
-    fleet: Fleet | None = None
-    """The run of an xdist controller whose workers have servers of their own: it has none, and no lease."""
     closed: Mapping[str, Dsn] = field(default_factory=dict)
     """Database name → the address at which nobody answers, where nothing was leased."""
     telling: AbstractContextManager[object] = field(default_factory=nullcontext)
@@ -75,7 +74,7 @@ class State:
 
     def fill(self, workers: int) -> None:
         """Clone for these workers from now on, in a thread: while they import pytest, and before. Twice is once."""
-        if self._filler is None and self.harness is not None:
+        if self._filler is None and self.harness is not None and self.lease is not None:
             self._filler = threading.Thread(
                 target=_fill, args=(self.harness, workers), name="pg-harness spares", daemon=True
             )
@@ -87,6 +86,13 @@ class State:
         if self.harness is None or self.lease is None:
             raise pytest.UsageError("pg-harness: nothing was started for this kind of run")
         return self.harness, self.lease
+
+    @property
+    def run(self) -> Harness:
+        """The run of a process that started something, whether or not it has a database of its own."""
+        if self.harness is None:
+            raise pytest.UsageError("pg-harness: nothing was started for this kind of run")
+        return self.harness
 
     @property
     def dsns(self) -> Mapping[str, Dsn]:
@@ -109,13 +115,12 @@ class State:
             self._filler.join(timeout=30)
         if self.run_file is not None:
             self.run_file.unlink(missing_ok=True)
-        run = self.harness or self.fleet
-        if run is None:
+        if self.harness is None:
             return
         with self.telling:
-            self._let_go(run)
+            self._let_go(self.harness)
 
-    def _let_go(self, run: Harness | Fleet) -> None:
+    def _let_go(self, run: Harness) -> None:
         try:
             if self.role is Role.HOST:
                 run.release_run()

@@ -39,13 +39,12 @@ class Controller:
                     f"pg-harness: the worker {spec.id} ({spec}) is not a process of this machine: its database "
                     f"would not be reachable. Use local workers (-n), or switch the plugin off (-p no:pg_harness)."
                 )
-        fleet = self._state.fleet
+        run = self._state.run
         try:
-            if fleet is not None:
-                with self._state.telling:
-                    fleet.check_room(len(specs))
-            else:
-                self._tell(budget.check(self._state.running[0], len(specs)))
+            with self._state.telling:
+                run.check_room(len(specs))
+            if run.shared is not None:
+                self._tell(budget.check(run.shared, len(specs)))
             path = self._run_file(len(specs)).write(project.state_dir(os.environ) / "runs")
         except HarnessError as error:
             raise pytest.UsageError(f"pg-harness: {error.full_text}") from None
@@ -64,13 +63,13 @@ class Controller:
         """
         if session.config.pluginmanager.has_plugin("dsession"):
             return
-        if self._state.fleet is not None:
+        if self._state.lease is None:
             raise pytest.UsageError(
                 'pg-harness: xdist has started no workers after all, and with isolation = "server" its controller '
                 "has no database. Say -n 0."
             )
         if freshness.of(self._state.settings).watches:
-            self._state.running[1].watch()
+            self._state.lease.watch()
 
     def _tell(self, found: budget.Budget) -> None:
         """A small share is worth knowing before a test runs out of it."""
@@ -82,16 +81,15 @@ class Controller:
             )
 
     def _run_file(self, workers: int) -> RunFile:
-        fleet = self._state.fleet
-        harness = None if fleet is not None else self._state.running[0]
-        run = fleet or self._state.running[0]
+        run = self._state.run
+        shared = run.shared
         return RunFile(
             run=run.run,
             pid=self._state.pid,
             # As the run has them: what fits the server is found out once, and no worker may take more.
             settings=run.settings,
-            server=harness.server.info if harness is not None else None,
-            owner=harness.owner if harness is not None else None,
+            server=shared.server.info if shared is not None else None,
+            owner=shared.owner if shared is not None else None,
             templates=run.templates,
             workers=workers,
         )
@@ -113,9 +111,8 @@ class Controller:
         if said := _our_words(error):
             # Before xdist shows a traceback for each worker, and starts four more in the place of each.
             raise pytest.UsageError(f"{said}\n(said by worker {node.gateway.id}; the run was stopped)")
-        run = self._state.fleet or self._state.running[0]
         try:
-            run.release_run([node.gateway.id])
+            self._state.run.release_run([node.gateway.id])
         except HarnessError as problem:
             complain(f"the database of the crashed worker {node.gateway.id} stays until the end: {problem}")
 

@@ -21,14 +21,13 @@ from harness.config.settings import Settings
 from harness.databases import recipes, template
 from harness.databases.spec import FORMAT as RECIPE_FORMAT
 from harness.databases.spec import Owner, Recipe, fingerprint_on
-from harness.errors import HarnessError, MigrationError, ServerLost
+from harness.errors import BackendUnavailable, HarnessError, MigrationError, ServerLost
 from harness.migrations.port import Progress, unseen
 from harness.postgres import names, roles
 from harness.postgres.session import Session, ident
-from harness.servers import acquire
+from harness.servers import acquire, registry
 from harness.servers.handle import Server
 from harness.servers.port import Backend, Bakery, Base
-from harness.servers.registry import bakery_of
 
 logger = logging.getLogger("pg_harness.runs")
 
@@ -84,6 +83,9 @@ class Oven:
     Args:
         backend: whose servers are started from them.
         recipes: how each database is made, in the order of the settings.
+
+    Raises:
+        BackendUnavailable: its servers' data cannot be kept.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class Oven:
         self._environ = environ
         self._backend = backend
         self._recipes = [replace(recipe, keep_failed=False) for recipe in recipes]
-        self.bakery = bakery_of(backend, project.cache_dir(environ))
+        self.bakery = _bakery(backend)
 
     def ensure(
         self,
@@ -157,8 +159,7 @@ class Oven:
         settings = replace(
             self._settings,
             postgres={**self._settings.postgres, **_LEAN},
-            # An image is made of what lies on disk.
-            storage="disk" if self._backend.name == "docker" else self._settings.storage,
+            storage="disk" if self.bakery.from_disk else self._settings.storage,
         )
         logger.info("bake: no migrated server is kept for these migrations: making one")
         kitchen = acquire.private(settings, self._environ, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL)
@@ -205,6 +206,20 @@ class Oven:
             "databases": ", ".join(f"{name} {value[:8]}" for name, value in fingerprints.items()),
             "sources": ", ".join(source.text for recipe in self._recipes for source in recipe.sources),
         }
+
+
+def _bakery(backend: Backend) -> Bakery:
+    bakery = backend.snapshots()
+    if bakery is not None:
+        return bakery
+    others = " or ".join(f'"{word}"' for word in registry.starting() if word != backend.name)
+    raise BackendUnavailable(
+        f"the {backend.name} backend cannot start servers of our own, one for each worker",
+        remedies=[
+            'isolation = "database": a database for each worker, in the server that is there',
+            f"or backend = {others}, without server_url",
+        ],
+    )
 
 
 def _no_room(error: HarnessError, kitchen: Server) -> str:
@@ -265,3 +280,15 @@ def oven_of(settings: Settings, environ: Mapping[str, str], backend: Backend) ->
     """What bakes for these settings."""
     made = [recipes.make(settings, environ, database, role=settings.role) for database in settings.databases]
     return Oven(settings, environ, backend, made)
+
+
+def baked_base(settings: Settings, environ: Mapping[str, str], backend: Backend) -> str | None:
+    """What a new server can start from, migrated already; a hint only: without it, it is migrated."""
+    try:
+        found = oven_of(settings, environ, backend).look()
+    except HarnessError:
+        # Whatever is wrong is said where it matters: at the start, or by the migrations.
+        return None
+    if found is not None:
+        logger.info("starting from a baked server (%s)", found.facts.get("databases", found.key[:8]))
+    return found.ref if found is not None else None

@@ -11,7 +11,7 @@ from harness.postgres import databases, names
 from harness.postgres.session import Session
 
 if TYPE_CHECKING:
-    from harness.runs.harness import Harness
+    from harness.runs.session import ServerSession
 
 PER_WORKER_RESERVE = 2
 """Admin sessions that a worker of ours holds: one on the maintenance database, one in its lease."""
@@ -100,9 +100,9 @@ def of(session: Session, *, run: str, workers: int, per_worker: int, databases_e
     return Budget(maximum, reserved, others, workers, per_worker * databases_each)
 
 
-def check(harness: Harness, workers: int, *, controller: bool = True) -> Budget:
+def check(server: ServerSession, workers: int, *, controller: bool = True) -> Budget:
     """Whether ``workers`` workers and their controller fit the server. Where nobody has set
-    ``connections_per_worker``, it is made to fit: the harness's databases get that limit from here on.
+    ``connections_per_worker``, it is made to fit: the run's databases get that limit from here on.
 
     Args:
         controller: whether the process that started the workers has a lease of its own.
@@ -110,12 +110,12 @@ def check(harness: Harness, workers: int, *, controller: bool = True) -> Budget:
     Raises:
         ConfigError: they do not; with the numbers and the largest budget that fits.
     """
-    session = harness.link.session
-    settings = harness.settings
+    session = server.link.session
+    settings = server.settings
     # The controller's lease is open for conftests, which seldom use it: it counts as one more worker.
     found = of(
         session,
-        run=harness.run,
+        run=server.run,
         workers=workers + controller,
         per_worker=settings.connections_per_worker,
         databases_each=len(settings.databases),
@@ -124,7 +124,7 @@ def check(harness: Harness, workers: int, *, controller: bool = True) -> Budget:
     if "connections_per_worker" not in settings.origins:
         fitted = found.fitted()
         if fitted.per_worker // each >= LEAST:
-            harness.limit_connections(fitted.per_worker // each)
+            server.limit_connections(fitted.per_worker // each)
             return fitted
     if found.fits:
         return found

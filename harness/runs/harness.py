@@ -2,104 +2,147 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Self, Unpack
+from itertools import count as counting
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from harness.config.settings import Settings
+from harness.config import environment as env
+from harness.config import project
+from harness.config.settings import DatabaseSettings, Settings, SourceSpec
 from harness.databases import freshness
-from harness.databases.clones import Claim
+from harness.databases.clones import Claim, Clones
 from harness.databases.lease import Lease, LeasedDatabase
-from harness.databases.resetting import ensure_baseline
-from harness.databases.spec import Owner
+from harness.databases.spec import Owner, Recipe
 from harness.databases.template import Template
 from harness.errors import ConfigError, HarnessError
-from harness.migrations.port import unseen
+from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, names
-from harness.runs.session import How, OneServer, first_free, parallel
+from harness.postgres.admin import Link
+from harness.runs.placement import How, Placement, PlacementKind, SharedServer, run_all
+from harness.runs.session import ServerSession
 
 if TYPE_CHECKING:
-    from harness.databases.pool import Filler
-    from harness.runs.placement import Fleet
+    from harness.databases.sweep import Doomed
+    from harness.runs.bake import Baked
+    from harness.runs.per_worker import ServerPerWorker
+    from harness.runs.runfile import RunFile
+    from harness.servers.handle import Server
     from harness.servers.port import Backend, ServerInfo
-
-logger = logging.getLogger("pg_harness.runs")
 
 BeforeHandingOver = Callable[[Template, str, str], None]
 
 
-class Harness(OneServer):
-    """One server, the templates of one checkout, and the leases of one run.
+class Harness:
+    """One run: the leases of its workers, wherever their databases are.
 
     Made by :meth:`open`; a context manager. Leases that are still there at :meth:`close` are released.
 
     Attributes:
-        settings: what it was opened with.
-        server: the server it works on.
         run: sixteen hex digits that name this run; its sign of life is held until :meth:`close`.
-        templates: database name → template, ready to be cloned.
+        project: ten hex digits of the checkout.
+        workers: how many there will be, where that is known.
     """
 
-    _filler: Filler | None = None
-    _guest = False
+    def __init__(
+        self, placement: Placement, environ: Mapping[str, str], *, run: str, workers: int = 1
+    ) -> None:
+        self.run = run
+        self.project = project.project_id(placement.settings.root)
+        self.workers = workers
+        self._placement = placement
+        self._environ = dict(environ)
+        self._lock = threading.RLock()
+        self._reserved: set[str] = set()
+        self._closed = False
+
+    # --- the beginning -----------------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        root: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        purpose: str = "run",
+        run: str | None = None,
+        rebuild: bool = False,
+        workers: int = 1,
+        progress: Progress = unseen,
+        **overrides: Any,
+    ) -> Self:
+        """Have everything ready for leases: servers or what they start from, and migrated templates.
+
+        Args:
+            root: where to look for the project; default: the working directory.
+            environ: default: ``os.environ``.
+            purpose, run, rebuild, workers, progress: see :class:`harness.runs.placement.How`.
+            overrides: settings, as in the file, for instance ``migrations=["sql:db/migrations"]``.
+
+        Raises:
+            ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
+        """
+        from harness.config.load import load
+        from harness.migrations import registry as sources
+        from harness.servers import registry as backends
+
+        environment = os.environ if environ is None else environ
+        start = Path(root) if root is not None else Path.cwd()
+        settings = load(environment, start=start, overrides={**overrides, **cls._stated()})
+        sources.check_settings(settings)
+        backends.check_settings(settings)
+        freshness.check_settings(settings)
+        return cls.open_with(
+            settings,
+            environment,
+            purpose=purpose,
+            run=run,
+            rebuild=rebuild,
+            workers=workers,
+            progress=progress,
+        )
+
+    @classmethod
+    def _stated(cls) -> Mapping[str, Any]:
+        """Settings that this kind of run implies."""
+        return {}
 
     @classmethod
     def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
         """As :meth:`open`, with settings that were read already."""
-        from harness.runs import spill
-        from harness.servers import acquire
-
-        purpose, rebuild = how.get("purpose", "run"), how.get("rebuild", False)
-        if settings.isolation == "server" and purpose == "run":
+        if chosen(settings, how.get("purpose", "run")) is not SharedServer:
             raise ConfigError(
                 'isolation = "server" gives each worker a server: open it with harness.Fleet.open(), which has '
                 "the same methods",
                 key="isolation",
                 origin=settings.origin("isolation"),
-                value="server",
+                value=settings.isolation,
             )
-        settings = spill.settings_for(settings, environ)
-        found = acquire.ensure(
-            settings,
-            environ,
-            purpose=purpose,
-            base=lambda backend: None if rebuild else baked_base(settings, environ, backend),
-        )
-        this = cls(
-            settings,
-            found,
-            run=names.PERSON if purpose == "up" else names.run_id(how.get("run")),
-            environ=environ,
-            workers=how.get("workers", 1),
-            progress=how.get("progress", unseen),
-        )
-        try:
-            moving = this._prepare_or_move(rebuild=rebuild, may_move=purpose == "run")
-        except BaseException:
-            this.abandon()
-            raise
-        if not moving:
-            return this
-        this.abandon()
-        # The server in memory is replaced there, or left to the runs that use it: see docs/decisions/0013.
-        return cls.open_with(replace(settings, storage="disk"), environ, **how)
+        run = _digits(how)
+        placement = SharedServer.open(settings, environ, run, **how)
+        return cls(placement, environ, run=run, workers=how.get("workers", 1))
 
-    def _prepare_or_move(self, *, rebuild: bool, may_move: bool) -> bool:
-        """Have the templates ready; True where everything has to be done again on disk."""
-        from harness.runs import spill
+    @classmethod
+    def on(
+        cls,
+        settings: Settings,
+        server: Server,
+        *,
+        run: str,
+        environ: Mapping[str, str],
+        progress: Progress = unseen,
+    ) -> Self:
+        """A run on a server that was found already. Nothing is prepared there, and no sign of life is shown.
 
-        settings, environ, server = self.settings, self._environ, self.server
-        try:
-            self.prepare(rebuild=rebuild)
-        except HarnessError as error:
-            if may_move and spill.ran_out(error, settings, environ, server):
-                return True
-            spill.explain(error, server)
-            raise
-        templates = list(self.templates.values())
-        return may_move and spill.must_move(settings, environ, server, templates)
+        Args:
+            run: sixteen hex digits; with :data:`harness.postgres.names.PERSON`, closing it releases nothing.
+        """
+        session = ServerSession(settings, server, environ, run=run, progress=progress)
+        return cls(SharedServer(session), environ, run=run)
 
     @classmethod
     def attach(
@@ -124,73 +167,166 @@ class Harness(OneServer):
         Raises:
             ServerLost: the server is gone, or another one answers at its address.
         """
-        from harness.servers.handle import join
+        placement = SharedServer.join(
+            settings, environ, run=run, info=info, owner=owner, templates=templates, workers=workers
+        )
+        return cls(placement, environ, run=run, workers=workers)
 
-        found = join(settings, environ, info)
-        this = cls(settings, found, run=run, environ=environ, workers=workers)
-        this._owner = owner
-        this._guest = True
-        this.templates = dict(templates)
-        return this
+    @classmethod
+    def join(cls, run: RunFile, environ: Mapping[str, str], *, worker: str) -> Self:
+        """Join the run of a controller as one of its workers, on the server that they share or on an own one.
+
+        Raises:
+            ServerLost: as :meth:`attach`. ServerStartError, BackendError: as :meth:`lease`.
+        """
+        if run.server is not None and run.owner is not None:
+            return cls.attach(
+                run.settings,
+                environ,
+                run=run.run,
+                info=run.server,
+                owner=run.owner,
+                templates=run.templates,
+                workers=run.workers,
+            )
+        from harness.runs.per_worker import ServerPerWorker
+
+        placement = ServerPerWorker.open(run.settings, environ, run.run, worker=worker)
+        return cls(placement, environ, run=run.run, workers=run.workers)
+
+    # --- what there is -----------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """What it was opened with, and what was found out since."""
+        return self._placement.settings
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """The environment that it was opened with, for programs that are started on its behalf."""
+        return self._environ
+
+    @property
+    def shared(self) -> ServerSession | None:
+        """The server that all workers share; None where each has its own."""
+        return self._placement.shared
+
+    @property
+    def session(self) -> ServerSession:
+        """The one server that this process works on.
+
+        Raises:
+            LeaseError: each worker has a server of its own, and this process has none, or several.
+        """
+        return self._placement.one()
+
+    @property
+    def server(self) -> Server:
+        """The server that this process works on; see :attr:`session`."""
+        return self.session.server
+
+    @property
+    def link(self) -> Link:
+        """The admin's way to the maintenance database of the server."""
+        return self.session.link
+
+    @property
+    def owner(self) -> Owner:
+        """The role that the application logs in as: made or put right here, when it is first needed."""
+        return self.session.owner
+
+    def expected_owner(self) -> tuple[Owner, bool]:
+        """The role that the application logs in as, without touching it; and whether we may make it."""
+        return self.session.expected_owner()
+
+    @property
+    def clones(self) -> Clones:
+        """What makes, claims and retires clones on this server."""
+        return self.session.clones
+
+    @property
+    def templates(self) -> Mapping[str, Template]:
+        """Database name → template, ready to be cloned; empty before there is a server."""
+        return self._placement.templates
+
+    @property
+    def description(self) -> str:
+        """Where the databases are, for people."""
+        return self._placement.description
+
+    def made(self, database: str) -> str:
+        """What the migrations of a database came from, for people: ``"template found"``, ``"base built in 3.1 s"``."""
+        return self._placement.made(database)
+
+    def recipe(self, database: DatabaseSettings) -> Recipe:
+        """How one of the databases is made."""
+        return self.session.recipe(database)
+
+    def sources(self, database: DatabaseSettings) -> tuple[SourceSpec, ...]:
+        """The configured sources, or those that were found in the project where none is configured."""
+        return self.session.sources(database)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Database name → fingerprint of its migrations as they are now. Builds and changes nothing.
+
+        Raises:
+            MigrationError: a source cannot be read.
+        """
+        return self._placement.fingerprints()
+
+    def prepare(self, *, rebuild: bool = False) -> None:
+        """Show the sign of life, clean up after dead runs, and have every database's template ready."""
+        self.session.prepare(rebuild=rebuild)
 
     # --- leases ------------------------------------------------------------------------------------
 
     def lease(self, worker: str | None = None, *, watch: bool | None = None) -> Lease:
-        """Lease a fresh clone of every database for one worker.
+        """Lease a fresh clone of every database for one worker, on its server.
 
         Args:
             worker: any text that is unique in the run, for instance ``"gw2"``; the same once more is a fresh
                 clone under the same name. None: the lowest number that this object has not leased.
             watch: whether resets will be asked for (see :meth:`harness.databases.lease.Lease.watch`);
                 None: where the strategy that ``fresh`` names does so.
+
+        Raises:
+            ServerStartError, BackendError: the worker's own server cannot be started, or memory does not suffice.
         """
-        with self._lock:
-            if worker is None:
-                worker = first_free(lease.worker for lease in self._leases)
-            for index, database in enumerate(self.settings.databases):
-                self.clones.claim(self.templates[database.name], self._claim(worker, index))
-            lease = self._lease_of(worker)
-        if freshness.of(self.settings).watches if watch is None else watch:
-            lease.watch()
-        return lease
+        with self._named(worker) as name:
+            return self._lease(self._placement.session(name), name, watch)
 
-    def leases(self, count: int, *, first: int = 1) -> list[Lease]:
-        """Leases for workers ``first`` … ``first + count - 1``; their clones are made side by side."""
-        for found in self.templates.values():
-            self.clones.fill(found, count, parallel=parallel())
-        self.workers = count
-        # Whoever leases many hands them to other programs: those cannot ask for a reset.
-        return [self.lease(str(number), watch=False) for number in range(first, first + count)]
+    def leases(self, count: int, *, first: int = 1, watch: bool | None = False) -> list[Lease]:
+        """Leases for workers ``first`` … ``first + count - 1``; clones and servers are made side by side.
 
-    def limit_connections(self, each: int) -> None:
-        """Every worker of this run may open ``each`` connections to each of its databases, from here on."""
-        if each == self.settings.connections_per_worker:
-            return
-        self.settings = replace(self.settings, connections_per_worker=each)
-        leased = [dsn.database for lease in self._leases for dsn in lease.dsns.values()]
-        self.clones.limit(each, leased)
-
-    def fill_aside(self, count: int) -> None:
-        """Have ``count`` spares of each template, made over a connection of its own: for another thread.
-
-        And what the first reset of every worker would wait for, where the tests are reset.
+        Args:
+            watch: as for :meth:`lease`. Whoever leases many hands them to other programs: those cannot ask for
+                a reset.
         """
-        link = self._link.another()
+        workers = [str(number) for number in range(first, first + count)]
+        places = list(zip(workers, self._placement.sessions(workers), strict=True))
+        self.workers = max(count, self.workers)
+        found: dict[str, Lease] = {}
+
+        def on(session: ServerSession) -> None:
+            for worker, its in places:
+                if its is session:
+                    found[worker] = self._lease(session, worker, watch)
+
         try:
-            clones = self._clones_over(link)
-            for found in list(self.templates.values()):
-                clones.fill(found, count, parallel=parallel())
-                if freshness.of(self.settings).watches and found.settled:
-                    ensure_baseline(clones, found)
-        finally:
-            link.close()
+            run_all([partial(on, session) for session in dict.fromkeys(its for _, its in places)])
+        except BaseException:
+            # All or none: a server without a lease would stay for nobody.
+            self._placement.give_up(workers)
+            raise
+        return [found[worker] for worker in workers]
 
     def existing(self, worker: str) -> Lease | None:
         """The lease that this run's worker holds already (``up`` again); None where there is none."""
-        lease = self._lease_of(worker)
+        session = self._placement.session(worker)
+        lease = self._lease_of(session, worker)
         if lease.exists():
             return lease
-        self._leases.remove(lease)
+        session.leases.remove(lease)
         return None
 
     def complete(self, worker: str, *, before: BeforeHandingOver | None = None) -> Lease:
@@ -199,131 +335,240 @@ class Harness(OneServer):
         Args:
             before: called for each of those, with its template, its name, and what it is called until it has that.
         """
-        with self._lock:
+        session = self._placement.session(worker)
+        with session.lock:
             for index, database in enumerate(self.settings.databases):
                 claim = self._claim(worker, index)
                 name = names.lease(self.project, claim.run, worker, index)
-                if databases.find(self._link.session, name) is None:
-                    made = self.templates[database.name]
+                if databases.find(session.link.session, name) is None:
+                    made = session.templates[database.name]
                     told = partial(before, made, name) if before is not None else None
-                    self.clones.claim(made, claim, before=told)
-            return self._lease_of(worker)
+                    session.clones.claim(made, claim, before=told)
+            return self._lease_of(session, worker)
 
-    def _lease_of(self, worker: str) -> Lease:
+    @contextmanager
+    def _named(self, worker: str | None) -> Iterator[str]:
+        """The worker's name; the lowest free number stays taken until its lease is there."""
+        if worker is not None:
+            yield worker
+            return
+        with self._lock:
+            taken = {lease.worker for session in self._sessions() for lease in session.leases}
+            number = _first_free({*taken, *self._placement.members, *self._reserved})
+            self._reserved.add(number)
+        try:
+            yield number
+        finally:
+            self._reserved.discard(number)
+
+    def _sessions(self) -> list[ServerSession]:
+        shared = self._placement.shared
+        return [shared] if shared is not None else list(self._placement.members.values())
+
+    def _lease(self, session: ServerSession, worker: str, watch: bool | None) -> Lease:
+        with session.lock:
+            for index, database in enumerate(self.settings.databases):
+                session.clones.claim(session.templates[database.name], self._claim(worker, index))
+            lease = self._lease_of(session, worker)
+        if freshness.of(self.settings).watches if watch is None else watch:
+            lease.watch()
+        return lease
+
+    def _lease_of(self, session: ServerSession, worker: str) -> Lease:
         leased = {}
         for index, database in enumerate(self.settings.databases):
             claim = self._claim(worker, index)
             name = names.lease(self.project, claim.run, worker, index)
-            dsn = self._link.dsn.with_user(self.owner.name, self.owner.password).with_database(name)
-            leased[database.name] = LeasedDatabase(database.name, dsn, self.templates[database.name], claim)
+            dsn = session.link.dsn.with_user(session.owner.name, session.owner.password).with_database(name)
+            leased[database.name] = LeasedDatabase(
+                database.name, dsn, session.templates[database.name], claim
+            )
         lease = Lease(
-            self.clones,
+            session.clones,
             leased,
             run=self.run,
             worker=worker,
-            epoch=self._epoch,
-            on_release=self._forget,
-            filler=self._filling if self.run != names.PERSON else None,
+            epoch=session.epoch,
+            on_release=partial(self._forget, session),
+            filler=session.filling if self.run != names.PERSON else None,
             reset_timeout=self.settings.reset_timeout,
         )
-        self._leases.append(lease)
+        session.leases.append(lease)
         return lease
+
+    def _claim(self, worker: str, index: int) -> Claim:
+        return Claim(self.run, worker, index, str(self.settings.root))
+
+    def _forget(self, session: ServerSession, lease: Lease) -> None:
+        if lease in session.leases:
+            session.leases.remove(lease)
+        if not session.leases:
+            self._placement.unused(session)
+
+    # --- what workers share ------------------------------------------------------------------------
+
+    def check_room(self, count: int) -> None:
+        """Whether memory suffices for ``count`` workers more; told where each has a server.
+
+        Raises:
+            BackendError: it does not.
+        """
+        self._placement.check_room(count)
+
+    def limit_connections(self, each: int) -> None:
+        """Every worker of this run may open ``each`` connections to each of its databases, from here on."""
+        self.session.limit_connections(each)
+
+    def fill_aside(self, count: int) -> None:
+        """Have ``count`` spares of each template, made over a connection of its own: for another thread.
+
+        And what the first reset of every worker would wait for, where the tests are reset. Where each worker has a
+        server, spares here would be nobody's, and none are made.
+        """
+        if self.shared is not None:
+            self.shared.fill_aside(count)
 
     def keep_spares(self, count: int = 1) -> None:
         """Keep that many spares ready in the background from now on, and drop what is retired there too.
 
         For a worker that takes a new clone for every test: without it, each waits for CREATE DATABASE.
-        Call it before :meth:`lease`.
+        Call it before :meth:`lease`. Where each worker has a server, none are kept: they take its memory.
         """
-        if self._filler is None:
-            self._filler = self._new_filler(list(self.templates.values()), count)
+        if self.shared is not None:
+            self.shared.keep_spares(count)
 
-    def _filling(self) -> Filler:
-        """What works in the background; a run that never replaces a database has none."""
-        with self._lock:
-            if self._filler is None:
-                self._filler = self._new_filler([], 1)
-            return self._filler
+    # --- environment -------------------------------------------------------------------------------
 
-    def _new_filler(self, templates: Sequence[Template], wanted: int) -> Filler:
-        from harness.databases.pool import Filler
+    def slot(self, worker: str) -> env.Slot:
+        """What env templates may say of a worker."""
+        return env.Slot(worker, self.workers, self.settings.connections_per_worker)
 
-        return Filler(self._clones_over(self._link.another()), templates, wanted=wanted)
-
-    def _claim(self, worker: str, index: int) -> Claim:
-        return Claim(self.run, worker, index, str(self.settings.root))
-
-    def _forget(self, lease: Lease) -> None:
-        if lease in self._leases:
-            self._leases.remove(lease)
+    def variables(self, lease: Lease) -> dict[str, str]:
+        """``DATABASE_URL``, ``PG*`` and the user's own variables of a lease."""
+        tables = {database.name: database.env for database in self.settings.databases}
+        return env.variables(lease.dsns, tables, self.slot(lease.worker))
 
     # --- the end -----------------------------------------------------------------------------------
 
+    def sweep(self, *, dry_run: bool = False) -> list[Doomed]:
+        """Remove what dead runs of this checkout have left."""
+        return self._placement.sweep(dry_run=dry_run)
+
     def release_run(self, workers: Sequence[str] | None = None) -> list[str]:
-        """As :meth:`OneServer.release_run`; the leases of this process log out before their databases go."""
-        for lease in list(self._leases):
-            if workers is None or lease.worker in workers:
-                lease.disconnect()
-        return super().release_run(workers)
+        """Remove what workers of this run have leased, in whatever process; return what went.
+
+        In a server that they share, these are databases; else servers of other processes' workers.
+
+        Args:
+            workers: only what these workers have (one that has crashed); None: of all, but for servers, which
+                end with their worker.
+        """
+        return self._placement.crashed(workers)
 
     def close(self) -> None:
         """Release what is still leased, and let go of the server. Twice is once. A person's databases stay."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._filler is not None:
-            self._filler.close()
-        try:
-            if self.run != names.PERSON and not self._guest:
-                for lease in list(self._leases):
-                    lease.release()
-                self._drop_created_by_tests()
-        finally:
-            for lease in self._leases:
-                # Not released, because its server is gone: its sessions would stay open.
-                lease.disconnect()
-            self._leave()
+        with self._lock:
+            already, self._closed = self._closed, True
+        if not already:
+            self._placement.close()
 
     def abandon(self) -> None:
         """Let go of a server that is about to be ended: nothing in it needs to be released."""
         self._closed = True
-        if self._filler is not None:
-            self._filler.close(drop=False)
-        for lease in self._leases:
-            lease.disconnect()
-        self._leave()
+        self._placement.abandon()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except HarnessError:
+            # The block's own error matters more than a server that went away under it.
+            if error is None:
+                raise
 
     def __repr__(self) -> str:
+        leases = sum(len(session.leases) for session in self._sessions())
         return (
-            f"<Harness {self.project} run {self.run}: {len(self.templates)} templates, {len(self._leases)} leases, "
-            f"{self.server.info.description}>"
+            f"<{type(self).__name__} {self.project} run {self.run}: {self._placement!r}, "
+            f"{len(self.templates)} templates, {leases} leases>"
         )
 
 
-def open_run(settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Harness | Fleet:
+class Fleet(Harness):
+    """A :class:`Harness` whose workers have a server each, whatever ``isolation`` says.
+
+    Attributes:
+        backend: what starts the servers.
+        baked: what the servers start from.
+    """
+
+    def __init__(
+        self, placement: ServerPerWorker, environ: Mapping[str, str], *, run: str, workers: int = 1
+    ) -> None:
+        super().__init__(placement, environ, run=run, workers=workers)
+        self.backend: Backend = placement.backend
+        self.baked: Baked = placement.baked
+        self._servers = placement
+
+    @classmethod
+    def _stated(cls) -> Mapping[str, Any]:
+        return {"isolation": "server"}
+
+    @classmethod
+    def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
+        """Find or bake the base; no server is started before a worker asks for one.
+
+        Raises:
+            ConfigError, BackendUnavailable, ServerStartError, MigrationError, PoolTimeout.
+        """
+        from harness.runs.per_worker import ServerPerWorker
+
+        run = names.run_id(how.get("run"))
+        placement = ServerPerWorker.open(settings, environ, run, **how)
+        return cls(placement, environ, run=run, workers=how.get("workers", 1))
+
+    @property
+    def members(self) -> Mapping[str, ServerSession]:
+        """Worker → its server, of those that this process has started."""
+        return self._servers.members
+
+    def leases(self, count: int, *, first: int = 1, watch: bool | None = None) -> list[Lease]:
+        """As :meth:`Harness.leases`; watched where the strategy that ``fresh`` names does so."""
+        return super().leases(count, first=first, watch=watch)
+
+    def end(self, worker: str) -> None:
+        """End one worker's server."""
+        self._servers.give_up([worker])
+
+
+def open_run(settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Harness:
     """What the settings' ``isolation`` asks for: databases in one server, or a server for each worker.
 
     A person's (``purpose="up"``) databases always share one server.
 
     Raises:
-        As :meth:`harness.runs.session.Run.open`.
+        As :meth:`Harness.open`.
     """
-    if settings.isolation != "server" or how.get("purpose") == "up":
-        return Harness.open_with(settings, environ, **how)
-    from harness.runs.placement import Fleet
-
-    return Fleet.open_with(settings, environ, **how)
+    run = _digits(how)
+    placement = chosen(settings, how.get("purpose", "run")).open(settings, environ, run, **how)
+    return Harness(placement, environ, run=run, workers=how.get("workers", 1))
 
 
-def baked_base(settings: Settings, environ: Mapping[str, str], backend: Backend) -> str | None:
-    """What a new server can start from, migrated already; a hint only: without it, it is migrated."""
-    from harness.runs import bake
+def chosen(settings: Settings, purpose: str = "run") -> PlacementKind:
+    """Where the settings' ``isolation`` wants the workers' databases; a person's always share one server."""
+    if settings.isolation != "server" or purpose == "up":
+        return SharedServer
+    from harness.runs.per_worker import ServerPerWorker
 
-    try:
-        found = bake.oven_of(settings, environ, backend).look()
-    except HarnessError:
-        # Whatever is wrong is said where it matters: at the start, or by the migrations.
-        return None
-    if found is not None:
-        logger.info("starting from a baked server (%s)", found.facts.get("databases", found.key[:8]))
-    return found.ref if found is not None else None
+    return ServerPerWorker
+
+
+def _digits(how: How) -> str:
+    return names.PERSON if how.get("purpose") == "up" else names.run_id(how.get("run"))
+
+
+def _first_free(taken: Iterable[str]) -> str:
+    """The lowest number that names no worker yet."""
+    return next(str(number) for number in counting(1) if str(number) not in taken)

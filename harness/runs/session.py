@@ -1,27 +1,21 @@
-"""What every run has, whether its workers share one server or have one each; and a run's part on one server.
-
-On one server: the way in, the application's role, the templates, and what is left over there. What only the process
-needs that opens the run is imported where it is used: each worker joins it.
-"""
+"""What one run of a checkout has on one server: the way in, the role, the templates, the clones, what is left over."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING
 
 from harness.config import environment as env
 from harness.config import project
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
-from harness.databases import template
+from harness.databases import freshness, template
 from harness.databases.clones import Clones
-from harness.databases.lease import Lease
+from harness.databases.resetting import ensure_baseline
 from harness.databases.spec import Owner, Recipe, fingerprint
 from harness.databases.template import Template
 from harness.errors import HarnessError, LeaseLost
@@ -31,165 +25,14 @@ from harness.postgres.admin import Link
 from harness.postgres.liveness import SignOfLife
 
 if TYPE_CHECKING:
+    from harness.databases.lease import Lease
+    from harness.databases.pool import Filler
     from harness.databases.sweep import Doomed
     from harness.servers.handle import Server
 
+# What only the process needs that opens the run is imported where it is used: each worker joins it.
+
 logger = logging.getLogger("pg_harness.runs")
-
-
-def first_free(taken: Iterable[str]) -> str:
-    """The lowest number that names no worker yet."""
-    names = set(taken)
-    return next(str(number) for number in itertools.count(1) if str(number) not in names)
-
-
-class How(TypedDict, total=False):
-    """How a run is opened; every key may be left out.
-
-    Attributes:
-        purpose: ``"run"`` for tests (the default), ``"up"`` for a person's databases, which share one server.
-        run: what names this run, for instance xdist's ``testrun_uid``; default: random.
-        rebuild: migrate anew although a template, or a baked base, is there.
-        workers: how many there will be, where that is known: memory for servers is reckoned for all of them.
-        progress: takes (done, total, what) while migrations run.
-    """
-
-    purpose: str
-    run: str | None
-    rebuild: bool
-    workers: int
-    progress: Progress
-
-
-class Run(ABC):
-    """One run: its settings, its name, and a lease for each of its workers.
-
-    A context manager: what is still leased at its end is released.
-
-    Attributes:
-        settings: what it was opened with.
-        run: sixteen hex digits that name it.
-        project: ten hex digits of the checkout.
-        workers: how many there will be, where that is known.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        environ: Mapping[str, str],
-        *,
-        run: str,
-        workers: int = 1,
-        progress: Progress = unseen,
-    ) -> None:
-        self.settings = settings
-        self.run = run
-        self.project = project.project_id(settings.root)
-        self.workers = workers
-        self._environ = dict(environ)
-        self._progress = progress
-        self._lock = threading.RLock()
-        self._closed = False
-
-    @property
-    def environ(self) -> Mapping[str, str]:
-        """The environment that it was opened with, for programs that are started on its behalf."""
-        return self._environ
-
-    @classmethod
-    def open(
-        cls,
-        *,
-        root: str | os.PathLike[str] | None = None,
-        environ: Mapping[str, str] | None = None,
-        purpose: str = "run",
-        run: str | None = None,
-        rebuild: bool = False,
-        workers: int = 1,
-        progress: Progress = unseen,
-        **overrides: Any,
-    ) -> Self:
-        """Have everything ready for leases: servers or what they start from, and migrated templates.
-
-        Args:
-            root: where to look for the project; default: the working directory.
-            environ: default: ``os.environ``.
-            purpose, run, rebuild, workers, progress: see :class:`How`.
-            overrides: settings, as in the file, for instance ``migrations=["sql:db/migrations"]``.
-
-        Raises:
-            ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
-        """
-        from harness.config.load import load
-        from harness.databases import freshness
-        from harness.migrations.registry import check_settings
-
-        environment = os.environ if environ is None else environ
-        start = Path(root) if root is not None else Path.cwd()
-        settings = load(environment, start=start, overrides={**overrides, **cls._stated(purpose)})
-        check_settings(settings)
-        freshness.check_settings(settings)
-        return cls.open_with(
-            settings,
-            environment,
-            purpose=purpose,
-            run=run,
-            rebuild=rebuild,
-            workers=workers,
-            progress=progress,
-        )
-
-    @classmethod
-    def _stated(cls, purpose: str) -> Mapping[str, Any]:
-        """Settings that this kind of run implies."""
-        return {}
-
-    @classmethod
-    @abstractmethod
-    def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
-        """As :meth:`open`, with settings that were read already."""
-
-    @abstractmethod
-    def lease(self, worker: str | None = None) -> Lease:
-        """Lease a fresh clone of every database for one worker."""
-
-    @abstractmethod
-    def leases(self, count: int, *, first: int = 1) -> list[Lease]:
-        """Leases for workers ``first`` … ``first + count - 1``, made side by side."""
-
-    @abstractmethod
-    def fingerprints(self) -> dict[str, str]:
-        """Database name → fingerprint of its migrations as they are now. Builds and changes nothing."""
-
-    @abstractmethod
-    def sweep(self, *, dry_run: bool = False) -> list[Doomed]:
-        """Remove what dead runs of this checkout have left."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release what is still leased, and let go. Twice is once."""
-
-    # --- environment -------------------------------------------------------------------------------
-
-    def slot(self, worker: str) -> env.Slot:
-        """What env templates may say of a worker."""
-        return env.Slot(worker, self.workers, self.settings.connections_per_worker)
-
-    def variables(self, lease: Lease) -> dict[str, str]:
-        """``DATABASE_URL``, ``PG*`` and the user's own variables of a lease."""
-        tables = {database.name: database.env for database in self.settings.databases}
-        return env.variables(lease.dsns, tables, self.slot(lease.worker))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            self.close()
-        except HarnessError:
-            # The block's own error matters more than a server that went away under it.
-            if error is None:
-                raise
 
 
 def parallel() -> int:
@@ -197,46 +40,53 @@ def parallel() -> int:
     return min(4, os.cpu_count() or 1)
 
 
-def run_all(acts: Sequence[Callable[[], object]]) -> None:
-    """Run several acts side by side; the first error is raised after all have ended."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(max(1, len(acts))) as threads:
-        for future in [threads.submit(act) for act in acts]:
-            future.result()
-
-
-class OneServer(Run):
-    """The part of :class:`harness.runs.harness.Harness` that concerns the server as a whole.
+class ServerSession:
+    """The part of a run that one server has, seen from one process.
 
     Attributes:
+        settings: with what was found out for this server, see :meth:`limit_connections`.
         server: the server it works on.
+        run: sixteen hex digits that name the run, or :data:`harness.postgres.names.PERSON`.
+        project: ten hex digits of the checkout.
+        environ: the environment, for programs that are started on the run's behalf.
+        link: the admin's way to the maintenance database of the server.
         templates: database name → template, ready to be cloned.
+        leases: those of this process that are on this server.
+        lock: held while a lease is made here: a claim is several statements.
     """
 
     def __init__(
         self,
         settings: Settings,
         server: Server,
+        environ: Mapping[str, str],
         *,
         run: str,
-        environ: Mapping[str, str],
         workers: int = 1,
         progress: Progress = unseen,
+        owner: Owner | None = None,
+        templates: Mapping[str, Template] | None = None,
     ) -> None:
-        super().__init__(settings, environ, run=run, workers=workers, progress=progress)
+        """
+        Args:
+            workers: how many there will be, as migrations are told.
+            owner, templates: where another process has made them already.
+        """
+        self.settings = settings
         self.server = server
-        self.templates: dict[str, Template] = {}
-        self._leases: list[Lease] = []
-        self._link = Link(server.admin_dsn, server.info.server_id, session=server.session)
+        self.run = run
+        self.project = project.project_id(settings.root)
+        self.environ = dict(environ)
+        self.link = Link(server.admin_dsn, server.info.server_id, session=server.session)
+        self.templates = dict(templates or {})
+        self.leases: list[Lease] = []
+        self.lock = threading.RLock()
+        self._workers = workers
+        self._progress = progress
         self._life: SignOfLife | None = None
-        self._owner: Owner | None = None
+        self._owner = owner
         self._clones: Clones | None = None
-
-    @property
-    def link(self) -> Link:
-        """The admin's way to the maintenance database of the server."""
-        return self._link
+        self._filler: Filler | None = None
 
     @property
     def owner(self) -> Owner:
@@ -244,7 +94,7 @@ class OneServer(Run):
         if self._owner is None:
             from harness.databases import role
 
-            self._owner = role.ensure(self._link.session, self.server.info, self.settings, self.project)
+            self._owner = role.ensure(self.link.session, self.server.info, self.settings, self.project)
         return self._owner
 
     def expected_owner(self) -> tuple[Owner, bool]:
@@ -253,13 +103,13 @@ class OneServer(Run):
             return self._owner, False
         from harness.databases import role
 
-        return role.expected(self._link.session, self.server.info, self.settings, self.project)
+        return role.expected(self.link.session, self.server.info, self.settings, self.project)
 
     @property
     def clones(self) -> Clones:
         """What makes, claims and retires clones on this server."""
         if self._clones is None:
-            self._clones = self._clones_over(self._link)
+            self._clones = self._clones_over(self.link)
         return self._clones
 
     def _clones_over(self, link: Link) -> Clones:
@@ -290,11 +140,11 @@ class OneServer(Run):
 
         return recipes.make(
             self.settings,
-            self._environ,
+            self.environ,
             database,
             role=self.expected_owner()[0].name,
             binaries=self.server.info.binaries,
-            slot=self.slot("1"),
+            slot=env.Slot("1", self._workers, self.settings.connections_per_worker),
         )
 
     def sources(self, database: DatabaseSettings) -> tuple[SourceSpec, ...]:
@@ -310,20 +160,26 @@ class OneServer(Run):
             MigrationError: a source cannot be read.
         """
         return {
-            database.name: fingerprint(self._link.session, self.recipe(database))
+            database.name: fingerprint(self.link.session, self.recipe(database))
             for database in self.settings.databases
         }
 
-    def prepare(self, *, rebuild: bool = False) -> None:
-        """Show the sign of life, clean up after dead runs, and have every database's template ready."""
+    def prepare(self, *, rebuild: bool = False, clean_up: bool = True) -> None:
+        """Show the sign of life, clean up after dead runs, and have every database's template ready.
+
+        Args:
+            rebuild: migrate anew although a template is there.
+            clean_up: False on a new server, which holds nothing that anybody has left.
+        """
         self._show_life()
-        self._clean_up()
+        if clean_up:
+            self._clean_up()
         for database in self.settings.databases:
             made = self.templates[database.name] = self._template(
-                self._link, self.recipe(database), rebuild=rebuild
+                self.link, self.recipe(database), rebuild=rebuild
             )
             if not made.built:
-                template.touch(self._link.session, made)
+                template.touch(self.link.session, made)
 
     def _template(self, link: Link, recipe: Recipe, *, rebuild: bool = False) -> Template:
         return template.ensure(
@@ -332,7 +188,7 @@ class OneServer(Run):
             recipe,
             self.owner,
             rebuild=rebuild,
-            probe_strategy=self.server.info.backend == "external",
+            probe_strategy=not self.server.info.ours,
             progress=self._progress,
         )
 
@@ -342,10 +198,63 @@ class OneServer(Run):
         held = [("run", self.run)]
         if self.server.info.server_id:
             held.append(("server", self.server.info.server_id))
-        self._life = SignOfLife(self._link.another(), held)
+        self._life = SignOfLife(self.link.another(), held)
 
-    def _epoch(self) -> int:
-        return self._life.epoch if self._life is not None else self._link.epoch
+    def epoch(self) -> int:
+        """How many times the server's sessions were lost so far."""
+        return self._life.epoch if self._life is not None else self.link.epoch
+
+    # --- spares ------------------------------------------------------------------------------------
+
+    def limit_connections(self, each: int) -> None:
+        """Every worker of the run may open ``each`` connections to each of its databases, from here on."""
+        if each == self.settings.connections_per_worker:
+            return
+        self.settings = replace(self.settings, connections_per_worker=each)
+        leased = [dsn.database for lease in self.leases for dsn in lease.dsns.values()]
+        self.clones.limit(each, leased)
+
+    def fill(self, count: int) -> None:
+        """Have ``count`` spares of each template."""
+        for found in self.templates.values():
+            self.clones.fill(found, count, parallel=parallel())
+
+    def fill_aside(self, count: int) -> None:
+        """As :meth:`fill`, over a connection of its own: for another thread.
+
+        And what the first reset of every worker would wait for, where the tests are reset.
+        """
+        link = self.link.another()
+        try:
+            clones = self._clones_over(link)
+            for found in list(self.templates.values()):
+                clones.fill(found, count, parallel=parallel())
+                if freshness.of(self.settings).watches and found.settled:
+                    ensure_baseline(clones, found)
+        finally:
+            link.close()
+
+    def keep_spares(self, count: int) -> None:
+        """Keep that many spares ready in the background from now on, and drop what is retired there too."""
+        if self._filler is None:
+            self._filler = self._new_filler(list(self.templates.values()), count)
+
+    @property
+    def filler(self) -> Filler | None:
+        """What works in the background; None as long as nothing did."""
+        return self._filler
+
+    def filling(self) -> Filler:
+        """What works in the background, begun by the first replacement; a run that never replaces has none."""
+        with self.lock:
+            if self._filler is None:
+                self._filler = self._new_filler([], 1)
+            return self._filler
+
+    def _new_filler(self, templates: Sequence[Template], wanted: int) -> Filler:
+        from harness.databases.pool import Filler
+
+        return Filler(self._clones_over(self.link.another()), templates, wanted=wanted)
 
     # --- what is left over -------------------------------------------------------------------------
 
@@ -366,15 +275,20 @@ class OneServer(Run):
         limits = sweep.Limits(
             self.settings.keep_templates, self.settings.template_age, self.settings.keep_failed
         )
-        return sweep.sweep(self._link.session, self.project, limits, dry_run=dry_run)
+        return sweep.sweep(self.link.session, self.project, limits, dry_run=dry_run)
 
-    def release_run(self, workers: Sequence[str] | None = None) -> list[str]:
-        """Drop every database that this run has leased, in whatever process; return their names.
+    def drop_leases(self, workers: Sequence[str] | None = None) -> list[str]:
+        """Drop every database that this run has leased here, in whatever process; return their names.
+
+        The leases of this process log out before their databases go.
 
         Args:
             workers: only those of these workers (one that has crashed); None: all.
         """
-        session = self._link.session
+        for lease in list(self.leases):
+            if workers is None or lease.worker in workers:
+                lease.disconnect()
+        session = self.link.session
         wanted = (
             None
             if workers is None
@@ -393,6 +307,14 @@ class OneServer(Run):
                 dropped.append(found.name)
         return dropped
 
+    def kept(self) -> list[str]:
+        """Names of the databases here that are kept for people."""
+        return [
+            database.name
+            for database in databases.list_ours(self.link.session, self.project)
+            if database.kind is names.Kind.KEPT
+        ]
+
     def _drop_created_by_tests(self) -> list[str]:
         """Databases that tests created carry no run's name: only the last run of a server may drop them."""
         if not self._tests_own_databases or self._others_alive():
@@ -404,7 +326,7 @@ class OneServer(Run):
         """Whether databases of the application's role can only be the tests': nobody else is that role."""
         if self.run == names.PERSON:
             return False
-        if self.server.info.backend != "external":
+        if self.server.info.ours:
             return True
         # Somebody else's server: only a role that is named after this checkout is nobody else's.
         return self.owner.name == f"{names.PREFIX}_{self.project}"
@@ -412,13 +334,45 @@ class OneServer(Run):
     def _others_alive(self) -> bool:
         from harness.databases import sweep
 
-        everything = databases.list_ours(self._link.session, self.project)
+        everything = databases.list_ours(self.link.session, self.project)
         runs = {d.owner for d in everything if d.kind is names.Kind.LEASE}
-        return bool(sweep.alive_runs(self._link.session, sorted(runs - {self.run})))
+        return bool(sweep.alive_runs(self.link.session, sorted(runs - {self.run})))
+
+    # --- the end -----------------------------------------------------------------------------------
+
+    def close(self, *, release: bool) -> None:
+        """Log out everywhere, and let go of the server.
+
+        Args:
+            release: drop first what this process has leased, and what tests created.
+        """
+        if self._filler is not None:
+            self._filler.close()
+        try:
+            if release:
+                for lease in list(self.leases):
+                    lease.release()
+                self._drop_created_by_tests()
+        finally:
+            # Not released, because it is not ours or its server is gone: its sessions would stay open.
+            self._leave()
+
+    def abandon(self) -> None:
+        """Let go of a server that is about to be ended: nothing in it needs to be released."""
+        if self._filler is not None:
+            self._filler.close(drop=False)
+        self._leave()
 
     def _leave(self) -> None:
-        """Log out everywhere."""
+        for lease in self.leases:
+            lease.disconnect()
         if self._life is not None:
             self._life.close()
-        self._link.close()
+        self.link.close()
         self.server.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<ServerSession {self.project} run {self.run}: {len(self.templates)} templates, "
+            f"{len(self.leases)} leases, {self.server.info.description}>"
+        )

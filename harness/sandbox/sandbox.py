@@ -14,7 +14,7 @@ from harness.errors import LeaseError
 from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, locks, names
 from harness.reset.report import ResetReport
-from harness.runs.harness import Harness, baked_base
+from harness.runs.harness import Harness
 from harness.runs.places import Place, places_on
 from harness.sandbox import marks, reset
 from harness.sandbox.marks import SavedMark
@@ -25,6 +25,7 @@ from harness.servers.handle import Server
 
 if TYPE_CHECKING:
     from harness.reset.changes import Changes
+    from harness.servers.port import Backend
 
 PATIENCE = 120
 """Seconds to wait for another command that changes these databases."""
@@ -89,15 +90,16 @@ class Sandbox:
         Raises:
             ConfigError, BackendUnavailable, ServerStartError.
         """
-        server = acquire.ensure(
-            settings,
-            environ,
-            purpose="up",
-            ttl=ttl,
-            base=lambda backend: baked_base(settings, environ, backend),
-        )
+
+        def base(backend: Backend) -> str | None:
+            # Where a server must be started; what runs already needs nothing of it.
+            from harness.runs.bake import baked_base
+
+            return baked_base(settings, environ, backend)
+
+        server = acquire.ensure(settings, environ, purpose="up", ttl=ttl, base=base)
         try:
-            return cls(Harness(settings, server, run=names.PERSON, environ=environ, progress=progress))
+            return cls(Harness.on(settings, server, run=names.PERSON, environ=environ, progress=progress))
         except BaseException:
             server.close()
             raise

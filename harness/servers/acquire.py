@@ -3,7 +3,7 @@
 The warm path reads a hint file, logs in, compares ``harness.server_id`` and takes the sign of life, in
 one round trip; nothing of Docker's is imported. A hint is never believed before that comparison.
 
-Below: what is asked of a backend where one must be started, alone, and what else is tried where Docker cannot.
+Below: what is asked of a backend where one must be started, alone.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def ensure(
         PoolTimeout: another process was busy starting it for too long.
     """
     search = _Search(settings, environ, purpose)
-    if settings.server_url is not None:
+    if not registry.starts(settings):
         return external(settings, environ, purpose=purpose)
     if found := search.noted():
         return found
@@ -71,7 +71,7 @@ def ensure(
         try:
             return search.listed_or_new(backend, ttl, base(backend))
         except BackendUnavailable as error:
-            backend = instead(error, backend, settings, environ)
+            backend = registry.fallback(error, backend, settings, environ)
             return search.listed_or_new(backend, ttl, base(backend))
 
 
@@ -228,13 +228,13 @@ def external(settings: Settings, environ: Mapping[str, str], *, purpose: str) ->
     Raises:
         BackendUnavailable: it does not answer, or cannot be used.
     """
-    from harness.postgres.session import Session
-
     began = time.monotonic()
     hint = Hint.of(settings, environ, purpose)
     backend = registry.choose(settings, environ)
     info = backend.start(new_request(settings, hint.project, purpose, None))
-    session = Session.connect(info.dsn)
+    session, why = attach(info)
+    if session is None:
+        raise ServerLost(f"the server {info.description} does not answer as itself: {why}")
     return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)
 
 
@@ -281,28 +281,3 @@ def new_request(settings: Settings, project_id: str, purpose: str, ttl: float | 
 def gone_again(info: ServerInfo, why: str) -> ServerLost:
     """What to raise where a server that has just been started does not answer."""
     return ServerLost(f"the server {info.description} was started and is gone again: {why}")
-
-
-def instead(
-    error: BackendUnavailable, backend: Backend, settings: Settings, environ: Mapping[str, str]
-) -> Backend:
-    """Local binaries, where nobody chose Docker or an image and the default one cannot be had.
-
-    Raises:
-        BackendUnavailable: the error, where Docker or the image is meant: another server in its place would be a
-            surprise; with what local binaries lack, where there are none.
-    """
-    if settings.backend != "auto" or backend.name != "docker" or settings.origin("image") != "default":
-        raise error
-    other = registry.named("process", settings, environ)
-    try:
-        registry.usable(other)
-    except BackendUnavailable as second:
-        raise BackendUnavailable(
-            error.message.splitlines()[0],
-            checked=[*error.checked, second.message.splitlines()[0], *second.checked],
-            remedies=[*error.remedies, *second.remedies],
-        ) from error
-    logger.info("docker: %s", error.message.splitlines()[0])
-    logger.info("backend: process instead, because neither a backend nor an image is named in the settings")
-    return other

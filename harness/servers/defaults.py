@@ -1,16 +1,8 @@
-"""Server settings for throwaway data, and how much memory such data may take."""
+"""Server settings for throwaway data."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
-from pathlib import Path
-
-MB = 1024 * 1024
-
-MEMORY_AT_LEAST = 512 * MB
-"""Below this budget (bytes) data goes to disk: a server with a few templates and clones needs it."""
 
 _THROWAWAY: Mapping[str, str] = {
     # A crash of the machine may lose this data: that is what throwaway means.
@@ -67,78 +59,6 @@ def render(settings: Mapping[str, str]) -> str:
 
 def _one_line(settings: Mapping[str, str]) -> dict[str, str]:
     return {name: " ".join(value.splitlines()) for name, value in settings.items()}
-
-
-def memory_budget(limit: int | None) -> int:
-    """Bytes that data in memory may take on this machine.
-
-    ``MemAvailable`` (proc(5)) is of the whole machine: in a container limited to 200 MB it said 22.7 GB,
-    and the writer to a tmpfs was killed at 198 MB. So it is cut by what the control group leaves.
-
-    Args:
-        limit: the user's ``memory_limit`` in bytes; None: a quarter of what is free.
-    """
-    free = free_memory()
-    return free // 4 if limit is None else min(limit, max(0, free))
-
-
-def free_memory() -> int:
-    """Bytes of memory that are free on this machine, cut by what the control groups leave; 0: unknown."""
-    return min([_available(), *_cgroup_rooms()])
-
-
-def _available() -> int:
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return 0
-    for line in text.splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _cgroup_rooms() -> list[int]:
-    """Bytes left in each control group above us (cgroups(7), versions 1 and 2)."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    rooms: list[int] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            top, limit, usage = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            top, limit, usage = (
-                Path("/sys/fs/cgroup/memory"),
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-            )
-        else:
-            continue
-        # Inside a container the path is the host's and missing here: then the top is our own group.
-        folder = top / path.lstrip("/")
-        for group in [folder, *folder.parents]:
-            if top in (group, *group.parents):
-                rooms.extend(_room(group / limit, group / usage))
-    return rooms
-
-
-def _room(limit: Path, usage: Path) -> list[int]:
-    try:
-        most, used = limit.read_text().strip(), int(usage.read_text())
-    except (OSError, ValueError):
-        return []
-    return [] if most == "max" else [max(0, int(most) - used)]
-
-
-def shared_memory() -> Path | None:
-    """A folder in memory that every user may write to; None where there is none (macOS, Windows)."""
-    folder = Path("/dev/shm")
-    if sys.platform != "linux" or not os.access(folder, os.W_OK):
-        return None
-    return folder if os.path.ismount(folder) else None
 
 
 def tail(text: str, lines: int = 25) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from harness.config.settings import DEFAULT_IMAGE, Settings
+from harness.config.settings import Settings
 from harness.postgres import names
+from harness.servers import registry
 from harness.servers.port import ServerInfo
 
 _POSTGRES = "postgres."
@@ -18,38 +19,37 @@ def of(settings: Settings, backend: str) -> dict[str, str]:
     and a server setting may hold a password (``primary_conninfo``).
     """
     facts = {"max_connections": str(settings.max_connections), "storage": settings.storage}
-    if backend == "docker":
-        facts |= {"image": settings.image, "shm_size": str(settings.shm_size)}
-        facts["memory_limit"] = str(settings.memory_limit or "auto")
-    else:
-        facts |= {"version": settings.version or "any", "binaries": str(settings.binaries or "any")}
-        # `auto` takes local binaries only while nobody names an image.
-        facts["image"] = settings.image if settings.image != DEFAULT_IMAGE else "any"
+    facts |= registry.decided(backend, settings) or {}
     return facts | {_POSTGRES + name: names.digest(text, 8) for name, text in settings.postgres.items()}
 
 
 def mark(settings: Settings) -> str:
     """Six hex digits of all that decides a start, whatever the backend: names a second server beside another."""
-    both = {**of(settings, "process"), **of(settings, "docker")}
-    return names.digest(repr(sorted(both.items())), 6)
+    everything: dict[str, str] = {}
+    # The first of them last: what two of them note under one key is noted as `auto` prefers it.
+    for backend in reversed(tuple(registry.BACKENDS)):
+        everything |= of(settings, backend)
+    return names.digest(repr(sorted(everything.items())), 6)
 
 
 def changes(info: ServerInfo, settings: Settings) -> list[str]:
     """What the settings say now that the server was not started with, for people; empty: nothing."""
+    if registry.find_kind(info.backend) is None:
+        return [f"the backend {info.backend} is not installed any more"]
     return _changed(info.made_with, of(settings, info.backend), info.storage) if info.made_with else []
 
 
 def fits(info: ServerInfo, settings: Settings, purpose: str) -> bool:
     """Whether the settings still mean this server. A person's is never replaced: its data would be out of sight."""
-    if info.backend == "external" or purpose == "up":
-        return info.backend != "external"
-    return settings.backend in ("auto", info.backend) and not changes(info, settings)
+    if not info.ours or purpose == "up":
+        return info.ours
+    return settings.backend in (registry.AUTO, info.backend) and not changes(info, settings)
 
 
 def told(info: ServerInfo, settings: Settings) -> list[str]:
     """As :func:`changes`, with a change of backend: what a person should know of a server that stays."""
     changed = changes(info, settings)
-    if settings.backend not in ("auto", info.backend):
+    if settings.backend not in (registry.AUTO, info.backend):
         changed.append(f"backend {info.backend} → {settings.backend}")
     return changed
 

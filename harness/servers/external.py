@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.config.settings import Settings
 from harness.dsn import Dsn
-from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerRefused
-from harness.servers.port import ServerInfo, ServerRequest
+from harness.errors import BackendError, BackendUnavailable, ConfigError, ServerLost, ServerRefused
+from harness.servers.port import Backend, Bakery, Finding, ServerInfo, ServerRequest
 
 if TYPE_CHECKING:
     from harness.postgres.session import Session
@@ -96,6 +97,56 @@ class ExternalBackend:
         self.dsn = Dsn.parse(url, origin=origin)
         self.origin = origin
 
+    @classmethod
+    def of(cls, settings: Settings, environ: Mapping[str, str], *, timeout: float) -> Backend:
+        """The server that the settings name.
+
+        Raises:
+            ConfigError: they name none.
+        """
+        if settings.server_url is None:
+            raise ConfigError(
+                'backend = "external" needs the server\'s address: PGHARNESS_SERVER_URL or --server-url. '
+                "An inherited DATABASE_URL is never used: it may be production.",
+                key="server_url",
+                origin=settings.origin("backend"),
+            )
+        return cls(settings.server_url, origin=settings.origin("server_url"))
+
+    def available(self) -> str:
+        """Where the server answers, and its version.
+
+        Raises:
+            BackendUnavailable: as :meth:`find`.
+        """
+        return self._answers(self.limits())
+
+    def examine(self) -> Iterator[Finding]:
+        """The server, and what we may do on it."""
+        found = self.limits()
+        yield Finding("ok", self._answers(found))
+        rights = (
+            ("superuser", found.superuser, "extensions that are not trusted must be there already"),
+            ("CREATEDB", found.superuser or found.createdb, "needed for every clone"),
+            (
+                "CREATEROLE",
+                found.superuser or found.createrole,
+                f"the application logs in as {found.user} itself",
+            ),
+            ("right to read the log", found.reads_wal, "each reset is a new clone"),
+        )
+        for right, there, without in rights:
+            if there:
+                yield Finding("ok", f"{found.user}: {right}")
+            else:
+                yield Finding("note", f"{found.user}: no {right}: {without}")
+        few = found.max_connections < 100
+        yield Finding("note" if few else "ok", f"max_connections = {found.max_connections}")
+
+    def _answers(self, limits: Limits) -> str:
+        major, minor = divmod(limits.version, 10000)
+        return f"{self.dsn.masked} answers: PostgreSQL {major}.{minor}"
+
     def find(self, project: str, purpose: str) -> ServerInfo | None:
         """The server, after it was asked what it allows.
 
@@ -162,6 +213,20 @@ class ExternalBackend:
     def logs(self, info: ServerInfo, follow: bool) -> Iterator[str]:
         """One line: the log is with whoever runs the server."""
         yield f"the log of {self.dsn.masked} is with whoever runs that server"
+
+    def psql(
+        self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
+    ) -> Sequence[str] | None:
+        """None: nothing of ours is where that server is."""
+        return None
+
+    def free_memory(self) -> int:
+        """0: that machine's memory is unknown."""
+        return 0
+
+    def snapshots(self) -> Bakery | None:
+        """None: its data is not ours to keep."""
+        return None
 
     def _info(self, purpose: str, limits: Limits) -> ServerInfo:
         major, minor = divmod(limits.version, 10000)

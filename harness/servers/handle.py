@@ -80,7 +80,6 @@ def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo) -> Se
     Raises:
         ServerLost: it is gone, or another one answers at its address.
     """
-    from harness.postgres.session import Session
 
     def forget() -> None:
         from harness.servers.records import Hint
@@ -88,11 +87,7 @@ def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo) -> Se
         Hint.of(settings, environ, "run").forget()
 
     began = time.monotonic()
-    if info.backend == "external":
-        session: Session | None = Session.connect(info.dsn)
-        why = ""
-    else:
-        session, why = attach(info)
+    session, why = attach(info)
     if session is None:
         raise ServerLost(f"the server of this run ({info.description}) is gone: {why}")
     return Server(info, session, False, time.monotonic() - began, settings, environ, forget)

@@ -1,5 +1,7 @@
-"""Whether a server that is noted or listed answers as itself, whether anybody else uses it, and waiting
-for one that was started."""
+"""The handshake with a server: is it the right one, is it alive, is it ready, is anybody else there?
+
+Every way to a server ends in :func:`_greet`: an address is never believed before the server has told its id.
+"""
 
 from __future__ import annotations
 
@@ -29,30 +31,55 @@ def life_key(info: ServerInfo) -> int:
     return lock_key("server", info.server_id)
 
 
+def _greet(dsn: Dsn, server_id: str, timeout: float | None = None) -> Session | None:
+    """A session on the server of that id; None: another server answers there.
+
+    Args:
+        timeout: seconds for the login; None: as for every session.
+
+    Raises:
+        ServerLost: nobody answers. ServerRefused: somebody answers and refuses.
+    """
+    from harness.postgres.session import CONNECT_TIMEOUT, Session
+
+    session = Session.connect(dsn, timeout=CONNECT_TIMEOUT if timeout is None else timeout)
+    try:
+        if session.value("SELECT current_setting('harness.server_id', true)") == server_id:
+            return session
+    except BaseException:
+        session.close()
+        raise
+    session.close()
+    return None
+
+
 def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
     """Log in, compare the id and take the sign of life; or say why not.
+
+    A server that is not ours has no id and no sign of life: that it lets us in is all that there is to ask.
 
     Args:
         patience: seconds to wait for a server that does not answer at all.
 
     Raises:
         ServerRefused: it is the right server, and it has no connection left.
+        ServerLost, ServerRefused: it is not ours, and does not answer, or does not let us in.
     """
     from harness.postgres.locks import HOLD_SHARED
     from harness.postgres.session import Session
 
+    if not info.ours:
+        return Session.connect(info.dsn), ""
     began = time.monotonic()
     while True:
         session = None
         try:
-            session = Session.connect(info.dsn)
-            found = session.value("SELECT current_setting('harness.server_id', true)")
-            if found == info.server_id:
-                # Blocking: where the server is ending itself, this waits until it is gone and then says so.
-                session.execute(HOLD_SHARED, (life_key(info),))
-                return session, ""
-            session.close()
-            return None, f"another server answers at {info.dsn.host}:{info.dsn.port}"
+            session = _greet(info.dsn, info.server_id)
+            if session is None:
+                return None, f"another server answers at {info.dsn.host}:{info.dsn.port}"
+            # Blocking: where the server is ending itself, this waits until it is gone and then says so.
+            session.execute(HOLD_SHARED, (life_key(info),))
+            return session, ""
         except (ServerLost, ServerRefused) as error:
             if session is not None:
                 session.close()
@@ -105,8 +132,6 @@ def wait(
     Raises:
         ServerStartError: it died, another server answers there, or time is up.
     """
-    from harness.postgres.session import Session
-
     deadline = time.monotonic() + timeout
     pause = 0.005
     last = "nobody answered"
@@ -115,8 +140,7 @@ def wait(
         if reason is not None:
             raise ServerStartError(reason, log_tail=tail())
         try:
-            with Session.connect(dsn, timeout=2) as session:
-                found = session.value("SELECT current_setting('harness.server_id', true)")
+            session = _greet(dsn, server_id, timeout=2)
         except ServerLost as error:
             last = str(error)
         except ServerRefused as error:
@@ -128,7 +152,8 @@ def wait(
             # It says that it is starting up: it will not be long.
             pause = min(pause, 0.01)
         else:
-            if found == server_id:
+            if session is not None:
+                session.close()
                 return
             last = "another PostgreSQL server answers at this address"
         if time.monotonic() > deadline:

@@ -25,7 +25,7 @@ def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run"
     Raises:
         BackendUnavailable: an external server that is named does not answer.
     """
-    if settings.server_url is not None:
+    if not registry.starts(settings):
         return external(settings, environ, purpose=purpose)
     began = time.monotonic()
     hint = Hint.of(settings, environ, purpose)
@@ -78,9 +78,13 @@ def servers(settings: Settings, environ: Mapping[str, str], *, everywhere: bool 
 
 def working_backends(settings: Settings, environ: Mapping[str, str]) -> Iterator[Backend]:
     """Those that may hold a server of ours; a daemon that does not answer holds none that could be ended."""
-    for name in ("process", "docker"):
+    # The first choice of `auto` last: a daemon takes longer to answer than a look into our own folders.
+    for word in reversed(registry.starting()):
         backend = registry.named(
-            name, settings, environ, timeout=registry.AUTO_TIMEOUT if settings.backend == "auto" else 10
+            word,
+            settings,
+            environ,
+            timeout=registry.AUTO_TIMEOUT if settings.backend == registry.AUTO else 10,
         )
         try:
             backend.list("0000000000")

@@ -1,26 +1,140 @@
-"""Memory for several servers: reckoned and told before they are started."""
+"""Memory: what is free, where a server's data lies, how many servers fit, and what is done with data that outgrows it."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from harness.config import project
 from harness.config.settings import Settings
-from harness.errors import BackendError
-from harness.servers import defaults
+from harness.config.state_file import replace_file
+from harness.errors import BackendError, HarnessError, MigrationError, ServerLost
 from harness.servers.port import Backend
+
+if TYPE_CHECKING:
+    from harness.servers.handle import Server
 
 logger = logging.getLogger("pg_harness.servers")
 
 MB = 1024 * 1024
 
+AT_LEAST = 512 * MB
+"""Below this (bytes) data goes to disk: a server with a few templates and clones needs it."""
+
 PROCESSES = 48 * MB
 """What the postmaster, its helpers and a few sessions of one idle server take beyond shared buffers."""
 
 WRITES = 288 * MB
-"""What a server's WAL (max_wal_size is soft) and a test's own rows may take beside the baked data."""
+"""What a server's WAL (max_wal_size is soft), its own databases and a test's rows may take beside templates and clones."""
+
+FULL = "No space left on device"
+"""What a server says of a full file system; ours speak English (``lc_messages = C``)."""
 
 _UNITS = {"b": 1, "kb": 1024, "mb": MB, "gb": 1024 * MB, "tb": 1024 * 1024 * MB, "": 8192}
+
+
+# --- what is free ----------------------------------------------------------------------------------------
+
+
+def budget(limit: int | None) -> int:
+    """Bytes that data in memory may take on this machine.
+
+    ``MemAvailable`` (proc(5)) is of the whole machine: in a container limited to 200 MB it said 22.7 GB,
+    and the writer to a tmpfs was killed at 198 MB. So it is cut by what the control group leaves.
+
+    Args:
+        limit: the user's ``memory_limit`` in bytes; None: a quarter of what is free.
+    """
+    free = free_memory()
+    return free // 4 if limit is None else min(limit, max(0, free))
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free on this machine, cut by what the control groups leave; 0: unknown."""
+    return min([_available(), *_cgroup_rooms()])
+
+
+def _available() -> int:
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return 0
+    for line in text.splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _cgroup_rooms() -> list[int]:
+    """Bytes left in each control group above us (cgroups(7), versions 1 and 2)."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    rooms: list[int] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, limit, usage = Path("/sys/fs/cgroup"), "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            top, limit, usage = (
+                Path("/sys/fs/cgroup/memory"),
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            )
+        else:
+            continue
+        # Inside a container the path is the host's and missing here: then the top is our own group.
+        folder = top / path.lstrip("/")
+        for group in [folder, *folder.parents]:
+            if top in (group, *group.parents):
+                rooms.extend(_room(group / limit, group / usage))
+    return rooms
+
+
+def _room(limit: Path, usage: Path) -> list[int]:
+    try:
+        most, used = limit.read_text().strip(), int(usage.read_text())
+    except (OSError, ValueError):
+        return []
+    return [] if most == "max" else [max(0, int(most) - used)]
+
+
+def shared_memory() -> Path | None:
+    """A folder in memory that every user may write to; None where there is none (macOS, Windows)."""
+    folder = Path("/dev/shm")
+    if sys.platform != "linux" or not os.access(folder, os.W_OK):
+        return None
+    return folder if os.path.ismount(folder) else None
+
+
+# --- where data lies -------------------------------------------------------------------------------------
+
+
+def storage(wanted: str, room: int, *, throwaway: bool) -> str:
+    """``"memory"`` or ``"disk"``, for one server.
+
+    Args:
+        wanted: the setting; ``"auto"`` puts into memory what is thrown away anyway, where it has room.
+        room: bytes that data in memory may take.
+        throwaway: whether nobody expects the data to be there after a reboot.
+    """
+    if wanted != "auto":
+        return wanted
+    return "memory" if throwaway and room >= AT_LEAST else "disk"
+
+
+def allowed(settings: Settings) -> int:
+    """Bytes that data in memory may take here, at most."""
+    return budget(settings.memory_limit)
+
+
+# --- several servers, reckoned and told before they are started ------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -48,7 +162,7 @@ class Room:
         """
         buffers = bytes_of(settings.postgres.get("shared_buffers", "128MB"))
         # Baked data, one clone at work and one while a reset replaces it.
-        return cls(free_memory(backend), buffers + PROCESSES, 2 * baked + WRITES, settings.storage)
+        return cls(backend.free_memory(), buffers + PROCESSES, 2 * baked + WRITES, settings.storage)
 
     def storage(self, count: int) -> str:
         """``"memory"`` where ``count`` servers fit into half of what is free, else ``"disk"``."""
@@ -84,22 +198,6 @@ class Room:
         )
 
 
-def free_memory(backend: Backend) -> int:
-    """Bytes that servers of this backend may take: this machine's or the daemon's, cut by control groups.
-
-    Raises:
-        BackendError: the daemon does not tell.
-    """
-    from harness.servers.docker.backend import DockerBackend
-
-    here = defaults.free_memory()
-    if not isinstance(backend, DockerBackend):
-        return here
-    known, local = backend.total_memory()
-    # Of a daemon elsewhere only the whole is known: half of it may be taken already.
-    return min(known, here) if local and here else known // 2
-
-
 def bytes_of(text: str) -> int:
     """Bytes of a PostgreSQL memory setting; a bare number counts blocks of 8 kB."""
     digits = text.strip().lower()
@@ -108,3 +206,114 @@ def bytes_of(text: str) -> int:
         return int(float(digits.removesuffix(unit).strip()) * _UNITS[unit])
     except (ValueError, KeyError):
         return 128 * MB
+
+
+# --- data that outgrows memory: noticed once its size is known, remembered for the next start -------------
+
+
+def grown(size: int, workers: int) -> int:
+    """Bytes that templates of ``size`` bytes take with a clone for each worker, a baseline, and a spare for a re-clone."""
+    return WRITES + size * (workers + 3)
+
+
+def full(error: HarnessError, server: Server) -> str:
+    """What the server said of a full file system; empty where it was something else.
+
+    A server that cannot write its WAL ends: then only its log says why.
+    """
+    if FULL in error.full_text:
+        return FULL
+    if not isinstance(error, ServerLost | MigrationError):
+        return ""
+    try:
+        return next((line for line in server.logs() if FULL in line), "")
+    except HarnessError:
+        return ""
+
+
+def must_move(
+    settings: Settings,
+    environ: Mapping[str, str],
+    server: Server,
+    size: int,
+) -> bool:
+    """Whether the data has outgrown the memory that it may take; noted, and told.
+
+    Args:
+        size: bytes of all templates.
+    """
+    if not _may_move(settings, server):
+        return False
+    needed, there = grown(size, os.cpu_count() or 1), allowed(settings)
+    if needed <= there:
+        return False
+    remember(settings, environ, needed)
+    logger.info(
+        "templates and clones need about %d MB, and %d MB of memory may be used: "
+        'moving to disk, and migrating once more. storage = "disk" avoids this',
+        needed >> 20,
+        there >> 20,
+    )
+    return True
+
+
+def ran_out(
+    error: HarnessError,
+    settings: Settings,
+    environ: Mapping[str, str],
+    server: Server,
+) -> bool:
+    """Whether a migration failed because its data did not fit into memory, where disk may do; noted, and told."""
+    if not _may_move(settings, server) or not full(error, server):
+        return False
+    # How much is needed is unknown: more than there is.
+    remember(settings, environ, 2 * allowed(settings))
+    logger.info(
+        "the data does not fit into memory: moving to disk, and migrating once more. "
+        'storage = "disk" avoids this'
+    )
+    return True
+
+
+def _may_move(settings: Settings, server: Server) -> bool:
+    return settings.storage == "auto" and server.info.storage == "memory"
+
+
+def explain(error: HarnessError, server: Server) -> None:
+    """Add to an error that a full file system has caused where the data lies, and what to do."""
+    if not (said := full(error, server)):
+        return
+    where = {"memory": "in memory", "disk": f"on disk ({server.info.handle})"}.get(server.info.storage)
+    if where is None:
+        where = "on a server that is not ours"
+    if said != FULL:
+        error.add_note(f"The server's log says: {said}")
+    remedy = ""
+    if server.info.storage == "memory":
+        remedy = ' Set storage = "disk" (PGHARNESS_STORAGE), or more memory_limit.'
+    error.add_note(f"The server's data is {where}, and there is no room left.{remedy}")
+
+
+def settings_for(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    """The same settings, with ``storage = "disk"`` where this checkout's data was too large for memory before."""
+    if settings.storage != "auto":
+        return settings
+    try:
+        noted = int(_note(settings, environ).read_text())
+    except (OSError, ValueError):
+        return settings
+    # The noted need, against today's room: another machine day may have more of it.
+    return replace(settings, storage="disk") if noted > allowed(settings) else settings
+
+
+def remember(settings: Settings, environ: Mapping[str, str], needed: int) -> None:
+    """Note how much is needed; where it cannot be noted, the next start finds out again."""
+    path = _note(settings, environ)
+    try:
+        replace_file(path, str(needed))
+    except OSError:
+        return
+
+
+def _note(settings: Settings, environ: Mapping[str, str]) -> Path:
+    return project.state_dir(environ) / project.project_id(settings.root) / "needed-bytes"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from harness.dsn import Dsn
 
@@ -45,6 +45,11 @@ class ServerRequest:
     memory: int | None = None
     made_with: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def throwaway(self) -> bool:
+        """Whether nobody expects the data to be there after a reboot."""
+        return self.ttl is not None or self.purpose != "up"
+
 
 @dataclass(frozen=True)
 class ServerInfo:
@@ -52,9 +57,9 @@ class ServerInfo:
 
     Attributes:
         dsn: the superuser's address of the maintenance database ``postgres``.
-        server_id: what ``current_setting('harness.server_id')`` must answer; empty for external servers.
-        backend: ``"docker"``, ``"process"`` or ``"external"``.
-        storage: ``"memory"``, ``"disk"``, or ``"unknown"`` for external servers.
+        server_id: what ``current_setting('harness.server_id')`` must answer; empty for a server that is not ours.
+        backend: the backend's name, see :mod:`harness.servers.registry`.
+        storage: ``"memory"``, ``"disk"``, or ``"unknown"`` for a server that is not ours.
         handle: what the backend finds it by again: container id, data directory, or the masked URL.
         binaries: local folder with ``psql`` and the rest, where there is one.
         description: for people, for instance ``"postgres:17 in container 3f9a1c02be"``.
@@ -76,11 +81,53 @@ class ServerInfo:
     root: str = ""
     made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
 
+    @property
+    def ours(self) -> bool:
+        """Whether it holds nothing but what we put there, and ends by us; else others use it and look after it."""
+        return bool(self.server_id)
+
+
+class Finding(NamedTuple):
+    """One line of what ``doctor`` tells of a backend.
+
+    Attributes:
+        state: ``"ok"``, ``"note"`` (worth knowing) or ``"fail"``.
+        detail: what was found, in one line.
+        remedies: what to do about it, one line each.
+    """
+
+    state: str
+    detail: str
+    remedies: Sequence[str] = ()
+
 
 class Backend(Protocol):
-    """What can find, start and stop servers of one kind."""
+    """What can find, start and stop servers of one kind.
+
+    One is made by what its :class:`harness.servers.registry.BackendKind` names, and asks nobody anything before one
+    of these is called.
+
+    Attributes:
+        name: the word that stands for it in the settings, and in :attr:`ServerInfo.backend`.
+    """
 
     name: str
+
+    def available(self) -> str:
+        """What it would start servers with, for people; starts nothing.
+
+        Raises:
+            BackendUnavailable: nothing here can start one; it says what was looked at and what to do.
+        """
+        ...
+
+    def examine(self) -> Iterator[Finding]:
+        """As :meth:`available`, in detail: all that is worth knowing before a server is started.
+
+        Raises:
+            BackendUnavailable: as :meth:`available`.
+        """
+        ...
 
     def find(self, project: str, purpose: str) -> ServerInfo | None:
         """The running server of that identity, from the vendor's own records (labels, pid files); None if none runs."""
@@ -106,18 +153,43 @@ class Backend(Protocol):
         """Lines of the server's log, without line ends."""
         ...
 
+    def psql(
+        self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
+    ) -> Sequence[str] | None:
+        """The command line that runs psql where the server is, for machines that have none; None: it cannot.
+
+        Args:
+            words: psql's own arguments.
+            user: role to log in as, without a password.
+            terminal: whether a person types.
+        """
+        ...
+
+    def free_memory(self) -> int:
+        """Bytes of memory that its servers may take; 0 where it is unknown.
+
+        Raises:
+            BackendError: whoever knows does not tell.
+        """
+        ...
+
+    def snapshots(self) -> Bakery | None:
+        """Where its servers' data is kept, to start others from it; None: it cannot keep any."""
+        ...
+
 
 @dataclass(frozen=True)
 class Base:
     """One baked base.
 
     Attributes:
-        ref: what :attr:`harness.servers.port.ServerRequest.base` takes: a directory, or an image's id.
+        ref: what :attr:`ServerRequest.base` takes: a directory, or an image's id.
         key: 24 hex digits of all that decides what it holds.
-        backend: ``"process"`` or ``"docker"``.
+        backend: the name of the backend that starts servers from it.
         size: bytes that it takes beyond what is there anyway.
         created, used: seconds since 1970.
         facts: what was baked, for people: project, databases, server version.
+        name: what people call it; empty: by its ref.
     """
 
     ref: str
@@ -127,6 +199,7 @@ class Base:
     created: float
     used: float
     facts: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +216,13 @@ class Origin:
 
 
 class Bakery(Protocol):
-    """Where one backend keeps its bases."""
+    """Where one backend keeps its bases.
+
+    Attributes:
+        from_disk: whether only data on disk can be kept.
+    """
+
+    from_disk: bool
 
     def origin(self) -> Origin:
         """What a server of this backend would be started from now.

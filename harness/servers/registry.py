@@ -1,22 +1,160 @@
-"""Which backend: the user's choice, or the first that works."""
+"""The kinds of backends: what may stand in ``backend``, and which of them starts servers here.
+
+A backend is one :class:`BackendKind`, ours in :data:`BACKENDS`, others' named by an installed package's entry point
+in the group ``pg_harness.backends``. Nothing else knows the words: settings, options, ``doctor`` and messages ask
+here. The code is named by strings, so that a server that runs is found without an import of what could start one.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
 
-from harness.config import project
+from harness.config.extensions import Extensions, resolved
 from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, ConfigError
-from harness.servers.port import Backend, Bakery
+from harness.servers.port import Backend
 
 logger = logging.getLogger("pg_harness.servers")
 
-AUTO_TIMEOUT = 1.0
-"""Seconds that a Docker daemon may take to answer before ``auto`` goes on to local binaries."""
+GROUP = "pg_harness.backends"
+"""The entry points of other packages: the word, and ``module:KIND``."""
 
-NAMES = ("auto", "docker", "process", "external")
+AUTO = "auto"
+"""The word for the first backend that works."""
+
+AUTO_TIMEOUT = 1.0
+"""Seconds that a backend (a Docker daemon, say) may take to answer before ``auto`` goes on to the next."""
+
+
+@dataclass(frozen=True)
+class BackendKind:
+    """One kind of backend.
+
+    Attributes:
+        backend: called with ``(settings, environ, timeout=…)`` (seconds that a service may take to answer), gives the
+            :class:`~harness.servers.port.Backend`; or ``"module:name"`` of it, imported when the backend is wanted.
+        lacking: why it cannot be used where it cannot, in one clause for messages.
+        auto: whether ``backend = "auto"`` tries it, in the order of :data:`BACKENDS`.
+        decided_by: the settings that a server of it cannot change while it runs → the word that is noted for the
+            default; empty: the default itself.
+        implied_by: a setting by which a user means this backend without naming it → what that setting names, for
+            messages. ``auto`` takes no other in its place then.
+        address: the setting that names the one server that this backend has. Where it is set it stands for
+            ``backend``, and the server is not ours: used, and never started, noted or ended.
+        title: what ``doctor`` calls it; empty: its word.
+    """
+
+    backend: str | Callable[..., Backend]
+    lacking: str = ""
+    auto: bool = False
+    decided_by: Mapping[str, str] = field(default_factory=dict)
+    implied_by: Mapping[str, str] = field(default_factory=dict)
+    address: str = ""
+    title: str = ""
+
+
+BACKENDS: Mapping[str, BackendKind] = {
+    "docker": BackendKind(
+        "harness.servers.docker.backend:DockerBackend.of",
+        lacking="no Docker daemon answers",
+        auto=True,
+        decided_by={"image": "", "shm_size": "", "memory_limit": "auto"},
+        implied_by={"image": "an image"},
+    ),
+    "process": BackendKind(
+        "harness.servers.process.backend:ProcessBackend.of",
+        lacking="no local binaries were found",
+        auto=True,
+        # The image too: `auto` takes local binaries only while nobody names one.
+        decided_by={"version": "any", "binaries": "any", "image": "any"},
+    ),
+    "external": BackendKind(
+        "harness.servers.external:ExternalBackend.of", address="server_url", title="server URL"
+    ),
+}
+"""Word → kind, those that come with us."""
+
+_EXTENSIONS = Extensions(GROUP, BACKENDS, BackendKind, noun="backend", key="backend")
+
+
+def kinds() -> Mapping[str, BackendKind]:
+    """Word → kind, ours first, then those of installed packages.
+
+    Raises:
+        ConfigError: a package's kind cannot be imported, or takes a word that is in use.
+    """
+    return _EXTENSIONS.all()
+
+
+def find_kind(word: str) -> BackendKind | None:
+    """The kind of that word; None where there is none (any more)."""
+    return _EXTENSIONS.find(word)
+
+
+def packages() -> Mapping[str, str]:
+    """Word → the package that adds the kind, for people; ours are not in it."""
+    return _EXTENSIONS.packages()
+
+
+def starting() -> list[str]:
+    """The words of all that start servers of ours."""
+    return [word for word, kind in kinds().items() if not kind.address]
+
+
+class Words:
+    """All that ``backend`` may be: a container that asks for other packages' words only when it must."""
+
+    def __contains__(self, word: object) -> bool:
+        return word == AUTO or (isinstance(word, str) and find_kind(word) is not None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((AUTO, *kinds()))
+
+
+WORDS = Words()
+
+
+def check_settings(settings: Settings) -> None:
+    """Refuse what :func:`chosen` would refuse for its form, before anything is looked for.
+
+    Raises:
+        ConfigError: there is no such backend, or the setting that it needs is missing; with the place.
+    """
+    word, origin = settings.backend, settings.origin("backend")
+    if word == AUTO:
+        return
+    kind = find_kind(word)
+    if kind is None:
+        raise ConfigError(
+            f"{origin}: backend must be one of {', '.join(map(repr, WORDS))} (it is {word!r})",
+            key="backend",
+            origin=origin,
+            value=word,
+        )
+    if kind.address and not getattr(settings, kind.address):
+        raise ConfigError(
+            f'{origin}: backend = "{word}" needs {kind.address} (or the variable PGHARNESS_{kind.address.upper()}); '
+            "DATABASE_URL is never taken: it may be production",
+            key=kind.address,
+            origin=origin,
+        )
+
+
+def wanted(settings: Settings) -> str:
+    """The word of the backend that the settings mean; ``"auto"`` where they leave it open."""
+    for word, kind in BACKENDS.items():
+        if kind.address and getattr(settings, kind.address) is not None:
+            return word
+    return settings.backend
+
+
+def starts(settings: Settings) -> bool:
+    """Whether the server will be one of ours; else the settings name one that others look after."""
+    kind = find_kind(word) if (word := wanted(settings)) != AUTO else None
+    return kind is None or not kind.address
 
 
 def choose(settings: Settings, environ: Mapping[str, str]) -> Backend:
@@ -35,120 +173,115 @@ def chosen(settings: Settings, environ: Mapping[str, str]) -> tuple[Backend, str
     """The backend to start servers with, and what decided for it where the setting is ``auto`` ("": it is named).
 
     Raises:
-        BackendUnavailable: ``auto`` found neither a daemon nor binaries; it lists what was tried.
-        ConfigError: the setting names no backend, or ``external`` without a URL.
+        BackendUnavailable: ``auto`` found none that works; it lists what was tried.
+        ConfigError: the setting names no backend, or one that needs another setting.
     """
-    if settings.server_url is not None or settings.backend != "auto":
-        return named(_explicit(settings), settings, environ), ""
+    if (word := wanted(settings)) != AUTO:
+        return named(word, settings, environ), ""
     tried: list[str] = []
     remedies: dict[str, None] = {}
-    for name in ("docker", "process"):
-        backend = named(name, settings, environ, timeout=AUTO_TIMEOUT)
+    lacking: list[str] = []
+    for word, kind in _automatic():
+        backend = named(word, settings, environ, timeout=AUTO_TIMEOUT)
         try:
-            reason = usable(backend)
+            reason = backend.available()
         except BackendUnavailable as error:
             tried += [
-                f"{name}: {error.message.splitlines()[0]}",
-                *(f"{name}: {line}" for line in error.checked),
+                f"{word}: {error.message.splitlines()[0]}",
+                *(f"{word}: {line}" for line in error.checked),
             ]
             remedies |= dict.fromkeys(error.remedies)
+            lacking += [kind.lacking or f"{word} cannot be used"]
             continue
         because = f" ({tried[0]})" if tried else ""
         return backend, f"{reason}{because}"
     raise BackendUnavailable(
-        "no PostgreSQL server can be started here: no Docker daemon answers and no local binaries were found",
+        f"no PostgreSQL server can be started here: {' and '.join(lacking)}",
         checked=tried,
         remedies=list(remedies),
     )
 
 
-def named(name: str, settings: Settings, environ: Mapping[str, str], *, timeout: float = 10) -> Backend:
-    """The backend of that name, not yet asked for anything; used for hints of servers that run.
+def fallback(
+    error: BackendUnavailable, backend: Backend, settings: Settings, environ: Mapping[str, str]
+) -> Backend:
+    """What ``auto`` takes instead of a backend that answered and could not start a server (no such image, say).
 
     Raises:
-        ConfigError: there is no such backend.
+        BackendUnavailable: the error, where the user meant this backend: another server in its place would be a
+            surprise; with what the others lack, where they do not work either.
     """
-    if name == "docker":
-        from harness.servers.docker.backend import DockerBackend
+    after = _after(backend.name) if wanted(settings) == AUTO else []
+    kind = find_kind(backend.name)
+    implied = kind.implied_by if kind is not None else {}
+    if not after or any(settings.origin(key) != "default" for key in implied):
+        raise error
+    checked, remedies = list(error.checked), list(error.remedies)
+    for word in after:
+        other = named(word, settings, environ)
+        try:
+            other.available()
+        except BackendUnavailable as another:
+            checked += [another.message.splitlines()[0], *another.checked]
+            remedies += another.remedies
+            continue
+        logger.info("%s: %s", backend.name, error.message.splitlines()[0])
+        unnamed = " nor ".join(["neither a backend", *implied.values()])
+        logger.info("backend: %s instead, because %s is named in the settings", other.name, unnamed)
+        return other
+    raise BackendUnavailable(error.message.splitlines()[0], checked=checked, remedies=remedies) from error
 
-        return DockerBackend(
-            environ,
-            image=settings.image,
-            memory_limit=settings.memory_limit,
-            shm_size=settings.shm_size,
-            timeout=timeout,
+
+def named(word: str, settings: Settings, environ: Mapping[str, str], *, timeout: float = 10) -> Backend:
+    """The backend of that word, not yet asked for anything; used for hints of servers that run.
+
+    Args:
+        timeout: seconds that a service may take to answer.
+
+    Raises:
+        ConfigError: there is no such backend, or it needs a setting that is missing.
+    """
+    kind = find_kind(word)
+    if kind is None:
+        raise ConfigError(
+            f"there is no backend {word!r}; there are {', '.join(WORDS)}",
+            key="backend",
+            origin=settings.origin("backend"),
+            value=word,
         )
-    if name == "process":
-        from harness.servers.process.backend import ProcessBackend
-
-        return ProcessBackend(
-            environ,
-            state=project.state_dir(environ),
-            cache=project.cache_dir(environ),
-            binaries=settings.binaries,
-            version=settings.version,
-            memory_limit=settings.memory_limit,
-        )
-    if name == "external":
-        from harness.servers.external import ExternalBackend
-
-        if settings.server_url is None:
-            raise ConfigError(
-                'backend = "external" needs the server\'s address: PGHARNESS_SERVER_URL or --server-url. '
-                "An inherited DATABASE_URL is never used: it may be production.",
-                key="server_url",
-                origin=settings.origin("backend"),
-            )
-        return ExternalBackend(settings.server_url, origin=settings.origin("server_url"))
-    raise ConfigError(
-        f"there is no backend {name!r}; there are {', '.join(NAMES)}",
-        key="backend",
-        origin=settings.origin("backend"),
-        value=name,
-    )
+    backend: Backend = resolved(kind.backend)(settings, environ, timeout=timeout)
+    return backend
 
 
-def _explicit(settings: Settings) -> str:
-    return "external" if settings.server_url is not None else settings.backend
+def decided(word: str, settings: Settings) -> dict[str, str] | None:
+    """What the settings say of a server of this backend that it cannot change while it runs: setting → text.
 
-
-def usable(backend: Backend) -> str:
-    """What it would start servers with, for people.
-
-    Raises:
-        BackendUnavailable: no daemon answers, or there are no binaries.
+    Returns:
+        None where there is no such backend (any more).
     """
-    from harness.servers.docker.backend import DockerBackend
-    from harness.servers.process.backend import ProcessBackend
+    kind = find_kind(word)
+    if kind is None:
+        return None
+    found = {}
+    for key, word_for_default in kind.decided_by.items():
+        value = getattr(settings, key)
+        by_default = not value or value == _defaults()[key]
+        found[key] = word_for_default if word_for_default and by_default else str(value)
+    return found
 
-    if isinstance(backend, DockerBackend):
-        return f"a daemon answers at {backend.daemon.where}"
-    assert isinstance(backend, ProcessBackend)
-    found = backend.binaries()
-    return f"PostgreSQL {found.version} in {found.folder}"
+
+@cache
+def _defaults() -> Mapping[str, object]:
+    return {each.name: each.default for each in fields(Settings)}
 
 
-def bakery_of(backend: Backend, cache: Path) -> Bakery:
-    """Where a backend keeps its bases.
+def _automatic() -> Iterator[tuple[str, BackendKind]]:
+    """Those that ``auto`` tries, in order; other packages are asked once none of ours works."""
+    yield from ((word, kind) for word, kind in BACKENDS.items() if kind.auto)
+    yield from ((word, kind) for word, kind in kinds().items() if kind.auto and word not in BACKENDS)
 
-    Raises:
-        BackendUnavailable: it cannot keep any (a server that someone else runs).
-    """
-    from harness.servers.docker.backend import DockerBackend
-    from harness.servers.process.backend import ProcessBackend
 
-    if isinstance(backend, ProcessBackend):
-        from harness.servers.process.snapshots import ProcessBakery
-
-        return ProcessBakery(backend)
-    if isinstance(backend, DockerBackend):
-        from harness.servers.docker.snapshots import DockerBakery
-
-        return DockerBakery(backend, cache)
-    raise BackendUnavailable(
-        f"the {backend.name} backend cannot start servers of our own, one for each worker",
-        remedies=[
-            'isolation = "database": a database for each worker, in the server that is there',
-            'or backend = "docker" or "process", without server_url',
-        ],
-    )
+def _after(word: str) -> list[str]:
+    """Those that ``auto`` tries after this one."""
+    order = [each for each, _ in _automatic()]
+    return order[order.index(word) + 1 :] if word in order else []

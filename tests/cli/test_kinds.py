@@ -12,7 +12,9 @@ from pathlib import Path
 import psycopg
 import pytest
 from fix_backends import ROOT
-from fix_cli import Project
+from fix_cli import Project, install
+
+from harness.migrations.registry import GROUP
 
 CHANGELOG = """\
 --liquibase formatted sql
@@ -48,22 +50,13 @@ def test_parts(number):
 """
 
 
-def install(site: Path, code: str, *, name: str = "pg_harness_liquibase", word: str = "liquibase") -> None:
-    """What pip leaves of a package of one module with one entry point."""
-    info = site / f"{name}-1.2.dist-info"
-    info.mkdir(parents=True)
-    (site / f"{name}.py").write_text(code)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text(f"[pg_harness.migrations]\n{word} = {name}:KIND\n")
-
-
 @pytest.fixture
 def mine(new_project: Callable[..., Project], tmp_path: Path) -> Project:
     """A project with a changelog, the example of the docs, and the tool on PATH."""
     project = new_project(migrations=False)
     (project.root / "changelog.sql").write_text(CHANGELOG)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "migration-tools.md").read_text(), re.DOTALL)
-    install(tmp_path / "site", blocks[0])
+    install(tmp_path / "site", blocks[0], name="pg_harness_liquibase", word="liquibase", group=GROUP)
     tool = tmp_path / "bin" / "liquibase"
     tool.parent.mkdir()
     tool.write_text(LIQUIBASE.format(python=sys.executable))
@@ -148,7 +141,7 @@ def test_init_says_that_it_looked(mine: Project) -> None:
 def test_a_package_that_is_wrong_is_named(
     mine: Project, tmp_path: Path, code: str, word: str, told: str
 ) -> None:
-    install(tmp_path / "site", code, name="broken", word=word)
+    install(tmp_path / "site", code, name="broken", word=word, group=GROUP)
     (mine.root / "pg-harness.toml").write_text('migrations = ["nothing:x"]\n')
     assert told in " ".join(mine.fails(120, "up").split())
     # Where the settings do not need it, it is only doctor's business.

@@ -10,7 +10,8 @@ from harness.config import load as loading
 from harness.config.load import UnknownVariable
 from harness.config.settings import Settings
 from harness.errors import ConfigError
-from harness.migrations.registry import check_settings
+from harness.migrations import registry as sources
+from harness.servers import registry as backends
 
 PYPROJECT = """
 [project]
@@ -117,6 +118,13 @@ def test_a_section_copied_with_its_header_is_taken_as_meant(tmp_path: Path) -> N
     assert load(tmp_path).image == "i"
 
 
+def checked(root: Path) -> None:
+    """As every command and the pytest plugin do."""
+    settings = load(root)
+    sources.check_settings(settings)
+    backends.check_settings(settings)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -134,7 +142,9 @@ def test_a_section_copied_with_its_header_is_taken_as_meant(tmp_path: Path) -> N
         ('extensions = "x"\nenv = 3', ["env", "table"]),
         ('role = "pg_x"', ["role", "keeps for itself"]),
         (f'role = "{"ü" * 32}"', ["role", "63 bytes"]),
-        ('backend = "external"', ["server_url", "DATABASE_URL is never taken"]),
+        ('backend = "external"', ["pyproject.toml", "server_url", "DATABASE_URL is never taken"]),
+        ('backend = "podman"', ["pyproject.toml", "backend", "'auto', 'docker', 'process', 'external'", "'podman'"]),
+        ("backend = 3", ["backend", "must be one of", "3"]),
         ('server_url = "mysql://u:topsecret@h/d"', ["server_url", "postgresql://"]),
         ('[tool.pg-harness.databases.default]\nenv = {}', ["default", "top level"]),
         ('[tool.pg-harness.databases."a b"]\nenv = {}', ["a b", "letters"]),
@@ -146,7 +156,7 @@ def test_a_section_copied_with_its_header_is_taken_as_meant(tmp_path: Path) -> N
 def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, text: str, words: list[str]) -> None:
     project(tmp_path, f"[tool.pg-harness]\n{text}\n")
     with pytest.raises(ConfigError) as caught:
-        check_settings(load(tmp_path))
+        checked(tmp_path)
     message = str(caught.value)
     for word in words:
         assert word in message

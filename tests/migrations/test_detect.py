@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.config.extensions import resolved
 from harness.errors import ConfigError
 from harness.migrations.detect import detect, looked_for, propose
-from harness.migrations.registry import KINDS, read, resolved
+from harness.migrations.registry import KINDS, read
 
 MANAGE = "os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'shop.settings')\n"
 

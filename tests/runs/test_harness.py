@@ -16,9 +16,8 @@ from harness.config import environment
 from harness.config.load import load
 from harness.config.settings import Settings
 from harness.postgres import databases, names, roles
-from harness.runs import spill
 from harness.runs.harness import Harness
-from harness.servers import inventory
+from harness.servers import inventory, memory
 
 pytestmark = pytest.mark.server
 
@@ -159,7 +158,7 @@ def test_changed_migrations_make_a_new_template(settings: Settings, environ: dic
 def test_data_that_outgrows_memory_moves_to_disk_and_stays_there(
     settings: Settings, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
-    monkeypatch.setattr(spill, "room", lambda settings: spill.BESIDE)
+    monkeypatch.setattr(memory, "allowed", lambda settings: memory.WRITES)
     with Harness.open_with(settings, environ) as harness, harness.lease() as lease:
         if not any("memory" in line for line in told):
             pytest.skip("this machine has no room in memory to begin with")
@@ -204,13 +203,13 @@ def test_a_run_that_needed_a_clone_has_the_next_one_ready_and_gives_it_back(
                 connection.execute("insert into users (name) values ('mine')")
             assert lease.reset().strategy == "restore"
             # A run that never needed a clone has nobody in the background, and no spare.
-            assert harness._filler is None
+            assert harness.session.filler is None
             assert there(harness)[names.Kind.SPARE] == 0
             with lease.connect() as connection:
                 connection.execute("create table extra (id int)")
             assert lease.reset().strategy == "clone"
-            assert harness._filler is not None
-            assert harness._filler.idle(30)
+            assert harness.session.filler is not None
+            assert harness.session.filler.idle(30)
             # Of the one database that needed it.
             assert there(harness)[names.Kind.SPARE] == 1
             assert there(harness)[names.Kind.RETIRED] == 0

@@ -7,15 +7,19 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fix_backends import processes_naming, until
 from fix_fleets import Estate
 
 from harness import Harness
-from harness.errors import BackendError, ConfigError, ServerLost
-from harness.servers import defaults, inventory
+from harness.errors import BackendError, ConfigError, LeaseError, ServerLost
+from harness.runs.harness import open_run
+from harness.servers import acquire, inventory, memory
+from harness.servers.handle import Server
 
 ASK = "select current_setting('harness.server_id')"
 
@@ -117,7 +121,7 @@ def test_memory_that_is_too_small_is_told_before_anything_starts(
     estate: Estate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with estate.open() as fleet:
-        monkeypatch.setattr(defaults, "free_memory", lambda: 500 * 1024**2)
+        monkeypatch.setattr(memory, "free_memory", lambda: 500 * 1024**2)
         with pytest.raises(
             BackendError, match=r"4 servers do not fit into memory: 4 × 176 MB = 704 MB.*500 MB are free"
         ):
@@ -141,6 +145,49 @@ def test_a_server_that_was_killed_is_named_at_once(estate: Estate) -> None:
             lease.reset()
         assert time.monotonic() - began < 10
     assert estate.purposes() == []
+
+
+def test_a_workers_process_leases_on_its_own_server_only(estate: Estate) -> None:
+    with open_run(estate.settings(), estate.environ, worker="gw0") as run:
+        assert run.shared is None
+        with pytest.raises(LeaseError, match="this process has 0 of them"):
+            _ = run.server
+        leases = [run.lease("gw0"), run.lease(), run.lease("another"), *run.leases(2, first=2)]
+        assert [lease.worker for lease in leases] == ["gw0", "1", "another", "2", "3"]
+        assert {lease.dsn.port for lease in leases} == {run.server.info.dsn.port}
+        assert len(estate.purposes()) == 1
+        for lease in leases[:-1]:
+            lease.release()
+        assert len(estate.purposes()) == 1
+        # It ends with the last of them, whoever's that is.
+        leases[-1].release()
+        assert estate.purposes() == []
+
+
+def test_two_threads_that_lease_without_a_name_get_a_server_each(estate: Estate) -> None:
+    with estate.open() as fleet, ThreadPoolExecutor(2) as threads:
+        leases = [future.result() for future in [threads.submit(fleet.lease) for _ in range(2)]]
+        assert sorted(lease.worker for lease in leases) == sorted(fleet.members) == ["1", "2"]
+        assert len({lease.dsn.port for lease in leases}) == 2
+    assert estate.purposes() == []
+
+
+def test_where_one_of_several_servers_fails_none_is_left(
+    estate: Estate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = acquire.private
+
+    def only_the_first(*given: Any, purpose: str, **more: Any) -> Server:
+        if purpose.endswith("2"):
+            raise BackendError("no second one")
+        return start(*given, purpose=purpose, **more)
+
+    with estate.open() as fleet:
+        monkeypatch.setattr(acquire, "private", only_the_first)
+        with pytest.raises(BackendError, match="no second one"):
+            fleet.leases(2)
+        assert dict(fleet.members) == {}
+        assert estate.purposes() == []
 
 
 def test_what_is_kept_keeps_its_server(estate: Estate) -> None:

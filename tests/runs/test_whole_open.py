@@ -22,7 +22,7 @@ from harness.errors import BackendUnavailable, MigrationError, ServerLost
 from harness.postgres import databases
 from harness.postgres.session import Session
 from harness.runs.harness import Harness
-from harness.servers import acquire, defaults, inventory
+from harness.servers import acquire, inventory, memory
 from harness.servers.port import ServerInfo
 
 TABLES = "create table users (id serial primary key, name text); insert into users (name) values ('Ada');"
@@ -114,9 +114,10 @@ def test_a_disk_that_is_full_during_a_migration(
         # Where the WAL has no room the server itself ends; else the statement fails.
         with pytest.raises((MigrationError, ServerLost)) as caught:
             Harness.open_with(settings, place.environ)
-        assert "No space left on device" in str(caught.value)
-        assert "The server's data is on disk" in str(caught.value)
-        assert len(str(caught.value).splitlines()) < 25
+        told = caught.value.full_text
+        assert "No space left on device" in told
+        assert "The server's data is on disk" in told
+        assert len(told.splitlines()) < 25
         # Repaired, the next run does not trip over what the failed one left.
         (place.root / "db" / "002_step.sql").write_text("create table small (id int);")
         with (
@@ -133,8 +134,8 @@ def test_a_disk_that_is_full_during_a_migration(
 def test_data_that_does_not_fit_into_memory_goes_to_disk(
     place: Checkout, migrated: Callable[..., Settings], small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(defaults, "shared_memory", lambda: small_disk)
-    monkeypatch.setattr(defaults, "MEMORY_AT_LEAST", 1)
+    monkeypatch.setattr(memory, "shared_memory", lambda: small_disk)
+    monkeypatch.setattr(memory, "AT_LEAST", 1)
     settings = migrated(TABLES, TOO_MUCH, postgres={"wal_keep_size": "0", "max_wal_size": "32MB"})
     with Harness.open_with(settings, place.environ) as harness:
         assert harness.server.info.storage == "disk"

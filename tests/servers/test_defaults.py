@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import BackendUnavailable
-from harness.servers import defaults
+from harness.servers import defaults, memory
 from harness.servers.process import binaries as process_binaries
 
 GB = 1024**3
@@ -16,14 +16,14 @@ GB = 1024**3
 def test_settings_are_one_line_each_and_the_users_win() -> None:
     made = defaults.throwaway(max_connections=7, user={"fsync": "on", "search_path": "a,\n b"})
     assert (made["fsync"], made["max_connections"], made["timezone"]) == ("on", "7", "UTC")
-    memory = defaults.complete(made, storage="memory", server_id="x")
+    inside = defaults.complete(made, storage="memory", server_id="x")
     disk = defaults.complete(made, storage="disk", server_id="x")
-    assert memory["max_wal_size"] != disk["max_wal_size"]
+    assert inside["max_wal_size"] != disk["max_wal_size"]
     assert defaults.complete({"max_wal_size": "2GB"}, storage="disk", server_id="x")["max_wal_size"] == "2GB"
-    text = defaults.render(memory)
+    text = defaults.render(inside)
     # A line end in a value would begin another setting.
     assert "search_path=a,  b\n" in text
-    assert text.count("\n") == len(memory)
+    assert text.count("\n") == len(inside)
     # Nobody can make a server pass for another one.
     assert (
         defaults.complete({"harness.server_id": "mine"}, storage="disk", server_id="x")["harness.server_id"]
@@ -40,7 +40,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         path = real(*map(str, parts))
         return tmp_path / str(path).lstrip("/") if str(path).startswith(("/proc", "/sys")) else path
 
-    monkeypatch.setattr(defaults, "Path", moved)
+    monkeypatch.setattr(memory, "Path", moved)
     for name, text in {"proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {22 * GB // 1024} kB\n"}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -57,28 +57,28 @@ def _group(
 
 
 def test_without_control_groups_memory_is_what_is_free(machine: Path) -> None:
-    assert defaults.free_memory() == 22 * GB
-    assert defaults.memory_budget(None) == 22 * GB // 4
-    assert defaults.memory_budget(GB) == GB
-    assert defaults.memory_budget(99 * GB) == 22 * GB
+    assert memory.free_memory() == 22 * GB
+    assert memory.budget(None) == 22 * GB // 4
+    assert memory.budget(GB) == GB
+    assert memory.budget(99 * GB) == 22 * GB
 
 
 def test_a_control_group_cuts_the_budget(machine: Path) -> None:
     """In a container limited to 200 MB, MemAvailable said 22.7 GB."""
     (machine / "proc/self/cgroup").write_text("0::/\n")
     _group(machine / "sys/fs/cgroup", str(200 * 1024**2), 50 * 1024**2)
-    assert defaults.free_memory() == 150 * 1024**2
-    assert defaults.memory_budget(GB) == 150 * 1024**2
+    assert memory.free_memory() == 150 * 1024**2
+    assert memory.budget(GB) == 150 * 1024**2
 
 
 def test_the_tightest_group_above_us_counts(machine: Path) -> None:
     (machine / "proc/self/cgroup").write_text("0::/user.slice/job\n")
     _group(machine / "sys/fs/cgroup/user.slice/job", "max", GB)
     _group(machine / "sys/fs/cgroup/user.slice", str(4 * GB), GB)
-    assert defaults.free_memory() == 3 * GB
+    assert memory.free_memory() == 3 * GB
     # Used up is nothing left, never less.
     _group(machine / "sys/fs/cgroup/user.slice/job", str(GB), 2 * GB)
-    assert defaults.free_memory() == 0
+    assert memory.free_memory() == 0
 
 
 def test_control_groups_of_version_one(machine: Path) -> None:
@@ -86,7 +86,7 @@ def test_control_groups_of_version_one(machine: Path) -> None:
     # Inside a container the path is the host's: the top is our own group.
     names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
     _group(machine / "sys/fs/cgroup/memory", str(2 * GB), GB // 2, names=names)
-    assert defaults.free_memory() == 3 * GB // 2
+    assert memory.free_memory() == 3 * GB // 2
 
 
 def _programs(folder: Path, version: str, *names: str) -> Path:

@@ -184,3 +184,24 @@ def test_what_counts_as_changed() -> None:
     assert drift.changes(info(memory, "process", "disk"), memory) == []
     hashed = drift.of(replace(base, postgres={"primary_conninfo": "password=s3cret"}), "process")
     assert "s3cret" not in repr(hashed)
+
+
+def test_the_second_servers_of_older_versions_keep_their_names(tmp_path: Path) -> None:
+    # Part of a purpose, which is in labels and records: another digest would never find the server again.
+    settings = Settings(root=tmp_path)
+    assert drift.mark(settings) == "511989"
+    assert drift.mark(replace(settings, image="x:1", shm_size=7)) != "511989"
+    assert drift.of(settings, "docker") == {
+        "max_connections": "500",
+        "storage": "auto",
+        "image": settings.image,
+        "shm_size": str(256 * 1024**2),
+        "memory_limit": "auto",
+    }
+    assert drift.of(settings, "process") == {
+        "max_connections": "500",
+        "storage": "auto",
+        "version": "any",
+        "binaries": "any",
+        "image": "any",
+    }

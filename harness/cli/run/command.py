@@ -21,7 +21,6 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     from harness.databases.lease import Lease
     from harness.runs.harness import Harness
-    from harness.runs.placement import Fleet
 
 USAGE = "[-n N | --copies N] [options] -- COMMAND [ARGUMENT …]"
 
@@ -98,17 +97,16 @@ def run(context: Context) -> int:
     return result
 
 
-def _fits(harness: Harness | Fleet, workers: int) -> None:
+def _fits(harness: Harness, workers: int) -> None:
     """Before anything is leased: else the last worker would fail with the server's own words, in mid-run."""
     from harness.runs import budget
-    from harness.runs.harness import Harness
 
     # With a server each, nobody takes another's connections.
-    if isinstance(harness, Harness):
-        budget.check(harness, workers, controller=False)
+    if harness.shared is not None:
+        budget.check(harness.shared, workers, controller=False)
 
 
-def _close(context: Context, harness: Harness | Fleet) -> None:
+def _close(context: Context, harness: Harness) -> None:
     """Release; what cannot be released now is swept later, and must not hide the command's own exit code."""
     try:
         harness.sweep()
@@ -119,27 +117,25 @@ def _close(context: Context, harness: Harness | Fleet) -> None:
         )
 
 
-def _run_one(
-    context: Context, harness: Harness | Fleet, leases: Sequence[Lease], command: Sequence[str]
-) -> int:
+def _run_one(context: Context, harness: Harness, leases: Sequence[Lease], command: Sequence[str]) -> int:
     from harness.cli.run.watch import Watch
-    from harness.runs.harness import Harness
 
     values = _of_all(harness, leases)
     with passing_on() as children:
         # Its thread must not begin before the command does: fork with threads is a risk for nothing.
         child = start(command, _child(context, values))
         children.add(child)
-        if len(leases) == 1 or not isinstance(harness, Harness):
+        shared = harness.shared
+        if len(leases) == 1 or shared is None:
             return exit_code(children.wait(child))
-        with Watch(harness.link.another(), [lease.dsn for lease in leases], child.pid) as watch:
+        with Watch(shared.link.another(), [lease.dsn for lease in leases], child.pid) as watch:
             code = exit_code(children.wait(child))
     for line in watch.report():
         context.console.warn(line)
     return code
 
 
-def _of_all(harness: Harness | Fleet, leases: Sequence[Lease]) -> dict[str, str]:
+def _of_all(harness: Harness, leases: Sequence[Lease]) -> dict[str, str]:
     """Worker 1's variables, and everybody's with a number."""
     tables = {database.name: database.env for database in harness.settings.databases}
     own = {"DATABASE_URL", *(variable for table in tables.values() for variable in table)}
@@ -150,7 +146,7 @@ def _of_all(harness: Harness | Fleet, leases: Sequence[Lease]) -> dict[str, str]
     return {**values, "PGHARNESS_WORKERS": str(len(leases)), "PGHARNESS_RUN": harness.run}
 
 
-def _of_copy(harness: Harness | Fleet, lease: Lease, copies: int) -> dict[str, str]:
+def _of_copy(harness: Harness, lease: Lease, copies: int) -> dict[str, str]:
     """A copy looks like a run with one database: it must not find the others' by accident."""
     return {
         **_of_all(harness, [lease]),

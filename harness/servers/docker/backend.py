@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from harness.config import project
+from harness.config.settings import Settings
 from harness.errors import BackendError, ServerStartError
+from harness.servers import memory
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, connect, translated
-from harness.servers.port import ServerInfo, ServerRequest
+from harness.servers.port import Backend, Bakery, Finding, ServerInfo, ServerRequest
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
@@ -29,6 +35,7 @@ class DockerBackend:
         memory_limit: bytes that data in memory may take; None: a share of what is free.
         shm_size: bytes of the container's ``/dev/shm``.
         timeout: seconds that the daemon may take to answer.
+        cache: where it is noted which version an image holds.
     """
 
     name = "docker"
@@ -41,8 +48,10 @@ class DockerBackend:
         memory_limit: int | None = None,
         shm_size: int = 256 * 1024**2,
         timeout: float = 10,
+        cache: Path | None = None,
     ) -> None:
         self._environ = environ
+        self._cache = cache or project.cache_dir(environ)
         self._timeout = timeout
         self._daemon: Daemon | None = None
         # Servers are started side by side: one client serves them all.
@@ -50,6 +59,17 @@ class DockerBackend:
         self.image = image
         self.memory_limit = memory_limit
         self.shm_size = shm_size
+
+    @classmethod
+    def of(cls, settings: Settings, environ: Mapping[str, str], *, timeout: float) -> Backend:
+        """The backend as the settings describe it."""
+        return cls(
+            environ,
+            image=settings.image,
+            memory_limit=settings.memory_limit,
+            shm_size=settings.shm_size,
+            timeout=timeout,
+        )
 
     @property
     def daemon(self) -> Daemon:
@@ -62,6 +82,26 @@ class DockerBackend:
             if self._daemon is None:
                 self._daemon = connect(self._environ, timeout=self._timeout)
             return self._daemon
+
+    def available(self) -> str:
+        """Where a daemon answers.
+
+        Raises:
+            BackendUnavailable: none answers.
+        """
+        return f"a daemon answers at {self.daemon.where}"
+
+    def examine(self) -> Iterator[Finding]:
+        """The daemon and the image."""
+        yield Finding("ok", self.available())
+        if self.has_image():
+            yield Finding("ok", f"the image {self.image} is there")
+        else:
+            yield Finding(
+                "note",
+                f"the image {self.image} is not there yet: it is pulled when it is first needed",
+                [f"docker pull {self.image}"],
+            )
 
     def find(self, project: str, purpose: str) -> ServerInfo | None:
         """The running container with these labels; its password is read from the container."""
@@ -100,13 +140,22 @@ class DockerBackend:
         )
         return container_.run(self.daemon, plan, request)
 
-    def total_memory(self) -> tuple[int, bool]:
-        """Bytes of memory of the daemon's machine, and whether that is this machine.
+    def free_memory(self) -> int:
+        """Bytes that containers may take: the daemon's, cut by what is free on this machine where it runs here.
 
         Raises:
             BackendUnavailable: no daemon. ServerLost: it stopped answering.
         """
-        return int(self.daemon.about().get("MemTotal") or 0), self.daemon.local
+        known, here = int(self.daemon.about().get("MemTotal") or 0), memory.free_memory()
+        # Of a daemon elsewhere only the whole is known: half of it may be taken already.
+        return min(known, here) if self.daemon.local and here else known // 2
+
+    def snapshots(self) -> Bakery:
+        """Images that are committed from containers."""
+        # Here: only what bakes or starts from a bake needs it.
+        from harness.servers.docker.snapshots import DockerBakery
+
+        return DockerBakery(self, self._cache)
 
     def _revive(self, container: Any, request: ServerRequest) -> ServerInfo | None:
         state = container.status
@@ -166,21 +215,17 @@ class DockerBackend:
                 return False
         return True
 
-    def exec_command(
-        self,
-        info: ServerInfo,
-        database: str,
-        arguments: Sequence[str],
-        *,
-        user: str | None = None,
-        terminal: bool = True,
-    ) -> Sequence[str]:
-        """The command line that runs psql inside the container, for machines that have none.
+    def psql(
+        self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
+    ) -> Sequence[str] | None:
+        """The command line that runs psql inside the container; None where there is no docker command.
 
         Args:
-            user: role to log in as (without a password: the container's own socket is trusted); default: the admin.
+            user: role to log in as (without a password: the container's own socket is trusted).
             terminal: whether a person types; `docker exec -t` refuses a pipe.
         """
+        if shutil.which("docker", path=self._environ.get("PATH", os.defpath)) is None:
+            return None
         find = (
             'for d in "$@" ""; do :; done; for d in $(IFS=:; echo $PATH) /usr/lib/postgresql/*/bin '
             "/usr/local/pgsql/bin /usr/local/bin /opt/*/bin /opt/*/*/bin; do "
@@ -188,7 +233,7 @@ class DockerBackend:
         )
         base = ["docker", "exec", "-it" if terminal else "-i", info.handle, "/bin/sh", "-c", find, "psql"]
         socket = spec.folder(info.storage)
-        return [*base, "-h", socket, "-U", user or info.dsn.user, "-d", database, *arguments]
+        return [*base, "-h", socket, "-U", user, "-d", database, *words]
 
     def _containers(self, project: str | None, purpose: str | None) -> Sequence[Any]:
         labels = [f"{LABEL}.project" if project is None else f"{LABEL}.project={project}"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.dsn import Dsn
 from harness.errors import BackendError, ServerStartError
-from harness.servers import defaults, handshake
+from harness.servers import defaults, handshake, memory
 from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, gone, translated
 from harness.servers.docker.output import Output, feeding
@@ -61,7 +61,7 @@ def run(daemon: Daemon, plan: spec.Plan, request: ServerRequest) -> ServerInfo:
         raise
     finally:
         output.detach()
-    where = f"in memory (at most {plan.memory // defaults.MB} MB)" if plan.storage == "memory" else "on disk"
+    where = f"in memory (at most {plan.memory // memory.MB} MB)" if plan.storage == "memory" else "on disk"
     logger.info("docker: started %s, data %s", info.description, where)
     if not daemon.local and daemon.host:
         logger.info(

@@ -8,16 +8,19 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.config.state_file import StateFile
 from harness.errors import BackendError, ServerStartError
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
-from harness.servers.docker.backend import LABEL, DockerBackend
 from harness.servers.docker.daemon import translated
+from harness.servers.docker.spec import LABEL
 from harness.servers.port import Base, Origin, ServerInfo
+
+if TYPE_CHECKING:
+    from harness.servers.docker.backend import DockerBackend
 
 REPOSITORY = "pg-harness/baked"
 """Images of ours are ``pg-harness/baked:<key>``: a name that a registry's prefix can be put before."""
@@ -37,6 +40,9 @@ class DockerBakery:
         backend: whose containers are kept, and started from what was kept.
         cache: where the versions of images are noted.
     """
+
+    # An image is made of what lies on disk.
+    from_disk = True
 
     def __init__(self, backend: DockerBackend, cache: Path) -> None:
         self._backend = backend
@@ -199,7 +205,8 @@ def _base(image: Any) -> Base | None:
     except (KeyError, ValueError):
         return None
     tagged = _seconds((image.attrs.get("Metadata") or {}).get("LastTagTime") or "")
-    return Base(image.id, key, "docker", _own_size(image), created, max(created, tagged), facts)
+    used = max(created, tagged)
+    return Base(image.id, key, "docker", _own_size(image), created, used, facts, name=f"{REPOSITORY}:{key}")
 
 
 def _own_size(image: Any) -> int:

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from harness.servers import defaults
+from harness.servers import defaults, memory
 from harness.servers.docker.daemon import Daemon, translated
 from harness.servers.port import ServerRequest
 
@@ -67,16 +67,12 @@ class Plan:
         total = int(about.get("MemTotal") or 0)
         # The daemon's machine may be another one: its MemTotal is all that is known of it. On this
         # machine, what is free counts.
-        local = defaults.memory_budget(None)
-        share = min(total // 4, local) if local else total // 4
-        memory = min(memory_limit, share) if memory_limit is not None else share
-        storage = request.storage
-        if storage == "auto":
-            throwaway = request.ttl is not None or request.purpose != "up"
-            storage = "memory" if throwaway and memory >= defaults.MEMORY_AT_LEAST else "disk"
-        elif storage == "memory" and memory_limit is not None:
-            memory = memory_limit
-        return cls(image, name, storage, memory, shm_size, foreign(image, about))
+        local = memory.budget(None)
+        room = min(total // 4, local) if local else total // 4
+        if memory_limit is not None:
+            room = memory_limit if request.storage == "memory" else min(memory_limit, room)
+        storage = memory.storage(request.storage, room, throwaway=request.throwaway)
+        return cls(image, name, storage, room, shm_size, foreign(image, about))
 
 
 def folder(storage: str) -> str:
@@ -157,8 +153,7 @@ def create(daemon: Daemon, plan: Plan, request: ServerRequest, *, fed: bool) -> 
             environment=environment,
             # A stopped `up` server keeps its data; what a run started is gone with it.
             # A bake is committed after it has stopped; its baker removes it.
-            auto_remove=(request.purpose != "up" or request.ttl is not None)
-            and not request.purpose.startswith("bake-"),
+            auto_remove=request.throwaway and not request.purpose.startswith("bake-"),
             # Reaps the watcher: it must not be the postmaster's child.
             init=True,
             shm_size=plan.shm_size,

@@ -9,15 +9,18 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
+from harness.config import project
+from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerStartError
 from harness.servers import defaults, handshake
-from harness.servers.port import ServerInfo, ServerRequest
+from harness.servers import memory as memory_
+from harness.servers.port import Backend, Bakery, Finding, ServerInfo, ServerRequest
 from harness.servers.process import cluster as cluster_
 from harness.servers.process.binaries import Binaries, choose, supported
 from harness.servers.process.record import Record, alive, end
@@ -63,7 +66,32 @@ class ProcessBackend:
         self._folder = binaries
         self._version = version
         self._limit = memory_limit
-        self._memory = memory or defaults.shared_memory()
+        self._memory = memory or memory_.shared_memory()
+
+    @classmethod
+    def of(cls, settings: Settings, environ: Mapping[str, str], *, timeout: float) -> Backend:
+        """The backend as the settings describe it; nobody has to answer it in time."""
+        return cls(
+            environ,
+            state=project.state_dir(environ),
+            cache=project.cache_dir(environ),
+            binaries=settings.binaries,
+            version=settings.version,
+            memory_limit=settings.memory_limit,
+        )
+
+    def available(self) -> str:
+        """The version and place of the programs.
+
+        Raises:
+            BackendUnavailable: as :meth:`binaries`.
+        """
+        found = self.binaries()
+        return f"PostgreSQL {found.version} in {found.folder}"
+
+    def examine(self) -> Iterator[Finding]:
+        """The programs."""
+        yield Finding("ok", self.available())
 
     def binaries(self) -> Binaries:
         """The programs to use.
@@ -175,19 +203,34 @@ class ProcessBackend:
         except FileNotFoundError:
             return
 
+    def psql(
+        self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
+    ) -> Sequence[str] | None:
+        """None: the server is on this machine, where psql was looked for already."""
+        return None
+
+    def free_memory(self) -> int:
+        """Bytes of memory that are free on this machine, cut by what the control groups leave; 0: unknown."""
+        return memory_.free_memory()
+
+    def snapshots(self) -> Bakery:
+        """Data directories in the cache."""
+        # Here: only what bakes or starts from a bake needs it.
+        from harness.servers.process.snapshots import ProcessBakery
+
+        return ProcessBakery(self)
+
     def _place(self, request: ServerRequest, owner: Owner) -> tuple[str, Path]:
         disk = owner.reachable(self._state / "servers", "servers")
         uid = os.getuid()
         memory = self._memory / f"pg-harness-{uid}" if self._memory is not None else None
         if request.storage == "disk" or memory is None:
             return "disk", disk
-        throwaway = request.ttl is not None or request.purpose != "up"
         room = 0
-        if request.storage == "memory":
-            return "memory", memory
-        if throwaway and self._memory is not None:
-            room = min(defaults.memory_budget(self._limit), cluster_.free_bytes(self._memory))
-        return ("memory", memory) if room >= defaults.MEMORY_AT_LEAST else ("disk", disk)
+        if request.storage == "auto" and request.throwaway:
+            room = min(memory_.budget(self._limit), cluster_.free_bytes(memory.parent))
+        storage = memory_.storage(request.storage, room, throwaway=request.throwaway)
+        return storage, memory if storage == "memory" else disk
 
     def _records(self, project: str | None, purpose: str | None) -> Iterator[tuple[Path, Record]]:
         parents = [self._state / "servers", Path("/var/lib/pg-harness/servers")]

@@ -13,15 +13,18 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.config.state_file import StateFile
 from harness.errors import ServerStartError
 from harness.servers import defaults
 from harness.servers.port import Base, Origin, ServerInfo
 from harness.servers.process import cluster
-from harness.servers.process.backend import ProcessBackend
 from harness.servers.process.record import Record, alive
 from harness.servers.process.user import Owner, make_folder
+
+if TYPE_CHECKING:
+    from harness.servers.process.backend import ProcessBackend
 
 _PREFIX = "base-"
 _FACTS = "base.json"
@@ -38,6 +41,8 @@ class ProcessBakery:
     Args:
         backend: whose servers are kept, and started from what was kept.
     """
+
+    from_disk = False
 
     def __init__(self, backend: ProcessBackend) -> None:
         self._backend = backend

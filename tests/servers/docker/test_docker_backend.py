@@ -299,7 +299,9 @@ def test_data_that_the_image_brought_gets_our_password(place: Checkout) -> None:
         info = cramped.start(place.request(storage="memory"))
         with Session.connect(info.dsn) as session:
             assert session.value("SHOW data_directory") == "/pgharness/data/1"
-        ask = [*cramped.exec_command(info, "postgres", [], terminal=False), "-Atc", "SELECT n FROM baked"]
+        words = ["-Atc", "SELECT n FROM baked"]
+        ask = cramped.psql(info, "postgres", words, user=info.dsn.user, terminal=False)
+        assert ask is not None
         assert subprocess.run(ask, capture_output=True, text=True, check=True, timeout=30).stdout == "7\n"
         assert any("does not fit into memory" in line for line in cramped.logs(info, False))
         cramped.stop(info)
