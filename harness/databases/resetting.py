@@ -73,13 +73,13 @@ class DatabaseReset:
         self._watched = True
         if self._problem or self._noted is not None or self._engine is not None:
             return
-        self._noted, _ = self._take_note(self._database)
+        self._noted, _ = self._take_watermark(self._database)
         if self._noted is None:
             # What is missing is said by the engine.
             self._open_engine()
 
-    def _take_note(self, name: str) -> tuple[Watermark | None, str]:
-        noted, why = take_note(self._clones, self._template, name)
+    def _take_watermark(self, name: str) -> tuple[Watermark | None, str]:
+        noted, why = take_watermark(self._clones, self._template, name)
         self._life = noted.life if noted is not None else Incarnation()
         return noted, why
 
@@ -87,7 +87,7 @@ class DatabaseReset:
         return self._clones.replace(self._template, self._claim, before=before)
 
     def resume(self, noted: Watermark | None, missing: str) -> None:
-        """Go on from what another process has :attr:`noted`; connections are worth more than a fast clone there.
+        """Go on from what another process has :attr:`watermark`; connections are worth more than a fast clone there.
 
         Args:
             missing: where nothing was noted, why: the next reset is a clone, and says so.
@@ -96,7 +96,7 @@ class DatabaseReset:
         self._life = noted.life if noted is not None else Incarnation()
 
     @property
-    def noted(self) -> Watermark | None:
+    def watermark(self) -> Watermark | None:
         """What another process needs to go on from the state that the last reset has made; None: nothing is known."""
         return self._noted if self._engine is None or self._noted is not None else self._engine.watermark
 
@@ -241,7 +241,7 @@ class DatabaseReset:
         def before(name: str) -> None:
             # Not later: a pool that comes back at once writes before anything could be noted.
             nonlocal noted
-            noted, self._missing = self._take_note(name)
+            noted, self._missing = self._take_watermark(name)
 
         watched = self._watched or self._engine is not None
         if self._resumed:
@@ -353,7 +353,7 @@ class DatabaseReset:
         return self._open(ensure_baseline(self._clones, self._template), settings)
 
 
-def take_note(clones: Clones, template: Template, name: str) -> tuple[Watermark | None, str]:
+def take_watermark(clones: Clones, template: Template, name: str) -> tuple[Watermark | None, str]:
     """What is true of a clone that is pristine now; or None, and why a reset cannot go on from there.
 
     Args:
@@ -364,10 +364,10 @@ def take_note(clones: Clones, template: Template, name: str) -> tuple[Watermark 
             None,
             "its template has sequences that are logged ahead: `pg-harness up --rebuild` makes it again",
         )
-    return note_of(clones.link.session, name, clones.owner.name)
+    return watermark_of(clones.link.session, name, clones.owner.name)
 
 
-def note_of(session: Session, name: str, role: str) -> tuple[Watermark | None, str]:
+def watermark_of(session: Session, name: str, role: str) -> tuple[Watermark | None, str]:
     """The same of any database in which every move of a sequence is seen in the log."""
     # Before 15, who has logged in is known late; and there is no engine to be opened later.
     if session.server_version < FIRST_SUPPORTED:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from harness.databases.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
-from harness.databases.resetting import note_of
+from harness.databases.resetting import watermark_of
 from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
 from harness.postgres import databases, ending, incarnation, names, sqlstate
 from harness.postgres.databases import Database, apply_statements, read_attributes, settle_sequences
@@ -171,7 +171,7 @@ def _copy(
     ended += _roll_back_prepared(session, source)
     # As the attributes: while connections are allowed. A clone by file_copy begins with a checkpoint, and after that
     # every sequence writes to the log when it moves; after one by wal_log it may move without a word.
-    noted = note_of(session, source, role)[0] if strategy == "file_copy" else None
+    noted = watermark_of(session, source, role)[0] if strategy == "file_copy" else None
     # Else a pool is back before the clone begins. `reset` opens it again, should we be killed in between.
     session.execute(f"alter database {ident(source)} with allow_connections false")
     try:

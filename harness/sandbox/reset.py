@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness.databases import template
 from harness.databases.clones import BeforeRename, Claim, Clones
-from harness.databases.resetting import DatabaseReset, note_of, take_note
+from harness.databases.resetting import DatabaseReset, take_watermark, watermark_of
 from harness.databases.template import Template
 from harness.errors import LeaseLost
 from harness.postgres import databases
@@ -56,8 +56,8 @@ class MarkReset(DatabaseReset):
         self._name, self._copy, self._marked, self._strategy = name, copy, database, strategy
         self._is_open = False
 
-    def _take_note(self, name: str) -> tuple[Watermark | None, str]:
-        return note_of(self._clones.link.session, name, self._clones.owner.name)
+    def _take_watermark(self, name: str) -> tuple[Watermark | None, str]:
+        return watermark_of(self._clones.link.session, name, self._clones.owner.name)
 
     def _replace(self, before: BeforeRename | None) -> str:
         return marks.put_back(
@@ -160,7 +160,7 @@ class SandboxReset:
         if busy := [line for line in there if " in transaction" in line]:
             logger.info("waiting for open transactions, up to %g s: %s", self._timeout, "; ".join(busy))
         report = self._reset.reset()
-        noted = self._reset.noted
+        noted = self._reset.watermark
         if report.strategy == "clone":
             # Where nothing could be noted of the clone either, the next one will be for the same reason.
             reason = report.reason if noted is not None else self._reset.missing or report.reason
@@ -188,7 +188,7 @@ class SandboxReset:
         self._reset.close()
 
 
-def note_new(clones: Clones, store: WatermarkStore, origin: Template, name: str, present: str) -> None:
+def store_new(clones: Clones, store: WatermarkStore, origin: Template, name: str, present: str) -> None:
     """Store the watermark of a database that was just made.
 
     Args:
@@ -197,12 +197,12 @@ def note_new(clones: Clones, store: WatermarkStore, origin: Template, name: str,
     """
     # First the server's life, then the note: a crash in between makes the note one of a life that is over.
     provenance = Provenance.of(clones.link.session, clones.link.server_id, origin.name)
-    noted, _ = take_note(clones, origin, present)
+    noted, _ = take_watermark(clones, origin, present)
     if noted is not None:
         store.write(name, provenance, noted)
 
 
-def note_marks(
+def store_marks(
     clones: Clones, store: WatermarkStore, before: Provenance, noted: Mapping[str, Watermark]
 ) -> None:
     """Store the watermarks of databases that were just marked.

@@ -195,9 +195,9 @@ class Sandbox:
 
     def _complete(self, workers: Sequence[str]) -> None:
         # So that a reset can put back what changes from here on: nobody knows the new databases yet.
-        noting = partial(reset.note_new, self._harness.clones, self._store)
+        storing = partial(reset.store_new, self._harness.clones, self._store)
         for worker in dict.fromkeys(workers):
-            self._harness.complete(worker, before=noting)
+            self._harness.complete(worker, before=storing)
 
     # --- saved marks -------------------------------------------------------------------------------
 
@@ -230,7 +230,7 @@ class Sandbox:
                 strategy=reset.strategy_of(place),
                 reset_timeout=harness.settings.reset_timeout,
             )
-            reset.note_marks(harness.clones, self._store, before, noted)
+            reset.store_marks(harness.clones, self._store, before, noted)
         return made, ended
 
     def release(

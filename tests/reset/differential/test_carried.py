@@ -19,7 +19,7 @@ from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, clone, drop
 from test_differential import SEED, Runner
 
-from harness.databases.resetting import note_of
+from harness.databases.resetting import watermark_of
 from harness.postgres.databases import apply_statements, read_attributes
 from harness.postgres.incarnation import Incarnation
 from harness.reset.changes import RecloneNeeded
@@ -209,7 +209,7 @@ class Marked(Processes):
         drop(bench.admin, bench.name)
         clone(bench.admin, copy, bench.name)
         bench.admin.script(";\n".join(apply_statements(bench.name, read_attributes(bench.admin, copy))))
-        noted, why = note_of(bench.admin, bench.name, "app")
+        noted, why = watermark_of(bench.admin, bench.name, "app")
         assert noted is not None, why
         self.notes.write(bench.name, life(bench), noted)
         marks.open_up(bench.admin, copy)
