@@ -27,6 +27,9 @@ AGAIN = 1.0
 HEARD_OUT = 5.0
 """Seconds that the server has to end a statement that was interrupted."""
 
+CANCEL_AGAIN = 0.5
+"""Seconds after which it is told so once more: a request that comes before the statement has begun is lost."""
+
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 """What every PostgreSQL server answers with one byte, before any login (PostgreSQL docs, 53.2.9)."""
 
@@ -69,9 +72,16 @@ class Connection(psycopg.Connection[Any]):
             return
         if self.pgconn.transaction_status != pq.TransactionStatus.ACTIVE:
             return
+        deadline = time.monotonic() + HEARD_OUT
         try:
-            self.cancel_safe(timeout=HEARD_OUT)
-            super().wait(_for(HEARD_OUT, generators.fetch_many(self.pgconn)))
+            while True:
+                self.cancel_safe(timeout=HEARD_OUT)
+                try:
+                    super().wait(_for(CANCEL_AGAIN, generators.fetch_many(self.pgconn)))
+                    return
+                except _TooLong:
+                    if time.monotonic() > deadline:
+                        raise
         except psycopg.Error:
             self.pgconn.finish()
         except BaseException:
@@ -136,15 +146,23 @@ class Connection(psycopg.Connection[Any]):
         )
 
 
+class _TooLong(psycopg.OperationalError):
+    """A statement goes on although it was to end."""
+
+
 def _for(seconds: float, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """The same generator, which fails where it takes longer."""
+    """The same generator, which fails where it takes longer.
+
+    Raises:
+        _TooLong: it does.
+    """
     deadline = time.monotonic() + seconds
     try:
         wish = next(gen)
         while True:
             ready = yield wish
             if time.monotonic() > deadline:
-                raise psycopg.OperationalError(f"the statement did not end within {seconds:.0f} s")
+                raise _TooLong(f"the statement did not end within {seconds:.1f} s")
             wish = gen.send(ready)
     except StopIteration as end:
         return end.value
