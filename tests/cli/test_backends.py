@@ -13,7 +13,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from fix_backends import ROOT
-from fix_cli import Project, install
+from fix_cli import Project
+from fix_packages import install
 
 from harness.servers.port import ServerInfo
 from harness.servers.registry import BACKENDS, GROUP

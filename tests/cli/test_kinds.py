@@ -12,7 +12,8 @@ from pathlib import Path
 import psycopg
 import pytest
 from fix_backends import ROOT
-from fix_cli import Project, install
+from fix_cli import Project
+from fix_packages import install
 
 from harness.migrations.registry import GROUP
 
