@@ -31,6 +31,7 @@ QUICK = {
     'the same, sessions = "end"',
     "a session ended: the difference",
     "reset, only read, a session advisory lock held all along",
+    "reset, only read, a session advisory lock taken and left",
     "reset, a session idle in transaction ended, less the wait",
     "CREATE DATABASE and log-in, by hand",
     "fallback clone",
