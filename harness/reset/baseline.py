@@ -31,6 +31,7 @@ class TableBase:
         rows: all of its rows; None where it is too large: its blocks are read from the baseline.
         room: bytes that are free in the block in which the next row of the application belongs.
         ordered: whether its rows go back to their places, where it is not too large for that.
+        marked: whether it is as a mark has it: a fresh clone does not have these rows.
         moved: for large tables: where a row lay in the baseline → where it lies in the lease now.
         refilled: how many rows were put back the last time, and the block in which the last of them lies.
     """
@@ -39,6 +40,7 @@ class TableBase:
     rows: Rows | None
     room: int = PAGE
     ordered: bool = True
+    marked: bool = False
     moved: dict[Tid, tuple[Tid, int]] = field(default_factory=dict)
     refilled: tuple[int, int] = (0, -1)
     _places: list[tuple[Tid, int]] | None = field(default=None, repr=False)

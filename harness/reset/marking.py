@@ -84,7 +84,9 @@ def copy(connections: Connections, tracker: Tracker, found: Changes) -> Copy:
             )
         for table in tables:
             rows = rows_sql.read(lease, table, known=store.columns(table))
-            copied[table.oid] = TableBase(table, rows, room(lease, table, rows), ordered=len(rows) <= SMALL)
+            copied[table.oid] = TableBase(
+                table, rows, room(lease, table, rows), ordered=len(rows) <= SMALL, marked=True
+            )
         wanted = [relations[oid] for oid in sorted(found.sequences)]
         caches = {oid: state.cache for oid, state in store.sequences.items()}
         states = relations_sql.sequences(lease, wanted, caches=caches)

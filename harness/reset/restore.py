@@ -520,7 +520,10 @@ class Attempt:
                 f"the rows of {base.relation} cannot be put back in their order ({error})"
             ) from error
         if not self._lies_right(oid, numbers, 0):
-            raise RecloneNeeded(f"the rows of {base.relation} do not keep their order")
+            if not base.marked:
+                raise RecloneNeeded(f"the rows of {base.relation} do not keep their order")
+            # Wide rows: a later one fits into an earlier page. In a fresh clone it would too, and the mark were lost.
+            base.ordered = False
 
     def _filling(self, relation: Relation, chosen: Sequence[Chosen]) -> str:
         values = [rows.value(index) for rows, index in chosen]

@@ -216,3 +216,36 @@ def test_the_marks_come_back_in_a_clone_while_others_fill_the_log(
         mark.release()
         stack.reset_or_clone()
         assert rows(stack, table) == below
+
+
+def test_rows_of_a_mark_that_find_no_place_in_their_order_are_put_back_all_the_same(
+    reset_server: Server,
+) -> None:
+    """Row 4 was written while row 2 filled the first page: written again without it, it goes before row 3."""
+    wide = Case(
+        reset_server, "wide", "create table w (id int, v text); alter table w alter v set storage plain"
+    )
+    wanted = [(1, 5000), (3, 6000), (4, 3000)]
+
+    def there() -> list[tuple[object, ...]]:
+        with wide.bench.superuser() as session:
+            return session.rows("select id, length(v) from w order by id")
+
+    try:
+        with wide.bench.app() as app:
+            app.script(
+                "insert into w select id, repeat('x', size) from (values (1, 5000), (2, 3000), (3, 6000), (4, 3000)) "
+                "as v (id, size); delete from w where id = 2"
+            )
+            mark = wide.bench.engine.mark()
+            for statement in ("delete from w", "update w set v = 'x' where id <> 3", "truncate w"):
+                app.execute(statement)
+                assert wide.reset().strategy == "restore"
+                assert there() == wanted, statement
+        wide.bench.reclone()
+        assert there() == wanted
+        mark.release()
+        wide.reset()
+        assert there() == []
+    finally:
+        dispose(wide.bench)
