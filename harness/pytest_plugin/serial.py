@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.errors import PoolTimeout
+from harness.errors import PoolTimeout, ServerLost, ServerRefused
+from harness.postgres import sqlstate
+from harness.postgres.session import lock_key
 from harness.pytest_plugin.state import Role, State
 
 if TYPE_CHECKING:
-    from harness.pytest_plugin.turns import Turns
+    from harness.runs.harness import Harness
 
 _TIMED_OUT = pytest.StashKey[str]()
 
@@ -22,6 +24,75 @@ def is_serial(item: pytest.Item) -> bool:
         if marker.name in ("serial_only", "parallel_safe"):
             return marker.name == "serial_only"
     return False
+
+
+class Turns:
+    """One worker's place in the queue of its run: an advisory lock on the maintenance database, held during a test.
+
+    Shared, or exclusive by a test that runs alone. PostgreSQL's queue for it is fair: who asks for a shared lock while
+    somebody waits for the exclusive one lines up behind, so that no kind of test starves. SIGKILL frees the lock.
+    """
+
+    def __init__(self, harness: Harness, worker: str) -> None:
+        self._worker = worker
+        self._key = lock_key("turn", harness.run)
+        # Not the run's own session: another thread's statement would wait with it.
+        self._link = harness.link.another()
+
+    def take(self, test: str, *, alone_within: float | None) -> None:
+        """Wait until the test may run.
+
+        Args:
+            alone_within: seconds to wait for all others; None: it may run beside others, and waits for as long as it takes.
+
+        Raises:
+            PoolTimeout: others did not let go; the text lists who holds: worker, test, seconds.
+        """
+        lock, timeout = "pg_advisory_lock_shared", 0
+        if alone_within is not None:
+            lock, timeout = "pg_advisory_lock", max(1, int(alone_within * 1000))
+        # The comment is what `_holders` of another worker reads; escaped, for it must end with the line.
+        statement = (
+            f"set local lock_timeout = {timeout}; "
+            f"select {lock}({self._key}) -- {self._worker}: {ascii(test)[1:-1]}"
+        )
+        try:
+            self._link.surely(lambda: self._link.session.script(statement))
+        except ServerRefused as error:
+            if error.sqlstate != sqlstate.LOCK_NOT_AVAILABLE:
+                raise
+            raise PoolTimeout(
+                f"serial_only: other tests of the run did not end within {alone_within:g} s "
+                f"(setting serial_timeout):\n{self._holders()}"
+            ) from error
+
+    def leave(self) -> None:
+        """The test has ended."""
+        try:
+            self._link.session.execute("select pg_advisory_unlock_all()")
+        except ServerLost:
+            # The lock went with the session.
+            return
+
+    def close(self) -> None:
+        """Log out."""
+        self._link.close()
+
+    def _holders(self) -> str:
+        holders = self._link.session.rows(
+            """
+            select substr(a.query, strpos(a.query, '-- ') + 3),
+                   extract(epoch from clock_timestamp() - a.state_change)::float8
+              from pg_locks l join pg_stat_activity a using (pid)
+             where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+               and l.classid = ((%s::int8 >> 32) & 4294967295)::oid
+               and l.objid = (%s::int8 & 4294967295)::oid
+             order by 1
+            """,
+            (self._key, self._key),
+        )
+        lines = [f"  {test}, for {seconds:.0f} s" for test, seconds in holders]
+        return "\n".join(lines) or "  (the holders have just let go)"
 
 
 class Serial:
@@ -47,35 +118,27 @@ class Serial:
         # Every worker has collected the same tests: without a serial one, nobody takes turns.
         if not self._serial or self._state.role is not Role.WORKER or self._state.in_fork:
             return (yield)
-        turns = self._turns = self._turns or self._open()
-        if item not in self._serial:
-            turns.enter(item.nodeid)
-            try:
-                return (yield)
-            finally:
-                turns.leave()
-        waiting = turns.alone(item.nodeid, timeout=self._state.settings.serial_timeout)
+        if self._turns is None:
+            harness, lease = self._state.running
+            self._turns = Turns(harness, lease.worker)
+        alone_within = self._state.settings.serial_timeout if item in self._serial else None
         try:
-            waiting.__enter__()
+            self._turns.take(item.nodeid, alone_within=alone_within)
         except PoolTimeout as error:
             item.stash[_TIMED_OUT] = str(error)
             return (yield)
         try:
             return (yield)
         finally:
-            waiting.__exit__(None, None, None)
+            # A copy of the process that the test has forked, and that came here, has its parent's session.
+            if not self._state.in_fork:
+                self._turns.leave()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """A test that did not get its turn fails, and does not run."""
         if message := item.stash.get(_TIMED_OUT, ""):
             pytest.fail(message, pytrace=False)
-
-    def _open(self) -> Turns:
-        from harness.pytest_plugin.turns import Turns
-
-        harness, lease = self._state.running
-        return Turns(harness.link.dsn, harness.run, lease.worker)
 
     def pytest_unconfigure(self) -> None:
         """Let go, unless this is a copy of the process."""

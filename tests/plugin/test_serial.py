@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
 from fix_plugin import Folder
+
+from harness.errors import PoolTimeout
+from harness.postgres.admin import Link
+from harness.pytest_plugin.serial import Turns
+from harness.runs.harness import Harness
 
 LOGGING = """
     import os, time, pytest
@@ -92,3 +102,47 @@ def test_who_waits_too_long_says_for_whom(folder: Folder) -> None:
     assert (result.code, result["error"], result["passed"]) == (1, 1, 1), result.text
     assert "other tests of the run did not end within 2 s (setting serial_timeout)" in result.text
     assert "test_a.py::test_holds, for " in result.text
+
+
+def turns(link: Link, worker: str) -> Turns:
+    return Turns(cast(Harness, SimpleNamespace(run="0123456789abcdef", link=link)), worker)
+
+
+def waiting(link: Link) -> list[Any]:
+    return link.session.rows(
+        "select pid from pg_stat_activity where wait_event = 'advisory' and query like '%-- gw_: %'"
+    )
+
+
+def test_who_waits_is_served_in_order_and_a_lost_session_holds_nothing(link: Link) -> None:
+    first, second, alone = (turns(link, worker) for worker in ("gw0", "gw1", "gw2"))
+    first.take("test_a.py::test_ä[-- a\nline\0 %s '*/]", alone_within=None)
+    with pytest.raises(
+        PoolTimeout, match=r"\n  gw0: test_a\.py::test_\\xe4\[-- a\\nline\\x00 %s '\*/\], for 0 s$"
+    ):
+        alone.take("test_alone", alone_within=0.01)
+    had: list[str] = []
+
+    def take(taker: Turns, name: str, alone_within: float | None) -> None:
+        taker.take(name, alone_within=alone_within)
+        had.append(name)
+        taker.leave()
+
+    threads = []
+    for number, arguments in enumerate([(alone, "alone", 60.0), (second, "beside", None)], 1):
+        threads.append(threading.Thread(target=take, args=arguments))
+        threads[-1].start()
+        while len(waiting(link)) < number:
+            pass
+    # The second would be let in beside the first, if nobody had asked before it.
+    assert had == []
+    link.session.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity where query like 'set local%-- gw0: %'"
+    )
+    for thread in threads:
+        thread.join(timeout=60)
+    assert had == ["alone", "beside"]
+    first.leave()
+    first.take("test_again", alone_within=1)
+    for taker in (first, second, alone):
+        taker.close()
