@@ -102,11 +102,11 @@ def pytest_load_initial_conftests(
             f"Run: pg-harness run -- pytest"
         )
     with _uncollected():
-        from harness.pytest_plugin import bootstrap
+        from harness.pytest_plugin import bootstrap, guard
 
         state = bootstrap.begin(early_config, start)
     result = yield
-    bootstrap.stop_if_changed(state)
+    guard.stop_if_changed(state, "while the conftests were loaded")
     return result
 
 

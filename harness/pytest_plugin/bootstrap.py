@@ -1,36 +1,25 @@
-"""Before any conftest is imported: find out what this process is, lease, export, and say on stderr what is being done."""
+"""Before any conftest is imported: find out what this process is, lease, export, and register the plugin's parts."""
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.config import environment, logs
-from harness.config.settings import Settings
-from harness.databases import freshness
-from harness.dsn import Dsn
+from harness.config import logs
 from harness.errors import HarnessError
-from harness.pytest_plugin import guard, registration
+from harness.pytest_plugin import django, fixtures
+from harness.pytest_plugin.failures import Failures
+from harness.pytest_plugin.freshness import Refresher, Stop
+from harness.pytest_plugin.guard import Guard
+from harness.pytest_plugin.leaks import Garbage
+from harness.pytest_plugin.report import Summarizer
+from harness.pytest_plugin.serial import Serial
 from harness.pytest_plugin.state import STATE, Role, State
 from harness.runs.runfile import VARIABLE, RunFile
-
-if TYPE_CHECKING:
-    from harness.runs.harness import Harness
-
-NOT_STARTED = "not_started"
-"""The database's name in the URL of a run that starts nothing."""
-
-_LOOKING_ONLY = ("help", "version", "collectonly", "showfixtures", "show_fixtures_per_test", "markers",
-                 "setupplan", "cacheshow")  # fmt: skip
 
 
 def begin(config: pytest.Config, start: tuple[Path, str]) -> State:
@@ -39,66 +28,32 @@ def begin(config: pytest.Config, start: tuple[Path, str]) -> State:
     Raises:
         pytest.UsageError: nothing could be leased.
     """
+    began = time.monotonic()
+    parts: dict[str, object] = {}
     try:
-        state = _begin(config, start)
+        if _is_xdist_worker():
+            state = _join()
+        else:
+            # Here: a worker has its controller's settings and no workers, and imports none of it.
+            from harness.pytest_plugin import host
+
+            state = host.begin(config.known_args_namespace, start)
+            parts = host.parts(state)
     except HarnessError as error:
         raise pytest.UsageError(f"pg-harness: {error.full_text}") from None
     except KeyboardInterrupt:
         # Outside of a session pytest would show a traceback; 2 is what it calls an interrupted run.
         print("\npg-harness: interrupted", file=sys.stderr)
         raise SystemExit(int(pytest.ExitCode.INTERRUPTED)) from None
+    state.seconds = time.monotonic() - began
     config.stash[STATE] = state
     if (verbosity := logs.Verbosity.of(os.environ)).stated:
         # Asked for in so many words: the reports of failed tests have these records too, and the workers' as well.
         config.add_cleanup(logs.set_level(verbosity.level))
     # Run also where pytest gives up before pytest_configure, for instance over an unknown option.
     config.add_cleanup(state.end)
-    registration.register(config, state)
+    _register(config.pluginmanager, state, parts)
     return state
-
-
-def stop_if_changed(state: State) -> None:
-    """When conftests are loaded.
-
-    Raises:
-        pytest.UsageError: one of them, or another plugin, has changed what we exported.
-    """
-    guard.stop_if_changed(state, "while the conftests were loaded")
-
-
-def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
-    options = config.known_args_namespace
-    began = time.monotonic()
-    if _is_xdist_worker():
-        state = _join(config)
-    else:
-        settings = _settings(options, start)
-        if any(getattr(options, name, False) for name in _LOOKING_ONLY):
-            return _idle(settings)
-        state = _host(settings, options)
-    state.seconds = time.monotonic() - began
-    return state
-
-
-def _settings(options: Any, start: tuple[Path, str]) -> Settings:
-    # Here: a worker has its controller's, and imports none of it.
-    from harness.config.load import load
-    from harness.migrations import registry as sources
-    from harness.servers import registry as backends
-
-    explicit = options.pg_harness_config
-    settings = load(
-        os.environ,
-        start=start[0],
-        start_origin=start[1],
-        explicit=Path(explicit) if explicit else None,
-        overrides=given_as_options(options),
-        override_origin="a pytest option",
-    )
-    sources.check_settings(settings)
-    backends.check_settings(settings)
-    freshness.check_settings(settings)
-    return settings
 
 
 def _is_xdist_worker() -> bool:
@@ -118,91 +73,8 @@ def _is_xdist_worker() -> bool:
     return False
 
 
-def _idle(settings: Settings) -> State:
-    """Nothing is started."""
-    return _closed(settings, Role.IDLE)
-
-
-def _closed(
-    settings: Settings,
-    role: Role,
-    *,
-    quiet: bool = False,
-    harness: Harness | None = None,
-    teller: Teller | None = None,
-) -> State:
-    """The URL is valid, and nobody answers there."""
-    # Bound and not listening: refused at once, and no other program can take the port meanwhile.
-    hold = socket.socket()
-    hold.bind(("127.0.0.1", 0))
-    dsn = Dsn("127.0.0.1", hold.getsockname()[1], settings.role, NOT_STARTED, NOT_STARTED)
-    dsns = {database.name: dsn for database in settings.databases}
-    tables = {database.name: database.env for database in settings.databases}
-    exported = environment.variables(
-        dsns, tables, environment.Slot("main", 1, settings.connections_per_worker)
-    )
-    undo = environment.patch(os.environ, exported)
-    return State(
-        settings, role, "main", harness, None, exported, undo, quiet, hold=hold, closed=dsns,
-        telling=teller or nullcontext(),
-    )  # fmt: skip
-
-
-def _host(settings: Settings, options: Any) -> State:
-    from harness.runs.harness import open_run
-
-    quiet = getattr(options, "verbose", 0) < 0
-    teller = Teller(logs.Verbosity.of(os.environ, getattr(options, "verbose", 0)))
-    # Children of an earlier run may have inherited its file: it says nothing about ours.
-    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    # xdist's controller runs no test: nothing will be reset there.
-    controls = distributes(options)
-    with teller:
-        harness = open_run(
-            settings,
-            environ,
-            rebuild=options.pg_harness_rebuild,
-            progress=teller.progress,
-            worker="" if controls else "main",
-        )
-        if controls and harness.shared is None:
-            # Its workers start a server each, and it needs none for itself. Migrations that fail were told here,
-            # once, all the same: they ran when the base was baked.
-            return _closed(settings, Role.HOST, quiet=quiet, harness=harness, teller=teller)
-        try:
-            if not controls:
-                _keep_spares(harness)
-            lease = harness.lease("main", watch=False if controls else None)
-        except BaseException:
-            harness.close()
-            raise
-    state = _exporting(
-        State(settings, Role.HOST, "main", harness, lease, {}, lambda: None, quiet, telling=teller)
-    )
-    if workers := _told(options):
-        # A second processor has nothing to do until xdist's workers begin.
-        state.fill(workers)
-    return state
-
-
-def _told(options: Any) -> int:
-    """How many workers xdist will start, where that is certain; 0 where it is not, or there are none."""
-    wanted = getattr(options, "numprocesses", None)
-    if not isinstance(wanted, int) or not distributes(options):
-        return 0
-    return min(wanted, getattr(options, "maxprocesses", None) or wanted)
-
-
-def distributes(options: Any) -> bool:
-    """Whether xdist's workers will run the tests, as far as can be told before ``-n auto`` is a number."""
-    wanted = getattr(options, "numprocesses", None)
-    if wanted in ("auto", "logical") and os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") == "0":
-        return False
-    # With --pdb, ``-n auto`` is none.
-    return bool(wanted) and not getattr(options, "usepdb", False)
-
-
-def _join(config: pytest.Config) -> State:
+def _join() -> State:
+    # Here: a controller that only collects opens no run.
     from harness.runs.harness import Harness
 
     worker = os.environ["PYTEST_XDIST_WORKER"]
@@ -213,97 +85,30 @@ def _join(config: pytest.Config) -> State:
             f"`-p no:pg_harness` must hold for all processes (put it into addopts)."
         )
     harness = Harness.join(RunFile.read(Path(named)), os.environ, worker=worker)
-    try:
-        _keep_spares(harness)
-        lease = harness.lease(worker)
-    except BaseException:
-        harness.close()
-        raise
-    return _exporting(
-        State(harness.settings, Role.WORKER, worker, harness, lease, {}, lambda: None, quiet=True)
-    )
+    return State.leased(harness.settings, Role.WORKER, harness, worker)
 
 
-def _keep_spares(harness: Harness) -> None:
-    """Where each test gets a new clone, the next one is made, and the last one dropped, while a test runs."""
-    if spares := freshness.of(harness.settings).spares:
-        harness.keep_spares(spares)
+def _register(manager: pytest.PytestPluginManager, state: State, parts: dict[str, object]) -> None:
+    """Register what takes part in this process.
 
+    Late: of several wrappers that run first, the one that was registered last runs first, and of fixtures of
+    the same name in two plugins the later one is taken.
 
-def _exporting(state: State) -> State:
-    harness, lease = state.running
-    try:
-        state.exported = harness.variables(lease)
-    except BaseException:
-        harness.close()
-        raise
-    state.undo = environment.patch(os.environ, state.exported)
-    return state
-
-
-def given_as_options(options: Any) -> dict[str, Any]:
-    """The settings that were given as options of pytest."""
-    given = {
-        "backend": options.pg_harness_backend,
-        "fresh": options.pg_harness_fresh,
-        "keep_failed": options.pg_harness_keep_failed,
-        "server_url": options.pg_harness_server_url,
-    }
-    return {key: value for key, value in given.items() if value is not None}
-
-
-_REDRAW = 0.1
-"""Seconds between two drawings of the progress line."""
-
-
-class Teller(logging.Handler):
-    """The plugin's one handler: writes the log to stderr, inside of its block only.
-
-    A context manager, entered wherever the plugin works for itself. Between, while tests run, the level of our loggers
-    is the user's: what they log at INFO would else be in the report of each test that fails.
+    Args:
+        parts: those that a worker has not.
     """
-
-    def __init__(self, verbosity: logs.Verbosity) -> None:
-        super().__init__()
-        self._verbosity = verbosity
-        self._stream = sys.stderr
-        self._terminal = self._stream.isatty()
-        self._width = 0
-        self._drawn = 0.0
-        self._undo: Callable[[], None] | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One line about what is being done."""
-        try:
-            self._wipe()
-            print(f"pg-harness: {self._verbosity.line(record)}", file=self._stream, flush=True)
-        except Exception:  # noqa: BLE001 — as every handler: a record that cannot be shown ends no run
-            self.handleError(record)
-
-    def progress(self, done: int, total: int | None, what: str) -> None:
-        """Redraw the progress line: steps done, of how many, which one."""
-        now = time.monotonic()
-        hidden = self._verbosity.level > logging.INFO or not self._terminal
-        if hidden or now - self._drawn < _REDRAW:
-            return
-        self._drawn = now
-        text = f"pg-harness: {done}{f'/{total}' if total else ''} {what}"[:100]
-        self._wipe()
-        print(text, end="", file=self._stream, flush=True)
-        self._width = len(text)
-
-    def _wipe(self) -> None:
-        if self._width:
-            print("\r" + " " * self._width + "\r", end="", file=self._stream, flush=True)
-            self._width = 0
-
-    def __enter__(self) -> Teller:
-        if self._undo is None:
-            self._undo = logs.show(self, self._verbosity.level)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._wipe()
-        if self._undo is not None:
-            self._undo()
-            self._undo = None
+    manager.register(fixtures, "pg_harness_fixtures")
+    manager.register(Guard(state), "pg_harness_guard")
+    if state.role is not Role.IDLE:
+        refresher = Refresher(state)
+        manager.register(Summarizer(state), "pg_harness_summary")
+        manager.register(Failures(state, refresher), "pg_harness_failures")
+        manager.register(refresher, "pg_harness_freshness")
+        manager.register(Stop(refresher), "pg_harness_stop")
+        manager.register(Garbage(state), "pg_harness_garbage")
+        manager.register(Serial(state), "pg_harness_serial")
+        if django.wanted(manager, state):
+            manager.register(django, "pg_harness_django")
+            manager.register(django.NoFlush(state, refresher.resets_next), "pg_harness_no_flush")
+    for name, part in parts.items():
+        manager.register(part, name)

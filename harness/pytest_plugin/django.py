@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from harness.databases import recipes
 from harness.dsn import Dsn
 from harness.pytest_plugin.state import State, state_of
 
@@ -24,6 +23,9 @@ def wanted(manager: pytest.PytestPluginManager, state: State) -> bool:
     plugin = sys.modules.get("pytest_django.plugin")
     if plugin is None or not manager.is_registered(plugin):
         return False
+    # Here: a worker of a project without Django has no use for the kinds of migrations.
+    from harness.databases import recipes
+
     return any(spec.kind == "django" for spec in recipes.sources(state.settings, state.settings.default))
 
 
@@ -84,6 +86,18 @@ def django_db_setup(
     yield
     with django_db_blocker.unblock():
         teardown_databases(made, verbosity=verbosity)
+
+
+def keeps_transaction_open(cls: type) -> bool:
+    """Whether it is a ``django.test.TestCase``: its tests share a transaction until the class ends.
+
+    ``setUpClass`` opens it, ``setUpTestData`` writes into it, and each test is a savepoint.
+    """
+    testing = sys.modules.get("django.test.testcases")
+    if testing is None or not issubclass(cls, testing.TestCase):
+        return False
+    # SimpleTestCase has none; a TestCase without databases opens none.
+    return bool(getattr(cls, "databases", True))
 
 
 class NoFlush:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import HarnessError
+from harness.postgres.session import open_application
 from harness.pytest_plugin.state import state_of
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ def _pg_harness_lease(pytestconfig: pytest.Config) -> Lease:
 
 @pytest.fixture
 def _pg_harness_connection(_pg_harness_lease: Lease) -> Iterator[psycopg.Connection[Any]]:
-    from harness.postgres.session import open_application
-
     try:
         connection = open_application(_pg_harness_lease.dsn)
     except HarnessError as error:

@@ -16,7 +16,7 @@ import pytest
 from harness.databases import freshness
 from harness.errors import ConfigError, HarnessError
 from harness.postgres import activity
-from harness.pytest_plugin import django_classes
+from harness.pytest_plugin import django
 from harness.pytest_plugin.fixture_marks import WiderFixtures
 from harness.pytest_plugin.state import State
 from harness.reset.report import ResetReport
@@ -118,7 +118,7 @@ class Refresher:
         self.mode = self.mode_of(item)
         own: type | None = getattr(item, "cls", None)
         inside, self._class = own is not None and own is self._class, None
-        if own is not None and django_classes.keeps_transaction_open(own):
+        if own is not None and django.keeps_transaction_open(own):
             self._class = own
         # Django's TestCase writes its class's rows into a transaction that is open until the class's end.
         inside = inside and self._class is not None

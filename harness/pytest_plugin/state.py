@@ -10,11 +10,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
+from harness.config import environment
 from harness.config.settings import Settings
+from harness.databases import freshness
 from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.pytest_plugin.summary import Summary
@@ -40,27 +42,23 @@ class State:
     """One pytest session.
 
     Attributes:
-        worker: what the lease is called in the run: ``"main"``, ``"gw2"``.
         lease: None in an xdist controller whose workers have servers of their own: it has no database; and
             where nothing was started.
         exported: the variables that were set, as they were set.
         pid: the process that made it; a fork of it must let go of nothing.
         seconds: what it took until the variables were exported.
-        workers: ids of the xdist workers that this controller has started.
         summary: what is told at the end.
     """
 
     settings: Settings
     role: Role
-    worker: str
-    harness: Harness | None
-    lease: Lease | None
-    exported: Mapping[str, str]
-    undo: Callable[[], None]
+    harness: Harness | None = None
+    lease: Lease | None = None
+    exported: Mapping[str, str] = field(default_factory=dict)
+    undo: Callable[[], None] = lambda: None
     quiet: bool = False
     seconds: float = 0.0
     run_file: Path | None = None
-    workers: list[str] = field(default_factory=list)
     summary: Summary = field(default_factory=Summary)
     pid: int = field(default_factory=os.getpid)
     hold: object = None
@@ -71,6 +69,32 @@ class State:
     """A block in which the log is written to stderr; entered wherever the plugin works for itself."""
     _ended: bool = False
     _filler: threading.Thread | None = None
+
+    @classmethod
+    def leased(
+        cls, settings: Settings, role: Role, harness: Harness, worker: str, *, tests: bool = True
+    ) -> Self:
+        """Lease and export; the harness is closed where that fails.
+
+        Args:
+            worker: what the lease is called in the run: ``"main"``, ``"gw2"``.
+            tests: whether this process will run tests, as far as is known.
+        """
+        try:
+            if tests and (spares := freshness.of(settings).spares):
+                # Each test gets a new clone: the next one is made, and the last one dropped, while a test runs.
+                harness.keep_spares(spares)
+            lease = harness.lease(worker, watch=None if tests else False)
+            state = cls(settings, role, harness, lease)
+            state.export(harness.variables(lease))
+        except BaseException:
+            harness.close()
+            raise
+        return state
+
+    def export(self, variables: Mapping[str, str]) -> None:
+        """Set the variables of this process, and note how they were."""
+        self.exported, self.undo = variables, environment.patch(os.environ, variables)
 
     def fill(self, workers: int) -> None:
         """Clone for these workers from now on, in a thread: while they import pytest, and before. Twice is once."""

@@ -94,11 +94,6 @@ class Controller:
             workers=workers,
         )
 
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(self, node: Any) -> None:
-        """A worker is about to start: also one that replaces a crashed one, under a new id."""
-        self._state.workers.append(node.gateway.id)
-
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         """A worker has ended; one that crashed has left its database, and sessions in it.

@@ -1,0 +1,205 @@
+"""A process that xdist has not started: reads the settings, opens the run, and says on stderr what is being done."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config import environment, logs
+from harness.config.load import load
+from harness.config.settings import Settings
+from harness.databases import freshness
+from harness.dsn import Dsn
+from harness.migrations import registry as sources
+from harness.pytest_plugin.header import Header
+from harness.pytest_plugin.state import Role, State
+from harness.pytest_plugin.xdist import Controller
+from harness.runs.runfile import VARIABLE
+from harness.servers import registry as backends
+
+if TYPE_CHECKING:
+    from harness.runs.harness import Harness
+
+NOT_STARTED = "not_started"
+"""The database's name in the URL of a run that starts nothing."""
+
+_LOOKING_ONLY = ("help", "version", "collectonly", "showfixtures", "show_fixtures_per_test", "markers",
+                 "setupplan", "cacheshow")  # fmt: skip
+
+
+def begin(options: Any, start: tuple[Path, str]) -> State:
+    """Have a server and a lease, unless this run only looks.
+
+    Args:
+        start: where the search for settings begins, and what to call that place.
+
+    Raises:
+        HarnessError: nothing could be leased.
+    """
+    settings = load(
+        os.environ,
+        start=start[0],
+        start_origin=start[1],
+        explicit=Path(options.pg_harness_config) if options.pg_harness_config else None,
+        overrides=given_as_options(options),
+        override_origin="a pytest option",
+    )
+    sources.check_settings(settings)
+    backends.check_settings(settings)
+    freshness.check_settings(settings)
+    if any(getattr(options, name, False) for name in _LOOKING_ONLY):
+        return _closed(settings, Role.IDLE)
+    return _open(settings, options)
+
+
+def parts(state: State) -> dict[str, object]:
+    """The parts of the plugin that no worker has, by the names to register them under."""
+    header: dict[str, object] = {"pg_harness_header": Header(state)}
+    return header if state.role is Role.IDLE else {**header, "pg_harness_controller": Controller(state)}
+
+
+def given_as_options(options: Any) -> dict[str, Any]:
+    """The settings that were given as options of pytest."""
+    given = {
+        "backend": options.pg_harness_backend,
+        "fresh": options.pg_harness_fresh,
+        "keep_failed": options.pg_harness_keep_failed,
+        "server_url": options.pg_harness_server_url,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _closed(
+    settings: Settings,
+    role: Role,
+    *,
+    quiet: bool = False,
+    harness: Harness | None = None,
+    teller: Teller | None = None,
+) -> State:
+    """The URL is valid, and nobody answers there."""
+    # Bound and not listening: refused at once, and no other program can take the port meanwhile.
+    hold = socket.socket()
+    hold.bind(("127.0.0.1", 0))
+    dsn = Dsn("127.0.0.1", hold.getsockname()[1], settings.role, NOT_STARTED, NOT_STARTED)
+    dsns = {database.name: dsn for database in settings.databases}
+    tables = {database.name: database.env for database in settings.databases}
+    exported = environment.variables(
+        dsns, tables, environment.Slot("main", 1, settings.connections_per_worker)
+    )
+    state = State(
+        settings, role, harness, quiet=quiet, hold=hold, closed=dsns, telling=teller or nullcontext()
+    )
+    state.export(exported)
+    return state
+
+
+def _open(settings: Settings, options: Any) -> State:
+    # Here: a run that only looks does without.
+    from harness.runs.harness import open_run
+
+    quiet = getattr(options, "verbose", 0) < 0
+    teller = Teller(logs.Verbosity.of(os.environ, getattr(options, "verbose", 0)))
+    # Children of an earlier run may have inherited its file: it says nothing about ours.
+    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    # xdist's controller runs no test: nothing will be reset there.
+    controls = distributes(options)
+    with teller:
+        harness = open_run(
+            settings,
+            environ,
+            rebuild=options.pg_harness_rebuild,
+            progress=teller.progress,
+            worker="" if controls else "main",
+        )
+        if controls and harness.shared is None:
+            # Its workers start a server each, and it needs none for itself. Migrations that fail were told here,
+            # once, all the same: they ran when the base was baked.
+            return _closed(settings, Role.HOST, quiet=quiet, harness=harness, teller=teller)
+        state = State.leased(settings, Role.HOST, harness, "main", tests=not controls)
+    state.quiet, state.telling = quiet, teller
+    if workers := _told(options):
+        # A second processor has nothing to do until xdist's workers begin.
+        state.fill(workers)
+    return state
+
+
+def _told(options: Any) -> int:
+    """How many workers xdist will start, where that is certain; 0 where it is not, or there are none."""
+    wanted = getattr(options, "numprocesses", None)
+    if not isinstance(wanted, int) or not distributes(options):
+        return 0
+    return min(wanted, getattr(options, "maxprocesses", None) or wanted)
+
+
+def distributes(options: Any) -> bool:
+    """Whether xdist's workers will run the tests, as far as can be told before ``-n auto`` is a number."""
+    wanted = getattr(options, "numprocesses", None)
+    if wanted in ("auto", "logical") and os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") == "0":
+        return False
+    # With --pdb, ``-n auto`` is none.
+    return bool(wanted) and not getattr(options, "usepdb", False)
+
+
+_REDRAW = 0.1
+"""Seconds between two drawings of the progress line."""
+
+
+class Teller(logging.Handler):
+    """The plugin's one handler: writes the log to stderr, inside of its block only.
+
+    A context manager, entered wherever the plugin works for itself. Between, while tests run, the level of our loggers
+    is the user's: what they log at INFO would else be in the report of each test that fails.
+    """
+
+    def __init__(self, verbosity: logs.Verbosity) -> None:
+        super().__init__()
+        self._verbosity = verbosity
+        self._stream = sys.stderr
+        self._terminal = self._stream.isatty()
+        self._width = 0
+        self._drawn = 0.0
+        self._undo: Callable[[], None] | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line about what is being done."""
+        try:
+            self._wipe()
+            print(f"pg-harness: {self._verbosity.line(record)}", file=self._stream, flush=True)
+        except Exception:  # noqa: BLE001 — as every handler: a record that cannot be shown ends no run
+            self.handleError(record)
+
+    def progress(self, done: int, total: int | None, what: str) -> None:
+        """Redraw the progress line: steps done, of how many, which one."""
+        now = time.monotonic()
+        hidden = self._verbosity.level > logging.INFO or not self._terminal
+        if hidden or now - self._drawn < _REDRAW:
+            return
+        self._drawn = now
+        text = f"pg-harness: {done}{f'/{total}' if total else ''} {what}"[:100]
+        self._wipe()
+        print(text, end="", file=self._stream, flush=True)
+        self._width = len(text)
+
+    def _wipe(self) -> None:
+        if self._width:
+            print("\r" + " " * self._width + "\r", end="", file=self._stream, flush=True)
+            self._width = 0
+
+    def __enter__(self) -> Teller:
+        if self._undo is None:
+            self._undo = logs.show(self, self._verbosity.level)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wipe()
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
