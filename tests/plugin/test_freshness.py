@@ -204,15 +204,20 @@ COUNTED = """
     def test_nothing(i, counter):
         SEEN.append(len(counter))
         if i == 19:
-            assert SEEN[2] == SEEN[19], (SEEN, counter)
+            sent = counter[SEEN[2]:SEEN[19]]
+            turns = [query for query in sent if b"pg_advisory" in (query if type(query) is bytes else query.encode())]
+            # Each is seen twice: a connection executes by a cursor.
+            assert (len(sent), len(turns)) == ({each} * 17 * 2, {each} * 17 * 2), (SEEN, counter)
     SEEN = []
 """
 
 
 def test_a_passing_test_without_freshness_sends_nothing(folder: Folder) -> None:
-    folder.write(test_a=COUNTED.format(here=str(folder.path)))
+    folder.write(test_a=COUNTED.format(here=str(folder.path), each=0))
     folder.pytest("--pg-harness-fresh=none").ok(20)
-    # With a serial test in the run too: a turn is kept from test to test.
+    folder.pytest("--pg-harness-fresh=none", "-n", "1").ok(20)
+    # With a serial test in the run, its turn alone: taken, and given back.
+    folder.write(test_a=COUNTED.format(here=str(folder.path), each=2))
     folder.write(test_b="import pytest\n@pytest.mark.serial_only\ndef test_alone(): pass\n")
     folder.pytest("--pg-harness-fresh=none", "-n", "1").ok(21)
 
