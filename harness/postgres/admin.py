@@ -9,7 +9,7 @@ from typing import TypeVar
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused
 from harness.postgres import sqlstate
-from harness.postgres.session import Session
+from harness.postgres.session import CONNECT_TIMEOUT, Session
 
 SERVER_ID = "harness.server_id"
 """The setting that names a server of ours; ``system_identifier`` identifies nothing: copies share it."""
@@ -121,17 +121,37 @@ def connect_verified(dsn: Dsn, server_id: str) -> Session:
         ServerLost: nobody answers, or a server with another id.
         ServerRefused: for instance a wrong password, which also tells that it is another's server.
     """
-    session = Session.connect(dsn)
+    if not server_id:
+        return Session.connect(dsn)
+    session = greet(dsn, server_id)
+    if session is None:
+        raise ServerLost(f"another PostgreSQL server answers at {dsn.masked}")
     try:
-        if server_id:
-            found = session.value("select current_setting(%s, true)", (SERVER_ID,))
-            if found != server_id:
-                raise ServerLost(f"another PostgreSQL server answers at {dsn.masked}")
-            _commit_durably(session)
+        _commit_durably(session)
     except (ServerLost, ServerRefused):
         session.close()
         raise
     return session
+
+
+def greet(dsn: Dsn, server_id: str, timeout: float = CONNECT_TIMEOUT) -> Session | None:
+    """A session on the server of that id; None: another server answers there.
+
+    Args:
+        timeout: seconds for the login.
+
+    Raises:
+        ServerLost: nobody answers. ServerRefused: somebody answers and refuses.
+    """
+    session = Session.connect(dsn, timeout=timeout)
+    try:
+        if session.value(f"select current_setting('{SERVER_ID}', true)") == server_id:
+            return session
+    except BaseException:
+        session.close()
+        raise
+    session.close()
+    return None
 
 
 def _commit_durably(session: Session) -> None:
