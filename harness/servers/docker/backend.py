@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ class DockerBackend:
     def examine(self) -> Iterator[Finding]:
         """The daemon and the image."""
         yield Finding("ok", self.available())
-        if self.has_image():
+        if image_.find(self.daemon, self.daemon.prefix + self.image) is not None:
             yield Finding("ok", f"the image {self.image} is there")
         else:
             yield Finding(
@@ -130,7 +129,7 @@ class DockerBackend:
         else:
             image = image_.baked(self.daemon, request.base)
         limit = self.memory_limit if request.memory is None else request.memory
-        plan = spec.Plan.of(
+        made_of = spec.ContainerSpec.of(
             request,
             self.daemon.about(),
             image=image,
@@ -138,7 +137,7 @@ class DockerBackend:
             memory_limit=limit,
             shm_size=self.shm_size,
         )
-        return container_.run(self.daemon, plan, request)
+        return container_.run(self.daemon, made_of, request)
 
     def free_memory(self) -> int:
         """Bytes that containers may take: the daemon's, cut by what is free on this machine where it runs here.
@@ -200,21 +199,6 @@ class DockerBackend:
             if rest:
                 yield rest
 
-    def has_image(self) -> bool:
-        """Whether the image is on the daemon already.
-
-        Raises:
-            BackendUnavailable: no daemon answers.
-        """
-        import docker.errors
-
-        with translated(f"look for the image {self.image}"):
-            try:
-                self.daemon.client.images.get(self.daemon.prefix + self.image)
-            except docker.errors.ImageNotFound:
-                return False
-        return True
-
     def psql(
         self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
     ) -> Sequence[str] | None:
@@ -246,7 +230,6 @@ class DockerBackend:
         return found
 
     def _info(self, container: Any) -> ServerInfo | None:
-        labels = container.labels
         try:
             password = container_.read_password(container)
             with translated(f"look at the container {container.short_id}"):
@@ -255,8 +238,4 @@ class DockerBackend:
         except (BackendError, ServerStartError):
             # Removed between two looks, or half made: not a server.
             return None
-        ttl = labels.get(f"{LABEL}.ttl", "")
-        return replace(
-            container_.info_of(dsn, container),
-            ttl=float(ttl) if ttl else None,
-        )
+        return container_.info_of(dsn, container)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.state_file import StateFile
 from harness.errors import BackendError, ServerStartError
+from harness.postgres.session import Session
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
-from harness.servers.docker.daemon import translated
+from harness.servers.docker.daemon import gone, translated
 from harness.servers.docker.spec import LABEL
 from harness.servers.port import Base, Origin, ServerInfo
 
@@ -76,20 +77,12 @@ class DockerBakery:
 
     def find(self, key: str) -> Base | None:
         """The image of that key, if its label agrees."""
-        import docker.errors
-
-        with translated(f"look for the image {REPOSITORY}:{key}"):
-            try:
-                image = self._backend.daemon.client.images.get(f"{REPOSITORY}:{key}")
-            except docker.errors.ImageNotFound:
-                return None
-        found = _base(image)
+        image = image_.find(self._backend.daemon, f"{REPOSITORY}:{key}")
+        found = None if image is None else _base(image)
         return found if found is not None and found.key == key else None
 
     def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Base:
         """Forget the passwords, stop, commit; the tag, which makes it findable, comes with the last step."""
-        from harness.postgres.session import Session
-
         with Session.connect(info.dsn) as session:
             session.execute("alter role postgres password null")
         daemon = self._backend.daemon
@@ -137,17 +130,13 @@ class DockerBakery:
 
     def remove(self, base: Base) -> bool:
         """Remove the image; one that containers still use is left."""
-        import docker.errors
-
         with translated("remove an image"):
             try:
                 # By its id: layers that lost their tag to a newer image go as well.
                 self._backend.daemon.client.images.remove(base.ref, force=False)
-            except docker.errors.ImageNotFound:
-                return True
-            except docker.errors.APIError as error:
-                if error.response is not None and error.response.status_code == 409:
-                    return False
+            except Exception as error:
+                if status := gone(error):
+                    return status == 404
                 raise
         return True
 
