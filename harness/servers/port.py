@@ -105,7 +105,7 @@ class Backend(Protocol):
     """What can find, start and stop servers of one kind.
 
     One is made by what its :class:`harness.servers.registry.BackendKind` names, and asks nobody anything before one
-    of these is called.
+    of these is called. A class that derives from it inherits an answer for what it does not do.
 
     Attributes:
         name: the word that stands for it in the settings, and in :attr:`ServerInfo.backend`.
@@ -127,7 +127,7 @@ class Backend(Protocol):
         Raises:
             BackendUnavailable: as :meth:`available`.
         """
-        ...
+        yield Finding("ok", self.available())
 
     def find(self, project: str, purpose: str) -> ServerInfo | None:
         """The running server of that identity, from the vendor's own records (labels, pid files); None if none runs."""
@@ -163,7 +163,7 @@ class Backend(Protocol):
             user: role to log in as, without a password.
             terminal: whether a person types.
         """
-        ...
+        return None
 
     def free_memory(self) -> int:
         """Bytes of memory that its servers may take; 0 where it is unknown.
@@ -171,11 +171,11 @@ class Backend(Protocol):
         Raises:
             BackendError: whoever knows does not tell.
         """
-        ...
+        return 0
 
     def snapshots(self) -> Bakery | None:
         """Where its servers' data is kept, to start others from it; None: it cannot keep any."""
-        ...
+        return None
 
 
 @dataclass(frozen=True)

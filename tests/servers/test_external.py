@@ -40,8 +40,8 @@ def test_a_superuser_is_told_nothing(server: ServerInfo, place: Checkout) -> Non
     info = ours.start(place.request())
     assert info.server_id == ""
     assert (info.backend, info.storage) == ("external", "unknown")
-    assert ours.limits().superuser
-    assert not ours.limits().pooler
+    assert ours.capabilities().superuser
+    assert not ours.capabilities().pooler
     assert server.dsn.password not in info.handle + info.description + repr(info)
     ours.stop(info)
     assert ours.list(None) != []

@@ -25,7 +25,7 @@ logger = logging.getLogger("pg_harness.servers.docker")
 LABEL = spec.LABEL
 
 
-class DockerBackend:
+class DockerBackend(Backend):
     """Servers in containers.
 
     Args:

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -19,7 +19,7 @@ from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerStartError
 from harness.servers import defaults, handshake
 from harness.servers import memory as memory_
-from harness.servers.port import Backend, Bakery, Finding, ServerInfo, ServerRequest
+from harness.servers.port import Backend, Bakery, ServerInfo, ServerRequest
 from harness.servers.process import cluster as cluster_
 from harness.servers.process.binaries import Binaries, choose, supported
 from harness.servers.process.record import Record, alive, end, log_tail
@@ -32,7 +32,7 @@ _ATTEMPTS = 10
 """How many ports are tried: between choosing and binding, somebody else may take one."""
 
 
-class ProcessBackend:
+class ProcessBackend(Backend):
     """Servers as processes of this machine.
 
     Args:
@@ -87,10 +87,6 @@ class ProcessBackend:
         """
         found = self.binaries()
         return f"PostgreSQL {found.version} in {found.folder}"
-
-    def examine(self) -> Iterator[Finding]:
-        """The programs."""
-        yield Finding("ok", self.available())
 
     def binaries(self) -> Binaries:
         """The programs to use.
@@ -192,12 +188,6 @@ class ProcessBackend:
                     time.sleep(0.2)
         except FileNotFoundError:
             return
-
-    def psql(
-        self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
-    ) -> Sequence[str] | None:
-        """None: the server is on this machine, where psql was looked for already."""
-        return None
 
     def free_memory(self) -> int:
         """Bytes of memory that are free on this machine, cut by what the control groups leave; 0: unknown."""
