@@ -132,7 +132,7 @@ class _Search:
             return found
         request = new_request(self._settings, place.hint.project, place.purpose, ttl)
         marked = drift.of(self._settings, backend.name)
-        info = backend.start(replace(request, base=base, made_with=marked))
+        info = backend.start(replace(request, snapshot=base, made_with=marked))
         session, why = attach(info)
         if session is None:
             raise gone_again(info, why)
@@ -213,7 +213,7 @@ def private(
     began = time.monotonic()
     hint = Hint.of(settings, environ, purpose)
     request = new_request(settings, hint.project, purpose, ttl)
-    info = backend.start(replace(request, base=base, memory=memory))
+    info = backend.start(replace(request, snapshot=base, memory=memory))
     session, why = attach(info)
     if session is None:
         backend.stop(info)

@@ -18,7 +18,7 @@ from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, connect, translated
-from harness.servers.port import Backend, Bakery, Finding, ServerInfo, ServerRequest
+from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, SnapshotStore
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
@@ -124,10 +124,10 @@ class DockerBackend(Backend):
                 # Its maker was killed before it started: no server, and nobody else's (there is a lock).
                 with translated(f"remove the container {container.short_id}"):
                     container_.remove(self.daemon, container.id)
-        if request.base is None:
+        if request.snapshot is None:
             image = image_.ensure(self.daemon, self.image)
         else:
-            image = image_.baked(self.daemon, request.base)
+            image = image_.baked(self.daemon, request.snapshot)
         limit = self.memory_limit if request.memory is None else request.memory
         made_of = spec.ContainerSpec.of(
             request,
@@ -149,12 +149,12 @@ class DockerBackend(Backend):
         # Of a daemon elsewhere only the whole is known: half of it may be taken already.
         return min(known, here) if self.daemon.local and here else known // 2
 
-    def snapshots(self) -> Bakery:
+    def snapshots(self) -> SnapshotStore:
         """Images that are committed from containers."""
-        # Here: only what bakes or starts from a bake needs it.
-        from harness.servers.docker.snapshots import DockerBakery
+        # Here: only what bakes, or starts from a snapshot, needs it.
+        from harness.servers.docker.snapshots import DockerSnapshots
 
-        return DockerBakery(self, self._cache)
+        return DockerSnapshots(self, self._cache)
 
     def _revive(self, container: Any, request: ServerRequest) -> ServerInfo | None:
         state = container.status

@@ -43,7 +43,7 @@ def run(daemon: Daemon, made_of: spec.ContainerSpec, request: ServerRequest) -> 
     except BaseException:
         _remove_late(daemon, spec.name_of(request))
         raise
-    output = Output(brought=request.base is not None)
+    output = Output(brought=request.snapshot is not None)
     try:
         with translated(f"fill the container {container.short_id}"):
             # Unpacking takes the daemon 45 ms, a process of its own and a mount.

@@ -19,7 +19,7 @@ from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerStartError
 from harness.servers import defaults, handshake
 from harness.servers import memory as memory_
-from harness.servers.port import Backend, Bakery, ServerInfo, ServerRequest
+from harness.servers.port import Backend, ServerInfo, ServerRequest, SnapshotStore
 from harness.servers.process import cluster as cluster_
 from harness.servers.process.binaries import Binaries, choose, supported
 from harness.servers.process.record import Record, alive, end, log_tail
@@ -125,8 +125,8 @@ class ProcessBackend(Backend):
             _remove(folder)
         cache = user.reachable(self.cache, "cache")
         binaries = enterable_binaries(self.binaries(), user, cache)
-        if request.base is not None:
-            cluster = cluster_.baked(request.base)
+        if request.snapshot is not None:
+            cluster = cluster_.baked(request.snapshot)
         else:
             cluster = cluster_.cached(binaries, user, cache)
         storage, parent = self._place(request, user)
@@ -193,12 +193,12 @@ class ProcessBackend(Backend):
         """Bytes of memory that are free on this machine, cut by what the control groups leave; 0: unknown."""
         return memory_.free_memory()
 
-    def snapshots(self) -> Bakery:
+    def snapshots(self) -> SnapshotStore:
         """Data directories in the cache."""
-        # Here: only what bakes or starts from a bake needs it.
-        from harness.servers.process.snapshots import ProcessBakery
+        # Here: only what bakes, or starts from a snapshot, needs it.
+        from harness.servers.process.snapshots import ProcessSnapshots
 
-        return ProcessBakery(self)
+        return ProcessSnapshots(self)
 
     def _place(self, request: ServerRequest, user: ServerUser) -> tuple[str, Path]:
         disk = user.reachable(self._state / "servers", "servers")

@@ -54,7 +54,7 @@ def cached(binaries: Binaries, user: ServerUser, cache: Path) -> Cluster:
 
 
 def baked(ref: str) -> Cluster:
-    """The directory of a baked base, see :mod:`harness.servers.process.snapshots`.
+    """The directory of a snapshot, see :mod:`harness.servers.process.snapshots`.
 
     Raises:
         ServerStartError: it was removed meanwhile.

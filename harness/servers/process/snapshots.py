@@ -1,4 +1,4 @@
-"""Baked bases of local servers: data directories in the cache, renamed into place when they are whole."""
+"""Snapshots of local servers: data directories in the cache, renamed into place when they are whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from harness.config.state_file import StateFile
 from harness.errors import ServerStartError
-from harness.servers.port import Base, Origin, ServerInfo
+from harness.servers.port import CUT_OFF, STOP_PATIENCE, Origin, ServerInfo, Snapshot, SnapshotStore, private
 from harness.servers.process import cluster
 from harness.servers.process.record import Record, alive, log_tail
 from harness.servers.process.user import ServerUser, make_folder, renamed_last
@@ -26,14 +26,9 @@ if TYPE_CHECKING:
 
 _PREFIX = "base-"
 _FACTS = "base.json"
-_PATIENCE = 120.0
-"""Seconds that a clean shutdown may take: its checkpoint writes everything."""
-
-_CUT_OFF = 15 * 60
-"""Seconds after which something half-made is nobody's work in progress."""
 
 
-class ProcessBakery:
+class ProcessSnapshots(SnapshotStore):
     """Keeps data directories.
 
     Args:
@@ -62,11 +57,11 @@ class ProcessBakery:
         ]
         return Origin(found.major, "\n".join(parts))
 
-    def find(self, key: str) -> Base | None:
+    def find(self, key: str) -> Snapshot | None:
         """The directory of that key, if it was finished."""
         return _read(self.folder / f"{_PREFIX}{key}")
 
-    def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Base:
+    def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Snapshot:
         """End the postmaster with a checkpoint, copy its directory, rename the copy last."""
         folder = Path(info.handle)
         record = Record.read(folder)
@@ -103,7 +98,7 @@ class ProcessBakery:
         if not record.running(folder):
             why = "has ended before its time"
         elif not _interrupt(record.pid):
-            why = f"did not stop within {_PATIENCE:.0f} s"
+            why = f"did not stop within {STOP_PATIENCE:.0f} s"
         elif (folder / "data" / "postmaster.pid").exists():
             why = "crashed on its way out"
         if why:
@@ -118,24 +113,24 @@ class ProcessBakery:
         except subprocess.SubprocessError as error:
             raise ServerStartError(f"the baked directory {data} cannot be synced: {error}") from error
 
-    def touch(self, base: Base) -> None:
+    def touch(self, snapshot: Snapshot) -> None:
         """Set the time of its facts."""
         try:
-            os.utime(Path(base.ref) / _FACTS)
+            os.utime(Path(snapshot.ref) / _FACTS)
         except OSError:
             return
 
-    def list(self) -> Sequence[Base]:
+    def list(self) -> Sequence[Snapshot]:
         """All finished directories that this user's runs have made."""
         found = [_read(path) for path in sorted(self.folder.glob(f"{_PREFIX}*"))]
-        return [base for base in found if base is not None]
+        return [snapshot for snapshot in found if snapshot is not None]
 
-    def remove(self, base: Base) -> bool:
+    def remove(self, snapshot: Snapshot) -> bool:
         """Rename it away, then remove it: a copy that is being made now fails, and is made again."""
-        return _remove(Path(base.ref))
+        return _remove(Path(snapshot.ref))
 
     def leftovers(self) -> Sequence[str]:
-        """Half-written and half-removed bases, and servers that were cut off before they ran."""
+        """Half-written and half-removed snapshots, and servers that were cut off before they ran."""
         gone = []
         for path in sorted(self.folder.glob(f"{_PREFIX}*.*")):
             if path.is_dir() and _old(path):
@@ -143,7 +138,7 @@ class ProcessBakery:
                 gone.append(str(path))
         for info in self._backend.list(None):
             # Those that run end by their switch; the others may be starting just now.
-            own = info.purpose.startswith(("run-", "bake-"))
+            own = private(info.purpose)
             if own and _old(Path(info.handle)) and self._backend.find(info.project, info.purpose) is None:
                 self._backend.stop(info)
                 gone.append(info.handle)
@@ -153,7 +148,7 @@ class ProcessBakery:
 def _interrupt(pid: int) -> bool:
     """End a postmaster with a checkpoint; False where it takes too long."""
     os.kill(pid, signal.SIGINT)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + STOP_PATIENCE
     while alive(pid):
         if time.monotonic() > deadline:
             return False
@@ -163,12 +158,12 @@ def _interrupt(pid: int) -> bool:
 
 def _old(path: Path) -> bool:
     try:
-        return time.time() - path.stat().st_mtime > _CUT_OFF
+        return time.time() - path.stat().st_mtime > CUT_OFF
     except OSError:
         return False
 
 
-def _read(path: Path) -> Base | None:
+def _read(path: Path) -> Snapshot | None:
     try:
         content = StateFile(path / _FACTS).read()
         used = (path / _FACTS).stat().st_mtime
@@ -176,7 +171,7 @@ def _read(path: Path) -> Base | None:
             return None
         facts = {name: value for name, value in content.items() if isinstance(value, str)}
         created = float(content["created"])
-        return Base(str(path), content["key"], "process", int(content["size"]), created, used, facts)
+        return Snapshot(str(path), content["key"], "process", int(content["size"]), created, used, facts)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
