@@ -101,9 +101,9 @@ class Link:
                 return
             time.sleep(PAUSE)
 
-    def another(self, database: str | None = None) -> Link:
-        """A second link, for another thread or another database of the same server."""
-        return Link(self.dsn.with_database(database) if database else self.dsn, self.server_id)
+    def another(self) -> Link:
+        """A second link, for another thread."""
+        return Link(self.dsn, self.server_id)
 
     def close(self) -> None:
         """Log out; a later use logs in again."""

@@ -161,19 +161,17 @@ def sessions_of(session: Session, database: str) -> list[str]:
     ]
 
 
-def terminate(session: Session, database: str, *, wait_ms: int = 5000, but: Sequence[int] = ()) -> int:
-    """End every session of the database; return how many there were. Waits until they are gone.
+def terminate(session: Session, database: str, *, but: Sequence[int] = ()) -> None:
+    """End every session of the database, and wait until they are gone.
 
     Args:
         but: pids of sessions that stay.
 
     Raises:
-        LeaseInUse: some are still there after ``wait_ms`` milliseconds.
+        LeaseInUse: some are still there after :data:`harness.postgres.ending.PATIENCE` seconds.
     """
-    count, left = ending.end_all(session, database, but=but, patience=wait_ms / 1000)
-    if left and (shown := sessions_of(session, database)):
+    if ending.end_all(session, database, but=but) and (shown := sessions_of(session, database)):
         raise LeaseInUse(f"sessions of database {database} could not be ended", sessions=shown)
-    return count
 
 
 RETIRE_PATIENCE = 20.0

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field
 
 from harness.config.extensions import Extensions, resolved
 from harness.config.settings import Settings
@@ -251,28 +250,6 @@ def named(word: str, settings: Settings, environ: Mapping[str, str], *, timeout:
         )
     backend: Backend = resolved(kind.backend)(settings, environ, timeout=timeout)
     return backend
-
-
-def decided(word: str, settings: Settings) -> dict[str, str] | None:
-    """What the settings say of a server of this backend that it cannot change while it runs: setting → text.
-
-    Returns:
-        None where there is no such backend (any more).
-    """
-    kind = find_kind(word)
-    if kind is None:
-        return None
-    found = {}
-    for key, word_for_default in kind.decided_by.items():
-        value = getattr(settings, key)
-        by_default = not value or value == _defaults()[key]
-        found[key] = word_for_default if word_for_default and by_default else str(value)
-    return found
-
-
-@cache
-def _defaults() -> Mapping[str, object]:
-    return {each.name: each.default for each in fields(Settings)}
 
 
 def _automatic() -> Iterator[tuple[str, BackendKind]]:
