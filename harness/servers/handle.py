@@ -49,6 +49,7 @@ class Server:
     @property
     def backend(self) -> Backend:
         """What started it, for :meth:`stop` and :meth:`logs`; made when it is asked for."""
+        # Here: who only uses a server needs nothing of what could start one.
         from harness.servers import registry
 
         return registry.named(self.info.backend, self._settings, self._environ)
@@ -82,6 +83,7 @@ def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo) -> Se
     """
 
     def forget() -> None:
+        # Here: a worker that joins ends no server, as a rule.
         from harness.servers.records import Hint
 
         Hint.of(settings, environ, "run").forget()

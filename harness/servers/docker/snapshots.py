@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import calendar
 import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,12 +203,8 @@ def _own_size(image: Any) -> int:
 
 
 def _seconds(text: str) -> float:
-    """Seconds since 1970 of Docker's times; 0 for none."""
-    found = re.match(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.\d+)?(?:Z|([+-])(\d\d):(\d\d))?", text)
-    if found is None or text.startswith("0001"):
+    """Seconds since 1970 of Docker's times; 0 for none, which may be in the year 1."""
+    try:
+        return max(0.0, datetime.fromisoformat(text).timestamp())
+    except ValueError:
         return 0.0
-    seconds = calendar.timegm(tuple(int(part) for part in found.groups()[:6]))
-    if found[7]:
-        offset = 60 * (60 * int(found[8]) + int(found[9]))
-        seconds -= offset if found[7] == "+" else -offset
-    return float(seconds)
