@@ -180,17 +180,11 @@ def _socket(environ: Mapping[str, str]) -> str | None:
     home = environ.get("HOME") or os.path.expanduser("~")
     if environ.get("DOCKER_HOST") or environ.get("DOCKER_CONTEXT") or os.name == "nt":
         return None
-    try:
-        if "tc.host" in Path(home, ".testcontainers.properties").read_text():
-            return None
-    except (OSError, UnicodeDecodeError):
-        pass
     config = Path(environ.get("DOCKER_CONFIG") or Path(home, ".docker"), "config.json")
-    try:
-        if '"currentContext"' in config.read_text():
-            return None
-    except (OSError, UnicodeDecodeError):
-        pass
+    if _mentions(Path(home, ".testcontainers.properties"), "tc.host") or _mentions(
+        config, '"currentContext"'
+    ):
+        return None
     runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     for path in (
         "/var/run/docker.sock",
@@ -205,6 +199,13 @@ def _socket(environ: Mapping[str, str]) -> str | None:
             return f"unix://{path}"
     # A socket that we may not use deserves the daemon's own refusal, not "none was found".
     return "unix:///var/run/docker.sock" if os.path.exists("/var/run/docker.sock") else ""
+
+
+def _mentions(path: Path, word: str) -> bool:
+    try:
+        return word in path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 @contextmanager
