@@ -8,16 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import ServerLost
+from harness.postgres.session import Session
 from harness.servers.handshake import attach
 from harness.servers.port import Backend, ServerInfo
-
-if TYPE_CHECKING:
-    from harness.postgres.session import Session
 
 
 @dataclass

@@ -33,6 +33,11 @@ class Hint:
         return cls(mine, project.state_dir(environ) / mine / f"{purpose}.json")
 
     @property
+    def purpose(self) -> str:
+        """Of the server: ``"run"``, ``"up"`` …"""
+        return self.path.stem
+
+    @property
     def _file(self) -> StateFile:
         return StateFile(self.path, _FORMAT)
 
