@@ -177,27 +177,21 @@ def chosen(settings: Settings, environ: Mapping[str, str]) -> tuple[Backend, str
     """
     if (word := wanted(settings)) != AUTO:
         return named(word, settings, environ), ""
-    tried: list[str] = []
-    remedies: dict[str, None] = {}
-    lacking: list[str] = []
-    for word, kind in _automatic():
+    failures: dict[str, BackendUnavailable] = {}
+    for word in _automatic():
         backend = named(word, settings, environ, timeout=AUTO_TIMEOUT)
         try:
             reason = backend.available()
         except BackendUnavailable as error:
-            tried += [
-                f"{word}: {error.message.splitlines()[0]}",
-                *(f"{word}: {line}" for line in error.checked),
-            ]
-            remedies |= dict.fromkeys(error.remedies)
-            lacking += [kind.lacking or f"{word} cannot be used"]
+            failures[word] = error
             continue
-        because = f" ({tried[0]})" if tried else ""
+        because = f" ({_tried(failures)[0]})" if failures else ""
         return backend, f"{reason}{because}"
+    lacking = [kinds()[word].lacking or f"{word} cannot be used" for word in failures]
     raise BackendUnavailable(
         f"no PostgreSQL server can be started here: {' and '.join(lacking)}",
-        checked=tried,
-        remedies=list(remedies),
+        checked=_tried(failures),
+        remedies=_remedies(failures),
     )
 
 
@@ -210,25 +204,42 @@ def fallback(
         BackendUnavailable: the error, where the user meant this backend: another server in its place would be a
             surprise; with what the others lack, where they do not work either.
     """
-    after = _after(backend.name) if wanted(settings) == AUTO else []
+    order = list(_automatic()) if wanted(settings) == AUTO else []
+    after = order[order.index(backend.name) + 1 :] if backend.name in order else []
     kind = find_kind(backend.name)
     implied = kind.implied_by if kind is not None else {}
     if not after or any(settings.origin(key) != "default" for key in implied):
         raise error
-    checked, remedies = list(error.checked), list(error.remedies)
+    failures: dict[str, BackendUnavailable] = {}
     for word in after:
         other = named(word, settings, environ)
         try:
             other.available()
         except BackendUnavailable as another:
-            checked += [another.message.splitlines()[0], *another.checked]
-            remedies += another.remedies
+            failures[word] = another
             continue
         logger.info("%s: %s", backend.name, error.message.splitlines()[0])
         unnamed = " nor ".join(["neither a backend", *implied.values()])
         logger.info("backend: %s instead, because %s is named in the settings", other.name, unnamed)
         return other
-    raise BackendUnavailable(error.message.splitlines()[0], checked=checked, remedies=remedies) from error
+    raise BackendUnavailable(
+        error.message.splitlines()[0],
+        checked=[*error.checked, *_tried(failures)],
+        remedies=_remedies({backend.name: error, **failures}),
+    ) from error
+
+
+def _tried(failures: Mapping[str, BackendUnavailable]) -> list[str]:
+    """What was looked at, one line each, with the backend's word before it."""
+    return [
+        f"{word}: {line}"
+        for word, error in failures.items()
+        for line in (error.message.splitlines()[0], *error.checked)
+    ]
+
+
+def _remedies(failures: Mapping[str, BackendUnavailable]) -> list[str]:
+    return list(dict.fromkeys(remedy for error in failures.values() for remedy in error.remedies))
 
 
 def named(word: str, settings: Settings, environ: Mapping[str, str], *, timeout: float = 10) -> Backend:
@@ -252,13 +263,7 @@ def named(word: str, settings: Settings, environ: Mapping[str, str], *, timeout:
     return backend
 
 
-def _automatic() -> Iterator[tuple[str, BackendKind]]:
-    """Those that ``auto`` tries, in order; other packages are asked once none of ours works."""
-    yield from ((word, kind) for word, kind in BACKENDS.items() if kind.auto)
-    yield from ((word, kind) for word, kind in kinds().items() if kind.auto and word not in BACKENDS)
-
-
-def _after(word: str) -> list[str]:
-    """Those that ``auto`` tries after this one."""
-    order = [each for each, _ in _automatic()]
-    return order[order.index(word) + 1 :] if word in order else []
+def _automatic() -> Iterator[str]:
+    """The words that ``auto`` tries, in order; other packages are asked once none of ours works."""
+    yield from (word for word, kind in BACKENDS.items() if kind.auto)
+    yield from (word for word, kind in kinds().items() if kind.auto and word not in BACKENDS)
