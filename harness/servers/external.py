@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.config.settings import Settings
 from harness.dsn import Dsn
-from harness.errors import BackendError, BackendUnavailable, ConfigError, ServerLost, ServerRefused
+from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerRefused
 from harness.postgres.session import Session
 from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest
 
@@ -107,19 +107,8 @@ class ExternalBackend(Backend):
 
     @classmethod
     def of(cls, settings: Settings, environ: Mapping[str, str], *, timeout: float) -> Backend:
-        """The server that the settings name.
-
-        Raises:
-            ConfigError: they name none.
-        """
-        if settings.server_url is None:
-            raise ConfigError(
-                'backend = "external" needs the server\'s address: PGHARNESS_SERVER_URL or --server-url. '
-                "An inherited DATABASE_URL is never used: it may be production.",
-                key="server_url",
-                origin=settings.origin("backend"),
-            )
-        return cls(settings.server_url, origin=settings.origin("server_url"))
+        """The server that the settings name; that they name one was checked by :mod:`harness.servers.registry`."""
+        return cls(settings.server_url or "", origin=settings.origin("server_url"))
 
     def available(self) -> str:
         """Where the server answers, and its version.

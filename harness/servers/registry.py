@@ -122,13 +122,16 @@ def check_settings(settings: Settings) -> None:
     Raises:
         ConfigError: there is no such backend, or the setting that it needs is missing; with the place.
     """
-    word, origin = settings.backend, settings.origin("backend")
-    if word == AUTO:
-        return
+    if settings.backend != AUTO:
+        _kind(settings.backend, settings)
+
+
+def _kind(word: str, settings: Settings) -> BackendKind:
+    origin = settings.origin("backend")
     kind = find_kind(word)
     if kind is None:
         raise ConfigError(
-            f"{origin}: backend must be one of {', '.join(map(repr, WORDS))} (it is {word!r})",
+            f"{origin}: there is no backend {word!r}, it must be one of {', '.join(map(repr, WORDS))}",
             key="backend",
             origin=origin,
             value=word,
@@ -140,6 +143,7 @@ def check_settings(settings: Settings) -> None:
             key=kind.address,
             origin=origin,
         )
+    return kind
 
 
 def wanted(settings: Settings) -> str:
@@ -251,15 +255,7 @@ def named(word: str, settings: Settings, environ: Mapping[str, str], *, timeout:
     Raises:
         ConfigError: there is no such backend, or it needs a setting that is missing.
     """
-    kind = find_kind(word)
-    if kind is None:
-        raise ConfigError(
-            f"there is no backend {word!r}; there are {', '.join(WORDS)}",
-            key="backend",
-            origin=settings.origin("backend"),
-            value=word,
-        )
-    backend: Backend = resolved(kind.backend)(settings, environ, timeout=timeout)
+    backend: Backend = resolved(_kind(word, settings).backend)(settings, environ, timeout=timeout)
     return backend
 
 

@@ -149,5 +149,5 @@ def test_a_pooler_in_front_is_refused(server: ServerInfo, place: Checkout) -> No
 
 def test_an_inherited_database_url_is_never_used(place: Checkout, server: ServerInfo) -> None:
     place.environ["DATABASE_URL"] = server.dsn.url
-    with pytest.raises(ConfigError, match="DATABASE_URL is never used"):
+    with pytest.raises(ConfigError, match="DATABASE_URL is never taken"):
         place.ensure(place.settings(backend="external"))
