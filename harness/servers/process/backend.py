@@ -16,12 +16,12 @@ from pathlib import Path
 from harness.config import project
 from harness.config.settings import Settings
 from harness.dsn import Dsn
-from harness.errors import BackendUnavailable, ServerStartError
+from harness.errors import ServerStartError
 from harness.servers import defaults, handshake
 from harness.servers import memory as memory_
 from harness.servers.port import Backend, ServerInfo, ServerRequest, SnapshotStore
 from harness.servers.process import cluster as cluster_
-from harness.servers.process.binaries import Binaries, choose, supported
+from harness.servers.process.binaries import Binaries, choose
 from harness.servers.process.record import Record, alive, end, log_tail
 from harness.servers.process.user import ServerUser, enterable_binaries, make_folder
 
@@ -95,9 +95,6 @@ class ProcessBackend(Backend):
             BackendUnavailable: there are none, or this system cannot run them.
         """
         if self._found is None:
-            reason = supported()
-            if reason is not None:
-                raise BackendUnavailable(reason)
             self._found = choose(self._environ, folder=self._folder, version=self._version)
         return self._found
 
@@ -208,7 +205,7 @@ class ProcessBackend(Backend):
             return "disk", disk
         room = 0
         if request.storage == "auto" and request.throwaway:
-            room = min(memory_.budget(self._limit), cluster_.free_bytes(memory.parent))
+            room = min(memory_.budget(self._limit), shutil.disk_usage(memory.parent).free)
         storage = memory_.storage(request.storage, room, throwaway=request.throwaway)
         return storage, memory if storage == "memory" else disk
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import secrets
 import shutil
 import subprocess
@@ -140,9 +139,3 @@ def copy(source: Path, target: Path, user: ServerUser) -> None:
     raise ServerStartError(
         f"the data directory cannot be copied to {target.parent}{full}", log_tail=defaults.tail(said)
     )
-
-
-def free_bytes(folder: Path) -> int:
-    """What is left on the file system of a folder."""
-    about = os.statvfs(folder)
-    return about.f_bavail * about.f_frsize
