@@ -269,7 +269,7 @@ def _clear_inside(session: Session, name: str, limit: int) -> None:
         terminate(session, name, but=(inside.pid,))
         for gid in ending.prepared_by_name(inside, name):
             ending.roll_back(inside, gid)
-        for (subscription,) in inside.rows(
+        for subscription in inside.column(
             "select subname from pg_subscription s join pg_database d on d.oid = s.subdbid where d.datname = %s",
             (name,),
         ):
@@ -301,10 +301,10 @@ def drop(session: Session, name: str, project: str) -> bool:
 
 def created_by_tests(session: Session, owner: str, keep: Sequence[str]) -> list[str]:
     """Databases that the application's role created itself: not of our grammar, owned by that role."""
-    rows = session.rows(
+    found = session.column(
         "select datname from pg_database where pg_get_userbyid(datdba) = %s and not datistemplate", (owner,)
     )
-    return [name for (name,) in rows if names.parse(name) is None and name not in keep]
+    return [name for name in found if names.parse(name) is None and name not in keep]
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def drop_ours(session: Session, role: str) -> None:
 
 def all_roles(session: Session) -> set[str]:
     """Names of all roles but PostgreSQL's own."""
-    return {name for (name,) in session.rows("select rolname from pg_roles where rolname !~ '^pg_'")}
+    return set(session.column("select rolname from pg_roles where rolname !~ '^pg_'"))
 
 
 def drop(session: Session, roles: Sequence[str]) -> list[str]:

@@ -121,6 +121,10 @@ class Session:
         with translated(statement):
             return self.connection.execute(statement, parameters or None).fetchall()
 
+    def column(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """The first column of all rows."""
+        return [row[0] for row in self.rows(statement, parameters)]
+
     def row(self, statement: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
         """The first row, or None."""
         with translated(statement):
