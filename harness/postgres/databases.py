@@ -301,10 +301,10 @@ def drop(session: Session, name: str, project: str) -> bool:
 
 def created_by_tests(session: Session, owner: str, keep: Sequence[str]) -> list[str]:
     """Databases that the application's role created itself: not of our grammar, owned by that role."""
-    found = session.column(
+    rows = session.rows(
         "select datname from pg_database where pg_get_userbyid(datdba) = %s and not datistemplate", (owner,)
     )
-    return [name for name in found if names.parse(name) is None and name not in keep]
+    return [name for (name,) in rows if names.parse(name) is None and name not in keep]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ from harness.postgres import names, roles
 from harness.postgres.session import Session, ident
 from harness.servers import acquire, registry
 from harness.servers.handle import Server
-from harness.servers.port import Backend, Snapshot, SnapshotStore
+from harness.servers.port import Backend
+from harness.servers.port import Snapshot as Base
+from harness.servers.port import SnapshotStore as Bakery
 
 logger = logging.getLogger("pg_harness.runs")
 
@@ -56,7 +58,7 @@ class Baked:
         seconds: what finding or baking it took.
     """
 
-    base: Snapshot
+    base: Base
     fingerprints: Mapping[str, str]
     built: bool = False
     seconds: float = 0.0
@@ -132,7 +134,7 @@ class Oven:
             logger.info("bake: removed %s (%s)", doomed.base.key[:8], doomed.reason)
         return baked
 
-    def look(self) -> Snapshot | None:
+    def look(self) -> Base | None:
         """The base of these migrations, where there is one; bakes nothing."""
         key, _ = self.key()
         return self._look(key)
@@ -148,13 +150,13 @@ class Oven:
         parts = json.dumps([FORMAT, RECIPE_FORMAT, origin.text, fingerprints], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:24], fingerprints
 
-    def _look(self, key: str) -> Snapshot | None:
+    def _look(self, key: str) -> Base | None:
         found = self.bakery.find(key)
         if found is not None:
             self.bakery.touch(found)
         return found
 
-    def _bake(self, key: str, fingerprints: Mapping[str, str], progress: Progress) -> Snapshot:
+    def _bake(self, key: str, fingerprints: Mapping[str, str], progress: Progress) -> Base:
         self.bakery.leftovers()
         settings = replace(
             self._settings,
@@ -208,7 +210,7 @@ class Oven:
         }
 
 
-def _bakery(backend: Backend) -> SnapshotStore:
+def _bakery(backend: Backend) -> Bakery:
     bakery = backend.snapshots()
     if bakery is not None:
         return bakery
@@ -237,11 +239,11 @@ def _no_room(error: HarnessError, kitchen: Server) -> str:
 class Doomed:
     """A base that may go, and why, for people."""
 
-    base: Snapshot
+    base: Base
     reason: str
 
 
-def plan(bases: Sequence[Snapshot], limits: Limits, now: float, keep: str = "") -> list[Doomed]:
+def plan(bases: Sequence[Base], limits: Limits, now: float, keep: str = "") -> list[Doomed]:
     """Decide which bases go. Touches nothing.
 
     Args:
@@ -265,7 +267,7 @@ def plan(bases: Sequence[Snapshot], limits: Limits, now: float, keep: str = "") 
     return doomed
 
 
-def evict(bakery: SnapshotStore, limits: Limits, *, keep: str = "", dry_run: bool = False) -> list[Doomed]:
+def evict(bakery: Bakery, limits: Limits, *, keep: str = "", dry_run: bool = False) -> list[Doomed]:
     """Remove what is beyond the limits; return what went (or would go)."""
     doomed = plan(bakery.list(), limits, time.time(), keep)
     return doomed if dry_run else [item for item in doomed if bakery.remove(item.base)]
