@@ -35,9 +35,9 @@ def run(context: Context) -> int:
     from harness.runs import bake
     from harness.servers import registry
 
-    settings, console = context.settings, context.console
-    backend = registry.choose(settings, context.environ)
-    oven = bake.oven_of(settings, context.environ, backend)
+    console = context.console
+    backend = registry.choose(context.project)
+    oven = bake.oven_of(context.project, backend)
     if getattr(context.arguments, "list", False):
         return _list(context, oven.bakery.list())
     baked = oven.ensure(

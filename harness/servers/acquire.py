@@ -12,12 +12,12 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from harness.config.project import file_lock
+from harness.config.project import Project, file_lock
 from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, ServerLost
 from harness.postgres.session import Session
@@ -34,8 +34,7 @@ RESTART_PATIENCE = 5.0
 
 
 def ensure(
-    settings: Settings,
-    environ: Mapping[str, str],
+    project: Project,
     *,
     purpose: str = "run",
     ttl: float | None = None,
@@ -55,20 +54,20 @@ def ensure(
         ServerLost: a person's server runs and does not answer: its data is not thrown away.
         PoolTimeout: another process was busy starting it for too long.
     """
-    search = _Search(settings, environ, purpose)
-    if not registry.starts(settings):
-        return external(settings, environ, purpose=purpose)
+    search = _Search(project, purpose)
+    if not registry.starts(project.settings):
+        return external(project, purpose=purpose)
     if found := search.noted():
         return found
-    with locked(search.hints[0], settings):
+    with locked(search.hints[0], project.settings):
         if found := search.noted():
             return found
         search.tell_refused()
-        backend = registry.choose(settings, environ)
+        backend = registry.choose(project)
         try:
             return search.listed_or_new(backend, ttl, base(backend))
         except BackendUnavailable as error:
-            backend = registry.fallback(error, backend, settings, environ)
+            backend = registry.fallback(error, backend, project)
             return search.listed_or_new(backend, ttl, base(backend))
 
 
@@ -80,15 +79,15 @@ class _Search:
             settings started, there may be a second one of a test run; a person has one.
     """
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str], purpose: str) -> None:
-        self._settings = settings
-        self._environ = environ
+    def __init__(self, project: Project, purpose: str) -> None:
+        self._project = project
+        self._settings = project.settings
         self._purpose = purpose
         self._began = time.monotonic()
         self._refused: dict[Hint, tuple[ServerInfo | None, str]] = {}
-        self.hints = [Hint.of(settings, environ, purpose)]
+        self.hints = [Hint.of(project, purpose)]
         if purpose != "up":
-            self.hints.append(Hint.of(settings, environ, f"{purpose}-{drift.mark(settings)}"))
+            self.hints.append(Hint.of(project, f"{purpose}-{drift.mark(project.settings)}"))
 
     def noted(self) -> Server | None:
         """One that a hint names, fits the settings and answers. What was refused before is not tried again."""
@@ -116,7 +115,7 @@ class _Search:
         found, hint = self.listed(backend)
         if found is not None:
             return found
-        request = new_request(self._settings, hint, ttl)
+        request = new_request(self._project, hint.purpose, ttl)
         marked = drift.of(self._settings, backend.name)
         info = backend.start(replace(request, snapshot=base, made_with=marked))
         session, why = attach(info)
@@ -128,7 +127,7 @@ class _Search:
     def listed(self, backend: Backend) -> tuple[Server | None, Hint]:
         """One that runs by its backend's own records and fits; else None, and the hint for a new one."""
         for hint in self.hints:
-            info = backend.find(hint.project, hint.purpose)
+            info = backend.find(self._project.id, hint.purpose)
             if info is None:
                 return None, hint
             # Its backend says that it runs: it may be starting (`docker restart`).
@@ -154,7 +153,7 @@ class _Search:
             )
         seconds = time.monotonic() - self._began
         logger.debug("server: %s %s in %.3f s", "started" if started else "using", info.description, seconds)
-        return Server(info, session, started, seconds, self._settings, self._environ, hint.forget)
+        return Server(info, session, started, seconds, self._project, hint.forget)
 
     def _give_up(self, backend: Backend, info: ServerInfo, why: str) -> None:
         if self._purpose == "up":
@@ -178,8 +177,7 @@ class _Search:
 
 
 def private(
-    settings: Settings,
-    environ: Mapping[str, str],
+    project: Project,
     backend: Backend,
     *,
     purpose: str,
@@ -197,31 +195,31 @@ def private(
         BackendUnavailable, ServerStartError: see the backends. ServerLost: it ended again at once.
     """
     began = time.monotonic()
-    hint = Hint.of(settings, environ, purpose)
-    request = new_request(settings, hint, ttl)
+    hint = Hint.of(project, purpose)
+    request = new_request(project, purpose, ttl)
     info = backend.start(replace(request, snapshot=base, memory=memory))
     session, why = attach(info)
     if session is None:
         backend.stop(info)
         raise gone_again(info, why)
     hint.write(info)
-    return Server(info, session, True, time.monotonic() - began, settings, environ, hint.forget)
+    return Server(info, session, True, time.monotonic() - began, project, hint.forget)
 
 
-def external(settings: Settings, environ: Mapping[str, str], *, purpose: str) -> Server:
+def external(project: Project, *, purpose: str) -> Server:
     """The server that someone else runs, and that the settings name.
 
     Raises:
         BackendUnavailable: it does not answer, or cannot be used.
     """
     began = time.monotonic()
-    hint = Hint.of(settings, environ, purpose)
-    backend = registry.choose(settings, environ)
-    info = backend.start(new_request(settings, hint, None))
+    hint = Hint.of(project, purpose)
+    backend = registry.choose(project)
+    info = backend.start(new_request(project, purpose, None))
     session, why = attach(info)
     if session is None:
         raise ServerLost(f"the server {info.description} does not answer as itself: {why}")
-    return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)
+    return Server(info, session, False, time.monotonic() - began, project, hint.forget)
 
 
 LOCK_EXTRA = 600.0
@@ -244,22 +242,22 @@ def locked(hint: Hint, settings: Settings) -> AbstractContextManager[None]:
     )
 
 
-def new_request(settings: Settings, hint: Hint, ttl: float | None) -> ServerRequest:
+def new_request(project: Project, purpose: str, ttl: float | None) -> ServerRequest:
     """What is asked of a backend; its password and id are made here.
 
     Args:
-        hint: says whose the server will be, and for which purpose.
         ttl: seconds; for ``up``, None means that it never ends itself.
     """
+    settings = project.settings
     return ServerRequest(
-        project=hint.project,
-        purpose=hint.purpose,
+        project=project.id,
+        purpose=purpose,
         server_id=str(uuid.uuid4()),
         root=Path(settings.root).resolve(),
         password=secrets.token_hex(24),
         settings=defaults.throwaway(max_connections=settings.max_connections, user=settings.postgres),
         storage=settings.storage,
-        ttl=ttl if hint.purpose == "up" else (ttl or settings.ttl),
+        ttl=ttl if purpose == "up" else (ttl or settings.ttl),
         start_timeout=settings.start_timeout,
     )
 

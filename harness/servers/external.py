@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerRefused
 from harness.postgres.session import Session
@@ -106,8 +106,9 @@ class ExternalBackend(Backend):
         self.origin = origin
 
     @classmethod
-    def of(cls, settings: Settings, environ: Mapping[str, str], *, timeout: float) -> Backend:
+    def of(cls, project: Project, *, timeout: float) -> Backend:
         """The server that the settings name; that they name one was checked by :mod:`harness.servers.registry`."""
+        settings = project.settings
         return cls(settings.server_url or "", origin=settings.origin("server_url"))
 
     def available(self) -> str:

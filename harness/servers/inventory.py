@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from harness.config import project
-from harness.config.settings import Settings
+from harness.config.project import Project, project_id
 from harness.errors import BackendError, ServerRefused
 from harness.servers import registry
 from harness.servers.acquire import external, locked
@@ -26,40 +25,40 @@ _MOUNTS = ("/mnt", "/media", "/run/media", "/Volumes", "/net")
 """Below these a missing folder may be a disk that is not plugged in."""
 
 
-def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run") -> Server | None:
+def find(project: Project, *, purpose: str = "run") -> Server | None:
     """The server that runs for this checkout and purpose; never starts one.
 
     Raises:
         BackendUnavailable: an external server that is named does not answer.
     """
-    if not registry.starts(settings):
-        return external(settings, environ, purpose=purpose)
+    if not registry.starts(project.settings):
+        return external(project, purpose=purpose)
     began = time.monotonic()
-    hint = Hint.of(settings, environ, purpose)
+    hint = Hint.of(project, purpose)
     noted, _ = hint.read()
-    running = (backend.find(hint.project, purpose) for backend in working_backends(settings, environ))
+    running = (backend.find(project.id, purpose) for backend in working_backends(project))
     for info in chain((noted,), running):
         session = attach(info)[0] if info is not None else None
         if info is None or session is None:
             continue
         if info is not noted:
             hint.write(info)
-        return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)
+        return Server(info, session, False, time.monotonic() - began, project, hint.forget)
     return None
 
 
-def stop(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run") -> bool:
+def stop(project: Project, *, purpose: str = "run") -> bool:
     """End the server of this checkout and purpose and remove its data, whether it answers or not.
 
     Returns:
         Whether there was one. A server that someone else runs is never touched.
     """
-    hint = Hint.of(settings, environ, purpose)
-    with locked(hint, settings):
+    hint = Hint.of(project, purpose)
+    with locked(hint, project.settings):
         found = {
             info.handle: (backend, info)
-            for backend in working_backends(settings, environ)
-            for info in backend.list(hint.project)
+            for backend in working_backends(project)
+            for info in backend.list(project.id)
             if info.purpose == purpose
         }
         for backend, info in found.values():
@@ -69,21 +68,20 @@ def stop(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run"
     return bool(found)
 
 
-def servers(settings: Settings, environ: Mapping[str, str], *, everywhere: bool = False) -> list[ServerInfo]:
+def servers(project: Project, *, everywhere: bool = False) -> list[ServerInfo]:
     """All servers of this checkout, running or stopped, of all backends that work here."""
-    mine = None if everywhere else project.project_id(settings.root)
-    return [info for backend in working_backends(settings, environ) for info in backend.list(mine)]
+    mine = None if everywhere else project.id
+    return [info for backend in working_backends(project) for info in backend.list(mine)]
 
 
-def working_backends(settings: Settings, environ: Mapping[str, str]) -> Iterator[Backend]:
+def working_backends(project: Project) -> Iterator[Backend]:
     """Those that may hold a server of ours; a daemon that does not answer holds none that could be ended."""
     # The first choice of `auto` last: a daemon takes longer to answer than a look into our own folders.
     for word in reversed(registry.starting()):
         backend = registry.named(
             word,
-            settings,
-            environ,
-            timeout=registry.AUTO_TIMEOUT if settings.backend == registry.AUTO else 10,
+            project,
+            timeout=registry.AUTO_TIMEOUT if project.settings.backend == registry.AUTO else 10,
         )
         try:
             backend.list("0000000000")
@@ -92,12 +90,11 @@ def working_backends(settings: Settings, environ: Mapping[str, str]) -> Iterator
         yield backend
 
 
-def forget_gone(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+def forget_gone(project: Project) -> list[str]:
     """Remove the hints of workers' servers that do not answer any more; return their purposes."""
-    folder = Hint.of(settings, environ, "run").path.parent
     gone = []
-    for path in sorted(folder.glob("run-*.json")):
-        hint = Hint.of(settings, environ, path.stem)
+    for path in sorted(project.folder.glob("run-*.json")):
+        hint = Hint.of(project, path.stem)
         info, _ = hint.read()
         session = attach(info)[0] if info is not None else None
         if session is None:
@@ -139,14 +136,13 @@ class Orphan:
         return ""
 
 
-def orphans(settings: Settings, environ: Mapping[str, str]) -> list[Orphan]:
+def orphans(project: Project) -> list[Orphan]:
     """Servers of checkouts of this machine that are gone, of all backends that work here."""
-    mine = project.project_id(settings.root)
     return [
         Orphan(info, backend)
-        for backend in working_backends(settings, environ)
+        for backend in working_backends(project)
         for info in backend.list(None)
-        if info.project != mine and deleted(info.root, info.project)
+        if info.project != project.id and deleted(info.root, info.project)
     ]
 
 
@@ -157,7 +153,7 @@ def deleted(root: str, owner: str) -> bool:
         root: its path; empty where it is unknown.
         owner: its ten hex digits. Another machine's, on a Docker daemon that both use, has others for the path.
     """
-    if not root or project.project_id(Path(root)) != owner:
+    if not root or project_id(Path(root)) != owner:
         return False
     try:
         Path(root).stat()
@@ -169,12 +165,11 @@ def deleted(root: str, owner: str) -> bool:
     return False
 
 
-def forget_deleted(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+def forget_deleted(project: Project) -> list[str]:
     """Remove the hints and lock files of checkouts that are gone; return their paths."""
-    mine = project.project_id(settings.root)
-    kept = {mine, *(info.project for info in servers(settings, environ, everywhere=True))}
+    kept = {project.id, *(info.project for info in servers(project, everywhere=True))}
     forgotten = []
-    for folder in sorted(project.state_dir(environ).glob("[0-9a-f]" * 10)):
+    for folder in sorted(project.state.glob("[0-9a-f]" * 10)):
         roots = {root_of(path) for path in folder.glob("*.json")}
         if folder.name not in kept and roots and all(deleted(root, folder.name) for root in roots):
             shutil.rmtree(folder, ignore_errors=True)
