@@ -43,7 +43,7 @@ class Capabilities:
 
     @property
     def major(self) -> int:
-        """15 for 150018."""
+        """The major version: 15 for 150018."""
         return self.version // 10000
 
     @property

@@ -49,7 +49,7 @@ class Binaries:
 
     @property
     def major(self) -> int:
-        """15 for 15.18."""
+        """The major version: 15 for 15.18."""
         found = re.match(r"\d+", self.version)
         return int(found[0]) if found else 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -77,7 +76,7 @@ class ProcessSnapshots(SnapshotStore):
                 self._user.write_secret(aside / "password", record.password)
                 size = _size(aside / "data")
                 content = {**facts, "key": key, "size": size, "created": time.time(), "uid": os.getuid()}
-                (aside / _FACTS).write_text(json.dumps(content))
+                StateFile(aside / _FACTS).write(content)
                 if target.exists():
                     _remove(target)
         except OSError as error:
