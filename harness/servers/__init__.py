@@ -43,8 +43,8 @@ Which file does what:
 
 - ``port``: what a backend has to do. ``registry``: which backends there are, and which one it is here.
 - ``acquire``: find or start. ``handle``: the server that was found. ``handshake``: right id? alive? ready? alone?
-- ``records``: where it was seen last. ``inventory``: all that there are, of deleted checkouts too. ``drift``: what decided a start,
-  and has changed since.
+- ``records``: where it was seen last. ``inventory``: all that there are, those of deleted checkouts too. ``drift``: what
+  decided a start, and has changed since.
 - ``memory``: what is free, where data lies, how many servers fit. ``defaults``: the settings of throwaway servers.
 - ``docker``, ``process``, ``external``: the backends. ``scripts``: what runs beside the server.
 """
