@@ -9,10 +9,7 @@ from typing import TypeVar
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused
 from harness.postgres import sqlstate
-from harness.postgres.session import CONNECT_TIMEOUT, Session
-
-SERVER_ID = "harness.server_id"
-"""The setting that names a server of ours; ``system_identifier`` identifies nothing: copies share it."""
+from harness.postgres.session import Session, greet
 
 RECOVERY = 30.0
 """Seconds that a server may take to recover from a crash: it says so to whoever asks."""
@@ -132,26 +129,6 @@ def connect_verified(dsn: Dsn, server_id: str) -> Session:
         session.close()
         raise
     return session
-
-
-def greet(dsn: Dsn, server_id: str, timeout: float = CONNECT_TIMEOUT) -> Session | None:
-    """A session on the server of that id; None: another server answers there.
-
-    Args:
-        timeout: seconds for the login.
-
-    Raises:
-        ServerLost: nobody answers. ServerRefused: somebody answers and refuses.
-    """
-    session = Session.connect(dsn, timeout=timeout)
-    try:
-        if session.value(f"select current_setting('{SERVER_ID}', true)") == server_id:
-            return session
-    except BaseException:
-        session.close()
-        raise
-    session.close()
-    return None
 
 
 def _commit_durably(session: Session) -> None:

@@ -23,6 +23,9 @@ APPLICATION_NAME = "pg-harness"
 CONNECT_TIMEOUT = 5
 """Seconds to wait for a connection. psycopg's own default is 130 s, which looks like a hang."""
 
+SERVER_ID = "harness.server_id"
+"""The setting that names a server of ours; ``system_identifier`` identifies nothing: copies share it."""
+
 # Without these, PGHOSTADDR, PGOPTIONS, PGTARGETSESSIONATTRS … of the user's shell bend an admin
 # connection: PGHOSTADDR sent a session to another server than its URL named.
 _STATED: Mapping[str, str] = {
@@ -199,6 +202,26 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.dsn.masked}{' closed' if self.closed else ''}>"
+
+
+def greet(dsn: Dsn, server_id: str, timeout: float = CONNECT_TIMEOUT) -> Session | None:
+    """A session on the server of that id; None: another server answers there.
+
+    Args:
+        timeout: seconds for the login.
+
+    Raises:
+        ServerLost: nobody answers. ServerRefused: somebody answers and refuses.
+    """
+    session = Session.connect(dsn, timeout=timeout)
+    try:
+        if session.value(f"select current_setting('{SERVER_ID}', true)") == server_id:
+            return session
+    except BaseException:
+        session.close()
+        raise
+    session.close()
+    return None
 
 
 def ident(*names: str) -> str:

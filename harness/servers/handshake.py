@@ -11,8 +11,7 @@ from collections.abc import Callable
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused, ServerStartError
 from harness.postgres import locks, sqlstate
-from harness.postgres.admin import greet
-from harness.postgres.session import Session, lock_key
+from harness.postgres.session import Session, greet, lock_key
 from harness.servers.port import ServerInfo, ServerRequest
 
 CRASH_PATIENCE = 15.0
