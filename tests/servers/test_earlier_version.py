@@ -11,12 +11,18 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fix_backends import INSTALLED, Checkout, until
 
+from harness.config.settings import Settings
+from harness.dsn import Dsn
+from harness.servers import drift
+from harness.servers.docker.container import info_of
+from harness.servers.port import ServerInfo
 from harness.servers.process.record import Record, alive
 
 UP_RECORD = """{"project": "b273bb3440", "purpose": "up", "server_id": "a9f8b73d-9270-4f40-9b44-b7cd943f1b64", "root": "/home/ann/shop", "password": "658e9a62ca5e3c18e7c12b6457749e4f7c326290a3a11175", "storage": "disk", "binaries": "/usr/lib/postgresql/15/bin", "version": "15.20", "ttl": null, "pid": 31389, "watcher": 0, "port": 54565, "made_with": {"max_connections": "500", "storage": "auto", "version": "any", "binaries": "any", "image": "any"}}"""
@@ -28,6 +34,18 @@ UP_HINT = """{"format": 1, "dsn": {"host": "127.0.0.1", "port": 54565, "user": "
 RUN_RECORD = """{"project": "b273bb3440", "purpose": "run", "server_id": "3b1b620d-3ebc-44be-a1d5-6eff6726fa5b", "root": "/home/ann/shop", "password": "658e9a62ca5e3c18e7c12b6457749e4f7c326290a3a11175", "storage": "memory", "binaries": "/usr/lib/postgresql/15/bin", "version": "15.20", "ttl": 900, "pid": 31545, "watcher": 31546, "port": 44309, "made_with": {"max_connections": "500", "storage": "auto", "version": "any", "binaries": "any", "image": "any"}}"""
 
 RUN_HINT = """{"format": 1, "dsn": {"host": "127.0.0.1", "port": 44309, "user": "postgres", "password": "658e9a62ca5e3c18e7c12b6457749e4f7c326290a3a11175", "database": "postgres", "options": {}}, "server_id": "3b1b620d-3ebc-44be-a1d5-6eff6726fa5b", "backend": "process", "purpose": "run", "storage": "memory", "handle": "/dev/shm/pg-harness-1000/b273bb3440-run-3b1b620d", "binaries": "/usr/lib/postgresql/15/bin", "ttl": 900, "description": "PostgreSQL 15.20 as process 31545 on port 44309", "project": "b273bb3440", "root": "/home/ann/shop", "made_with": {"max_connections": "500", "storage": "auto", "version": "any", "binaries": "any", "image": "any"}}"""
+
+LABELS = {
+    "dev.pg-harness.project": "b273bb3440",
+    "dev.pg-harness.purpose": "run",
+    "dev.pg-harness.server-id": "3b1b620d-3ebc-44be-a1d5-6eff6726fa5b",
+    "dev.pg-harness.root": "/home/ann/shop",
+    "dev.pg-harness.storage": "memory",
+    "dev.pg-harness.image": "postgres:17",
+    "dev.pg-harness.ttl": "900",
+    "dev.pg-harness.made-with": '{"max_connections": "500", "storage": "auto", "image": "postgres:17", "shm_size": "268435456", "memory_limit": "1000000000", "postgres.work_mem": "64be9e04"}',
+}
+"""Of a container."""
 
 WRITTEN = {"up": (UP_RECORD, UP_HINT), "run": (RUN_RECORD, RUN_HINT)}
 
@@ -161,3 +179,17 @@ def test_one_whose_checkout_is_gone_is_ended(old: Left) -> None:
     assert not old.folder.exists()
     until(lambda: not alive(old.was.pid), seconds=10, what="the end of the postmaster")
     away.rename(old.place.root)
+
+
+def test_a_container_is_known_by_its_labels() -> None:
+    container = SimpleNamespace(id="3f9a1c02be57" * 5, short_id="3f9a1c02be57", labels=LABELS)
+    dsn = Dsn("127.0.0.1", 44309, "postgres", "s3cret", "postgres")
+    found = info_of(dsn, container)
+    assert found == ServerInfo(
+        dsn=dsn, server_id="3b1b620d-3ebc-44be-a1d5-6eff6726fa5b", backend="docker", purpose="run", storage="memory",
+        handle=container.id, ttl=900, description="postgres:17 in container 3f9a1c02be57", project="b273bb3440",
+        root="/home/ann/shop", made_with=json.loads(LABELS["dev.pg-harness.made-with"]),
+    )  # fmt: skip
+    same = Settings(root=Path("/home/ann/shop"), memory_limit=10**9, postgres={"work_mem": "8MB"})
+    assert drift.fits(found, same, "run")
+    assert drift.changes(found, replace(same, memory_limit=None)) == ["memory_limit 1000000000 → auto"]
