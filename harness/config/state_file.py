@@ -35,13 +35,14 @@ class StateFile:
         format: which form the content has, written with it: a file of another form is unreadable. None: none is
             written, for files whose readers must understand every form.
         compact: write no blanks: for files of many numbers.
-        folder_mode: of its folder, where that has to be made. Caches are open: the server's own user copies from them.
+        folder_mode: of its folder, where that has to be made; None: it must be there. Caches are open: the server's
+            own user copies from them.
     """
 
     path: Path
     format: int | None = None
     compact: bool = False
-    folder_mode: int = 0o700
+    folder_mode: int | None = 0o700
 
     def read(self) -> dict[str, Any]:
         """The content.
