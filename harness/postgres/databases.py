@@ -55,9 +55,9 @@ class Database:
         return parsed.owner if (parsed := self.parsed) else ""
 
     @property
-    def persons(self) -> bool:
+    def sandbox(self) -> bool:
         """Whether it belongs to what ``up`` has made, and to no test run."""
-        return self.owner == names.PERSON
+        return self.owner == names.SANDBOX
 
     @property
     def marked_lease(self) -> str:

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 
 from harness.config import project
 from harness.config.settings import DEFAULT_DATABASE, Settings
-from harness.databases import recipes
-from harness.databases.spec import fingerprint
+from harness.databases.spec import TemplateSpec
 from harness.postgres import databases, names, roles
 from harness.servers import drift, inventory
 from harness.servers.records import Hint
@@ -34,9 +33,8 @@ def urls(settings: Settings, environ: Mapping[str, str], workers: int | None) ->
         if settings.backend not in ("auto", found.info.backend) or drift.changes(found.info, settings):
             return []
         wanted = {
-            database.name: fingerprint(
-                found.session,
-                recipes.make(settings, environ, database, role=settings.role, binaries=found.info.binaries),
+            database.name: TemplateSpec.of(settings, environ, database, role=settings.role).fingerprint(
+                found.session
             )
             for database in settings.databases
         }
@@ -46,7 +44,7 @@ def urls(settings: Settings, environ: Mapping[str, str], workers: int | None) ->
             if (
                 parsed is None
                 or parsed.kind is not names.Kind.LEASE
-                or not database.persons
+                or not database.sandbox
                 or parsed.claiming
             ):
                 continue
