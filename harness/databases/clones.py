@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from harness.databases.spec import Owner
 from harness.databases.template import Template
@@ -152,11 +153,6 @@ class Clones:
         missing = count - len(self.spares(template))
         if missing <= 0:
             return
-        if missing == 1 or parallel <= 1:
-            for _ in range(missing):
-                self.make_spare(template)
-            return
-        from concurrent.futures import ThreadPoolExecutor
 
         def make(session: Session, count: int) -> None:
             for _ in range(count):
@@ -167,11 +163,8 @@ class Clones:
             sessions = [self.link.session]
             for _ in range(min(parallel, missing) - 1):
                 sessions.append(stack.enter_context(Session.connect(self.link.dsn)))
-            with ThreadPoolExecutor(len(sessions), thread_name_prefix="pg-harness clone") as threads:
-                shares = [
-                    missing // len(sessions) + (n < missing % len(sessions)) for n in range(len(sessions))
-                ]
-                list(threads.map(make, sessions, shares))
+            shares = [missing // len(sessions) + (n < missing % len(sessions)) for n in range(len(sessions))]
+            run_all([partial(make, *work) for work in zip(sessions, shares, strict=True)])
 
     def spares(self, template: Template) -> list[str]:
         """Names of the finished spares of a template; none that a crash has emptied."""
@@ -320,6 +313,20 @@ def _won(session: Session, statements: Sequence[str]) -> bool:
             return False
         raise
     return True
+
+
+def run_all(acts: Sequence[Callable[[], object]]) -> None:
+    """Run several acts side by side; the first error is raised after all have ended."""
+    if len(acts) <= 1:
+        for act in acts:
+            act()
+        return
+    # A worker has one act at a time, and never comes here.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(len(acts), thread_name_prefix="pg-harness") as threads:
+        for future in [threads.submit(act) for act in acts]:
+            future.result()
 
 
 def _now() -> str:

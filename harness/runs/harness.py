@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from harness.config import environment as env
 from harness.config import project
 from harness.config.settings import Settings
-from harness.databases.clones import Clones
+from harness.databases.clones import Clones, run_all
 from harness.databases.lease import Lease
 from harness.databases.spec import Owner
 from harness.databases.sweep import Leftover
 from harness.databases.template import Template
-from harness.errors import ConfigError, HarnessError, LeaseError
+from harness.errors import HarnessError, LeaseError
 from harness.migrations.port import Progress, unseen
 from harness.postgres.admin import Link
 from harness.postgres.databases import Database
-from harness.runs.placement import Placement, SharedServer, had, run_all
+from harness.runs.placement import Placement, SharedServer, had
 from harness.runs.session import ServerSession
 from harness.servers.handle import join
 
@@ -45,6 +45,9 @@ class Harness:
         project: ten hex digits of the checkout.
         workers: how many there will be, where that is known.
     """
+
+    own_servers = False
+    """Whether each worker gets a server, whatever ``isolation`` says."""
 
     def __init__(
         self, placement: Placement, environ: Mapping[str, str], *, run: str, workers: int = 1
@@ -88,7 +91,9 @@ class Harness:
         from harness.runs import opening
 
         environment = os.environ if environ is None else environ
-        settings = opening.settings_of(root, environment, {**overrides, **cls._stated()})
+        if cls.own_servers:
+            overrides["isolation"] = "server"
+        settings = opening.settings_of(root, environment, overrides)
         return cls.open_with(
             settings,
             environment,
@@ -100,25 +105,11 @@ class Harness:
         )
 
     @classmethod
-    def _stated(cls) -> Mapping[str, Any]:
-        """Settings that this kind of run implies."""
-        return {}
-
-    @classmethod
     def open_with(cls, settings: Settings, environ: Mapping[str, str], **options: Unpack[RunOptions]) -> Self:
         """As :meth:`open`, with settings that were read already."""
         from harness.runs import opening  # as in `open`
 
-        if opening.own_servers(settings, options):
-            raise ConfigError(
-                'isolation = "server" gives each worker a server: open it with harness.Fleet.open(), which has '
-                "the same methods",
-                key="isolation",
-                origin=settings.origin("isolation"),
-                value=settings.isolation,
-            )
-        run = opening.run_id(options)
-        placement = opening.shared(settings, environ, run, options)
+        run, placement = opening.placed(settings, environ, options, own_servers=cls.own_servers)
         return cls(placement, environ, run=run, workers=options.get("workers", 1))
 
     @classmethod
@@ -362,38 +353,25 @@ class Harness:
 
 
 class Fleet(Harness):
-    """A :class:`Harness` whose workers have a server each, whatever ``isolation`` says.
+    """A :class:`Harness` whose workers have a server each, whatever ``isolation`` says."""
 
-    Attributes:
-        backend: what starts the servers.
-        baked: what the servers start from.
-    """
+    own_servers = True
+    _placement: ServerPerWorker
 
-    def __init__(
-        self, placement: ServerPerWorker, environ: Mapping[str, str], *, run: str, workers: int = 1
-    ) -> None:
-        super().__init__(placement, environ, run=run, workers=workers)
-        self.backend: Backend = placement.backend
-        self.baked: Baked = placement.baked
-        self._servers = placement
+    @property
+    def backend(self) -> Backend:
+        """What starts the servers."""
+        return self._placement.backend
 
-    @classmethod
-    def _stated(cls) -> Mapping[str, Any]:
-        return {"isolation": "server"}
-
-    @classmethod
-    def open_with(cls, settings: Settings, environ: Mapping[str, str], **options: Unpack[RunOptions]) -> Self:
-        """See :func:`harness.runs.opening.per_worker`."""
-        from harness.runs import opening  # as in `Harness.open`
-
-        run = opening.run_id({"run": options.get("run")})
-        placement = opening.per_worker(settings, environ, run, options)
-        return cls(placement, environ, run=run, workers=options.get("workers", 1))
+    @property
+    def baked(self) -> Baked:
+        """What the servers start from."""
+        return self._placement.baked
 
     @property
     def members(self) -> Mapping[str, ServerSession]:
         """Worker → its server, of those that this process has started."""
-        return self._servers.members
+        return self._placement.members
 
     def leases(self, count: int, *, first: int = 1, watch: bool | None = None) -> list[Lease]:
         """As :meth:`Harness.leases`; watched where the strategy that ``fresh`` names does so."""
@@ -401,4 +379,4 @@ class Fleet(Harness):
 
     def end(self, worker: str) -> None:
         """End one worker's server."""
-        self._servers.give_up([worker])
+        self._placement.give_up([worker])

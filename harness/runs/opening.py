@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from harness.config.load import load
 from harness.config.settings import Settings
 from harness.databases import freshness
-from harness.errors import HarnessError
+from harness.errors import ConfigError, HarnessError
 from harness.migrations import registry as migrations
 from harness.migrations.port import Progress, unseen
 from harness.postgres import names
@@ -20,9 +20,6 @@ from harness.runs.placement import Placement, SharedServer
 from harness.runs.session import ServerSession
 from harness.servers import acquire, memory, registry
 from harness.servers.port import Backend
-
-if TYPE_CHECKING:
-    from harness.runs.per_worker import ServerPerWorker
 
 Purpose = Literal["run", "up"]
 """What a run is for: tests, or a developer's own databases."""
@@ -67,40 +64,44 @@ def settings_of(
     return settings
 
 
-def run_id(options: RunOptions) -> str:
-    """The sixteen hex digits that name the run."""
-    return names.SANDBOX if options.get("purpose") == "up" else names.run_id(options.get("run"))
-
-
-def own_servers(settings: Settings, options: RunOptions) -> bool:
-    """Whether each worker is to have a server of its own."""
-    return settings.isolation == "server" and options.get("purpose") != "up"
-
-
 def open_run(settings: Settings, environ: Mapping[str, str], **options: Unpack[RunOptions]) -> Harness:
     """What the settings' ``isolation`` asks for: databases in one server, or a server for each worker.
 
     Raises:
         As :meth:`Harness.open`.
     """
-    run = run_id(options)
-    opened = per_worker if own_servers(settings, options) else shared
-    placement: Placement = opened(settings, environ, run, options)
+    own = settings.isolation == "server" and options.get("purpose") != "up"
+    run, placement = placed(settings, environ, options, own_servers=own)
     return Harness(placement, environ, run=run, workers=options.get("workers", 1))
 
 
-def per_worker(
-    settings: Settings, environ: Mapping[str, str], run: str, options: RunOptions
-) -> ServerPerWorker:
-    """Find or bake the snapshot; no server is started before a worker asks for one.
+def placed(
+    settings: Settings, environ: Mapping[str, str], options: RunOptions, *, own_servers: bool
+) -> tuple[str, Placement]:
+    """The sixteen hex digits that name the run, and where its databases are.
+
+    Args:
+        own_servers: whether each worker gets a server: none is started before a worker asks for one.
 
     Raises:
-        ConfigError, BackendUnavailable, ServerStartError, MigrationError, PoolTimeout.
+        ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
     """
+    up = options.get("purpose") == "up"
+    run = names.SANDBOX if up else names.run_id(options.get("run"))
+    if not own_servers:
+        if settings.isolation == "server" and not up:
+            raise ConfigError(
+                'isolation = "server" gives each worker a server: open it with harness.Fleet.open(), which has '
+                "the same methods",
+                key="isolation",
+                origin=settings.origin("isolation"),
+                value=settings.isolation,
+            )
+        return run, shared(settings, environ, run, options)
     # Runs that share a server bake nothing.
     from harness.runs.per_worker import ServerPerWorker
 
-    return ServerPerWorker(
+    return run, ServerPerWorker(
         settings,
         environ,
         run=run,

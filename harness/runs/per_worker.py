@@ -14,6 +14,7 @@ from functools import partial
 
 from harness.config import project
 from harness.config.settings import Settings
+from harness.databases.clones import run_all
 from harness.databases.sweep import Leftover
 from harness.errors import HarnessError, LeaseClosed
 from harness.migrations.port import Progress, unseen
@@ -21,7 +22,7 @@ from harness.postgres import names
 from harness.postgres.databases import Database
 from harness.postgres.session import literal
 from harness.runs.bake import Baker
-from harness.runs.placement import had, run_all
+from harness.runs.placement import had
 from harness.runs.session import ServerSession
 from harness.servers import acquire, inventory, memory, registry
 

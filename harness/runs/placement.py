@@ -6,7 +6,7 @@ worker that joins a shared server imports nothing of starting and baking servers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from harness.config.settings import Settings
@@ -137,16 +137,3 @@ class SharedServer:
 def had(what: str, built: bool, seconds: float) -> str:
     """How it was had, for people: ``"template built in 1.2 s"``, ``"base found"``."""
     return f"{what} built in {seconds:.1f} s" if built else f"{what} found"
-
-
-def run_all(acts: Sequence[Callable[[], object]]) -> None:
-    """Run several acts side by side; the first error is raised after all have ended."""
-    if len(acts) == 1:
-        acts[0]()
-        return
-    # A worker has one server only, and never comes here.
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(max(1, len(acts))) as threads:
-        for future in [threads.submit(act) for act in acts]:
-            future.result()
