@@ -47,6 +47,10 @@ class Claim:
     index: int = 0
     root: str | None = None
 
+    def name(self, project: str) -> str:
+        """What the database is called."""
+        return names.lease(project, self.run, self.worker, self.index)
+
 
 class Clones:
     """Makes, claims and retires clones on one server, for one checkout."""
@@ -72,13 +76,13 @@ class Clones:
         self.owner = owner
         self.connections = connections
 
-    def make_spare(self, template: Template, *, session: Session | None = None) -> str:
+    def make_spare(self, template: Template) -> str:
         """A clone that nobody owns yet, complete: attributes, limit, label.
 
         Raises:
             LeaseLost: the template is gone.
         """
-        return self._make_spare(self.whole(template), session or self.link.session)
+        return self._make_spare(self.whole(template), self.link.session)
 
     def whole(self, template: Template) -> Template:
         """The template, or what was made in its place: a crash of the server empties unlogged tables.
@@ -166,12 +170,9 @@ class Clones:
             shares = [missing // len(sessions) + (n < missing % len(sessions)) for n in range(len(sessions))]
             run_all([partial(make, *work) for work in zip(sessions, shares, strict=True)])
 
-    def spares(self, template: Template) -> list[str]:
-        """Names of the finished spares of a template; none that a crash has emptied."""
-        return self._spares(template)
-
-    def _spares(self, template: Template, also: str = "") -> list[str]:
-        """The same, and the database ``also``, finished or not, where it is there."""
+    def spares(self, template: Template, *, also: str = "") -> list[str]:
+        """Names of the finished spares of a template, none that a crash has emptied; and the database ``also``,
+        finished or not, where it is there."""
         prefix = names.spare(self.project, template.fingerprint)[:-8]
         rows = self.link.session.rows(
             f"""
@@ -195,12 +196,18 @@ class Clones:
         A database of that name is somebody's lease still: it is retired first (the same worker of the same
         run claims again after a crash).
         """
-        name = names.lease(self.project, claim.run, claim.worker, claim.index)
-        return self._claim_as(template, claim, name, before)
+        name = claim.name(self.project)
+        if databases.find(self.link.session, name) is not None:
+            databases.drop(self.link.session, name, self.project)
+        fresh = self._take(template, claim, name)
+        if before is not None:
+            before(fresh)
+        self._hand_over(fresh, name)
+        return name
 
     def replace(self, template: Template, claim: Claim, *, before: BeforeRename | None = None) -> str:
         """A fresh clone under the same name. Sessions of the old one are ended. Returns the retired name ("": none)."""
-        name = names.lease(self.project, claim.run, claim.worker, claim.index)
+        name = claim.name(self.project)
         away = names.retired(self.project)
         # The new one first: while it is made, the old one still answers.
         fresh = self._take(template, claim, name)
@@ -208,17 +215,11 @@ class Clones:
             before(fresh)
         if databases.retire(self.link.session, name, away, successor=fresh):
             return away
-        self.link.session.execute(f"alter database {ident(fresh)} rename to {ident(name)}")
+        self._hand_over(fresh, name)
         return ""
 
-    def _claim_as(self, template: Template, claim: Claim, name: str, before: BeforeRename | None) -> str:
-        if databases.find(self.link.session, name) is not None:
-            databases.drop(self.link.session, name, self.project)
-        fresh = self._take(template, claim, name)
-        if before is not None:
-            before(fresh)
+    def _hand_over(self, fresh: str, name: str) -> None:
         self.link.session.execute(f"alter database {ident(fresh)} rename to {ident(name)}")
-        return name
 
     def _take(self, template: Template, claim: Claim, name: str) -> str:
         """A spare, or a new clone, that is ours alone and complete but for its name: its name is of our run, so that
@@ -234,7 +235,7 @@ class Clones:
             root=claim.root,
             created=_now(),
         )
-        candidates = self._spares(template, mine)
+        candidates = self.spares(template, also=mine)
         if mine in candidates:
             # We were killed between taking it and handing it over.
             databases.drop(session, mine, self.project)
@@ -251,19 +252,11 @@ class Clones:
         logger.debug("%s: cloned from %s", name, template.name)
         return mine
 
-    def release(self, name: str, *, drop: bool = True) -> str:
-        """Take a lease's database out of use; drop it at once, or leave that to the caller.
-
-        Returns:
-            The retired name, to be dropped later; empty where it was dropped or not there.
-        """
+    def release(self, name: str) -> None:
+        """Drop a lease's database, if it is there; its sessions are ended."""
         away = names.retired(self.project)
-        if not databases.retire(self.link.session, name, away):
-            return ""
-        if not drop:
-            return away
-        databases.drop_retired(self.link.session, away)
-        return ""
+        if databases.retire(self.link.session, name, away):
+            databases.drop_retired(self.link.session, away)
 
     def keep(self, name: str, run: str, why: str) -> str:
         """Rename a lease's database to one that is kept for people; its sessions are ended."""
@@ -280,9 +273,9 @@ class Clones:
         )
         return kept
 
-    def drop_created_by_tests(self, keep: Sequence[str] = ()) -> list[str]:
+    def drop_created_by_tests(self) -> list[str]:
         """Drop databases that the application's role created itself; return their names."""
-        found = databases.created_by_tests(self.link.session, self.owner.name, keep)
+        found = databases.created_by_tests(self.link.session, self.owner.name)
         for name in found:
             databases.drop(self.link.session, name, self.project)
         return found

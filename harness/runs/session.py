@@ -220,18 +220,22 @@ class ServerSession:
         """
         with self.lock:
             for index, database in enumerate(self.settings.databases):
-                name = names.lease(self.project, self.run, worker, index)
+                claim = self._claim(worker, index)
+                name = claim.name(self.project)
                 if databases.find(self.link.session, name) is None:
                     made = self.templates[database.name]
-                    self.clones.claim(made, self._claim(worker, index), before=partial(before, made, name))
+                    self.clones.claim(made, claim, before=partial(before, made, name))
 
     def _leased(self, worker: str) -> Lease:
         leased = {}
         for index, database in enumerate(self.settings.databases):
-            name = names.lease(self.project, self.run, worker, index)
-            dsn = self.link.dsn.with_user(self.owner.name, self.owner.password).with_database(name)
+            claim = self._claim(worker, index)
+            dsn = self.link.dsn.with_user(self.owner.name, self.owner.password)
             leased[database.name] = LeasedDatabase(
-                database.name, dsn, self.templates[database.name], self._claim(worker, index)
+                database.name,
+                dsn.with_database(claim.name(self.project)),
+                self.templates[database.name],
+                claim,
             )
         lease = Lease(
             self.clones,
@@ -333,7 +337,7 @@ class ServerSession:
             None
             if workers is None
             else {
-                names.lease(self.project, self.run, worker, index)
+                self._claim(worker, index).name(self.project)
                 for worker in workers
                 for index in range(len(self.settings.databases))
             }
