@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
+from harness.databases import role
 from harness.databases.spec import Owner
 from harness.databases.template import Template
 from harness.errors import LeaseLost, ServerRefused
-from harness.postgres import databases, incarnation, names, roles, sqlstate
+from harness.postgres import databases, incarnation, names, sqlstate
 from harness.postgres.admin import Link
 from harness.postgres.databases import apply_statements
 from harness.postgres.label import Label, split
@@ -282,15 +283,8 @@ class Clones:
 
     def restore_role(self) -> None:
         """Put the application's role back: password, attributes, settings. A test may have changed them."""
-        owner = self.owner
-        if owner.managed:
-            roles.ensure(
-                self.link.session,
-                owner.name,
-                password=owner.password,
-                attributes=owner.attributes,
-                superuser=owner.superuser,
-            )
+        if self.owner.managed:
+            role.make(self.link.session, self.owner)
 
     def __repr__(self) -> str:
         return f"<Clones of {self.project} at {self.link.dsn.masked}>"

@@ -18,13 +18,13 @@ from pathlib import Path
 from harness.config import project
 from harness.config.project import file_lock
 from harness.config.settings import Settings
-from harness.databases import template
+from harness.databases import role, template
 from harness.databases.spec import FORMAT as SPEC_FORMAT
 from harness.databases.spec import Owner, TemplateSpec
 from harness.databases.sweep import Leftover, Retention
 from harness.errors import BackendUnavailable, HarnessError, MigrationError, ServerLost
 from harness.migrations.port import Progress, unseen
-from harness.postgres import names, roles
+from harness.postgres import names
 from harness.postgres.session import Session, ident
 from harness.servers import acquire, registry
 from harness.servers.handle import Server
@@ -163,14 +163,10 @@ class Baker:
     def _fill(self, session: Session, binaries: str | None, progress: Progress) -> None:
         settings = self._settings
         # The password is forgotten below: who starts from the snapshot sets another one.
-        owner = Owner(settings.role, secrets.token_hex(16))
-        roles.ensure(
-            session,
-            owner.name,
-            password=owner.password,
-            attributes=settings.role_attributes,
-            superuser=settings.superuser,
+        owner = Owner(
+            settings.role, secrets.token_hex(16), tuple(settings.role_attributes), settings.superuser
         )
+        role.make(session, owner)
         for spec in self._specs:
             template.ensure(
                 session,
