@@ -35,9 +35,8 @@ def run(context: Context) -> int:
     from harness.runs import bake
     from harness.servers import registry
 
-    settings, console = context.settings, context.console
-    backend = registry.choose(settings, context.environ)
-    baker = bake.Baker(settings, context.environ, backend)
+    console = context.console
+    baker = bake.Baker(context.project, registry.choose(context.project))
     if getattr(context.arguments, "list", False):
         return _list(context, baker.store.list())
     baked = baker.ensure(

@@ -48,12 +48,12 @@ def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
     from harness.servers import inventory
 
     ended: list[dict[str, Any]] = []
-    for info in inventory.servers(context.settings, context.environ):
+    for info in inventory.servers(context.project):
         if info.purpose == "up" or everything:
             ended.append({"purpose": info.purpose, "backend": info.backend, "description": info.description})
     for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended)]):
-        inventory.stop(context.settings, context.environ, purpose=purpose)
-    WatermarkStore.of(context.settings, context.environ).forget_all()
+        inventory.stop(context.project, purpose=purpose)
+    WatermarkStore.of(context.project).forget_all()
     return ended
 
 
@@ -71,7 +71,7 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
                 if place.sandbox
                 for database in place.databases.values()
             ]
-            observed = databases.list_ours(session, server.project)
+            observed = databases.list_ours(session, server.project.id)
             runs = {d.owner for d in observed if d.kind is Kind.LEASE}
             alive = sweep.alive_runs(session, sorted(runs))
             for database in observed:
@@ -83,12 +83,12 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
                     )
                     continue
                 if database.kind is Kind.TEMPLATE:
-                    sweep.drop_template(session, server.project, database)
-                elif not databases.drop(session, database.name, server.project):
+                    sweep.drop_template(session, server.project.id, database)
+                elif not databases.drop(session, database.name, server.project.id):
                     continue
                 logger.info("dropped %s", database.name)
                 dropped.append({"database": database.name})
-            if everything and not databases.list_ours(session, server.project):
+            if everything and not databases.list_ours(session, server.project.id):
                 # Named after this checkout, so nobody else's. One that owns something elsewhere stays.
-                roles.drop_ours(session, f"{PREFIX}_{server.project}")
+                roles.drop_ours(session, f"{PREFIX}_{server.project.id}")
     return dropped

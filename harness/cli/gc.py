@@ -67,7 +67,7 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     if settings.server_url is not None:
         return []
     gone: list[dict[str, Any]] = []
-    for backend in inventory.working_backends(settings, context.environ):
+    for backend in inventory.working_backends(context.project):
         bakery = backend.snapshots()
         if bakery is None:
             continue
@@ -86,7 +86,7 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
                 for name in bakery.leftovers()
             ]
     if not dry_run:
-        inventory.forget_gone(settings, context.environ)
+        inventory.forget_gone(context.project)
     return gone
 
 
@@ -95,7 +95,7 @@ def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     from harness.servers import orphans
 
     ended: list[dict[str, Any]] = []
-    for orphan in orphans.find(context.settings, context.environ):
+    for orphan in orphans.find(context.project):
         info = orphan.info
         if not dry_run and (why := orphan.end()):
             context.console.warn(f"left alone: {info.description} of {info.root}, which is gone: {why}")
@@ -103,5 +103,5 @@ def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
         reason = f"its checkout {info.root} is gone"
         ended.append({"server": info.description, "backend": info.backend, "reason": reason})
     if not dry_run:
-        orphans.forget(context.settings, context.environ)
+        orphans.forget(context.project)
     return ended

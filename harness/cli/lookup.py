@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from harness.cli.context import Context
-from harness.config import project
 from harness.config.load import nearest
 from harness.errors import ConfigError, LeaseError
 from harness.postgres.names import Kind
@@ -37,17 +36,15 @@ def servers(context: Context, *, purposes: Sequence[str] = ()) -> Iterator[list[
 
 def open_one(context: Context, purpose: str) -> ServerSession | None:
     """A session on a running server; None where none runs."""
-    found = inventory.find(context.settings, context.environ, purpose=purpose)
-    if found is None:
-        return None
-    return ServerSession(context.settings, found, context.environ)
+    found = inventory.find(context.project, purpose=purpose)
+    return ServerSession(context.project, found) if found is not None else None
 
 
 def all_purposes(context: Context) -> list[str]:
     """``up``, ``run``, and those of servers for one worker each. An external server has one for all."""
     if context.settings.server_url is not None:
         return ["up"]
-    folder = project.state_dir(context.environ) / project.project_id(context.settings.root)
+    folder = context.project.folder
     hinted = sorted(path.stem for path in folder.glob("run-*.json")) if folder.is_dir() else []
     return ["up", "run", *hinted]
 

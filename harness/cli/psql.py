@@ -76,13 +76,13 @@ def _entered(context: Context, place: Place, database: str) -> Iterator[str]:
     # As a lease of a run of its own: should we be killed, the run is dead and the copy is swept.
     run_id = names.run_id()
     locks.hold_shared(session, "run", run_id)
-    copy = names.lease(server.project, run_id, "psql", 0)
+    copy = names.lease(server.project.id, run_id, "psql", 0)
     logger.info("a template takes no connections: this is a copy of it, dropped when psql ends")
     try:
         databases.clone(session, copy, template=found.name, owner=owner.name, strategy=found.label.cloned_by)
         yield copy
     finally:
-        databases.drop(session, copy, server.project)
+        databases.drop(session, copy, server.project.id)
 
 
 def _command(

@@ -56,7 +56,7 @@ def _server(server: ServerSession) -> dict[str, Any]:
     today = _today(server)
     runs = {place.run for place in everything if place.kind is Kind.LEASE} - {names.SANDBOX}
     alive = sweep.alive_runs(session, sorted(runs))
-    observed = databases.list_ours(session, server.project)
+    observed = databases.list_ours(session, server.project.id)
     kinds = Counter(d.kind for d in observed)
     return {
         "purpose": info.purpose,
@@ -82,7 +82,7 @@ def _server(server: ServerSession) -> dict[str, Any]:
                 "what": place.what,
                 "databases": {name: database.name for name, database in place.databases.items()},
                 "current": _is_current(place, today),
-                "marks": [m.name for m in saved_marks.stack(session, server.project, place.databases)]
+                "marks": [m.name for m in saved_marks.stack(session, server.project.id, place.databases)]
                 if place.sandbox
                 else [],
                 "connections": dict(

@@ -50,7 +50,7 @@ def marks(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     if not noted(context):
         return []
     with lookup.resolved(context, getattr(context.arguments, "worker", None) or "1") as place:
-        found = stack(place.session.link.session, place.session.project, place.databases)
+        found = stack(place.session.link.session, place.session.project.id, place.databases)
     items = {mark.name: mark.created[:19].replace("T", " ") for mark in reversed(found)}
     if ctx.command.name == "reset":
         items[TEMPLATE] = "the migrations' state"
@@ -75,11 +75,10 @@ def noted(context: Context) -> list[str]:
     from harness.cli import lookup
     from harness.servers.records import Hint
 
-    settings, environ = context.settings, context.environ
     purposes = lookup.all_purposes(context)
-    if settings.server_url is not None:
+    if context.settings.server_url is not None:
         return purposes
-    return [purpose for purpose in purposes if Hint.of(settings, environ, purpose).path.exists()]
+    return [purpose for purpose in purposes if Hint.of(context.project, purpose).path.exists()]
 
 
 def _context(ctx: click.Context) -> Context:

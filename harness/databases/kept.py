@@ -56,14 +56,14 @@ def keep_copies(server: ServerSession, lease: Lease, why: str, *, schema_changed
     kept = [_keep(server, lease, name, why, schema_changed) for name in lease.databases]
     there = [
         found
-        for found in databases.list_ours(server.link.session, server.project)
+        for found in databases.list_ours(server.link.session, server.project.id)
         # What a failed migration left is kept apart: there is one at most.
         if not found.sandbox
     ]
     for old in sweep.surplus(there, max(server.settings.keep_failed, len(kept))):
         # Somebody looks at it: it goes another time.
         if old.sessions == 0:
-            databases.drop(server.link.session, old.name, server.project)
+            databases.drop(server.link.session, old.name, server.project.id)
     return kept
 
 
@@ -82,14 +82,14 @@ def _keep(server: ServerSession, lease: Lease, database: str, why: str, schema_c
         whole, lacking = _fill(server, leased, name, schema_changed)
         admin.script(databases.label_statement(name, label, found.comment))
     except BaseException:
-        databases.drop(admin, name, server.project)
+        databases.drop(admin, name, server.project.id)
         raise
     return Kept(name, database, whole, lacking)
 
 
 def _claimed(server: ServerSession, template: Template) -> str:
     """A clone under its final name. As a spare, another worker would take it with half of the rows in it."""
-    name = names.kept(server.project, server.run)
+    name = names.kept(server.project.id, server.run)
     while not databases.rename(server.link.session, server.clones.make_spare(template), name):
         pass  # somebody took the spare before we could
     return name
@@ -104,18 +104,20 @@ def _fill(
         return False, ()
     session = server.link.session
     binaries = server.server.info.binaries
-    programs = kept_dump.find(session.server_version, Path(binaries) if binaries else None, server.environ)
+    programs = kept_dump.find(
+        session.server_version, Path(binaries) if binaries else None, server.project.environ
+    )
     if programs is None:
         lacking = _copy_what_fits(server, source, name)
         needed = f"pg_dump {session.server_version // 10000} or later was not found on this machine"
         return False, (f"the test changed the schema, which is not in the copy: {needed}", *lacking)
-    databases.drop(session, name, server.project)
+    databases.drop(session, name, server.project.id)
     databases.create_empty(
         session, name, owner=server.owner.name, locale=databases.deterministic_locale(session)
     )
     dsn = server.link.dsn
     problem = kept_dump.copy_whole(
-        programs, dsn.with_database(source), dsn.with_database(name), server.environ
+        programs, dsn.with_database(source), dsn.with_database(name), server.project.environ
     )
     return True, (problem,) if problem else ()
 

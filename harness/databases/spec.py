@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from harness.config import environment as env
-from harness.config import project
+from harness.config.project import Project
 from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
 from harness.dsn import Dsn
 from harness.postgres.session import Session
@@ -69,8 +69,7 @@ class TemplateSpec:
     @classmethod
     def of(
         cls,
-        settings: Settings,
-        environ: Mapping[str, str],
+        project: Project,
         database: DatabaseSettings,
         *,
         role: str,
@@ -86,6 +85,7 @@ class TemplateSpec:
         # A worker that joins a run makes no template: it does not import the kinds of migrations.
         from harness.migrations.registry import load
 
+        settings = project.settings
         where = slot or env.Slot("1", 1, settings.connections_per_worker)
         decisive = {
             "role": role,
@@ -96,13 +96,13 @@ class TemplateSpec:
         return cls(
             database=database.name,
             sources=[
-                load(source, settings.root, cache=project.cache_dir(environ), environment=environ)
+                load(source, settings.root, cache=project.cache, environment=project.environ)
                 for source in sources(settings, database)
             ],
             extensions=database.extensions,
             migrate_as=settings.migrate_as,
             decisive=json.dumps(decisive, sort_keys=True, default=str),
-            environment=lambda dsn: _migration_environment(settings, environ, database, dsn, where),
+            environment=lambda dsn: _migration_environment(project, database, dsn, where),
             binaries=Path(binaries) if binaries else None,
             timeout=settings.migration_timeout,
         )
@@ -143,14 +143,10 @@ def sources(settings: Settings, database: DatabaseSettings) -> tuple[SourceSpec,
 
 
 def _migration_environment(
-    settings: Settings,
-    environ: Mapping[str, str],
-    database: DatabaseSettings,
-    dsn: Dsn,
-    slot: env.Slot,
+    project: Project, database: DatabaseSettings, dsn: Dsn, slot: env.Slot
 ) -> dict[str, str]:
     # While one database is migrated, the worker's other ones do not exist yet.
-    dsns = {d.name: dsn.with_database("not_migrated_yet") for d in settings.databases}
+    dsns = {d.name: dsn.with_database("not_migrated_yet") for d in project.settings.databases}
     dsns |= {DEFAULT_DATABASE: dsn, database.name: dsn}
-    tables = {d.name: d.env for d in settings.databases}
-    return env.child_environment(environ, env.variables(dsns, tables, slot))
+    tables = {d.name: d.env for d in project.settings.databases}
+    return env.child_environment(project.environ, env.variables(dsns, tables, slot))

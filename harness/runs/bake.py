@@ -15,8 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.config import project
-from harness.config.project import file_lock
+from harness.config.project import Project, file_lock, make_folder
 from harness.config.settings import Settings
 from harness.databases import role, template
 from harness.databases.spec import FORMAT as SPEC_FORMAT
@@ -74,12 +73,12 @@ class Baker:
         BackendUnavailable: its servers' data cannot be kept.
     """
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str], backend: Backend) -> None:
-        self._settings = settings
-        self._environ = environ
+    def __init__(self, project: Project, backend: Backend) -> None:
+        self._project = project
+        self._settings = settings = project.settings
         self._backend = backend
         self._specs = [
-            replace(TemplateSpec.of(settings, environ, database, role=settings.role), keep_failed=False)
+            replace(TemplateSpec.of(project, database, role=settings.role), keep_failed=False)
             for database in settings.databases
         ]
         self.store = _store(backend)
@@ -96,9 +95,9 @@ class Baker:
         key, fingerprints = self.key()
         if not rebuild and (found := self._look(key)):
             return Baked(found, seconds=time.monotonic() - began)
-        cache = project.cache_dir(self._environ)
+        cache = self._project.cache
         # Before the lock makes it, closed to others: the server's own user copies its data there.
-        project.make_folder(cache, 0o755)
+        make_folder(cache, 0o755)
         with file_lock(
             # Of bounded number: lock files stay for ever, because removing one is a race.
             cache / f"bake-{key[:2]}.lock",
@@ -137,13 +136,12 @@ class Baker:
 
     def _bake(self, key: str, fingerprints: Mapping[str, str], progress: Progress) -> Base:
         self.store.leftovers()
-        settings = replace(
-            self._settings,
+        lean = self._project.having(
             postgres={**self._settings.postgres, **_LEAN},
             storage="disk" if self.store.from_disk else self._settings.storage,
         )
         logger.info("bake: no migrated server is kept for these migrations: making one")
-        server = acquire.private(settings, self._environ, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL)
+        server = acquire.private(lean, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL)
         try:
             self._fill(server.session, server.info.binaries, progress)
             server.close()
@@ -241,10 +239,10 @@ def evict(
     return left if dry_run else [old for old in left if store.remove(old.item)]
 
 
-def baked_base(settings: Settings, environ: Mapping[str, str], backend: Backend) -> str | None:
+def baked_base(project: Project, backend: Backend) -> str | None:
     """What a new server can start from, migrated already; a hint only: without it, it is migrated."""
     try:
-        found = Baker(settings, environ, backend).look()
+        found = Baker(project, backend).look()
     except HarnessError:
         # Whatever is wrong is said where it matters: at the start, or by the migrations.
         return None

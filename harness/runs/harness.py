@@ -11,7 +11,7 @@ from itertools import count as counting
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from harness.config import environment as env
-from harness.config import project
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.databases.clones import Clones, run_all
 from harness.databases.lease import Lease
@@ -49,14 +49,11 @@ class Harness:
     own_servers = False
     """Whether each worker gets a server, whatever ``isolation`` says."""
 
-    def __init__(
-        self, placement: Placement, environ: Mapping[str, str], *, run: str, workers: int = 1
-    ) -> None:
+    def __init__(self, placement: Placement, *, run: str, workers: int = 1) -> None:
         self.run = run
-        self.project = project.project_id(placement.settings.root)
+        self.project = placement.project.id
         self.workers = workers
         self._placement = placement
-        self._environ = dict(environ)
         self._lock = threading.RLock()
         self._reserved: set[str] = set()
         self._closed = False
@@ -94,9 +91,8 @@ class Harness:
         if cls.own_servers:
             overrides["isolation"] = "server"
         settings = opening.settings_of(root, environment, overrides)
-        return cls.open_with(
-            settings,
-            environment,
+        return cls._open(
+            Project.of(settings, environment),
             purpose=purpose,
             run=run,
             rebuild=rebuild,
@@ -107,17 +103,24 @@ class Harness:
     @classmethod
     def open_with(cls, settings: Settings, environ: Mapping[str, str], **options: Unpack[RunOptions]) -> Self:
         """As :meth:`open`, with settings that were read already."""
-        from harness.runs import opening  # as in `open`
-
-        run, placement = opening.placed(settings, environ, options, own_servers=cls.own_servers)
-        return cls(placement, environ, run=run, workers=options.get("workers", 1))
+        return cls._open(Project.of(settings, environ), **options)
 
     @classmethod
-    def join(cls, run: RunFile, environ: Mapping[str, str], *, worker: str) -> Self:
+    def _open(cls, project: Project, **options: Unpack[RunOptions]) -> Self:
+        from harness.runs import opening  # as in `open`
+
+        run, placement = opening.placed(project, options, own_servers=cls.own_servers)
+        return cls(placement, run=run, workers=options.get("workers", 1))
+
+    @classmethod
+    def join(cls, run: RunFile, project: Project, *, worker: str) -> Self:
         """Join the run of a controller as one of its workers, on the server that they share or on an own one.
 
         What is leased on a shared server belongs to the run: :meth:`close` leaves it to the controller's
         :meth:`release_run`. One log-in; nothing is looked for or computed.
+
+        Args:
+            project: with the run's settings.
 
         Raises:
             ServerLost: the server is gone, or another one answers at its address.
@@ -126,9 +129,8 @@ class Harness:
         placement: Placement
         if run.server is not None and run.owner is not None:
             session = ServerSession(
-                run.settings,
-                join(run.settings, environ, run.server),
-                environ,
+                project,
+                join(project, run.server),
                 run=run.run,
                 workers=run.workers,
                 owner=run.owner,
@@ -139,20 +141,20 @@ class Harness:
             # Workers that share a server start none.
             from harness.runs.per_worker import ServerPerWorker
 
-            placement = ServerPerWorker(run.settings, environ, run=run.run, worker=worker)
-        return cls(placement, environ, run=run.run, workers=run.workers)
+            placement = ServerPerWorker(project, run=run.run, worker=worker)
+        return cls(placement, run=run.run, workers=run.workers)
 
     # --- what there is -----------------------------------------------------------------------------
 
     @property
     def settings(self) -> Settings:
         """What it was opened with, and what was found out since."""
-        return self._placement.settings
+        return self._placement.project.settings
 
     @property
     def environ(self) -> Mapping[str, str]:
         """The environment that it was opened with, for programs that are started on its behalf."""
-        return self._environ
+        return self._placement.project.environ
 
     @property
     def shared(self) -> ServerSession | None:

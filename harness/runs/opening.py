@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from harness.config.load import load
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.databases import freshness
 from harness.errors import ConfigError, HarnessError
@@ -64,20 +64,18 @@ def settings_of(
     return settings
 
 
-def open_run(settings: Settings, environ: Mapping[str, str], **options: Unpack[RunOptions]) -> Harness:
+def open_run(project: Project, **options: Unpack[RunOptions]) -> Harness:
     """What the settings' ``isolation`` asks for: databases in one server, or a server for each worker.
 
     Raises:
         As :meth:`Harness.open`.
     """
-    own = settings.isolation == "server" and options.get("purpose") != "up"
-    run, placement = placed(settings, environ, options, own_servers=own)
-    return Harness(placement, environ, run=run, workers=options.get("workers", 1))
+    own = project.settings.isolation == "server" and options.get("purpose") != "up"
+    run, placement = placed(project, options, own_servers=own)
+    return Harness(placement, run=run, workers=options.get("workers", 1))
 
 
-def placed(
-    settings: Settings, environ: Mapping[str, str], options: RunOptions, *, own_servers: bool
-) -> tuple[str, Placement]:
+def placed(project: Project, options: RunOptions, *, own_servers: bool) -> tuple[str, Placement]:
     """The sixteen hex digits that name the run, and where its databases are.
 
     Args:
@@ -89,6 +87,7 @@ def placed(
     up = options.get("purpose") == "up"
     run = names.SANDBOX if up else names.run_id(options.get("run"))
     if not own_servers:
+        settings = project.settings
         if settings.isolation == "server" and not up:
             raise ConfigError(
                 'isolation = "server" gives each worker a server: open it with harness.Fleet.open(), which has '
@@ -97,13 +96,12 @@ def placed(
                 origin=settings.origin("isolation"),
                 value=settings.isolation,
             )
-        return run, shared(settings, environ, run, options)
+        return run, shared(project, run, options)
     # Runs that share a server bake nothing.
     from harness.runs.per_worker import ServerPerWorker
 
     return run, ServerPerWorker(
-        settings,
-        environ,
+        project,
         run=run,
         rebuild=options.get("rebuild", False),
         workers=options.get("workers", 1),
@@ -112,25 +110,24 @@ def placed(
     )
 
 
-def shared(settings: Settings, environ: Mapping[str, str], run: str, options: RunOptions) -> SharedServer:
+def shared(project: Project, run: str, options: RunOptions) -> SharedServer:
     """Find or start the server, and have the templates ready there.
 
     Raises:
         BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
     """
     rebuild, purpose = options.get("rebuild", False), options.get("purpose", "run")
-    settings = memory.settings_for(settings, environ)
+    project = memory.with_storage(project)
 
     def base(backend: Backend) -> str | None:
         # Where a server must be started; what runs already needs nothing of it.
         from harness.runs.bake import baked_base
 
-        return None if rebuild else baked_base(settings, environ, backend)
+        return None if rebuild else baked_base(project, backend)
 
     session = ServerSession(
-        settings,
-        acquire.ensure(settings, environ, purpose=purpose, base=base),
-        environ,
+        project,
+        acquire.ensure(project, purpose=purpose, base=base),
         run=run,
         workers=options.get("workers", 1),
         progress=options.get("progress", unseen),
@@ -144,18 +141,18 @@ def shared(settings: Settings, environ: Mapping[str, str], run: str, options: Ru
         return SharedServer(session)
     session.abandon()
     # The server in memory is replaced there, or left to the runs that use it: see docs/decisions/0013.
-    return shared(replace(settings, storage="disk"), environ, run, options)
+    return shared(project.having(storage="disk"), run, options)
 
 
 def _prepare_or_move(session: ServerSession, *, rebuild: bool, may_move: bool) -> bool:
     """Have the templates ready; True where everything has to be done again on disk."""
-    settings, environ, server = session.settings, session.environ, session.server
+    project, server = session.project, session.server
     try:
         session.prepare(rebuild=rebuild)
     except HarnessError as error:
-        if may_move and memory.ran_out(error, settings, environ, server):
+        if may_move and memory.ran_out(error, project, server):
             return True
         memory.explain(error, server)
         raise
     size = sum(template.size for template in session.templates.values())
-    return may_move and memory.must_move(settings, environ, server, size)
+    return may_move and memory.must_move(project, server, size)

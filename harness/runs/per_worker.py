@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 
-from harness.config import project
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.databases.clones import run_all
 from harness.databases.sweep import Leftover
 from harness.errors import HarnessError, LeaseClosed
@@ -39,6 +37,7 @@ class ServerPerWorker:
     """The servers of one run, one for each worker.
 
     Attributes:
+        project: what the run was opened with.
         members: worker → its server, of those that this process has started.
         backend: what starts them.
         baked: what they start from.
@@ -48,8 +47,7 @@ class ServerPerWorker:
 
     def __init__(
         self,
-        settings: Settings,
-        environ: Mapping[str, str],
+        project: Project,
         *,
         run: str,
         rebuild: bool = False,
@@ -68,12 +66,11 @@ class ServerPerWorker:
         Raises:
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, PoolTimeout.
         """
-        self.settings = settings
-        self.backend = registry.choose(settings, environ)
+        self.project = project
+        self.backend = registry.choose(project)
         self.members: dict[str, ServerSession] = {}
-        self._baker = Baker(settings, environ, self.backend)
+        self._baker = Baker(project, self.backend)
         self.baked = self._baker.ensure(rebuild=rebuild, progress=progress)
-        self._environ = dict(environ)
         self._run = run
         self._workers = workers
         self._worker = worker
@@ -138,18 +135,16 @@ class ServerPerWorker:
 
     def _started(self, worker: str) -> ServerSession:
         found = acquire.private(
-            self._settings_of_one(),
-            self._environ,
+            self._project_of_one(),
             self.backend,
             purpose=purpose_of(self._run, worker),
-            ttl=min(TTL, self.settings.ttl),
+            ttl=min(TTL, self.project.settings.ttl),
             base=self.baked.snapshot.ref,
             memory=self._room().tmpfs(self._workers),
         )
         session = ServerSession(
-            self.settings,
+            self.project,
             found,
-            self._environ,
             run=self._run,
             progress=self._progress,
             unused=self._end_unused,
@@ -165,12 +160,12 @@ class ServerPerWorker:
             self._baker.store.remove(self.baked.snapshot)
         return session
 
-    def _settings_of_one(self) -> Settings:
-        settings = replace(self.settings, storage=self._room().storage(max(1, self._workers)))
+    def _project_of_one(self) -> Project:
+        settings, storage = self.project.settings, self._room().storage(max(1, self._workers))
         if settings.origin("max_connections") != "default":
-            return settings
+            return self.project.having(storage=storage)
         fewer = max(100, settings.connections_per_worker + _EXTRA_CONNECTIONS)
-        return replace(settings, max_connections=min(settings.max_connections, fewer))
+        return self.project.having(storage=storage, max_connections=min(settings.max_connections, fewer))
 
     # --- memory ------------------------------------------------------------------------------------
 
@@ -186,7 +181,7 @@ class ServerPerWorker:
         # Once for all that start together: a daemon takes 8 ms to tell its memory.
         with self._lock:
             if self._reckoned is None:
-                self._reckoned = memory.Room.of(self.settings, self.backend, self.baked.snapshot.size)
+                self._reckoned = memory.Room.of(self.project.settings, self.backend, self.baked.snapshot.size)
             return self._reckoned
 
     # --- what is left over -------------------------------------------------------------------------
@@ -195,7 +190,7 @@ class ServerPerWorker:
         """Remove what starts that were cut off have left. Databases: none, they go with their servers."""
         if not dry_run:
             self._baker.store.leftovers()
-            inventory.forget_gone(self.settings, self._environ)
+            inventory.forget_gone(self.project)
         return []
 
     def crashed(self, workers: Sequence[str] | None) -> list[str]:
@@ -205,16 +200,10 @@ class ServerPerWorker:
         """
         wanted = {purpose_of(self._run, worker) for worker in workers or ()}
         doomed = (
-            [
-                info
-                for info in self.backend.list(project.project_id(self.settings.root))
-                if info.purpose in wanted
-            ]
-            if wanted
-            else []
+            [info for info in self.backend.list(self.project.id) if info.purpose in wanted] if wanted else []
         )
         for info in doomed:
-            inventory.stop(self.settings, self._environ, purpose=info.purpose)
+            inventory.stop(self.project, purpose=info.purpose)
         return [info.description for info in doomed]
 
     # --- the end -----------------------------------------------------------------------------------
@@ -244,7 +233,9 @@ class ServerPerWorker:
             session.abandon()
             if kept:
                 logger.info(
-                    "%s: kept, with its server, for %g s (setting ttl)", ", ".join(kept), self.settings.ttl
+                    "%s: kept, with its server, for %g s (setting ttl)",
+                    ", ".join(kept),
+                    self.project.settings.ttl,
                 )
             else:
                 session.server.stop()
@@ -257,7 +248,7 @@ class ServerPerWorker:
             found = session.kept()
             if found:
                 session.link.session.execute(
-                    f"alter database postgres set harness.ttl = {literal(f'{self.settings.ttl:g}')}"
+                    f"alter database postgres set harness.ttl = {literal(f'{self.project.settings.ttl:g}')}"
                 )
         except HarnessError:
             # It is gone, and so is all that was kept.

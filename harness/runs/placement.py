@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.databases.sweep import Leftover
 from harness.postgres import names
 from harness.postgres.databases import Database
@@ -20,7 +20,7 @@ class Placement(Protocol):
     """Which server a worker's databases are on, and what becomes of the servers."""
 
     @property
-    def settings(self) -> Settings:
+    def project(self) -> Project:
         """The run's, with what was found out since it was opened."""
 
     @property
@@ -94,9 +94,9 @@ class SharedServer:
         self._releases = session.run != names.SANDBOX and not guest
 
     @property
-    def settings(self) -> Settings:
-        """As the server's session has them."""
-        return self.shared.settings
+    def project(self) -> Project:
+        """As the server's session has it."""
+        return self.shared.project
 
     @property
     def description(self) -> str:

@@ -75,7 +75,7 @@ class Place:
 
 def places_on(session: ServerSession) -> list[Place]:
     """All that a word can name on one server: a person's leases first, then runs', kept ones, templates."""
-    observed = databases.list_ours(session.link.session, session.project)
+    observed = databases.list_ours(session.link.session, session.project.id)
     found = [*_leases(session, observed), *_kept(session, observed), *_templates(session, observed)]
     return sorted(found, key=lambda place: (not place.sandbox, place.kind is not Kind.LEASE))
 

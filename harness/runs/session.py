@@ -6,12 +6,11 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from harness.config import environment as env
-from harness.config import project
+from harness.config.project import Project
 from harness.config.settings import DatabaseSettings, Settings
 from harness.databases import freshness, role, sweep, template
 from harness.databases.clones import Claim, Clones
@@ -43,12 +42,10 @@ class ServerSession:
     """One process's way into one server: to look at what is there, or as a part of a run.
 
     Attributes:
-        settings: with what was found out for this server, see :meth:`limit_connections`.
+        project: with what was found out for this server, see :meth:`limit_connections`.
         server: the server it works on.
         run: sixteen hex digits that name the run. :data:`harness.postgres.names.SANDBOX`: there is none behind it. It
             shows no sign of life, and what is leased here stays there.
-        project: ten hex digits of the checkout.
-        environ: the environment, for programs that are started on the run's behalf.
         link: the admin's way to the maintenance database of the server.
         templates: database name → template, ready to be cloned.
         leases: those of this process that are on this server.
@@ -58,9 +55,8 @@ class ServerSession:
 
     def __init__(
         self,
-        settings: Settings,
+        project: Project,
         server: Server,
-        environ: Mapping[str, str],
         *,
         run: str = names.SANDBOX,
         workers: int = 1,
@@ -75,11 +71,9 @@ class ServerSession:
             owner, templates: where another process has made them already.
             unused: called when the last lease has gone.
         """
-        self.settings = settings
+        self.project = project
         self.server = server
         self.run = run
-        self.project = project.project_id(settings.root)
-        self.environ = dict(environ)
         self.link = Link(server.admin_dsn, server.info.server_id, session=server.session)
         self.templates = dict(templates or {})
         self.leases: list[Lease] = []
@@ -93,17 +87,22 @@ class ServerSession:
         self.filler: Filler | None = None
 
     @property
+    def settings(self) -> Settings:
+        """The project's."""
+        return self.project.settings
+
+    @property
     def owner(self) -> Owner:
         """The role that the application logs in as: made or put right here, when it is first needed."""
         if self._owner is None:
-            self._owner = role.ensure(self.link.session, self.server.info, self.settings, self.project)
+            self._owner = role.ensure(self.link.session, self.server.info, self.settings, self.project.id)
         return self._owner
 
     def expected_owner(self) -> tuple[Owner, bool]:
         """The role that the application logs in as, without touching it; and whether we may make it."""
         if self._owner is not None:
             return self._owner, False
-        return role.expected(self.link.session, self.server.info, self.settings, self.project)
+        return role.expected(self.link.session, self.server.info, self.settings, self.project.id)
 
     @property
     def clones(self) -> Clones:
@@ -115,7 +114,7 @@ class ServerSession:
     def _clones_over(self, link: Link) -> Clones:
         return Clones(
             link,
-            self.project,
+            self.project.id,
             self.owner,
             connections=self.settings.connections_per_worker,
             remake=partial(self._remake, link),
@@ -137,8 +136,7 @@ class ServerSession:
     def spec(self, database: DatabaseSettings) -> TemplateSpec:
         """How one of the databases is made."""
         return TemplateSpec.of(
-            self.settings,
-            self.environ,
+            self.project,
             database,
             role=self.expected_owner()[0].name,
             binaries=self.server.info.binaries,
@@ -176,7 +174,7 @@ class ServerSession:
     def _template(self, link: Link, spec: TemplateSpec, *, rebuild: bool = False) -> Template:
         return template.ensure(
             link.session,
-            self.project,
+            self.project.id,
             spec,
             self.owner,
             rebuild=rebuild,
@@ -221,7 +219,7 @@ class ServerSession:
         with self.lock:
             for index, database in enumerate(self.settings.databases):
                 claim = self._claim(worker, index)
-                name = claim.name(self.project)
+                name = claim.name(self.project.id)
                 if databases.find(self.link.session, name) is None:
                     made = self.templates[database.name]
                     self.clones.claim(made, claim, before=partial(before, made, name))
@@ -233,7 +231,7 @@ class ServerSession:
             dsn = self.link.dsn.with_user(self.owner.name, self.owner.password)
             leased[database.name] = LeasedDatabase(
                 database.name,
-                dsn.with_database(claim.name(self.project)),
+                dsn.with_database(claim.name(self.project.id)),
                 self.templates[database.name],
                 claim,
             )
@@ -265,7 +263,7 @@ class ServerSession:
         """Every worker of the run may open ``each`` connections to each of its databases, from here on."""
         if each == self.settings.connections_per_worker:
             return
-        self.settings = replace(self.settings, connections_per_worker=each)
+        self.project = self.project.having(connections_per_worker=each)
         leased = [dsn.database for lease in self.leases for dsn in lease.dsns.values()]
         self.clones.limit(each, leased)
 
@@ -319,7 +317,9 @@ class ServerSession:
         """Drop what dead runs of this checkout left on this server."""
         settings = self.settings
         templates = Retention(settings.keep_templates, settings.template_age, settings=("keep_templates", ""))
-        return sweep.sweep(self.link.session, self.project, templates, settings.keep_failed, dry_run=dry_run)
+        return sweep.sweep(
+            self.link.session, self.project.id, templates, settings.keep_failed, dry_run=dry_run
+        )
 
     def drop_leases(self, workers: Sequence[str] | None = None) -> list[str]:
         """Drop every database that this run has leased here, in whatever process; return their names.
@@ -337,13 +337,13 @@ class ServerSession:
             None
             if workers is None
             else {
-                self._claim(worker, index).name(self.project)
+                self._claim(worker, index).name(self.project.id)
                 for worker in workers
                 for index in range(len(self.settings.databases))
             }
         )
         dropped = []
-        for found in databases.list_ours(session, self.project):
+        for found in databases.list_ours(session, self.project.id):
             if found.kind is not names.Kind.LEASE or found.owner != self.run:
                 continue
             if wanted is None or found.name in wanted:
@@ -355,7 +355,7 @@ class ServerSession:
         """Names of the databases here that are kept for people."""
         return [
             database.name
-            for database in databases.list_ours(self.link.session, self.project)
+            for database in databases.list_ours(self.link.session, self.project.id)
             if database.kind is names.Kind.KEPT
         ]
 
@@ -373,10 +373,10 @@ class ServerSession:
         if self.server.info.ours:
             return True
         # Somebody else's server: only a role that is named after this checkout is nobody else's.
-        return self.owner.name == f"{names.PREFIX}_{self.project}"
+        return self.owner.name == f"{names.PREFIX}_{self.project.id}"
 
     def _others_alive(self) -> bool:
-        everything = databases.list_ours(self.link.session, self.project)
+        everything = databases.list_ours(self.link.session, self.project.id)
         runs = {d.owner for d in everything if d.kind is names.Kind.LEASE}
         return bool(sweep.alive_runs(self.link.session, sorted(runs - {self.run})))
 
@@ -421,6 +421,6 @@ class ServerSession:
 
     def __repr__(self) -> str:
         return (
-            f"<ServerSession {self.project} run {self.run}: {len(self.templates)} templates, "
+            f"<ServerSession {self.project.id} run {self.run}: {len(self.templates)} templates, "
             f"{len(self.leases)} leases, {self.server.info.description}>"
         )

@@ -216,7 +216,7 @@ def template_of(place: Place, name: str) -> Template:
     if found is not None:
         return found
     fingerprint = place.databases[name].label.fingerprint or ""
-    if template.lost(place.session.link.session, place.session.project, fingerprint):
+    if template.lost(place.session.link.session, place.session.project.id, fingerprint):
         raise LeaseLost(
             f"the server crashed, which emptied the unlogged tables of the template that {place.what} was made from; "
             "`pg-harness up` makes it again"
@@ -234,7 +234,7 @@ def strategy_of(place: Place) -> str | None:
 
 def _template(place: Place, name: str) -> Template | None:
     fingerprint = place.databases[name].label.fingerprint or ""
-    return template.look(place.session.link.session, place.session.project, fingerprint, name)
+    return template.look(place.session.link.session, place.session.project.id, fingerprint, name)
 
 
 def claim_of(place: Place, database: Database) -> Claim:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.errors import LeaseError
 from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, locks
@@ -69,13 +69,12 @@ class Sandbox:
             session: of no run. The caller closes it.
         """
         self._session = session
-        self._store = WatermarkStore.of(session.settings, session.environ)
+        self._store = WatermarkStore.of(session.project)
 
     @classmethod
     def open(
         cls,
-        settings: Settings,
-        environ: Mapping[str, str],
+        project: Project,
         *,
         ttl: float | None = None,
         progress: Progress = unseen,
@@ -89,9 +88,8 @@ class Sandbox:
         Raises:
             ConfigError, BackendUnavailable, ServerStartError.
         """
-        base = partial(baked_base, settings, environ)
-        server = acquire.ensure(settings, environ, purpose="up", ttl=ttl, base=base)
-        return cls(ServerSession(settings, server, environ, progress=progress))
+        server = acquire.ensure(project, purpose="up", ttl=ttl, base=partial(baked_base, project))
+        return cls(ServerSession(project, server, progress=progress))
 
     @property
     def server(self) -> Server:
@@ -166,7 +164,7 @@ class Sandbox:
         Raises:
             MigrationError, TemplateBusy, PoolTimeout: nothing was dropped.
         """
-        session, project = self._session, self._session.project
+        session, project = self._session, self._session.project.id
         # The template first: a migration that fails must not cost the databases that work.
         session.prepare(rebuild=rebuild)
         with self._alone():
@@ -188,7 +186,7 @@ class Sandbox:
 
     def marks(self, place: Place) -> list[SavedMark]:
         """The saved marks of a worker, the lowest first."""
-        return marks.stack(self._session.link.session, self._session.project, place.databases)
+        return marks.stack(self._session.link.session, self._session.project.id, place.databases)
 
     def mark(self, place: Place, name: str | None = None) -> tuple[SavedMark, list[str]]:
         """Make the present state of a worker's databases the one that :meth:`reset` comes back to.
@@ -208,7 +206,7 @@ class Sandbox:
             before = Provenance.of(session.link.session, session.link.server_id, "")
             made, ended, noted = marks.save(
                 session.link.session,
-                session.project,
+                session.project.id,
                 place.databases,
                 name,
                 role=session.clones.owner.name,
@@ -242,7 +240,7 @@ class Sandbox:
         return gone, there[: len(there) - len(gone)]
 
     def _release(self, there: Sequence[SavedMark], lowest: SavedMark | None) -> list[SavedMark]:
-        gone = marks.release(self._session.link.session, self._session.project, there, lowest)
+        gone = marks.release(self._session.link.session, self._session.project.id, there, lowest)
         for mark in gone:
             for copy in mark.databases.values():
                 self._store.forget(copy.name)
@@ -306,7 +304,7 @@ class Sandbox:
         return locks.exclusive(
             self._session.link.session,
             "person",
-            self._session.project,
+            self._session.project.id,
             timeout=PATIENCE,
             waiting_for="another `up`, `mark` or `reset` of this checkout",
         )
