@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,7 +98,7 @@ def _fill(
 ) -> tuple[bool, tuple[str, ...]]:
     """Whether all of it was copied, and what the copy lacks."""
     source = leased.dsn.database
-    if not schema_changed and _copy_rows(server, source, name):
+    if not schema_changed and _copy_rows(server, source, name) is not None:
         return False, ()
     session = server.link.session
     binaries = server.server.info.binaries
@@ -108,7 +106,7 @@ def _fill(
         session.server_version, Path(binaries) if binaries else None, server.project.environ
     )
     if programs is None:
-        lacking = _copy_what_fits(server, source, name)
+        lacking = _copy_rows(server, source, name, what_fits=True) or ()
         needed = f"pg_dump {session.server_version // 10000} or later was not found on this machine"
         return False, (f"the test changed the schema, which is not in the copy: {needed}", *lacking)
     databases.drop(session, name, server.project.id)
@@ -122,25 +120,14 @@ def _fill(
     return True, (problem,) if problem else ()
 
 
-def _copy_rows(server: ServerSession, source: str, target: str) -> bool:
-    """Copy the rows of all tables; False, and nothing copied, where the tables are not the same."""
-    with _both(server, source, target) as (old, new):
-        there = kept_rows.tables(old)
-        if there != kept_rows.tables(new):
-            return False
-        kept_rows.copy(old, new, there)
-        return True
+def _copy_rows(
+    server: ServerSession, source: str, target: str, *, what_fits: bool = False
+) -> tuple[str, ...] | None:
+    """Copy the rows of all tables; None, and nothing copied, where the tables are not the same.
 
-
-def _copy_what_fits(server: ServerSession, source: str, target: str) -> tuple[str, ...]:
-    with _both(server, source, target) as (old, new):
-        there, wanted = kept_rows.tables(new), kept_rows.tables(old)
-        kept_rows.copy(old, new, [table for table in wanted if table in there])
-        return tuple(f"rows of {table}" for table in wanted if table not in there)
-
-
-@contextmanager
-def _both(server: ServerSession, source: str, target: str) -> Iterator[tuple[Session, Session]]:
+    Args:
+        what_fits: copy the rows of those tables that are the same; return the others.
+    """
     dsn = server.link.dsn
     with (
         Session.connect(dsn.with_database(source)) as old,
@@ -148,7 +135,11 @@ def _both(server: ServerSession, source: str, target: str) -> Iterator[tuple[Ses
     ):
         # A test may have left a lock on a table, in an idle session: the copy must not wait for it.
         old.execute("set lock_timeout = '1s'")
-        yield old, new
+        wanted, there = kept_rows.tables(old), kept_rows.tables(new)
+        if wanted != there and not what_fits:
+            return None
+        kept_rows.copy(old, new, [table for table in wanted if table in there])
+        return tuple(f"rows of {table}" for table in wanted if table not in there)
 
 
 def _now() -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 BYTES_MS = 1 << 20
 """Bytes that a clone copies in a millisecond."""
 
-PERSONS_PATIENCE = 2000.0
+SANDBOX_PATIENCE = 2000.0
 """Milliseconds that reading the log may take for a person: a clone would end the sessions of a running application."""
 
 
@@ -181,7 +181,7 @@ class DatabaseReset:
         )
         # Until one was measured: a large database takes longer.
         engine.clone_ms = (
-            PERSONS_PATIENCE if self._resumed else engine.clone_ms + self._template.size / BYTES_MS
+            SANDBOX_PATIENCE if self._resumed else engine.clone_ms + self._template.size / BYTES_MS
         )
         try:
             engine.rebase(noted)

@@ -114,7 +114,7 @@ def look(session: Session, project: str, wanted: str, database: str = "default")
     if found is None and _adopt(session, project, wanted):
         # Its label is of the life in which it was baked, and as true: the snapshot was taken after a clean stop.
         found = databases.find(session, names.template(project, wanted))
-    if found is None or not _finished(found, wanted) or _emptied(session, found):
+    if found is None or not _finished(found, wanted) or incarnation.emptied(session, found.label.life):
         return None
     return _from_label(found.name, found.label, database)
 
@@ -122,11 +122,7 @@ def look(session: Session, project: str, wanted: str, database: str = "default")
 def lost(session: Session, project: str, wanted: str) -> bool:
     """Whether the template of a fingerprint is there, and a crash of the server has emptied its unlogged tables."""
     found = databases.find(session, names.template(project, wanted))
-    return found is not None and _finished(found, wanted) and _emptied(session, found)
-
-
-def _emptied(session: Session, found: Database) -> bool:
-    return incarnation.emptied(session, found.label.life)
+    return found is not None and _finished(found, wanted) and incarnation.emptied(session, found.label.life)
 
 
 def _look_into(session: Session, project: str, wanted: str) -> Database | None:
