@@ -201,13 +201,13 @@ def psql(context: Context) -> Iterator[Result]:
 
 def servers(context: Context) -> Iterator[Result]:
     """Those of this checkout, and what dead runs left on them."""
-    with lookup.harnesses(context) as found:
+    with lookup.servers(context) as found:
         if not found:
             yield "ok", "none of this checkout runs", ()
-        for harness in found:
-            info = harness.server.info
+        for server in found:
+            info = server.server.info
             yield "ok", f"{info.purpose}: {info.description} answers", ()
-            left = harness.sweep(dry_run=True)
+            left = server.sweep(dry_run=True)
             if left:
                 yield (
                     "note",

@@ -36,12 +36,12 @@ def run(context: Context) -> int:
     """Sweep each server; the names of what went are the answer."""
     dry_run = bool(getattr(context.arguments, "dry_run", False))
     gone: list[dict[str, Any]] = []
-    with lookup.harnesses(context) as found:
-        for harness in found:
-            for doomed in harness.sweep(dry_run=dry_run):
-                name = doomed.database.name
+    with lookup.servers(context) as found:
+        for server in found:
+            for doomed in server.sweep(dry_run=dry_run):
+                name = doomed.item.name
                 gone.append(
-                    {"database": name, "reason": doomed.reason, "server": harness.server.info.description}
+                    {"database": name, "reason": doomed.reason, "server": server.server.info.description}
                 )
                 if not context.json:
                     context.console.answer(f"{name}  {doomed.reason}")
@@ -71,12 +71,12 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
         bakery = backend.snapshots()
         if bakery is None:
             continue
-        for doomed in bake.evict(bakery, bake.limits_of(settings), dry_run=dry_run):
+        for doomed in bake.evict(bakery, bake.retention(settings), dry_run=dry_run):
             gone.append(
                 {
-                    "base": doomed.base.ref,
+                    "base": doomed.item.ref,
                     "reason": doomed.reason,
-                    "bytes": doomed.base.size,
+                    "bytes": doomed.item.size,
                     "server": backend.name,
                 }
             )

@@ -55,9 +55,9 @@ class Database:
         return parsed.owner if (parsed := self.parsed) else ""
 
     @property
-    def persons(self) -> bool:
+    def sandbox(self) -> bool:
         """Whether it belongs to what ``up`` has made, and to no test run."""
-        return self.owner == names.PERSON
+        return self.owner == names.SANDBOX
 
     @property
     def marked_lease(self) -> str:
@@ -299,12 +299,12 @@ def drop(session: Session, name: str, project: str) -> bool:
     return True
 
 
-def created_by_tests(session: Session, owner: str, keep: Sequence[str]) -> list[str]:
+def created_by_tests(session: Session, owner: str) -> list[str]:
     """Databases that the application's role created itself: not of our grammar, owned by that role."""
     rows = session.rows(
         "select datname from pg_database where pg_get_userbyid(datdba) = %s and not datistemplate", (owner,)
     )
-    return [name for (name,) in rows if names.parse(name) is None and name not in keep]
+    return [name for (name,) in rows if names.parse(name) is None]
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _closed(
 
 
 def _host(project: Project, options: Any) -> State:
-    from harness.runs.harness import open_run
+    from harness.runs.opening import open_run
 
     quiet = getattr(options, "verbose", 0) < 0
     teller = Teller(logs.Verbosity.of(os.environ, getattr(options, "verbose", 0)))

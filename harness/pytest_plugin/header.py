@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from harness.config.settings import Settings
-from harness.databases import freshness, recipes
+from harness.databases import freshness
+from harness.databases.spec import sources as sources_of
 from harness.pytest_plugin.state import Role, State
 
 
@@ -42,7 +43,7 @@ def template_line(state: State) -> str:
     """Each template: found or built."""
     texts = []
     for database in state.settings.databases:
-        sources = ", ".join(spec.text for spec in recipes.sources(state.settings, database))
+        sources = ", ".join(source.text for source in sources_of(state.settings, database))
         name = "" if database.name == "default" else f"{database.name}: "
         if not sources:
             texts.append(f"{name}an empty database (no migrations are configured, none were found)")

@@ -9,8 +9,7 @@ import logging
 
 from harness.config.project import Project
 from harness.config.settings import DEFAULT_DATABASE
-from harness.databases import recipes
-from harness.databases.spec import fingerprint
+from harness.databases.spec import TemplateSpec
 from harness.postgres import databases, names, roles
 from harness.servers import drift, inventory
 from harness.servers.records import Hint
@@ -34,10 +33,7 @@ def urls(project: Project, workers: int | None) -> list[str]:
         if settings.backend not in ("auto", found.info.backend) or drift.changes(found.info, settings):
             return []
         wanted = {
-            database.name: fingerprint(
-                found.session,
-                recipes.make(project, database, role=settings.role, binaries=found.info.binaries),
-            )
+            database.name: TemplateSpec.of(project, database, role=settings.role).fingerprint(found.session)
             for database in settings.databases
         }
         mine: dict[str, dict[str, str]] = {}
@@ -46,7 +42,7 @@ def urls(project: Project, workers: int | None) -> list[str]:
             if (
                 parsed is None
                 or parsed.kind is not names.Kind.LEASE
-                or not database.persons
+                or not database.sandbox
                 or parsed.claiming
             ):
                 continue

@@ -146,7 +146,7 @@ def strict() -> Iterator[Strict]:
 def test_no_argument_of_a_record_holds_a_password(
     new_project: Callable[..., Project], strict: Strict, isolation: str
 ) -> None:
-    from harness.runs.harness import open_run
+    from harness.runs.opening import open_run
 
     mine = new_project()
     settings = load(mine.environ, start=mine.root, overrides={"isolation": isolation})

@@ -123,13 +123,13 @@ def test_a_child_process_reaches_its_own_database_whatever_the_shell_says(
 def test_what_a_dead_run_left_is_dropped_by_the_next(
     settings: Settings, environ: dict[str, str], told: list[str]
 ) -> None:
-    with Harness.open_with(settings, environ) as first:
-        lease = first.lease("dead")
-        with psycopg.connect(lease.url, autocommit=True) as connection:
-            connection.execute("create database made_by_a_dead_run")
-        name = lease.dsn.database
-        # As after SIGKILL: the sign of life is gone, the databases are not.
-        first.abandon()
+    first = Harness.open_with(settings, environ)
+    lease = first.lease("dead")
+    with psycopg.connect(lease.url, autocommit=True) as connection:
+        connection.execute("create database made_by_a_dead_run")
+    name = lease.dsn.database
+    # As after SIGKILL: the sign of life is gone, the databases are not.
+    first.session.abandon()
     told.clear()
     from harness.databases import sweep
 

@@ -9,16 +9,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 from fix_backends import processes_naming, until
 from fix_fleets import Estate
 
-from harness import Harness
+from harness import Fleet, Harness, Lease
 from harness.config.project import Project
 from harness.errors import BackendError, ConfigError, LeaseError, ServerLost
-from harness.runs.harness import open_run
+from harness.runs.opening import open_run
 from harness.servers import acquire, inventory, memory
 from harness.servers.handle import Server
 
@@ -170,6 +171,20 @@ def test_two_threads_that_lease_without_a_name_get_a_server_each(estate: Estate)
         leases = [future.result() for future in [threads.submit(fleet.lease) for _ in range(2)]]
         assert sorted(lease.worker for lease in leases) == sorted(fleet.members) == ["1", "2"]
         assert len({lease.dsn.port for lease in leases}) == 2
+    assert estate.purposes() == []
+
+
+def test_two_threads_of_one_worker_get_one_server(estate: Estate) -> None:
+    both = Barrier(2)
+
+    def lease(fleet: Fleet) -> Lease:
+        both.wait(10)
+        return fleet.lease("gw0")
+
+    with estate.open() as fleet, ThreadPoolExecutor(2) as threads:
+        leases = [future.result() for future in [threads.submit(lease, fleet) for _ in range(2)]]
+        assert len({lease.dsn.port for lease in leases}) == 1
+        assert len(estate.purposes()) == len(fleet.members) == 1
     assert estate.purposes() == []
 
 

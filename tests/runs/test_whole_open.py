@@ -190,7 +190,7 @@ def test_workers_of_any_name(place: Checkout, migrated: Callable[..., Settings],
         assert name == lease.dsn.database
         assert len(name.encode()) <= 63
         lease.reset()
-        assert harness.existing(worker) is not None
+        assert lease.exists()
 
 
 def test_pgcrypto_in_the_bundled_binaries_says_why(

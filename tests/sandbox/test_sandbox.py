@@ -119,7 +119,12 @@ def test_what_is_outdated_stays_until_it_is_replaced(settings: Settings, environ
 def test_a_test_runs_databases_are_refused(settings: Settings, environ: dict[str, str]) -> None:
     with Harness.open_with(settings, environ) as run:
         run.lease("gw0")
-        place = next(place for place in places_on(run) if place.worker == "gw0")
-        for act in (Sandbox(run).mark, Sandbox(run).release, Sandbox(run).reset, Sandbox(run).changes):
+        place = next(place for place in places_on(run.session) if place.worker == "gw0")
+        for act in (
+            Sandbox(run.session).mark,
+            Sandbox(run.session).release,
+            Sandbox(run.session).reset,
+            Sandbox(run.session).changes,
+        ):
             with pytest.raises(LeaseError, match="gw0 is not yours"):
                 act(place)

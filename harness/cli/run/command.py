@@ -69,7 +69,7 @@ def run(context: Context) -> int:
     code = _cannot_run(context, context.command)
     if code:
         return code
-    from harness.runs.harness import open_run
+    from harness.runs.opening import open_run
 
     copies: int | None = given.get("copies")
     workers: int = copies or given.get("workers") or 1

@@ -147,7 +147,7 @@ def test_after_many_migrations_the_images_are_bounded(
     )
     assert listed == ""
     # Baked again, one stays all the same.
-    again = estate.oven().ensure(rebuild=True)
+    again = estate.baker().ensure(rebuild=True)
     assert again.built
     assert [base.ref for base in estate.bases()] == [again.base.ref]
 
@@ -168,11 +168,11 @@ def test_two_bakes_at_once_are_one(estate: Estate) -> None:
 def test_an_image_that_lies_or_is_gone(estate: Estate) -> None:
     wrong = estate.ensure().base
     estate.migrate("create table other (id int)")
-    key, _ = estate.oven().key()
+    key, _ = estate.baker().key()
     # The right name on the wrong image: its label tells.
     docker("tag", wrong.ref, f"{snapshots.REPOSITORY}:{key}")
     try:
-        assert estate.oven().look() is None
+        assert estate.baker().look() is None
     finally:
         docker("rmi", f"{snapshots.REPOSITORY}:{key}")
     # A label that lies as well: the databases tell.
@@ -185,7 +185,7 @@ def test_an_image_that_lies_or_is_gone(estate: Estate) -> None:
         stdin=f"FROM {snapshots.REPOSITORY}:{wrong.key}\nLABEL dev.pg-harness.baked={key}\n".encode(),
     )
     with estate.open() as fleet:
-        assert fleet.baked.base.ref == forged
+        assert fleet.baked.snapshot.ref == forged
         with fleet.lease().connect() as connection:
             assert connection.execute("select to_regclass('other'), to_regclass('users')").fetchone() == (
                 "other",
@@ -194,7 +194,7 @@ def test_an_image_that_lies_or_is_gone(estate: Estate) -> None:
     docker("rmi", "-f", forged)
     estate.told.clear()
     with estate.open() as fleet:
-        docker("rmi", fleet.baked.base.ref)
+        docker("rmi", fleet.baked.snapshot.ref)
         with pytest.raises(ServerStartError, match="run again, and it is baked anew"):
             fleet.lease()
 
@@ -219,7 +219,7 @@ def test_killed_while_baking(estate: Estate) -> None:
     until(lambda: "running" not in docker(*mine), seconds=30, what="the builder to end itself")
     assert estate.bases() == []
     # It stays, stopped, for as long as somebody may still be about to commit it.
-    bakery = estate.oven().bakery
+    bakery = estate.baker().store
     bakery.leftovers()
     assert docker(*mine) != ""
     snapshots.CUT_OFF, before = 0, snapshots.CUT_OFF
