@@ -9,6 +9,7 @@ from typing import Protocol
 
 from harness.config.settings import SourceSpec
 from harness.dsn import Dsn
+from harness.errors import MigrationError
 
 Progress = Callable[[int, int | None, str], None]
 """Takes how many steps are done, of how many (None: nobody knows), and what was done last."""
@@ -41,6 +42,16 @@ class MigrationContext:
     progress: Progress = unseen
     binaries: Path | None = None
     alias: str = "default"
+
+
+def failure(source: str, message: str, step: str = "") -> MigrationError:
+    """The error of a source, which its text begins with.
+
+    Args:
+        source: as written in the settings.
+        step: the file, revision or command; empty where the source as a whole is meant.
+    """
+    return MigrationError(f"{source}: {message}", source=source, step=step)
 
 
 class MigrationSource(Protocol):
@@ -94,3 +105,6 @@ class Configured:
     def text(self) -> str:
         """As written in the settings."""
         return self._spec.text
+
+    def _failure(self, message: str, step: str = "") -> MigrationError:
+        return failure(self.text, message, step)

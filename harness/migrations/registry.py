@@ -94,7 +94,7 @@ KINDS: Mapping[str, Kind] = {
             "golang-migrate and sqlx: *.up.sql",
             "goose: -- +goose Up in *.sql",
             "dbmate: -- migrate:up in *.sql",
-            "sql-migrate, tern, node-pg-migrate: their lines in *.sql",
+            "sql-migrate: -- +migrate Up in *.sql",
             "sqlx: migrations/*.sql beside a Cargo.toml with sqlx",
             "Supabase: supabase/migrations/*.sql",
             "plain SQL: *.sql in a folder named migrations, migrate, drizzle, sql, schema or db",

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from harness.migrations.sql.split import ScriptError, Statement, position, split
+from harness.migrations.hashing.files import position
+from harness.migrations.sql.split import ScriptError, Statement, split
 
 _COPY = re.compile(rb"COPY .* FROM stdin;\s*$", re.IGNORECASE)
 _META = re.compile(rb"\\([A-Za-z!?.]\S*)")

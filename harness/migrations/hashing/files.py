@@ -84,6 +84,13 @@ def decode(data: bytes, *, source: str, shown: str) -> str:
     return text
 
 
+def position(script: str, offset: int) -> tuple[int, int]:
+    """Line and column, both from 1, of a character (LF, CRLF and lone CR end a line)."""
+    before = script[:offset]
+    lines = before.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return len(lines), len(lines[-1]) + 1
+
+
 def digest(parts: Iterable[str | bytes]) -> str:
     """SHA-256, in hex, of parts whose borders count (``ab`` + ``c`` is not ``a`` + ``bc``)."""
     total = hashlib.sha256()

@@ -7,8 +7,8 @@ Pure functions over names and texts: the reading is done in :mod:`harness.migrat
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -54,8 +54,10 @@ class Tool:
             reach the next exactly where they do with the tool.
         up, down: lines that begin the up part and what ends it; None where a file is all up.
         opt_out: what a file says to run without a transaction.
+        said_in: the file beside it that says so, where it is not itself; ``{}`` is its name.
         advice: what to write to run without a transaction, for messages.
         nested: name of the file in each folder, for tools with a folder per migration.
+        history: the table that the tool itself notes its migrations in.
     """
 
     name: str
@@ -65,9 +67,26 @@ class Tool:
     up: Pattern | None = None
     down: Pattern | None = None
     opt_out: Pattern | None = None
+    said_in: str = ""
     advice: str = ""
     nested: str = ""
-    refused: tuple[tuple[Pattern, str], ...] = field(default=())
+    history: str = ""
+    refused: tuple[tuple[Pattern, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One file, read.
+
+    Attributes:
+        shown: its path below the root. text: all of it. parts: the spans that run.
+        mode: how its statements share transactions.
+    """
+
+    shown: str
+    text: str
+    parts: Sequence[tuple[int, int]]
+    mode: Mode
 
 
 def by_name(name: str) -> tuple[object, ...]:
@@ -132,6 +151,9 @@ FLYWAY = Tool(
     by_name,
     # Flyway looks for statements that refuse a transaction, and then runs the whole file without one.
     between=("RESET ROLE", "RESET search_path"),
+    opt_out=Pattern(r"^\s*executeInTransaction\s*=\s*false", re.MULTILINE),
+    said_in="{}.conf",
+    history="flyway_schema_history",
     refused=((Pattern(r"\$\{[A-Za-z][\w.:-]*\}"), "a Flyway placeholder; only Flyway knows its value"),),
 )
 GOOSE = Tool(
@@ -142,6 +164,7 @@ GOOSE = Tool(
     down=Pattern(r"^--[ \t]*\+goose Down[ \t]*\r?$", re.MULTILINE),
     opt_out=Pattern(r"^--[ \t]*\+goose NO TRANSACTION[ \t]*\r?$", re.MULTILINE),
     advice="-- +goose NO TRANSACTION",
+    history="goose_db_version",
     refused=((Pattern(r"^--[ \t]*\+goose ENVSUB(?:ST)? ON", re.MULTILINE), "goose's variable substitution"),),
 )
 DBMATE = Tool(
@@ -152,6 +175,7 @@ DBMATE = Tool(
     down=Pattern(r"^--\s*migrate:down\b.*$", re.MULTILINE),
     opt_out=Pattern(r"^--\s*migrate:up\b.*\btransaction:false\b", re.MULTILINE),
     advice="-- migrate:up transaction:false",
+    history="schema_migrations",
 )
 SQL_MIGRATE = Tool(
     "sql-migrate",
@@ -162,43 +186,61 @@ SQL_MIGRATE = Tool(
     opt_out=Pattern(r"^--[ \t]*\+migrate Up\b.*\bnotransaction\b", re.MULTILINE),
     advice="-- +migrate Up notransaction",
 )
-NODE_PG_MIGRATE = Tool(
-    "node-pg-migrate",
-    by_number,
-    Mode.WHOLE,
-    up=Pattern(r"^\s*--[\s-]*up\s+migration.*$", re.MULTILINE | re.IGNORECASE),
-    down=Pattern(r"^\s*--[\s-]*down\s+migration.*$", re.MULTILINE | re.IGNORECASE),
-)
-TERN = Tool(
-    "tern",
-    by_number,
-    Mode.WHOLE,
-    down=Pattern(r"^---- create above / drop below ----", re.MULTILINE),
-    opt_out=Pattern(r"^---- tern: disable-tx ----", re.MULTILINE),
-    advice="---- tern: disable-tx ----",
-    refused=((Pattern(r"\{\{"), "a tern template; only tern can fill it"),),
-)
-GOLANG_MIGRATE = Tool("golang-migrate", by_number)
+GOLANG_MIGRATE = Tool("golang-migrate", by_number, history="schema_migrations")
 SQLX = Tool(
     "sqlx",
     by_number,
     Mode.WHOLE,
     opt_out=Pattern(r"\A-- no-transaction"),
     advice="-- no-transaction (as the first line)",
+    history="_sqlx_migrations",
 )
 DIESEL = Tool(
     "Diesel",
     _diesel_version,
     Mode.WHOLE,
     opt_out=Pattern(r"^\s*run_in_transaction\s*=\s*false", re.MULTILINE),
+    said_in="metadata.toml",
     advice="run_in_transaction = false in the migration's metadata.toml",
     nested="up.sql",
+    history="__diesel_schema_migrations",
 )
-PRISMA = Tool("Prisma", by_name, nested="migration.sql")
+PRISMA = Tool("Prisma", by_name, nested="migration.sql", history="_prisma_migrations")
 SUPABASE = Tool("Supabase", by_name, between=("RESET ALL",))
 
-MARKED = (GOOSE, DBMATE, SQL_MIGRATE, TERN, NODE_PG_MIGRATE)
+MARKED = (GOOSE, DBMATE, SQL_MIGRATE)
 """Tools that are known by a line in their files, in the order of trying."""
+
+LEFT_TO_THE_TOOL = (
+    (
+        Pattern(r"^---- create above / drop below ----", re.MULTILINE),
+        "is a migration of tern",
+        "tern migrate --migrations {folder}",
+    ),
+    (
+        Pattern(r"^\s*--[\s-]*up\s+migration", re.MULTILINE | re.IGNORECASE),
+        "is a migration of node-pg-migrate",
+        "npx node-pg-migrate up --migrations-dir {folder}",
+    ),
+)
+"""Lines of tools that run their files themselves: the line, what such a file is, the command to name instead."""
+
+FLYWAY_COMMAND = (
+    "flyway -url=jdbc:postgresql://$PGHOST:$PGPORT/$PGDATABASE -user=$PGUSER -password=$PGPASSWORD"
+    " -locations=filesystem:{folder} migrate"
+)
+FLYWAY_CALLBACK = re.compile(r"(?:before|after)[A-Z]\w*?(?:__.*)?\.sql")
+FLYWAY_MIGRATE_CALLBACK = re.compile(
+    r"(?:(?:before|after)(?:Each)?(?:Migrate|Versioned|Repeatables)(?:Statement|Applied)?|beforeConnect)(?:__.*)?\.sql"
+)
+"""Those of Flyway's callbacks that a migration of an empty database runs."""
+
+
+def has_mark(text: str) -> bool:
+    """Whether a file holds a line that only one tool's migrations have."""
+    patterns = (*(tool.up for tool in MARKED), *(pattern for pattern, _, _ in LEFT_TO_THE_TOOL))
+    return any(pattern is not None and pattern.search(text) for pattern in patterns)
+
 
 _REVERSE = re.compile(r"(?P<stem>.*)[._-](?:down|undo|rollback|revert)\.sql", re.IGNORECASE)
 
@@ -218,20 +260,9 @@ def is_reverse(name: str, names: frozenset[str]) -> bool:
 
 def up_parts(tool: Tool, text: str) -> list[tuple[int, int]] | None:
     """The spans of a file that the tool runs on the way up; None where the tool's line is missing."""
-    if tool.up is None and tool.down is None:
+    if tool.up is None or tool.down is None:
         return [(0, len(text))]
-    if tool.up is None:
-        assert tool.down is not None
-        stop = tool.down.search(text)
-        return [(0, stop.start() if stop else len(text))]
-    starts = [match.end() for match in tool.up.finditer(text)]
-    if not starts:
-        # node-pg-migrate runs a file without its lines as a whole.
-        whole = tool is NODE_PG_MIGRATE and tool.down is not None and not tool.down.search(text)
-        return [(0, len(text))] if whole else None
-    edges = sorted(
-        [match.start() for match in tool.up.finditer(text)]
-        + [match.start() for match in (tool.down.finditer(text) if tool.down else ())]
-        + [len(text)]
-    )
-    return [(start, next(edge for edge in edges if edge >= start)) for start in starts]
+    begins = list(tool.up.finditer(text))
+    edges = sorted([match.start() for match in (*begins, *tool.down.finditer(text))] + [len(text)])
+    starts = [match.end() for match in begins]
+    return [(start, next(edge for edge in edges if edge >= start)) for start in starts] or None
