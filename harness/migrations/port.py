@@ -44,16 +44,6 @@ class MigrationContext:
     alias: str = "default"
 
 
-def failure(source: str, message: str, step: str = "") -> MigrationError:
-    """The error of a source, which its text begins with.
-
-    Args:
-        source: as written in the settings.
-        step: the file, revision or command; empty where the source as a whole is meant.
-    """
-    return MigrationError(f"{source}: {message}", source=source, step=step)
-
-
 class MigrationSource(Protocol):
     """A schema's origin."""
 
@@ -106,5 +96,10 @@ class Configured:
         """As written in the settings."""
         return self._spec.text
 
-    def _failure(self, message: str, step: str = "") -> MigrationError:
-        return failure(self.text, message, step)
+    def failure(self, message: str, step: str = "") -> MigrationError:
+        """What to raise, with the source named.
+
+        Args:
+            step: the file, revision or command; empty where the source as a whole is meant.
+        """
+        return MigrationError(f"{self.text}: {message}", source=self.text, step=step)

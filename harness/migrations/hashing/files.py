@@ -30,9 +30,9 @@ def read_bytes(path: Path, *, source: str, shown: str) -> bytes:
     """
     for _ in range(_ATTEMPTS):
         try:
-            before = _state(path)
+            before = state(path)
             data = path.read_bytes()
-            after = _state(path)
+            after = state(path)
         except OSError as error:
             raise MigrationError(
                 f"{source}: {shown} cannot be read: {error.strerror or error}", source=source, step=shown
@@ -130,6 +130,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _state(path: Path) -> tuple[int, int, int]:
+def state(path: Path) -> tuple[int, int, int]:
+    """Size, time of the last change in ns, and inode: they tell that somebody writes the file.
+
+    Raises:
+        OSError: there is no such file.
+    """
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino

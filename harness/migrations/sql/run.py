@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from harness.migrations.hashing.files import position
-from harness.migrations.port import MigrationContext, failure
+from harness.migrations.port import MigrationContext
 from harness.migrations.sql.explain import explain
-from harness.migrations.sql.layouts import Mode, Step, Tool
+from harness.migrations.sql.layouts import Mode, Step
 from harness.migrations.sql.split import ScriptError, Statement, split
 from harness.postgres import sqlstate
 from harness.postgres.script import StatementFailed, StatementTimeout, open_script
 
+if TYPE_CHECKING:
+    from harness.migrations.sql.source import SqlSource
+
 _COPY_STDIN = re.compile(r"COPY\b.*\bFROM\s+STDIN\b", re.IGNORECASE | re.DOTALL)
 
 
-def run(source: str, tool: Tool, steps: Sequence[Step], context: MigrationContext) -> None:
-    """Run all steps in order.
-
-    Args:
-        source: the source as written in the settings, for messages.
+def run(source: SqlSource, context: MigrationContext) -> None:
+    """Run all files in order.
 
     Raises:
         MigrationError: a file cannot be cut into statements (then none has run), or one of them failed.
     """
+    tool, steps = source.plan
     scripts = [(step, _statements(source, step)) for step in steps]
     notices: list[str] = []
     with open_script(context.dsn, timeout=context.timeout, notice=notices.append) as runner:
@@ -43,8 +45,7 @@ def run(source: str, tool: Tool, steps: Sequence[Step], context: MigrationContex
                 if together:
                     runner.run("COMMIT")
                 elif runner.end_transaction():
-                    raise failure(
-                        source,
+                    raise source.failure(
                         f"{step.shown} begins a transaction and does not end it (BEGIN without COMMIT): "
                         f"what follows its BEGIN would be lost",
                         step.shown,
@@ -60,24 +61,23 @@ def run(source: str, tool: Tool, steps: Sequence[Step], context: MigrationContex
                     notices=notices,
                     advice=advice if refused and tool.advice else "",
                 )
-                raise failure(source, text, step.shown) from error
+                raise source.failure(text, step.shown) from error
         context.progress(len(scripts), len(scripts), "")
 
 
-def _statements(source: str, step: Step) -> list[Statement]:
+def _statements(source: SqlSource, step: Step) -> list[Statement]:
     try:
         found = [one for start, end in step.parts for one in split(step.text, start, end)]
     except ScriptError as error:
         line, column = position(step.text, error.offset)
         advice = " For a file that pg_dump wrote, use dump:FILE." if "psql" in error.reason else ""
-        raise failure(
-            source, f"{step.shown}, line {line}, column {column}: {error.reason}.{advice}", step.shown
+        raise source.failure(
+            f"{step.shown}, line {line}, column {column}: {error.reason}.{advice}", step.shown
         ) from None
     for statement in found:
         if _COPY_STDIN.match(statement.text):
             line, _ = position(step.text, statement.offset)
-            raise failure(
-                source,
+            raise source.failure(
                 f"{step.shown}, line {line}: COPY … FROM stdin needs a client that sends the rows. "
                 f'If pg_dump wrote this file, use "dump:{step.shown}"; else write INSERT.',
                 step.shown,

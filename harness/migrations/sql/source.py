@@ -40,7 +40,7 @@ class SqlSource(Configured):
         # Lazy: what cuts SQL and runs it costs 18 ms to import, and a warm start only hashes.
         from harness.migrations.sql.run import run
 
-        run(self.text, *self.plan, context)
+        run(self, context)
 
     @cached_property
     def plan(self) -> tuple[Tool, tuple[Step, ...]]:
@@ -121,7 +121,7 @@ class SqlSource(Configured):
 
     def _left_to_the_tool(self, path: Path, what: str, command: str) -> MigrationError:
         folder = files.relative(self._path if self._path.is_dir() else self._path.parent, self._root)
-        return self._failure(
+        return self.failure(
             f'{path.name} {what}, which sql: does not run. Let the tool itself run: in place of "{self.text}" '
             f'write "command:{command.format(folder=folder)}"',
             path.name,
@@ -132,14 +132,14 @@ class SqlSource(Configured):
         for pattern, what in tool.refused:
             if match := pattern.search(text):
                 line, _ = files.position(text, match.start())
-                raise self._failure(
+                raise self.failure(
                     f"{shown}, line {line}: {match.group()} is {what}. Let the tool itself run: "
                     f'"command:…" in place of "{self.text}"',
                     shown,
                 )
         parts = layouts.up_parts(tool, text)
         if parts is None:
-            raise self._failure(
+            raise self.failure(
                 f"{shown} has no line that begins its up part, as the other files here have for {tool.name}",
                 shown,
             )
@@ -164,7 +164,7 @@ class SqlSource(Configured):
         seen: dict[str, str] = {}
         for version, name in versions:
             if (other := seen.setdefault(version, name)) != name:
-                raise self._failure(
+                raise self.failure(
                     f"{other} and {name} have the same version {version}; {tool.name} refuses that", name
                 )
 
@@ -173,7 +173,7 @@ class SqlSource(Configured):
             return
         for path in sorted(self._path.glob("*.go")):
             if re.match(r"\d+_", path.name) and not path.name.endswith("_test.go"):
-                raise self._failure(
+                raise self.failure(
                     f"{path.name} is a goose migration in Go, which sql: cannot run; let goose itself "
                     f'run: "command:goose -dir {self._spec.argument} postgres up"',
                     path.name,
@@ -182,7 +182,7 @@ class SqlSource(Configured):
     def _empty(self) -> MigrationError:
         inside = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in self._path.iterdir())[:12]
         there = f"It holds: {', '.join(inside)}." if inside else "It is empty."
-        return self._failure(
+        return self.failure(
             f"no migrations in {files.relative(self._path, self._root)}. {there} "
             f"Known layouts: *.sql, V1__x.sql, *.up.sql, */up.sql, */migration.sql"
         )

@@ -32,7 +32,6 @@ class AlembicSource(Configured):
 
     def apply(self, context: MigrationContext) -> None:
         ini, toml = self._config
-        context.progress(0, None, "alembic upgrade head")
         base = (ini or toml or self._root).parent
         project_child.run(
             "run_alembic",
@@ -46,7 +45,7 @@ class AlembicSource(Configured):
                 "path": project_child.search_path(base, *project_child.source_roots(self._root)),
             },
             context,
-            source=self.text,
+            source=self,
             step="alembic upgrade head",
             # Relative paths of the ini file start where its users run alembic: beside it.
             cwd=base,

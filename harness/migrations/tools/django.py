@@ -50,7 +50,6 @@ class DjangoSource(Configured):
         return files.digest([*parts, *watched.hash_files(sorted(found), self._root, source=self.text)])
 
     def apply(self, context: MigrationContext) -> None:
-        context.progress(0, None, "manage.py migrate")
         self._child(context, "manage.py migrate", list_to="")
 
     def _child(self, context: MigrationContext, step: str, *, list_to: str) -> None:
@@ -70,7 +69,7 @@ class DjangoSource(Configured):
                 "list": list_to,
             },
             context,
-            source=self.text,
+            source=self,
             step=step,
             cwd=project,
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from harness.errors import MigrationError
-from harness.migrations.port import MigrationContext
+from harness.migrations.port import Configured, MigrationContext
 from harness.migrations.tools import child
 
 PLACEHOLDER = "not_migrated_yet"
@@ -30,7 +30,7 @@ def run(
     parameters: Mapping[str, object],
     context: MigrationContext,
     *,
-    source: str,
+    source: Configured,
     step: str,
     cwd: Path,
 ) -> None:
@@ -40,31 +40,15 @@ def run(
         MigrationError: it failed, or took longer than the context allows; with its last lines.
     """
     script = Path(__file__).with_name("children") / "main.py"
-    environment = {**context.environment, "PYTHONUNBUFFERED": "1"}
-    try:
-        finished = child.run(
-            [sys.executable, str(script), name],
-            cwd=cwd,
-            environment=environment,
-            timeout=context.timeout,
-            line=lambda text: context.progress(0, None, text),
-            stdin=json.dumps(parameters).encode(),
-        )
-    except OSError as error:
-        raise MigrationError(
-            f"{source}: {sys.executable} cannot be started: {error.strerror}", source=source, step=step
-        ) from error
-    if finished.code is None:
-        raise MigrationError(
-            f"{source}: {step} still ran after {context.timeout:g} s (migration_timeout), so it was ended "
-            f"with all its processes. Its output ends with:\n{finished.tail}",
-            source=source,
-            step=step,
-        )
-    if finished.code != 0:
-        raise MigrationError(
-            f"{source}: {step} failed (in {sys.executable}):\n{finished.tail}", source=source, step=step
-        )
+    child.migrate(
+        source,
+        [sys.executable, str(script), name],
+        replace(context, environment={**context.environment, "PYTHONUNBUFFERED": "1"}),
+        step=step,
+        cwd=cwd,
+        interpreted=True,
+        stdin=json.dumps(parameters).encode(),
+    )
 
 
 def search_path(*folders: Path) -> list[str]:
