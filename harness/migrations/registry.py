@@ -70,7 +70,7 @@ KINDS: Mapping[str, Kind] = {
         argument=r".*",
         noun="Alembic",
         watch=True,
-        detect="harness.migrations.tools.alembic_detect:detect",
+        detect="harness.migrations.detect:alembic",
         looks_for=("Alembic: alembic.ini, or [tool.alembic] in pyproject.toml",),
     ),
     "django": Kind(
@@ -79,7 +79,7 @@ KINDS: Mapping[str, Kind] = {
         argument=r".*",
         noun="Django",
         watch=True,
-        detect="harness.migrations.tools.django_detect:detect",
+        detect="harness.migrations.detect:django",
         looks_for=("Django: manage.py, or DJANGO_SETTINGS_MODULE in [tool.pytest] or [tool.django]",),
     ),
     "sql": Kind(
@@ -105,7 +105,7 @@ KINDS: Mapping[str, Kind] = {
         "dump:schema.sql",
         "harness.migrations.dump.source:DumpSource",
         noun="a dump",
-        detect="harness.migrations.dump.detect:detect",
+        detect="harness.migrations.detect:dump",
         looks_for=("a dump: db/structure.sql, schema.sql",),
         resembles=r".*\.(?:dump|backup)",
     ),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.errors import MigrationError
 
@@ -107,6 +109,17 @@ def relative(path: Path, root: Path) -> str:
         return path.relative_to(root).as_posix()
     except ValueError:
         return path.as_posix()
+
+
+def toml_table(path: Path, *names: str) -> Mapping[str, Any]:
+    """A table of a TOML file, by the names that lead to it; empty where there is none."""
+    try:
+        table: Any = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    for name in names:
+        table = table.get(name) if isinstance(table, dict) else None
+    return table if isinstance(table, dict) else {}
 
 
 def missing(path: Path, root: Path, *, source: str, what: str) -> MigrationError:

@@ -47,15 +47,11 @@ def run(
         step=step,
         cwd=cwd,
         interpreted=True,
-        stdin=json.dumps(parameters).encode(),
+        stdin=json.dumps(parameters, default=str).encode(),
     )
 
 
-def search_path(*folders: Path) -> list[str]:
-    """Folders for the child's ``sys.path``, each once, in order."""
-    return list(dict.fromkeys(str(folder) for folder in folders))
-
-
-def source_roots(root: Path) -> Sequence[Path]:
-    """Where the project's own modules begin: the root, and ``src`` where there is one."""
-    return [root, *([root / "src"] if (root / "src").is_dir() else [])]
+def source_roots(root: Path, *before: Path) -> Sequence[Path]:
+    """Where the project's own modules begin, each once: those before, the root, and ``src`` where there is one."""
+    source = root / "src"
+    return list(dict.fromkeys([*before, root, *([source] if source.is_dir() else [])]))

@@ -33,7 +33,7 @@ class PythonSource(Configured):
             {
                 "callable": self._spec.argument,
                 "url": context.dsn.url,
-                "path": project_child.search_path(*project_child.source_roots(self._root)),
+                "path": project_child.source_roots(self._root),
             },
             context,
             source=self,
