@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from harness.config.extensions import Extensions, resolved
 from harness.config.settings import Settings, SourceSpec
 from harness.config.sources import parse_spec
-from harness.errors import ConfigError
+from harness.errors import ConfigError, closest
 
 if TYPE_CHECKING:
     from harness.migrations.detect import Finding, Tree
@@ -220,11 +220,8 @@ def _wrong(spec: SourceSpec, what: str) -> ConfigError:
 
 
 def _nearest(spec: SourceSpec, known: Mapping[str, Kind]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(spec.kind.lower(), known, n=1, cutoff=0.6)
-    if near:
-        return f"The nearest is {near[0]!r}: {known[near[0]].form}. "
+    if near := closest(spec.kind.lower(), known, cutoff=0.6):
+        return f"The nearest is {near!r}: {known[near].form}. "
     for word, kind in known.items():
         if re.fullmatch(kind.resembles, spec.text, re.DOTALL):
             return f'For {kind.noun} write "{word}:{spec.text}". '
