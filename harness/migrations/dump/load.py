@@ -68,9 +68,9 @@ def load(dump: DumpSource, context: MigrationContext) -> None:
             ) from error
 
 
-def _load(dump: DumpSource, runner: ScriptRunner, piece: Sql | Rows) -> None:
+def _load(dump: DumpSource, runner: ScriptRunner, piece: Sql) -> None:
     text = piece.statement.text
-    if isinstance(piece, Sql) and _OWNER.match(text):
+    if _OWNER.match(text):
         return
     try:
         if isinstance(piece, Rows):

@@ -36,17 +36,14 @@ def read_bytes(path: Path, *, source: str, shown: str) -> bytes:
             data = path.read_bytes()
             after = state(path)
         except OSError as error:
-            raise MigrationError(
-                f"{source}: {shown} cannot be read: {error.strerror or error}", source=source, step=shown
-            ) from error
+            raise _wrong(source, shown, f" cannot be read: {error.strerror or error}") from error
         # Half of an editor's save would be hashed and applied, and cached as if it were the file.
         if before == after and len(data) == after[0]:
             return data
-    raise MigrationError(
-        f"{source}: {shown} changed each of the {_ATTEMPTS} times that it was read; "
-        f"run again once nothing writes to it",
-        source=source,
-        step=shown,
+    raise _wrong(
+        source,
+        shown,
+        f" changed each of the {_ATTEMPTS} times that it was read; run again once nothing writes to it",
     )
 
 
@@ -58,32 +55,31 @@ def decode(data: bytes, *, source: str, shown: str) -> str:
     """
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
-            raise MigrationError(
-                f"{source}: {shown} is encoded in {encoding}; save it as UTF-8 "
-                f"(for instance: iconv -f {encoding} -t UTF-8)",
-                source=source,
-                step=shown,
-            )
+            advice = f"save it as UTF-8 (for instance: iconv -f {encoding} -t UTF-8)"
+            raise _wrong(source, shown, f" is encoded in {encoding}; {advice}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise MigrationError(
-            f"{source}: {shown}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8 "
-            f"(perhaps Latin-1 or Windows-1252); save the file as UTF-8 "
-            f"(for instance: iconv -f WINDOWS-1252 -t UTF-8)",
-            source=source,
-            step=shown,
+        raise _wrong(
+            source,
+            shown,
+            f", line {line}: the byte 0x{data[error.start]:02x} is not UTF-8 (perhaps Latin-1 or Windows-1252); "
+            f"save the file as UTF-8 (for instance: iconv -f WINDOWS-1252 -t UTF-8)",
         ) from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise MigrationError(
-            f"{source}: {shown}, line {line}: holds a zero byte, so it is not SQL text "
+        raise _wrong(
+            source,
+            shown,
+            f", line {line}: holds a zero byte, so it is not SQL text "
             f"(UTF-16 without a byte-order mark? a custom-format dump? that is dump:FILE)",
-            source=source,
-            step=shown,
         )
     return text
+
+
+def _wrong(source: str, shown: str, what: str) -> MigrationError:
+    return MigrationError(f"{source}: {shown}{what}", source=source, step=shown)
 
 
 def position(script: str, offset: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ Pure functions over names and texts: the reading is done in :mod:`harness.migrat
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -23,28 +23,12 @@ class Mode(Enum):
     """One transaction, unless the file is one statement or holds one that refuses a transaction."""
 
 
-@dataclass(frozen=True)
-class Pattern:
-    """A regular expression that is compiled when it is used: a warm start uses few of them all."""
-
-    text: str
-    flags: re.RegexFlag = re.NOFLAG
-
-    def search(self, text: str) -> re.Match[str] | None:
-        """As :func:`re.search`, which keeps what it compiled."""
-        return re.search(self.text, text, self.flags)
-
-    def finditer(self, text: str) -> Iterator[re.Match[str]]:
-        """As :func:`re.finditer`."""
-        return re.finditer(self.text, text, self.flags)
-
-
 SortKey = Callable[[str], tuple[object, ...]]
 
 
 @dataclass(frozen=True)
 class Tool:
-    """One tool's habits.
+    """One tool's habits. Regular expressions are texts: a warm start compiles few of them all.
 
     Attributes:
         name: for people.
@@ -52,7 +36,7 @@ class Tool:
         mode: how a file runs unless it says otherwise.
         between: statements that run before every file but the first, so that settings of one file
             reach the next exactly where they do with the tool.
-        up, down: lines that begin the up part and what ends it; None where a file is all up.
+        up, down: lines that begin the up part and what ends it; empty where a file is all up.
         opt_out: what a file says to run without a transaction.
         said_in: the file beside it that says so, where it is not itself; ``{}`` is its name.
         advice: what to write to run without a transaction, for messages.
@@ -64,14 +48,14 @@ class Tool:
     key: SortKey
     mode: Mode = Mode.AUTO
     between: tuple[str, ...] = ()
-    up: Pattern | None = None
-    down: Pattern | None = None
-    opt_out: Pattern | None = None
+    up: str = ""
+    down: str = ""
+    opt_out: str = ""
     said_in: str = ""
     advice: str = ""
     nested: str = ""
     history: str = ""
-    refused: tuple[tuple[Pattern, str], ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,29 +135,29 @@ FLYWAY = Tool(
     by_name,
     # Flyway looks for statements that refuse a transaction, and then runs the whole file without one.
     between=("RESET ROLE", "RESET search_path"),
-    opt_out=Pattern(r"^\s*executeInTransaction\s*=\s*false", re.MULTILINE),
+    opt_out=r"(?m)^\s*executeInTransaction\s*=\s*false",
     said_in="{}.conf",
     history="flyway_schema_history",
-    refused=((Pattern(r"\$\{[A-Za-z][\w.:-]*\}"), "a Flyway placeholder; only Flyway knows its value"),),
+    refused=((r"\$\{[A-Za-z][\w.:-]*\}", "a Flyway placeholder; only Flyway knows its value"),),
 )
 GOOSE = Tool(
     "goose",
     by_number,
     Mode.WHOLE,
-    up=Pattern(r"^--[ \t]*\+goose Up[ \t]*\r?$", re.MULTILINE),
-    down=Pattern(r"^--[ \t]*\+goose Down[ \t]*\r?$", re.MULTILINE),
-    opt_out=Pattern(r"^--[ \t]*\+goose NO TRANSACTION[ \t]*\r?$", re.MULTILINE),
+    up=r"(?m)^--[ \t]*\+goose Up[ \t]*\r?$",
+    down=r"(?m)^--[ \t]*\+goose Down[ \t]*\r?$",
+    opt_out=r"(?m)^--[ \t]*\+goose NO TRANSACTION[ \t]*\r?$",
     advice="-- +goose NO TRANSACTION",
     history="goose_db_version",
-    refused=((Pattern(r"^--[ \t]*\+goose ENVSUB(?:ST)? ON", re.MULTILINE), "goose's variable substitution"),),
+    refused=((r"(?m)^--[ \t]*\+goose ENVSUB(?:ST)? ON", "goose's variable substitution"),),
 )
 DBMATE = Tool(
     "dbmate",
     by_name,
     Mode.WHOLE,
-    up=Pattern(r"^--\s*migrate:up\b.*$", re.MULTILINE),
-    down=Pattern(r"^--\s*migrate:down\b.*$", re.MULTILINE),
-    opt_out=Pattern(r"^--\s*migrate:up\b.*\btransaction:false\b", re.MULTILINE),
+    up=r"(?m)^--\s*migrate:up\b.*$",
+    down=r"(?m)^--\s*migrate:down\b.*$",
+    opt_out=r"(?m)^--\s*migrate:up\b.*\btransaction:false\b",
     advice="-- migrate:up transaction:false",
     history="schema_migrations",
 )
@@ -181,9 +165,9 @@ SQL_MIGRATE = Tool(
     "sql-migrate",
     by_number,
     Mode.WHOLE,
-    up=Pattern(r"^--[ \t]*\+migrate Up\b.*$", re.MULTILINE),
-    down=Pattern(r"^--[ \t]*\+migrate Down\b.*$", re.MULTILINE),
-    opt_out=Pattern(r"^--[ \t]*\+migrate Up\b.*\bnotransaction\b", re.MULTILINE),
+    up=r"(?m)^--[ \t]*\+migrate Up\b.*$",
+    down=r"(?m)^--[ \t]*\+migrate Down\b.*$",
+    opt_out=r"(?m)^--[ \t]*\+migrate Up\b.*\bnotransaction\b",
     advice="-- +migrate Up notransaction",
 )
 GOLANG_MIGRATE = Tool("golang-migrate", by_number, history="schema_migrations")
@@ -191,7 +175,7 @@ SQLX = Tool(
     "sqlx",
     by_number,
     Mode.WHOLE,
-    opt_out=Pattern(r"\A-- no-transaction"),
+    opt_out=r"\A-- no-transaction",
     advice="-- no-transaction (as the first line)",
     history="_sqlx_migrations",
 )
@@ -199,7 +183,7 @@ DIESEL = Tool(
     "Diesel",
     _diesel_version,
     Mode.WHOLE,
-    opt_out=Pattern(r"^\s*run_in_transaction\s*=\s*false", re.MULTILINE),
+    opt_out=r"(?m)^\s*run_in_transaction\s*=\s*false",
     said_in="metadata.toml",
     advice="run_in_transaction = false in the migration's metadata.toml",
     nested="up.sql",
@@ -213,12 +197,12 @@ MARKED = (GOOSE, DBMATE, SQL_MIGRATE)
 
 LEFT_TO_THE_TOOL = (
     (
-        Pattern(r"^---- create above / drop below ----", re.MULTILINE),
+        r"(?m)^---- create above / drop below ----",
         "is a migration of tern",
         "tern migrate --migrations {folder}",
     ),
     (
-        Pattern(r"^\s*--[\s-]*up\s+migration", re.MULTILINE | re.IGNORECASE),
+        r"(?im)^\s*--[\s-]*up\s+migration",
         "is a migration of node-pg-migrate",
         "npx node-pg-migrate up --migrations-dir {folder}",
     ),
@@ -239,7 +223,7 @@ FLYWAY_MIGRATE_CALLBACK = re.compile(
 def has_mark(text: str) -> bool:
     """Whether a file holds a line that only one tool's migrations have."""
     patterns = (*(tool.up for tool in MARKED), *(pattern for pattern, _, _ in LEFT_TO_THE_TOOL))
-    return any(pattern is not None and pattern.search(text) for pattern in patterns)
+    return any(pattern and re.search(pattern, text) for pattern in patterns)
 
 
 _REVERSE = re.compile(r"(?P<stem>.*)[._-](?:down|undo|rollback|revert)\.sql", re.IGNORECASE)
@@ -260,9 +244,9 @@ def is_reverse(name: str, names: frozenset[str]) -> bool:
 
 def up_parts(tool: Tool, text: str) -> list[tuple[int, int]] | None:
     """The spans of a file that the tool runs on the way up; None where the tool's line is missing."""
-    if tool.up is None or tool.down is None:
+    if not tool.up:
         return [(0, len(text))]
-    begins = list(tool.up.finditer(text))
-    edges = sorted([match.start() for match in (*begins, *tool.down.finditer(text))] + [len(text)])
+    begins = list(re.finditer(tool.up, text))
+    edges = sorted([match.start() for match in (*begins, *re.finditer(tool.down, text))] + [len(text)])
     starts = [match.end() for match in begins]
     return [(start, next(edge for edge in edges if edge >= start)) for start in starts] or None

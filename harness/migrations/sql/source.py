@@ -111,11 +111,11 @@ class SqlSource(Configured):
 
     def _marked_tool(self, texts: dict[Path, str]) -> Tool | None:
         for tool in layouts.MARKED:
-            if tool.up and any(tool.up.search(text) for text in texts.values()):
+            if any(re.search(tool.up, text) for text in texts.values()):
                 return tool
         for pattern, what, command in layouts.LEFT_TO_THE_TOOL:
             for path in sorted(texts):
-                if pattern.search(texts[path]):
+                if re.search(pattern, texts[path]):
                     raise self._left_to_the_tool(path, what, command)
         return None
 
@@ -130,7 +130,7 @@ class SqlSource(Configured):
     def _step(self, tool: Tool, path: Path, text: str) -> Step:
         shown = files.relative(path, self._root)
         for pattern, what in tool.refused:
-            if match := pattern.search(text):
+            if match := re.search(pattern, text):
                 line, _ = files.position(text, match.start())
                 raise self.failure(
                     f"{shown}, line {line}: {match.group()} is {what}. Let the tool itself run: "
@@ -150,7 +150,7 @@ class SqlSource(Configured):
         if tool.said_in:
             beside = path.with_name(tool.said_in.format(path.name))
             said = self._read(beside) if beside.is_file() else ""
-        return Mode.EACH if tool.opt_out and tool.opt_out.search(said) else tool.mode
+        return Mode.EACH if tool.opt_out and re.search(tool.opt_out, said) else tool.mode
 
     def _texts(self, paths: Iterable[Path]) -> dict[Path, str]:
         return {path: self._read(path) for path in paths}
