@@ -164,7 +164,7 @@ def main() -> None:
 
     head("local servers")
     with project("process", None) as new, new() as fleet:
-        base = fleet.baked.base.ref
+        base = fleet.baked.snapshot.ref
         fleet.lease()
         binaries = Path(fleet.members["1"].server.info.binaries or "")
         fleet.end("1")
@@ -187,7 +187,7 @@ def main() -> None:
         return
     head("containers")
     with tempfile.TemporaryDirectory() as folder, project("docker", given.image) as new, new() as fleet:
-        base = fleet.baked.base.ref
+        base = fleet.baked.snapshot.ref
         compare(
             "a migrated container, leased / docker run",
             lambda: lease(fleet),

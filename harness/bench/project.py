@@ -87,6 +87,7 @@ def environ_of(folder: Path) -> dict[str, str]:
 @contextmanager
 def project(schema: str, version: str | None, below: Path | None) -> Iterator[tuple[Harness, Path]]:
     """A server of its own with its project's folder, and nothing left of it afterwards."""
+    from harness.config.project import Project
     from harness.runs.harness import Harness
     from harness.servers.inventory import stop
 
@@ -106,7 +107,7 @@ def project(schema: str, version: str | None, below: Path | None) -> Iterator[tu
                 raise ConfigError(f"the server's user may not enter {below}: its data would lie in {data}")
             yield harness, folder
     finally:
-        stop(settings, environ)
+        stop(Project.of(settings, environ))
         shutil.rmtree(folder, ignore_errors=True)
 
 

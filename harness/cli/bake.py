@@ -35,19 +35,18 @@ def run(context: Context) -> int:
     from harness.runs import bake
     from harness.servers import registry
 
-    settings, console = context.settings, context.console
-    backend = registry.choose(settings, context.environ)
-    oven = bake.oven_of(settings, context.environ, backend)
+    console = context.console
+    baker = bake.Baker(context.project, registry.choose(context.project))
     if getattr(context.arguments, "list", False):
-        return _list(context, oven.bakery.list())
-    baked = oven.ensure(
+        return _list(context, baker.store.list())
+    baked = baker.ensure(
         rebuild=bool(getattr(context.arguments, "rebuild", False)),
         progress=console.progress,
     )
     if context.json:
-        console.json({**_told(baked.base), "built": baked.built, "seconds": round(baked.seconds, 3)})
+        console.json({**_told(baked.snapshot), "built": baked.built, "seconds": round(baked.seconds, 3)})
     else:
-        console.answer(_told(baked.base)["name"])
+        console.answer(_told(baked.snapshot)["name"])
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness.cli.console import Console
 
 if TYPE_CHECKING:
+    from harness.config.project import Project
     from harness.config.settings import Settings
 
 OVERRIDES = ("backend", "image", "server_url", "isolation", "storage", "version", "binaries")
@@ -72,6 +73,17 @@ class Context:
         for warning in caught:
             self.console.warn(str(warning.message))
         return settings
+
+    @cached_property
+    def project(self) -> Project:
+        """The project, with its settings and the environment.
+
+        Raises:
+            ConfigError: as :attr:`settings`.
+        """
+        from harness.config.project import Project
+
+        return Project.of(self.settings, self.environ)
 
     @property
     def json(self) -> bool:

@@ -181,7 +181,7 @@ def backend(word: str) -> Check:
 
         if package := registry.packages().get(word):
             yield "ok", f"{word} is a backend of {package}", ()
-        found = registry.named(word, context.settings, context.environ, timeout=registry.AUTO_TIMEOUT)
+        found = registry.named(word, context.project, timeout=registry.AUTO_TIMEOUT)
         yield from found.examine()
 
     return look
@@ -201,13 +201,13 @@ def psql(context: Context) -> Iterator[Result]:
 
 def servers(context: Context) -> Iterator[Result]:
     """Those of this checkout, and what dead runs left on them."""
-    with lookup.harnesses(context) as found:
+    with lookup.servers(context) as found:
         if not found:
             yield "ok", "none of this checkout runs", ()
-        for harness in found:
-            info = harness.server.info
+        for server in found:
+            info = server.server.info
             yield "ok", f"{info.purpose}: {info.description} answers", ()
-            left = harness.sweep(dry_run=True)
+            left = server.sweep(dry_run=True)
             if left:
                 yield (
                     "note",
@@ -218,9 +218,9 @@ def servers(context: Context) -> Iterator[Result]:
 
 def orphaned(context: Context) -> Iterator[Result]:
     """Servers of checkouts that are gone: nobody will ever call `down` there."""
-    from harness.servers import orphans
+    from harness.servers import inventory
 
-    found = orphans.find(context.settings, context.environ)
+    found = inventory.orphans(context.project)
     if not found:
         yield "ok", "no server's checkout is gone", ()
     for orphan in found:

@@ -48,30 +48,30 @@ def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
     from harness.servers import inventory
 
     ended: list[dict[str, Any]] = []
-    for info in inventory.servers(context.settings, context.environ):
+    for info in inventory.servers(context.project):
         if info.purpose == "up" or everything:
             ended.append({"purpose": info.purpose, "backend": info.backend, "description": info.description})
     for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended)]):
-        inventory.stop(context.settings, context.environ, purpose=purpose)
-    WatermarkStore.of(context.settings, context.environ).forget_all()
+        inventory.stop(context.project, purpose=purpose)
+    WatermarkStore.of(context.project).forget_all()
     return ended
 
 
 def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness.databases import eviction, sweep
+    from harness.databases import sweep
     from harness.postgres import databases, roles
 
     dropped: list[dict[str, Any]] = []
-    with lookup.harnesses(context) as found:
-        for harness in found:
-            session = harness.link.session
+    with lookup.servers(context) as found:
+        for server in found:
+            session = server.link.session
             mine = [
                 database.name
-                for place in places_on(harness)
-                if place.persons
+                for place in places_on(server)
+                if place.sandbox
                 for database in place.databases.values()
             ]
-            observed = databases.list_ours(session, harness.project)
+            observed = databases.list_ours(session, server.project.id)
             runs = {d.owner for d in observed if d.kind is Kind.LEASE}
             alive = sweep.alive_runs(session, sorted(runs))
             for database in observed:
@@ -83,12 +83,12 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
                     )
                     continue
                 if database.kind is Kind.TEMPLATE:
-                    eviction.drop(session, harness.project, database)
-                elif not databases.drop(session, database.name, harness.project):
+                    sweep.drop_template(session, server.project.id, database)
+                elif not databases.drop(session, database.name, server.project.id):
                     continue
                 logger.info("dropped %s", database.name)
                 dropped.append({"database": database.name})
-            if everything and not databases.list_ours(session, harness.project):
+            if everything and not databases.list_ours(session, server.project.id):
                 # Named after this checkout, so nobody else's. One that owns something elsewhere stays.
-                roles.drop_ours(session, f"{PREFIX}_{harness.project}")
+                roles.drop_ours(session, f"{PREFIX}_{server.project.id}")
     return dropped

@@ -47,8 +47,8 @@ def run(context: Context) -> int:
     with lookup.resolved(context, worker or "1") as place:
         lookup.refuse_template(place, "name")
         mine = [place]
-        if worker is None and place.persons:
-            mine = [other for other in places_on(place.harness) if other.persons]
+        if worker is None and place.sandbox:
+            mine = [other for other in places_on(place.session) if other.sandbox]
         values = _of_one(context, place, len(mine))
         if len(mine) > 1:
             values |= _numbered(context, mine)

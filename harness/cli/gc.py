@@ -36,12 +36,12 @@ def run(context: Context) -> int:
     """Sweep each server; the names of what went are the answer."""
     dry_run = bool(getattr(context.arguments, "dry_run", False))
     gone: list[dict[str, Any]] = []
-    with lookup.harnesses(context) as found:
-        for harness in found:
-            for doomed in harness.sweep(dry_run=dry_run):
-                name = doomed.database.name
+    with lookup.servers(context) as found:
+        for server in found:
+            for doomed in server.sweep(dry_run=dry_run):
+                name = doomed.item.name
                 gone.append(
-                    {"database": name, "reason": doomed.reason, "server": harness.server.info.description}
+                    {"database": name, "reason": doomed.reason, "server": server.server.info.description}
                 )
                 if not context.json:
                     context.console.answer(f"{name}  {doomed.reason}")
@@ -67,16 +67,16 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     if settings.server_url is not None:
         return []
     gone: list[dict[str, Any]] = []
-    for backend in inventory.working_backends(settings, context.environ):
+    for backend in inventory.working_backends(context.project):
         bakery = backend.snapshots()
         if bakery is None:
             continue
-        for doomed in bake.evict(bakery, bake.limits_of(settings), dry_run=dry_run):
+        for doomed in bake.evict(bakery, bake.retention(settings), dry_run=dry_run):
             gone.append(
                 {
-                    "base": doomed.base.ref,
+                    "base": doomed.item.ref,
                     "reason": doomed.reason,
-                    "bytes": doomed.base.size,
+                    "bytes": doomed.item.size,
                     "server": backend.name,
                 }
             )
@@ -86,16 +86,16 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
                 for name in bakery.leftovers()
             ]
     if not dry_run:
-        inventory.forget_gone(settings, context.environ)
+        inventory.forget_gone(context.project)
     return gone
 
 
 def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """Servers of checkouts that are gone, and what was noted of such checkouts."""
-    from harness.servers import orphans
+    from harness.servers import inventory
 
     ended: list[dict[str, Any]] = []
-    for orphan in orphans.find(context.settings, context.environ):
+    for orphan in inventory.orphans(context.project):
         info = orphan.info
         if not dry_run and (why := orphan.end()):
             context.console.warn(f"left alone: {info.description} of {info.root}, which is gone: {why}")
@@ -103,5 +103,5 @@ def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
         reason = f"its checkout {info.root} is gone"
         ended.append({"server": info.description, "backend": info.backend, "reason": reason})
     if not dry_run:
-        orphans.forget(context.settings, context.environ)
+        inventory.forget_deleted(context.project)
     return ended

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from harness.cli.context import Context
-from harness.config import project
 from harness.config.load import nearest
 from harness.errors import ConfigError, LeaseError
-from harness.postgres import names
 from harness.postgres.names import Kind
-from harness.runs.harness import Harness
 from harness.runs.places import Place, places_on
+from harness.runs.session import ServerSession
 from harness.servers import inventory
 
 
@@ -22,36 +20,31 @@ def nothing(context: Context) -> LeaseError:
 
 
 @contextmanager
-def harnesses(context: Context, *, purposes: Sequence[str] = ()) -> Iterator[list[Harness]]:
-    """One harness for each server of this checkout that answers; no template is looked for.
+def servers(context: Context, *, purposes: Sequence[str] = ()) -> Iterator[list[ServerSession]]:
+    """A session on each server of this checkout that answers; no template is looked for.
 
     Args:
         purposes: which of them; empty for all.
     """
     with ExitStack() as stack:
-        found: list[Harness] = []
-        for purpose in purposes or all_purposes(context):
-            harness = open_one(context, purpose)
-            if harness is not None:
-                stack.callback(harness.close)
-                found.append(harness)
-        yield found
+        yield [
+            stack.enter_context(found)
+            for purpose in purposes or all_purposes(context)
+            if (found := open_one(context, purpose)) is not None
+        ]
 
 
-def open_one(context: Context, purpose: str) -> Harness | None:
-    """The harness of a running server; None where none runs."""
-    found = inventory.find(context.settings, context.environ, purpose=purpose)
-    if found is None:
-        return None
-    # PERSON: closing it releases nothing, and it shows no sign of life of its own.
-    return Harness.on(context.settings, found, run=names.PERSON, environ=context.environ)
+def open_one(context: Context, purpose: str) -> ServerSession | None:
+    """A session on a running server; None where none runs."""
+    found = inventory.find(context.project, purpose=purpose)
+    return ServerSession(context.project, found) if found is not None else None
 
 
 def all_purposes(context: Context) -> list[str]:
     """``up``, ``run``, and those of servers for one worker each. An external server has one for all."""
     if context.settings.server_url is not None:
         return ["up"]
-    folder = project.state_dir(context.environ) / project.project_id(context.settings.root)
+    folder = context.project.folder
     hinted = sorted(path.stem for path in folder.glob("run-*.json")) if folder.is_dir() else []
     return ["up", "run", *hinted]
 
@@ -67,14 +60,14 @@ def resolved(context: Context, word: str) -> Iterator[Place]:
     with ExitStack() as stack:
         known: list[Place] = []
         for purpose in all_purposes(context):
-            harness = open_one(context, purpose)
-            if harness is None:
+            server = open_one(context, purpose)
+            if server is None:
                 continue
-            stack.callback(harness.close)
-            known += places_on(harness)
+            stack.enter_context(server)
+            known += places_on(server)
             # Yours come first: then the other servers need not be asked for at all.
             found = [place for place in known if word in place.words]
-            if found and found[0].persons:
+            if found and found[0].sandbox:
                 yield found[0]
                 return
         if not known:
@@ -85,7 +78,7 @@ def resolved(context: Context, word: str) -> Iterator[Place]:
 def choose(word: str, known: Sequence[Place]) -> Place:
     """The one place that the word names; see :func:`resolved`."""
     found = [place for place in known if word in place.words]
-    mine = [place for place in found if place.persons]
+    mine = [place for place in found if place.sandbox]
     if mine:
         return mine[0]
     # Two servers may both have a template: yours was asked first.

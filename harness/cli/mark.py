@@ -86,7 +86,7 @@ def run(context: Context) -> int:
 
 
 def _set(context: Context, place: Place, name: str | None) -> dict[str, Any]:
-    made, ended = Sandbox(place.harness).mark(place, name)
+    made, ended = Sandbox(place.session).mark(place, name)
     for session in ended:
         context.console.warn(f"ended: {session}")
     logger.info("%s: marked as %r; `pg-harness reset` comes back to here", place.what, made.name)
@@ -94,7 +94,7 @@ def _set(context: Context, place: Place, name: str | None) -> dict[str, Any]:
 
 
 def _release(place: Place, name: str | None, *, everything: bool) -> list[dict[str, Any]]:
-    gone, left = Sandbox(place.harness).release(place, name, everything=everything)
+    gone, left = Sandbox(place.session).release(place, name, everything=everything)
     where = f"mark {left[-1].name!r}" if left else "their migrations' state"
     names = ", ".join(repr(mark.name) for mark in gone) or "nothing"
     logger.info("%s: released %s; `pg-harness reset` goes to %s", place.what, names, where)
@@ -103,11 +103,11 @@ def _release(place: Place, name: str | None, *, everything: bool) -> list[dict[s
 
 def _list(context: Context, worker: str | None) -> int:
     found: list[dict[str, Any]] = []
-    with lookup.harnesses(context, purposes=["up"]) as harnesses:
-        mine = [place for harness in harnesses for place in places_on(harness) if place.persons]
+    with lookup.servers(context, purposes=["up"]) as servers:
+        mine = [place for server in servers for place in places_on(server) if place.sandbox]
         for place in mine:
             if worker is None or worker in place.words:
-                found += [told(place, mark) for mark in Sandbox(place.harness).marks(place)]
+                found += [told(place, mark) for mark in Sandbox(place.session).marks(place)]
     if worker is not None and not any(worker in place.words for place in mine):
         raise LeaseError(f"you have no worker {worker!r}") if mine else lookup.nothing(context)
     if context.json:

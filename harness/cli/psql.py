@@ -70,26 +70,26 @@ def _entered(context: Context, place: Place, database: str) -> Iterator[str]:
         return
     from harness.postgres import databases, locks
 
-    harness = place.harness
-    owner, _ = harness.expected_owner()
-    session = harness.link.session
+    server = place.session
+    owner, _ = server.expected_owner()
+    session = server.link.session
     # As a lease of a run of its own: should we be killed, the run is dead and the copy is swept.
     run_id = names.run_id()
     locks.hold_shared(session, "run", run_id)
-    copy = names.lease(harness.project, run_id, "psql", 0)
+    copy = names.lease(server.project.id, run_id, "psql", 0)
     logger.info("a template takes no connections: this is a copy of it, dropped when psql ends")
     try:
         databases.clone(session, copy, template=found.name, owner=owner.name, strategy=found.label.cloned_by)
         yield copy
     finally:
-        databases.drop(session, copy, harness.project)
+        databases.drop(session, copy, server.project.id)
 
 
 def _command(
     context: Context, place: Place, dsn: Dsn, words: Sequence[str]
 ) -> tuple[list[str], dict[str, str]]:
     """psql's command line and environment. The password is in the environment: every user sees command lines."""
-    info = place.harness.server.info
+    info = place.session.server.info
     environ = child_environment(context.environ, dsn.libpq())
     local = local_psql(context, info.binaries)
     if local is not None:
@@ -101,7 +101,7 @@ def _command(
             *words,
         ], environ
     terminal = bool(sys.stdin is not None and sys.stdin.isatty())
-    there = place.harness.server.backend.psql(info, dsn.database, words, user=dsn.user, terminal=terminal)
+    there = place.session.server.backend.psql(info, dsn.database, words, user=dsn.user, terminal=terminal)
     if there is not None:
         return list(there), dict(context.environ)
     raise BackendUnavailable(

@@ -70,8 +70,8 @@ def run(context: Context) -> int:
     act = _tell if given.get("dry_run") else _reset
     reports: list[dict[str, Any]] = []
     if given.get("all"):
-        with lookup.harnesses(context, purposes=["up"]) as found:
-            mine = [place for harness in found for place in places_on(harness) if place.persons]
+        with lookup.servers(context, purposes=["up"]) as found:
+            mine = [place for server in found for place in places_on(server) if place.sandbox]
             if not mine:
                 raise lookup.nothing(context)
             reports += [act(context, place, given.get("to")) for place in mine]
@@ -86,8 +86,8 @@ def run(context: Context) -> int:
 def _reset(context: Context, place: Place, to: str | None) -> dict[str, Any]:
     _refuse(place)
     began = time.monotonic()
-    if place.persons:
-        back = Sandbox(place.harness).reset(place, to)
+    if place.sandbox:
+        back = Sandbox(place.session).reset(place, to)
         state, reports = _named(back.mark), back.reports
     elif to not in (None, TEMPLATE):
         raise LeaseError(f"{place.words[0]} is not yours ({place.what}): it has no marks of a person's")
@@ -154,12 +154,12 @@ def _named(mark: SavedMark | None) -> str:
 def _tell(context: Context, place: Place, to: str | None) -> dict[str, Any]:
     """What changed since the state that a reset would go to; nothing is reset."""
     _refuse(place)
-    if not place.persons:
+    if not place.sandbox:
         raise LeaseError(
             f"{place.words[0]} is not yours ({place.what}): what changed there only its own process knows, "
             "as lease.changes()"
         )
-    found = Sandbox(place.harness).changes(place, to)
+    found = Sandbox(place.session).changes(place, to)
     state = _named(found.mark)
     told: dict[str, dict[str, Any]] = {}
     for name, changes in found.databases.items():

@@ -16,8 +16,8 @@ from harness.errors import HarnessError
 from harness.postgres import databases, names
 from harness.postgres.names import Kind
 from harness.postgres.session import Session
-from harness.runs.harness import Harness
 from harness.runs.places import Place, places_on
+from harness.runs.session import ServerSession
 from harness.sandbox import marks as saved_marks
 
 DESCRIPTION = """\
@@ -33,13 +33,13 @@ PARAMETERS: list[click.Parameter] = [
 def run(context: Context) -> int:
     """Print it."""
     settings = context.settings
-    with lookup.harnesses(context) as found:
+    with lookup.servers(context) as found:
         report: dict[str, Any] = {
             "root": str(settings.root),
             "root_origin": settings.root_origin,
             "settings": str(settings.file) if settings.file else None,
             "origins": dict(settings.origins),
-            "servers": [_server(harness) for harness in found],
+            "servers": [_server(server) for server in found],
         }
     if context.json:
         context.console.json(report)
@@ -49,14 +49,14 @@ def run(context: Context) -> int:
     return 0
 
 
-def _server(harness: Harness) -> dict[str, Any]:
-    session, info = harness.link.session, harness.server.info
-    everything = places_on(harness)
-    states = _connections(harness)
-    today = _today(harness)
-    runs = {place.run for place in everything if place.kind is Kind.LEASE} - {names.PERSON}
+def _server(server: ServerSession) -> dict[str, Any]:
+    session, info = server.link.session, server.server.info
+    everything = places_on(server)
+    states = _connections(server)
+    today = _today(server)
+    runs = {place.run for place in everything if place.kind is Kind.LEASE} - {names.SANDBOX}
     alive = sweep.alive_runs(session, sorted(runs))
-    observed = databases.list_ours(session, harness.project)
+    observed = databases.list_ours(session, server.project.id)
     kinds = Counter(d.kind for d in observed)
     return {
         "purpose": info.purpose,
@@ -77,13 +77,13 @@ def _server(harness: Harness) -> dict[str, Any]:
         "workers": [
             {
                 "worker": place.worker,
-                "run": None if place.persons else place.run,
-                "alive": place.persons or place.run in alive,
+                "run": None if place.sandbox else place.run,
+                "alive": place.sandbox or place.run in alive,
                 "what": place.what,
                 "databases": {name: database.name for name, database in place.databases.items()},
                 "current": _is_current(place, today),
-                "marks": [m.name for m in saved_marks.stack(session, harness.project, place.databases)]
-                if place.persons
+                "marks": [m.name for m in saved_marks.stack(session, server.project.id, place.databases)]
+                if place.sandbox
                 else [],
                 "connections": dict(
                     sum((Counter(states.get(d.name, {})) for d in place.databases.values()), Counter())
@@ -124,16 +124,16 @@ def _is_current(place: Place, today: Mapping[str, str]) -> bool | None:
     return all(d.label.fingerprint == today.get(name) for name, d in place.databases.items())
 
 
-def _today(harness: Harness) -> dict[str, str]:
+def _today(server: ServerSession) -> dict[str, str]:
     try:
-        return harness.fingerprints()
+        return server.fingerprints()
     except HarnessError:
         return {}
 
 
-def _connections(harness: Harness) -> dict[str, dict[str, int]]:
+def _connections(server: ServerSession) -> dict[str, dict[str, int]]:
     """Database → state → how many sessions of clients."""
-    rows = harness.link.session.rows(
+    rows = server.link.session.rows(
         """
         select datname, coalesce(state, 'starting'), count(*)::int from pg_stat_activity
          where backend_type = 'client backend' and application_name !~ '^pg-harness( |$)' group by 1, 2

@@ -30,13 +30,13 @@ def places(
     purposes = [purpose for purpose in noted(context) if purpose == "up" or not mine]
     found = []
     # No purposes at all would mean all of them.
-    with lookup.harnesses(context, purposes=purposes) if purposes else nullcontext(()) as harnesses:
-        for harness in harnesses:
-            found += places_on(harness)
+    with lookup.servers(context, purposes=purposes) if purposes else nullcontext(()) as servers:
+        for server in servers:
+            found += places_on(server)
     items = {
         place.words[0]: place.what
         for place in reversed(found)
-        if (place.persons or not mine) and (place.kind is not Kind.TEMPLATE or templates)
+        if (place.sandbox or not mine) and (place.kind is not Kind.TEMPLATE or templates)
     }
     return _items(dict(reversed(items.items())), incomplete)
 
@@ -50,7 +50,7 @@ def marks(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     if not noted(context):
         return []
     with lookup.resolved(context, getattr(context.arguments, "worker", None) or "1") as place:
-        found = stack(place.harness.link.session, place.harness.project, place.databases)
+        found = stack(place.session.link.session, place.session.project.id, place.databases)
     items = {mark.name: mark.created[:19].replace("T", " ") for mark in reversed(found)}
     if ctx.command.name == "reset":
         items[TEMPLATE] = "the migrations' state"
@@ -75,11 +75,10 @@ def noted(context: Context) -> list[str]:
     from harness.cli import lookup
     from harness.servers.records import Hint
 
-    settings, environ = context.settings, context.environ
     purposes = lookup.all_purposes(context)
-    if settings.server_url is not None:
+    if context.settings.server_url is not None:
         return purposes
-    return [purpose for purpose in purposes if Hint.of(settings, environ, purpose).path.exists()]
+    return [purpose for purpose in purposes if Hint.of(context.project, purpose).path.exists()]
 
 
 def _context(ctx: click.Context) -> Context:

@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from harness.databases import eviction
-from harness.databases.spec import Owner, Recipe
+from harness.databases import sweep
+from harness.databases.spec import Owner, TemplateSpec
 from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
 from harness.migrations.port import MigrationContext, Progress
 from harness.postgres import databases, incarnation, names, roles
@@ -30,14 +30,14 @@ class Build:
     Attributes:
         session: the admin's, on the maintenance database.
         project: ten hex digits of the checkout.
-        fingerprint: 64 hex digits of the recipe on this server.
+        fingerprint: 64 hex digits of the spec on this server.
         probe_strategy: measure which way of cloning is faster (servers that we did not start).
     """
 
     session: Session
     project: str
     fingerprint: str
-    recipe: Recipe
+    spec: TemplateSpec
     owner: Owner
     probe_strategy: bool
     progress: Progress
@@ -53,12 +53,12 @@ class Build:
         try:
             return self._attempt(before)
         except MigrationError as error:
-            eviction.drop_new_roles(self.session, before)
+            sweep.drop_new_roles(self.session, before)
             # A role of an older template makes CREATE ROLE fail: roles belong to the whole server. Where nobody
             # uses those templates, they make room; the second failure is the user's own.
-            evicted = eviction.make_room(self.session, self.project, before)
+            evicted = sweep.make_room(self.session, self.project, before)
             if not evicted:
-                if said := eviction.hint(self.session, self.project, before, error):
+                if said := sweep.hint(self.session, self.project, before, error):
                     error.add_note(said)
                 raise
             logger.info(
@@ -68,7 +68,7 @@ class Build:
             try:
                 return self._attempt(before)
             except MigrationError:
-                eviction.drop_new_roles(self.session, before)
+                sweep.drop_new_roles(self.session, before)
                 raise
 
     def _attempt(self, roles_before: set[str]) -> Label:
@@ -82,7 +82,7 @@ class Build:
             self._apply(name)
             self._wait_for_empty(name)
         except MigrationError as error:
-            if not self.recipe.keep_failed:
+            if not self.spec.keep_failed:
                 databases.drop(session, name, project)
             # A full disk ended the server: the first error says more than ours about the lost database.
             elif answers(session):
@@ -97,10 +97,10 @@ class Build:
         return self._freeze(name, created, time.monotonic() - began)
 
     def _create_extensions(self, name: str) -> None:
-        if not self.recipe.extensions:
+        if not self.spec.extensions:
             return
         with Session.connect(self.session.dsn.with_database(name)) as inside:
-            for extension in self.recipe.extensions:
+            for extension in self.spec.extensions:
                 try:
                     inside.execute(f"create extension if not exists {ident(extension)} cascade")
                 except ServerRefused as error:
@@ -114,21 +114,21 @@ class Build:
                     raise MigrationError("\n".join(lines), source="extensions", step=extension) from error
 
     def _apply(self, name: str) -> None:
-        recipe = self.recipe
+        spec = self.spec
         admin = self.session.dsn.with_database(name)
-        as_admin = recipe.migrate_as == "admin"
+        as_admin = spec.migrate_as == "admin"
         dsn = admin if as_admin else admin.with_user(self.owner.name, self.owner.password)
-        deadline = time.monotonic() + recipe.timeout
-        for source in recipe.sources:
-            logger.info("migrating %s: %s", recipe.database, source.text)
+        deadline = time.monotonic() + spec.timeout
+        for source in spec.sources:
+            logger.info("migrating %s: %s", spec.database, source.text)
             context = MigrationContext(
                 dsn=dsn,
                 admin_dsn=admin,
-                environment=recipe.environment(dsn),
+                environment=spec.environment(dsn),
                 timeout=max(1.0, deadline - time.monotonic()),
                 progress=self.progress,
-                binaries=recipe.binaries,
-                alias=recipe.database,
+                binaries=spec.binaries,
+                alias=spec.database,
             )
             source.apply(context)
 
@@ -137,7 +137,7 @@ class Build:
         deadline = time.monotonic() + LINGER
         while sessions := databases.sessions_of(self.session, name):
             if time.monotonic() > deadline:
-                texts = ", ".join(source.text for source in self.recipe.sources)
+                texts = ", ".join(source.text for source in self.spec.sources)
                 raise TemplateBusy(
                     f"after the migrations ({texts}) somebody is still connected to the new template. "
                     f"Close the connection at the end of the migration, or find the program below and end it.",
@@ -160,8 +160,8 @@ class Build:
         label = Label(
             kind="template",
             fingerprint=self.fingerprint,
-            database=self.recipe.database,
-            sources=tuple(source.text for source in self.recipe.sources),
+            database=self.spec.database,
+            sources=tuple(source.text for source in self.spec.sources),
             created=now,
             used=now,
             seconds=round(seconds, 3),
@@ -239,7 +239,7 @@ def why_missing(session: Session, extension: str) -> str:
 
 
 def _rename(session: Session, project: str, name: str, error: MigrationError) -> str:
-    kept = names.kept(project, names.PERSON)
+    kept = names.kept(project, names.SANDBOX)
     label = Label(
         kind="kept",
         why=f"failed migration: {error.source} {error.step}".strip(),
@@ -249,7 +249,7 @@ def _rename(session: Session, project: str, name: str, error: MigrationError) ->
         databases.terminate(session, name)
         # Only the newest half-migrated database is worth a look: a loop of failing runs must not fill the disk.
         for old in databases.list_ours(session, project):
-            if old.kind is names.Kind.KEPT and old.persons:
+            if old.kind is names.Kind.KEPT and old.sandbox:
                 databases.drop(session, old.name, project)
         session.execute(databases.label_statement(name, label))
         databases.rename(session, name, kept)

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
+from harness.databases import role
 from harness.databases.spec import Owner
 from harness.databases.template import Template
 from harness.errors import LeaseLost, ServerRefused
-from harness.postgres import databases, incarnation, names, roles, sqlstate
+from harness.postgres import databases, incarnation, names, sqlstate
 from harness.postgres.admin import Link
 from harness.postgres.databases import apply_statements
 from harness.postgres.label import Label, split
@@ -46,6 +48,10 @@ class Claim:
     index: int = 0
     root: str | None = None
 
+    def name(self, project: str) -> str:
+        """What the database is called."""
+        return names.lease(project, self.run, self.worker, self.index)
+
 
 class Clones:
     """Makes, claims and retires clones on one server, for one checkout."""
@@ -71,13 +77,13 @@ class Clones:
         self.owner = owner
         self.connections = connections
 
-    def make_spare(self, template: Template, *, session: Session | None = None) -> str:
+    def make_spare(self, template: Template) -> str:
         """A clone that nobody owns yet, complete: attributes, limit, label.
 
         Raises:
             LeaseLost: the template is gone.
         """
-        return self._make_spare(self.whole(template), session or self.link.session)
+        return self._make_spare(self.whole(template), self.link.session)
 
     def whole(self, template: Template) -> Template:
         """The template, or what was made in its place: a crash of the server empties unlogged tables.
@@ -152,11 +158,6 @@ class Clones:
         missing = count - len(self.spares(template))
         if missing <= 0:
             return
-        if missing == 1 or parallel <= 1:
-            for _ in range(missing):
-                self.make_spare(template)
-            return
-        from concurrent.futures import ThreadPoolExecutor
 
         def make(session: Session, count: int) -> None:
             for _ in range(count):
@@ -167,18 +168,12 @@ class Clones:
             sessions = [self.link.session]
             for _ in range(min(parallel, missing) - 1):
                 sessions.append(stack.enter_context(Session.connect(self.link.dsn)))
-            with ThreadPoolExecutor(len(sessions), thread_name_prefix="pg-harness clone") as threads:
-                shares = [
-                    missing // len(sessions) + (n < missing % len(sessions)) for n in range(len(sessions))
-                ]
-                list(threads.map(make, sessions, shares))
+            shares = [missing // len(sessions) + (n < missing % len(sessions)) for n in range(len(sessions))]
+            run_all([partial(make, *work) for work in zip(sessions, shares, strict=True)])
 
-    def spares(self, template: Template) -> list[str]:
-        """Names of the finished spares of a template; none that a crash has emptied."""
-        return self._spares(template)
-
-    def _spares(self, template: Template, also: str = "") -> list[str]:
-        """The same, and the database ``also``, finished or not, where it is there."""
+    def spares(self, template: Template, *, also: str = "") -> list[str]:
+        """Names of the finished spares of a template, none that a crash has emptied; and the database ``also``,
+        finished or not, where it is there."""
         prefix = names.spare(self.project, template.fingerprint)[:-8]
         rows = self.link.session.rows(
             f"""
@@ -202,12 +197,18 @@ class Clones:
         A database of that name is somebody's lease still: it is retired first (the same worker of the same
         run claims again after a crash).
         """
-        name = names.lease(self.project, claim.run, claim.worker, claim.index)
-        return self._claim_as(template, claim, name, before)
+        name = claim.name(self.project)
+        if databases.find(self.link.session, name) is not None:
+            databases.drop(self.link.session, name, self.project)
+        fresh = self._take(template, claim, name)
+        if before is not None:
+            before(fresh)
+        self._hand_over(fresh, name)
+        return name
 
     def replace(self, template: Template, claim: Claim, *, before: BeforeRename | None = None) -> str:
         """A fresh clone under the same name. Sessions of the old one are ended. Returns the retired name ("": none)."""
-        name = names.lease(self.project, claim.run, claim.worker, claim.index)
+        name = claim.name(self.project)
         away = names.retired(self.project)
         # The new one first: while it is made, the old one still answers.
         fresh = self._take(template, claim, name)
@@ -215,17 +216,11 @@ class Clones:
             before(fresh)
         if databases.retire(self.link.session, name, away, successor=fresh):
             return away
-        self.link.session.execute(f"alter database {ident(fresh)} rename to {ident(name)}")
+        self._hand_over(fresh, name)
         return ""
 
-    def _claim_as(self, template: Template, claim: Claim, name: str, before: BeforeRename | None) -> str:
-        if databases.find(self.link.session, name) is not None:
-            databases.drop(self.link.session, name, self.project)
-        fresh = self._take(template, claim, name)
-        if before is not None:
-            before(fresh)
+    def _hand_over(self, fresh: str, name: str) -> None:
         self.link.session.execute(f"alter database {ident(fresh)} rename to {ident(name)}")
-        return name
 
     def _take(self, template: Template, claim: Claim, name: str) -> str:
         """A spare, or a new clone, that is ours alone and complete but for its name: its name is of our run, so that
@@ -241,7 +236,7 @@ class Clones:
             root=claim.root,
             created=_now(),
         )
-        candidates = self._spares(template, mine)
+        candidates = self.spares(template, also=mine)
         if mine in candidates:
             # We were killed between taking it and handing it over.
             databases.drop(session, mine, self.project)
@@ -258,19 +253,11 @@ class Clones:
         logger.debug("%s: cloned from %s", name, template.name)
         return mine
 
-    def release(self, name: str, *, drop: bool = True) -> str:
-        """Take a lease's database out of use; drop it at once, or leave that to the caller.
-
-        Returns:
-            The retired name, to be dropped later; empty where it was dropped or not there.
-        """
+    def release(self, name: str) -> None:
+        """Drop a lease's database, if it is there; its sessions are ended."""
         away = names.retired(self.project)
-        if not databases.retire(self.link.session, name, away):
-            return ""
-        if not drop:
-            return away
-        databases.drop_retired(self.link.session, away)
-        return ""
+        if databases.retire(self.link.session, name, away):
+            databases.drop_retired(self.link.session, away)
 
     def keep(self, name: str, run: str, why: str) -> str:
         """Rename a lease's database to one that is kept for people; its sessions are ended."""
@@ -287,24 +274,17 @@ class Clones:
         )
         return kept
 
-    def drop_created_by_tests(self, keep: Sequence[str] = ()) -> list[str]:
+    def drop_created_by_tests(self) -> list[str]:
         """Drop databases that the application's role created itself; return their names."""
-        found = databases.created_by_tests(self.link.session, self.owner.name, keep)
+        found = databases.created_by_tests(self.link.session, self.owner.name)
         for name in found:
             databases.drop(self.link.session, name, self.project)
         return found
 
     def restore_role(self) -> None:
         """Put the application's role back: password, attributes, settings. A test may have changed them."""
-        owner = self.owner
-        if owner.managed:
-            roles.ensure(
-                self.link.session,
-                owner.name,
-                password=owner.password,
-                attributes=owner.attributes,
-                superuser=owner.superuser,
-            )
+        if self.owner.managed:
+            role.make(self.link.session, self.owner)
 
     def __repr__(self) -> str:
         return f"<Clones of {self.project} at {self.link.dsn.masked}>"
@@ -320,6 +300,20 @@ def _won(session: Session, statements: Sequence[str]) -> bool:
             return False
         raise
     return True
+
+
+def run_all(acts: Sequence[Callable[[], object]]) -> None:
+    """Run several acts side by side; the first error is raised after all have ended."""
+    if len(acts) <= 1:
+        for act in acts:
+            act()
+        return
+    # A worker has one act at a time, and never comes here.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(len(acts), thread_name_prefix="pg-harness") as threads:
+        for future in [threads.submit(act) for act in acts]:
+            future.result()
 
 
 def _now() -> str:

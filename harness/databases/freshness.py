@@ -111,18 +111,15 @@ _EXTENSIONS = Extensions(
 )
 
 
-def strategies() -> Mapping[str, Freshness]:
-    """Word → strategy, ours first, then those of installed packages.
+strategies = _EXTENSIONS.all
+"""Word → strategy, ours first, then those of installed packages.
 
-    Raises:
-        ConfigError: a package's strategy cannot be imported, or takes a word that is in use.
-    """
-    return _EXTENSIONS.all()
+Raises:
+    ConfigError: a package's strategy cannot be imported, or takes a word that is in use.
+"""
 
-
-def packages() -> Mapping[str, str]:
-    """Word → the package that adds the strategy, for people; ours are not in it."""
-    return _EXTENSIONS.packages()
+packages = _EXTENSIONS.packages
+"""Word → the package that adds the strategy, for people; ours are not in it."""
 
 
 def find(word: str) -> Freshness | None:

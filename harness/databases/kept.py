@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.databases import kept_dump, kept_rows
+from harness.databases import kept_dump, kept_rows, sweep
 from harness.errors import HarnessError, LeaseLost
 from harness.postgres import databases, names
 from harness.postgres.session import Session
@@ -17,7 +15,7 @@ from harness.postgres.session import Session
 if TYPE_CHECKING:
     from harness.databases.lease import Lease, LeasedDatabase
     from harness.databases.template import Template
-    from harness.runs.harness import Harness
+    from harness.runs.session import ServerSession
 
 MOST_BYTES = 512 * 1024**2
 """Databases larger than this are not copied: keeping must not take longer than the test."""
@@ -40,7 +38,7 @@ class Kept:
     lacking: tuple[str, ...] = ()
 
 
-def keep_copies(harness: Harness, lease: Lease, why: str, *, schema_changed: bool = False) -> list[Kept]:
+def keep_copies(server: ServerSession, lease: Lease, why: str, *, schema_changed: bool = False) -> list[Kept]:
     """Copy every database of a lease: a new clone of its template with the rows of all tables; or a dump, where
     the schema is not the template's any more. Only what is committed is in it.
 
@@ -53,13 +51,22 @@ def keep_copies(harness: Harness, lease: Lease, why: str, *, schema_changed: boo
     Raises:
         HarnessError: a copy could not be made; nothing is left of it.
     """
-    kept = [_keep(harness, lease, name, why, schema_changed) for name in lease.databases]
-    _drop_surplus(harness, keep=max(harness.settings.keep_failed, len(kept)))
+    kept = [_keep(server, lease, name, why, schema_changed) for name in lease.databases]
+    there = [
+        found
+        for found in databases.list_ours(server.link.session, server.project.id)
+        # What a failed migration left is kept apart: there is one at most.
+        if not found.sandbox
+    ]
+    for old in sweep.surplus(there, max(server.settings.keep_failed, len(kept))):
+        # Somebody looks at it: it goes another time.
+        if old.sessions == 0:
+            databases.drop(server.link.session, old.name, server.project.id)
     return kept
 
 
-def _keep(harness: Harness, lease: Lease, database: str, why: str, schema_changed: bool) -> Kept:
-    admin = harness.link.session
+def _keep(server: ServerSession, lease: Lease, database: str, why: str, schema_changed: bool) -> Kept:
+    admin = server.link.session
     leased = lease[database]
     found = databases.find(admin, leased.dsn.database)
     if found is None:
@@ -68,90 +75,71 @@ def _keep(harness: Harness, lease: Lease, database: str, why: str, schema_change
     if size > MOST_BYTES:
         raise HarnessError(f"database {leased.dsn.database} is too large to be kept ({size / 1e6:.0f} MB)")
     label = replace(found.label, kind="kept", why=why[:500], created=_now())
-    name = _claimed(harness, leased.template)
+    name = _claimed(server, leased.template)
     try:
-        whole, lacking = _fill(harness, leased, name, schema_changed)
+        whole, lacking = _fill(server, leased, name, schema_changed)
         admin.script(databases.label_statement(name, label, found.comment))
     except BaseException:
-        databases.drop(admin, name, harness.project)
+        databases.drop(admin, name, server.project.id)
         raise
     return Kept(name, database, whole, lacking)
 
 
-def _claimed(harness: Harness, template: Template) -> str:
+def _claimed(server: ServerSession, template: Template) -> str:
     """A clone under its final name. As a spare, another worker would take it with half of the rows in it."""
-    name = names.kept(harness.project, harness.run)
-    while not databases.rename(harness.link.session, harness.clones.make_spare(template), name):
+    name = names.kept(server.project.id, server.run)
+    while not databases.rename(server.link.session, server.clones.make_spare(template), name):
         pass  # somebody took the spare before we could
     return name
 
 
 def _fill(
-    harness: Harness, leased: LeasedDatabase, name: str, schema_changed: bool
+    server: ServerSession, leased: LeasedDatabase, name: str, schema_changed: bool
 ) -> tuple[bool, tuple[str, ...]]:
     """Whether all of it was copied, and what the copy lacks."""
     source = leased.dsn.database
-    if not schema_changed and _copy_rows(harness, source, name):
+    if not schema_changed and _copy_rows(server, source, name) is not None:
         return False, ()
-    session = harness.link.session
-    binaries = harness.server.info.binaries
-    programs = kept_dump.find(session.server_version, Path(binaries) if binaries else None, harness.environ)
+    session = server.link.session
+    binaries = server.server.info.binaries
+    programs = kept_dump.find(
+        session.server_version, Path(binaries) if binaries else None, server.project.environ
+    )
     if programs is None:
-        lacking = _copy_what_fits(harness, source, name)
+        lacking = _copy_rows(server, source, name, what_fits=True) or ()
         needed = f"pg_dump {session.server_version // 10000} or later was not found on this machine"
         return False, (f"the test changed the schema, which is not in the copy: {needed}", *lacking)
-    databases.drop(session, name, harness.project)
+    databases.drop(session, name, server.project.id)
     databases.create_empty(
-        session, name, owner=harness.owner.name, locale=databases.deterministic_locale(session)
+        session, name, owner=server.owner.name, locale=databases.deterministic_locale(session)
     )
-    dsn = harness.link.dsn
+    dsn = server.link.dsn
     problem = kept_dump.copy_whole(
-        programs, dsn.with_database(source), dsn.with_database(name), harness.environ
+        programs, dsn.with_database(source), dsn.with_database(name), server.project.environ
     )
     return True, (problem,) if problem else ()
 
 
-def _copy_rows(harness: Harness, source: str, target: str) -> bool:
-    """Copy the rows of all tables; False, and nothing copied, where the tables are not the same."""
-    with _both(harness, source, target) as (old, new):
-        there = kept_rows.tables(old)
-        if there != kept_rows.tables(new):
-            return False
-        kept_rows.copy(old, new, there)
-        return True
+def _copy_rows(
+    server: ServerSession, source: str, target: str, *, what_fits: bool = False
+) -> tuple[str, ...] | None:
+    """Copy the rows of all tables; None, and nothing copied, where the tables are not the same.
 
-
-def _copy_what_fits(harness: Harness, source: str, target: str) -> tuple[str, ...]:
-    with _both(harness, source, target) as (old, new):
-        there, wanted = kept_rows.tables(new), kept_rows.tables(old)
-        kept_rows.copy(old, new, [table for table in wanted if table in there])
-        return tuple(f"rows of {table}" for table in wanted if table not in there)
-
-
-@contextmanager
-def _both(harness: Harness, source: str, target: str) -> Iterator[tuple[Session, Session]]:
-    dsn = harness.link.dsn
+    Args:
+        what_fits: copy the rows of those tables that are the same; return the others.
+    """
+    dsn = server.link.dsn
     with (
         Session.connect(dsn.with_database(source)) as old,
         Session.connect(dsn.with_database(target)) as new,
     ):
         # A test may have left a lock on a table, in an idle session: the copy must not wait for it.
         old.execute("set lock_timeout = '1s'")
-        yield old, new
-
-
-def _drop_surplus(harness: Harness, *, keep: int) -> None:
-    mine = [
-        found
-        for found in databases.list_ours(harness.link.session, harness.project)
-        # What a failed migration left is kept apart: there is one at most.
-        if found.kind is names.Kind.KEPT and not found.persons
-    ]
-    mine.sort(key=lambda found: found.label.created or "", reverse=True)
-    for surplus in mine[keep:]:
-        # Somebody looks at it: it goes another time.
-        if surplus.sessions == 0:
-            databases.drop(harness.link.session, surplus.name, harness.project)
+        wanted, there = kept_rows.tables(old), kept_rows.tables(new)
+        if wanted != there and not what_fits:
+            return None
+        kept_rows.copy(old, new, [table for table in wanted if table in there])
+        return tuple(f"rows of {table}" for table in wanted if table not in there)
 
 
 def _now() -> str:

@@ -19,14 +19,14 @@ from harness.postgres.incarnation import Incarnation
 from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
 from harness.reset import watermark
-from harness.reset.report import ResetReport
+from harness.reset.report import RecloneNeeded, ResetReport
 from harness.reset.sql import shared
 from harness.reset.wal.reader import FIRST_SUPPORTED
 from harness.reset.watermark import Watermark
 
 if TYPE_CHECKING:
     from harness.databases.pool import Filler
-    from harness.reset.changes import Changes, RecloneNeeded
+    from harness.reset.changes import Changes
     from harness.reset.engine import ResetEngine
     from harness.reset.marks import Mark
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 BYTES_MS = 1 << 20
 """Bytes that a clone copies in a millisecond."""
 
-PERSONS_PATIENCE = 2000.0
+SANDBOX_PATIENCE = 2000.0
 """Milliseconds that reading the log may take for a person: a clone would end the sessions of a running application."""
 
 
@@ -169,8 +169,7 @@ class DatabaseReset:
         return self._engine
 
     def _open_engine(self, noted: Watermark | None = None) -> None:
-        # Here, because it takes a while to import, and many a run has no need of it.
-        from harness.reset.changes import RecloneNeeded
+        # It takes a while to import, and many a run has no need of it.
         from harness.reset.engine import ResetEngine
 
         engine = ResetEngine(
@@ -182,7 +181,7 @@ class DatabaseReset:
         )
         # Until one was measured: a large database takes longer.
         engine.clone_ms = (
-            PERSONS_PATIENCE if self._resumed else engine.clone_ms + self._template.size / BYTES_MS
+            SANDBOX_PATIENCE if self._resumed else engine.clone_ms + self._template.size / BYTES_MS
         )
         try:
             engine.rebase(noted)
@@ -214,9 +213,6 @@ class DatabaseReset:
                 return engine.reset(to=to, sessions=sessions)
             reason = self._problem or self._missing or "nothing was watched since the database was pristine"
         except LeaseError as error:
-            # Here, because the statement takes as long as the rest of this method.
-            from harness.reset.changes import RecloneNeeded
-
             if not isinstance(error, RecloneNeeded):
                 raise
             # With what would avoid it the next time.
@@ -255,8 +251,6 @@ class DatabaseReset:
         elif retired:
             databases.drop_retired(self._clones.link.session, retired)
         if self._engine is not None and (noted is None or self._engine.marked):
-            from harness.reset.changes import RecloneNeeded
-
             try:
                 self._engine.rebase(noted)
             except RecloneNeeded as error:

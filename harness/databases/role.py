@@ -36,15 +36,21 @@ def ensure(session: Session, info: ServerInfo, settings: Settings, project: str)
     if not may:
         logger.info("role %s may not create roles: the application uses it as well", session.dsn.user)
         return owner
-    with locks.exclusive(session, "roles", "", timeout=60, waiting_for="the application's role"):
-        roles.ensure(
-            session,
-            owner.name,
-            password=owner.password,
-            attributes=settings.role_attributes,
-            superuser=settings.superuser,
-            must_be_ours=not info.ours,
-        )
-    return Owner(
+    owner = Owner(
         owner.name, owner.password, tuple(settings.role_attributes), settings.superuser, managed=True
+    )
+    with locks.exclusive(session, "roles", "", timeout=60, waiting_for="the application's role"):
+        make(session, owner, must_be_ours=not info.ours)
+    return owner
+
+
+def make(session: Session, owner: Owner, *, must_be_ours: bool = False) -> None:
+    """Make the role, or put it right. See :func:`harness.postgres.roles.ensure`."""
+    roles.ensure(
+        session,
+        owner.name,
+        password=owner.password,
+        attributes=owner.attributes,
+        superuser=owner.superuser,
+        must_be_ours=must_be_ours,
     )

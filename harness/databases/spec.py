@@ -7,8 +7,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from harness.config import environment as env
+from harness.config.project import Project
+from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
 from harness.dsn import Dsn
 from harness.postgres.session import Session
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from harness.migrations.port import MigrationSource
 
 FORMAT = 1
-"""Part of every fingerprint: raised when templates are built differently from the same recipe."""
+"""Part of every fingerprint: raised when templates are built differently from the same."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Owner:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TemplateSpec:
     """All that decides what a template holds, and how to make it.
 
     Attributes:
@@ -63,30 +66,87 @@ class Recipe:
     timeout: float = 300
     keep_failed: bool = True
 
+    @classmethod
+    def of(
+        cls,
+        project: Project,
+        database: DatabaseSettings,
+        *,
+        role: str,
+        binaries: str | None = None,
+        slot: env.Slot | None = None,
+    ) -> Self:
+        """As the settings have it; no server is needed to know it.
 
-def fingerprint(session: Session, recipe: Recipe) -> str:
-    """64 hex digits over all that decides the outcome of the recipe on this server.
+        Args:
+            role: the application's.
+            slot: what env templates may say; None: the first worker's.
+        """
+        # A worker that joins a run makes no template: it does not import the kinds of migrations.
+        from harness.migrations.registry import load
 
-    Raises:
-        MigrationError: a source cannot be read.
-    """
-    return fingerprint_on(session.server_version // 10000, recipe)
+        settings = project.settings
+        where = slot or env.Slot("1", 1, settings.connections_per_worker)
+        decisive = {
+            "role": role,
+            "attributes": sorted(settings.role_attributes),
+            "superuser": settings.superuser,
+            "postgres": dict(settings.postgres),
+        }
+        return cls(
+            database=database.name,
+            sources=[
+                load(source, settings.root, cache=project.cache, environment=project.environ)
+                for source in sources(settings, database)
+            ],
+            extensions=database.extensions,
+            migrate_as=settings.migrate_as,
+            decisive=json.dumps(decisive, sort_keys=True, default=str),
+            environment=lambda dsn: _migration_environment(project, database, dsn, where),
+            binaries=Path(binaries) if binaries else None,
+            timeout=settings.migration_timeout,
+        )
+
+    def fingerprint(self, server: Session | int) -> str:
+        """64 hex digits over all that decides the outcome on a server.
+
+        Args:
+            server: a session on it; or its major version (17), where it need not run yet.
+
+        Raises:
+            MigrationError: a source cannot be read.
+        """
+        major = server if isinstance(server, int) else server.server_version // 10000
+        parts = [
+            f"format {FORMAT}",
+            f"server {major}",
+            f"database {self.database}",
+            f"extensions {list(self.extensions)}",
+            f"migrate_as {self.migrate_as}",
+            f"decisive {self.decisive}",
+            *(f"source {source.text} {source.fingerprint()}" for source in self.sources),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def fingerprint_on(major: int, recipe: Recipe) -> str:
-    """:func:`fingerprint` on a server of a major version (17), which need not run yet."""
-    parts = [
-        f"format {FORMAT}",
-        f"server {major}",
-        f"database {recipe.database}",
-        f"extensions {list(recipe.extensions)}",
-        f"migrate_as {recipe.migrate_as}",
-        f"decisive {recipe.decisive}",
-        *(f"source {source.text} {source.fingerprint()}" for source in recipe.sources),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def sources(settings: Settings, database: DatabaseSettings) -> tuple[SourceSpec, ...]:
+    """The configured sources, or those that were found in the project where none is configured."""
+    if database.migrations is not None:
+        return database.migrations
+    if database.name != DEFAULT_DATABASE:
+        return database.seeds
+    # Only where nothing is configured: it knows every tool's files, which takes a while to import.
+    from harness.migrations.detect import detect
+
+    found = detect(settings.root)
+    return (*(finding.spec for finding in found[:1]), *database.seeds)
 
 
-def decisive_text(parts: Mapping[str, object]) -> str:
-    """Settings that decide a template's outcome, as stable text."""
-    return json.dumps(parts, sort_keys=True, default=str)
+def _migration_environment(
+    project: Project, database: DatabaseSettings, dsn: Dsn, slot: env.Slot
+) -> dict[str, str]:
+    # While one database is migrated, the worker's other ones do not exist yet.
+    dsns = {d.name: dsn.with_database("not_migrated_yet") for d in project.settings.databases}
+    dsns |= {DEFAULT_DATABASE: dsn, database.name: dsn}
+    tables = {d.name: d.env for d in project.settings.databases}
+    return env.child_environment(project.environ, env.variables(dsns, tables, slot))

@@ -1,17 +1,20 @@
-"""What is left over, and whether it may go: a pure plan, then the deed."""
+"""What is left over, and whether it may go: a pure plan, then the deed. A template goes with its spares and its roles."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Generic, TypeVar
 
-from harness.databases import eviction
-from harness.errors import HarnessError
-from harness.postgres import databases, locks, names
+from harness.errors import HarnessError, MigrationError
+from harness.postgres import databases, locks, names, roles
 from harness.postgres.databases import Database
 from harness.postgres.names import Kind
 from harness.postgres.session import Session
+
+Item = TypeVar("Item")
 
 GRACE = timedelta(seconds=30)
 """After a crash of the server every sign of life is gone at once; holders take theirs again within this time."""
@@ -21,36 +24,69 @@ CUT_OFF = timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How much may stay.
+class Leftover(Generic[Item]):
+    """A database, or a baked server, that may go; and why, for people."""
 
-    Attributes:
-        keep_templates: how many templates at most.
-        template_age: seconds since a template was last used.
-        keep_failed: how many databases of failed tests.
-    """
-
-    keep_templates: int = 8
-    template_age: float = 14 * 24 * 3600
-    keep_failed: int = 3
-
-
-@dataclass(frozen=True)
-class Doomed:
-    """A database that may go.
-
-    Attributes:
-        database: as it was observed.
-        reason: why, for people.
-    """
-
-    database: Database
+    item: Item
     reason: str
 
 
+@dataclass(frozen=True)
+class Retention:
+    """How many of one kind may stay; those that were used last do.
+
+    Attributes:
+        count: at most.
+        age: seconds since one was last used.
+        size: bytes of all together.
+        settings: what the settings call ``count`` and ``size``, for people.
+    """
+
+    count: int
+    age: float = math.inf
+    size: float = math.inf
+    settings: tuple[str, str] = ("", "")
+
+    def beyond(
+        self,
+        items: Iterable[Item],
+        now: float,
+        *,
+        used: Callable[[Item], float],
+        size: Callable[[Item], int] = lambda item: 0,
+        stays: Callable[[Item], bool] = lambda item: False,
+    ) -> list[Leftover[Item]]:
+        """What is too much, the newest first.
+
+        Args:
+            now: seconds since 1970, as ``used``: when one was last used.
+            stays: what stays in any case; it counts all the same.
+        """
+        found: list[Leftover[Item]] = []
+        total = 0
+        for place, item in enumerate(sorted(items, key=used, reverse=True)):
+            age = now - used(item)
+            if stays(item):
+                total += size(item)
+            elif age > self.age:
+                found.append(Leftover(item, f"not used for {age // 86400:.0f} days"))
+            elif place >= self.count:
+                found.append(Leftover(item, f"more than {self.settings[0]} = {self.count}"))
+            elif total + size(item) > self.size:
+                found.append(Leftover(item, f"more than {self.settings[1]} = {self.size // 2**20:.0f} MB"))
+            else:
+                total += size(item)
+        return found
+
+
 def plan(
-    observed: Sequence[Database], alive: frozenset[str], building: bool, now: datetime, limits: Limits
-) -> list[Doomed]:
+    observed: Sequence[Database],
+    alive: frozenset[str],
+    building: bool,
+    now: datetime,
+    templates: Retention,
+    keep_failed: int,
+) -> list[Leftover[Database]]:
     """Decide what goes. Touches nothing.
 
     Args:
@@ -58,26 +94,36 @@ def plan(
         alive: ids of the runs that show a sign of life.
         building: whether somebody builds a template just now.
         now: with time zone.
+        templates: how many of them may stay.
+        keep_failed: how many databases of failed tests; the last one does in any case.
     """
-    doomed: list[Doomed] = []
-    templates = [d for d in observed if d.kind is Kind.TEMPLATE]
+    there = [d for d in observed if d.kind is Kind.TEMPLATE]
     in_use = {d.label.short_fingerprint for d in observed if d.kind is Kind.LEASE}
-    evicted = _evicted(templates, in_use, now, limits)
-    fingerprints = {d.owner for d in templates} - {e.database.owner for e in evicted}
-    kept = sorted(
-        (d for d in observed if d.kind is Kind.KEPT), key=lambda d: d.label.created_at, reverse=True
+    evicted = templates.beyond(
+        there,
+        now.timestamp(),
+        used=lambda d: d.label.used_at.timestamp(),
+        stays=lambda d: d.owner in in_use,
     )
-    surplus = {d.name for d in kept[max(1, limits.keep_failed) :]}
+    fingerprints = {d.owner for d in there} - {left.item.owner for left in evicted}
     leases = {d.name for d in observed if d.kind is Kind.LEASE}
+    too_many = {d.name for d in surplus(observed, keep_failed)}
+    leftovers = []
     for database in observed:
         if database.kind is Kind.MARK:
             reason = "" if database.marked_lease in leases else "the database that was marked is gone"
         else:
-            reason = _reason(database, alive, building, now, fingerprints, surplus)
+            reason = _reason(database, alive, building, now, fingerprints, too_many)
         # A session in it: somebody still looks. It goes another time.
         if reason and database.sessions == 0:
-            doomed.append(Doomed(database, reason))
-    return [*doomed, *evicted]
+            leftovers.append(Leftover(database, reason))
+    return [*leftovers, *evicted]
+
+
+def surplus(observed: Iterable[Database], keep: int) -> list[Database]:
+    """The oldest of the databases of failed tests: all but ``keep``, and the last one."""
+    kept = [d for d in observed if d.kind is Kind.KEPT]
+    return sorted(kept, key=lambda d: d.label.created_at, reverse=True)[max(1, keep) :]
 
 
 def _reason(
@@ -86,33 +132,19 @@ def _reason(
     building: bool,
     now: datetime,
     fingerprints: set[str],
-    surplus: set[str],
+    too_many: set[str],
 ) -> str:
     kind = database.kind
     if kind is Kind.LEASE:
         run = database.owner
-        return "" if run == names.PERSON or run in alive else f"its run {run} is dead"
+        return "" if run == names.SANDBOX or run in alive else f"its run {run} is dead"
     if kind is Kind.BUILDING:
         return "" if building else "its migration was cut off"
     if kind in (Kind.SPARE, Kind.BASELINE) and not building:
         return "" if database.owner in fingerprints else "its template is gone"
     if kind is Kind.RETIRED:
         return "retired" if now - database.label.created_at > CUT_OFF else ""
-    return "more are kept than keep_failed allows" if database.name in surplus else ""
-
-
-def _evicted(templates: Sequence[Database], in_use: set[str], now: datetime, limits: Limits) -> list[Doomed]:
-    idle = [t for t in templates if t.owner not in in_use]
-    newest_first = sorted(templates, key=lambda d: d.label.used_at, reverse=True)
-    over = {t.name for t in newest_first[limits.keep_templates :]}
-    result: list[Doomed] = []
-    for item in idle:
-        age = now - item.label.used_at
-        if age > timedelta(seconds=limits.template_age):
-            result.append(Doomed(item, f"not used for {age.days} days"))
-        elif item.name in over:
-            result.append(Doomed(item, f"more than keep_templates = {limits.keep_templates}"))
-    return result
+    return "more are kept than keep_failed allows" if database.name in too_many else ""
 
 
 def alive_runs(session: Session, runs: Sequence[str]) -> frozenset[str]:
@@ -131,8 +163,10 @@ def in_grace(session: Session) -> bool:
     return seconds is not None and timedelta(seconds=float(seconds)) < GRACE
 
 
-def sweep(session: Session, project: str, limits: Limits, *, dry_run: bool = False) -> list[Doomed]:
-    """Drop what is left over of one checkout on one server; return what went (or would go).
+def sweep(
+    session: Session, project: str, templates: Retention, keep_failed: int, *, dry_run: bool = False
+) -> list[Leftover[Database]]:
+    """Drop what is left over of one checkout on one server; return what went (or would go). See :func:`plan`.
 
     Only databases whose name carries this checkout's id are looked at.
     """
@@ -142,18 +176,65 @@ def sweep(session: Session, project: str, limits: Limits, *, dry_run: bool = Fal
         observed = [d for d in observed if d.kind not in (Kind.LEASE, Kind.MARK)]
     runs = [d.owner for d in observed if d.kind is Kind.LEASE]
     building = locks.is_held(session, "build", "")
-    doomed = plan(observed, alive_runs(session, runs), building, datetime.now(UTC), limits)
+    left = plan(observed, alive_runs(session, runs), building, datetime.now(UTC), templates, keep_failed)
     if dry_run:
-        return doomed
-    return [item for item in doomed if _drop(session, project, item.database)]
+        return left
+    return [found for found in left if _drop(session, project, found.item)]
 
 
 def _drop(session: Session, project: str, database: Database) -> bool:
     try:
         if database.kind is Kind.TEMPLATE:
-            eviction.drop(session, project, database)
+            drop_template(session, project, database)
             return True
         return databases.drop(session, database.name, project)
     except HarnessError:
         # Another sweep was faster, or somebody has just entered it: the next sweep sees.
         return False
+
+
+def drop_template(session: Session, project: str, template: Database) -> list[str]:
+    """Drop a template with its spares, its baseline, and the roles that no other template uses.
+
+    Returns:
+        Roles of the template that had to stay, because something else depends on them.
+    """
+    for other in databases.list_ours(session, project):
+        if other.owner == template.owner and other.kind in (Kind.SPARE, Kind.BASELINE):
+            databases.drop(session, other.name, project)
+    databases.drop(session, template.name, project)
+    mine_roles = set(template.label.roles or ())
+    for other in databases.list_ours(session, None):
+        mine_roles -= set(other.label.roles or ())
+    return roles.drop(session, sorted(mine_roles))
+
+
+def drop_new_roles(session: Session, before: set[str]) -> None:
+    """Drop the roles that were not there before: a migration that failed must not fail the next one too."""
+    roles.drop(session, sorted(roles.all_roles(session) - before))
+
+
+def make_room(session: Session, project: str, existing: set[str]) -> list[str]:
+    """Drop idle templates that brought roles which still exist; return those roles that are gone now."""
+    everything = databases.list_ours(session, project)
+    leased = {d.label.short_fingerprint for d in everything if d.kind is Kind.LEASE}
+    brought: set[str] = set()
+    for found in everything:
+        own = set(found.label.roles or ()) & existing
+        if not own or found.kind is not Kind.TEMPLATE or found.owner in leased:
+            continue
+        drop_template(session, project, found)
+        brought |= own
+    return sorted(brought - roles.all_roles(session))
+
+
+def hint(session: Session, project: str, existing: set[str], error: MigrationError) -> str:
+    """What to do where a role that another template brought is in the way of this migration."""
+    brought = {role for d in databases.list_ours(session, project) for role in d.label.roles or ()}
+    in_the_way = sorted(role for role in brought & existing if role in error.message)
+    if not in_the_way:
+        return ""
+    return (
+        f"Roles belong to the whole server, and {', '.join(in_the_way)} came with another template whose "
+        f'databases are in use. End that run and try again, or set isolation = "server".'
+    )

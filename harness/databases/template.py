@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from harness.databases.spec import Owner, Recipe, fingerprint
+from harness.databases import sweep
+from harness.databases.spec import Owner, TemplateSpec
 from harness.errors import ServerRefused
 from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, incarnation, locks, names
@@ -54,14 +55,14 @@ class Template:
 def ensure(
     session: Session,
     project: str,
-    recipe: Recipe,
+    spec: TemplateSpec,
     owner: Owner,
     *,
     rebuild: bool = False,
     probe_strategy: bool = False,
     progress: Progress = unseen,
 ) -> Template:
-    """Find the template of the recipe's fingerprint, or build it, once however many ask at the same time.
+    """Find the template of the spec's fingerprint, or build it, once however many ask at the same time.
 
     Args:
         session: the admin's, on the maintenance database.
@@ -75,36 +76,32 @@ def ensure(
         PoolTimeout: another process was still building when the time was up.
     """
     began = time.monotonic()
-    wanted = fingerprint(session, recipe)
-    if not rebuild and (found := look(session, project, wanted, recipe.database)):
-        logger.debug("%s: template %s is there", recipe.database, found.name)
+    wanted = spec.fingerprint(session)
+    if not rebuild and (found := look(session, project, wanted, spec.database)):
+        logger.debug("%s: template %s is there", spec.database, found.name)
         return replace(found, seconds=time.monotonic() - began)
-    logger.debug("%s: no template for fingerprint %s yet", recipe.database, wanted[:16])
+    logger.debug("%s: no template for fingerprint %s yet", spec.database, wanted[:16])
     # One lock for the whole server: roles that a migration creates are seen by comparing before and after.
-    with locks.exclusive(
-        session, "build", "", timeout=recipe.timeout + 60, waiting_for="building a template"
-    ):
-        if not rebuild and (found := look(session, project, wanted, recipe.database)):
+    with locks.exclusive(session, "build", "", timeout=spec.timeout + 60, waiting_for="building a template"):
+        if not rebuild and (found := look(session, project, wanted, spec.database)):
             return replace(found, seconds=time.monotonic() - began)
         if not rebuild and (doubtful := _look_into(session, project, wanted)):
-            if found := look(session, project, wanted, recipe.database):
+            if found := look(session, project, wanted, spec.database):
                 return replace(found, seconds=time.monotonic() - began)
             logger.info(
                 "%s: the server crashed since the template was built, which emptied its unlogged tables: "
                 "building it again",
-                recipe.database,
+                spec.database,
             )
-            from harness.databases import eviction
-
-            eviction.drop(session, project, doubtful)
+            sweep.drop_template(session, project, doubtful)
         _drop_leftovers(session, project, wanted, rebuild)
         # Only where it has to be built: what runs migrations takes a while to import.
         from harness.databases.builder import Build
 
-        label = Build(session, project, wanted, recipe, owner, probe_strategy, progress).run()
-    built = _from_label(names.template(project, wanted), label, recipe.database)
+        label = Build(session, project, wanted, spec, owner, probe_strategy, progress).run()
+    built = _from_label(names.template(project, wanted), label, spec.database)
     built = replace(built, built=True, seconds=time.monotonic() - began)
-    logger.debug("%s: template %s built in %.3f s", recipe.database, built.name, built.seconds)
+    logger.debug("%s: template %s built in %.3f s", spec.database, built.name, built.seconds)
     return built
 
 
@@ -117,7 +114,7 @@ def look(session: Session, project: str, wanted: str, database: str = "default")
     if found is None and _adopt(session, project, wanted):
         # Its label is of the life in which it was baked, and as true: the snapshot was taken after a clean stop.
         found = databases.find(session, names.template(project, wanted))
-    if found is None or not _finished(found, wanted) or _emptied(session, found):
+    if found is None or not _finished(found, wanted) or incarnation.emptied(session, found.label.life):
         return None
     return _from_label(found.name, found.label, database)
 
@@ -125,11 +122,7 @@ def look(session: Session, project: str, wanted: str, database: str = "default")
 def lost(session: Session, project: str, wanted: str) -> bool:
     """Whether the template of a fingerprint is there, and a crash of the server has emptied its unlogged tables."""
     found = databases.find(session, names.template(project, wanted))
-    return found is not None and _finished(found, wanted) and _emptied(session, found)
-
-
-def _emptied(session: Session, found: Database) -> bool:
-    return incarnation.emptied(session, found.label.life)
+    return found is not None and _finished(found, wanted) and incarnation.emptied(session, found.label.life)
 
 
 def _look_into(session: Session, project: str, wanted: str) -> Database | None:

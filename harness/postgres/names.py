@@ -187,5 +187,5 @@ def run_id(seed: str | None = None) -> str:
 BAKED = "ba4edba4ed"
 """The project of templates in a baked base: nobody's yet. Who starts from it renames them to its own."""
 
-PERSON = "0" * 16
+SANDBOX = "0" * 16
 """The run id of what ``up`` leases: a person's databases, never given to a test run, never swept."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.config import logs
+from harness.config.project import Project
 from harness.errors import HarnessError
 from harness.pytest_plugin import django, fixtures
 from harness.pytest_plugin.failures import Failures
@@ -84,8 +85,10 @@ def _join() -> State:
             f"worker {worker} was started without {VARIABLE}: was the plugin switched off in the controller? "
             f"`-p no:pg_harness` must hold for all processes (put it into addopts)."
         )
-    harness = Harness.join(RunFile.read(Path(named)), os.environ, worker=worker)
-    return State.leased(harness.settings, Role.WORKER, harness, worker)
+    run = RunFile.read(Path(named))
+    project = Project.of(run.settings, os.environ)
+    harness = Harness.join(run, project, worker=worker)
+    return State.leased(project, Role.WORKER, harness, worker)
 
 
 def _register(manager: pytest.PytestPluginManager, state: State, parts: dict[str, object]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from harness.databases.spec import sources
 from harness.dsn import Dsn
 from harness.pytest_plugin.state import State, state_of
 
@@ -23,10 +24,7 @@ def wanted(manager: pytest.PytestPluginManager, state: State) -> bool:
     plugin = sys.modules.get("pytest_django.plugin")
     if plugin is None or not manager.is_registered(plugin):
         return False
-    # Here: a worker of a project without Django has no use for the kinds of migrations.
-    from harness.databases import recipes
-
-    return any(spec.kind == "django" for spec in recipes.sources(state.settings, state.settings.default))
+    return any(source.kind == "django" for source in sources(state.settings, state.settings.default))
 
 
 @pytest.hookimpl(trylast=True)

@@ -122,7 +122,7 @@ class Failures:
         try:
             from harness.databases.kept import keep_copies
 
-            kept = keep_copies(harness, lease, item.nodeid, schema_changed=schema_changed)
+            kept = keep_copies(harness.session, lease, item.nodeid, schema_changed=schema_changed)
         except HarnessError as error:
             lines.append(f"no copy was kept: {error}")
             return

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import environment, logs
 from harness.config.load import load
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.databases import freshness
 from harness.dsn import Dsn
 from harness.migrations import registry as sources
-from harness.pytest_plugin.header import Header
+from harness.pytest_plugin.report import Header
 from harness.pytest_plugin.state import Role, State
 from harness.pytest_plugin.xdist import Controller
 from harness.runs.runfile import VARIABLE
@@ -54,9 +54,11 @@ def begin(options: Any, start: tuple[Path, str]) -> State:
     sources.check_settings(settings)
     backends.check_settings(settings)
     freshness.check_settings(settings)
+    # Children of an earlier run may have inherited its file: it says nothing about ours.
+    project = Project.of(settings, {name: value for name, value in os.environ.items() if name != VARIABLE})
     if any(getattr(options, name, False) for name in _LOOKING_ONLY):
-        return _closed(settings, Role.IDLE)
-    return _open(settings, options)
+        return _closed(project, Role.IDLE)
+    return _open(project, options)
 
 
 def parts(state: State) -> dict[str, object]:
@@ -77,7 +79,7 @@ def given_as_options(options: Any) -> dict[str, Any]:
 
 
 def _closed(
-    settings: Settings,
+    project: Project,
     role: Role,
     *,
     quiet: bool = False,
@@ -85,6 +87,7 @@ def _closed(
     teller: Teller | None = None,
 ) -> State:
     """The URL is valid, and nobody answers there."""
+    settings = project.settings
     # Bound and not listening: refused at once, and no other program can take the port meanwhile.
     hold = socket.socket()
     hold.bind(("127.0.0.1", 0))
@@ -95,26 +98,23 @@ def _closed(
         dsns, tables, environment.Slot("main", 1, settings.connections_per_worker)
     )
     state = State(
-        settings, role, harness, quiet=quiet, hold=hold, closed=dsns, telling=teller or nullcontext()
+        project, role, harness, quiet=quiet, hold=hold, closed=dsns, telling=teller or nullcontext()
     )
     state.export(exported)
     return state
 
 
-def _open(settings: Settings, options: Any) -> State:
+def _open(project: Project, options: Any) -> State:
     # Here: a run that only looks does without.
-    from harness.runs.harness import open_run
+    from harness.runs.opening import open_run
 
     quiet = getattr(options, "verbose", 0) < 0
     teller = Teller(logs.Verbosity.of(os.environ, getattr(options, "verbose", 0)))
-    # Children of an earlier run may have inherited its file: it says nothing about ours.
-    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
     # xdist's controller runs no test: nothing will be reset there.
     controls = distributes(options)
     with teller:
         harness = open_run(
-            settings,
-            environ,
+            project,
             rebuild=options.pg_harness_rebuild,
             progress=teller.progress,
             worker="" if controls else "main",
@@ -122,8 +122,8 @@ def _open(settings: Settings, options: Any) -> State:
         if controls and harness.shared is None:
             # Its workers start a server each, and it needs none for itself. Migrations that fail were told here,
             # once, all the same: they ran when the base was baked.
-            return _closed(settings, Role.HOST, quiet=quiet, harness=harness, teller=teller)
-        state = State.leased(settings, Role.HOST, harness, "main", tests=not controls)
+            return _closed(project, Role.HOST, quiet=quiet, harness=harness, teller=teller)
+        state = State.leased(project, Role.HOST, harness, "main", tests=not controls)
     state.quiet, state.telling = quiet, teller
     if workers := _told(options):
         # A second processor has nothing to do until xdist's workers begin.

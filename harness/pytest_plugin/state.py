@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import pytest
 
 from harness.config import environment
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.databases import freshness
 from harness.dsn import Dsn
@@ -50,7 +51,7 @@ class State:
         summary: what is told at the end.
     """
 
-    settings: Settings
+    project: Project
     role: Role
     harness: Harness | None = None
     lease: Lease | None = None
@@ -72,7 +73,7 @@ class State:
 
     @classmethod
     def leased(
-        cls, settings: Settings, role: Role, harness: Harness, worker: str, *, tests: bool = True
+        cls, project: Project, role: Role, harness: Harness, worker: str, *, tests: bool = True
     ) -> Self:
         """Lease and export; the harness is closed where that fails.
 
@@ -81,11 +82,11 @@ class State:
             tests: whether this process will run tests, as far as is known.
         """
         try:
-            if tests and (spares := freshness.of(settings).spares):
+            if tests and (spares := freshness.of(project.settings).spares):
                 # Each test gets a new clone: the next one is made, and the last one dropped, while a test runs.
                 harness.keep_spares(spares)
             lease = harness.lease(worker, watch=None if tests else False)
-            state = cls(settings, role, harness, lease)
+            state = cls(project, role, harness, lease)
             state.export(harness.variables(lease))
         except BaseException:
             harness.close()
@@ -103,6 +104,11 @@ class State:
                 target=_fill, args=(self.harness, workers), name="pg-harness spares", daemon=True
             )
             self._filler.start()
+
+    @property
+    def settings(self) -> Settings:
+        """The project's, as they were when this process began."""
+        return self.project.settings
 
     @property
     def running(self) -> tuple[Harness, Lease]:

@@ -7,27 +7,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 
-from harness.errors import LeaseError
+from harness.reset.report import RecloneNeeded as RecloneNeeded
 from harness.reset.sql.relations import Relation, SequenceState
 
 SMALL = 1000
 """Rows up to which a table may be written again as a whole."""
-
-
-class RecloneNeeded(LeaseError):
-    """The database must be replaced by a fresh clone: putting it back is not certain, or not worth it.
-
-    Attributes:
-        reason: why, in one sentence.
-        remedy: what would avoid it next time; empty where nothing would.
-        lasting: True where every later reset will say the same (a missing right, an old server): say it once.
-    """
-
-    def __init__(self, reason: str, *, remedy: str = "", lasting: bool = False) -> None:
-        super().__init__(f"{reason}. {remedy}" if remedy else reason)
-        self.reason = reason
-        self.remedy = remedy
-        self.lasting = lasting
 
 
 @dataclass(frozen=True)

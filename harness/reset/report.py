@@ -1,8 +1,10 @@
-"""What a reset did, for callers and reports."""
+"""What a reset did, for callers and reports; or why it cannot."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from harness.errors import LeaseError
 
 
 @dataclass(frozen=True)
@@ -35,3 +37,19 @@ class ResetReport:
         )
         why = f" ({self.reason})" if self.reason else ""
         return f"{what}{why} in {self.milliseconds:.1f} ms"
+
+
+class RecloneNeeded(LeaseError):
+    """The database must be replaced by a fresh clone: putting it back is not certain, or not worth it.
+
+    Attributes:
+        reason: why, in one sentence.
+        remedy: what would avoid it next time; empty where nothing would.
+        lasting: True where every later reset will say the same (a missing right, an old server): say it once.
+    """
+
+    def __init__(self, reason: str, *, remedy: str = "", lasting: bool = False) -> None:
+        super().__init__(f"{reason}. {remedy}" if remedy else reason)
+        self.reason = reason
+        self.remedy = remedy
+        self.lasting = lasting

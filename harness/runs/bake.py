@@ -1,7 +1,7 @@
 """Bake: a migrated cluster, kept by the fingerprints of all that decides what it holds.
 
-A base is built in a server of its own, which is stopped cleanly and kept by its backend: a data directory
-or an image. It is marked last, so what was cut off never passes for finished.
+A snapshot is made of a server of its own, which is migrated, stopped cleanly and kept by its backend: a data
+directory or an image. It is marked last, so what was cut off never passes for finished.
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.config import project
-from harness.config.project import file_lock
+from harness.config.project import Project, file_lock, make_folder
 from harness.config.settings import Settings
-from harness.databases import recipes, template
-from harness.databases.spec import FORMAT as RECIPE_FORMAT
-from harness.databases.spec import Owner, Recipe, fingerprint_on
+from harness.databases import role, template
+from harness.databases.spec import FORMAT as SPEC_FORMAT
+from harness.databases.spec import Owner, TemplateSpec
+from harness.databases.sweep import Leftover, Retention
 from harness.errors import BackendUnavailable, HarnessError, MigrationError, ServerLost
 from harness.migrations.port import Progress, unseen
-from harness.postgres import names, roles
+from harness.postgres import names
 from harness.postgres.session import Session, ident
 from harness.servers import acquire, registry
 from harness.servers.handle import Server
-from harness.servers.port import Backend, Bakery, Base
+from harness.servers.port import Backend
+from harness.servers.port import Snapshot as Base
+from harness.servers.port import SnapshotStore as Bakery
 
 logger = logging.getLogger("pg_harness.runs")
 
@@ -48,62 +50,43 @@ _LEAN = {
 
 @dataclass(frozen=True)
 class Baked:
-    """A base that fits the checkout's migrations as they are now.
+    """A snapshot that fits the checkout's migrations as they are now.
 
     Attributes:
-        fingerprints: database name → fingerprint of its migrations.
         built: whether this call baked it.
         seconds: what finding or baking it took.
     """
 
-    base: Base
-    fingerprints: Mapping[str, str]
+    snapshot: Base
     built: bool = False
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How many bases may stay.
+class Baker:
+    """Looks for the snapshot of one checkout's migrations, and bakes it.
 
     Attributes:
-        count: at most.
-        age: seconds since one was last used.
-        size: bytes of all together.
-    """
-
-    count: int = 12
-    age: float = 14 * 24 * 3600
-    size: int = 4 * 1024**3
-
-
-class Oven:
-    """Looks for bases of one checkout, and bakes them.
+        store: of all snapshots of the backend.
 
     Args:
         backend: whose servers are started from them.
-        recipes: how each database is made, in the order of the settings.
 
     Raises:
         BackendUnavailable: its servers' data cannot be kept.
     """
 
-    def __init__(
-        self, settings: Settings, environ: Mapping[str, str], backend: Backend, recipes: Sequence[Recipe]
-    ) -> None:
-        self._settings = settings
-        self._environ = environ
+    def __init__(self, project: Project, backend: Backend) -> None:
+        self._project = project
+        self._settings = settings = project.settings
         self._backend = backend
-        self._recipes = [replace(recipe, keep_failed=False) for recipe in recipes]
-        self.bakery = _bakery(backend)
+        self._specs = [
+            replace(TemplateSpec.of(project, database, role=settings.role), keep_failed=False)
+            for database in settings.databases
+        ]
+        self.store = _store(backend)
 
-    def ensure(
-        self,
-        *,
-        rebuild: bool = False,
-        progress: Progress = unseen,
-    ) -> Baked:
-        """Find the base of these migrations, or bake it, once however many ask at the same time.
+    def ensure(self, *, rebuild: bool = False, progress: Progress = unseen) -> Baked:
+        """Find the snapshot of these migrations, or bake it, once however many ask at the same time.
 
         Raises:
             MigrationError: a source failed, or cannot be read.
@@ -113,10 +96,10 @@ class Oven:
         began = time.monotonic()
         key, fingerprints = self.key()
         if not rebuild and (found := self._look(key)):
-            return Baked(found, fingerprints, False, time.monotonic() - began)
-        cache = project.cache_dir(self._environ)
+            return Baked(found, seconds=time.monotonic() - began)
+        cache = self._project.cache
         # Before the lock makes it, closed to others: the server's own user copies its data there.
-        project.make_folder(cache, 0o755)
+        make_folder(cache, 0o755)
         with file_lock(
             # Of bounded number: lock files stay for ever, because removing one is a race.
             cache / f"bake-{key[:2]}.lock",
@@ -124,51 +107,49 @@ class Oven:
             waiting_for="baking the migrated server",
         ):
             if not rebuild and (found := self._look(key)):
-                return Baked(found, fingerprints, False, time.monotonic() - began)
-            base = self._bake(key, fingerprints, progress)
-        baked = Baked(base, fingerprints, True, time.monotonic() - began)
-        logger.info("baked in %.1f s, %d MB: later servers start migrated", baked.seconds, base.size // 2**20)
-        for doomed in evict(self.bakery, limits_of(self._settings), keep=key):
-            logger.info("bake: removed %s (%s)", doomed.base.key[:8], doomed.reason)
+                return Baked(found, seconds=time.monotonic() - began)
+            made = self._bake(key, fingerprints, progress)
+        baked = Baked(made, True, time.monotonic() - began)
+        logger.info("baked in %.1f s, %d MB: later servers start migrated", baked.seconds, made.size // 2**20)
+        for old in evict(self.store, retention(self._settings), keep=key):
+            logger.info("bake: removed %s (%s)", old.item.key[:8], old.reason)
         return baked
 
     def look(self) -> Base | None:
-        """The base of these migrations, where there is one; bakes nothing."""
-        key, _ = self.key()
-        return self._look(key)
+        """The snapshot of these migrations, where there is one; bakes nothing."""
+        return self._look(self.key()[0])
 
     def key(self) -> tuple[str, dict[str, str]]:
-        """24 hex digits of all that decides what the base holds, and the fingerprint of each database.
+        """24 hex digits of all that decides what the snapshot holds, and the fingerprint of each database.
 
         Raises:
             MigrationError: a source cannot be read. BackendUnavailable: no server could be started.
         """
-        origin = self.bakery.origin()
-        fingerprints = {r.database: fingerprint_on(origin.major, r) for r in self._recipes}
-        parts = json.dumps([FORMAT, RECIPE_FORMAT, origin.text, fingerprints], sort_keys=True)
+        origin = self.store.origin()
+        fingerprints = {spec.database: spec.fingerprint(origin.major) for spec in self._specs}
+        parts = json.dumps([FORMAT, SPEC_FORMAT, origin.text, fingerprints], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:24], fingerprints
 
     def _look(self, key: str) -> Base | None:
-        found = self.bakery.find(key)
+        found = self.store.find(key)
         if found is not None:
-            self.bakery.touch(found)
+            self.store.touch(found)
         return found
 
     def _bake(self, key: str, fingerprints: Mapping[str, str], progress: Progress) -> Base:
-        self.bakery.leftovers()
-        settings = replace(
-            self._settings,
+        self.store.leftovers()
+        lean = self._project.having(
             postgres={**self._settings.postgres, **_LEAN},
-            storage="disk" if self.bakery.from_disk else self._settings.storage,
+            storage="disk" if self.store.from_disk else self._settings.storage,
         )
         logger.info("bake: no migrated server is kept for these migrations: making one")
-        kitchen = acquire.private(settings, self._environ, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL)
+        server = acquire.private(lean, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL)
         try:
-            self._fill(kitchen.session, kitchen.info.binaries, progress)
-            kitchen.close()
-            return self.bakery.keep(kitchen.info, key, self._facts(fingerprints))
+            self._fill(server.session, server.info.binaries, progress)
+            server.close()
+            return self.store.keep(server.info, key, self._facts(fingerprints))
         except (MigrationError, ServerLost) as error:
-            if said := _no_room(error, kitchen):
+            if said := _no_room(error, server):
                 error.add_note(said)
             error.add_note(
                 "It was migrated in a server of its own, which is gone. To look at the half-migrated "
@@ -177,24 +158,20 @@ class Oven:
             raise
         finally:
             # Kept or failed, Ctrl-C too: it has no other use.
-            kitchen.stop()
+            server.stop()
 
     def _fill(self, session: Session, binaries: str | None, progress: Progress) -> None:
         settings = self._settings
-        # The password is forgotten below: who starts from the base sets another one.
-        owner = Owner(settings.role, secrets.token_hex(16))
-        roles.ensure(
-            session,
-            owner.name,
-            password=owner.password,
-            attributes=settings.role_attributes,
-            superuser=settings.superuser,
+        # The password is forgotten below: who starts from the snapshot sets another one.
+        owner = Owner(
+            settings.role, secrets.token_hex(16), tuple(settings.role_attributes), settings.superuser
         )
-        for recipe in self._recipes:
+        role.make(session, owner)
+        for spec in self._specs:
             template.ensure(
                 session,
                 names.BAKED,
-                replace(recipe, binaries=Path(binaries) if binaries else recipe.binaries),
+                replace(spec, binaries=Path(binaries) if binaries else spec.binaries),
                 owner,
                 progress=progress,
             )
@@ -204,14 +181,14 @@ class Oven:
         return {
             "root": str(self._settings.root),
             "databases": ", ".join(f"{name} {value[:8]}" for name, value in fingerprints.items()),
-            "sources": ", ".join(source.text for recipe in self._recipes for source in recipe.sources),
+            "sources": ", ".join(source.text for spec in self._specs for source in spec.sources),
         }
 
 
-def _bakery(backend: Backend) -> Bakery:
-    bakery = backend.snapshots()
-    if bakery is not None:
-        return bakery
+def _store(backend: Backend) -> Bakery:
+    store = backend.snapshots()
+    if store is not None:
+        return store
     others = " or ".join(f'"{word}"' for word in registry.starting() if word != backend.name)
     raise BackendUnavailable(
         f"the {backend.name} backend cannot start servers of our own, one for each worker",
@@ -222,70 +199,52 @@ def _bakery(backend: Backend) -> Bakery:
     )
 
 
-def _no_room(error: HarnessError, kitchen: Server) -> str:
+def _no_room(error: HarnessError, server: Server) -> str:
     """What the server's log says of a full disk: one that cannot write its WAL ends, and the client is not told why."""
     if isinstance(error, MigrationError):
         return ""
     try:
-        said = [line for line in kitchen.logs() if "No space left on device" in line]
+        said = [line for line in server.logs() if "No space left on device" in line]
     except HarnessError:
         return ""
     return f"The server's log says: {said[-1]}" if said else ""
 
 
-@dataclass(frozen=True)
-class Doomed:
-    """A base that may go, and why, for people."""
+def retention(settings: Settings) -> Retention:
+    """How many snapshots may stay."""
+    return Retention(
+        settings.keep_baked, settings.template_age, settings.baked_size, ("keep_baked", "baked_size")
+    )
 
-    base: Base
-    reason: str
 
-
-def plan(bases: Sequence[Base], limits: Limits, now: float, keep: str = "") -> list[Doomed]:
-    """Decide which bases go. Touches nothing.
+def plan(snapshots: Iterable[Base], allowed: Retention, now: float, keep: str = "") -> list[Leftover[Base]]:
+    """Decide which go. Touches nothing.
 
     Args:
         now: seconds since 1970.
         keep: a key that stays in any case.
     """
-    doomed: list[Doomed] = []
-    size = 0
-    newest_first = sorted(bases, key=lambda b: (b.key == keep, b.used), reverse=True)
-    for place, base in enumerate(newest_first):
-        if base.key == keep:
-            size += base.size
-        elif now - base.used > limits.age:
-            doomed.append(Doomed(base, f"not used for {(now - base.used) / 86400:.0f} days"))
-        elif place >= limits.count:
-            doomed.append(Doomed(base, f"more than keep_baked = {limits.count}"))
-        elif size + base.size > limits.size:
-            doomed.append(Doomed(base, f"more than baked_size = {limits.size // 2**20} MB"))
-        else:
-            size += base.size
-    return doomed
+    return allowed.beyond(
+        snapshots,
+        now,
+        used=lambda snapshot: snapshot.used,
+        size=lambda snapshot: snapshot.size,
+        stays=lambda snapshot: snapshot.key == keep,
+    )
 
 
-def evict(bakery: Bakery, limits: Limits, *, keep: str = "", dry_run: bool = False) -> list[Doomed]:
-    """Remove what is beyond the limits; return what went (or would go)."""
-    doomed = plan(bakery.list(), limits, time.time(), keep)
-    return doomed if dry_run else [item for item in doomed if bakery.remove(item.base)]
+def evict(
+    store: Bakery, allowed: Retention, *, keep: str = "", dry_run: bool = False
+) -> list[Leftover[Base]]:
+    """Remove what is beyond that; return what went (or would go)."""
+    left = plan(store.list(), allowed, time.time(), keep)
+    return left if dry_run else [old for old in left if store.remove(old.item)]
 
 
-def limits_of(settings: Settings) -> Limits:
-    """What the settings allow."""
-    return Limits(settings.keep_baked, settings.template_age, settings.baked_size)
-
-
-def oven_of(settings: Settings, environ: Mapping[str, str], backend: Backend) -> Oven:
-    """What bakes for these settings."""
-    made = [recipes.make(settings, environ, database, role=settings.role) for database in settings.databases]
-    return Oven(settings, environ, backend, made)
-
-
-def baked_base(settings: Settings, environ: Mapping[str, str], backend: Backend) -> str | None:
+def baked_base(project: Project, backend: Backend) -> str | None:
     """What a new server can start from, migrated already; a hint only: without it, it is migrated."""
     try:
-        found = oven_of(settings, environ, backend).look()
+        found = Baker(project, backend).look()
     except HarnessError:
         # Whatever is wrong is said where it matters: at the start, or by the migrations.
         return None

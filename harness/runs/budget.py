@@ -96,7 +96,7 @@ def of(session: Session, *, run: str, workers: int, per_worker: int, databases_e
             theirs = (
                 found.connection_limit - RESERVED_CONNECTIONS if found.connection_limit > 0 else per_worker
             )
-            others += found.sessions if found.persons else theirs + PER_WORKER_RESERVE
+            others += found.sessions if found.sandbox else theirs + PER_WORKER_RESERVE
     return Budget(maximum, reserved, others, workers, per_worker * databases_each)
 
 

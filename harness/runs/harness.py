@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count as counting
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from harness.config import environment as env
-from harness.config import project
-from harness.config.settings import DatabaseSettings, Settings, SourceSpec
-from harness.databases import freshness
-from harness.databases.clones import Claim, Clones
-from harness.databases.lease import Lease, LeasedDatabase
-from harness.databases.spec import Owner, Recipe
+from harness.config.project import Project
+from harness.config.settings import Settings
+from harness.databases.clones import Clones, run_all
+from harness.databases.lease import Lease
+from harness.databases.spec import Owner
+from harness.databases.sweep import Leftover
 from harness.databases.template import Template
-from harness.errors import ConfigError, HarnessError
+from harness.errors import HarnessError, LeaseError
 from harness.migrations.port import Progress, unseen
-from harness.postgres import databases, names
 from harness.postgres.admin import Link
-from harness.runs.placement import How, Placement, PlacementKind, SharedServer, run_all
+from harness.postgres.databases import Database
+from harness.runs.placement import Placement, SharedServer, had
 from harness.runs.session import ServerSession
+from harness.servers.handle import join
 
 if TYPE_CHECKING:
-    from harness.databases.sweep import Doomed
     from harness.runs.bake import Baked
+    from harness.runs.opening import Purpose, RunOptions
     from harness.runs.per_worker import ServerPerWorker
     from harness.runs.runfile import RunFile
     from harness.servers.handle import Server
-    from harness.servers.port import Backend, ServerInfo
-
-BeforeHandingOver = Callable[[Template, str, str], None]
+    from harness.servers.port import Backend
 
 
 class Harness:
@@ -48,14 +46,14 @@ class Harness:
         workers: how many there will be, where that is known.
     """
 
-    def __init__(
-        self, placement: Placement, environ: Mapping[str, str], *, run: str, workers: int = 1
-    ) -> None:
+    own_servers = False
+    """Whether each worker gets a server, whatever ``isolation`` says."""
+
+    def __init__(self, placement: Placement, *, run: str, workers: int = 1) -> None:
         self.run = run
-        self.project = project.project_id(placement.settings.root)
+        self.project = placement.project.id
         self.workers = workers
         self._placement = placement
-        self._environ = dict(environ)
         self._lock = threading.RLock()
         self._reserved: set[str] = set()
         self._closed = False
@@ -68,7 +66,7 @@ class Harness:
         *,
         root: str | os.PathLike[str] | None = None,
         environ: Mapping[str, str] | None = None,
-        purpose: str = "run",
+        purpose: Purpose = "run",
         run: str | None = None,
         rebuild: bool = False,
         workers: int = 1,
@@ -80,25 +78,21 @@ class Harness:
         Args:
             root: where to look for the project; default: the working directory.
             environ: default: ``os.environ``.
-            purpose, run, rebuild, workers, progress: see :class:`harness.runs.placement.How`.
+            purpose, run, rebuild, workers, progress: see :class:`harness.runs.opening.RunOptions`.
             overrides: settings, as in the file, for instance ``migrations=["sql:db/migrations"]``.
 
         Raises:
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
         """
-        from harness.config.load import load
-        from harness.migrations import registry as sources
-        from harness.servers import registry as backends
+        # What only the process needs that opens the run: each worker joins it.
+        from harness.runs import opening
 
         environment = os.environ if environ is None else environ
-        start = Path(root) if root is not None else Path.cwd()
-        settings = load(environment, start=start, overrides={**overrides, **cls._stated()})
-        sources.check_settings(settings)
-        backends.check_settings(settings)
-        freshness.check_settings(settings)
-        return cls.open_with(
-            settings,
-            environment,
+        if cls.own_servers:
+            overrides["isolation"] = "server"
+        settings = opening.settings_of(root, environment, overrides)
+        return cls._open(
+            Project.of(settings, environment),
             purpose=purpose,
             run=run,
             rebuild=rebuild,
@@ -107,104 +101,60 @@ class Harness:
         )
 
     @classmethod
-    def _stated(cls) -> Mapping[str, Any]:
-        """Settings that this kind of run implies."""
-        return {}
-
-    @classmethod
-    def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
+    def open_with(cls, settings: Settings, environ: Mapping[str, str], **options: Unpack[RunOptions]) -> Self:
         """As :meth:`open`, with settings that were read already."""
-        if chosen(settings, how.get("purpose", "run")) is not SharedServer:
-            raise ConfigError(
-                'isolation = "server" gives each worker a server: open it with harness.Fleet.open(), which has '
-                "the same methods",
-                key="isolation",
-                origin=settings.origin("isolation"),
-                value=settings.isolation,
-            )
-        run = _digits(how)
-        placement = SharedServer.open(settings, environ, run, **how)
-        return cls(placement, environ, run=run, workers=how.get("workers", 1))
+        return cls._open(Project.of(settings, environ), **options)
 
     @classmethod
-    def on(
-        cls,
-        settings: Settings,
-        server: Server,
-        *,
-        run: str,
-        environ: Mapping[str, str],
-        progress: Progress = unseen,
-    ) -> Self:
-        """A run on a server that was found already. Nothing is prepared there, and no sign of life is shown.
+    def _open(cls, project: Project, **options: Unpack[RunOptions]) -> Self:
+        from harness.runs import opening  # as in `open`
 
-        Args:
-            run: sixteen hex digits; with :data:`harness.postgres.names.PERSON`, closing it releases nothing.
-        """
-        session = ServerSession(settings, server, environ, run=run, progress=progress)
-        return cls(SharedServer(session), environ, run=run)
+        run, placement = opening.placed(project, options, own_servers=cls.own_servers)
+        return cls(placement, run=run, workers=options.get("workers", 1))
 
     @classmethod
-    def attach(
-        cls,
-        settings: Settings,
-        environ: Mapping[str, str],
-        *,
-        run: str,
-        info: ServerInfo,
-        owner: Owner,
-        templates: Mapping[str, Template],
-        workers: int = 1,
-    ) -> Self:
-        """Join a run that another process has opened: one log-in, nothing is looked for or computed.
+    def join(cls, run: RunFile, project: Project, *, worker: str) -> Self:
+        """Join the run of a controller as one of its workers, on the server that they share or on an own one.
 
-        What a guest leases belongs to the run: :meth:`close` leaves it to the host's :meth:`release_run`.
+        What is leased on a shared server belongs to the run: :meth:`close` leaves it to the controller's
+        :meth:`release_run`. One log-in; nothing is looked for or computed.
 
         Args:
-            run, info, owner, templates: as the host has them (``harness.runs.runfile``).
-            workers: how many workers the run has.
+            project: with the run's settings.
 
         Raises:
             ServerLost: the server is gone, or another one answers at its address.
+            ServerStartError, BackendError: as :meth:`lease`.
         """
-        placement = SharedServer.join(
-            settings, environ, run=run, info=info, owner=owner, templates=templates, workers=workers
-        )
-        return cls(placement, environ, run=run, workers=workers)
-
-    @classmethod
-    def join(cls, run: RunFile, environ: Mapping[str, str], *, worker: str) -> Self:
-        """Join the run of a controller as one of its workers, on the server that they share or on an own one.
-
-        Raises:
-            ServerLost: as :meth:`attach`. ServerStartError, BackendError: as :meth:`lease`.
-        """
+        placement: Placement
         if run.server is not None and run.owner is not None:
-            return cls.attach(
-                run.settings,
-                environ,
+            session = ServerSession(
+                project,
+                join(project, run.server),
                 run=run.run,
-                info=run.server,
+                workers=run.workers,
                 owner=run.owner,
                 templates=run.templates,
-                workers=run.workers,
             )
-        from harness.runs.per_worker import ServerPerWorker
+            placement = SharedServer(session, guest=True)
+        else:
+            # Workers that share a server start none.
+            from harness.runs.per_worker import ServerPerWorker
 
-        placement = ServerPerWorker.open(run.settings, environ, run.run, worker=worker)
-        return cls(placement, environ, run=run.run, workers=run.workers)
+            placement = ServerPerWorker(project, run=run.run, worker=worker)
+        return cls(placement, run=run.run, workers=run.workers)
 
     # --- what there is -----------------------------------------------------------------------------
 
     @property
     def settings(self) -> Settings:
         """What it was opened with, and what was found out since."""
-        return self._placement.settings
+        return self._placement.project.settings
 
     @property
     def environ(self) -> Mapping[str, str]:
         """The environment that it was opened with, for programs that are started on its behalf."""
-        return self._environ
+        return self._placement.project.environ
 
     @property
     def shared(self) -> ServerSession | None:
@@ -218,7 +168,13 @@ class Harness:
         Raises:
             LeaseError: each worker has a server of its own, and this process has none, or several.
         """
-        return self._placement.one()
+        members = list(self._placement.members.values())
+        if len(members) != 1:
+            raise LeaseError(
+                f"each worker has a server of its own, and this process has {len(members)} of them: lease one first, "
+                "or ask one of `members`"
+            )
+        return members[0]
 
     @property
     def server(self) -> Server:
@@ -235,10 +191,6 @@ class Harness:
         """The role that the application logs in as: made or put right here, when it is first needed."""
         return self.session.owner
 
-    def expected_owner(self) -> tuple[Owner, bool]:
-        """The role that the application logs in as, without touching it; and whether we may make it."""
-        return self.session.expected_owner()
-
     @property
     def clones(self) -> Clones:
         """What makes, claims and retires clones on this server."""
@@ -247,7 +199,9 @@ class Harness:
     @property
     def templates(self) -> Mapping[str, Template]:
         """Database name → template, ready to be cloned; empty before there is a server."""
-        return self._placement.templates
+        for session in list(self._placement.members.values()):
+            return session.templates
+        return {}
 
     @property
     def description(self) -> str:
@@ -256,27 +210,8 @@ class Harness:
 
     def made(self, database: str) -> str:
         """What the migrations of a database came from, for people: ``"template found"``, ``"base built in 3.1 s"``."""
-        return self._placement.made(database)
-
-    def recipe(self, database: DatabaseSettings) -> Recipe:
-        """How one of the databases is made."""
-        return self.session.recipe(database)
-
-    def sources(self, database: DatabaseSettings) -> tuple[SourceSpec, ...]:
-        """The configured sources, or those that were found in the project where none is configured."""
-        return self.session.sources(database)
-
-    def fingerprints(self) -> dict[str, str]:
-        """Database name → fingerprint of its migrations as they are now. Builds and changes nothing.
-
-        Raises:
-            MigrationError: a source cannot be read.
-        """
-        return self._placement.fingerprints()
-
-    def prepare(self, *, rebuild: bool = False) -> None:
-        """Show the sign of life, clean up after dead runs, and have every database's template ready."""
-        self.session.prepare(rebuild=rebuild)
+        found = self.templates.get(database)
+        return had("template", found.built, found.seconds) if found else self._placement.unmade
 
     # --- leases ------------------------------------------------------------------------------------
 
@@ -293,7 +228,7 @@ class Harness:
             ServerStartError, BackendError: the worker's own server cannot be started, or memory does not suffice.
         """
         with self._named(worker) as name:
-            return self._lease(self._placement.session(name), name, watch)
+            return self._placement.session(name).lease(name, watch=watch)
 
     def leases(self, count: int, *, first: int = 1, watch: bool | None = False) -> list[Lease]:
         """Leases for workers ``first`` … ``first + count - 1``; clones and servers are made side by side.
@@ -310,7 +245,7 @@ class Harness:
         def on(session: ServerSession) -> None:
             for worker, its in places:
                 if its is session:
-                    found[worker] = self._lease(session, worker, watch)
+                    found[worker] = session.lease(worker, watch=watch)
 
         try:
             run_all([partial(on, session) for session in dict.fromkeys(its for _, its in places)])
@@ -320,32 +255,6 @@ class Harness:
             raise
         return [found[worker] for worker in workers]
 
-    def existing(self, worker: str) -> Lease | None:
-        """The lease that this run's worker holds already (``up`` again); None where there is none."""
-        session = self._placement.session(worker)
-        lease = self._lease_of(session, worker)
-        if lease.exists():
-            return lease
-        session.leases.remove(lease)
-        return None
-
-    def complete(self, worker: str, *, before: BeforeHandingOver | None = None) -> Lease:
-        """The lease of a worker whose databases are there in part, or not at all: only the missing ones are made.
-
-        Args:
-            before: called for each of those, with its template, its name, and what it is called until it has that.
-        """
-        session = self._placement.session(worker)
-        with session.lock:
-            for index, database in enumerate(self.settings.databases):
-                claim = self._claim(worker, index)
-                name = names.lease(self.project, claim.run, worker, index)
-                if databases.find(session.link.session, name) is None:
-                    made = session.templates[database.name]
-                    told = partial(before, made, name) if before is not None else None
-                    session.clones.claim(made, claim, before=told)
-            return self._lease_of(session, worker)
-
     @contextmanager
     def _named(self, worker: str | None) -> Iterator[str]:
         """The worker's name; the lowest free number stays taken until its lease is there."""
@@ -353,57 +262,15 @@ class Harness:
             yield worker
             return
         with self._lock:
-            taken = {lease.worker for session in self._sessions() for lease in session.leases}
-            number = _first_free({*taken, *self._placement.members, *self._reserved})
+            members = dict(self._placement.members)
+            taken = {lease.worker for session in members.values() for lease in session.leases}
+            taken |= {*members, *self._reserved}
+            number = next(str(number) for number in counting(1) if str(number) not in taken)
             self._reserved.add(number)
         try:
             yield number
         finally:
             self._reserved.discard(number)
-
-    def _sessions(self) -> list[ServerSession]:
-        shared = self._placement.shared
-        return [shared] if shared is not None else list(self._placement.members.values())
-
-    def _lease(self, session: ServerSession, worker: str, watch: bool | None) -> Lease:
-        with session.lock:
-            for index, database in enumerate(self.settings.databases):
-                session.clones.claim(session.templates[database.name], self._claim(worker, index))
-            lease = self._lease_of(session, worker)
-        if freshness.of(self.settings).watches if watch is None else watch:
-            lease.watch()
-        return lease
-
-    def _lease_of(self, session: ServerSession, worker: str) -> Lease:
-        leased = {}
-        for index, database in enumerate(self.settings.databases):
-            claim = self._claim(worker, index)
-            name = names.lease(self.project, claim.run, worker, index)
-            dsn = session.link.dsn.with_user(session.owner.name, session.owner.password).with_database(name)
-            leased[database.name] = LeasedDatabase(
-                database.name, dsn, session.templates[database.name], claim
-            )
-        lease = Lease(
-            session.clones,
-            leased,
-            run=self.run,
-            worker=worker,
-            epoch=session.epoch,
-            on_release=partial(self._forget, session),
-            filler=session.filling if self.run != names.PERSON else None,
-            reset_timeout=self.settings.reset_timeout,
-        )
-        session.leases.append(lease)
-        return lease
-
-    def _claim(self, worker: str, index: int) -> Claim:
-        return Claim(self.run, worker, index, str(self.settings.root))
-
-    def _forget(self, session: ServerSession, lease: Lease) -> None:
-        if lease in session.leases:
-            session.leases.remove(lease)
-        if not session.leases:
-            self._placement.unused(session)
 
     # --- what workers share ------------------------------------------------------------------------
 
@@ -414,10 +281,6 @@ class Harness:
             BackendError: it does not.
         """
         self._placement.check_room(count)
-
-    def limit_connections(self, each: int) -> None:
-        """Every worker of this run may open ``each`` connections to each of its databases, from here on."""
-        self.session.limit_connections(each)
 
     def fill_aside(self, count: int) -> None:
         """Have ``count`` spares of each template, made over a connection of its own: for another thread.
@@ -450,7 +313,7 @@ class Harness:
 
     # --- the end -----------------------------------------------------------------------------------
 
-    def sweep(self, *, dry_run: bool = False) -> list[Doomed]:
+    def sweep(self, *, dry_run: bool = False) -> list[Leftover[Database]]:
         """Remove what dead runs of this checkout have left."""
         return self._placement.sweep(dry_run=dry_run)
 
@@ -472,11 +335,6 @@ class Harness:
         if not already:
             self._placement.close()
 
-    def abandon(self) -> None:
-        """Let go of a server that is about to be ended: nothing in it needs to be released."""
-        self._closed = True
-        self._placement.abandon()
-
     def __enter__(self) -> Self:
         return self
 
@@ -489,7 +347,7 @@ class Harness:
                 raise
 
     def __repr__(self) -> str:
-        leases = sum(len(session.leases) for session in self._sessions())
+        leases = sum(len(session.leases) for session in self._placement.members.values())
         return (
             f"<{type(self).__name__} {self.project} run {self.run}: {self._placement!r}, "
             f"{len(self.templates)} templates, {leases} leases>"
@@ -497,42 +355,25 @@ class Harness:
 
 
 class Fleet(Harness):
-    """A :class:`Harness` whose workers have a server each, whatever ``isolation`` says.
+    """A :class:`Harness` whose workers have a server each, whatever ``isolation`` says."""
 
-    Attributes:
-        backend: what starts the servers.
-        baked: what the servers start from.
-    """
+    own_servers = True
+    _placement: ServerPerWorker
 
-    def __init__(
-        self, placement: ServerPerWorker, environ: Mapping[str, str], *, run: str, workers: int = 1
-    ) -> None:
-        super().__init__(placement, environ, run=run, workers=workers)
-        self.backend: Backend = placement.backend
-        self.baked: Baked = placement.baked
-        self._servers = placement
+    @property
+    def backend(self) -> Backend:
+        """What starts the servers."""
+        return self._placement.backend
 
-    @classmethod
-    def _stated(cls) -> Mapping[str, Any]:
-        return {"isolation": "server"}
-
-    @classmethod
-    def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
-        """Find or bake the base; no server is started before a worker asks for one.
-
-        Raises:
-            ConfigError, BackendUnavailable, ServerStartError, MigrationError, PoolTimeout.
-        """
-        from harness.runs.per_worker import ServerPerWorker
-
-        run = names.run_id(how.get("run"))
-        placement = ServerPerWorker.open(settings, environ, run, **how)
-        return cls(placement, environ, run=run, workers=how.get("workers", 1))
+    @property
+    def baked(self) -> Baked:
+        """What the servers start from."""
+        return self._placement.baked
 
     @property
     def members(self) -> Mapping[str, ServerSession]:
         """Worker → its server, of those that this process has started."""
-        return self._servers.members
+        return self._placement.members
 
     def leases(self, count: int, *, first: int = 1, watch: bool | None = None) -> list[Lease]:
         """As :meth:`Harness.leases`; watched where the strategy that ``fresh`` names does so."""
@@ -540,35 +381,4 @@ class Fleet(Harness):
 
     def end(self, worker: str) -> None:
         """End one worker's server."""
-        self._servers.give_up([worker])
-
-
-def open_run(settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Harness:
-    """What the settings' ``isolation`` asks for: databases in one server, or a server for each worker.
-
-    A person's (``purpose="up"``) databases always share one server.
-
-    Raises:
-        As :meth:`Harness.open`.
-    """
-    run = _digits(how)
-    placement = chosen(settings, how.get("purpose", "run")).open(settings, environ, run, **how)
-    return Harness(placement, environ, run=run, workers=how.get("workers", 1))
-
-
-def chosen(settings: Settings, purpose: str = "run") -> PlacementKind:
-    """Where the settings' ``isolation`` wants the workers' databases; a person's always share one server."""
-    if settings.isolation != "server" or purpose == "up":
-        return SharedServer
-    from harness.runs.per_worker import ServerPerWorker
-
-    return ServerPerWorker
-
-
-def _digits(how: How) -> str:
-    return names.PERSON if how.get("purpose") == "up" else names.run_id(how.get("run"))
-
-
-def _first_free(taken: Iterable[str]) -> str:
-    """The lowest number that names no worker yet."""
-    return next(str(number) for number in counting(1) if str(number) not in taken)
+        self._placement.give_up([worker])

@@ -1,6 +1,6 @@
 """A whole server for each worker of a run (``isolation = "server"``).
 
-Every server starts from one baked base in which the templates are there already, and is the run's own: it
+Every server starts from one baked snapshot in which the templates are there already, and is the run's own: it
 ends with its last lease, with the run, or by its dead-man's switch soon after the run was killed.
 """
 
@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
-from typing import Self, Unpack
 
-from harness.config import project
-from harness.config.settings import Settings
-from harness.databases.sweep import Doomed
-from harness.databases.template import Template
-from harness.errors import HarnessError, LeaseClosed, LeaseError
+from harness.config.project import Project
+from harness.databases.clones import run_all
+from harness.databases.sweep import Leftover
+from harness.errors import HarnessError, LeaseClosed
 from harness.migrations.port import Progress, unseen
 from harness.postgres import names
+from harness.postgres.databases import Database
 from harness.postgres.session import literal
-from harness.runs.bake import Baked, Oven, oven_of
-from harness.runs.placement import How, had, run_all
+from harness.runs.bake import Baker
+from harness.runs.placement import had
 from harness.runs.session import ServerSession
 from harness.servers import acquire, inventory, memory, registry
-from harness.servers.port import Backend
 
 logger = logging.getLogger("pg_harness.runs")
 
@@ -40,107 +37,73 @@ class ServerPerWorker:
     """The servers of one run, one for each worker.
 
     Attributes:
+        project: what the run was opened with.
+        members: worker → its server, of those that this process has started.
         backend: what starts them.
         baked: what they start from.
     """
 
+    shared = None
+
     def __init__(
         self,
-        settings: Settings,
-        environ: Mapping[str, str],
-        backend: Backend,
-        baked: Baked,
+        project: Project,
         *,
         run: str,
+        rebuild: bool = False,
         workers: int = 1,
         worker: str = "",
         progress: Progress = unseen,
     ) -> None:
-        """
+        """Find or bake the snapshot; no server is started before a worker asks for one.
+
         Args:
+            run: sixteen hex digits; another process may have opened it.
+            rebuild: bake anew.
             workers: how many of them will have servers that this process starts.
             worker: whose process this is: all that is leased here is on its server. Empty: of none.
-        """
-        self.backend = backend
-        self.baked = baked
-        self._settings = settings
-        self._environ = dict(environ)
-        self._run = run
-        self._project = project.project_id(settings.root)
-        self._workers = workers
-        self._worker = worker
-        self._progress = progress
-        self._members: dict[str, ServerSession] = {}
-        self._reckoned: memory.Room | None = None
-        self._lock = threading.RLock()
-        self._closed = False
-
-    @classmethod
-    def open(cls, settings: Settings, environ: Mapping[str, str], digits: str, **how: Unpack[How]) -> Self:
-        """Find or bake the base; no server is started before a worker asks for one.
-
-        Args:
-            digits: sixteen hex digits that name the run; another process may have opened it.
 
         Raises:
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, PoolTimeout.
         """
-        progress = how.get("progress", unseen)
-        backend = registry.choose(settings, environ)
-        oven = oven_of(settings, environ, backend)
-        baked = oven.ensure(rebuild=how.get("rebuild", False), progress=progress)
-        return cls(
-            settings,
-            environ,
-            backend,
-            baked,
-            run=digits,
-            workers=how.get("workers", 1),
-            worker=how.get("worker", ""),
-            progress=progress,
-        )
-
-    @property
-    def settings(self) -> Settings:
-        """What it was opened with."""
-        return self._settings
-
-    @property
-    def shared(self) -> ServerSession | None:
-        """None: no two workers share one."""
-        return None
-
-    @property
-    def members(self) -> Mapping[str, ServerSession]:
-        """Worker → its server, of those that this process has started."""
-        return self._members
-
-    @property
-    def templates(self) -> Mapping[str, Template]:
-        """Database name → template, as the first server has them; empty before there is one."""
-        for session in list(self._members.values()):
-            return session.templates
-        return {}
+        self.project = project
+        self.backend = registry.choose(project)
+        self.members: dict[str, ServerSession] = {}
+        self._baker = Baker(project, self.backend)
+        self.baked = self._baker.ensure(rebuild=rebuild, progress=progress)
+        self._run = run
+        self._workers = workers
+        self._worker = worker
+        self._progress = progress
+        self._reckoned: memory.Room | None = None
+        self._lock = threading.RLock()
+        self._starting: dict[str, threading.RLock] = {}
+        self._closed = False
 
     @property
     def description(self) -> str:
         """For people."""
         return f"{self.backend.name}, a server for each worker"
 
-    def made(self, database: str) -> str:
-        """How the template was had, where there is a server; else the base of them all."""
-        found = self.templates.get(database)
-        return had("base", self.baked) if found is None else had("template", found)
+    @property
+    def unmade(self) -> str:
+        """What they all start from."""
+        return had("base", self.baked.built, self.baked.seconds)
 
     # --- servers -----------------------------------------------------------------------------------
 
     def session(self, worker: str) -> ServerSession:
         """The worker's server, started where it has none."""
         worker = self._worker or worker
-        if (found := self._members.get(worker)) is not None:
-            return found
-        self.check_room(1)
-        return self._start(worker)
+        with self._start_of(worker):
+            if worker not in self.members:
+                self.check_room(1)
+            return self._start(worker)
+
+    def _start_of(self, worker: str) -> threading.RLock:
+        """Held while that worker's server is started: else two threads would start two, and one be nobody's."""
+        with self._lock:
+            return self._starting.setdefault(worker, threading.RLock())
 
     def sessions(self, workers: Sequence[str]) -> list[ServerSession]:
         """The servers of several workers, started side by side; this worker's, with a spare for each, where it is one."""
@@ -150,34 +113,42 @@ class ServerPerWorker:
             return [mine] * len(workers)
         self.check_room(len(workers))
         self._workers = max(len(workers), self._workers)
-        missing = [worker for worker in workers if worker not in self._members]
         try:
-            run_all([partial(self._start, worker) for worker in missing])
+            run_all([partial(self._start, worker) for worker in workers if worker not in self.members])
         except BaseException:
             self.give_up(workers)
             raise
-        return [self._members[worker] for worker in workers]
+        return [self.members[worker] for worker in workers]
 
     def _start(self, worker: str) -> ServerSession:
-        session = self._started(worker)
-        with self._lock:
-            if not self._closed:
-                self._members[worker] = session
-                return session
+        """Its server: the one that it has, or a new one."""
+        with self._start_of(worker):
+            if (found := self.members.get(worker)) is not None:
+                return found
+            session = self._started(worker)
+            with self._lock:
+                if not self._closed:
+                    self.members[worker] = session
+                    return session
         self._stop([session])
         raise LeaseClosed("the run was closed while a server was started")
 
     def _started(self, worker: str) -> ServerSession:
         found = acquire.private(
-            self._settings_of_one(),
-            self._environ,
+            self._project_of_one(),
             self.backend,
             purpose=purpose_of(self._run, worker),
-            ttl=min(TTL, self._settings.ttl),
-            base=self.baked.base.ref,
+            ttl=min(TTL, self.project.settings.ttl),
+            base=self.baked.snapshot.ref,
             memory=self._room().tmpfs(self._workers),
         )
-        session = ServerSession(self._settings, found, self._environ, run=self._run, progress=self._progress)
+        session = ServerSession(
+            self.project,
+            found,
+            run=self._run,
+            progress=self._progress,
+            unused=self._end_unused,
+        )
         try:
             session.prepare(clean_up=False)
         except BaseException:
@@ -185,33 +156,23 @@ class ServerPerWorker:
             raise
         if any(found.built for found in session.templates.values()):
             # Its name or label promised what it does not hold: right all the same, but slow every time.
-            logger.info("bake: the base %s did not hold its templates: removed", self.baked.base.key[:8])
-            self._oven().bakery.remove(self.baked.base)
+            logger.info("bake: the base %s did not hold its templates: removed", self.baked.snapshot.key[:8])
+            self._baker.store.remove(self.baked.snapshot)
         return session
 
-    def _settings_of_one(self) -> Settings:
-        settings = replace(self._settings, storage=self._room().storage(max(1, self._workers)))
+    def _project_of_one(self) -> Project:
+        settings, storage = self.project.settings, self._room().storage(max(1, self._workers))
         if settings.origin("max_connections") != "default":
-            return settings
+            return self.project.having(storage=storage)
         fewer = max(100, settings.connections_per_worker + _EXTRA_CONNECTIONS)
-        return replace(settings, max_connections=min(settings.max_connections, fewer))
-
-    def one(self) -> ServerSession:
-        """The server of the worker whose process this is, or the only one that there is."""
-        members = list(self._members.values())
-        if len(members) != 1:
-            raise LeaseError(
-                f"each worker has a server of its own, and this process has {len(members)} of them: lease one first, "
-                "or ask one of `members`"
-            )
-        return members[0]
+        return self.project.having(storage=storage, max_connections=min(settings.max_connections, fewer))
 
     # --- memory ------------------------------------------------------------------------------------
 
     def check_room(self, count: int) -> None:
         """Reckon memory for ``count`` servers more; tell it."""
         with self._lock:
-            more = max(count, self._workers - len(self._members))
+            more = max(count, self._workers - len(self.members))
             # Reckoned anew: what is free has changed since the last start.
             self._reckoned = None
         self._room().check(more)
@@ -220,23 +181,16 @@ class ServerPerWorker:
         # Once for all that start together: a daemon takes 8 ms to tell its memory.
         with self._lock:
             if self._reckoned is None:
-                self._reckoned = memory.Room.of(self._settings, self.backend, self.baked.base.size)
+                self._reckoned = memory.Room.of(self.project.settings, self.backend, self.baked.snapshot.size)
             return self._reckoned
-
-    def _oven(self) -> Oven:
-        return oven_of(self._settings, self._environ, self.backend)
 
     # --- what is left over -------------------------------------------------------------------------
 
-    def fingerprints(self) -> dict[str, str]:
-        """As they are for the version that is baked."""
-        return self._oven().key()[1]
-
-    def sweep(self, *, dry_run: bool) -> list[Doomed]:
+    def sweep(self, *, dry_run: bool) -> list[Leftover[Database]]:
         """Remove what starts that were cut off have left. Databases: none, they go with their servers."""
         if not dry_run:
-            self._oven().bakery.leftovers()
-            inventory.forget_gone(self._settings, self._environ)
+            self._baker.store.leftovers()
+            inventory.forget_gone(self.project)
         return []
 
     def crashed(self, workers: Sequence[str] | None) -> list[str]:
@@ -246,36 +200,32 @@ class ServerPerWorker:
         """
         wanted = {purpose_of(self._run, worker) for worker in workers or ()}
         doomed = (
-            [info for info in self.backend.list(self._project) if info.purpose in wanted] if wanted else []
+            [info for info in self.backend.list(self.project.id) if info.purpose in wanted] if wanted else []
         )
         for info in doomed:
-            inventory.stop(self._settings, self._environ, purpose=info.purpose)
+            inventory.stop(self.project, purpose=info.purpose)
         return [info.description for info in doomed]
 
     # --- the end -----------------------------------------------------------------------------------
 
-    def unused(self, session: ServerSession) -> None:
-        """It ends, unless a database in it is kept for people: then it stays until the run ends."""
+    def _end_unused(self, session: ServerSession) -> None:
+        """Its last lease has gone: it ends, unless a database in it is kept for people: then it stays until the run ends."""
         if not self._kept(session):
-            self.give_up([worker for worker, its in list(self._members.items()) if its is session])
+            self.give_up([worker for worker, its in list(self.members.items()) if its is session])
 
     def give_up(self, workers: Sequence[str]) -> None:
         """End the servers of these workers; those that have none are left out."""
         with self._lock:
-            sessions = [self._members.pop(worker) for worker in workers if worker in self._members]
+            sessions = [self.members.pop(worker) for worker in workers if worker in self.members]
         self._stop(sessions)
 
     def close(self) -> None:
         """End all servers that this process has started."""
         with self._lock:
             self._closed = True
-            sessions = list(self._members.values())
-            self._members.clear()
+            sessions = list(self.members.values())
+            self.members.clear()
         self._stop(sessions)
-
-    def abandon(self) -> None:
-        """As :meth:`close`: they are nobody else's."""
-        self.close()
 
     def _stop(self, sessions: Sequence[ServerSession]) -> None:
         def end(session: ServerSession) -> None:
@@ -283,7 +233,9 @@ class ServerPerWorker:
             session.abandon()
             if kept:
                 logger.info(
-                    "%s: kept, with its server, for %g s (setting ttl)", ", ".join(kept), self._settings.ttl
+                    "%s: kept, with its server, for %g s (setting ttl)",
+                    ", ".join(kept),
+                    self.project.settings.ttl,
                 )
             else:
                 session.server.stop()
@@ -296,7 +248,7 @@ class ServerPerWorker:
             found = session.kept()
             if found:
                 session.link.session.execute(
-                    f"alter database postgres set harness.ttl = {literal(f'{self._settings.ttl:g}')}"
+                    f"alter database postgres set harness.ttl = {literal(f'{self.project.settings.ttl:g}')}"
                 )
         except HarnessError:
             # It is gone, and so is all that was kept.
@@ -304,7 +256,7 @@ class ServerPerWorker:
         return found
 
     def __repr__(self) -> str:
-        return f"{len(self._members)} servers of {self.backend.name} from base {self.baked.base.key[:8]}"
+        return f"{len(self.members)} servers of {self.backend.name} from base {self.baked.snapshot.key[:8]}"
 
 
 def purpose_of(run: str, worker: str) -> str:

@@ -11,7 +11,7 @@ from harness.errors import ConfigError
 from harness.postgres import databases, names
 from harness.postgres.databases import Database
 from harness.postgres.names import Kind
-from harness.runs.harness import Harness
+from harness.runs.session import ServerSession
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Place:
         run: sixteen hex digits; empty for templates.
         worker: for instance ``"gw2"``; empty where it belongs to none.
         databases: name in the settings → database.
-        harness: of the server that it is on.
+        session: of the server that it is on.
     """
 
     kind: Kind
@@ -34,12 +34,12 @@ class Place:
     run: str
     worker: str
     databases: Mapping[str, Database]
-    harness: Harness = field(repr=False)
+    session: ServerSession = field(repr=False)
 
     @property
-    def persons(self) -> bool:
+    def sandbox(self) -> bool:
         """Whether it was made by ``up``."""
-        return self.kind is Kind.LEASE and self.run == names.PERSON
+        return self.kind is Kind.LEASE and self.run == names.SANDBOX
 
     def database(self, name: str) -> Database:
         """One of its databases.
@@ -61,10 +61,10 @@ class Place:
     def dsn(self, name: str = DEFAULT_DATABASE, *, admin: bool = False) -> Dsn:
         """The address of one of its databases, as the application's role or as the admin."""
         database = self.database(name)
-        dsn = self.harness.link.dsn.with_database(database.name)
+        dsn = self.session.link.dsn.with_database(database.name)
         if admin:
             return dsn
-        owner, _ = self.harness.expected_owner()
+        owner, _ = self.session.expected_owner()
         return dsn.with_user(owner.name, owner.password)
 
     def dsns(self) -> dict[str, Dsn]:
@@ -73,14 +73,14 @@ class Place:
         return {name: self.dsn(name) for name in order}
 
 
-def places_on(harness: Harness) -> list[Place]:
+def places_on(session: ServerSession) -> list[Place]:
     """All that a word can name on one server: a person's leases first, then runs', kept ones, templates."""
-    observed = databases.list_ours(harness.link.session, harness.project)
-    found = [*_leases(harness, observed), *_kept(harness, observed), *_templates(harness, observed)]
-    return sorted(found, key=lambda place: (not place.persons, place.kind is not Kind.LEASE))
+    observed = databases.list_ours(session.link.session, session.project.id)
+    found = [*_leases(session, observed), *_kept(session, observed), *_templates(session, observed)]
+    return sorted(found, key=lambda place: (not place.sandbox, place.kind is not Kind.LEASE))
 
 
-def _leases(harness: Harness, observed: Sequence[Database]) -> list[Place]:
+def _leases(session: ServerSession, observed: Sequence[Database]) -> list[Place]:
     groups: dict[tuple[str, str], dict[str, Database]] = {}
     for database in observed:
         parsed, label = database.parsed, database.label
@@ -92,15 +92,15 @@ def _leases(harness: Harness, observed: Sequence[Database]) -> list[Place]:
     result = []
     for (run, worker), members in groups.items():
         words: tuple[str, ...]
-        if run == names.PERSON:
+        if run == names.SANDBOX:
             words, what = (worker,), f"yours, worker {worker}"
         else:
             words, what = (worker, f"{run[:8]}:{worker}"), f"worker {worker} of the test run {run[:8]}"
-        result.append(Place(Kind.LEASE, (*words, *_full(members)), what, run, worker, members, harness))
+        result.append(Place(Kind.LEASE, (*words, *_full(members)), what, run, worker, members, session))
     return sorted(result, key=lambda place: (place.run, _number(place.worker)))
 
 
-def _kept(harness: Harness, observed: Sequence[Database]) -> list[Place]:
+def _kept(session: ServerSession, observed: Sequence[Database]) -> list[Place]:
     result = []
     for database in observed:
         parsed, label = database.parsed, database.label
@@ -110,11 +110,11 @@ def _kept(harness: Harness, observed: Sequence[Database]) -> list[Place]:
         members = {label.name_in_settings: database}
         what = f"kept: {why}, {label.created or ''}"
         words = (parsed.tail, database.name)
-        result.append(Place(Kind.KEPT, words, what, parsed.owner, label.worker or "", members, harness))
+        result.append(Place(Kind.KEPT, words, what, parsed.owner, label.worker or "", members, session))
     return result
 
 
-def _templates(harness: Harness, observed: Sequence[Database]) -> list[Place]:
+def _templates(session: ServerSession, observed: Sequence[Database]) -> list[Place]:
     finished = [d for d in observed if d.kind is Kind.TEMPLATE and d.label and d.is_template]
     finished.sort(key=lambda d: d.label.used or "", reverse=True)
     result: list[Place] = []
@@ -123,12 +123,12 @@ def _templates(harness: Harness, observed: Sequence[Database]) -> list[Place]:
         newest.setdefault(database.label.name_in_settings, database)
     if newest:
         what = "the newest template"
-        result.append(Place(Kind.TEMPLATE, ("template",), what, "", "", newest, harness))
+        result.append(Place(Kind.TEMPLATE, ("template",), what, "", "", newest, session))
     for database in finished:
         label = database.label
         name = label.name_in_settings
         what = f"a template: {', '.join(label.sources or ()) or 'empty'}, {label.created or ''}"
-        result.append(Place(Kind.TEMPLATE, (database.name,), what, "", "", {name: database}, harness))
+        result.append(Place(Kind.TEMPLATE, (database.name,), what, "", "", {name: database}, session))
     return result
 
 

@@ -1,36 +1,34 @@
-"""What one run of a checkout has on one server: the way in, the role, the templates, the clones, what is left over."""
+"""What a checkout has on one server: the way in, the role, the templates, the clones, the leases, what is left over."""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from harness.config import environment as env
-from harness.config import project
-from harness.config.settings import DatabaseSettings, Settings, SourceSpec
-from harness.databases import freshness, template
-from harness.databases.clones import Clones
+from harness.config.project import Project
+from harness.config.settings import DatabaseSettings, Settings
+from harness.databases import freshness, role, sweep, template
+from harness.databases.clones import Claim, Clones
+from harness.databases.lease import Lease, LeasedDatabase
 from harness.databases.resetting import ensure_baseline
-from harness.databases.spec import Owner, Recipe, fingerprint
+from harness.databases.spec import Owner, TemplateSpec
+from harness.databases.sweep import Leftover, Retention
 from harness.databases.template import Template
 from harness.errors import HarnessError, LeaseLost
 from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, names
 from harness.postgres.admin import Link
+from harness.postgres.databases import Database
 from harness.postgres.liveness import SignOfLife
 
 if TYPE_CHECKING:
-    from harness.databases.lease import Lease
     from harness.databases.pool import Filler
-    from harness.databases.sweep import Doomed
     from harness.servers.handle import Server
-
-# What only the process needs that opens the run is imported where it is used: each worker joins it.
 
 logger = logging.getLogger("pg_harness.runs")
 
@@ -41,69 +39,70 @@ def parallel() -> int:
 
 
 class ServerSession:
-    """The part of a run that one server has, seen from one process.
+    """One process's way into one server: to look at what is there, or as a part of a run.
 
     Attributes:
-        settings: with what was found out for this server, see :meth:`limit_connections`.
+        project: with what was found out for this server, see :meth:`limit_connections`.
         server: the server it works on.
-        run: sixteen hex digits that name the run, or :data:`harness.postgres.names.PERSON`.
-        project: ten hex digits of the checkout.
-        environ: the environment, for programs that are started on the run's behalf.
+        run: sixteen hex digits that name the run. :data:`harness.postgres.names.SANDBOX`: there is none behind it. It
+            shows no sign of life, and what is leased here stays there.
         link: the admin's way to the maintenance database of the server.
         templates: database name → template, ready to be cloned.
         leases: those of this process that are on this server.
+        filler: what works in the background; None as long as nothing did.
         lock: held while a lease is made here: a claim is several statements.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        project: Project,
         server: Server,
-        environ: Mapping[str, str],
         *,
-        run: str,
+        run: str = names.SANDBOX,
         workers: int = 1,
         progress: Progress = unseen,
         owner: Owner | None = None,
         templates: Mapping[str, Template] | None = None,
+        unused: Callable[[ServerSession], None] = lambda session: None,
     ) -> None:
         """
         Args:
             workers: how many there will be, as migrations are told.
             owner, templates: where another process has made them already.
+            unused: called when the last lease has gone.
         """
-        self.settings = settings
+        self.project = project
         self.server = server
         self.run = run
-        self.project = project.project_id(settings.root)
-        self.environ = dict(environ)
         self.link = Link(server.admin_dsn, server.info.server_id, session=server.session)
         self.templates = dict(templates or {})
         self.leases: list[Lease] = []
         self.lock = threading.RLock()
         self._workers = workers
         self._progress = progress
+        self._unused = unused
         self._life: SignOfLife | None = None
         self._owner = owner
         self._clones: Clones | None = None
-        self._filler: Filler | None = None
+        self.filler: Filler | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The project's."""
+        return self.project.settings
 
     @property
     def owner(self) -> Owner:
         """The role that the application logs in as: made or put right here, when it is first needed."""
         if self._owner is None:
-            from harness.databases import role
-
-            self._owner = role.ensure(self.link.session, self.server.info, self.settings, self.project)
+            self._owner = role.ensure(self.link.session, self.server.info, self.settings, self.project.id)
         return self._owner
 
     def expected_owner(self) -> tuple[Owner, bool]:
         """The role that the application logs in as, without touching it; and whether we may make it."""
         if self._owner is not None:
             return self._owner, False
-        from harness.databases import role
-
-        return role.expected(self.link.session, self.server.info, self.settings, self.project)
+        return role.expected(self.link.session, self.server.info, self.settings, self.project.id)
 
     @property
     def clones(self) -> Clones:
@@ -115,7 +114,7 @@ class ServerSession:
     def _clones_over(self, link: Link) -> Clones:
         return Clones(
             link,
-            self.project,
+            self.project.id,
             self.owner,
             connections=self.settings.connections_per_worker,
             remake=partial(self._remake, link),
@@ -124,34 +123,25 @@ class ServerSession:
     def _remake(self, link: Link, emptied: Template) -> Template:
         """A template of this run, made again: by whichever worker notices first."""
         settings = next(d for d in self.settings.databases if d.name == emptied.database)
-        recipe = self.recipe(settings)
-        if fingerprint(link.session, recipe) != emptied.fingerprint:
+        spec = self.spec(settings)
+        if spec.fingerprint(link.session) != emptied.fingerprint:
             raise LeaseLost(
                 f"a crash of the server has emptied the unlogged tables of the template {emptied.name}, and the "
                 "migrations are others now: run again"
             )
-        return self._template(link, recipe)
+        return self._template(link, spec)
 
     # --- templates ---------------------------------------------------------------------------------
 
-    def recipe(self, database: DatabaseSettings) -> Recipe:
+    def spec(self, database: DatabaseSettings) -> TemplateSpec:
         """How one of the databases is made."""
-        from harness.databases import recipes
-
-        return recipes.make(
-            self.settings,
-            self.environ,
+        return TemplateSpec.of(
+            self.project,
             database,
             role=self.expected_owner()[0].name,
             binaries=self.server.info.binaries,
             slot=env.Slot("1", self._workers, self.settings.connections_per_worker),
         )
-
-    def sources(self, database: DatabaseSettings) -> tuple[SourceSpec, ...]:
-        """The configured sources, or those that were found in the project where none is configured."""
-        from harness.databases import recipes
-
-        return recipes.sources(self.settings, database)
 
     def fingerprints(self) -> dict[str, str]:
         """Database name → fingerprint of its migrations as they are now. Builds and changes nothing.
@@ -160,7 +150,7 @@ class ServerSession:
             MigrationError: a source cannot be read.
         """
         return {
-            database.name: fingerprint(self.link.session, self.recipe(database))
+            database.name: self.spec(database).fingerprint(self.link.session)
             for database in self.settings.databases
         }
 
@@ -176,16 +166,16 @@ class ServerSession:
             self._clean_up()
         for database in self.settings.databases:
             made = self.templates[database.name] = self._template(
-                self.link, self.recipe(database), rebuild=rebuild
+                self.link, self.spec(database), rebuild=rebuild
             )
             if not made.built:
                 template.touch(self.link.session, made)
 
-    def _template(self, link: Link, recipe: Recipe, *, rebuild: bool = False) -> Template:
+    def _template(self, link: Link, spec: TemplateSpec, *, rebuild: bool = False) -> Template:
         return template.ensure(
             link.session,
-            self.project,
-            recipe,
+            self.project.id,
+            spec,
             self.owner,
             rebuild=rebuild,
             probe_strategy=not self.server.info.ours,
@@ -193,7 +183,7 @@ class ServerSession:
         )
 
     def _show_life(self) -> None:
-        if self.run == names.PERSON or self._life is not None:
+        if self.run == names.SANDBOX or self._life is not None:
             return
         held = [("run", self.run)]
         if self.server.info.server_id:
@@ -204,13 +194,76 @@ class ServerSession:
         """How many times the server's sessions were lost so far."""
         return self._life.epoch if self._life is not None else self.link.epoch
 
+    # --- leases ------------------------------------------------------------------------------------
+
+    def lease(self, worker: str, *, watch: bool | None = None) -> Lease:
+        """A fresh clone of every database for one worker.
+
+        Args:
+            watch: see :meth:`harness.runs.harness.Harness.lease`.
+        """
+        with self.lock:
+            for index, database in enumerate(self.settings.databases):
+                self.clones.claim(self.templates[database.name], self._claim(worker, index))
+            lease = self._leased(worker)
+        if freshness.of(self.settings).watches if watch is None else watch:
+            lease.watch()
+        return lease
+
+    def complete(self, worker: str, before: Callable[[Template, str, str], None]) -> None:
+        """Make the databases of a worker that are not there.
+
+        Args:
+            before: called for each of those, with its template, its name, and what it is called until it has that.
+        """
+        with self.lock:
+            for index, database in enumerate(self.settings.databases):
+                claim = self._claim(worker, index)
+                name = claim.name(self.project.id)
+                if databases.find(self.link.session, name) is None:
+                    made = self.templates[database.name]
+                    self.clones.claim(made, claim, before=partial(before, made, name))
+
+    def _leased(self, worker: str) -> Lease:
+        leased = {}
+        for index, database in enumerate(self.settings.databases):
+            claim = self._claim(worker, index)
+            dsn = self.link.dsn.with_user(self.owner.name, self.owner.password)
+            leased[database.name] = LeasedDatabase(
+                database.name,
+                dsn.with_database(claim.name(self.project.id)),
+                self.templates[database.name],
+                claim,
+            )
+        lease = Lease(
+            self.clones,
+            leased,
+            run=self.run,
+            worker=worker,
+            epoch=self.epoch,
+            on_release=self._released,
+            filler=self._filling if self.run != names.SANDBOX else None,
+            reset_timeout=self.settings.reset_timeout,
+        )
+        self.leases.append(lease)
+        return lease
+
+    def _claim(self, worker: str, index: int) -> Claim:
+        return Claim(self.run, worker, index, str(self.settings.root))
+
+    def _released(self, lease: Lease) -> None:
+        if lease in self.leases:
+            self.leases.remove(lease)
+        if not self.leases:
+            self._unused(self)
+
     # --- spares ------------------------------------------------------------------------------------
 
     def limit_connections(self, each: int) -> None:
         """Every worker of the run may open ``each`` connections to each of its databases, from here on."""
         if each == self.settings.connections_per_worker:
             return
-        self.settings = replace(self.settings, connections_per_worker=each)
+        self.project = self.project.having(connections_per_worker=each)
         leased = [dsn.database for lease in self.leases for dsn in lease.dsns.values()]
         self.clones.limit(each, leased)
 
@@ -236,46 +289,37 @@ class ServerSession:
 
     def keep_spares(self, count: int) -> None:
         """Keep that many spares ready in the background from now on, and drop what is retired there too."""
-        if self._filler is None:
-            self._filler = self._new_filler(list(self.templates.values()), count)
+        self._filling(list(self.templates.values()), count)
 
-    @property
-    def filler(self) -> Filler | None:
-        """What works in the background; None as long as nothing did."""
-        return self._filler
-
-    def filling(self) -> Filler:
+    def _filling(self, templates: Sequence[Template] = (), wanted: int = 1) -> Filler:
         """What works in the background, begun by the first replacement; a run that never replaces has none."""
         with self.lock:
-            if self._filler is None:
-                self._filler = self._new_filler([], 1)
-            return self._filler
+            if self.filler is None:
+                # Most runs reset, and never replace a database.
+                from harness.databases.pool import Filler
 
-    def _new_filler(self, templates: Sequence[Template], wanted: int) -> Filler:
-        from harness.databases.pool import Filler
-
-        return Filler(self._clones_over(self.link.another()), templates, wanted=wanted)
+                self.filler = Filler(self._clones_over(self.link.another()), templates, wanted=wanted)
+            return self.filler
 
     # --- what is left over -------------------------------------------------------------------------
 
     def _clean_up(self) -> None:
         try:
-            for item in self.sweep():
-                logger.info("dropped %s: %s", item.database.name, item.reason)
+            for left in self.sweep():
+                logger.info("dropped %s: %s", left.item.name, left.reason)
             for name in self._drop_created_by_tests():
                 logger.info("dropped %s: a test of an earlier run created it", name)
         except HarnessError as error:
             # What is left over is no reason not to run: the next run tries again.
             logger.info("what earlier runs left could not be dropped: %s", error)
 
-    def sweep(self, *, dry_run: bool = False) -> list[Doomed]:
+    def sweep(self, *, dry_run: bool = False) -> list[Leftover[Database]]:
         """Drop what dead runs of this checkout left on this server."""
-        from harness.databases import sweep
-
-        limits = sweep.Limits(
-            self.settings.keep_templates, self.settings.template_age, self.settings.keep_failed
+        settings = self.settings
+        templates = Retention(settings.keep_templates, settings.template_age, settings=("keep_templates", ""))
+        return sweep.sweep(
+            self.link.session, self.project.id, templates, settings.keep_failed, dry_run=dry_run
         )
-        return sweep.sweep(self.link.session, self.project, limits, dry_run=dry_run)
 
     def drop_leases(self, workers: Sequence[str] | None = None) -> list[str]:
         """Drop every database that this run has leased here, in whatever process; return their names.
@@ -293,13 +337,13 @@ class ServerSession:
             None
             if workers is None
             else {
-                names.lease(self.project, self.run, worker, index)
+                self._claim(worker, index).name(self.project.id)
                 for worker in workers
                 for index in range(len(self.settings.databases))
             }
         )
         dropped = []
-        for found in databases.list_ours(session, self.project):
+        for found in databases.list_ours(session, self.project.id):
             if found.kind is not names.Kind.LEASE or found.owner != self.run:
                 continue
             if wanted is None or found.name in wanted:
@@ -311,7 +355,7 @@ class ServerSession:
         """Names of the databases here that are kept for people."""
         return [
             database.name
-            for database in databases.list_ours(self.link.session, self.project)
+            for database in databases.list_ours(self.link.session, self.project.id)
             if database.kind is names.Kind.KEPT
         ]
 
@@ -324,17 +368,15 @@ class ServerSession:
     @property
     def _tests_own_databases(self) -> bool:
         """Whether databases of the application's role can only be the tests': nobody else is that role."""
-        if self.run == names.PERSON:
+        if self.run == names.SANDBOX:
             return False
         if self.server.info.ours:
             return True
         # Somebody else's server: only a role that is named after this checkout is nobody else's.
-        return self.owner.name == f"{names.PREFIX}_{self.project}"
+        return self.owner.name == f"{names.PREFIX}_{self.project.id}"
 
     def _others_alive(self) -> bool:
-        from harness.databases import sweep
-
-        everything = databases.list_ours(self.link.session, self.project)
+        everything = databases.list_ours(self.link.session, self.project.id)
         runs = {d.owner for d in everything if d.kind is names.Kind.LEASE}
         return bool(sweep.alive_runs(self.link.session, sorted(runs - {self.run})))
 
@@ -346,8 +388,8 @@ class ServerSession:
         Args:
             release: drop first what this process has leased, and what tests created.
         """
-        if self._filler is not None:
-            self._filler.close()
+        if self.filler is not None:
+            self.filler.close()
         try:
             if release:
                 for lease in list(self.leases):
@@ -359,8 +401,8 @@ class ServerSession:
 
     def abandon(self) -> None:
         """Let go of a server that is about to be ended: nothing in it needs to be released."""
-        if self._filler is not None:
-            self._filler.close(drop=False)
+        if self.filler is not None:
+            self.filler.close(drop=False)
         self._leave()
 
     def _leave(self) -> None:
@@ -371,8 +413,14 @@ class ServerSession:
         self.link.close()
         self.server.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close(release=False)
+
     def __repr__(self) -> str:
         return (
-            f"<ServerSession {self.project} run {self.run}: {len(self.templates)} templates, "
+            f"<ServerSession {self.project.id} run {self.run}: {len(self.templates)} templates, "
             f"{len(self.leases)} leases, {self.server.info.description}>"
         )

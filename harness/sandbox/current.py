@@ -6,12 +6,10 @@ Apart from :mod:`harness.sandbox.sandbox`, because a person waits for it: nothin
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
-from harness.config import project
-from harness.config.settings import DEFAULT_DATABASE, Settings
-from harness.databases import recipes
-from harness.databases.spec import fingerprint
+from harness.config.project import Project
+from harness.config.settings import DEFAULT_DATABASE
+from harness.databases.spec import TemplateSpec
 from harness.postgres import databases, names, roles
 from harness.servers import drift, inventory
 from harness.servers.records import Hint
@@ -19,34 +17,32 @@ from harness.servers.records import Hint
 logger = logging.getLogger("pg_harness.sandbox")
 
 
-def urls(settings: Settings, environ: Mapping[str, str], workers: int | None) -> list[str]:
+def urls(project: Project, workers: int | None) -> list[str]:
     """The URLs of a person's databases; empty where one is missing or outdated, which ``Sandbox`` looks after.
 
     Args:
         workers: how many; None: as many as there are.
     """
-    if settings.server_url is not None or not Hint.of(settings, environ, "up").path.exists():
+    settings = project.settings
+    if settings.server_url is not None or not Hint.of(project, "up").path.exists():
         return []
-    found = inventory.find(settings, environ, purpose="up")
+    found = inventory.find(project, purpose="up")
     if found is None:
         return []
     with found:
         if settings.backend not in ("auto", found.info.backend) or drift.changes(found.info, settings):
             return []
         wanted = {
-            database.name: fingerprint(
-                found.session,
-                recipes.make(settings, environ, database, role=settings.role, binaries=found.info.binaries),
-            )
+            database.name: TemplateSpec.of(project, database, role=settings.role).fingerprint(found.session)
             for database in settings.databases
         }
         mine: dict[str, dict[str, str]] = {}
-        for database in databases.list_ours(found.session, project.project_id(settings.root)):
+        for database in databases.list_ours(found.session, project.id):
             parsed, label = database.parsed, database.label
             if (
                 parsed is None
                 or parsed.kind is not names.Kind.LEASE
-                or not database.persons
+                or not database.sandbox
                 or parsed.claiming
             ):
                 continue

@@ -80,72 +80,43 @@ class MarkReset(DatabaseReset):
 class SandboxReset:
     """Brings one of a developer's databases back: what an earlier process has stored tells from where.
 
-    A context manager: it logs out at its end.
+    A context manager: it logs out at its end. Nobody else may replace the database meanwhile.
+
+    Args:
+        name: of the database, in the settings.
+        mark: where to go; None is the migrations' state.
+
+    Raises:
+        LeaseLost: the database, or its template, is gone.
     """
 
-    def __init__(
-        self,
-        clones: Clones,
-        store: WatermarkStore,
-        reset: DatabaseReset,
-        *,
-        database: str,
-        source: str,
-        stored_as: str,
-        reset_timeout: float,
-    ) -> None:
-        """
-        Args:
-            reset: what it goes back by.
-            database: its name. Nobody else may replace it meanwhile.
-            source: the template that it is a copy of, or the mark's copy of it.
-            stored_as: see :meth:`WatermarkStore.read`.
-            reset_timeout: seconds to wait for sessions that are in the way.
-
-        Raises:
-            LeaseLost: the database is gone.
-        """
-        self._clones, self._store, self._reset = clones, store, reset
-        self._database, self._source, self._stored_as = database, source, stored_as
-        self._timeout = reset_timeout
-        self._provenance = self._now()
-        found = databases.find(clones.link.session, database)
-        if found is None:
-            raise LeaseLost(f"database {database} is gone")
-        reset.resume(*store.read(stored_as, found.oid, self._provenance))
-
-    @classmethod
-    def of(cls, place: Place, name: str, mark: SavedMark | None, store: WatermarkStore) -> SandboxReset:
-        """Of one database of a worker.
-
-        Args:
-            name: of the database, in the settings.
-            mark: where to go; None is the migrations' state.
-
-        Raises:
-            LeaseLost: the database, or its template, is gone.
-        """
-        clones, timeout = place.harness.clones, place.harness.settings.reset_timeout
+    def __init__(self, place: Place, name: str, mark: SavedMark | None, store: WatermarkStore) -> None:
+        self._clones, self._store = place.session.clones, store
+        self._timeout = place.session.settings.reset_timeout
         database = place.databases[name]
-        reset: DatabaseReset
+        self._database = self._stored_as = database.name
         if mark is None:
             origin = template_of(place, name)
-            source, stored_as = origin.name, database.name
-            dsn = clones.link.dsn.with_database(database.name)
-            reset = DatabaseReset(clones, dsn, origin, claim_of(place, database), reset_timeout=timeout)
+            self._source = origin.name
+            dsn = self._clones.link.dsn.with_database(database.name)
+            claim = claim_of(place, database)
+            self._reset = DatabaseReset(self._clones, dsn, origin, claim, reset_timeout=self._timeout)
         else:
-            copy, strategy = mark.databases[name], strategy_of(place)
-            source = stored_as = copy.name
-            reset = MarkReset(clones, mark.name, copy, database, strategy=strategy, reset_timeout=timeout)
-        return cls(
-            clones,
-            store,
-            reset,
-            database=database.name,
-            source=source,
-            stored_as=stored_as,
-            reset_timeout=timeout,
-        )
+            copy = mark.databases[name]
+            self._source = self._stored_as = copy.name
+            self._reset = MarkReset(
+                self._clones,
+                mark.name,
+                copy,
+                database,
+                strategy=strategy_of(place),
+                reset_timeout=self._timeout,
+            )
+        self._provenance = self._now()
+        found = databases.find(self._clones.link.session, database.name)
+        if found is None:
+            raise LeaseLost(f"database {database.name} is gone")
+        self._reset.resume(*store.read(self._stored_as, found.oid, self._provenance))
 
     def reset(self) -> ResetReport:
         """Put back what changed, with the application's sessions kept; else a fresh clone.
@@ -226,16 +197,12 @@ def renew(place: Place) -> dict[str, ResetReport]:
     Raises:
         LeaseLost: a template is gone.
     """
-    harness = place.harness
-    session = harness.link.session
-    open_ = {
-        name: tuple(databases.sessions_of(session, database.name))
-        for name, database in place.databases.items()
-    }
+    admin = place.session.link.session
+    open_ = {name: tuple(databases.sessions_of(admin, found.name)) for name, found in place.databases.items()}
     for name, database in place.databases.items():
-        retired = harness.clones.replace(template_of(place, name), claim_of(place, database))
+        retired = place.session.clones.replace(template_of(place, name), claim_of(place, database))
         if retired:
-            databases.drop_retired(session, retired)
+            databases.drop_retired(admin, retired)
     return {name: ResetReport("clone", ended=ended) for name, ended in open_.items()}
 
 
@@ -245,33 +212,32 @@ def template_of(place: Place, name: str) -> Template:
     Raises:
         LeaseLost: it is gone, or a crash of the server has emptied it.
     """
-    harness = place.harness
+    found = _template(place, name)
+    if found is not None:
+        return found
     fingerprint = place.databases[name].label.fingerprint or ""
-    found = template.look(harness.link.session, harness.project, fingerprint, name)
-    if found is None and template.lost(harness.link.session, harness.project, fingerprint):
+    if template.lost(place.session.link.session, place.session.project.id, fingerprint):
         raise LeaseLost(
             f"the server crashed, which emptied the unlogged tables of the template that {place.what} was made from; "
             "`pg-harness up` makes it again"
         )
-    if found is None:
-        raise LeaseLost(
-            f"the template that {place.what} was made from is gone; `pg-harness up --fresh` makes it from today's "
-            "migrations"
-        )
-    return found
+    raise LeaseLost(
+        f"the template that {place.what} was made from is gone; `pg-harness up --fresh` makes it from today's "
+        "migrations"
+    )
 
 
 def strategy_of(place: Place) -> str | None:
     """How a worker's template is cloned; None where it is gone: the server's own choice."""
-    harness = place.harness
-    for name, database in place.databases.items():
-        fingerprint = database.label.fingerprint or ""
-        if found := template.look(harness.link.session, harness.project, fingerprint, name):
-            return found.strategy
-    return None
+    return next((found.strategy for name in place.databases if (found := _template(place, name))), None)
+
+
+def _template(place: Place, name: str) -> Template | None:
+    fingerprint = place.databases[name].label.fingerprint or ""
+    return template.look(place.session.link.session, place.session.project.id, fingerprint, name)
 
 
 def claim_of(place: Place, database: Database) -> Claim:
     """What one of a worker's databases was claimed with."""
     index = parsed.index if (parsed := database.parsed) else 0
-    return Claim(place.run, place.worker, index, str(place.harness.settings.root))
+    return Claim(place.run, place.worker, index, str(place.session.settings.root))

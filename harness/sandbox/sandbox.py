@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.errors import LeaseError
 from harness.migrations.port import Progress, unseen
-from harness.postgres import databases, locks, names
+from harness.postgres import databases, locks
 from harness.reset.report import ResetReport
-from harness.runs.harness import Harness
+from harness.runs.bake import baked_base
 from harness.runs.places import Place, places_on
+from harness.runs.session import ServerSession
 from harness.sandbox import marks, reset
 from harness.sandbox.marks import SavedMark
 from harness.sandbox.reset import SandboxReset
@@ -25,7 +25,6 @@ from harness.servers.handle import Server
 
 if TYPE_CHECKING:
     from harness.reset.changes import Changes
-    from harness.servers.port import Backend
 
 PATIENCE = 120
 """Seconds to wait for another command that changes these databases."""
@@ -64,19 +63,18 @@ class Sandbox:
     they are. What changes them waits for other processes that do so.
     """
 
-    def __init__(self, harness: Harness) -> None:
+    def __init__(self, session: ServerSession) -> None:
         """
         Args:
-            harness: a person's (its run is ``names.PERSON``). The caller closes it.
+            session: of no run. The caller closes it.
         """
-        self._harness = harness
-        self._store = WatermarkStore.of(harness.settings, harness.environ)
+        self._session = session
+        self._store = WatermarkStore.of(session.project)
 
     @classmethod
     def open(
         cls,
-        settings: Settings,
-        environ: Mapping[str, str],
+        project: Project,
         *,
         ttl: float | None = None,
         progress: Progress = unseen,
@@ -90,30 +88,19 @@ class Sandbox:
         Raises:
             ConfigError, BackendUnavailable, ServerStartError.
         """
-
-        def base(backend: Backend) -> str | None:
-            # Where a server must be started; what runs already needs nothing of it.
-            from harness.runs.bake import baked_base
-
-            return baked_base(settings, environ, backend)
-
-        server = acquire.ensure(settings, environ, purpose="up", ttl=ttl, base=base)
-        try:
-            return cls(Harness.on(settings, server, run=names.PERSON, environ=environ, progress=progress))
-        except BaseException:
-            server.close()
-            raise
+        server = acquire.ensure(project, purpose="up", ttl=ttl, base=partial(baked_base, project))
+        return cls(ServerSession(project, server, progress=progress))
 
     @property
     def server(self) -> Server:
         """The server that the databases are on."""
-        return self._harness.server
+        return self._session.server
 
     # --- which are there ---------------------------------------------------------------------------
 
     def workers(self) -> dict[str, Place]:
         """Worker → its databases, for those that are there, at least in part."""
-        return {place.worker: place for place in places_on(self._harness) if place.persons}
+        return {place.worker: place for place in places_on(self._session) if place.sandbox}
 
     def missing(self, workers: Sequence[str], there: Mapping[str, Place] | None = None) -> list[str]:
         """Those of the workers of which a database is missing.
@@ -122,7 +109,7 @@ class Sandbox:
             there: what :meth:`workers` found; None: look now.
         """
         there = self.workers() if there is None else there
-        wanted = {database.name for database in self._harness.settings.databases}
+        wanted = {database.name for database in self._session.settings.databases}
         return [
             worker for worker in workers if worker not in there or wanted - there[worker].databases.keys()
         ]
@@ -133,7 +120,7 @@ class Sandbox:
         Raises:
             MigrationError: a source cannot be read.
         """
-        wanted = self._harness.fingerprints()
+        wanted = self._session.fingerprints()
         return [
             place
             for place in places
@@ -157,17 +144,14 @@ class Sandbox:
         """
         if not rebuild and not self.missing(workers):
             return
-        harness = self._harness
-        harness.prepare(rebuild=rebuild)
+        self._session.prepare(rebuild=rebuild)
         # Two `up` at once: the second one finds the first one's databases, and must not make them again.
-        with self._alone("another `up` of this checkout"):
+        with self._alone():
             missing = self.missing(workers)
-            harness.workers = len(workers)
             if len(missing) > 1:
-                for template in harness.templates.values():
-                    harness.clones.fill(template, len(missing), parallel=2)
+                self._session.fill(len(missing))
             self._complete(missing)
-        harness.sweep()
+        self._session.sweep()
 
     def fresh(self, workers: Sequence[str], *, doomed: Sequence[Place], rebuild: bool = False) -> None:
         """Drop databases, with their marks, and make them again from today's migrations under the same names.
@@ -180,30 +164,29 @@ class Sandbox:
         Raises:
             MigrationError, TemplateBusy, PoolTimeout: nothing was dropped.
         """
-        harness = self._harness
+        session, project = self._session, self._session.project.id
         # The template first: a migration that fails must not cost the databases that work.
-        harness.prepare(rebuild=rebuild)
-        with self._alone("another `up` of this checkout"):
-            session = harness.link.session
+        session.prepare(rebuild=rebuild)
+        with self._alone():
             for place in doomed:
                 for database in place.databases.values():
                     # Marks of other migrations' databases would bring those back.
-                    marks.drop_of(session, harness.project, database.name)
-                    databases.drop(session, database.name, harness.project)
+                    marks.drop_of(session.link.session, project, database.name)
+                    databases.drop(session.link.session, database.name, project)
             self._complete([*workers, *(place.worker for place in doomed)])
-        harness.sweep()
+        session.sweep()
 
     def _complete(self, workers: Sequence[str]) -> None:
         # So that a reset can put back what changes from here on: nobody knows the new databases yet.
-        storing = partial(reset.store_new, self._harness.clones, self._store)
+        storing = partial(reset.store_new, self._session.clones, self._store)
         for worker in dict.fromkeys(workers):
-            self._harness.complete(worker, before=storing)
+            self._session.complete(worker, before=storing)
 
     # --- saved marks -------------------------------------------------------------------------------
 
     def marks(self, place: Place) -> list[SavedMark]:
         """The saved marks of a worker, the lowest first."""
-        return marks.stack(self._harness.link.session, self._harness.project, place.databases)
+        return marks.stack(self._session.link.session, self._session.project.id, place.databases)
 
     def mark(self, place: Place, name: str | None = None) -> tuple[SavedMark, list[str]]:
         """Make the present state of a worker's databases the one that :meth:`reset` comes back to.
@@ -218,19 +201,19 @@ class Sandbox:
             LeaseError: the databases are a test run's, or a mark of that name is set.
             LeaseInUse: a session cannot be ended.
         """
-        harness = self._harness
+        session = self._session
         with self._changing(place):
-            before = Provenance.of(harness.link.session, harness.link.server_id, "")
+            before = Provenance.of(session.link.session, session.link.server_id, "")
             made, ended, noted = marks.save(
-                harness.link.session,
-                harness.project,
+                session.link.session,
+                session.project.id,
                 place.databases,
                 name,
-                role=harness.clones.owner.name,
+                role=session.clones.owner.name,
                 strategy=reset.strategy_of(place),
-                reset_timeout=harness.settings.reset_timeout,
+                reset_timeout=session.settings.reset_timeout,
             )
-            reset.store_marks(harness.clones, self._store, before, noted)
+            reset.store_marks(session.clones, self._store, before, noted)
         return made, ended
 
     def release(
@@ -257,7 +240,7 @@ class Sandbox:
         return gone, there[: len(there) - len(gone)]
 
     def _release(self, there: Sequence[SavedMark], lowest: SavedMark | None) -> list[SavedMark]:
-        gone = marks.release(self._harness.link.session, self._harness.project, there, lowest)
+        gone = marks.release(self._session.link.session, self._session.project.id, there, lowest)
         for mark in gone:
             for copy in mark.databases.values():
                 self._store.forget(copy.name)
@@ -281,7 +264,7 @@ class Sandbox:
             mark = marks.target(there, to)
             reports = {}
             for name in place.databases:
-                with SandboxReset.of(place, name, mark, self._store) as back:
+                with SandboxReset(place, name, mark, self._store) as back:
                     reports[name] = back.reset()
             above = [other for other in there if mark is None or other.number > mark.number]
             if above:
@@ -298,7 +281,7 @@ class Sandbox:
         with self._changing(place):
             mark = marks.target(self.marks(place), to)
             for name in place.databases:
-                with SandboxReset.of(place, name, mark, self._store) as back:
+                with SandboxReset(place, name, mark, self._store) as back:
                     try:
                         found[name] = back.changes()
                     except LeaseError as error:
@@ -308,27 +291,26 @@ class Sandbox:
     # --- one at a time -----------------------------------------------------------------------------
 
     def _changing(self, place: Place) -> AbstractContextManager[None]:
-        """Only one of `up`, `mark` and `reset` at a time changes these databases."""
-        if not place.persons:
+        """Marks and resets are for what `up` has made."""
+        if not place.sandbox:
             raise LeaseError(
                 f"{place.words[0]} is not yours ({place.what}): marks are for databases of `pg-harness up`; "
                 "a test takes lease.mark()"
             )
-        return self._alone("another `up`, `mark` or `reset` of this checkout")
+        return self._alone()
 
-    def _alone(self, waiting_for: str) -> AbstractContextManager[None]:
-        harness = self._harness
+    def _alone(self) -> AbstractContextManager[None]:
+        """Only one of `up`, `mark` and `reset` at a time changes these databases."""
         return locks.exclusive(
-            harness.link.session, "person", harness.project, timeout=PATIENCE, waiting_for=waiting_for
+            self._session.link.session,
+            "person",
+            self._session.project.id,
+            timeout=PATIENCE,
+            waiting_for="another `up`, `mark` or `reset` of this checkout",
         )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._harness.__exit__(kind, error, trace)
-        finally:
-            self.server.close()
+    def __exit__(self, *_: object) -> None:
+        self._session.close(release=False)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import project
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.config.state_file import StateFile, Unreadable
 from harness.servers.port import ServerInfo
 
@@ -19,18 +17,20 @@ class Hint:
     """One file per checkout and purpose, readable by its owner only: it holds the password.
 
     Attributes:
-        project: ten hex digits of the checkout.
         path: ``<state folder>/<project>/<purpose>.json``.
     """
 
-    project: str
     path: Path
 
     @classmethod
-    def of(cls, settings: Settings, environ: Mapping[str, str], purpose: str) -> Hint:
+    def of(cls, project: Project, purpose: str) -> Hint:
         """The hint of this checkout for one purpose."""
-        mine = project.project_id(settings.root)
-        return cls(mine, project.state_dir(environ) / mine / f"{purpose}.json")
+        return cls(project.folder / f"{purpose}.json")
+
+    @property
+    def purpose(self) -> str:
+        """Of the server: ``"run"``, ``"up"`` …"""
+        return self.path.stem
 
     @property
     def _file(self) -> StateFile:

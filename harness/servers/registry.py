@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field
 
 from harness.config.extensions import Extensions, resolved
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, ConfigError
 from harness.servers.port import Backend
@@ -34,7 +34,7 @@ class BackendKind:
     """One kind of backend.
 
     Attributes:
-        backend: called with ``(settings, environ, timeout=…)`` (seconds that a service may take to answer), gives the
+        backend: called with ``(project, timeout=…)`` (seconds that a service may take to answer), gives the
             :class:`~harness.servers.port.Backend`; or ``"module:name"`` of it, imported when the backend is wanted.
         lacking: why it cannot be used where it cannot, in one clause for messages.
         auto: whether ``backend = "auto"`` tries it, in the order of :data:`BACKENDS`.
@@ -123,13 +123,16 @@ def check_settings(settings: Settings) -> None:
     Raises:
         ConfigError: there is no such backend, or the setting that it needs is missing; with the place.
     """
-    word, origin = settings.backend, settings.origin("backend")
-    if word == AUTO:
-        return
+    if settings.backend != AUTO:
+        _kind(settings.backend, settings)
+
+
+def _kind(word: str, settings: Settings) -> BackendKind:
+    origin = settings.origin("backend")
     kind = find_kind(word)
     if kind is None:
         raise ConfigError(
-            f"{origin}: backend must be one of {', '.join(map(repr, WORDS))} (it is {word!r})",
+            f"{origin}: there is no backend {word!r}, it must be one of {', '.join(map(repr, WORDS))}",
             key="backend",
             origin=origin,
             value=word,
@@ -141,6 +144,7 @@ def check_settings(settings: Settings) -> None:
             key=kind.address,
             origin=origin,
         )
+    return kind
 
 
 def wanted(settings: Settings) -> str:
@@ -157,82 +161,91 @@ def starts(settings: Settings) -> bool:
     return kind is None or not kind.address
 
 
-def choose(settings: Settings, environ: Mapping[str, str]) -> Backend:
+def choose(project: Project) -> Backend:
     """The backend to start servers with; what ``auto`` comes to is told in one line.
 
     Raises:
         BackendUnavailable, ConfigError: as :func:`chosen`.
     """
-    backend, why = chosen(settings, environ)
+    backend, why = chosen(project)
     if why:
         logger.info("backend: %s, %s", backend.name, why)
     return backend
 
 
-def chosen(settings: Settings, environ: Mapping[str, str]) -> tuple[Backend, str]:
+def chosen(project: Project) -> tuple[Backend, str]:
     """The backend to start servers with, and what decided for it where the setting is ``auto`` ("": it is named).
 
     Raises:
         BackendUnavailable: ``auto`` found none that works; it lists what was tried.
         ConfigError: the setting names no backend, or one that needs another setting.
     """
-    if (word := wanted(settings)) != AUTO:
-        return named(word, settings, environ), ""
-    tried: list[str] = []
-    remedies: dict[str, None] = {}
-    lacking: list[str] = []
-    for word, kind in _automatic():
-        backend = named(word, settings, environ, timeout=AUTO_TIMEOUT)
+    if (word := wanted(project.settings)) != AUTO:
+        return named(word, project), ""
+    failures: dict[str, BackendUnavailable] = {}
+    for word in _automatic():
+        backend = named(word, project, timeout=AUTO_TIMEOUT)
         try:
             reason = backend.available()
         except BackendUnavailable as error:
-            tried += [
-                f"{word}: {error.message.splitlines()[0]}",
-                *(f"{word}: {line}" for line in error.checked),
-            ]
-            remedies |= dict.fromkeys(error.remedies)
-            lacking += [kind.lacking or f"{word} cannot be used"]
+            failures[word] = error
             continue
-        because = f" ({tried[0]})" if tried else ""
+        because = f" ({_tried(failures)[0]})" if failures else ""
         return backend, f"{reason}{because}"
+    lacking = [kinds()[word].lacking or f"{word} cannot be used" for word in failures]
     raise BackendUnavailable(
         f"no PostgreSQL server can be started here: {' and '.join(lacking)}",
-        checked=tried,
-        remedies=list(remedies),
+        checked=_tried(failures),
+        remedies=_remedies(failures),
     )
 
 
-def fallback(
-    error: BackendUnavailable, backend: Backend, settings: Settings, environ: Mapping[str, str]
-) -> Backend:
+def fallback(error: BackendUnavailable, backend: Backend, project: Project) -> Backend:
     """What ``auto`` takes instead of a backend that answered and could not start a server (no such image, say).
 
     Raises:
         BackendUnavailable: the error, where the user meant this backend: another server in its place would be a
             surprise; with what the others lack, where they do not work either.
     """
-    after = _after(backend.name) if wanted(settings) == AUTO else []
+    order = list(_automatic()) if wanted(project.settings) == AUTO else []
+    after = order[order.index(backend.name) + 1 :] if backend.name in order else []
     kind = find_kind(backend.name)
     implied = kind.implied_by if kind is not None else {}
-    if not after or any(settings.origin(key) != "default" for key in implied):
+    if not after or any(project.settings.origin(key) != "default" for key in implied):
         raise error
-    checked, remedies = list(error.checked), list(error.remedies)
+    failures: dict[str, BackendUnavailable] = {}
     for word in after:
-        other = named(word, settings, environ)
+        other = named(word, project)
         try:
             other.available()
         except BackendUnavailable as another:
-            checked += [another.message.splitlines()[0], *another.checked]
-            remedies += another.remedies
+            failures[word] = another
             continue
         logger.info("%s: %s", backend.name, error.message.splitlines()[0])
         unnamed = " nor ".join(["neither a backend", *implied.values()])
         logger.info("backend: %s instead, because %s is named in the settings", other.name, unnamed)
         return other
-    raise BackendUnavailable(error.message.splitlines()[0], checked=checked, remedies=remedies) from error
+    raise BackendUnavailable(
+        error.message.splitlines()[0],
+        checked=[*error.checked, *_tried(failures)],
+        remedies=_remedies({backend.name: error, **failures}),
+    ) from error
 
 
-def named(word: str, settings: Settings, environ: Mapping[str, str], *, timeout: float = 10) -> Backend:
+def _tried(failures: Mapping[str, BackendUnavailable]) -> list[str]:
+    """What was looked at, one line each, with the backend's word before it."""
+    return [
+        f"{word}: {line}"
+        for word, error in failures.items()
+        for line in (error.message.splitlines()[0], *error.checked)
+    ]
+
+
+def _remedies(failures: Mapping[str, BackendUnavailable]) -> list[str]:
+    return list(dict.fromkeys(remedy for error in failures.values() for remedy in error.remedies))
+
+
+def named(word: str, project: Project, *, timeout: float = 10) -> Backend:
     """The backend of that word, not yet asked for anything; used for hints of servers that run.
 
     Args:
@@ -241,47 +254,11 @@ def named(word: str, settings: Settings, environ: Mapping[str, str], *, timeout:
     Raises:
         ConfigError: there is no such backend, or it needs a setting that is missing.
     """
-    kind = find_kind(word)
-    if kind is None:
-        raise ConfigError(
-            f"there is no backend {word!r}; there are {', '.join(WORDS)}",
-            key="backend",
-            origin=settings.origin("backend"),
-            value=word,
-        )
-    backend: Backend = resolved(kind.backend)(settings, environ, timeout=timeout)
+    backend: Backend = resolved(_kind(word, project.settings).backend)(project, timeout=timeout)
     return backend
 
 
-def decided(word: str, settings: Settings) -> dict[str, str] | None:
-    """What the settings say of a server of this backend that it cannot change while it runs: setting → text.
-
-    Returns:
-        None where there is no such backend (any more).
-    """
-    kind = find_kind(word)
-    if kind is None:
-        return None
-    found = {}
-    for key, word_for_default in kind.decided_by.items():
-        value = getattr(settings, key)
-        by_default = not value or value == _defaults()[key]
-        found[key] = word_for_default if word_for_default and by_default else str(value)
-    return found
-
-
-@cache
-def _defaults() -> Mapping[str, object]:
-    return {each.name: each.default for each in fields(Settings)}
-
-
-def _automatic() -> Iterator[tuple[str, BackendKind]]:
-    """Those that ``auto`` tries, in order; other packages are asked once none of ours works."""
-    yield from ((word, kind) for word, kind in BACKENDS.items() if kind.auto)
-    yield from ((word, kind) for word, kind in kinds().items() if kind.auto and word not in BACKENDS)
-
-
-def _after(word: str) -> list[str]:
-    """Those that ``auto`` tries after this one."""
-    order = [each for each, _ in _automatic()]
-    return order[order.index(word) + 1 :] if word in order else []
+def _automatic() -> Iterator[str]:
+    """The words that ``auto`` tries, in order; other packages are asked once none of ours works."""
+    yield from (word for word, kind in BACKENDS.items() if kind.auto)
+    yield from (word for word, kind in kinds().items() if kind.auto and word not in BACKENDS)

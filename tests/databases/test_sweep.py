@@ -13,11 +13,11 @@ import psycopg
 import pytest
 from fix_leases import OWNER, Schema, make_lease
 
-from harness.databases import eviction, sweep, template
+from harness.databases import sweep, template
 from harness.databases.clones import Clones
 from harness.databases.lease import Lease
-from harness.databases.spec import Recipe
-from harness.databases.sweep import Limits
+from harness.databases.spec import TemplateSpec
+from harness.databases.sweep import Leftover, Retention
 from harness.databases.template import Template
 from harness.errors import HarnessError
 from harness.postgres import databases, names, roles
@@ -30,6 +30,7 @@ from harness.servers.port import ServerInfo
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 PROJECT = "0123456789"
 RUN, DEAD = "a" * 16, "b" * 16
+MANY = Retention(8, 14 * 86400)
 
 
 def database(name: str, *, sessions: int = 0, age: float = 3600, fingerprint: str = "f" * 64) -> Database:
@@ -38,14 +39,16 @@ def database(name: str, *, sessions: int = 0, age: float = 3600, fingerprint: st
     return Database(name, 1, False, True, "app", sessions, label)
 
 
-def reasons(*observed: Database, building: bool = False, limits: Limits | None = None) -> dict[str, str]:
-    doomed = sweep.plan(observed, frozenset({RUN}), building, NOW, limits or Limits())
-    return {d.database.name: d.reason for d in doomed}
+def reasons(
+    *observed: Database, building: bool = False, templates: Retention = MANY, keep_failed: int = 3
+) -> dict[str, str]:
+    left = sweep.plan(observed, frozenset({RUN}), building, NOW, templates, keep_failed)
+    return {found.item.name: found.reason for found in left}
 
 
 def test_leases_go_with_their_run_and_a_persons_never() -> None:
     mine, theirs = names.lease(PROJECT, RUN, "1", 0), names.lease(PROJECT, DEAD, "1", 0)
-    person = names.lease(PROJECT, names.PERSON, "1", 0)
+    person = names.lease(PROJECT, names.SANDBOX, "1", 0)
     assert list(reasons(database(mine), database(theirs), database(person))) == [theirs]
 
 
@@ -73,7 +76,8 @@ def test_templates_go_by_age_and_count_but_not_while_they_are_leased() -> None:
         for day, f in enumerate(fingerprints)
     ]
     lease = database(names.lease(PROJECT, RUN, "1", 0), fingerprint=fingerprints[5])
-    found = reasons(*templates, lease, limits=Limits(keep_templates=3, template_age=3.5 * 86400))
+    few = Retention(3, 3.5 * 86400, settings=("keep_templates", ""))
+    found = reasons(*templates, lease, templates=few)
     assert found == {
         templates[3].name: "more than keep_templates = 3",
         templates[4].name: "not used for 4 days",
@@ -82,7 +86,7 @@ def test_templates_go_by_age_and_count_but_not_while_they_are_leased() -> None:
 
 def test_kept_databases_are_bounded_the_oldest_go() -> None:
     kept = [database(names.kept(PROJECT, DEAD), age=hours * 3600) for hours in range(5)]
-    assert sorted(reasons(*kept, limits=Limits(keep_failed=2))) == sorted(d.name for d in kept[2:])
+    assert sorted(reasons(*kept, keep_failed=2)) == sorted(d.name for d in kept[2:])
 
 
 def test_retired_ones_are_left_to_their_owner_for_a_while() -> None:
@@ -108,7 +112,7 @@ def test_sigkill_leaves_nothing_after_the_next_sweep(
         "link = Link(Dsn.parse(sys.argv[1]), sys.argv[2])\n"
         "run = names.run_id()\n"
         "life = SignOfLife(link.another(), [('run', run)])\n"
-        "made = template.ensure(link.session, sys.argv[3], Recipe('default', [Schema()]), OWNER)\n"
+        "made = template.ensure(link.session, sys.argv[3], TemplateSpec('default', [Schema()]), OWNER)\n"
         "lease = make_lease(Clones(link, sys.argv[3], OWNER, connections=5), made, run)\n"
         "print(lease.dsn.database, flush=True)\n"
         "signal.pause()\n"
@@ -119,12 +123,12 @@ def test_sigkill_leaves_nothing_after_the_next_sweep(
         assert process.stdout is not None
         name = process.stdout.readline().strip()
         assert databases.find(link.session, name) is not None
-        assert sweep.sweep(link.session, checkout, Limits()) == []
+        assert sweep.sweep(link.session, checkout, MANY, 3) == []
     finally:
         process.kill()
         process.communicate(timeout=20)
-    swept = wait_for(lambda: sweep.sweep(link.session, checkout, Limits()))
-    assert [d.database.name for d in swept] == [name]
+    swept = wait_for(lambda: sweep.sweep(link.session, checkout, MANY, 3))
+    assert [d.item.name for d in swept] == [name]
     left = [d.kind.value for d in databases.list_ours(link.session, checkout) if d.kind]
     assert left == ["t"]
 
@@ -133,18 +137,18 @@ def test_a_dry_run_drops_nothing(
     link: Link, checkout: str, clones: Clones, made: Template, no_grace: None
 ) -> None:
     lease = make_lease(clones, made, DEAD)
-    doomed = sweep.sweep(link.session, checkout, Limits(), dry_run=True)
-    assert [d.database.name for d in doomed] == [lease.dsn.database]
+    doomed = sweep.sweep(link.session, checkout, MANY, 3, dry_run=True)
+    assert [d.item.name for d in doomed] == [lease.dsn.database]
     assert lease.exists()
 
 
 def test_another_checkout_is_not_touched(link: Link, clones: Clones, made: Template, no_grace: None) -> None:
     lease = make_lease(clones, made, DEAD)
-    assert sweep.sweep(link.session, names.digest("elsewhere", 10), Limits()) == []
+    assert sweep.sweep(link.session, names.digest("elsewhere", 10), MANY, 3) == []
     assert lease.exists()
 
 
-def wait_for(look: Callable[[], list[sweep.Doomed]]) -> list[sweep.Doomed]:
+def wait_for(look: Callable[[], list[Leftover[Database]]]) -> list[Leftover[Database]]:
     """The first answer that is not empty, within ten seconds."""
     deadline = datetime.now(UTC) + timedelta(seconds=10)
     while not (found := look()):
@@ -161,7 +165,7 @@ def test_a_backend_killed_with_sigkill_ends_all_sessions_and_no_lease_is_lost(
     project = names.digest(names.token(), 10)
     first, second = names.run_id(), names.run_id()
     roles.ensure(link.session, OWNER.name, password=OWNER.password, attributes=(), superuser=False)
-    made = template.ensure(link.session, project, Recipe("default", [Schema()]), OWNER)
+    made = template.ensure(link.session, project, TemplateSpec("default", [Schema()]), OWNER)
     clones = Clones(link, project, OWNER, connections=5)
     lives = [SignOfLife(link.another(), [("run", run)]) for run in (first, second)]
     leases: list[Lease] = [make_lease(clones, made, run) for run in (first, second)]
@@ -170,7 +174,7 @@ def test_a_backend_killed_with_sigkill_ends_all_sessions_and_no_lease_is_lost(
         kill_backend(victim.info.backend_pid)
         wait_for_server(link, lambda: all_back(lives))
         link.close()
-        swept = wait_for_server(link, lambda: sweep.sweep(link.session, project, Limits()))
+        swept = wait_for_server(link, lambda: sweep.sweep(link.session, project, MANY, 3))
         assert swept == []
         wait_for_server(link, lambda: all_alive(link, [first, second]))
         assert all(lease.exists() for lease in leases)
@@ -183,7 +187,7 @@ def test_a_backend_killed_with_sigkill_ends_all_sessions_and_no_lease_is_lost(
         for lease in leases:
             lease.release()
         for found in databases.list_ours(link.session, project):
-            eviction.drop(link.session, project, found)
+            sweep.drop_template(link.session, project, found)
         link.close()
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from fix_leases import OWNER
 
-from harness.databases import builder, eviction, template
+from harness.databases import builder, sweep, template
 from harness.databases.clones import Claim, Clones
-from harness.databases.spec import Recipe, fingerprint
+from harness.databases.spec import TemplateSpec
 from harness.databases.template import Template
 from harness.errors import MigrationError, TemplateBusy
 from harness.migrations.port import MigrationContext
@@ -57,7 +57,7 @@ def project(checkout: str) -> str:
 
 
 def ensure(link: Link, project: str, *sources: Script, **options: object) -> Template:
-    return template.ensure(link.session, project, Recipe("default", sources, **options), OWNER)  # type: ignore[arg-type]
+    return template.ensure(link.session, project, TemplateSpec("default", sources, **options), OWNER)  # type: ignore[arg-type]
 
 
 def kinds(link: Link, project: str) -> list[str]:
@@ -98,10 +98,10 @@ def test_a_template_is_built_once_and_found_again(link: Link, project: str) -> N
 )
 def test_whatever_decides_the_outcome_changes_the_fingerprint(link: Link, change: dict[str, object]) -> None:
     base: dict[str, object] = {"database": "default", "sources": [TABLES]}
-    one = fingerprint(link.session, Recipe(**base))  # type: ignore[arg-type]
-    other = fingerprint(link.session, Recipe(**{**base, **change}))  # type: ignore[arg-type]
+    one = TemplateSpec(**base).fingerprint(link.session)  # type: ignore[arg-type]
+    other = TemplateSpec(**{**base, **change}).fingerprint(link.session)  # type: ignore[arg-type]
     assert one != other
-    assert one == fingerprint(link.session, Recipe(**base))  # type: ignore[arg-type]
+    assert one == TemplateSpec(**base).fingerprint(link.session)  # type: ignore[arg-type]
 
 
 def test_eight_at_once_migrate_once(link: Link, project: str, server: ServerInfo) -> None:
@@ -163,7 +163,7 @@ def test_a_role_of_a_failed_migration_is_gone_and_does_not_fail_the_next(link: L
     assert "pgh_test_half" in roles.all_roles(link.session)
     found = databases.find(link.session, made.name)
     assert found is not None
-    assert eviction.drop(link.session, project, found) == []
+    assert sweep.drop_template(link.session, project, found) == []
     assert "pgh_test_half" not in roles.all_roles(link.session)
 
 
@@ -204,7 +204,7 @@ def test_a_migration_that_leaves_a_session_open_is_named(
 def test_what_was_cut_off_is_built_again(link: Link, project: str) -> None:
     """A process killed in the middle leaves an unmarked database: the next one drops it and builds."""
     source = Script(["create table t (id int)"])
-    wanted = fingerprint(link.session, Recipe("default", [source]))
+    wanted = TemplateSpec("default", [source]).fingerprint(link.session)
     locale = databases.deterministic_locale(link.session)
     for name in (names.building(project, wanted), names.template(project, wanted)):
         databases.create_empty(link.session, name, owner="app", locale=locale)

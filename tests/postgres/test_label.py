@@ -13,7 +13,7 @@ from harness.postgres import label
 from harness.postgres.databases import Database
 from harness.postgres.incarnation import UNKNOWN
 from harness.postgres.label import Label
-from harness.postgres.names import PERSON, Kind
+from harness.postgres.names import SANDBOX, Kind
 
 F = "6c6362cf2a18619f959a60c524c18daa86eb2c0b18aeca4e5df3440ccd5a7175"
 
@@ -114,12 +114,12 @@ def test_a_value_of_another_type_is_as_good_as_none() -> None:
 
 
 def test_a_database_by_its_name() -> None:
-    lease = Database(f"pgh_0123456789_l_{PERSON}_2_0", 1, False, True, "app", 0)
-    assert (lease.kind, lease.owner, lease.persons, lease.marked_lease) == (Kind.LEASE, PERSON, True, "")
-    mark = Database(f"pgh_0123456789_m_{PERSON}_2_0_1", 1, False, True, "app", 0)
+    lease = Database(f"pgh_0123456789_l_{SANDBOX}_2_0", 1, False, True, "app", 0)
+    assert (lease.kind, lease.owner, lease.sandbox, lease.marked_lease) == (Kind.LEASE, SANDBOX, True, "")
+    mark = Database(f"pgh_0123456789_m_{SANDBOX}_2_0_1", 1, False, True, "app", 0)
     assert (mark.kind, mark.marked_lease) == (Kind.MARK, lease.name)
     other = Database("shop", 1, False, True, "app", 0)
-    assert (other.kind, other.owner, other.persons, other.marked_lease) == (None, "", False, "")
+    assert (other.kind, other.owner, other.sandbox, other.marked_lease) == (None, "", False, "")
     assert not other.label
 
 

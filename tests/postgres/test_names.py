@@ -69,7 +69,7 @@ def test_checkouts_differ_by_machine_and_by_path() -> None:
 def test_a_run_is_named_by_its_seed() -> None:
     assert names.run_id("x") == names.run_id("x") != names.run_id("y")
     assert names.run_id() != names.run_id()
-    assert names.run_id("x") != names.PERSON
+    assert names.run_id("x") != names.SANDBOX
 
 
 def test_a_lease_and_what_is_claimed_for_it() -> None:

@@ -18,7 +18,7 @@ from harness.databases import sweep, template
 from harness.databases.clones import Clones
 from harness.databases.lease import Lease
 from harness.databases.resetting import DatabaseReset, ensure_baseline
-from harness.databases.spec import Recipe
+from harness.databases.spec import TemplateSpec
 from harness.databases.template import Template
 from harness.errors import LeaseError, LeaseLost, ServerLost, ServerRefused
 from harness.postgres import databases, names
@@ -116,7 +116,7 @@ def restart(server: Server, how: str = "fast") -> None:
 
 
 def build(link: Link, project: str, source: Schema) -> Template:
-    return template.ensure(link.session, project, Recipe("default", [source]), OWNER)
+    return template.ensure(link.session, project, TemplateSpec("default", [source]), OWNER)
 
 
 def users(lease: Lease) -> int:
@@ -436,7 +436,7 @@ def test_a_persons_mark_that_a_crash_emptied_is_refused(
 ) -> None:
     for source, refused in ((WithUnlogged(), True), (Schema(), False)):
         made = build(link, checkout, source)
-        lease = make_lease(clones, made, names.PERSON)
+        lease = make_lease(clones, made, names.SANDBOX)
         found = databases.find(link.session, lease.dsn.database)
         assert found is not None
         mark, _, _ = marks.save(

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from harness.databases.sweep import Retention
 from harness.errors import BackendError
-from harness.runs.bake import Limits, plan
+from harness.runs.bake import plan
 from harness.servers.memory import MB, Room, bytes_of
-from harness.servers.port import Base
+from harness.servers.port import Snapshot
 
 DAY = 86400.0
+LIMITS = Retention(12, 14 * DAY, 4 * 1024**3, ("keep_baked", "baked_size"))
 
 
-def base(key: str, *, used: float, size: int = 10) -> Base:
-    return Base(ref=f"/cache/base-{key}", key=key, backend="process", size=size, created=0, used=used)
+def base(key: str, *, used: float, size: int = 10) -> Snapshot:
+    return Snapshot(ref=f"/cache/base-{key}", key=key, backend="process", size=size, created=0, used=used)
 
 
 def test_nothing_goes_within_the_limits() -> None:
-    assert plan([base("a", used=0), base("b", used=DAY)], Limits(), now=2 * DAY) == []
+    assert plan([base("a", used=0), base("b", used=DAY)], LIMITS, now=2 * DAY) == []
 
 
 @pytest.mark.parametrize(
     ("limits", "gone", "why"),
     [
-        (Limits(count=2), {"a", "b"}, "keep_baked = 2"),
-        (Limits(age=2.5 * DAY), {"a", "b"}, "not used for"),
-        (Limits(size=25), {"a", "b"}, "baked_size"),
+        (replace(LIMITS, count=2), {"a", "b"}, "keep_baked = 2"),
+        (replace(LIMITS, age=2.5 * DAY), {"a", "b"}, "not used for"),
+        (replace(LIMITS, size=25), {"a", "b"}, "baked_size"),
     ],
 )
-def test_the_least_recently_used_go_first(limits: Limits, gone: set[str], why: str) -> None:
+def test_the_least_recently_used_go_first(limits: Retention, gone: set[str], why: str) -> None:
     bases = [base(key, used=place * DAY) for place, key in enumerate("abcd", 1)]
     doomed = plan(bases, limits, now=5 * DAY)
-    assert {item.base.key for item in doomed} == gone
-    assert all(why in item.reason for item in doomed)
+    assert {found.item.key for found in doomed} == gone
+    assert all(why in found.reason for found in doomed)
 
 
 def test_the_one_that_was_just_baked_stays_whatever_the_limits() -> None:
     bases = [base("old", used=0, size=100), base("new", used=1, size=100)]
-    doomed = plan(bases, Limits(count=1, age=1, size=1), now=100 * DAY, keep="old")
-    assert [item.base.key for item in doomed] == ["new"]
+    doomed = plan(bases, Retention(count=1, age=1, size=1), now=100 * DAY, keep="old")
+    assert [found.item.key for found in doomed] == ["new"]
 
 
 def test_memory_is_told_before_it_is_exceeded(told: list[str]) -> None:

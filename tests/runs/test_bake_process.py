@@ -16,6 +16,8 @@ import pytest
 from fix_backends import until
 from fix_fleets import Estate
 
+from harness.config.project import Project
+from harness.databases.sweep import Retention
 from harness.errors import MigrationError, ServerStartError
 from harness.runs import bake
 from harness.runs.harness import Harness
@@ -40,13 +42,13 @@ def test_after_many_migrations_the_cache_is_bounded(estate: Estate) -> None:
     keys = []
     for number in range(4):
         estate.migrate(f"create table users (id int, column{number} int)")
-        keys.append(estate.ensure(keep_baked=2).base.key)
+        keys.append(estate.ensure(keep_baked=2).snapshot.key)
     assert len(set(keys)) == 4
     left = estate.bases()
     assert {base.key for base in left} == set(keys[-2:])
-    bakery = estate.oven().bakery
-    going = bake.evict(bakery, bake.Limits(count=1), dry_run=True)
-    assert [item.base.key for item in going] == [keys[-2]]
+    store = estate.baker().store
+    going = bake.evict(store, Retention(count=1), dry_run=True)
+    assert [item.item.key for item in going] == [keys[-2]]
     assert len(estate.bases()) == 2
     shown = estate.cli("gc", "--dry-run", PGHARNESS_KEEP_BAKED="1")
     out, err = shown.communicate(timeout=60)
@@ -89,7 +91,7 @@ def test_killed_while_baking(estate: Estate) -> None:
 def test_a_base_that_lies_is_found_out(estate: Estate) -> None:
     wrong = Path(estate.ensure().base.ref)
     estate.migrate("create table other (id int)")
-    key, _ = estate.oven().key()
+    key, _ = estate.baker().key()
     # A directory of other migrations under the right name, with a label that says so.
     forged = wrong.with_name(f"base-{key}")
     shutil.copytree(wrong, forged)
@@ -113,7 +115,7 @@ def test_a_base_that_lies_is_found_out(estate: Estate) -> None:
 
 def test_a_base_that_was_removed_under_us(estate: Estate) -> None:
     with estate.open() as fleet:
-        shutil.rmtree(fleet.baked.base.ref)
+        shutil.rmtree(fleet.baked.snapshot.ref)
         with pytest.raises(ServerStartError, match="run again, and it is baked anew"):
             fleet.lease()
     with estate.open() as fleet:
@@ -154,7 +156,7 @@ def test_a_shared_server_starts_from_the_base_too(estate: Estate) -> None:
         with harness.lease().connect() as connection:
             assert connection.execute("select name from users").fetchall() == [("a",)]
     assert any("starting from a baked server" in line for line in estate.told)
-    inventory.stop(settings, estate.environ)
+    inventory.stop(Project.of(settings, estate.environ))
 
 
 def test_a_start_that_was_cut_off_is_removed_when_it_is_old(estate: Estate) -> None:
@@ -169,7 +171,7 @@ def test_a_start_that_was_cut_off_is_removed_when_it_is_old(estate: Estate) -> N
         (cut_off / "server.json").write_text(
             json.dumps({**record, "purpose": "run-cutoff-1", "pid": 0, "watcher": 0})
         )
-        half = Path(baked.base.ref + ".half")
+        half = Path(baked.snapshot.ref + ".half")
         half.mkdir()
         fleet.sweep()
         assert cut_off.exists()
@@ -199,5 +201,5 @@ def test_bake_by_hand(estate: Estate) -> None:
     assert (listed["name"], listed["sources"]) == (place, "sql:migrations")
     # What tests get is what was baked: the same key from the settings of a run.
     with estate.open() as fleet:
-        assert fleet.baked.base.ref == place
+        assert fleet.baked.snapshot.ref == place
         assert not fleet.baked.built

@@ -14,6 +14,7 @@ import pytest
 
 from harness.config import environment
 from harness.config.load import load
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.postgres import databases, names, roles
 from harness.runs.harness import Harness
@@ -55,7 +56,7 @@ def settings(tmp_path: Path, environ: dict[str, str]) -> Iterator[Settings]:
     found = load(environ, start=root)
     yield found
     for purpose in ("run", "up"):
-        inventory.stop(found, environ, purpose=purpose)
+        inventory.stop(Project.of(found, environ), purpose=purpose)
 
 
 def test_four_workers_with_two_databases_each(
@@ -122,13 +123,13 @@ def test_a_child_process_reaches_its_own_database_whatever_the_shell_says(
 def test_what_a_dead_run_left_is_dropped_by_the_next(
     settings: Settings, environ: dict[str, str], told: list[str]
 ) -> None:
-    with Harness.open_with(settings, environ) as first:
-        lease = first.lease("dead")
-        with psycopg.connect(lease.url, autocommit=True) as connection:
-            connection.execute("create database made_by_a_dead_run")
-        name = lease.dsn.database
-        # As after SIGKILL: the sign of life is gone, the databases are not.
-        first.abandon()
+    first = Harness.open_with(settings, environ)
+    lease = first.lease("dead")
+    with psycopg.connect(lease.url, autocommit=True) as connection:
+        connection.execute("create database made_by_a_dead_run")
+    name = lease.dsn.database
+    # As after SIGKILL: the sign of life is gone, the databases are not.
+    first.session.abandon()
     told.clear()
     from harness.databases import sweep
 
@@ -166,7 +167,7 @@ def test_data_that_outgrows_memory_moves_to_disk_and_stays_there(
         with lease.connect() as connection:
             assert connection.execute("select count(*) from users").fetchone() == (1,)
     assert any("moving to disk" in line for line in told)
-    inventory.stop(settings, environ)
+    inventory.stop(Project.of(settings, environ))
     with Harness.open_with(settings, environ) as again:
         assert again.server.info.storage == "disk"
 

@@ -30,7 +30,7 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     first.ensure()
     yield
     for base in first.bases():
-        first.oven().bakery.remove(base)
+        first.baker().store.remove(base)
 
 
 @pytest.fixture

@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 from fix_backends import processes_naming, until
 from fix_fleets import Estate
 
-from harness import Harness
+from harness import Fleet, Harness, Lease
+from harness.config.project import Project
 from harness.errors import BackendError, ConfigError, LeaseError, ServerLost
-from harness.runs.harness import open_run
+from harness.runs.opening import open_run
 from harness.servers import acquire, inventory, memory
 from harness.servers.handle import Server
 
@@ -86,7 +88,7 @@ def test_killed_nothing_remains(estate: Estate) -> None:
         getattr(child, name).close()
     took = until(lambda: estate.purposes() == [], seconds=30, what="the servers to end themselves")
     assert took < 20
-    inventory.forget_gone(estate.settings(), estate.environ)
+    inventory.forget_gone(Project.of(estate.settings(), estate.environ))
     assert list(Path(estate.environ["PGHARNESS_STATE_DIR"]).glob("*/run-*.json")) == []
 
 
@@ -148,7 +150,7 @@ def test_a_server_that_was_killed_is_named_at_once(estate: Estate) -> None:
 
 
 def test_a_workers_process_leases_on_its_own_server_only(estate: Estate) -> None:
-    with open_run(estate.settings(), estate.environ, worker="gw0") as run:
+    with open_run(Project.of(estate.settings(), estate.environ), worker="gw0") as run:
         assert run.shared is None
         with pytest.raises(LeaseError, match="this process has 0 of them"):
             _ = run.server
@@ -169,6 +171,20 @@ def test_two_threads_that_lease_without_a_name_get_a_server_each(estate: Estate)
         leases = [future.result() for future in [threads.submit(fleet.lease) for _ in range(2)]]
         assert sorted(lease.worker for lease in leases) == sorted(fleet.members) == ["1", "2"]
         assert len({lease.dsn.port for lease in leases}) == 2
+    assert estate.purposes() == []
+
+
+def test_two_threads_of_one_worker_get_one_server(estate: Estate) -> None:
+    both = Barrier(2)
+
+    def lease(fleet: Fleet) -> Lease:
+        both.wait(10)
+        return fleet.lease("gw0")
+
+    with estate.open() as fleet, ThreadPoolExecutor(2) as threads:
+        leases = [future.result() for future in [threads.submit(lease, fleet) for _ in range(2)]]
+        assert len({lease.dsn.port for lease in leases}) == 1
+        assert len(estate.purposes()) == len(fleet.members) == 1
     assert estate.purposes() == []
 
 
@@ -195,7 +211,7 @@ def test_what_is_kept_keeps_its_server(estate: Estate) -> None:
         lease = fleet.lease()
         kept = lease.keep("a test failed")["default"]
         member = fleet.members["1"]
-    found = inventory.find(estate.settings(), estate.environ, purpose=member.server.info.purpose)
+    found = inventory.find(Project.of(estate.settings(), estate.environ), purpose=member.server.info.purpose)
     assert found is not None
     with found:
         assert found.session.value("select count(*) from pg_database where datname = %s", (kept,)) == 1

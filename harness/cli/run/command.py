@@ -69,13 +69,12 @@ def run(context: Context) -> int:
     code = _cannot_run(context, context.command)
     if code:
         return code
-    from harness.runs.harness import open_run
+    from harness.runs.opening import open_run
 
     copies: int | None = given.get("copies")
     workers: int = copies or given.get("workers") or 1
     harness = open_run(
-        context.settings,
-        context.environ,
+        context.project,
         workers=workers,
         rebuild=bool(given.get("rebuild")),
         progress=context.console.progress,

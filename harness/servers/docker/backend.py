@@ -7,26 +7,24 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.config import project
-from harness.config.settings import Settings
+from harness.config.project import Project, cache_dir
 from harness.errors import BackendError, ServerStartError
 from harness.servers import memory
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, connect, translated
-from harness.servers.port import Backend, Bakery, Finding, ServerInfo, ServerRequest
+from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, SnapshotStore
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
 LABEL = spec.LABEL
 
 
-class DockerBackend:
+class DockerBackend(Backend):
     """Servers in containers.
 
     Args:
@@ -51,7 +49,7 @@ class DockerBackend:
         cache: Path | None = None,
     ) -> None:
         self._environ = environ
-        self._cache = cache or project.cache_dir(environ)
+        self._cache = cache or cache_dir(environ)
         self._timeout = timeout
         self._daemon: Daemon | None = None
         # Servers are started side by side: one client serves them all.
@@ -61,14 +59,16 @@ class DockerBackend:
         self.shm_size = shm_size
 
     @classmethod
-    def of(cls, settings: Settings, environ: Mapping[str, str], *, timeout: float) -> Backend:
+    def of(cls, project: Project, *, timeout: float) -> Backend:
         """The backend as the settings describe it."""
+        settings = project.settings
         return cls(
-            environ,
+            project.environ,
             image=settings.image,
             memory_limit=settings.memory_limit,
             shm_size=settings.shm_size,
             timeout=timeout,
+            cache=project.cache,
         )
 
     @property
@@ -94,7 +94,7 @@ class DockerBackend:
     def examine(self) -> Iterator[Finding]:
         """The daemon and the image."""
         yield Finding("ok", self.available())
-        if self.has_image():
+        if image_.find(self.daemon, self.daemon.prefix + self.image) is not None:
             yield Finding("ok", f"the image {self.image} is there")
         else:
             yield Finding(
@@ -125,12 +125,12 @@ class DockerBackend:
                 # Its maker was killed before it started: no server, and nobody else's (there is a lock).
                 with translated(f"remove the container {container.short_id}"):
                     container_.remove(self.daemon, container.id)
-        if request.base is None:
+        if request.snapshot is None:
             image = image_.ensure(self.daemon, self.image)
         else:
-            image = image_.baked(self.daemon, request.base)
+            image = image_.baked(self.daemon, request.snapshot)
         limit = self.memory_limit if request.memory is None else request.memory
-        plan = spec.Plan.of(
+        made_of = spec.ContainerSpec.of(
             request,
             self.daemon.about(),
             image=image,
@@ -138,7 +138,7 @@ class DockerBackend:
             memory_limit=limit,
             shm_size=self.shm_size,
         )
-        return container_.run(self.daemon, plan, request)
+        return container_.run(self.daemon, made_of, request)
 
     def free_memory(self) -> int:
         """Bytes that containers may take: the daemon's, cut by what is free on this machine where it runs here.
@@ -150,12 +150,12 @@ class DockerBackend:
         # Of a daemon elsewhere only the whole is known: half of it may be taken already.
         return min(known, here) if self.daemon.local and here else known // 2
 
-    def snapshots(self) -> Bakery:
+    def snapshots(self) -> SnapshotStore:
         """Images that are committed from containers."""
-        # Here: only what bakes or starts from a bake needs it.
-        from harness.servers.docker.snapshots import DockerBakery
+        # Here: only what bakes, or starts from a snapshot, needs it.
+        from harness.servers.docker.snapshots import DockerSnapshots
 
-        return DockerBakery(self, self._cache)
+        return DockerSnapshots(self, self._cache)
 
     def _revive(self, container: Any, request: ServerRequest) -> ServerInfo | None:
         state = container.status
@@ -200,21 +200,6 @@ class DockerBackend:
             if rest:
                 yield rest
 
-    def has_image(self) -> bool:
-        """Whether the image is on the daemon already.
-
-        Raises:
-            BackendUnavailable: no daemon answers.
-        """
-        import docker.errors
-
-        with translated(f"look for the image {self.image}"):
-            try:
-                self.daemon.client.images.get(self.daemon.prefix + self.image)
-            except docker.errors.ImageNotFound:
-                return False
-        return True
-
     def psql(
         self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
     ) -> Sequence[str] | None:
@@ -246,7 +231,6 @@ class DockerBackend:
         return found
 
     def _info(self, container: Any) -> ServerInfo | None:
-        labels = container.labels
         try:
             password = container_.read_password(container)
             with translated(f"look at the container {container.short_id}"):
@@ -255,8 +239,4 @@ class DockerBackend:
         except (BackendError, ServerStartError):
             # Removed between two looks, or half made: not a server.
             return None
-        ttl = labels.get(f"{LABEL}.ttl", "")
-        return replace(
-            container_.info_of(dsn, container),
-            ttl=float(ttl) if ttl else None,
-        )
+        return container_.info_of(dsn, container)

@@ -15,7 +15,7 @@ from fix_fleets import Estate
 
 from harness.errors import ServerStartError
 from harness.servers.docker import snapshots
-from harness.servers.port import Base
+from harness.servers.port import Snapshot
 
 pytestmark = pytest.mark.docker
 
@@ -129,13 +129,13 @@ def test_nothing_is_unpacked_into_a_container_of_an_image_that_has_our_scripts(
 def test_after_many_migrations_the_images_are_bounded(
     estate: Estate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everything = snapshots.DockerBakery.list
+    everything = snapshots.DockerSnapshots.list
 
-    def ours(bakery: snapshots.DockerBakery) -> list[Base]:
+    def ours(bakery: snapshots.DockerSnapshots) -> list[Snapshot]:
         # The limit holds for a daemon: here it must not reach what the developer has baked.
         return [base for base in everything(bakery) if base.facts.get("root") == str(estate.root)]
 
-    monkeypatch.setattr(snapshots.DockerBakery, "list", ours)
+    monkeypatch.setattr(snapshots.DockerSnapshots, "list", ours)
     keys = []
     for number in range(3):
         estate.migrate(f"create table users (id int, column{number} int)")
@@ -147,7 +147,7 @@ def test_after_many_migrations_the_images_are_bounded(
     )
     assert listed == ""
     # Baked again, one stays all the same.
-    again = estate.oven().ensure(rebuild=True)
+    again = estate.baker().ensure(rebuild=True)
     assert again.built
     assert [base.ref for base in estate.bases()] == [again.base.ref]
 
@@ -168,11 +168,11 @@ def test_two_bakes_at_once_are_one(estate: Estate) -> None:
 def test_an_image_that_lies_or_is_gone(estate: Estate) -> None:
     wrong = estate.ensure().base
     estate.migrate("create table other (id int)")
-    key, _ = estate.oven().key()
+    key, _ = estate.baker().key()
     # The right name on the wrong image: its label tells.
     docker("tag", wrong.ref, f"{snapshots.REPOSITORY}:{key}")
     try:
-        assert estate.oven().look() is None
+        assert estate.baker().look() is None
     finally:
         docker("rmi", f"{snapshots.REPOSITORY}:{key}")
     # A label that lies as well: the databases tell.
@@ -185,7 +185,7 @@ def test_an_image_that_lies_or_is_gone(estate: Estate) -> None:
         stdin=f"FROM {snapshots.REPOSITORY}:{wrong.key}\nLABEL dev.pg-harness.baked={key}\n".encode(),
     )
     with estate.open() as fleet:
-        assert fleet.baked.base.ref == forged
+        assert fleet.baked.snapshot.ref == forged
         with fleet.lease().connect() as connection:
             assert connection.execute("select to_regclass('other'), to_regclass('users')").fetchone() == (
                 "other",
@@ -194,7 +194,7 @@ def test_an_image_that_lies_or_is_gone(estate: Estate) -> None:
     docker("rmi", "-f", forged)
     estate.told.clear()
     with estate.open() as fleet:
-        docker("rmi", fleet.baked.base.ref)
+        docker("rmi", fleet.baked.snapshot.ref)
         with pytest.raises(ServerStartError, match="run again, and it is baked anew"):
             fleet.lease()
 
@@ -219,12 +219,12 @@ def test_killed_while_baking(estate: Estate) -> None:
     until(lambda: "running" not in docker(*mine), seconds=30, what="the builder to end itself")
     assert estate.bases() == []
     # It stays, stopped, for as long as somebody may still be about to commit it.
-    bakery = estate.oven().bakery
+    bakery = estate.baker().store
     bakery.leftovers()
     assert docker(*mine) != ""
-    snapshots._CUT_OFF, before = 0, snapshots._CUT_OFF
+    snapshots.CUT_OFF, before = 0, snapshots.CUT_OFF
     try:
         assert len(bakery.leftovers()) >= 1
     finally:
-        snapshots._CUT_OFF = before
+        snapshots.CUT_OFF = before
     assert docker(*mine) == ""
