@@ -6,7 +6,7 @@ import click
 
 from harness.cli import garbage
 from harness.cli.context import Context
-from harness.cli.options import Place, Word, flag
+from harness.cli.options import Word, flag
 
 USAGE = "reset [options]"
 
@@ -25,7 +25,7 @@ PARAMETERS: list[click.Parameter] = [
     click.Option(["--workers"], type=int, metavar="N", help="workers of the crowded rows; default: 8"),
     click.Option(
         ["--folder"],
-        type=Place("dir"),
+        type=click.Path(exists=True, file_okay=False),
         metavar="DIR",
         help="keep the servers' data below it; default: in memory where there is room",
     ),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from harness.config import logs
 
@@ -81,8 +84,6 @@ class Console:
 
     def json(self, value: Any) -> None:
         """The answer for programs."""
-        import json
-
         self.answer(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
     def progress(self, done: int, total: int | None, what: str) -> None:
@@ -98,8 +99,6 @@ class Console:
 
     def ask(self, question: str) -> bool:
         """Yes or no, from a person; anything but yes, also the end of the input, is no."""
-        import click
-
         self._end_progress()
         try:
             # Python's input() writes the last of a prompt to stdout, which is for the answer.
@@ -176,15 +175,15 @@ def _is_terminal(stream: Any) -> bool:
 
 
 def _bar(color: bool) -> Progress:
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    # Takes longer to import than a warm `up` takes in all.
+    from rich import console, progress
 
-    return Progress(
-        TextColumn(PREFIX + "migrating"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=RichConsole(stderr=True, no_color=not color),
+    return progress.Progress(
+        progress.TextColumn(PREFIX + "migrating"),
+        progress.BarColumn(bar_width=24),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        console=console.Console(stderr=True, no_color=not color),
         transient=True,
     )

@@ -13,6 +13,7 @@ from harness.cli.options import flag
 from harness.config.files import FILE, locate
 from harness.config.state_file import replace_file
 from harness.errors import ConfigError
+from harness.migrations.detect import detect, looked_for, propose
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -29,8 +30,6 @@ PARAMETERS: list[click.Parameter] = [
 
 def run(context: Context) -> int:
     """Write them; what was written is the answer."""
-    from harness.migrations.detect import detect, looked_for, propose
-
     location = locate(working_directory())
     if location.configured:
         raise ConfigError(

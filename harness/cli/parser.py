@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Protocol, cast
 import click
 from click.core import ParameterSource
 
+from harness import __version__
 from harness.cli.context import Context
 from harness.cli.options import COMMON
 
@@ -174,13 +175,6 @@ class Program(click.Group):
         _write_parameters(self, ctx, formatter)
         formatter.write(f"\n{EXIT_CODES}")
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
-        """Verbs from the table (click's own would import all of them), and options."""
-        from click.shell_completion import CompletionItem
-
-        verbs = [CompletionItem(n, help=text) for n, (_, text) in VERBS.items() if n.startswith(incomplete)]
-        return verbs + click.Command.shell_complete(self, ctx, incomplete)
-
 
 class Verb(click.Command):
     """One verb. Invoking it answers what to call with what: it is called outside of click, whose exits are not ours."""
@@ -279,9 +273,7 @@ def _write_parameters(command: click.Command, ctx: click.Context, formatter: cli
 def _version() -> click.Option:
     def show(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value and not ctx.resilient_parsing:
-            import harness
-
-            click.echo(f"{PROGRAM} {harness.__version__}")
+            click.echo(f"{PROGRAM} {__version__}")
             ctx.exit()
 
     return click.Option(
@@ -295,6 +287,7 @@ def _table() -> str:
 
 
 def _nearest(name: str) -> str:
+    # Only a mistake needs it.
     import difflib
 
     close = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.5)

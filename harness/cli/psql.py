@@ -20,9 +20,10 @@ from harness.cli.run.signals import passing_on
 from harness.config.environment import child_environment
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable
-from harness.postgres import names
+from harness.postgres import databases, locks, names
 from harness.postgres.names import Kind
 from harness.runs.places import Place
+from harness.servers.process.binaries import wheel_folder
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -68,8 +69,6 @@ def _entered(context: Context, place: Place, database: str) -> Iterator[str]:
     if place.kind is not Kind.TEMPLATE:
         yield found.name
         return
-    from harness.postgres import databases, locks
-
     harness = place.harness
     owner, _ = harness.expected_owner()
     session = harness.link.session
@@ -124,8 +123,6 @@ def local_psql(context: Context, binaries: str | None) -> str | None:
     found = shutil.which("psql", path=context.environ.get("PATH", os.defpath))
     if found is not None:
         return found
-    from harness.servers.process.binaries import wheel_folder
-
     for folder in (binaries, wheel_folder()):
         if folder is not None and os.access(program := Path(folder) / "psql", os.X_OK):
             return str(program)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli.context import Context
-from harness.cli.options import Count, Duration, flag, json_flag
+from harness.cli.options import NUMBER, flag, json_flag, seconds
+from harness.config.sources import EXAMPLE
 from harness.errors import ConfigError
+from harness.sandbox.current import urls
 
 if TYPE_CHECKING:
     from harness.runs.places import Place
@@ -35,14 +37,14 @@ Where the migrations have changed since, the databases stay as they are and a li
 
 PARAMETERS: list[click.Parameter] = [
     click.Option(
-        ["-n", "workers"], type=Count(), metavar="N", help="how many; default: as many as there are, else 1"
+        ["-n", "workers"], type=NUMBER, metavar="N", help="how many; default: as many as there are, else 1"
     ),
     flag("--fresh", help="drop your databases and make new ones from today's migrations"),
     flag("--yes", help="do not ask (needed for --fresh where there is no terminal)"),
     flag("--rebuild", help="run the migrations again although nothing changed"),
     click.Option(
         ["--ttl"],
-        type=Duration(),
+        type=seconds,
         metavar="TIME",
         help="end the server after this long without use, for instance 2h",
     ),
@@ -54,8 +56,6 @@ def run(context: Context) -> int:
     """Print the URLs."""
     given = vars(context.arguments)
     if not given.keys() & {"fresh", "rebuild", "ttl"} and not context.json:
-        from harness.sandbox.current import urls
-
         found_urls = urls(context.settings, context.environ, given.get("workers"))
         if found_urls:
             for url in found_urls:
@@ -65,6 +65,7 @@ def run(context: Context) -> int:
 
 
 def _at_length(context: Context, given: Mapping[str, Any]) -> int:
+    # Loads what could start a server and migrate: longer than a warm `up` takes in all.
     from harness.sandbox.sandbox import Sandbox
 
     ttl = given.get("ttl")
@@ -164,7 +165,7 @@ def _say_about_migrations(context: Context) -> None:
     settings = context.settings
     if settings.default.migrations is not None:
         return
-    from harness.config.sources import EXAMPLE
+    # Reads all kinds of projects: a warm `up` asks for nothing of it.
     from harness.migrations.detect import detect, looked_for
 
     found = detect(settings.root)

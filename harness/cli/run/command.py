@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import click
 
 from harness.cli.context import Context
-from harness.cli.options import Count, flag
+from harness.cli.options import NUMBER, flag
 from harness.cli.parser import Usage
 from harness.cli.run.child import exit_code, start
 from harness.cli.run.copies import run_copies
@@ -50,9 +50,9 @@ _OF_AN_OUTER_RUN = re.compile(r"DATABASE_URL_\d+|PGHARNESS_(WORKERS|COPY|COPIES|
 TAKES_COMMAND = True
 
 PARAMETERS: list[click.Parameter] = [
-    click.Option(["-n", "workers"], type=Count(), metavar="N", help="how many databases; default: 1"),
+    click.Option(["-n", "workers"], type=NUMBER, metavar="N", help="how many databases; default: 1"),
     click.Option(
-        ["--copies"], type=Count(), metavar="N", help="run N copies, each with a database of its own"
+        ["--copies"], type=NUMBER, metavar="N", help="run N copies, each with a database of its own"
     ),
     flag("--rebuild", help="run the migrations again although nothing changed"),
 ]

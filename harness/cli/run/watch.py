@@ -37,8 +37,10 @@ def not_isolated(session: Session, names: Sequence[str]) -> list[str]:
         return []
     return [
         f"not isolated: only worker 1's database was used, of {many}: DATABASE_URL_2 … were ignored",
-        f"each worker of the runner must take its own of DATABASE_URL_1 … DATABASE_URL_{many} (Vitest: by "
-        f"VITEST_POOL_ID, Jest: by JEST_WORKER_ID); or let `pg-harness run --copies {many} -- …` start it several times",
+        (
+            f"each worker of the runner must take its own of DATABASE_URL_1 … DATABASE_URL_{many} (Vitest: by "
+            f"VITEST_POOL_ID, Jest: by JEST_WORKER_ID); or let `pg-harness run --copies {many} -- …` start it several times"
+        ),
     ]
 
 
