@@ -23,6 +23,7 @@ import psycopg
 import schema
 from measure import compare, head, timed
 
+from harness.bench.processes import ServerProcesses
 from harness.config.load import load
 from harness.config.settings import Settings
 from harness.databases import template
@@ -261,9 +262,10 @@ def at_rest() -> None:
         with Harness.open_with(settings, environ) as harness:
             harness.lease().release()
             pid = int(harness.link.session.value("select pg_read_file('postmaster.pid', 0, 20)").split()[0])
-        before = cpu_seconds(pid)
+            processes = ServerProcesses(harness.link.session)
+        before = processes.seconds() or 0.0
         time.sleep(5)
-        after = cpu_seconds(pid)
+        after = processes.seconds() or 0.0
         print(
             f"\nAt rest: {private_memory(pid) / 1024**2:.1f} MB private (aim 60), {after - before:.2f} s CPU in 5 s"
         )
@@ -293,20 +295,6 @@ def private_memory(pid: int) -> int:
             if line.startswith(("Private_Clean", "Private_Dirty")):
                 total += 1024 * int(line.split()[1])
     return total
-
-
-def _stat(pid: int) -> str:
-    # A session's backend may end between the look at the tree and this one.
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text()
-    except FileNotFoundError:
-        return ") S" + " 0" * 20
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time over the tree."""
-    ticks = [sum(int(f) for f in _stat(item).rpartition(")")[2].split()[11:13]) for item in tree(pid)]
-    return sum(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

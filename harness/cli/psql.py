@@ -15,8 +15,7 @@ import click
 from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.options import flag, lease_words
-from harness.cli.run.child import exit_code, start
-from harness.cli.run.signals import passing_on
+from harness.cli.run.child import call
 from harness.config.environment import child_environment
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable
@@ -55,11 +54,7 @@ def run(context: Context) -> int:
     # The session stays open meanwhile: it is what keeps a server with a TTL from ending itself.
     with lookup.resolved(context, given.worker) as place, _entered(context, place, given.database) as name:
         dsn = place.dsn(given.database, admin=getattr(given, "admin", False)).with_database(name)
-        words, environ = _command(context, place, dsn, context.command or [])
-        with passing_on() as children:
-            child = start(words, environ)
-            children.add(child)
-            return exit_code(children.wait(child))
+        return call(*_command(context, place, dsn, context.command or []))
 
 
 @contextmanager

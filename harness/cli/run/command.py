@@ -12,9 +12,8 @@ import click
 from harness.cli.context import Context
 from harness.cli.options import NUMBER, flag
 from harness.cli.parser import Usage
-from harness.cli.run.child import exit_code, start
+from harness.cli.run.child import call
 from harness.cli.run.copies import run_copies
-from harness.cli.run.signals import passing_on
 from harness.cli.run.watch import not_isolated
 from harness.config import environment
 from harness.databases.lease import Lease
@@ -112,10 +111,7 @@ def _close(context: Context, harness: Harness) -> None:
 
 
 def _run_one(context: Context, harness: Harness, leases: Sequence[Lease], command: Sequence[str]) -> int:
-    with passing_on() as children:
-        child = start(command, _child(context, _of_all(harness, leases)))
-        children.add(child)
-        code = exit_code(children.wait(child))
+    code = call(command, _child(context, _of_all(harness, leases)))
     # With a server each there is nobody's first database to be in.
     if len(leases) > 1 and harness.shared is not None:
         for line in not_isolated(harness.shared.link.session, [lease.dsn.database for lease in leases]):
@@ -125,13 +121,9 @@ def _run_one(context: Context, harness: Harness, leases: Sequence[Lease], comman
 
 def _of_all(harness: Harness, leases: Sequence[Lease]) -> dict[str, str]:
     """Worker 1's variables, and everybody's with a number."""
-    tables = {database.name: database.env for database in harness.settings.databases}
-    own = {"DATABASE_URL", *(variable for table in tables.values() for variable in table)}
-    values = harness.variables(leases[0])
-    for number, lease in enumerate(leases, 1):
-        theirs = harness.variables(lease)
-        values |= {f"{variable}_{number}": theirs[variable] for variable in own}
-    return {**values, "PGHARNESS_WORKERS": str(len(leases)), "PGHARNESS_RUN": harness.run}
+    each = {str(number): harness.variables(lease) for number, lease in enumerate(leases, 1)}
+    tables = (database.env for database in harness.settings.databases)
+    return {**each["1"], **environment.numbered(tables, each), "PGHARNESS_RUN": harness.run}
 
 
 def _of_copy(harness: Harness, lease: Lease, copies: int) -> dict[str, str]:
