@@ -25,6 +25,7 @@ from measure import compare, head, timed
 
 from harness.bench.processes import ServerProcesses
 from harness.config.load import load
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.databases import template
 from harness.postgres import databases, names
@@ -46,7 +47,7 @@ def project(tables: int, **overrides: object) -> Iterator[tuple[Settings, Mappin
         yield settings, environ, folder
     finally:
         for purpose in ("run", "up"):
-            inventory.stop(settings, environ, purpose=purpose)
+            inventory.stop(Project.of(settings, environ), purpose=purpose)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -88,7 +89,7 @@ def cold_process(pairs: int) -> None:
     with project(60, backend="process", storage="memory") as (settings, environ, folder):
         with Harness.open_with(settings, environ) as harness:
             binaries = Path(str(harness.server.info.binaries))
-        inventory.stop(settings, environ)
+        inventory.stop(Project.of(settings, environ))
 
         def ours() -> float:
             began = time.perf_counter()
@@ -96,7 +97,7 @@ def cold_process(pairs: int) -> None:
                 with lease.connect() as connection:
                     connection.execute("select 1")
                 took = time.perf_counter() - began
-            inventory.stop(settings, environ)
+            inventory.stop(Project.of(settings, environ))
             return took
 
         by_hand = ProcessByHand(binaries, folder)
@@ -177,11 +178,11 @@ def cold_docker(image: str, pairs: int) -> None:
                 with lease.connect() as connection:
                     connection.execute("select 1")
                 took = time.perf_counter() - began
-            inventory.stop(settings, environ)
+            inventory.stop(Project.of(settings, environ))
             return took
 
         def theirs() -> float:
-            backend = registry.named("docker", settings, environ)
+            backend = registry.named("docker", Project.of(settings, environ))
             request = ServerRequest(
                 project=names.digest(uuid.uuid4().hex, 10),
                 purpose="run",

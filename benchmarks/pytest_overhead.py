@@ -88,9 +88,10 @@ def main() -> None:
                     f"warm start, -n {workers}", plain, [*plain, *OURS], folder, environ, max(3, rounds // 3)
                 )
         from harness.config.load import load
+        from harness.config.project import Project
         from harness.servers import inventory
 
-        inventory.stop(load(environ, start=folder), environ)
+        inventory.stop(Project.of(load(environ, start=folder), environ))
         for tables, schema in SCHEMAS.items():
             if {"throughput", f"throughput-{tables}"} & set(parts):
                 throughput(

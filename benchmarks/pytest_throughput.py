@@ -21,6 +21,7 @@ from pathlib import Path
 
 from harness.bench import instead
 from harness.bench.project import schema_of
+from harness.config.project import Project
 
 WORKERS = 4
 
@@ -207,7 +208,7 @@ def throughput(
                             with lease.connect() as connection:
                                 connection.execute(schema.truncate)
     finally:
-        inventory.stop(load(environ, start=folder), environ)
+        inventory.stop(Project.of(load(environ, start=folder), environ))
     tell(schema, taken)
 
 

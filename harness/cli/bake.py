@@ -34,9 +34,9 @@ PARAMETERS: list[click.Parameter] = [
 
 def run(context: Context) -> int:
     """Print what later servers start from."""
-    settings, console = context.settings, context.console
-    backend = registry.choose(settings, context.environ)
-    oven = bake.oven_of(settings, context.environ, backend)
+    console = context.console
+    backend = registry.choose(context.project)
+    oven = bake.oven_of(context.project, backend)
     if getattr(context.arguments, "list", False):
         return _list(context, oven.bakery.list())
     baked = oven.ensure(

@@ -15,6 +15,7 @@ from harness.migrations import registry as sources
 from harness.servers import registry as backends
 
 if TYPE_CHECKING:
+    from harness.config.project import Project
     from harness.config.settings import Settings
 
 OVERRIDES = ("backend", "image", "server_url", "isolation", "storage", "version", "binaries")
@@ -74,6 +75,17 @@ class Context:
         for warning in caught:
             self.console.warn(str(warning.message))
         return settings
+
+    @cached_property
+    def project(self) -> Project:
+        """The project, with its settings and the environment.
+
+        Raises:
+            ConfigError: as :attr:`settings`.
+        """
+        from harness.config.project import Project
+
+        return Project.of(self.settings, self.environ)
 
     @property
     def json(self) -> bool:

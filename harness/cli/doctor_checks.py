@@ -170,7 +170,7 @@ def backend(word: str) -> Check:
     def look(context: Context) -> Iterator[Result]:
         if package := registry.packages().get(word):
             yield "ok", f"{word} is a backend of {package}", ()
-        found = registry.named(word, context.settings, context.environ, timeout=registry.AUTO_TIMEOUT)
+        found = registry.named(word, context.project, timeout=registry.AUTO_TIMEOUT)
         yield from found.examine()
 
     return look
@@ -205,7 +205,7 @@ def servers(context: Context) -> Iterator[Result]:
 
 def orphaned(context: Context) -> Iterator[Result]:
     """Servers of checkouts that are gone: nobody will ever call `down` there."""
-    found = orphans.find(context.settings, context.environ)
+    found = orphans.find(context.project)
     if not found:
         yield "ok", "no server's checkout is gone", ()
     for orphan in found:

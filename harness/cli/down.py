@@ -49,12 +49,12 @@ def run(context: Context) -> int:
 
 def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
     ended: list[dict[str, Any]] = []
-    for info in inventory.servers(context.settings, context.environ):
+    for info in inventory.servers(context.project):
         if info.purpose == "up" or everything:
             ended.append({"purpose": info.purpose, "backend": info.backend, "description": info.description})
     for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended)]):
-        inventory.stop(context.settings, context.environ, purpose=purpose)
-    WatermarkStore.of(context.settings, context.environ).forget_all()
+        inventory.stop(context.project, purpose=purpose)
+    WatermarkStore.of(context.project).forget_all()
     return ended
 
 

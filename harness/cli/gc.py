@@ -66,7 +66,7 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     if settings.server_url is not None:
         return []
     gone: list[dict[str, Any]] = []
-    for backend in inventory.working_backends(settings, context.environ):
+    for backend in inventory.working_backends(context.project):
         bakery = backend.snapshots()
         if bakery is None:
             continue
@@ -85,14 +85,14 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
                 for name in bakery.leftovers()
             ]
     if not dry_run:
-        inventory.forget_gone(settings, context.environ)
+        inventory.forget_gone(context.project)
     return gone
 
 
 def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """Servers of checkouts that are gone, and what was noted of such checkouts."""
     ended: list[dict[str, Any]] = []
-    for orphan in orphans.find(context.settings, context.environ):
+    for orphan in orphans.find(context.project):
         info = orphan.info
         if not dry_run and (why := orphan.end()):
             context.console.warn(f"left alone: {info.description} of {info.root}, which is gone: {why}")
@@ -100,5 +100,5 @@ def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
         reason = f"its checkout {info.root} is gone"
         ended.append({"server": info.description, "backend": info.backend, "reason": reason})
     if not dry_run:
-        orphans.forget(context.settings, context.environ)
+        orphans.forget(context.project)
     return ended

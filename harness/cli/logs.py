@@ -36,9 +36,9 @@ def run(context: Context) -> int:
     """Print it, line by line."""
     wanted = getattr(context.arguments, "server", None)
     # A server that has died is just the one whose log is wanted: all of them, running or not.
-    known = {info.purpose: info for info in inventory.servers(context.settings, context.environ)}
+    known = {info.purpose: info for info in inventory.servers(context.project)}
     if context.settings.server_url is not None:
-        known = dict.fromkeys(["up"], registry.chosen(context.settings, context.environ)[0].list(None)[0])
+        known = dict.fromkeys(["up"], registry.chosen(context.project)[0].list(None)[0])
     if not known:
         raise LeaseError("there is no server of this checkout: `pg-harness up` starts one")
     if wanted is not None and wanted not in known:
@@ -48,7 +48,7 @@ def run(context: Context) -> int:
         )
     info = known[wanted] if wanted else known.get("up") or known[sorted(known)[0]]
     logger.info("log of %s", info.description)
-    backend = registry.named(info.backend, context.settings, context.environ)
+    backend = registry.named(info.backend, context.project)
     follow = bool(getattr(context.arguments, "follow", False))
     for line in backend.logs(info, follow):
         context.console.answer(line)

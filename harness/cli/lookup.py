@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from harness.cli.context import Context
-from harness.config import project
 from harness.config.load import nearest
 from harness.errors import ConfigError, LeaseError
 from harness.postgres import names
@@ -40,18 +39,18 @@ def harnesses(context: Context, *, purposes: Sequence[str] = ()) -> Iterator[lis
 
 def open_one(context: Context, purpose: str) -> Harness | None:
     """The harness of a running server; None where none runs."""
-    found = inventory.find(context.settings, context.environ, purpose=purpose)
+    found = inventory.find(context.project, purpose=purpose)
     if found is None:
         return None
     # PERSON: closing it releases nothing, and it shows no sign of life of its own.
-    return Harness.on(context.settings, found, run=names.PERSON, environ=context.environ)
+    return Harness.on(context.project, found, run=names.PERSON)
 
 
 def all_purposes(context: Context) -> list[str]:
     """``up``, ``run``, and those of servers for one worker each. An external server has one for all."""
     if context.settings.server_url is not None:
         return ["up"]
-    folder = project.state_dir(context.environ) / project.project_id(context.settings.root)
+    folder = context.project.folder
     hinted = sorted(path.stem for path in folder.glob("run-*.json")) if folder.is_dir() else []
     return ["up", "run", *hinted]
 

@@ -56,7 +56,7 @@ def run(context: Context) -> int:
     """Print the URLs."""
     given = vars(context.arguments)
     if not given.keys() & {"fresh", "rebuild", "ttl"} and not context.json:
-        found_urls = urls(context.settings, context.environ, given.get("workers"))
+        found_urls = urls(context.project, given.get("workers"))
         if found_urls:
             for url in found_urls:
                 context.console.answer(url)
@@ -69,9 +69,7 @@ def _at_length(context: Context, given: Mapping[str, Any]) -> int:
     from harness.sandbox.sandbox import Sandbox
 
     ttl = given.get("ttl")
-    with Sandbox.open(
-        context.settings, context.environ, ttl=ttl, progress=context.console.progress
-    ) as sandbox:
+    with Sandbox.open(context.project, ttl=ttl, progress=context.console.progress) as sandbox:
         _say_about_ttl(context, sandbox.server, ttl)
         _up(context, sandbox, given)
     return 0

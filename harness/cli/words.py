@@ -70,11 +70,10 @@ def noted(context: Context) -> list[str]:
 
     Of one without a note the daemon would have to be asked, whose client takes longer to import than a person waits.
     """
-    settings, environ = context.settings, context.environ
     purposes = lookup.all_purposes(context)
-    if settings.server_url is not None:
+    if context.settings.server_url is not None:
         return purposes
-    return [purpose for purpose in purposes if Hint.of(settings, environ, purpose).path.exists()]
+    return [purpose for purpose in purposes if Hint.of(context.project, purpose).path.exists()]
 
 
 def _context(ctx: click.Context) -> Context:

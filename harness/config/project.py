@@ -1,4 +1,7 @@
-"""Which checkout is this, where its state and caches lie, and file locks between processes (the door to ``filelock``)."""
+"""Which checkout is this, what its user decided, where its state and caches lie; and file locks between processes.
+
+The door to ``filelock``.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,49 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Self
 
+from harness.config.settings import Settings
 from harness.errors import ConfigError, PoolTimeout
+
+
+@dataclass(frozen=True)
+class Project:
+    """One checkout of the user's: made once at the edge by :meth:`of`, and passed on.
+
+    Attributes:
+        settings: what the user decided for it, its root among them.
+        environ: the environment as it was then, for programs that are started on the user's behalf.
+        id: ten hex digits, see :func:`project_id`.
+        state: where hints, locks and data directories of servers lie, of all the user's checkouts.
+        cache: where what can be made again lies, of all the user's checkouts.
+    """
+
+    settings: Settings
+    environ: Mapping[str, str] = field(repr=False)
+    id: str
+    state: Path
+    cache: Path
+
+    @classmethod
+    def of(cls, settings: Settings, environ: Mapping[str, str]) -> Self:
+        """The project that these settings are of.
+
+        Args:
+            environ: usually ``os.environ``; what is set there later is not seen.
+        """
+        return cls(settings, dict(environ), project_id(settings.root), state_dir(environ), cache_dir(environ))
+
+    @property
+    def folder(self) -> Path:
+        """Where this checkout's own part of the state lies."""
+        return self.state / self.id
+
+    def having(self, **changes: Any) -> Self:
+        """The same project with some settings changed, by name."""
+        return replace(self, settings=replace(self.settings, **changes))
 
 
 def machine_id() -> str:

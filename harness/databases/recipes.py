@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from harness.config import environment, project
+from harness.config import environment
+from harness.config.project import Project
 from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
 from harness.databases.spec import Recipe, decisive_text
 from harness.dsn import Dsn
@@ -13,8 +13,7 @@ from harness.migrations.registry import load
 
 
 def make(
-    settings: Settings,
-    environ: Mapping[str, str],
+    project: Project,
     database: DatabaseSettings,
     *,
     role: str,
@@ -28,11 +27,12 @@ def make(
         binaries: folder of ``psql``, where there is one.
         slot: what env templates may say; None: the first worker's.
     """
+    settings = project.settings
     where = slot or environment.Slot("1", 1, settings.connections_per_worker)
     return Recipe(
         database=database.name,
         sources=[
-            load(spec, settings.root, cache=project.cache_dir(environ), environment=environ)
+            load(spec, settings.root, cache=project.cache, environment=project.environ)
             for spec in sources(settings, database)
         ],
         extensions=database.extensions,
@@ -45,7 +45,7 @@ def make(
                 "postgres": dict(settings.postgres),
             }
         ),
-        environment=lambda dsn: _migration_environment(settings, environ, database, dsn, where),
+        environment=lambda dsn: _migration_environment(project, database, dsn, where),
         binaries=Path(binaries) if binaries else None,
         timeout=settings.migration_timeout,
     )
@@ -65,14 +65,13 @@ def sources(settings: Settings, database: DatabaseSettings) -> tuple[SourceSpec,
 
 
 def _migration_environment(
-    settings: Settings,
-    environ: Mapping[str, str],
+    project: Project,
     database: DatabaseSettings,
     dsn: Dsn,
     slot: environment.Slot,
 ) -> dict[str, str]:
     # While one database is migrated, the worker's other ones do not exist yet.
-    dsns = {d.name: dsn.with_database("not_migrated_yet") for d in settings.databases}
+    dsns = {d.name: dsn.with_database("not_migrated_yet") for d in project.settings.databases}
     dsns |= {DEFAULT_DATABASE: dsn, database.name: dsn}
-    tables = {d.name: d.env for d in settings.databases}
-    return environment.child_environment(environ, environment.variables(dsns, tables, slot))
+    tables = {d.name: d.env for d in project.settings.databases}
+    return environment.child_environment(project.environ, environment.variables(dsns, tables, slot))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.config import environment, logs
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.databases import freshness
 from harness.dsn import Dsn
@@ -72,10 +73,12 @@ def _begin(config: pytest.Config, start: tuple[Path, str]) -> State:
     if _is_xdist_worker():
         state = _join(config)
     else:
-        settings = _settings(options, start)
+        # Children of an earlier run may have inherited its file: it says nothing about ours.
+        environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        project = Project.of(_settings(options, start), environ)
         if any(getattr(options, name, False) for name in _LOOKING_ONLY):
-            return _idle(settings)
-        state = _host(settings, options)
+            return _closed(project, Role.IDLE)
+        state = _host(project, options)
     state.seconds = time.monotonic() - began
     return state
 
@@ -118,13 +121,8 @@ def _is_xdist_worker() -> bool:
     return False
 
 
-def _idle(settings: Settings) -> State:
-    """Nothing is started."""
-    return _closed(settings, Role.IDLE)
-
-
 def _closed(
-    settings: Settings,
+    project: Project,
     role: Role,
     *,
     quiet: bool = False,
@@ -132,6 +130,7 @@ def _closed(
     teller: Teller | None = None,
 ) -> State:
     """The URL is valid, and nobody answers there."""
+    settings = project.settings
     # Bound and not listening: refused at once, and no other program can take the port meanwhile.
     hold = socket.socket()
     hold.bind(("127.0.0.1", 0))
@@ -143,24 +142,21 @@ def _closed(
     )
     undo = environment.patch(os.environ, exported)
     return State(
-        settings, role, "main", harness, None, exported, undo, quiet, hold=hold, closed=dsns,
+        project, role, "main", harness, None, exported, undo, quiet, hold=hold, closed=dsns,
         telling=teller or nullcontext(),
     )  # fmt: skip
 
 
-def _host(settings: Settings, options: Any) -> State:
+def _host(project: Project, options: Any) -> State:
     from harness.runs.harness import open_run
 
     quiet = getattr(options, "verbose", 0) < 0
     teller = Teller(logs.Verbosity.of(os.environ, getattr(options, "verbose", 0)))
-    # Children of an earlier run may have inherited its file: it says nothing about ours.
-    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
     # xdist's controller runs no test: nothing will be reset there.
     controls = distributes(options)
     with teller:
         harness = open_run(
-            settings,
-            environ,
+            project,
             rebuild=options.pg_harness_rebuild,
             progress=teller.progress,
             worker="" if controls else "main",
@@ -168,7 +164,7 @@ def _host(settings: Settings, options: Any) -> State:
         if controls and harness.shared is None:
             # Its workers start a server each, and it needs none for itself. Migrations that fail were told here,
             # once, all the same: they ran when the base was baked.
-            return _closed(settings, Role.HOST, quiet=quiet, harness=harness, teller=teller)
+            return _closed(project, Role.HOST, quiet=quiet, harness=harness, teller=teller)
         try:
             if not controls:
                 _keep_spares(harness)
@@ -177,7 +173,7 @@ def _host(settings: Settings, options: Any) -> State:
             harness.close()
             raise
     state = _exporting(
-        State(settings, Role.HOST, "main", harness, lease, {}, lambda: None, quiet, telling=teller)
+        State(project, Role.HOST, "main", harness, lease, {}, lambda: None, quiet, telling=teller)
     )
     if workers := _told(options):
         # A second processor has nothing to do until xdist's workers begin.
@@ -212,16 +208,16 @@ def _join(config: pytest.Config) -> State:
             f"worker {worker} was started without {VARIABLE}: was the plugin switched off in the controller? "
             f"`-p no:pg_harness` must hold for all processes (put it into addopts)."
         )
-    harness = Harness.join(RunFile.read(Path(named)), os.environ, worker=worker)
+    run = RunFile.read(Path(named))
+    project = Project.of(run.settings, os.environ)
+    harness = Harness.join(run, project, worker=worker)
     try:
         _keep_spares(harness)
         lease = harness.lease(worker)
     except BaseException:
         harness.close()
         raise
-    return _exporting(
-        State(harness.settings, Role.WORKER, worker, harness, lease, {}, lambda: None, quiet=True)
-    )
+    return _exporting(State(project, Role.WORKER, worker, harness, lease, {}, lambda: None, quiet=True))
 
 
 def _keep_spares(harness: Harness) -> None:

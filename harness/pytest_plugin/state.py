@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import HarnessError
@@ -50,7 +51,7 @@ class State:
         summary: what is told at the end.
     """
 
-    settings: Settings
+    project: Project
     role: Role
     worker: str
     harness: Harness | None
@@ -79,6 +80,11 @@ class State:
                 target=_fill, args=(self.harness, workers), name="pg-harness spares", daemon=True
             )
             self._filler.start()
+
+    @property
+    def settings(self) -> Settings:
+        """The project's, as they were when this process began."""
+        return self.project.settings
 
     @property
     def running(self) -> tuple[Harness, Lease]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 
-from harness.config import project
 from harness.databases import freshness
 from harness.errors import HarnessError
 from harness.pytest_plugin.state import State, complain
@@ -45,7 +43,7 @@ class Controller:
                 run.check_room(len(specs))
             if run.shared is not None:
                 self._tell(budget.check(run.shared, len(specs)))
-            path = self._run_file(len(specs)).write(project.state_dir(os.environ) / "runs")
+            path = self._run_file(len(specs)).write(self._state.project.state / "runs")
         except HarnessError as error:
             raise pytest.UsageError(f"pg-harness: {error.full_text}") from None
         self._state.run_file = path

@@ -11,13 +11,10 @@ from harness.reset.sql import batch, catalogs, relations
 from harness.reset.sql import rows as rows_sql
 from harness.reset.sql.batch import Tid
 from harness.reset.sql.relations import Relation, SequenceState
-from harness.reset.sql.rows import Blocks, Columns, Rows
+from harness.reset.sql.rows import PAGE, Blocks, Columns, Rows
 
 HELD_PAGES = 128
 """Pages (of 8 kB) up to which a table's rows are kept in memory as a whole; beyond, blocks are asked for."""
-
-PAGE = 8168
-"""Bytes of a page that rows can take up (bufpage.h: all but its head)."""
 
 MOST_BLOCKS_KNOWN = 4096
 """Blocks of a large table whose rows' places are kept here: 400 bytes each."""
@@ -185,6 +182,7 @@ class BaselineStore:
         self._columns: dict[int, Columns] = {}
         self._texts: dict[int, Blocks] = {}
         self._places: dict[str, dict[int, set[tuple[Tid, int]]]] = {}
+        self._has_room: dict[tuple[int, int], bool] = {}
         self._large_objects: dict[int, catalogs.LargeObject] | None = None
 
     @property
@@ -226,6 +224,15 @@ class BaselineStore:
             known.update(dict.fromkeys(missing, b""))
             known.update(rows_sql.blocks_of(found.rows))
         return {block: text for block in blocks if (text := known[block])}
+
+    def has_room(self, relation: Relation, block: int) -> bool:
+        """Whether a row may fit beside those of this block of a table; asked once."""
+        key = relation.oid, block
+        if key not in self._has_room:
+            self._has_room[key] = bool(
+                relation.toast or self.session.value(rows_sql.has_room(relation, block))
+            )
+        return self._has_room[key]
 
     def rows_at(self, relation: Relation, places: Sequence[Tid]) -> Rows:
         """The rows of a table that lie there."""

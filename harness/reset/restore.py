@@ -446,16 +446,27 @@ class Attempt:
             self.done.dead.pop(oid, None)
 
     def _count_again(self, missing: Mapping[int, Sequence[int]]) -> None:
-        """VACUUM has counted rows while some were missing: where they are many, the planner would go by it."""
-        few = [
-            self.bases[oid].relation.sql
-            for oid, numbers in missing.items()
-            if oid in self.done.vacuumed and MISCOUNTED * len(numbers) > len(self.bases[oid].places)
+        """VACUUM has counted rows, and free bytes of pages, while some rows were missing.
+
+        Where they are many, the planner would go by it. And a short row of the next test would go to a page before
+        the last one: the free space map learns that a page is full when a row does not fit there (hio.c), that is, of
+        all pages that were filled again but the last of them.
+        """
+        wrong = [
+            base.relation.sql
+            for base, numbers in ((self.bases[oid], numbers) for oid, numbers in missing.items())
+            if base.relation.oid in self.done.vacuumed
+            and (MISCOUNTED * len(numbers) > len(base.places) or self._beckons(base, numbers))
         ]
-        if few:
+        if wrong:
             # All is where it belongs already.
             with suppress(ServerRefused):
-                vacuum.free_places(self.session, few, truncate=False)
+                vacuum.free_places(self.session, wrong, truncate=False)
+
+    def _beckons(self, base: TableBase, numbers: Sequence[int]) -> bool:
+        """Whether the last page that was filled again is not the table's last, and has room for a short row."""
+        block = base.places[numbers[-1]][0][0]
+        return block < base.last_block and (base.marked or self.store.has_room(base.relation, block))
 
     def _fillings(self, missing: Mapping[int, Sequence[int]]) -> list[Step]:
         steps: list[Step] = []

@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.config import project
-from harness.config.project import file_lock
+from harness.config.project import Project, file_lock, make_folder
 from harness.config.settings import Settings
 from harness.databases import recipes, template
 from harness.databases.spec import FORMAT as RECIPE_FORMAT
@@ -88,11 +87,9 @@ class Oven:
         BackendUnavailable: its servers' data cannot be kept.
     """
 
-    def __init__(
-        self, settings: Settings, environ: Mapping[str, str], backend: Backend, recipes: Sequence[Recipe]
-    ) -> None:
-        self._settings = settings
-        self._environ = environ
+    def __init__(self, project: Project, backend: Backend, recipes: Sequence[Recipe]) -> None:
+        self._project = project
+        self._settings = project.settings
         self._backend = backend
         self._recipes = [replace(recipe, keep_failed=False) for recipe in recipes]
         self.bakery = _bakery(backend)
@@ -114,9 +111,9 @@ class Oven:
         key, fingerprints = self.key()
         if not rebuild and (found := self._look(key)):
             return Baked(found, fingerprints, False, time.monotonic() - began)
-        cache = project.cache_dir(self._environ)
+        cache = self._project.cache
         # Before the lock makes it, closed to others: the server's own user copies its data there.
-        project.make_folder(cache, 0o755)
+        make_folder(cache, 0o755)
         with file_lock(
             # Of bounded number: lock files stay for ever, because removing one is a race.
             cache / f"bake-{key[:2]}.lock",
@@ -156,13 +153,12 @@ class Oven:
 
     def _bake(self, key: str, fingerprints: Mapping[str, str], progress: Progress) -> Base:
         self.bakery.leftovers()
-        settings = replace(
-            self._settings,
+        lean = self._project.having(
             postgres={**self._settings.postgres, **_LEAN},
             storage="disk" if self.bakery.from_disk else self._settings.storage,
         )
         logger.info("bake: no migrated server is kept for these migrations: making one")
-        kitchen = acquire.private(settings, self._environ, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL)
+        kitchen = acquire.private(lean, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL)
         try:
             self._fill(kitchen.session, kitchen.info.binaries, progress)
             kitchen.close()
@@ -276,16 +272,17 @@ def limits_of(settings: Settings) -> Limits:
     return Limits(settings.keep_baked, settings.template_age, settings.baked_size)
 
 
-def oven_of(settings: Settings, environ: Mapping[str, str], backend: Backend) -> Oven:
+def oven_of(project: Project, backend: Backend) -> Oven:
     """What bakes for these settings."""
-    made = [recipes.make(settings, environ, database, role=settings.role) for database in settings.databases]
-    return Oven(settings, environ, backend, made)
+    settings = project.settings
+    made = [recipes.make(project, database, role=settings.role) for database in settings.databases]
+    return Oven(project, backend, made)
 
 
-def baked_base(settings: Settings, environ: Mapping[str, str], backend: Backend) -> str | None:
+def baked_base(project: Project, backend: Backend) -> str | None:
     """What a new server can start from, migrated already; a hint only: without it, it is migrated."""
     try:
-        found = oven_of(settings, environ, backend).look()
+        found = oven_of(project, backend).look()
     except HarnessError:
         # Whatever is wrong is said where it matters: at the start, or by the migrations.
         return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from harness.config import environment as env
-from harness.config import project
+from harness.config.project import Project
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
 from harness.databases import freshness
 from harness.databases.clones import Claim, Clones
@@ -48,14 +48,11 @@ class Harness:
         workers: how many there will be, where that is known.
     """
 
-    def __init__(
-        self, placement: Placement, environ: Mapping[str, str], *, run: str, workers: int = 1
-    ) -> None:
+    def __init__(self, placement: Placement, *, run: str, workers: int = 1) -> None:
         self.run = run
-        self.project = project.project_id(placement.settings.root)
+        self.project = placement.project.id
         self.workers = workers
         self._placement = placement
-        self._environ = dict(environ)
         self._lock = threading.RLock()
         self._reserved: set[str] = set()
         self._closed = False
@@ -96,9 +93,8 @@ class Harness:
         sources.check_settings(settings)
         backends.check_settings(settings)
         freshness.check_settings(settings)
-        return cls.open_with(
-            settings,
-            environment,
+        return cls._open(
+            Project.of(settings, environment),
             purpose=purpose,
             run=run,
             rebuild=rebuild,
@@ -114,6 +110,12 @@ class Harness:
     @classmethod
     def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
         """As :meth:`open`, with settings that were read already."""
+        return cls._open(Project.of(settings, environ), **how)
+
+    @classmethod
+    def _open(cls, project: Project, **how: Unpack[How]) -> Self:
+        """As :meth:`open`, of a project that is known already."""
+        settings = project.settings
         if chosen(settings, how.get("purpose", "run")) is not SharedServer:
             raise ConfigError(
                 'isolation = "server" gives each worker a server: open it with harness.Fleet.open(), which has '
@@ -123,17 +125,16 @@ class Harness:
                 value=settings.isolation,
             )
         run = _digits(how)
-        placement = SharedServer.open(settings, environ, run, **how)
-        return cls(placement, environ, run=run, workers=how.get("workers", 1))
+        placement = SharedServer.open(project, run, **how)
+        return cls(placement, run=run, workers=how.get("workers", 1))
 
     @classmethod
     def on(
         cls,
-        settings: Settings,
+        project: Project,
         server: Server,
         *,
         run: str,
-        environ: Mapping[str, str],
         progress: Progress = unseen,
     ) -> Self:
         """A run on a server that was found already. Nothing is prepared there, and no sign of life is shown.
@@ -141,14 +142,13 @@ class Harness:
         Args:
             run: sixteen hex digits; with :data:`harness.postgres.names.PERSON`, closing it releases nothing.
         """
-        session = ServerSession(settings, server, environ, run=run, progress=progress)
-        return cls(SharedServer(session), environ, run=run)
+        session = ServerSession(project, server, run=run, progress=progress)
+        return cls(SharedServer(session), run=run)
 
     @classmethod
     def attach(
         cls,
-        settings: Settings,
-        environ: Mapping[str, str],
+        project: Project,
         *,
         run: str,
         info: ServerInfo,
@@ -168,21 +168,23 @@ class Harness:
             ServerLost: the server is gone, or another one answers at its address.
         """
         placement = SharedServer.join(
-            settings, environ, run=run, info=info, owner=owner, templates=templates, workers=workers
+            project, run=run, info=info, owner=owner, templates=templates, workers=workers
         )
-        return cls(placement, environ, run=run, workers=workers)
+        return cls(placement, run=run, workers=workers)
 
     @classmethod
-    def join(cls, run: RunFile, environ: Mapping[str, str], *, worker: str) -> Self:
+    def join(cls, run: RunFile, project: Project, *, worker: str) -> Self:
         """Join the run of a controller as one of its workers, on the server that they share or on an own one.
+
+        Args:
+            project: with the run's settings.
 
         Raises:
             ServerLost: as :meth:`attach`. ServerStartError, BackendError: as :meth:`lease`.
         """
         if run.server is not None and run.owner is not None:
             return cls.attach(
-                run.settings,
-                environ,
+                project,
                 run=run.run,
                 info=run.server,
                 owner=run.owner,
@@ -191,20 +193,20 @@ class Harness:
             )
         from harness.runs.per_worker import ServerPerWorker
 
-        placement = ServerPerWorker.open(run.settings, environ, run.run, worker=worker)
-        return cls(placement, environ, run=run.run, workers=run.workers)
+        placement = ServerPerWorker.open(project, run.run, worker=worker)
+        return cls(placement, run=run.run, workers=run.workers)
 
     # --- what there is -----------------------------------------------------------------------------
 
     @property
     def settings(self) -> Settings:
         """What it was opened with, and what was found out since."""
-        return self._placement.settings
+        return self._placement.project.settings
 
     @property
     def environ(self) -> Mapping[str, str]:
         """The environment that it was opened with, for programs that are started on its behalf."""
-        return self._environ
+        return self._placement.project.environ
 
     @property
     def shared(self) -> ServerSession | None:
@@ -504,10 +506,8 @@ class Fleet(Harness):
         baked: what the servers start from.
     """
 
-    def __init__(
-        self, placement: ServerPerWorker, environ: Mapping[str, str], *, run: str, workers: int = 1
-    ) -> None:
-        super().__init__(placement, environ, run=run, workers=workers)
+    def __init__(self, placement: ServerPerWorker, *, run: str, workers: int = 1) -> None:
+        super().__init__(placement, run=run, workers=workers)
         self.backend: Backend = placement.backend
         self.baked: Baked = placement.baked
         self._servers = placement
@@ -517,7 +517,7 @@ class Fleet(Harness):
         return {"isolation": "server"}
 
     @classmethod
-    def open_with(cls, settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Self:
+    def _open(cls, project: Project, **how: Unpack[How]) -> Self:
         """Find or bake the base; no server is started before a worker asks for one.
 
         Raises:
@@ -526,8 +526,8 @@ class Fleet(Harness):
         from harness.runs.per_worker import ServerPerWorker
 
         run = names.run_id(how.get("run"))
-        placement = ServerPerWorker.open(settings, environ, run, **how)
-        return cls(placement, environ, run=run, workers=how.get("workers", 1))
+        placement = ServerPerWorker.open(project, run, **how)
+        return cls(placement, run=run, workers=how.get("workers", 1))
 
     @property
     def members(self) -> Mapping[str, ServerSession]:
@@ -543,7 +543,7 @@ class Fleet(Harness):
         self._servers.give_up([worker])
 
 
-def open_run(settings: Settings, environ: Mapping[str, str], **how: Unpack[How]) -> Harness:
+def open_run(project: Project, **how: Unpack[How]) -> Harness:
     """What the settings' ``isolation`` asks for: databases in one server, or a server for each worker.
 
     A person's (``purpose="up"``) databases always share one server.
@@ -552,8 +552,8 @@ def open_run(settings: Settings, environ: Mapping[str, str], **how: Unpack[How])
         As :meth:`Harness.open`.
     """
     run = _digits(how)
-    placement = chosen(settings, how.get("purpose", "run")).open(settings, environ, run, **how)
-    return Harness(placement, environ, run=run, workers=how.get("workers", 1))
+    placement = chosen(project.settings, how.get("purpose", "run")).open(project, run, **how)
+    return Harness(placement, run=run, workers=how.get("workers", 1))
 
 
 def chosen(settings: Settings, purpose: str = "run") -> PlacementKind:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Self, Unpack
 
-from harness.config import project
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.databases.sweep import Doomed
 from harness.databases.template import Template
 from harness.errors import HarnessError, LeaseClosed, LeaseError
@@ -40,14 +38,14 @@ class ServerPerWorker:
     """The servers of one run, one for each worker.
 
     Attributes:
+        project: what it was opened with.
         backend: what starts them.
         baked: what they start from.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        environ: Mapping[str, str],
+        project: Project,
         backend: Backend,
         baked: Baked,
         *,
@@ -63,10 +61,9 @@ class ServerPerWorker:
         """
         self.backend = backend
         self.baked = baked
-        self._settings = settings
-        self._environ = dict(environ)
+        self.project = project
+        self._settings = project.settings
         self._run = run
-        self._project = project.project_id(settings.root)
         self._workers = workers
         self._worker = worker
         self._progress = progress
@@ -76,7 +73,7 @@ class ServerPerWorker:
         self._closed = False
 
     @classmethod
-    def open(cls, settings: Settings, environ: Mapping[str, str], digits: str, **how: Unpack[How]) -> Self:
+    def open(cls, project: Project, digits: str, **how: Unpack[How]) -> Self:
         """Find or bake the base; no server is started before a worker asks for one.
 
         Args:
@@ -86,12 +83,11 @@ class ServerPerWorker:
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, PoolTimeout.
         """
         progress = how.get("progress", unseen)
-        backend = registry.choose(settings, environ)
-        oven = oven_of(settings, environ, backend)
+        backend = registry.choose(project)
+        oven = oven_of(project, backend)
         baked = oven.ensure(rebuild=how.get("rebuild", False), progress=progress)
         return cls(
-            settings,
-            environ,
+            project,
             backend,
             baked,
             run=digits,
@@ -99,11 +95,6 @@ class ServerPerWorker:
             worker=how.get("worker", ""),
             progress=progress,
         )
-
-    @property
-    def settings(self) -> Settings:
-        """What it was opened with."""
-        return self._settings
 
     @property
     def shared(self) -> ServerSession | None:
@@ -169,15 +160,14 @@ class ServerPerWorker:
 
     def _started(self, worker: str) -> ServerSession:
         found = acquire.private(
-            self._settings_of_one(),
-            self._environ,
+            self._project_of_one(),
             self.backend,
             purpose=purpose_of(self._run, worker),
             ttl=min(TTL, self._settings.ttl),
             base=self.baked.base.ref,
             memory=self._room().tmpfs(self._workers),
         )
-        session = ServerSession(self._settings, found, self._environ, run=self._run, progress=self._progress)
+        session = ServerSession(self.project, found, run=self._run, progress=self._progress)
         try:
             session.prepare(clean_up=False)
         except BaseException:
@@ -189,12 +179,12 @@ class ServerPerWorker:
             self._oven().bakery.remove(self.baked.base)
         return session
 
-    def _settings_of_one(self) -> Settings:
-        settings = replace(self._settings, storage=self._room().storage(max(1, self._workers)))
+    def _project_of_one(self) -> Project:
+        settings, storage = self._settings, self._room().storage(max(1, self._workers))
         if settings.origin("max_connections") != "default":
-            return settings
+            return self.project.having(storage=storage)
         fewer = max(100, settings.connections_per_worker + _EXTRA_CONNECTIONS)
-        return replace(settings, max_connections=min(settings.max_connections, fewer))
+        return self.project.having(storage=storage, max_connections=min(settings.max_connections, fewer))
 
     def one(self) -> ServerSession:
         """The server of the worker whose process this is, or the only one that there is."""
@@ -224,7 +214,7 @@ class ServerPerWorker:
             return self._reckoned
 
     def _oven(self) -> Oven:
-        return oven_of(self._settings, self._environ, self.backend)
+        return oven_of(self.project, self.backend)
 
     # --- what is left over -------------------------------------------------------------------------
 
@@ -236,7 +226,7 @@ class ServerPerWorker:
         """Remove what starts that were cut off have left. Databases: none, they go with their servers."""
         if not dry_run:
             self._oven().bakery.leftovers()
-            inventory.forget_gone(self._settings, self._environ)
+            inventory.forget_gone(self.project)
         return []
 
     def crashed(self, workers: Sequence[str] | None) -> list[str]:
@@ -246,10 +236,10 @@ class ServerPerWorker:
         """
         wanted = {purpose_of(self._run, worker) for worker in workers or ()}
         doomed = (
-            [info for info in self.backend.list(self._project) if info.purpose in wanted] if wanted else []
+            [info for info in self.backend.list(self.project.id) if info.purpose in wanted] if wanted else []
         )
         for info in doomed:
-            inventory.stop(self._settings, self._environ, purpose=info.purpose)
+            inventory.stop(self.project, purpose=info.purpose)
         return [info.description for info in doomed]
 
     # --- the end -----------------------------------------------------------------------------------

@@ -7,10 +7,9 @@ of starting and baking servers.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, Self, TypedDict, Unpack
 
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.databases.template import Template
 from harness.errors import HarnessError
 from harness.migrations.port import Progress, unseen
@@ -48,7 +47,7 @@ class Placement(Protocol):
     """Which server a worker's databases are on, and what becomes of the servers."""
 
     @property
-    def settings(self) -> Settings:
+    def project(self) -> Project:
         """The run's, with what was found out since it was opened."""
 
     @property
@@ -138,7 +137,7 @@ class SharedServer:
         self._releases = session.run != names.PERSON and not guest
 
     @classmethod
-    def open(cls, settings: Settings, environ: Mapping[str, str], digits: str, **how: Unpack[How]) -> Self:
+    def open(cls, project: Project, digits: str, **how: Unpack[How]) -> Self:
         """Find or start the server, and have the templates ready there.
 
         Args:
@@ -150,19 +149,18 @@ class SharedServer:
         from harness.servers import acquire, memory
 
         rebuild = how.get("rebuild", False)
-        settings = memory.settings_for(settings, environ)
+        project = memory.with_storage(project)
 
         def base(backend: Backend) -> str | None:
             # Where a server must be started; what runs already needs nothing of it.
             from harness.runs.bake import baked_base
 
-            return None if rebuild else baked_base(settings, environ, backend)
+            return None if rebuild else baked_base(project, backend)
 
-        found = acquire.ensure(settings, environ, purpose=how.get("purpose", "run"), base=base)
+        found = acquire.ensure(project, purpose=how.get("purpose", "run"), base=base)
         session = ServerSession(
-            settings,
+            project,
             found,
-            environ,
             run=digits,
             workers=how.get("workers", 1),
             progress=how.get("progress", unseen),
@@ -176,13 +174,12 @@ class SharedServer:
             return cls(session)
         session.abandon()
         # The server in memory is replaced there, or left to the runs that use it: see docs/decisions/0013.
-        return cls.open(replace(settings, storage="disk"), environ, digits, **how)
+        return cls.open(project.having(storage="disk"), digits, **how)
 
     @classmethod
     def join(
         cls,
-        settings: Settings,
-        environ: Mapping[str, str],
+        project: Project,
         *,
         run: str,
         info: ServerInfo,
@@ -197,16 +194,14 @@ class SharedServer:
         """
         from harness.servers.handle import join
 
-        found = join(settings, environ, info)
-        session = ServerSession(
-            settings, found, environ, run=run, workers=workers, owner=owner, templates=templates
-        )
+        found = join(project, info)
+        session = ServerSession(project, found, run=run, workers=workers, owner=owner, templates=templates)
         return cls(session, guest=True)
 
     @property
-    def settings(self) -> Settings:
-        """As the server's session has them."""
-        return self._session.settings
+    def project(self) -> Project:
+        """As the server's session has it."""
+        return self._session.project
 
     @property
     def shared(self) -> ServerSession | None:
@@ -282,16 +277,16 @@ def _prepare_or_move(session: ServerSession, *, rebuild: bool, may_move: bool) -
     """Have the templates ready; True where everything has to be done again on disk."""
     from harness.servers import memory
 
-    settings, environ, server = session.settings, session.environ, session.server
+    project, server = session.project, session.server
     try:
         session.prepare(rebuild=rebuild)
     except HarnessError as error:
-        if may_move and memory.ran_out(error, settings, environ, server):
+        if may_move and memory.ran_out(error, project, server):
             return True
         memory.explain(error, server)
         raise
     size = sum(template.size for template in session.templates.values())
-    return may_move and memory.must_move(settings, environ, server, size)
+    return may_move and memory.must_move(project, server, size)
 
 
 def run_all(acts: Sequence[Callable[[], object]]) -> None:
@@ -326,7 +321,5 @@ def had(what: str, made: Made) -> str:
 class PlacementKind(Protocol):
     """What opens a placement."""
 
-    def open(
-        self, settings: Settings, environ: Mapping[str, str], digits: str, **how: Unpack[How]
-    ) -> Placement:
+    def open(self, project: Project, digits: str, **how: Unpack[How]) -> Placement:
         """Have everything ready for the first worker of the run that these sixteen hex digits name."""

@@ -6,12 +6,11 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.config import environment as env
-from harness.config import project
+from harness.config.project import Project
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
 from harness.databases import freshness, template
 from harness.databases.clones import Clones
@@ -44,11 +43,9 @@ class ServerSession:
     """The part of a run that one server has, seen from one process.
 
     Attributes:
-        settings: with what was found out for this server, see :meth:`limit_connections`.
+        project: with what was found out for this server, see :meth:`limit_connections`.
         server: the server it works on.
         run: sixteen hex digits that name the run, or :data:`harness.postgres.names.PERSON`.
-        project: ten hex digits of the checkout.
-        environ: the environment, for programs that are started on the run's behalf.
         link: the admin's way to the maintenance database of the server.
         templates: database name → template, ready to be cloned.
         leases: those of this process that are on this server.
@@ -57,9 +54,8 @@ class ServerSession:
 
     def __init__(
         self,
-        settings: Settings,
+        project: Project,
         server: Server,
-        environ: Mapping[str, str],
         *,
         run: str,
         workers: int = 1,
@@ -72,11 +68,9 @@ class ServerSession:
             workers: how many there will be, as migrations are told.
             owner, templates: where another process has made them already.
         """
-        self.settings = settings
+        self.project = project
         self.server = server
         self.run = run
-        self.project = project.project_id(settings.root)
-        self.environ = dict(environ)
         self.link = Link(server.admin_dsn, server.info.server_id, session=server.session)
         self.templates = dict(templates or {})
         self.leases: list[Lease] = []
@@ -89,12 +83,17 @@ class ServerSession:
         self._filler: Filler | None = None
 
     @property
+    def settings(self) -> Settings:
+        """The project's."""
+        return self.project.settings
+
+    @property
     def owner(self) -> Owner:
         """The role that the application logs in as: made or put right here, when it is first needed."""
         if self._owner is None:
             from harness.databases import role
 
-            self._owner = role.ensure(self.link.session, self.server.info, self.settings, self.project)
+            self._owner = role.ensure(self.link.session, self.server.info, self.settings, self.project.id)
         return self._owner
 
     def expected_owner(self) -> tuple[Owner, bool]:
@@ -103,7 +102,7 @@ class ServerSession:
             return self._owner, False
         from harness.databases import role
 
-        return role.expected(self.link.session, self.server.info, self.settings, self.project)
+        return role.expected(self.link.session, self.server.info, self.settings, self.project.id)
 
     @property
     def clones(self) -> Clones:
@@ -115,7 +114,7 @@ class ServerSession:
     def _clones_over(self, link: Link) -> Clones:
         return Clones(
             link,
-            self.project,
+            self.project.id,
             self.owner,
             connections=self.settings.connections_per_worker,
             remake=partial(self._remake, link),
@@ -139,8 +138,7 @@ class ServerSession:
         from harness.databases import recipes
 
         return recipes.make(
-            self.settings,
-            self.environ,
+            self.project,
             database,
             role=self.expected_owner()[0].name,
             binaries=self.server.info.binaries,
@@ -184,7 +182,7 @@ class ServerSession:
     def _template(self, link: Link, recipe: Recipe, *, rebuild: bool = False) -> Template:
         return template.ensure(
             link.session,
-            self.project,
+            self.project.id,
             recipe,
             self.owner,
             rebuild=rebuild,
@@ -210,7 +208,7 @@ class ServerSession:
         """Every worker of the run may open ``each`` connections to each of its databases, from here on."""
         if each == self.settings.connections_per_worker:
             return
-        self.settings = replace(self.settings, connections_per_worker=each)
+        self.project = self.project.having(connections_per_worker=each)
         leased = [dsn.database for lease in self.leases for dsn in lease.dsns.values()]
         self.clones.limit(each, leased)
 
@@ -275,7 +273,7 @@ class ServerSession:
         limits = sweep.Limits(
             self.settings.keep_templates, self.settings.template_age, self.settings.keep_failed
         )
-        return sweep.sweep(self.link.session, self.project, limits, dry_run=dry_run)
+        return sweep.sweep(self.link.session, self.project.id, limits, dry_run=dry_run)
 
     def drop_leases(self, workers: Sequence[str] | None = None) -> list[str]:
         """Drop every database that this run has leased here, in whatever process; return their names.
@@ -293,13 +291,13 @@ class ServerSession:
             None
             if workers is None
             else {
-                names.lease(self.project, self.run, worker, index)
+                names.lease(self.project.id, self.run, worker, index)
                 for worker in workers
                 for index in range(len(self.settings.databases))
             }
         )
         dropped = []
-        for found in databases.list_ours(session, self.project):
+        for found in databases.list_ours(session, self.project.id):
             if found.kind is not names.Kind.LEASE or found.owner != self.run:
                 continue
             if wanted is None or found.name in wanted:
@@ -311,7 +309,7 @@ class ServerSession:
         """Names of the databases here that are kept for people."""
         return [
             database.name
-            for database in databases.list_ours(self.link.session, self.project)
+            for database in databases.list_ours(self.link.session, self.project.id)
             if database.kind is names.Kind.KEPT
         ]
 
@@ -329,12 +327,12 @@ class ServerSession:
         if self.server.info.ours:
             return True
         # Somebody else's server: only a role that is named after this checkout is nobody else's.
-        return self.owner.name == f"{names.PREFIX}_{self.project}"
+        return self.owner.name == f"{names.PREFIX}_{self.project.id}"
 
     def _others_alive(self) -> bool:
         from harness.databases import sweep
 
-        everything = databases.list_ours(self.link.session, self.project)
+        everything = databases.list_ours(self.link.session, self.project.id)
         runs = {d.owner for d in everything if d.kind is names.Kind.LEASE}
         return bool(sweep.alive_runs(self.link.session, sorted(runs - {self.run})))
 
@@ -373,6 +371,6 @@ class ServerSession:
 
     def __repr__(self) -> str:
         return (
-            f"<ServerSession {self.project} run {self.run}: {len(self.templates)} templates, "
+            f"<ServerSession {self.project.id} run {self.run}: {len(self.templates)} templates, "
             f"{len(self.leases)} leases, {self.server.info.description}>"
         )

@@ -6,10 +6,9 @@ Apart from :mod:`harness.sandbox.sandbox`, because a person waits for it: nothin
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
-from harness.config import project
-from harness.config.settings import DEFAULT_DATABASE, Settings
+from harness.config.project import Project
+from harness.config.settings import DEFAULT_DATABASE
 from harness.databases import recipes
 from harness.databases.spec import fingerprint
 from harness.postgres import databases, names, roles
@@ -19,15 +18,16 @@ from harness.servers.records import Hint
 logger = logging.getLogger("pg_harness.sandbox")
 
 
-def urls(settings: Settings, environ: Mapping[str, str], workers: int | None) -> list[str]:
+def urls(project: Project, workers: int | None) -> list[str]:
     """The URLs of a person's databases; empty where one is missing or outdated, which ``Sandbox`` looks after.
 
     Args:
         workers: how many; None: as many as there are.
     """
-    if settings.server_url is not None or not Hint.of(settings, environ, "up").path.exists():
+    settings = project.settings
+    if settings.server_url is not None or not Hint.of(project, "up").path.exists():
         return []
-    found = inventory.find(settings, environ, purpose="up")
+    found = inventory.find(project, purpose="up")
     if found is None:
         return []
     with found:
@@ -36,12 +36,12 @@ def urls(settings: Settings, environ: Mapping[str, str], workers: int | None) ->
         wanted = {
             database.name: fingerprint(
                 found.session,
-                recipes.make(settings, environ, database, role=settings.role, binaries=found.info.binaries),
+                recipes.make(project, database, role=settings.role, binaries=found.info.binaries),
             )
             for database in settings.databases
         }
         mine: dict[str, dict[str, str]] = {}
-        for database in databases.list_ours(found.session, project.project_id(settings.root)):
+        for database in databases.list_ours(found.session, project.id):
             parsed, label = database.parsed, database.label
             if (
                 parsed is None

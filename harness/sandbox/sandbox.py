@@ -9,7 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.errors import LeaseError
 from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, locks, names
@@ -70,13 +70,12 @@ class Sandbox:
             harness: a person's (its run is ``names.PERSON``). The caller closes it.
         """
         self._harness = harness
-        self._store = WatermarkStore.of(harness.settings, harness.environ)
+        self._store = WatermarkStore.of(harness.session.project)
 
     @classmethod
     def open(
         cls,
-        settings: Settings,
-        environ: Mapping[str, str],
+        project: Project,
         *,
         ttl: float | None = None,
         progress: Progress = unseen,
@@ -95,11 +94,11 @@ class Sandbox:
             # Where a server must be started; what runs already needs nothing of it.
             from harness.runs.bake import baked_base
 
-            return baked_base(settings, environ, backend)
+            return baked_base(project, backend)
 
-        server = acquire.ensure(settings, environ, purpose="up", ttl=ttl, base=base)
+        server = acquire.ensure(project, purpose="up", ttl=ttl, base=base)
         try:
-            return cls(Harness.on(settings, server, run=names.PERSON, environ=environ, progress=progress))
+            return cls(Harness.on(project, server, run=names.PERSON, progress=progress))
         except BaseException:
             server.close()
             raise

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.config import project
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.config.state_file import StateFile, decode
 from harness.postgres.incarnation import CRASHED, STARTED, Incarnation
 from harness.postgres.session import Session
@@ -79,9 +78,9 @@ class WatermarkStore:
         self.folder = folder
 
     @classmethod
-    def of(cls, settings: Settings, environ: Mapping[str, str]) -> WatermarkStore:
+    def of(cls, project: Project) -> WatermarkStore:
         """Beside the hints of this checkout's servers."""
-        return cls(project.state_dir(environ) / project.project_id(settings.root) / FOLDER)
+        return cls(project.folder / FOLDER)
 
     def read(self, name: str, oid: int, now: Provenance) -> tuple[Watermark | None, str]:
         """What was noted of a database, or None and why.

@@ -12,13 +12,13 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config.project import file_lock
+from harness.config.project import Project, file_lock
 from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, ServerLost
 from harness.servers import defaults, drift, registry
@@ -37,8 +37,7 @@ RESTART_PATIENCE = 5.0
 
 
 def ensure(
-    settings: Settings,
-    environ: Mapping[str, str],
+    project: Project,
     *,
     purpose: str = "run",
     ttl: float | None = None,
@@ -58,20 +57,20 @@ def ensure(
         ServerLost: a person's server runs and does not answer: its data is not thrown away.
         PoolTimeout: another process was busy starting it for too long.
     """
-    search = _Search(settings, environ, purpose)
-    if not registry.starts(settings):
-        return external(settings, environ, purpose=purpose)
+    search = _Search(project, purpose)
+    if not registry.starts(project.settings):
+        return external(project, purpose=purpose)
     if found := search.noted():
         return found
-    with locked(search.places[0].hint, settings, purpose):
+    with locked(search.places[0].hint, project.settings, purpose):
         if found := search.noted():
             return found
         search.tell_refused()
-        backend = registry.choose(settings, environ)
+        backend = registry.choose(project)
         try:
             return search.listed_or_new(backend, ttl, base(backend))
         except BackendUnavailable as error:
-            backend = registry.fallback(error, backend, settings, environ)
+            backend = registry.fallback(error, backend, project)
             return search.listed_or_new(backend, ttl, base(backend))
 
 
@@ -91,18 +90,18 @@ class _Search:
             started, there may be a second one of a test run; a person has one.
     """
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str], purpose: str) -> None:
-        self._settings = settings
-        self._environ = environ
+    def __init__(self, project: Project, purpose: str) -> None:
+        self._project = project
+        self._settings = project.settings
         self._purpose = purpose
         self._began = time.monotonic()
         self._refused: dict[Path, tuple[ServerInfo | None, str]] = {}
         self.places = [self._place(purpose)]
         if purpose != "up":
-            self.places.append(self._place(f"{purpose}-{drift.mark(settings)}"))
+            self.places.append(self._place(f"{purpose}-{drift.mark(project.settings)}"))
 
     def _place(self, purpose: str) -> _Place:
-        return _Place(purpose, Hint.of(self._settings, self._environ, purpose))
+        return _Place(purpose, Hint.of(self._project, purpose))
 
     def noted(self) -> Server | None:
         """One that a hint names, fits the settings and answers. What was refused before is not tried again."""
@@ -130,7 +129,7 @@ class _Search:
         found, place = self.listed(backend)
         if found is not None:
             return found
-        request = new_request(self._settings, place.hint.project, place.purpose, ttl)
+        request = new_request(self._project, place.purpose, ttl)
         marked = drift.of(self._settings, backend.name)
         info = backend.start(replace(request, base=base, made_with=marked))
         session, why = attach(info)
@@ -168,7 +167,7 @@ class _Search:
             )
         seconds = time.monotonic() - self._began
         logger.debug("server: %s %s in %.3f s", "started" if started else "using", info.description, seconds)
-        return Server(info, session, started, seconds, self._settings, self._environ, place.hint.forget)
+        return Server(info, session, started, seconds, self._project, place.hint.forget)
 
     def _give_up(self, backend: Backend, info: ServerInfo, why: str) -> None:
         if self._purpose == "up":
@@ -192,8 +191,7 @@ class _Search:
 
 
 def private(
-    settings: Settings,
-    environ: Mapping[str, str],
+    project: Project,
     backend: Backend,
     *,
     purpose: str,
@@ -211,31 +209,31 @@ def private(
         BackendUnavailable, ServerStartError: see the backends. ServerLost: it ended again at once.
     """
     began = time.monotonic()
-    hint = Hint.of(settings, environ, purpose)
-    request = new_request(settings, hint.project, purpose, ttl)
+    hint = Hint.of(project, purpose)
+    request = new_request(project, purpose, ttl)
     info = backend.start(replace(request, base=base, memory=memory))
     session, why = attach(info)
     if session is None:
         backend.stop(info)
         raise gone_again(info, why)
     hint.write(info)
-    return Server(info, session, True, time.monotonic() - began, settings, environ, hint.forget)
+    return Server(info, session, True, time.monotonic() - began, project, hint.forget)
 
 
-def external(settings: Settings, environ: Mapping[str, str], *, purpose: str) -> Server:
+def external(project: Project, *, purpose: str) -> Server:
     """The server that someone else runs, and that the settings name.
 
     Raises:
         BackendUnavailable: it does not answer, or cannot be used.
     """
     began = time.monotonic()
-    hint = Hint.of(settings, environ, purpose)
-    backend = registry.choose(settings, environ)
-    info = backend.start(new_request(settings, hint.project, purpose, None))
+    hint = Hint.of(project, purpose)
+    backend = registry.choose(project)
+    info = backend.start(new_request(project, purpose, None))
     session, why = attach(info)
     if session is None:
         raise ServerLost(f"the server {info.description} does not answer as itself: {why}")
-    return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)
+    return Server(info, session, False, time.monotonic() - began, project, hint.forget)
 
 
 LOCK_EXTRA = 600.0
@@ -258,15 +256,15 @@ def locked(hint: Hint, settings: Settings, purpose: str) -> AbstractContextManag
     )
 
 
-def new_request(settings: Settings, project_id: str, purpose: str, ttl: float | None) -> ServerRequest:
+def new_request(project: Project, purpose: str, ttl: float | None) -> ServerRequest:
     """What is asked of a backend; its password and id are made here.
 
     Args:
-        project_id: ten hex digits of the checkout.
         ttl: seconds; for ``up``, None means that it never ends itself.
     """
+    settings = project.settings
     return ServerRequest(
-        project=project_id,
+        project=project.id,
         purpose=purpose,
         server_id=str(uuid.uuid4()),
         root=Path(settings.root).resolve(),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ConfigError, ServerLost, ServerRefused
 from harness.servers.port import Backend, Bakery, Finding, ServerInfo, ServerRequest
@@ -98,12 +98,13 @@ class ExternalBackend:
         self.origin = origin
 
     @classmethod
-    def of(cls, settings: Settings, environ: Mapping[str, str], *, timeout: float) -> Backend:
+    def of(cls, project: Project, *, timeout: float) -> Backend:
         """The server that the settings name.
 
         Raises:
             ConfigError: they name none.
         """
+        settings = project.settings
         if settings.server_url is None:
             raise ConfigError(
                 'backend = "external" needs the server\'s address: PGHARNESS_SERVER_URL or --server-url. '

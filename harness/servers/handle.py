@@ -6,11 +6,11 @@ Apart from :mod:`harness.servers.acquire`, which looks for one and starts it: a 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.dsn import Dsn
 from harness.errors import ServerLost
 from harness.servers.handshake import attach
@@ -36,8 +36,7 @@ class Server:
     session: Session
     started: bool
     seconds: float
-    _settings: Settings = field(repr=False)
-    _environ: Mapping[str, str] = field(repr=False)
+    _project: Project = field(repr=False)
     _forget: Callable[[], object] = field(repr=False)
     """Removes what is noted of it."""
 
@@ -51,7 +50,7 @@ class Server:
         """What started it, for :meth:`stop` and :meth:`logs`; made when it is asked for."""
         from harness.servers import registry
 
-        return registry.named(self.info.backend, self._settings, self._environ)
+        return registry.named(self.info.backend, self._project)
 
     def logs(self, follow: bool = False) -> Iterator[str]:
         """Lines of the server's log."""
@@ -74,7 +73,7 @@ class Server:
         self.close()
 
 
-def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo) -> Server:
+def join(project: Project, info: ServerInfo) -> Server:
     """Log in and compare the server's id; look for nothing.
 
     Raises:
@@ -84,10 +83,10 @@ def join(settings: Settings, environ: Mapping[str, str], info: ServerInfo) -> Se
     def forget() -> None:
         from harness.servers.records import Hint
 
-        Hint.of(settings, environ, "run").forget()
+        Hint.of(project, "run").forget()
 
     began = time.monotonic()
     session, why = attach(info)
     if session is None:
         raise ServerLost(f"the server of this run ({info.description}) is gone: {why}")
-    return Server(info, session, False, time.monotonic() - began, settings, environ, forget)
+    return Server(info, session, False, time.monotonic() - began, project, forget)

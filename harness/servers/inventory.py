@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from harness.config import project
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.errors import BackendError
 from harness.servers import registry
 from harness.servers.acquire import external, locked
@@ -19,16 +18,16 @@ from harness.servers.records import Hint
 logger = logging.getLogger("pg_harness.servers")
 
 
-def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run") -> Server | None:
+def find(project: Project, *, purpose: str = "run") -> Server | None:
     """The server that runs for this checkout and purpose; never starts one.
 
     Raises:
         BackendUnavailable: an external server that is named does not answer.
     """
-    if not registry.starts(settings):
-        return external(settings, environ, purpose=purpose)
+    if not registry.starts(project.settings):
+        return external(project, purpose=purpose)
     began = time.monotonic()
-    hint = Hint.of(settings, environ, purpose)
+    hint = Hint.of(project, purpose)
     info, _ = hint.read()
     candidates = [info] if info is not None else []
     session = None
@@ -36,9 +35,7 @@ def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run"
         session, _ = attach(info)
     if session is None:
         candidates = [
-            found
-            for backend in working_backends(settings, environ)
-            if (found := backend.find(hint.project, purpose))
+            found for backend in working_backends(project) if (found := backend.find(hint.project, purpose))
         ]
         for info in candidates:
             session, _ = attach(info)
@@ -47,19 +44,19 @@ def find(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run"
                 break
     if session is None or info is None:
         return None
-    return Server(info, session, False, time.monotonic() - began, settings, environ, hint.forget)
+    return Server(info, session, False, time.monotonic() - began, project, hint.forget)
 
 
-def stop(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run") -> bool:
+def stop(project: Project, *, purpose: str = "run") -> bool:
     """End the server of this checkout and purpose and remove its data, whether it answers or not.
 
     Returns:
         Whether there was one. A server that someone else runs is never touched.
     """
-    hint = Hint.of(settings, environ, purpose)
-    with locked(hint, settings, purpose):
+    hint = Hint.of(project, purpose)
+    with locked(hint, project.settings, purpose):
         doomed: dict[str, tuple[Backend, ServerInfo]] = {}
-        for backend in working_backends(settings, environ):
+        for backend in working_backends(project):
             for info in backend.list(hint.project):
                 if info.purpose == purpose:
                     doomed[info.handle] = (backend, info)
@@ -70,21 +67,20 @@ def stop(settings: Settings, environ: Mapping[str, str], *, purpose: str = "run"
     return bool(doomed)
 
 
-def servers(settings: Settings, environ: Mapping[str, str], *, everywhere: bool = False) -> list[ServerInfo]:
+def servers(project: Project, *, everywhere: bool = False) -> list[ServerInfo]:
     """All servers of this checkout, running or stopped, of all backends that work here."""
-    mine = None if everywhere else project.project_id(settings.root)
-    return [info for backend in working_backends(settings, environ) for info in backend.list(mine)]
+    mine = None if everywhere else project.id
+    return [info for backend in working_backends(project) for info in backend.list(mine)]
 
 
-def working_backends(settings: Settings, environ: Mapping[str, str]) -> Iterator[Backend]:
+def working_backends(project: Project) -> Iterator[Backend]:
     """Those that may hold a server of ours; a daemon that does not answer holds none that could be ended."""
     # The first choice of `auto` last: a daemon takes longer to answer than a look into our own folders.
     for word in reversed(registry.starting()):
         backend = registry.named(
             word,
-            settings,
-            environ,
-            timeout=registry.AUTO_TIMEOUT if settings.backend == registry.AUTO else 10,
+            project,
+            timeout=registry.AUTO_TIMEOUT if project.settings.backend == registry.AUTO else 10,
         )
         try:
             backend.list("0000000000")
@@ -93,12 +89,11 @@ def working_backends(settings: Settings, environ: Mapping[str, str]) -> Iterator
         yield backend
 
 
-def forget_gone(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+def forget_gone(project: Project) -> list[str]:
     """Remove the hints of workers' servers that do not answer any more; return their purposes."""
-    folder = Hint.of(settings, environ, "run").path.parent
     gone = []
-    for path in sorted(folder.glob("run-*.json")):
-        hint = Hint.of(settings, environ, path.stem)
+    for path in sorted(project.folder.glob("run-*.json")):
+        hint = Hint.of(project, path.stem)
         info, _ = hint.read()
         session = attach(info)[0] if info is not None else None
         if session is None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.config import project
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.config.state_file import replace_file
 from harness.errors import BackendError, HarnessError, MigrationError, ServerLost
@@ -232,8 +231,7 @@ def full(error: HarnessError, server: Server) -> str:
 
 
 def must_move(
-    settings: Settings,
-    environ: Mapping[str, str],
+    project: Project,
     server: Server,
     size: int,
 ) -> bool:
@@ -242,12 +240,12 @@ def must_move(
     Args:
         size: bytes of all templates.
     """
-    if not _may_move(settings, server):
+    if not _may_move(project.settings, server):
         return False
-    needed, there = grown(size, os.cpu_count() or 1), allowed(settings)
+    needed, there = grown(size, os.cpu_count() or 1), allowed(project.settings)
     if needed <= there:
         return False
-    remember(settings, environ, needed)
+    remember(project, needed)
     logger.info(
         "templates and clones need about %d MB, and %d MB of memory may be used: "
         'moving to disk, and migrating once more. storage = "disk" avoids this',
@@ -259,15 +257,14 @@ def must_move(
 
 def ran_out(
     error: HarnessError,
-    settings: Settings,
-    environ: Mapping[str, str],
+    project: Project,
     server: Server,
 ) -> bool:
     """Whether a migration failed because its data did not fit into memory, where disk may do; noted, and told."""
-    if not _may_move(settings, server) or not full(error, server):
+    if not _may_move(project.settings, server) or not full(error, server):
         return False
     # How much is needed is unknown: more than there is.
-    remember(settings, environ, 2 * allowed(settings))
+    remember(project, 2 * allowed(project.settings))
     logger.info(
         "the data does not fit into memory: moving to disk, and migrating once more. "
         'storage = "disk" avoids this'
@@ -294,26 +291,26 @@ def explain(error: HarnessError, server: Server) -> None:
     error.add_note(f"The server's data is {where}, and there is no room left.{remedy}")
 
 
-def settings_for(settings: Settings, environ: Mapping[str, str]) -> Settings:
-    """The same settings, with ``storage = "disk"`` where this checkout's data was too large for memory before."""
-    if settings.storage != "auto":
-        return settings
+def with_storage(project: Project) -> Project:
+    """The same project, with ``storage = "disk"`` where this checkout's data was too large for memory before."""
+    if project.settings.storage != "auto":
+        return project
     try:
-        noted = int(_note(settings, environ).read_text())
+        noted = int(_note(project).read_text())
     except (OSError, ValueError):
-        return settings
+        return project
     # The noted need, against today's room: another machine day may have more of it.
-    return replace(settings, storage="disk") if noted > allowed(settings) else settings
+    return project.having(storage="disk") if noted > allowed(project.settings) else project
 
 
-def remember(settings: Settings, environ: Mapping[str, str], needed: int) -> None:
+def remember(project: Project, needed: int) -> None:
     """Note how much is needed; where it cannot be noted, the next start finds out again."""
-    path = _note(settings, environ)
+    path = _note(project)
     try:
         replace_file(path, str(needed))
     except OSError:
         return
 
 
-def _note(settings: Settings, environ: Mapping[str, str]) -> Path:
-    return project.state_dir(environ) / project.project_id(settings.root) / "needed-bytes"
+def _note(project: Project) -> Path:
+    return project.folder / "needed-bytes"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import project
-from harness.config.settings import Settings
+from harness.config.project import Project, project_id
 from harness.errors import ServerRefused
 from harness.servers.handshake import attach, claim_alone
 from harness.servers.inventory import working_backends
@@ -47,14 +45,13 @@ class Orphan:
         return ""
 
 
-def find(settings: Settings, environ: Mapping[str, str]) -> list[Orphan]:
+def find(project: Project) -> list[Orphan]:
     """Servers of checkouts of this machine that are gone, of all backends that work here."""
-    mine = project.project_id(settings.root)
     return [
         Orphan(info, backend)
-        for backend in working_backends(settings, environ)
+        for backend in working_backends(project)
         for info in backend.list(None)
-        if info.project != mine and gone(info.root, info.project)
+        if info.project != project.id and gone(info.root, info.project)
     ]
 
 
@@ -65,7 +62,7 @@ def gone(root: str, owner: str) -> bool:
         root: its path; empty where it is unknown.
         owner: its ten hex digits. Another machine's, on a Docker daemon that both use, has others for the path.
     """
-    if not root or project.project_id(Path(root)) != owner:
+    if not root or project_id(Path(root)) != owner:
         return False
     try:
         Path(root).stat()
@@ -77,15 +74,13 @@ def gone(root: str, owner: str) -> bool:
     return False
 
 
-def forget(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+def forget(project: Project) -> list[str]:
     """Remove the hints and lock files of checkouts that are gone; return their paths."""
-    state = project.state_dir(environ)
-    mine = project.project_id(settings.root)
-    servers = {info.project for backend in working_backends(settings, environ) for info in backend.list(None)}
+    servers = {info.project for backend in working_backends(project) for info in backend.list(None)}
     forgotten = []
-    for folder in sorted(state.glob("[0-9a-f]" * 10)):
+    for folder in sorted(project.state.glob("[0-9a-f]" * 10)):
         roots = {root_of(path) for path in folder.glob("*.json")}
-        if folder.name == mine or folder.name in servers:
+        if folder.name == project.id or folder.name in servers:
             continue
         if roots and all(gone(root, folder.name) for root in roots):
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config import project
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.config.state_file import StateFile, Unreadable
 from harness.servers.port import ServerInfo
 
@@ -27,10 +25,9 @@ class Hint:
     path: Path
 
     @classmethod
-    def of(cls, settings: Settings, environ: Mapping[str, str], purpose: str) -> Hint:
+    def of(cls, project: Project, purpose: str) -> Hint:
         """The hint of this checkout for one purpose."""
-        mine = project.project_id(settings.root)
-        return cls(mine, project.state_dir(environ) / mine / f"{purpose}.json")
+        return cls(project.id, project.folder / f"{purpose}.json")
 
     @property
     def _file(self) -> StateFile:

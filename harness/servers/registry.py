@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 
 from harness.config.extensions import Extensions, resolved
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, ConfigError
 from harness.servers.port import Backend
@@ -34,7 +35,7 @@ class BackendKind:
     """One kind of backend.
 
     Attributes:
-        backend: called with ``(settings, environ, timeout=…)`` (seconds that a service may take to answer), gives the
+        backend: called with ``(project, timeout=…)`` (seconds that a service may take to answer), gives the
             :class:`~harness.servers.port.Backend`; or ``"module:name"`` of it, imported when the backend is wanted.
         lacking: why it cannot be used where it cannot, in one clause for messages.
         auto: whether ``backend = "auto"`` tries it, in the order of :data:`BACKENDS`.
@@ -157,32 +158,32 @@ def starts(settings: Settings) -> bool:
     return kind is None or not kind.address
 
 
-def choose(settings: Settings, environ: Mapping[str, str]) -> Backend:
+def choose(project: Project) -> Backend:
     """The backend to start servers with; what ``auto`` comes to is told in one line.
 
     Raises:
         BackendUnavailable, ConfigError: as :func:`chosen`.
     """
-    backend, why = chosen(settings, environ)
+    backend, why = chosen(project)
     if why:
         logger.info("backend: %s, %s", backend.name, why)
     return backend
 
 
-def chosen(settings: Settings, environ: Mapping[str, str]) -> tuple[Backend, str]:
+def chosen(project: Project) -> tuple[Backend, str]:
     """The backend to start servers with, and what decided for it where the setting is ``auto`` ("": it is named).
 
     Raises:
         BackendUnavailable: ``auto`` found none that works; it lists what was tried.
         ConfigError: the setting names no backend, or one that needs another setting.
     """
-    if (word := wanted(settings)) != AUTO:
-        return named(word, settings, environ), ""
+    if (word := wanted(project.settings)) != AUTO:
+        return named(word, project), ""
     tried: list[str] = []
     remedies: dict[str, None] = {}
     lacking: list[str] = []
     for word, kind in _automatic():
-        backend = named(word, settings, environ, timeout=AUTO_TIMEOUT)
+        backend = named(word, project, timeout=AUTO_TIMEOUT)
         try:
             reason = backend.available()
         except BackendUnavailable as error:
@@ -202,23 +203,21 @@ def chosen(settings: Settings, environ: Mapping[str, str]) -> tuple[Backend, str
     )
 
 
-def fallback(
-    error: BackendUnavailable, backend: Backend, settings: Settings, environ: Mapping[str, str]
-) -> Backend:
+def fallback(error: BackendUnavailable, backend: Backend, project: Project) -> Backend:
     """What ``auto`` takes instead of a backend that answered and could not start a server (no such image, say).
 
     Raises:
         BackendUnavailable: the error, where the user meant this backend: another server in its place would be a
             surprise; with what the others lack, where they do not work either.
     """
-    after = _after(backend.name) if wanted(settings) == AUTO else []
+    after = _after(backend.name) if wanted(project.settings) == AUTO else []
     kind = find_kind(backend.name)
     implied = kind.implied_by if kind is not None else {}
-    if not after or any(settings.origin(key) != "default" for key in implied):
+    if not after or any(project.settings.origin(key) != "default" for key in implied):
         raise error
     checked, remedies = list(error.checked), list(error.remedies)
     for word in after:
-        other = named(word, settings, environ)
+        other = named(word, project)
         try:
             other.available()
         except BackendUnavailable as another:
@@ -232,7 +231,7 @@ def fallback(
     raise BackendUnavailable(error.message.splitlines()[0], checked=checked, remedies=remedies) from error
 
 
-def named(word: str, settings: Settings, environ: Mapping[str, str], *, timeout: float = 10) -> Backend:
+def named(word: str, project: Project, *, timeout: float = 10) -> Backend:
     """The backend of that word, not yet asked for anything; used for hints of servers that run.
 
     Args:
@@ -246,10 +245,10 @@ def named(word: str, settings: Settings, environ: Mapping[str, str], *, timeout:
         raise ConfigError(
             f"there is no backend {word!r}; there are {', '.join(WORDS)}",
             key="backend",
-            origin=settings.origin("backend"),
+            origin=project.settings.origin("backend"),
             value=word,
         )
-    backend: Backend = resolved(kind.backend)(settings, environ, timeout=timeout)
+    backend: Backend = resolved(kind.backend)(project, timeout=timeout)
     return backend
 
 

@@ -16,6 +16,7 @@ from fix_cli import Project
 
 from harness.config import logs
 from harness.config.load import load
+from harness.config.project import Project as Checkout
 from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.reset.report import ResetReport
@@ -149,7 +150,8 @@ def test_no_argument_of_a_record_holds_a_password(
 
     mine = new_project()
     settings = load(mine.environ, start=mine.root, overrides={"isolation": isolation})
-    with open_run(settings, mine.environ) as run:
+    checkout = Checkout.of(settings, mine.environ)
+    with open_run(checkout) as run:
         lease = run.lease("1")
         lease.watch()
         with lease.connect() as connection:
@@ -159,9 +161,9 @@ def test_no_argument_of_a_record_holds_a_password(
         members = [run] if isinstance(run, Harness) else list(run.members.values())  # type: ignore[attr-defined]
         for member in members:
             strict.secrets |= {member.server.info.dsn.password, member.owner.password}
-    for info in inventory.servers(settings, mine.environ):
+    for info in inventory.servers(checkout):
         strict.secrets.add(info.dsn.password)
-        inventory.stop(settings, mine.environ, purpose=info.purpose)
+        inventory.stop(checkout, purpose=info.purpose)
     assert len(strict.secrets) >= 2
     assert all(len(secret) >= 16 for secret in strict.secrets)
     assert any("migrating" in str(one) for one in strict.seen)

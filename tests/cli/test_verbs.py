@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -341,3 +342,24 @@ def test_a_path_with_blanks_and_quotes(new_project: Callable[..., Project]) -> N
     mine = new_project("a 'quoted' \"päth\"")
     assert rows(mine.ok("up").strip()) == 0
     assert mine.ok("run", "--", "pwd").strip() == str(Path(mine.root).resolve())
+
+
+@pytest.mark.parametrize(
+    "words", [["up"], ["up", "--fresh"], ["status"], ["url"], ["reset"], ["run", "--", "true"]], ids=" ".join
+)
+def test_the_project_is_made_once(project: Project, words: list[str]) -> None:
+    project.ok("up")
+    code = (
+        "import sys\n"
+        "from harness.cli.entry import run\n"
+        "from harness.config import project\n"
+        "made, machine_id = [], project.machine_id\n"
+        "project.machine_id = lambda: made.append(1) or machine_id()\n"
+        "code = run(sys.argv[1:])\n"
+        "print('made', len(made), code, file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=project.root, env=project.environ, text=True, timeout=60,
+        stdin=subprocess.DEVNULL, capture_output=True, check=True,
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1] == "made 1 0"

@@ -9,6 +9,7 @@ import pytest
 from fix_plugin import Folder
 
 from harness.config.load import load
+from harness.config.project import Project
 from harness.servers import inventory
 
 
@@ -21,7 +22,7 @@ def small(folder: Folder) -> Iterator[Folder]:
     )
     (folder.path / "pg-harness.toml").write_text(text.replace('"sql:migrations"', '"sql:../migrations"'))
     yield folder
-    inventory.stop(load(folder.place.environ, start=folder.path), folder.place.environ)
+    inventory.stop(Project.of(load(folder.place.environ, start=folder.path), folder.place.environ))
 
 
 def test_what_fits_is_shared_out(small: Folder) -> None:

@@ -233,9 +233,10 @@ def test_no_migrations_is_an_empty_database_said_once(folder: Folder) -> None:
         assert result.text.count("no migrations are configured, none were found") == 1
     finally:
         from harness.config.load import load
+        from harness.config.project import Project
         from harness.servers import inventory
 
-        inventory.stop(load(folder.place.environ, start=folder.path), folder.place.environ)
+        inventory.stop(Project.of(load(folder.place.environ, start=folder.path), folder.place.environ))
 
 
 def test_the_run_file_is_private(folder: Folder) -> None:

@@ -11,6 +11,7 @@ from fix_backends import ROOT
 from fix_plugin import USUAL, Folder, Place
 
 from harness.config.load import load
+from harness.config.project import Project
 from harness.servers import inventory
 
 EXAMPLES = {
@@ -32,4 +33,4 @@ def test_example(name: str, place: Place) -> None:
         folder.pytest(plugins=(*USUAL, *plugins), env=environ).ok(passed)
         folder.pytest("-n", "2", plugins=(*USUAL, *plugins), env=environ).ok(passed)
     finally:
-        inventory.stop(settings, place.environ)
+        inventory.stop(Project.of(settings, place.environ))

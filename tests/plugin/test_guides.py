@@ -8,6 +8,7 @@ import pytest
 from fix_plugin import Folder
 
 from harness.config.load import load
+from harness.config.project import Project
 from harness.servers import inventory
 
 
@@ -20,7 +21,7 @@ def usual(folder: Folder) -> Iterator[Folder]:
         text.replace('"sql:migrations"', '"sql:../migrations"') + '[env]\nPG_POOL_SIZE = "{connections}"\n'
     )
     yield folder
-    inventory.stop(load(folder.place.environ, start=folder.path), folder.place.environ)
+    inventory.stop(Project.of(load(folder.place.environ, start=folder.path), folder.place.environ))
 
 
 INTEGRATION = """

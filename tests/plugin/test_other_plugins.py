@@ -234,6 +234,7 @@ def test_django(folder: Folder) -> None:
         folder.pytest("--create-db", plugins=plugins).ok(9)
     finally:
         from harness.config.load import load
+        from harness.config.project import Project
         from harness.servers import inventory
 
-        inventory.stop(load(folder.place.environ, start=folder.path), folder.place.environ)
+        inventory.stop(Project.of(load(folder.place.environ, start=folder.path), folder.place.environ))

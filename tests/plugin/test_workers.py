@@ -12,6 +12,7 @@ import pytest
 from fix_plugin import Folder, Place
 
 from harness.config.load import load
+from harness.config.project import Project
 from harness.servers import inventory
 
 SERVERS = """
@@ -28,7 +29,7 @@ SERVERS = """
 
 def purposes(place: Place) -> list[str]:
     settings = load(place.environ, start=place.root)
-    return sorted(info.purpose for info in inventory.servers(settings, place.environ))
+    return sorted(info.purpose for info in inventory.servers(Project.of(settings, place.environ)))
 
 
 def test_a_server_for_each_worker(folder: Folder, place: Place) -> None:
@@ -69,7 +70,7 @@ def test_the_controller_has_no_server_of_its_own(folder: Folder, place: Place) -
             @pytest.fixture(scope="session", autouse=True)
             def look():
                 settings = load(os.environ, start=os.getcwd())
-                found = inventory.servers(settings, os.environ)
+                found = inventory.servers(Project.of(settings, os.environ))
                 with open("purposes-" + os.environ["PYTEST_XDIST_WORKER"], "w") as file:
                     file.write("\\n".join(info.purpose for info in found))
         """,

@@ -16,6 +16,7 @@ import pytest
 from fix_backends import until
 from fix_fleets import Estate
 
+from harness.config.project import Project
 from harness.errors import MigrationError, ServerStartError
 from harness.runs import bake
 from harness.runs.harness import Harness
@@ -154,7 +155,7 @@ def test_a_shared_server_starts_from_the_base_too(estate: Estate) -> None:
         with harness.lease().connect() as connection:
             assert connection.execute("select name from users").fetchall() == [("a",)]
     assert any("starting from a baked server" in line for line in estate.told)
-    inventory.stop(settings, estate.environ)
+    inventory.stop(Project.of(settings, estate.environ))
 
 
 def test_a_start_that_was_cut_off_is_removed_when_it_is_old(estate: Estate) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from harness.config import environment
 from harness.config.load import load
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.postgres import databases, names, roles
 from harness.runs.harness import Harness
@@ -55,7 +56,7 @@ def settings(tmp_path: Path, environ: dict[str, str]) -> Iterator[Settings]:
     found = load(environ, start=root)
     yield found
     for purpose in ("run", "up"):
-        inventory.stop(found, environ, purpose=purpose)
+        inventory.stop(Project.of(found, environ), purpose=purpose)
 
 
 def test_four_workers_with_two_databases_each(
@@ -166,7 +167,7 @@ def test_data_that_outgrows_memory_moves_to_disk_and_stays_there(
         with lease.connect() as connection:
             assert connection.execute("select count(*) from users").fetchone() == (1,)
     assert any("moving to disk" in line for line in told)
-    inventory.stop(settings, environ)
+    inventory.stop(Project.of(settings, environ))
     with Harness.open_with(settings, environ) as again:
         assert again.server.info.storage == "disk"
 

@@ -23,6 +23,7 @@ import pytest
 from fix_last_will import leave
 from fix_servers import enterable_folder
 from fix_reset_servers import running, VERSIONS
+from harness.config.project import Project
 from harness.servers import acquire
 from harness.config.settings import Settings
 
@@ -31,7 +32,7 @@ with enterable_folder("killed") as folder, running({version}) as scratch:
     project.mkdir()
     environ = {{**os.environ, "PGHARNESS_STATE_DIR": str(folder / "state"), "PGHARNESS_CACHE_DIR": str(folder / "cache")}}
     # As of `up`: without a TTL.
-    info = acquire.ensure(Settings(root=project, backend="process", storage="{storage}"), environ, purpose="up").info
+    info = acquire.ensure(Project.of(Settings(root=project, backend="process", storage="{storage}"), environ), purpose="up").info
     print(info.handle, scratch.data.parent, flush=True)
     sys.stdin.read()
 """

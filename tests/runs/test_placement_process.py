@@ -16,6 +16,7 @@ from fix_backends import processes_naming, until
 from fix_fleets import Estate
 
 from harness import Harness
+from harness.config.project import Project
 from harness.errors import BackendError, ConfigError, LeaseError, ServerLost
 from harness.runs.harness import open_run
 from harness.servers import acquire, inventory, memory
@@ -86,7 +87,7 @@ def test_killed_nothing_remains(estate: Estate) -> None:
         getattr(child, name).close()
     took = until(lambda: estate.purposes() == [], seconds=30, what="the servers to end themselves")
     assert took < 20
-    inventory.forget_gone(estate.settings(), estate.environ)
+    inventory.forget_gone(Project.of(estate.settings(), estate.environ))
     assert list(Path(estate.environ["PGHARNESS_STATE_DIR"]).glob("*/run-*.json")) == []
 
 
@@ -148,7 +149,7 @@ def test_a_server_that_was_killed_is_named_at_once(estate: Estate) -> None:
 
 
 def test_a_workers_process_leases_on_its_own_server_only(estate: Estate) -> None:
-    with open_run(estate.settings(), estate.environ, worker="gw0") as run:
+    with open_run(Project.of(estate.settings(), estate.environ), worker="gw0") as run:
         assert run.shared is None
         with pytest.raises(LeaseError, match="this process has 0 of them"):
             _ = run.server
@@ -195,7 +196,7 @@ def test_what_is_kept_keeps_its_server(estate: Estate) -> None:
         lease = fleet.lease()
         kept = lease.keep("a test failed")["default"]
         member = fleet.members["1"]
-    found = inventory.find(estate.settings(), estate.environ, purpose=member.server.info.purpose)
+    found = inventory.find(Project.of(estate.settings(), estate.environ), purpose=member.server.info.purpose)
     assert found is not None
     with found:
         assert found.session.value("select count(*) from pg_database where datname = %s", (kept,)) == 1

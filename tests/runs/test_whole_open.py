@@ -17,6 +17,7 @@ import pytest
 from fix_backends import INSTALLED, Checkout
 from fix_servers import binaries_of
 
+from harness.config.project import Project
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
 from harness.errors import BackendUnavailable, MigrationError, ServerLost
 from harness.postgres import databases
@@ -77,7 +78,7 @@ def test_eight_processes_open_at_once(place: Checkout, migrated: Callable[..., S
     assert sum(answer[1] for answer in answers) == 1, "migrated once"
     assert len({answer[2] for answer in answers}) == 8, "eight databases"
     assert {answer[3] for answer in answers} == {2}, "nobody sees another's row"
-    with acquire.ensure(settings, place.environ) as found:
+    with acquire.ensure(Project.of(settings, place.environ)) as found:
         left = databases.list_ours(found.session, place.project)
         assert not [
             d.name for d in left if d.parsed and d.parsed.kind.name in ("LEASE", "BUILDING", "RETIRED")
@@ -127,7 +128,7 @@ def test_a_disk_that_is_full_during_a_migration(
         ):
             assert connection.execute("select count(*) from users").fetchone() == (1,)
     finally:
-        inventory.stop(settings, place.environ)
+        inventory.stop(Project.of(settings, place.environ))
         place.environ["PGHARNESS_STATE_DIR"] = elsewhere
 
 
@@ -146,7 +147,7 @@ def test_data_that_does_not_fit_into_memory_goes_to_disk(
     assert "does not fit into memory: moving to disk" in told
     # Nothing stays in memory, and the next start goes to disk at once.
     assert [path for path in small_disk.rglob("*") if path.is_file()] == []
-    inventory.stop(settings, place.environ)
+    inventory.stop(Project.of(settings, place.environ))
     place.told.clear()
     with Harness.open_with(settings, place.environ) as again:
         assert again.server.info.storage == "disk"

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from harness.config.load import load
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.errors import LeaseError
 from harness.runs.harness import Harness
@@ -41,7 +42,7 @@ def settings(tmp_path: Path, environ: dict[str, str]) -> Iterator[Settings]:
     found = load(environ, start=tmp_path)
     yield found
     for purpose in ("run", "up"):
-        inventory.stop(found, environ, purpose=purpose)
+        inventory.stop(Project.of(found, environ), purpose=purpose)
 
 
 def users(url: str) -> list[str]:
@@ -55,15 +56,15 @@ def add(url: str, name: str) -> None:
 
 
 def test_the_whole_life_of_two_workers(settings: Settings, environ: dict[str, str]) -> None:
-    assert urls(settings, environ, None) == []
-    with Sandbox.open(settings, environ) as sandbox:
+    assert urls(Project.of(settings, environ), None) == []
+    with Sandbox.open(Project.of(settings, environ)) as sandbox:
         assert (sandbox.workers(), sandbox.missing(["1", "2"])) == ({}, ["1", "2"])
         sandbox.ensure(["1", "2"])
         assert sandbox.missing(["1", "2", "3"]) == ["3"]
         there = sandbox.workers()
         first, second = there["1"], there["2"]
         one, two = first.dsn().url, second.dsn().url
-        assert urls(settings, environ, None) == [one, two]
+        assert urls(Project.of(settings, environ), None) == [one, two]
 
         add(one, "a")
         add(two, "of the other one")
@@ -90,7 +91,7 @@ def test_the_whole_life_of_two_workers(settings: Settings, environ: dict[str, st
 
 
 def test_what_is_outdated_stays_until_it_is_replaced(settings: Settings, environ: dict[str, str]) -> None:
-    with Sandbox.open(settings, environ) as sandbox:
+    with Sandbox.open(Project.of(settings, environ)) as sandbox:
         sandbox.ensure(["1"])
         (mine,) = sandbox.workers().values()
         url = mine.dsn().url
@@ -98,7 +99,7 @@ def test_what_is_outdated_stays_until_it_is_replaced(settings: Settings, environ
         sandbox.mark(mine, "old")
         (settings.root / "db" / "2.sql").write_text("insert into users values ('seed');")
         assert sandbox.stale([mine]) == [mine]
-        assert urls(settings, environ, None) == []
+        assert urls(Project.of(settings, environ), None) == []
         sandbox.ensure(["1"])
         assert users(url) == ["a"]
 

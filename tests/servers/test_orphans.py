@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fix_backends import Checkout
 
-from harness.config.project import checkout_id, machine_id, state_dir
+from harness.config.project import Project, checkout_id, machine_id, state_dir
 from harness.servers import inventory, orphans
 
 
@@ -24,7 +24,7 @@ def test_a_server_whose_checkout_was_removed(
         def found(place: Checkout = here) -> list[orphans.Orphan]:
             # Other suites on this machine may have lost theirs.
             known = {gone.project, other.project, here.project}
-            everywhere = orphans.find(place.settings(**kind), place.environ)
+            everywhere = orphans.find(Project.of(place.settings(**kind), place.environ))
             return [orphan for orphan in everywhere if orphan.info.project in known]
 
         assert found() == []
@@ -37,10 +37,12 @@ def test_a_server_whose_checkout_was_removed(
         lost.close()
         assert orphan.end() == ""
         assert found() == []
-        assert [i.purpose for i in inventory.servers(other.settings(**kind), other.environ)] == ["up"]
+        assert [i.purpose for i in inventory.servers(Project.of(other.settings(**kind), other.environ))] == [
+            "up"
+        ]
     noted = state_dir(here.environ)
     assert (noted / gone.project).exists()
-    orphans.forget(here.settings(**kind), here.environ)
+    orphans.forget(Project.of(here.settings(**kind), here.environ))
     assert not (noted / gone.project).exists()
     assert (noted / other.project).exists()
 

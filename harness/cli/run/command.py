@@ -71,8 +71,7 @@ def run(context: Context) -> int:
     copies: int | None = given.get("copies")
     workers: int = copies or given.get("workers") or 1
     harness = open_run(
-        context.settings,
-        context.environ,
+        context.project,
         workers=workers,
         rebuild=bool(given.get("rebuild")),
         progress=context.console.progress,

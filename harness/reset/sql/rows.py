@@ -65,6 +65,12 @@ class Rows:
         return tuple(value(index, column) for column in range(first, first + len(self.columns.generated)))
 
 
+PAGE = 8168
+"""Bytes of a page that rows can take up (bufpage.h: all but its head)."""
+
+TUPLE_HEAD = 24
+"""Bytes of a row before its first value, at least (htup_details.h: SizeofHeapTupleHeader, aligned)."""
+
 Values = tuple[bytes | None, ...]
 
 _COLUMNS = """
@@ -139,6 +145,19 @@ def used(relation: Relation, block: int) -> str:
     return (
         f"select coalesce(sum((pg_column_size(t.*) + 7) / 8 * 8 + 4), 0)::int8 from only {relation.sql} t "
         f"where {block_range(block, block)}"
+    )
+
+
+def has_room(relation: Relation, block: int) -> str:
+    """The query for whether a row of the table, however short, may fit beside those of a block.
+
+    Long values are counted as they are read: where there is a TOAST table, rows may take up less than that.
+    """
+    return (
+        f"select {PAGE} - coalesce(sum((pg_column_size(t.*) + 7) / 8 * 8 + 4), 0) >= ("
+        f"select ({TUPLE_HEAD} + coalesce(sum(greatest(attlen, 1)) filter (where attnotnull), 0) + 7) / 8 * 8 + 4 "
+        f"from pg_attribute where attrelid = {relation.oid} and attnum > 0 and not attisdropped) "
+        f"from only {relation.sql} t where {block_range(block, block)}"
     )
 
 

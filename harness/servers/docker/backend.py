@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.config import project
-from harness.config.settings import Settings
+from harness.config.project import Project, cache_dir
 from harness.errors import BackendError, ServerStartError
 from harness.servers import memory
 from harness.servers.docker import container as container_
@@ -51,7 +50,7 @@ class DockerBackend:
         cache: Path | None = None,
     ) -> None:
         self._environ = environ
-        self._cache = cache or project.cache_dir(environ)
+        self._cache = cache or cache_dir(environ)
         self._timeout = timeout
         self._daemon: Daemon | None = None
         # Servers are started side by side: one client serves them all.
@@ -61,14 +60,16 @@ class DockerBackend:
         self.shm_size = shm_size
 
     @classmethod
-    def of(cls, settings: Settings, environ: Mapping[str, str], *, timeout: float) -> Backend:
+    def of(cls, project: Project, *, timeout: float) -> Backend:
         """The backend as the settings describe it."""
+        settings = project.settings
         return cls(
-            environ,
+            project.environ,
             image=settings.image,
             memory_limit=settings.memory_limit,
             shm_size=settings.shm_size,
             timeout=timeout,
+            cache=project.cache,
         )
 
     @property

@@ -14,8 +14,7 @@ from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
-from harness.config import project
-from harness.config.settings import Settings
+from harness.config.project import Project
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerStartError
 from harness.servers import defaults, handshake
@@ -69,12 +68,13 @@ class ProcessBackend:
         self._memory = memory or memory_.shared_memory()
 
     @classmethod
-    def of(cls, settings: Settings, environ: Mapping[str, str], *, timeout: float) -> Backend:
+    def of(cls, project: Project, *, timeout: float) -> Backend:
         """The backend as the settings describe it; nobody has to answer it in time."""
+        settings = project.settings
         return cls(
-            environ,
-            state=project.state_dir(environ),
-            cache=project.cache_dir(environ),
+            project.environ,
+            state=project.state,
+            cache=project.cache,
             binaries=settings.binaries,
             version=settings.version,
             memory_limit=settings.memory_limit,

@@ -22,6 +22,7 @@ import pytest
 from fix_backends import Checkout, docker, until
 from fix_fleets import Estate
 
+from harness.config.project import Project
 from harness.errors import BackendUnavailable, ServerRefused, ServerStartError
 from harness.postgres.session import Session
 from harness.servers import inventory
@@ -419,7 +420,7 @@ def test_an_interrupt_during_a_pull_leaves_nothing(place: Checkout) -> None:
         assert starter.returncode != 0
         assert "KeyboardInterrupt" in err
     assert containers(place) == []
-    assert inventory.servers(place.settings(), place.environ) == []
+    assert inventory.servers(Project.of(place.settings(), place.environ)) == []
     assert not place.hint().exists()
 
 

@@ -16,6 +16,7 @@ from fix_daemons import SMALL
 from fix_fleets import Estate
 from fix_servers import binaries_of
 
+from harness.config.project import Project
 from harness.postgres.session import Session
 from harness.runs.harness import Harness
 from harness.servers import inventory
@@ -90,7 +91,7 @@ def test_a_volume_of_the_images_holds_nothing_of_ours(
         assert found is not None
         with found.connect() as connection:
             assert connection.execute("select count(*) from users").fetchone() == (2,)
-    inventory.stop(settings, estate.environ, purpose="up")
+    inventory.stop(Project.of(settings, estate.environ), purpose="up")
     assert any("starting from a baked server" in line for line in estate.told)
     # Containers of such an image have a volume each: gone with them.
     assert volumes() <= before
@@ -150,4 +151,4 @@ def test_local_servers_where_sh_is_busybox(place: Checkout, tmp_path: Path) -> N
         what="the server to end itself and remove its folder",
     )
     until(lambda: not processes_naming(answer["handle"]), seconds=10, what="no stray process")
-    assert inventory.find(place.settings(backend="process"), place.environ) is None
+    assert inventory.find(Project.of(place.settings(backend="process"), place.environ)) is None
