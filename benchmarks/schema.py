@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from harness.bench.project import schema_of
+from harness.bench.project import environ_of, schema_of
 
 
 def write(folder: Path, tables: int = 60) -> Path:
@@ -16,3 +20,16 @@ def write(folder: Path, tables: int = 60) -> Path:
         (target / f"{number:03}_part.sql").write_text("".join(lines[start : start + 20]))
     (folder / "pg-harness.toml").write_text('migrations = ["sql:migrations"]\n')
     return target
+
+
+@contextmanager
+def project(tables: int = 60) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Its folder, and an environment by which state and cache lie there; nothing is left of it afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="pg-harness-bench-"))
+    # The server's user reads its data there.
+    folder.chmod(0o755)
+    write(folder, tables)
+    try:
+        yield folder, environ_of(folder) | {"PGHARNESS_CACHE_DIR": str(folder / "cache")}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

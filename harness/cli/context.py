@@ -10,12 +10,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.console import Console
+from harness.config.project import Project
 from harness.errors import ConfigError
 from harness.migrations import registry as sources
 from harness.servers import registry as backends
 
 if TYPE_CHECKING:
-    from harness.config.project import Project
     from harness.config.settings import Settings
 
 OVERRIDES = ("backend", "image", "server_url", "isolation", "storage", "version", "binaries")
@@ -83,8 +83,6 @@ class Context:
         Raises:
             ConfigError: as :attr:`settings`.
         """
-        from harness.config.project import Project
-
         return Project.of(self.settings, self.environ)
 
     @property

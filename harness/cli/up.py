@@ -10,7 +10,6 @@ import click
 
 from harness.cli.context import Context
 from harness.cli.options import NUMBER, flag, json_flag, seconds
-from harness.config.sources import EXAMPLE
 from harness.errors import ConfigError
 from harness.sandbox.current import urls
 
@@ -159,32 +158,11 @@ def _answer(context: Context, sandbox: Sandbox, places: Sequence[Place], stale: 
 
 
 def _say_about_migrations(context: Context) -> None:
-    """An empty database where somebody expects tables must not come as a surprise."""
-    settings = context.settings
-    if settings.default.migrations is not None:
-        return
-    # Reads all kinds of projects: a warm `up` asks for nothing of it.
-    from harness.migrations.detect import detect, looked_for
+    if context.settings.default.migrations is None:
+        # Reads all kinds of projects: a warm `up` asks for nothing of it.
+        from harness.cli.init import say_what_was_found
 
-    found = detect(settings.root)
-    if found:
-        logger.info(
-            "migrations: none are configured; found %s (%s: %s)",
-            found[0].text,
-            found[0].tool,
-            found[0].evidence,
-        )
-        if len(found) > 1:
-            logger.info(
-                "migrations: also found %s; `pg-harness init` writes down which",
-                ", ".join(f.text for f in found[1:]),
-            )
-        return
-    warn = context.console.warn
-    warn(f"no migrations were found in {settings.root}: the database is empty. Looked for:")
-    for line in looked_for():
-        warn(f"  {line}")
-    warn(f'`pg-harness init` writes the settings; name them there: migrations = ["{EXAMPLE}"]')
+        say_what_was_found(context)
 
 
 def _say_about_ttl(context: Context, found: Server, ttl: float | None) -> None:
