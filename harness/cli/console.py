@@ -15,7 +15,6 @@ import click
 from harness.config import logs
 
 if TYPE_CHECKING:
-    from rich.console import Console as RichConsole
     from rich.progress import Progress, TaskID
 
 PREFIX = "pg-harness: "
@@ -127,8 +126,9 @@ class Console:
             return
         text = f"{PREFIX}{line}".encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         if self._bar is not None:
-            console: RichConsole = self._bar.console
-            console.print(text, markup=False, highlight=False, style="dim" if color == _DIM else None)
+            self._bar.console.print(
+                text, markup=False, highlight=False, style="dim" if color == _DIM else None
+            )
             return
         try:
             print(f"{color}{text}{_PLAIN}" if self.color and color else text, file=sys.stderr, flush=True)
