@@ -182,7 +182,7 @@ class BaselineStore:
         self._columns: dict[int, Columns] = {}
         self._texts: dict[int, Blocks] = {}
         self._places: dict[str, dict[int, set[tuple[Tid, int]]]] = {}
-        self._has_room: dict[tuple[int, int], bool] = {}
+        self._has_room: dict[int, bool] = {}
         self._large_objects: dict[int, catalogs.LargeObject] | None = None
 
     @property
@@ -225,14 +225,15 @@ class BaselineStore:
             known.update(rows_sql.blocks_of(found.rows))
         return {block: text for block in blocks if (text := known[block])}
 
-    def has_room(self, relation: Relation, block: int) -> bool:
-        """Whether a row may fit beside those of this block of a table; asked once."""
-        key = relation.oid, block
-        if key not in self._has_room:
-            self._has_room[key] = bool(
-                relation.toast or self.session.value(rows_sql.has_room(relation, block))
-            )
-        return self._has_room[key]
+    def has_room(self, relation: Relation) -> bool:
+        """Whether a short row may fit in a page of this table before the last; asked once.
+
+        Taken for granted where it has long values: the rows may take up less than can be told.
+        """
+        if relation.oid not in self._has_room:
+            asked = rows_sql.has_room(relation, range(relation.pages - 1))
+            self._has_room[relation.oid] = bool(relation.toast or self.session.value(asked))
+        return self._has_room[relation.oid]
 
     def rows_at(self, relation: Relation, places: Sequence[Tid]) -> Rows:
         """The rows of a table that lie there."""

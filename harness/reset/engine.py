@@ -282,13 +282,8 @@ class ResetEngine:
                 met.unlock()
                 met.contended |= set(todo.tables)
                 continue
-            could_truncate = met.may_truncate
             outcome = self._restore(todo, found, files, window, met)
-            if outcome is None and met.may_truncate != could_truncate:
-                continue
             if outcome is None:
-                met.contended |= set(todo.tables)
-                met.sessions.disturbed()
                 continue
             rows += outcome.rows
             tables.update(found.names.get(oid, str(oid)) for oid in todo.tables)
@@ -342,8 +337,12 @@ class ResetEngine:
                 raise
             if error.sqlstate not in (sqlstate.LOCK_NOT_AVAILABLE, sqlstate.DEADLOCK_DETECTED):
                 if met.came_between(error, attempt.done):
+                    met.contended |= set(todo.tables)
+                    met.sessions.disturbed()
                     return None
                 raise RecloneNeeded(f"the rows cannot be put back: {error}") from error
+            # Whoever holds a lock has not written for that: the locks need not come first, which costs large tables
+            # the order of their rows.
             if How.TRUNCATE in todo.tables.values():
                 met.may_truncate = False
             else:

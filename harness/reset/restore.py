@@ -448,9 +448,9 @@ class Attempt:
     def _count_again(self, missing: Mapping[int, Sequence[int]]) -> None:
         """VACUUM has counted rows, and free bytes of pages, while some rows were missing.
 
-        Where they are many, the planner would go by it. And a short row of the next test would go to a page before
-        the last one: the free space map learns that a page is full when a row does not fit there (hio.c), that is, of
-        all pages that were filled again but the last of them.
+        Where they are many, the planner would go by it. And the next test's rows would go to other pages than in a
+        fresh clone, where any has room: the free space map learns that a page is full when a row does not fit there
+        (hio.c), that is, of all pages that were filled again but the last of them.
         """
         wrong = [
             base.relation.sql
@@ -464,9 +464,10 @@ class Attempt:
                 vacuum.free_places(self.session, wrong, truncate=False)
 
     def _beckons(self, base: TableBase, numbers: Sequence[int]) -> bool:
-        """Whether the last page that was filled again is not the table's last, and has room for a short row."""
-        block = base.places[numbers[-1]][0][0]
-        return block < base.last_block and (base.marked or self.store.has_room(base.relation, block))
+        """Whether the last page that was filled again is not the table's last, and rows may go to any of those before."""
+        return base.places[numbers[-1]][0][0] < base.last_block and (
+            base.marked or self.store.has_room(base.relation)
+        )
 
     def _fillings(self, missing: Mapping[int, Sequence[int]]) -> list[Step]:
         steps: list[Step] = []

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from fix_reset_case import Case
+from fix_reset_case import Case, at
 from fix_reset_servers import Server, dispose
 
 from harness.postgres.session import Session
@@ -16,6 +16,10 @@ SIZES = (1, 10, 100, 1000)
 SCHEMA = (
     "create table e (id bigint generated always as identity primary key, v text);"
     "create table e2 (id serial primary key, v text not null, n integer); create index on e2 (n);"
+    "create table uneven (id serial primary key, v text);"
+    "insert into uneven (v) select repeat('v', 1 + i * 37 % 200) from generate_series(1, 400) i;"
+    "create table long (id serial primary key, v text);"
+    "insert into long (v) select 'row ' || i from generate_series(1, 3000) i;"
 ) + "".join(
     f"create table s{size} (id serial primary key, v text, n integer);"
     f"insert into s{size} (v, n) select 'row ' || i, i from generate_series(1, {size}) i;"
@@ -115,6 +119,39 @@ def test_rows_of_the_first_page_after_one_of_the_last_are_not_a_reason_to_write_
                 app.execute(f"update s1000 set v = 'x' where id = {changed}")
                 assert case.reset().rows < 12
                 assert seen(app, [read]) == wanted
+
+
+def test_a_short_row_does_not_go_to_a_page_that_was_filled_again(case: Case) -> None:
+    """The free space map was told of its room when the rows of that page were away."""
+
+    def dirty(number: int) -> Statements:
+        return [f"update uneven set v = v || 'x' where id = {number * 37 % 400 + 1}", "select * from uneven"]
+
+    # Each length comes to the end of a page: there the map is asked for room.
+    writes = [
+        f"insert into {{}} (v) select repeat('w', {length}) from generate_series(1, 150)"
+        for length in range(201, 0, -8)
+    ]
+    assert alike(case, dirty, then("uneven", *writes), sessions=1) == []
+
+
+@pytest.mark.parametrize("table", ["s100", "long"])
+def test_rows_that_were_locked_go_back_to_their_places(case: Case, table: str) -> None:
+    """A lock that is not to be had at first is no reason to hold it before rows are put back: they would lie behind."""
+    read = f"select ctid, id from {table}"
+    wanted = in_a_fresh_clone(case, [read])
+    with case.bench.app() as app, case.bench.app() as other:
+
+        def hold() -> None:
+            other.script(
+                f"begin; insert into e (v) values ('held'); lock table {table} in row exclusive mode"
+            )
+
+        app.execute(f"update {table} set v = 'x' where id < 4")
+        at(case, "before-lock", hold)
+        report = case.reset()
+        assert (report.strategy, len(report.ended)) == ("restore", 1)
+        assert seen(app, [read]) == wanted
 
 
 @pytest.mark.parametrize("sessions", [1, 2])

@@ -148,16 +148,15 @@ def used(relation: Relation, block: int) -> str:
     )
 
 
-def has_room(relation: Relation, block: int) -> str:
-    """The query for whether a row of the table, however short, may fit beside those of a block.
-
-    Long values are counted as they are read: where there is a TOAST table, rows may take up less than that.
-    """
+def has_room(relation: Relation, blocks: range) -> str:
+    """The query for whether a row of the table, however short, may fit beside those of any of these blocks."""
     return (
-        f"select {PAGE} - coalesce(sum((pg_column_size(t.*) + 7) / 8 * 8 + 4), 0) >= ("
-        f"select ({TUPLE_HEAD} + coalesce(sum(greatest(attlen, 1)) filter (where attnotnull), 0) + 7) / 8 * 8 + 4 "
-        f"from pg_attribute where attrelid = {relation.oid} and attnum > 0 and not attisdropped) "
-        f"from only {relation.sql} t where {block_range(block, block)}"
+        f"select coalesce(bool_or({PAGE} - coalesce(used.bytes, 0) >= shortest.bytes), false) "
+        f"from {loop_over((block, block) for block in blocks)}, "
+        "lateral (select sum((pg_column_size(t.*) + 7) / 8 * 8 + 4) as bytes "
+        f"from only {relation.sql} t where ctid >= run.first and ctid < run.beyond offset 0) used, "
+        f"(select ({TUPLE_HEAD} + coalesce(sum(greatest(attlen, 1)) filter (where attnotnull), 0) + 7) / 8 * 8 + 4 as bytes "
+        f"from pg_attribute where attrelid = {relation.oid} and attnum > 0 and not attisdropped) shortest"
     )
 
 
