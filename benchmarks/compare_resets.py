@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -22,18 +23,19 @@ from typing import Any
 
 MEASURING = Path(__file__).resolve().parents[1] / "harness" / "bench"
 
-RUN = """
-import sys
-from pathlib import Path
-import harness, harness.bench
-assert Path(harness.__file__).resolve().parents[1] == Path({folder!r}), harness.__file__
-harness.bench.__path__[:] = [{measuring!r}]
-from harness.bench.older import answer_to_new_names
-answer_to_new_names()
-from harness.bench.reset import main
-sys.exit(main({words!r}))
+OLDER = """
+import importlib, sys
+for new in ("", ".session", ".databases"):
+    try:
+        importlib.import_module("harness.postgres" + new)
+    except ModuleNotFoundError:
+        sys.modules["harness.postgres" + new] = importlib.import_module("harness.catalog" + new)
 """
-"""The package of one checkout, measured by the code of this one."""
+"""Before the packages were cut by rooms, some modules that measuring imports had other names."""
+
+RUN = (
+    "import sys; from harness.bench.reset import Options, measure; sys.exit(measure(Options(**{options!r})))"
+)
 
 FIGURES = (("p50", "p50"), ("client_cpu", "client"), ("server_cpu", "server"), ("peak_mb", "memory"))
 """Key of a row, and its heading."""
@@ -41,15 +43,22 @@ FIGURES = (("p50", "p50"), ("client_cpu", "client"), ("server_cpu", "server"), (
 Rows = dict[str, dict[str, Any]]
 
 
-def run(folder: Path, python: str, words: list[str]) -> dict[str, Rows]:
+def run(folder: Path, python: str, options: dict[str, Any]) -> dict[str, Rows]:
     """Title → name → row, of one run of one checkout."""
     with tempfile.TemporaryDirectory() as elsewhere:
         target = Path(elsewhere) / "figures.json"
-        told = RUN.format(folder=str(folder), measuring=str(MEASURING), words=[*words, "--json", str(target)])
+        package = Path(elsewhere) / "harness"
+        # The package of that checkout, measured by the code of this one.
+        shutil.copytree(folder / "harness", package, ignore=shutil.ignore_patterns("bench", "__pycache__"))
+        shutil.copytree(MEASURING, package / "bench")
+        (package / "bench" / "__init__.py").write_text(OLDER)
+        # The plugin's entry module, for the suites. Where it is missing, the installed one is taken.
+        for plugin in folder.glob("pg_harness_pytest.py"):
+            shutil.copy(plugin, elsewhere)
         done = subprocess.run(
-            # -P and another folder: else the checkout that one stands in goes before the one that is meant.
-            [python, "-P", "-c", told], cwd=elsewhere, text=True, check=False, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(folder)},
+            [python, "-c", RUN.format(options={**options, "json": str(target)})],
+            cwd=elsewhere, text=True, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": elsewhere},
         )  # fmt: skip
         if not target.exists():
             sys.exit(f"{folder}: the benchmark did not end well\n{done.stderr[-3000:]}")
@@ -118,9 +127,12 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also all figures of all runs, into a file")
     given = parser.parse_args()
-    words = ["--rounds", str(given.rounds), "--workers", str(given.workers)]
-    words += [word for version in given.version or () for word in ("--version", version)]
-    words += ["--quick"] if given.quick else []
+    options = {
+        "versions": given.version or (),
+        "rounds": given.rounds,
+        "workers": given.workers,
+        "quick": given.quick,
+    }
     sides = {"old": given.old.resolve(), "new": given.new.resolve()}
     pythons = {
         side: str(folder / ".venv" / "bin" / "python") if given.environments else sys.executable
@@ -130,7 +142,7 @@ def main() -> None:
     for number in range(given.times):
         for side in ("old", "new") if number % 2 == 0 else ("new", "old"):
             print(f"run {number + 1} of {given.times}: {side}", file=sys.stderr, flush=True)
-            runs[side].append(run(sides[side], pythons[side], words))
+            runs[side].append(run(sides[side], pythons[side], options))
     told = {
         title: tell(title, *([one.get(title, {}) for one in runs[side]] for side in ("old", "new")))
         for title in runs["new"][0]

@@ -23,10 +23,10 @@ import psycopg
 import schema
 from measure import compare, head, timed
 
+from harness.bench.processes import ServerProcesses
 from harness.config.load import load
 from harness.config.project import Project
 from harness.config.settings import Settings
-from harness.databases import template
 from harness.postgres import databases, names
 from harness.runs.harness import Harness
 from harness.servers import inventory
@@ -37,17 +37,14 @@ from harness.servers.port import ServerRequest
 @contextmanager
 def project(tables: int, **overrides: object) -> Iterator[tuple[Settings, Mapping[str, str], Path]]:
     """A project with a schema, its own state folder, and no server left afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="pg-harness-bench-"))
-    folder.chmod(0o755)
-    schema.write(folder, tables)
-    environ = {**os.environ, "PGHARNESS_STATE_DIR": str(folder / "state"), "PGHARNESS_CACHE_DIR": str(CACHE)}
-    settings = load(environ, start=folder, overrides=overrides)
-    try:
-        yield settings, environ, folder
-    finally:
-        for purpose in ("run", "up"):
-            inventory.stop(Project.of(settings, environ), purpose=purpose)
-        shutil.rmtree(folder, ignore_errors=True)
+    with schema.project(tables) as (folder, environ):
+        environ["PGHARNESS_CACHE_DIR"] = str(CACHE)
+        settings = load(environ, start=folder, overrides=overrides)
+        try:
+            yield settings, environ, folder
+        finally:
+            for purpose in ("run", "up"):
+                inventory.stop(Project.of(settings, environ), purpose=purpose)
 
 
 CACHE = Path(tempfile.gettempdir()) / "pg-harness-bench-cache"
@@ -211,38 +208,13 @@ def cold_docker(image: str, pairs: int) -> None:
 
 
 def clones(pairs: int) -> None:
-    """One clone against the bare statement; N clones side by side against one after the other."""
+    """N clones side by side against one after the other; what one clone costs is said by ``bench reset``."""
     head("Clones of a 60-table template (process, memory)")
     with (
         project(60, backend="process", storage="memory") as (settings, environ, _),
         Harness.open_with(settings, environ) as harness,
     ):
         made, session = harness.templates["default"], harness.link.session
-
-        def bare(strategy: str) -> float:
-            name = f"bare_{uuid.uuid4().hex[:8]}"
-            took = timed(
-                lambda: session.execute(f"create database {name} template {made.name} strategy {strategy}")
-            )
-            session.execute(f"drop database {name}")
-            return took
-
-        def ours() -> float:
-            began = time.perf_counter()
-            name = harness.clones.make_spare(made)
-            took = time.perf_counter() - began
-            databases.drop(session, name, harness.project)
-            return took
-
-        compare("a clone, against the faster bare kind", ours, lambda: min(bare("file_copy"), bare("wal_log")),
-                pairs=pairs, aim=1.1)  # fmt: skip
-        compare(
-            "WAL_LOG against FILE_COPY",
-            lambda: bare("wal_log"),
-            lambda: bare("file_copy"),
-            pairs=pairs,
-            aim=9.0,
-        )
 
         def fill(parallel: int) -> float:
             took = timed(lambda: harness.clones.fill(made, 4, parallel=parallel))
@@ -253,7 +225,6 @@ def clones(pairs: int) -> None:
         compare(
             "4 clones side by side, against in turn", lambda: fill(2), lambda: fill(1), pairs=pairs, aim=1.0
         )
-        template.touch(session, made)
 
 
 def at_rest() -> None:
@@ -262,9 +233,10 @@ def at_rest() -> None:
         with Harness.open_with(settings, environ) as harness:
             harness.lease().release()
             pid = int(harness.link.session.value("select pg_read_file('postmaster.pid', 0, 20)").split()[0])
-        before = cpu_seconds(pid)
+            processes = ServerProcesses(harness.link.session)
+        before = processes.seconds() or 0.0
         time.sleep(5)
-        after = cpu_seconds(pid)
+        after = processes.seconds() or 0.0
         print(
             f"\nAt rest: {private_memory(pid) / 1024**2:.1f} MB private (aim 60), {after - before:.2f} s CPU in 5 s"
         )
@@ -294,20 +266,6 @@ def private_memory(pid: int) -> int:
             if line.startswith(("Private_Clean", "Private_Dirty")):
                 total += 1024 * int(line.split()[1])
     return total
-
-
-def _stat(pid: int) -> str:
-    # A session's backend may end between the look at the tree and this one.
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text()
-    except FileNotFoundError:
-        return ") S" + " 0" * 20
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time over the tree."""
-    ticks = [sum(int(f) for f in _stat(item).rpartition(")")[2].split()[11:13]) for item in tree(pid)]
-    return sum(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

@@ -48,18 +48,8 @@ exec setpriv --reuid=postgres --regid=postgres --clear-groups postgres -c 'liste
 @contextmanager
 def project(backend: str, image: str | None) -> Iterator[Callable[[], Fleet]]:
     """A project of 60 tables; opens runs of it."""
-    base = Path(tempfile.mkdtemp(prefix="pg-harness-bench-"))
-    base.chmod(0o755)
-    schema.write(base)
-    environ = {
-        **os.environ,
-        "PGHARNESS_STATE_DIR": str(base / "state"),
-        "PGHARNESS_CACHE_DIR": str(base / "cache"),
-    }
-    try:
-        yield lambda: Fleet.open(root=base, environ=environ, backend=backend, image=image)
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
+    with schema.project() as (folder, environ):
+        yield lambda: Fleet.open(root=folder, environ=environ, backend=backend, image=image)
 
 
 def until_ready(dsn: str) -> None:

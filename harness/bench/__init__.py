@@ -1,1 +1,1 @@
-"""Benchmarks that ship with the package: ``python -m harness bench reset``."""
+"""What ``pg-harness bench`` measures: each row beside what people do instead, in one run on this machine."""

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from harness import Harness, Lease
 from harness.bench.measuring import Row, Table, paired
 from harness.bench.processes import ServerProcesses
-from harness.bench.project import environ_of, settings_of
+from harness.bench.project import open_run
 from harness.postgres import databases
 from harness.postgres.session import Session, ident
-
-if TYPE_CHECKING:
-    from harness.databases.lease import Lease
-    from harness.runs.harness import Harness
 
 BARE = "pgh_bench_bare"
 
@@ -30,14 +26,8 @@ def measure(
     Args:
         of: what the template holds; part of the rows' names.
     """
-    from harness.runs.harness import Harness
-
-    environ = environ_of(folder)
     # A run of its own: what it keeps ready must not be in the way of other rows.
-    with (
-        Harness.open_with(settings_of(folder, environ, version), environ) as harness,
-        harness.lease("fallback", watch=True) as lease,
-    ):
+    with open_run(folder, version) as harness, harness.lease("fallback", watch=True) as lease:
         # As in a run some tests later: what the first reset of all opens is not what a clone costs.
         lease.changes()
         admin, template = harness.link.session, harness.templates["default"]

@@ -7,7 +7,6 @@ waiting for them, nobody else's records to read.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -15,18 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.bench.project import environ_of, settings_of
+from harness.bench.project import environ_of, open_run
 from harness.postgres.session import Session
-
-WORKER = """
-import harness.bench
-harness.bench.__path__[:] = [{here!r}]
-from harness.bench.older import answer_to_new_names
-answer_to_new_names()
-from harness.bench.crowd import main
-main()
-"""
-"""A worker: this very file, whichever checkout the rest of the package is of."""
 
 PATIENCE = 120.0
 """Seconds after which a worker that hangs is ended."""
@@ -77,22 +66,18 @@ def _end(workers: Sequence[subprocess.Popen[str]]) -> None:
 
 def _start(folder: Path, version: str | None, statements: str, seconds: float) -> subprocess.Popen[str]:
     told = {"folder": str(folder), "version": version, "statements": statements, "seconds": seconds}
-    here = str(Path(__file__).resolve().parent)
     return subprocess.Popen(
-        [sys.executable, "-c", WORKER.format(here=here), json.dumps(told)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ,
+        [sys.executable, "-m", "harness.bench.crowd", json.dumps(told)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ_of(folder),
     )  # fmt: skip
 
 
 def main() -> None:
     """One worker: say ``ready``, wait for a line, be busy, print the milliseconds of each reset."""
-    from harness.runs.harness import Harness
-
     told = json.loads(sys.argv[1])
     seconds = float(told["seconds"])
-    environ = environ_of(Path(told["folder"]))
-    settings = settings_of(Path(told["folder"]), environ, told["version"])
-    with Harness.open_with(settings, environ) as harness, harness.lease("crowd", watch=True) as lease:
+    folder = Path(told["folder"])
+    with open_run(folder, told["version"]) as harness, harness.lease("crowd", watch=True) as lease:
         taken = []
         with Session.connect(lease.dsn, application_name="bench") as app:
             for _ in range(3):
@@ -111,3 +96,7 @@ def main() -> None:
                 if now > began + 0.1 * seconds:
                     taken.append(1000 * (end - start))
         print(json.dumps(taken), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,17 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from harness import Harness, Lease
 from harness.bench.measuring import Row, Table
 from harness.bench.processes import ServerProcesses
 from harness.bench.project import DIRTY, Application
 from harness.postgres import databases
 from harness.postgres.session import Session
-
-if TYPE_CHECKING:
-    from harness.databases.lease import Lease
-    from harness.runs.harness import Harness
 
 TABLES = [f"t{number:03}" for number in range(60)]
 SEEDS = "; ".join(

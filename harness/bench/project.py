@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from harness.errors import ConfigError, ServerLost
+import harness as package
+from harness import ConfigError, Harness, Lease, ServerLost
 from harness.postgres.session import Session
-
-if TYPE_CHECKING:
-    from harness.config.settings import Settings
-    from harness.databases.lease import Lease
-    from harness.runs.harness import Harness
 
 SEEDED = 5
 
@@ -67,30 +65,27 @@ def schema_of(tables: int) -> str:
     return "".join(made)
 
 
-def settings_of(
-    folder: Path, environ: Mapping[str, str], version: str | None, **overrides: object
-) -> Settings:
-    """Settings of a benchmark's project."""
-    from harness.config.load import load
+def open_run(folder: Path, version: str | None, **settings: Any) -> Harness:
+    """A run in a benchmark's project, by public names alone: older checkouts are measured by this code, too.
 
-    overrides = {"fresh": "reset", **overrides}
+    Args:
+        version: PostgreSQL's major version; None: whatever there is.
+    """
     if version:
-        overrides |= {"version": version, "backend": "process"}
-    return load(environ, start=folder, overrides=overrides)
+        settings |= {"version": version, "backend": "process"}
+    return Harness.open(root=folder, environ=environ_of(folder), fresh="reset", **settings)
 
 
 def environ_of(folder: Path) -> dict[str, str]:
-    """The environment of a project: its state lies in its folder."""
-    return {**os.environ, "PGHARNESS_STATE_DIR": str(folder / "state")}
+    """The environment of a project: its state lies in its folder, and its processes take the package that measures."""
+    here = str(Path(package.__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PGHARNESS_STATE_DIR": str(folder / "state"), "PYTHONPATH": path}
 
 
 @contextmanager
 def project(schema: str, version: str | None, below: Path | None) -> Iterator[tuple[Harness, Path]]:
     """A server of its own with its project's folder, and nothing left of it afterwards."""
-    from harness.config.project import Project
-    from harness.runs.harness import Harness
-    from harness.servers.inventory import stop
-
     folder = Path(tempfile.mkdtemp(prefix="pg-harness-bench-", dir=below))
     folder.chmod(0o755)
     (folder / "migrations").mkdir()
@@ -98,16 +93,19 @@ def project(schema: str, version: str | None, below: Path | None) -> Iterator[tu
     # A container's data lies where the daemon keeps it.
     place = "" if below is None else 'storage = "disk"\nbackend = "process"\n'
     (folder / "pg-harness.toml").write_text(f'migrations = ["sql:migrations"]\n{place}')
-    environ = environ_of(folder)
-    settings = settings_of(folder, environ, version)
     try:
-        with Harness.open_with(settings, environ) as harness:
+        with open_run(folder, version) as harness:
             data = Path(str(harness.link.session.value("show data_directory")))
             if below is not None and folder.resolve() not in data.resolve().parents:
                 raise ConfigError(f"the server's user may not enter {below}: its data would lie in {data}")
             yield harness, folder
     finally:
-        stop(Project.of(settings, environ))
+        subprocess.run(
+            [sys.executable, "-m", "harness", "-q", "down", "--all"],
+            cwd=folder,
+            env=environ_of(folder),
+            check=False,
+        )
         shutil.rmtree(folder, ignore_errors=True)
 
 

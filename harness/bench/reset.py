@@ -1,55 +1,57 @@
-"""``python -m harness bench reset``: what a reset costs, beside everything else that people do instead.
+"""``pg-harness bench reset``: what a reset costs, beside everything else that people do instead.
 
 All rows are measured in one run, on servers of its own with their data in memory where there is room.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import harness as package
+from harness import Harness
 from harness.bench import clones, crowd, instead, rows, scattered, suite
 from harness.bench.measuring import Row, Table, done
 from harness.bench.processes import ServerProcesses
 from harness.bench.project import BIG, DIRTY, THOUSAND, Application, project, schema_of
-from harness.errors import ConfigError
-
-if TYPE_CHECKING:
-    from harness.runs.harness import Harness
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table.
+@dataclass(frozen=True)
+class Options:
+    """What is measured.
 
-    Args:
-        argv: options, without the program's name.
+    Attributes:
+        versions: PostgreSQL's major versions; empty: the one that there is.
+        rounds: of each row; slow rows have a tenth.
+        workers: of the crowded rows.
+        folder: where the servers' data lies; None: in memory where there is room.
+        long: also 1,000 tables, 1 GB, 2,000 resets.
+        quick: without crowds, suites and a million rows.
+        json: a file for all figures; ``-`` for stdout, and the table goes to stderr.
+    """
 
-    Returns:
-        0, or 1 where a row failed.
+    versions: Sequence[str] = ()
+    rounds: int = 200
+    workers: int = 8
+    folder: Path | None = None
+    long: bool = False
+    quick: bool = False
+    json: str | None = None
+
+
+def measure(options: Options) -> int:
+    """Print the table; return 0, or 1 where a row failed.
 
     Raises:
         HarnessError: no server can be started here. ConfigError: the folder cannot be used.
     """
-    parser = argparse.ArgumentParser(prog="pg-harness bench reset", description=main.__doc__)
-    parser.add_argument("--version", action="append", help="major version of PostgreSQL; may be repeated")
-    parser.add_argument("--rounds", type=int, default=200, help="rounds of each row (slow rows: a tenth)")
-    parser.add_argument("--workers", type=int, default=8, help="workers of the crowded rows")
-    parser.add_argument("--folder", type=Path, help="keep the servers' data below it, on its file system")
-    parser.add_argument("--long", action="store_true", help="also 1,000 tables, 1 GB, 2,000 resets")
-    parser.add_argument("--quick", action="store_true", help="without crowds, suites and a million rows")
-    parser.add_argument("--json", nargs="?", const="-", help="all figures, into a file or to stdout")
-    options = parser.parse_args(argv)
-    if options.folder is not None and not options.folder.is_dir():
-        raise ConfigError(f"--folder {options.folder}: there is no such folder")
-    tables = [_table(version, options) for version in options.version or [None]]
+    tables = [_table(version, options) for version in options.versions or (None,)]
     told = {
         "harness": package.__version__,
         "python": platform.python_version(),
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(row.failed for table in tables for row in table.rows))
 
 
-def _table(version: str | None, options: argparse.Namespace) -> Table:
+def _table(version: str | None, options: Options) -> Table:
     """All rows of one version."""
     rounds, slow = options.rounds, max(min(5, options.rounds), options.rounds // 10)
     with project(schema_of(60) + THOUSAND, version, options.folder) as (harness, folder):
@@ -106,9 +108,7 @@ def _dirty(table: Table, harness: Harness, name: str, rounds: int) -> None:
         table.measure(Row(name, lambda: app.script(DIRTY), lease.reset, rounds), processes=processes)
 
 
-def _crowd(
-    table: Table, harness: Harness, folder: Path, options: argparse.Namespace, version: str | None
-) -> None:
+def _crowd(table: Table, harness: Harness, folder: Path, options: Options, version: str | None) -> None:
     """Many workers on one server, whose log holds what all of them write."""
     count, seconds = options.workers, min(3.0, 0.015 * options.rounds)
     alone = crowd.measure([folder], version, DIRTY, seconds)
@@ -148,7 +148,3 @@ def _turns(table: Table, harness: Harness, count: int, rounds: int) -> None:
                 if number >= 3:
                     taken.append(1000 * (time.perf_counter() - began))
         table.add(done(f"reset, 3 dirty tables, {count} workers in turns", taken))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

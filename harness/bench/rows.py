@@ -5,15 +5,12 @@ from __future__ import annotations
 import itertools
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from harness import Lease
 from harness.bench.measuring import READ_ONLY, SELECT, Row, Table, done
 from harness.bench.processes import ServerProcesses
-from harness.bench.project import DIRTY, WORKLOAD, Application, environ_of, settings_of
-
-if TYPE_CHECKING:
-    from harness.databases.lease import Lease
-    from harness.reset.report import ResetReport
+from harness.bench.project import DIRTY, WORKLOAD, Application, open_run
+from harness.reset.report import ResetReport
 
 TIMEOUT = 0.05
 """Seconds that a reset waits for a session in its way, where the end of that session is measured."""
@@ -134,12 +131,8 @@ def sessions(
             slow,
         )
         table.measure(taken, processes=processes)
-    from harness.runs.harness import Harness
-
-    environ = environ_of(folder)
-    hurried = settings_of(folder, environ, version, reset_timeout=TIMEOUT)
     with (
-        Harness.open_with(hurried, environ) as harness,
+        open_run(folder, version, reset_timeout=TIMEOUT) as harness,
         harness.lease("hurried", watch=True) as other,
         Application(other) as writer,
     ):

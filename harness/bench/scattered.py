@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from harness import Lease
 from harness.bench import clones
 from harness.bench.measuring import Row, Table
 from harness.bench.processes import Peak, ServerProcesses
 from harness.bench.project import MILLION, Application, project
-
-if TYPE_CHECKING:
-    from harness.databases.lease import Lease
-    from harness.reset.report import ResetReport
+from harness.reset.report import ResetReport
 
 COUNTS = (10, 66, 200, 1000)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import harness as package
 from harness.bench.measuring import Row, Table, done
 from harness.bench.processes import ServerProcesses
 from harness.bench.project import WORKLOAD, environ_of
@@ -50,9 +49,6 @@ def measure(table: Table, processes: ServerProcesses, folder: Path, version: str
     repeats = max(1, min(7, rounds // 30))
     (folder / "test_bench.py").write_text(TESTS)
     environ = environ_of(folder) | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    # The same package that measures, and not one that happens to be installed.
-    here = str(Path(package.__file__).resolve().parents[1])
-    environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environ.get("PYTHONPATH", "")]))
     found: dict[str, list[Cost]] = {"none": [], "reset": []}
     for fresh in found:
         _run(folder, environ, version, fresh, short, processes)
@@ -114,8 +110,5 @@ def _run(
 
 def _children() -> float:
     """Seconds of processor time of all children that have ended."""
-    # Here, because Windows has none.
-    import resource
-
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         garbage.seldom()
     try:
+        # Here, so that Ctrl-C while it loads ends as elsewhere.
         from harness.cli.entry import run
 
         code = run(list(sys.argv[1:] if argv is None else argv))

@@ -10,6 +10,8 @@ import click
 
 from harness.cli.context import Context
 from harness.cli.options import flag, json_flag
+from harness.runs import bake
+from harness.servers import registry
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -32,9 +34,6 @@ PARAMETERS: list[click.Parameter] = [
 
 def run(context: Context) -> int:
     """Print what later servers start from."""
-    from harness.runs import bake
-    from harness.servers import registry
-
     console = context.console
     baker = bake.Baker(context.project, registry.choose(context.project))
     if getattr(context.arguments, "list", False):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
 import click
 
+from harness.bench import reset
 from harness.cli import garbage
 from harness.cli.context import Context
-from harness.cli.options import Place, Word, flag
+from harness.cli.options import Word, flag
 
 USAGE = "reset [options]"
 
@@ -25,7 +29,7 @@ PARAMETERS: list[click.Parameter] = [
     click.Option(["--workers"], type=int, metavar="N", help="workers of the crowded rows; default: 8"),
     click.Option(
         ["--folder"],
-        type=Place("dir"),
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
         metavar="DIR",
         help="keep the servers' data below it; default: in memory where there is room",
     ),
@@ -43,19 +47,10 @@ PARAMETERS: list[click.Parameter] = [
 
 def run(context: Context) -> int:
     """Print the table."""
-    from harness.bench import reset
-
     # What is measured starts servers all the time: what a command would say of them is no news here.
     context.console.hush()
     given = vars(context.arguments)
-    words = [
-        word
-        for name in ("rounds", "workers", "folder", "json")
-        if name in given
-        for word in (f"--{name}", str(given[name]))
-    ]
-    words += [word for version in given.get("versions", ()) for word in ("--version", version)]
-    words += [f"--{name}" for name in ("long", "quick") if given.get(name)]
+    options = {field.name: given[field.name] for field in fields(reset.Options) if field.name in given}
     # What is measured is what a test run would see.
     with garbage.as_usual():
-        return reset.main(words)
+        return reset.measure(reset.Options(**options))

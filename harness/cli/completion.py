@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Mapping
+from contextlib import redirect_stderr
 from types import FrameType
 
 import click
@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem, ShellComplete, get_completion
 
 from harness.cli.context import Context
 from harness.cli.options import Word
-from harness.cli.parser import PROGRAM, Program
+from harness.cli.parser import PROGRAM, VERBS, Program
 
 USAGE = "SHELL"
 
@@ -59,13 +59,16 @@ def answer(environ: Mapping[str, str]) -> int:
     if found is None or instruction != "complete":
         return 120
     with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        signal.signal(signal.SIGALRM, _stop)
+        signal.setitimer(signal.ITIMER_REAL, LONGEST)
         try:
-            with _at_most(LONGEST):
-                text = _of(found).complete()
+            text = _of(found).complete()
         except Exception:
             if environ.get("PGHARNESS_DEBUG"):
                 raise
             text = ""
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
     if text:
         click.echo(text)
     return 0
@@ -81,18 +84,15 @@ def _of(shell: type[ShellComplete]) -> ShellComplete:
             found: list[CompletionItem] = super().get_completions(args, incomplete)
             return found
 
-    return Ours(Program(), {}, PROGRAM, VARIABLE)
+    return Ours(_Program(), {}, PROGRAM, VARIABLE)
 
 
-@contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    def stop(_signum: int, _frame: FrameType | None) -> None:
-        raise TimeoutError
+class _Program(Program):
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Verbs from the table (click's own would import all of them), and options."""
+        verbs = [CompletionItem(n, help=text) for n, (_, text) in VERBS.items() if n.startswith(incomplete)]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+
+def _stop(_signum: int, _frame: FrameType | None) -> None:
+    raise TimeoutError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -9,10 +10,11 @@ from contextlib import redirect_stdout
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from harness.config import logs
 
 if TYPE_CHECKING:
-    from rich.console import Console as RichConsole
     from rich.progress import Progress, TaskID
 
 PREFIX = "pg-harness: "
@@ -81,8 +83,6 @@ class Console:
 
     def json(self, value: Any) -> None:
         """The answer for programs."""
-        import json
-
         self.answer(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
     def progress(self, done: int, total: int | None, what: str) -> None:
@@ -98,8 +98,6 @@ class Console:
 
     def ask(self, question: str) -> bool:
         """Yes or no, from a person; anything but yes, also the end of the input, is no."""
-        import click
-
         self._end_progress()
         try:
             # Python's input() writes the last of a prompt to stdout, which is for the answer.
@@ -128,8 +126,9 @@ class Console:
             return
         text = f"{PREFIX}{line}".encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         if self._bar is not None:
-            console: RichConsole = self._bar.console
-            console.print(text, markup=False, highlight=False, style="dim" if color == _DIM else None)
+            self._bar.console.print(
+                text, markup=False, highlight=False, style="dim" if color == _DIM else None
+            )
             return
         try:
             print(f"{color}{text}{_PLAIN}" if self.color and color else text, file=sys.stderr, flush=True)
@@ -176,15 +175,15 @@ def _is_terminal(stream: Any) -> bool:
 
 
 def _bar(color: bool) -> Progress:
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    # Takes longer to import than a warm `up` takes in all.
+    from rich import console, progress
 
-    return Progress(
-        TextColumn(PREFIX + "migrating"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=RichConsole(stderr=True, no_color=not color),
+    return progress.Progress(
+        progress.TextColumn(PREFIX + "migrating"),
+        progress.BarColumn(bar_width=24),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("{task.description}", markup=False),
+        console=console.Console(stderr=True, no_color=not color),
         transient=True,
     )

@@ -10,9 +10,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.console import Console
+from harness.config.project import Project
+from harness.errors import ConfigError
+from harness.migrations import registry as sources
+from harness.servers import registry as backends
 
 if TYPE_CHECKING:
-    from harness.config.project import Project
     from harness.config.settings import Settings
 
 OVERRIDES = ("backend", "image", "server_url", "isolation", "storage", "version", "binaries")
@@ -48,9 +51,8 @@ class Context:
         Raises:
             ConfigError: names file, key and the nearest right key, kind of migrations, backend or word.
         """
+        # Not for `--help`: it reads no file, and needs no reader of TOML.
         from harness.config.load import UnknownVariable, load
-        from harness.migrations import registry as sources
-        from harness.servers import registry as backends
 
         given: dict[str, Any] = {name: getattr(self.arguments, name, None) for name in OVERRIDES}
         explicit = getattr(self.arguments, "config", None)
@@ -81,8 +83,6 @@ class Context:
         Raises:
             ConfigError: as :attr:`settings`.
         """
-        from harness.config.project import Project
-
         return Project.of(self.settings, self.environ)
 
     @property
@@ -100,6 +100,4 @@ def working_directory() -> Path:
     try:
         return Path.cwd()
     except FileNotFoundError:
-        from harness.errors import ConfigError
-
         raise ConfigError("the working directory does not exist any more: cd to a folder that does") from None

@@ -11,6 +11,7 @@ from harness.cli import doctor_checks as checks
 from harness.cli.context import Context
 from harness.cli.options import json_flag
 from harness.errors import HarnessError
+from harness.servers import registry
 
 DESCRIPTION = """\
 Check what pg-harness needs and what it finds here, one line each; below a line, what to do about it.
@@ -75,8 +76,6 @@ def _all(context: Context) -> Iterator[Line]:
 
 def _backends(context: Context) -> Iterator[Line]:
     """With ``auto``, one that works is enough."""
-    from harness.servers import registry
-
     wanted = registry.wanted(context.settings)
     kinds = registry.kinds()
     # A server that others look after is the only one that counts.

@@ -7,10 +7,19 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import harness
 from harness.cli import lookup
 from harness.cli.context import Context, working_directory
+from harness.cli.psql import local_psql
+from harness.config import project
+from harness.config.environment import BENDING
+from harness.databases import freshness
+from harness.migrations.detect import detect, looked_for
+from harness.migrations.registry import kinds, load, packages
+from harness.servers import inventory, memory, registry
 
 Result = tuple[str, str, Sequence[str]]
 Check = Callable[[Context], Iterator[Result]]
@@ -20,11 +29,7 @@ MB = 1024**2
 
 def python(context: Context) -> Iterator[Result]:
     """The interpreter and the packages that do the work."""
-    import harness
-
     yield "ok", f"{platform.python_version()} at {sys.executable}, pg-harness {harness.__version__}", ()
-    from importlib.metadata import PackageNotFoundError, version
-
     found, missing = [], []
     for package in (
         "psycopg",
@@ -48,8 +53,6 @@ def python(context: Context) -> Iterator[Result]:
 
 def name(context: Context) -> Iterator[Result]:
     """Whether `import harness` finds us, or a package of the project's."""
-    import harness
-
     ours = Path(harness.__file__).resolve().parent
     here = working_directory()
     for folder in dict.fromkeys((here, here / "tests", here / "src")):
@@ -67,8 +70,6 @@ def name(context: Context) -> Iterator[Result]:
 
 def environment(context: Context) -> Iterator[Result]:
     """Variables that are ours, and those that are left alone or removed."""
-    from harness.config.environment import BENDING
-
     own = sorted(key for key in context.environ if key.startswith("PGHARNESS_"))
     yield "ok", f"of ours: {', '.join(own)}" if own else "no PGHARNESS_ variable is set", ()
     bending = sorted(key for key in BENDING if key in context.environ)
@@ -80,8 +81,6 @@ def environment(context: Context) -> Iterator[Result]:
 
 def settings(context: Context) -> Iterator[Result]:
     """The file, what was set where, and the freshness strategies that packages add."""
-    from harness.databases import freshness
-
     found = context.settings
     where = str(found.file) if found.file else "no file"
     yield "ok", f"{where}; root {found.root} ({found.root_origin})", ()
@@ -96,10 +95,6 @@ def settings(context: Context) -> Iterator[Result]:
 
 def migrations(context: Context) -> Iterator[Result]:
     """Whether each source can be read."""
-    from harness.config import project
-    from harness.migrations.detect import detect, looked_for
-    from harness.migrations.registry import kinds, load, packages
-
     found = context.settings
     cache = project.cache_dir(context.environ)
     for database in found.databases:
@@ -131,8 +126,6 @@ def migrations(context: Context) -> Iterator[Result]:
 
 def folders(context: Context) -> Iterator[Result]:
     """State and cache: can they be written to, and is there room?"""
-    from harness.config import project
-
     for label, folder in (
         ("state", project.state_dir(context.environ)),
         ("cache", project.cache_dir(context.environ)),
@@ -153,8 +146,6 @@ def folders(context: Context) -> Iterator[Result]:
 
 def storage(context: Context) -> Iterator[Result]:
     """Where throwaway data would lie."""
-    from harness.servers import memory
-
     budget = memory.allowed(context.settings)
     folder = memory.shared_memory()
     wanted = context.settings.storage
@@ -177,8 +168,6 @@ def backend(word: str) -> Check:
     """What one backend finds here."""
 
     def look(context: Context) -> Iterator[Result]:
-        from harness.servers import registry
-
         if package := registry.packages().get(word):
             yield "ok", f"{word} is a backend of {package}", ()
         found = registry.named(word, context.project, timeout=registry.AUTO_TIMEOUT)
@@ -189,8 +178,6 @@ def backend(word: str) -> Check:
 
 def psql(context: Context) -> Iterator[Result]:
     """Whether there is one here."""
-    from harness.cli.psql import local_psql
-
     found = local_psql(context, None)
     yield (
         ("ok", found, ())
@@ -218,8 +205,6 @@ def servers(context: Context) -> Iterator[Result]:
 
 def orphaned(context: Context) -> Iterator[Result]:
     """Servers of checkouts that are gone: nobody will ever call `down` there."""
-    from harness.servers import inventory
-
     found = inventory.orphans(context.project)
     if not found:
         yield "ok", "no server's checkout is gone", ()

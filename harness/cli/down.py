@@ -10,8 +10,12 @@ import click
 from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.options import flag, json_flag
+from harness.databases import sweep
+from harness.postgres import databases, roles
 from harness.postgres.names import PREFIX, Kind
 from harness.runs.places import places_on
+from harness.sandbox.watermarks import WatermarkStore
+from harness.servers import inventory
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -44,9 +48,6 @@ def run(context: Context) -> int:
 
 
 def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness.sandbox.watermarks import WatermarkStore
-    from harness.servers import inventory
-
     ended: list[dict[str, Any]] = []
     for info in inventory.servers(context.project):
         if info.purpose == "up" or everything:
@@ -58,9 +59,6 @@ def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
 
 
 def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
-    from harness.databases import sweep
-    from harness.postgres import databases, roles
-
     dropped: list[dict[str, Any]] = []
     with lookup.servers(context) as found:
         for server in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -33,6 +34,7 @@ def run(words: Sequence[str]) -> int:
     """Run one command; never raises for a mistake of the user's."""
     environ = os.environ
     if "_PG_HARNESS_COMPLETE" in environ:
+        # A shell asks: of no use to any other command.
         from harness.cli.completion import answer
 
         return answer(environ)
@@ -84,8 +86,6 @@ def _unexpected(console: Console, error: Exception, *, debug: bool) -> None:
 
 
 def _traceback() -> None:
-    import traceback
-
     traceback.print_exc()
 
 

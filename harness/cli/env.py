@@ -51,7 +51,8 @@ def run(context: Context) -> int:
             mine = [other for other in places_on(place.session) if other.sandbox]
         values = _of_one(context, place, len(mine))
         if len(mine) > 1:
-            values |= _numbered(context, mine)
+            each = {other.worker: _of_one(context, other, len(mine)) for other in mine}
+            values |= environment.numbered((d.env for d in context.settings.databases), each)
     # What would bend these addresses goes away with them, where the format can say so.
     bending = sorted(name for name in environment.BENDING if name in context.environ and name not in values)
     if bending and form != "shell":
@@ -66,19 +67,6 @@ def _of_one(context: Context, place: Place, workers: int) -> dict[str, str]:
     tables = {d.name: d.env for d in context.settings.databases if d.name in dsns}
     slot = environment.Slot(place.worker or "1", workers, context.settings.connections_per_worker)
     return environment.variables(dsns, tables, slot)
-
-
-def _numbered(context: Context, mine: Sequence[Place]) -> dict[str, str]:
-    """What a parallel runner's workers take their own from."""
-    own = {
-        "DATABASE_URL",
-        *(variable for database in context.settings.databases for variable in database.env),
-    }
-    values = {"PGHARNESS_WORKERS": str(len(mine))}
-    for place in mine:
-        theirs = _of_one(context, place, len(mine))
-        values |= {f"{variable}_{place.worker}": theirs[variable] for variable in own if variable in theirs}
-    return values
 
 
 def render(values: Mapping[str, str], form: str, *, unset: Sequence[str] = ()) -> str:

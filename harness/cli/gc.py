@@ -10,6 +10,8 @@ import click
 from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.options import flag, json_flag
+from harness.runs import bake
+from harness.servers import inventory
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -60,9 +62,6 @@ def run(context: Context) -> int:
 
 def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """What was baked and is beyond the limits, and what bakes and workers' servers have left."""
-    from harness.runs import bake
-    from harness.servers import inventory
-
     settings = context.settings
     if settings.server_url is not None:
         return []
@@ -92,8 +91,6 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
 
 def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """Servers of checkouts that are gone, and what was noted of such checkouts."""
-    from harness.servers import inventory
-
     ended: list[dict[str, Any]] = []
     for orphan in inventory.orphans(context.project):
         info = orphan.info

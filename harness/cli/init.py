@@ -8,11 +8,14 @@ from pathlib import Path
 
 import click
 
+from harness.cli.console import Console
 from harness.cli.context import Context, working_directory
 from harness.cli.options import flag
 from harness.config.files import FILE, locate
+from harness.config.sources import EXAMPLE
 from harness.config.state_file import replace_file
 from harness.errors import ConfigError
+from harness.migrations.detect import detect, looked_for, propose
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -29,8 +32,6 @@ PARAMETERS: list[click.Parameter] = [
 
 def run(context: Context) -> int:
     """Write them; what was written is the answer."""
-    from harness.migrations.detect import detect, looked_for, propose
-
     location = locate(working_directory())
     if location.configured:
         raise ConfigError(
@@ -46,9 +47,7 @@ def run(context: Context) -> int:
         for remark in finding.remarks:
             logger.info("  %s", remark)
     if not found:
-        console.warn(f"no migrations were found in {root}. Looked for:")
-        for line in looked_for():
-            console.warn(f"  {line}")
+        _say_none(console, root)
     target = root / "pyproject.toml"
     text = propose(root)
     if not target.is_file():
@@ -62,6 +61,29 @@ def run(context: Context) -> int:
     if found:
         logger.info("next: `pg-harness up`")
     return 0
+
+
+def say_what_was_found(context: Context) -> None:
+    """Tell what an `up` without configured migrations takes: an empty database must not come as a surprise."""
+    root = context.settings.root
+    found = detect(root)
+    if not found:
+        _say_none(context.console, root, ": the database is empty")
+        context.console.warn(
+            f'`pg-harness init` writes the settings; name them there: migrations = ["{EXAMPLE}"]'
+        )
+        return
+    best = found[0]
+    logger.info("migrations: none are configured; found %s (%s: %s)", best.text, best.tool, best.evidence)
+    if len(found) > 1:
+        others = ", ".join(finding.text for finding in found[1:])
+        logger.info("migrations: also found %s; `pg-harness init` writes down which", others)
+
+
+def _say_none(console: Console, root: Path, so: str = "") -> None:
+    console.warn(f"no migrations were found in {root}{so}. Looked for:")
+    for line in looked_for():
+        console.warn(f"  {line}")
 
 
 def _write(target: Path, text: str) -> None:

@@ -8,8 +8,9 @@ import sys
 import click
 
 from harness.cli.context import Context
-from harness.cli.options import Word, server_name
-from harness.errors import LeaseError
+from harness.cli.options import Word, completing
+from harness.errors import ConfigError, LeaseError
+from harness.servers import inventory, registry
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -25,7 +26,7 @@ PARAMETERS: list[click.Parameter] = [
         "server",
         metavar="SERVER",
         help="up, run, run-1 …; default: up, else run",
-        shell_complete=server_name,
+        shell_complete=completing("servers"),
     ),
     click.Option(["-f", "--follow"], is_flag=True, help="go on as the log grows, until Ctrl-C"),
 ]
@@ -33,9 +34,6 @@ PARAMETERS: list[click.Parameter] = [
 
 def run(context: Context) -> int:
     """Print it, line by line."""
-    from harness.errors import ConfigError
-    from harness.servers import inventory, registry
-
     wanted = getattr(context.arguments, "server", None)
     # A server that has died is just the one whose log is wanted: all of them, running or not.
     known = {info.purpose: info for info in inventory.servers(context.project)}

@@ -9,7 +9,7 @@ import click
 
 from harness.cli import lookup
 from harness.cli.context import Context
-from harness.cli.options import Word, flag, json_flag, mark_name, own_word
+from harness.cli.options import Word, completing, flag, json_flag
 from harness.cli.parser import Usage
 from harness.errors import LeaseError
 from harness.runs.places import Place, places_on
@@ -43,7 +43,7 @@ PARAMETERS: list[click.Parameter] = [
         "worker",
         metavar="WORKER",
         help="2 (yours); default: 1, with --list all of yours",
-        shell_complete=own_word,
+        shell_complete=completing("places", mine=True),
     ),
     click.Option(["--name"], metavar="NAME", help="for `reset --to`; default: 1, 2, …"),
     click.Option(["--list", "listed"], is_flag=True, help="only tell what is marked"),
@@ -53,7 +53,7 @@ PARAMETERS: list[click.Parameter] = [
         flag_value="",
         metavar="[NAME]",
         help="forget this mark (default: the top one) and those above it",
-        shell_complete=mark_name,
+        shell_complete=completing("marks"),
     ),
     flag("--release-all", help="forget all of them"),
     json_flag(),

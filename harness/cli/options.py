@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
+from harness.config.values import READERS, WrongValue
 from harness.servers.registry import WORDS
 
-Items = list[Any]
-"""``click.shell_completion.CompletionItem``s; that module is imported only while something is completed."""
+
+def completing(what: str, **how: bool) -> Callable[[click.Context, click.Parameter, str], list[Any]]:
+    """What completes a value: the function of :mod:`harness.cli.words` of that name.
+
+    Args:
+        how: further arguments of it.
+    """
+
+    def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[Any]:
+        # Looks at servers: only while something is completed.
+        from harness.cli import words
+
+        found: list[Any] = getattr(words, what)(ctx, incomplete, **how)
+        return found
+
+    return complete
 
 
 class Word(click.Argument):
@@ -31,71 +46,27 @@ class Word(click.Argument):
         return str(self.metavar), str(self.help)
 
 
-# ParamType takes a type argument in the newest click only.
-class Count(click.ParamType):  # type: ignore[type-arg]
-    """A number of workers or copies, 1 to 256."""
+NUMBER = click.IntRange(1, 256)
+"""A number of workers or copies."""
 
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number."""
-        try:
-            number = int(value)
-        except ValueError:
-            self.fail(f"{value!r} is no number", param, ctx)
-        if not 1 <= number <= 256:
-            self.fail(f"{number} is not between 1 and 256", param, ctx)
-        return number
+# As it was written; whoever opens it says what is wrong with it. A shell completes it.
+FILE = click.Path(readable=False)
+FOLDER = click.Path(file_okay=False, readable=False)
 
 
-class Duration(click.ParamType):  # type: ignore[type-arg]
+def seconds(value: str) -> float:
     """Seconds, from ``90``, ``30s``, ``15m``, ``2h``."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The seconds."""
-        from harness.config.values import READERS, WrongValue
-
-        try:
-            return float(READERS["ttl"](value, True))
-        except WrongValue as error:
-            self.fail(f"{value!r} {error}", param, ctx)
+    try:
+        return float(READERS["ttl"](value, True))
+    except WrongValue as error:
+        raise click.BadParameter(f"{value!r} {error}") from None
 
 
-class Place(click.ParamType):  # type: ignore[type-arg]
-    """A path, as it was written; whoever opens it says what is wrong with it.
-
-    Args:
-        kind: what a shell completes: ``file`` or ``dir``.
-    """
-
-    def __init__(self, kind: str) -> None:
-        self.name = self.kind = kind
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-        """The shell knows better."""
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(incomplete, type=self.kind)]
-
-
-class BackendWord(click.ParamType):  # type: ignore[type-arg]
-    """The word of a backend. Those of other packages are looked for only where ours are not meant."""
-
-    name = "backend"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The word, where there is such a backend."""
-        if value not in WORDS:
-            self.fail(f"{value!r} is not one of {', '.join(map(repr, WORDS))}.", param, ctx)
-        return value
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-        """All words that begin so."""
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(word) for word in WORDS if word.startswith(incomplete)]
+def backend_word(value: str) -> str:
+    """The word, where there is such a backend. Those of other packages are looked for only where ours are not meant."""
+    if value not in WORDS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, WORDS))}.")
+    return value
 
 
 class BackendOption(click.Option):
@@ -116,17 +87,23 @@ COMMON: Sequence[click.Option] = (
     ),
     click.Option(
         ["--config"],
-        type=Place("file"),
+        type=FILE,
         metavar="FILE",
         help="settings file (default: searched upwards from here)",
     ),
-    BackendOption(["--backend"], type=BackendWord(), metavar="BACKEND", help="what runs the server"),
+    BackendOption(
+        ["--backend"],
+        type=backend_word,
+        metavar="BACKEND",
+        help="what runs the server",
+        shell_complete=lambda ctx, param, incomplete: [word for word in WORDS if word.startswith(incomplete)],
+    ),
     click.Option(["--image"], metavar="IMAGE", help="image of the docker backend, for instance postgres:17"),
     click.Option(["--server-url"], metavar="URL", help="an external server; DATABASE_URL is never taken"),
     click.Option(["--isolation"], type=click.Choice(["database", "server"]), help="what each worker gets"),
     click.Option(["--storage"], type=click.Choice(["auto", "memory", "disk"]), help="where data lies"),
     click.Option(["--pg-version", "version"], metavar="N", help="version of the local binaries"),
-    click.Option(["--binaries"], type=Place("dir"), metavar="DIR", help="folder with postgres and initdb"),
+    click.Option(["--binaries"], type=FOLDER, metavar="DIR", help="folder with postgres and initdb"),
 )
 """The options of the project: before the verb or after it."""
 
@@ -155,55 +132,13 @@ def lease_words(*, default: str | None = "1", templates: bool = False) -> list[c
             metavar="WORKER",
             help="2 (yours), gw2 (a test run's), a kept database's name, or template"
             + (f"; default {default}" if default else ""),
-            shell_complete=every_word if templates else lease_word,
+            shell_complete=completing("places", templates=templates),
         ),
         click.Option(
             ["--database"],
             metavar="NAME",
             default="default",
             help="which of the worker's databases; default: default",
-            shell_complete=database_name,
+            shell_complete=completing("databases"),
         ),
     ]
-
-
-def every_word(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """Completes the words of all places that there are."""
-    from harness.cli import words
-
-    return words.places(ctx, incomplete, templates=True)
-
-
-def lease_word(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """Completes the words of leases and kept databases."""
-    from harness.cli import words
-
-    return words.places(ctx, incomplete)
-
-
-def own_word(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """Completes the words of a person's own databases."""
-    from harness.cli import words
-
-    return words.places(ctx, incomplete, mine=True)
-
-
-def mark_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """Completes the names of marks."""
-    from harness.cli import words
-
-    return words.marks(ctx, incomplete)
-
-
-def database_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """Completes the names of the databases of the settings."""
-    from harness.cli import words
-
-    return words.databases(ctx, incomplete)
-
-
-def server_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> Items:
-    """Completes what this checkout's servers are for."""
-    from harness.cli import words
-
-    return words.servers(ctx, incomplete)

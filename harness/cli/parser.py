@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
-from typing import Any, NoReturn, Protocol, cast
+from types import ModuleType, SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import click
 from click.core import ParameterSource
 
+from harness import __version__
 from harness.cli.context import Context
 from harness.cli.options import COMMON
 
@@ -33,7 +34,11 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "init": ("init", "look at the project and write the settings"),
     "completion": ("completion", "print what bash, zsh or fish needs to complete all this"),
 }
-"""Verb → module below ``harness.cli`` and one line of help."""
+"""Verb → module below ``harness.cli`` and one line of help.
+
+A module has ``PARAMETERS``, the verb's own words and options, and ``run``, which takes the :class:`Context` and returns
+the exit code; besides, where it needs them, USAGE, DESCRIPTION, EPILOG and TAKES_COMMAND.
+"""
 
 _COLUMN = max(map(len, VERBS)) + 1
 
@@ -49,17 +54,6 @@ exit codes:
   128+n ended by signal n (130: Ctrl-C)
   `run` ends with its command's own code; 126 and 127 where the command cannot be started, as in a shell
 """
-
-
-class VerbModule(Protocol):
-    """What a verb's module has; besides, where it needs them, USAGE, DESCRIPTION, EPILOG and TAKES_COMMAND."""
-
-    PARAMETERS: Sequence[click.Parameter]
-    """The verb's own words and options."""
-
-    def run(self, context: Context) -> int:
-        """Do it; return the exit code."""
-        ...
 
 
 class Usage(Exception):
@@ -174,18 +168,11 @@ class Program(click.Group):
         _write_parameters(self, ctx, formatter)
         formatter.write(f"\n{EXIT_CODES}")
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
-        """Verbs from the table (click's own would import all of them), and options."""
-        from click.shell_completion import CompletionItem
-
-        verbs = [CompletionItem(n, help=text) for n, (_, text) in VERBS.items() if n.startswith(incomplete)]
-        return verbs + click.Command.shell_complete(self, ctx, incomplete)
-
 
 class Verb(click.Command):
     """One verb. Invoking it answers what to call with what: it is called outside of click, whose exits are not ours."""
 
-    def __init__(self, name: str, module: VerbModule) -> None:
+    def __init__(self, name: str, module: ModuleType) -> None:
         self.module = module
         self.usage: str = getattr(module, "USAGE", "[options]")
         self.takes_command: bool = getattr(module, "TAKES_COMMAND", False)
@@ -258,7 +245,7 @@ class Verb(click.Command):
 
 def verb(name: str) -> Verb:
     """The verb of that name; imports its module."""
-    return Verb(name, cast(VerbModule, importlib.import_module(f"harness.cli.{VERBS[name][0]}")))
+    return Verb(name, importlib.import_module(f"harness.cli.{VERBS[name][0]}"))
 
 
 def _write_parameters(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -279,9 +266,7 @@ def _write_parameters(command: click.Command, ctx: click.Context, formatter: cli
 def _version() -> click.Option:
     def show(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value and not ctx.resilient_parsing:
-            import harness
-
-            click.echo(f"{PROGRAM} {harness.__version__}")
+            click.echo(f"{PROGRAM} {__version__}")
             ctx.exit()
 
     return click.Option(
@@ -295,6 +280,7 @@ def _table() -> str:
 
 
 def _nearest(name: str) -> str:
+    # Only a mistake needs it.
     import difflib
 
     close = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.5)

@@ -15,14 +15,14 @@ import click
 from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.options import flag, lease_words
-from harness.cli.run.child import exit_code, start
-from harness.cli.run.signals import passing_on
+from harness.cli.run.child import call
 from harness.config.environment import child_environment
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable
-from harness.postgres import names
+from harness.postgres import databases, locks, names
 from harness.postgres.names import Kind
 from harness.runs.places import Place
+from harness.servers.process.binaries import wheel_folder
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -54,11 +54,7 @@ def run(context: Context) -> int:
     # The session stays open meanwhile: it is what keeps a server with a TTL from ending itself.
     with lookup.resolved(context, given.worker) as place, _entered(context, place, given.database) as name:
         dsn = place.dsn(given.database, admin=getattr(given, "admin", False)).with_database(name)
-        words, environ = _command(context, place, dsn, context.command or [])
-        with passing_on() as children:
-            child = start(words, environ)
-            children.add(child)
-            return exit_code(children.wait(child))
+        return call(*_command(context, place, dsn, context.command or []))
 
 
 @contextmanager
@@ -68,8 +64,6 @@ def _entered(context: Context, place: Place, database: str) -> Iterator[str]:
     if place.kind is not Kind.TEMPLATE:
         yield found.name
         return
-    from harness.postgres import databases, locks
-
     server = place.session
     owner, _ = server.expected_owner()
     session = server.link.session
@@ -124,8 +118,6 @@ def local_psql(context: Context, binaries: str | None) -> str | None:
     found = shutil.which("psql", path=context.environ.get("PATH", os.defpath))
     if found is not None:
         return found
-    from harness.servers.process.binaries import wheel_folder
-
     for folder in (binaries, wheel_folder()):
         if folder is not None and os.access(program := Path(folder) / "psql", os.X_OK):
             return str(program)

@@ -12,7 +12,7 @@ import click
 
 from harness.cli import lookup
 from harness.cli.context import Context
-from harness.cli.options import Word, flag, json_flag, lease_word, mark_name
+from harness.cli.options import Word, completing, flag, json_flag
 from harness.cli.parser import Usage
 from harness.errors import LeaseError
 from harness.postgres.names import Kind
@@ -48,14 +48,14 @@ PARAMETERS: list[click.Parameter] = [
         "worker",
         metavar="WORKER",
         help="2 (yours), gw2 (a test run's); default: 1",
-        shell_complete=lease_word,
+        shell_complete=completing("places"),
     ),
     flag("--all", help="all of yours"),
     click.Option(
         ["--to"],
         metavar="NAME",
         help="a mark, releasing those above it; `template`: the migrations' state, releasing all",
-        shell_complete=mark_name,
+        shell_complete=completing("marks"),
     ),
     flag("--dry-run", help="only tell what changed since then"),
     json_flag(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -201,7 +201,6 @@ def _bytes(session: Session) -> int:
     )
 
 
-def _states(states: Mapping[str, int] | Sequence[str]) -> str:
-    if not isinstance(states, Mapping) or not states:
-        return ""
-    return " (" + ", ".join(f"{number} {state}" for state, number in sorted(states.items())) + ")"
+def _states(states: Mapping[str, int]) -> str:
+    told = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    return f" ({told})" if told else ""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli.context import Context
-from harness.cli.options import Count, Duration, flag, json_flag
+from harness.cli.options import NUMBER, flag, json_flag, seconds
 from harness.errors import ConfigError
+from harness.sandbox.current import urls
 
 if TYPE_CHECKING:
     from harness.runs.places import Place
@@ -35,14 +36,14 @@ Where the migrations have changed since, the databases stay as they are and a li
 
 PARAMETERS: list[click.Parameter] = [
     click.Option(
-        ["-n", "workers"], type=Count(), metavar="N", help="how many; default: as many as there are, else 1"
+        ["-n", "workers"], type=NUMBER, metavar="N", help="how many; default: as many as there are, else 1"
     ),
     flag("--fresh", help="drop your databases and make new ones from today's migrations"),
     flag("--yes", help="do not ask (needed for --fresh where there is no terminal)"),
     flag("--rebuild", help="run the migrations again although nothing changed"),
     click.Option(
         ["--ttl"],
-        type=Duration(),
+        type=seconds,
         metavar="TIME",
         help="end the server after this long without use, for instance 2h",
     ),
@@ -54,8 +55,6 @@ def run(context: Context) -> int:
     """Print the URLs."""
     given = vars(context.arguments)
     if not given.keys() & {"fresh", "rebuild", "ttl"} and not context.json:
-        from harness.sandbox.current import urls
-
         found_urls = urls(context.project, given.get("workers"))
         if found_urls:
             for url in found_urls:
@@ -65,6 +64,7 @@ def run(context: Context) -> int:
 
 
 def _at_length(context: Context, given: Mapping[str, Any]) -> int:
+    # Loads what could start a server and migrate: longer than a warm `up` takes in all.
     from harness.sandbox.sandbox import Sandbox
 
     ttl = given.get("ttl")
@@ -158,32 +158,11 @@ def _answer(context: Context, sandbox: Sandbox, places: Sequence[Place], stale: 
 
 
 def _say_about_migrations(context: Context) -> None:
-    """An empty database where somebody expects tables must not come as a surprise."""
-    settings = context.settings
-    if settings.default.migrations is not None:
-        return
-    from harness.config.sources import EXAMPLE
-    from harness.migrations.detect import detect, looked_for
+    if context.settings.default.migrations is None:
+        # Reads all kinds of projects: a warm `up` asks for nothing of it.
+        from harness.cli.init import say_what_was_found
 
-    found = detect(settings.root)
-    if found:
-        logger.info(
-            "migrations: none are configured; found %s (%s: %s)",
-            found[0].text,
-            found[0].tool,
-            found[0].evidence,
-        )
-        if len(found) > 1:
-            logger.info(
-                "migrations: also found %s; `pg-harness init` writes down which",
-                ", ".join(f.text for f in found[1:]),
-            )
-        return
-    warn = context.console.warn
-    warn(f"no migrations were found in {settings.root}: the database is empty. Looked for:")
-    for line in looked_for():
-        warn(f"  {line}")
-    warn(f'`pg-harness init` writes the settings; name them there: migrations = ["{EXAMPLE}"]')
+        say_what_was_found(context)
 
 
 def _say_about_ttl(context: Context, found: Server, ttl: float | None) -> None:

@@ -8,9 +8,14 @@ from contextlib import nullcontext
 import click
 from click.shell_completion import CompletionItem
 
+from harness.cli import lookup
 from harness.cli.console import Console
 from harness.cli.context import Context
 from harness.cli.parser import given
+from harness.postgres.names import Kind
+from harness.runs.places import places_on
+from harness.sandbox.marks import TEMPLATE, stack
+from harness.servers.records import Hint
 
 
 def places(
@@ -22,10 +27,6 @@ def places(
         mine: only those of `up`.
         templates: templates too.
     """
-    from harness.cli import lookup
-    from harness.postgres.names import Kind
-    from harness.runs.places import places_on
-
     context = _context(ctx)
     purposes = [purpose for purpose in noted(context) if purpose == "up" or not mine]
     found = []
@@ -43,9 +44,6 @@ def places(
 
 def marks(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     """Names of the marks of the worker that is named already (else: of the first), the top one first."""
-    from harness.cli import lookup
-    from harness.sandbox.marks import TEMPLATE, stack
-
     context = _context(ctx)
     if not noted(context):
         return []
@@ -72,9 +70,6 @@ def noted(context: Context) -> list[str]:
 
     Of one without a note the daemon would have to be asked, whose client takes longer to import than a person waits.
     """
-    from harness.cli import lookup
-    from harness.servers.records import Hint
-
     purposes = lookup.all_purposes(context)
     if context.settings.server_url is not None:
         return purposes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -66,6 +66,20 @@ def variables(
         for variable, template in table.items():
             result[variable] = render(template, name, dsns, slot, variable)
     return result
+
+
+def numbered(tables: Iterable[Mapping[str, str]], each: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """What a parallel runner's workers take their own from: variables with the worker behind them, and how many workers.
+
+    Args:
+        tables: the ``env`` tables of all databases.
+        each: worker → its variables.
+    """
+    own = ["DATABASE_URL", *(variable for table in tables for variable in table)]
+    values = {"PGHARNESS_WORKERS": str(len(each))}
+    for worker, theirs in each.items():
+        values |= {f"{variable}_{worker}": theirs[variable] for variable in own if variable in theirs}
+    return values
 
 
 def render(template: str, own: str, dsns: Mapping[str, Dsn], slot: Slot, variable: str) -> str:

@@ -48,7 +48,7 @@ def test_what_is_measured_sees_pythons_own() -> None:
     said, _ = thresholds(
         "from harness.bench import reset\n"
         "from harness.cli import main\n"
-        "reset.main = lambda words: tell() or 0\n"
+        "reset.measure = lambda options: tell() or 0\n"
         "assert main() == 0\n"
         "tell()\n",
         "bench", "reset",

@@ -110,12 +110,26 @@ def test_the_environment_of_the_command(project: Project) -> None:
 
 
 @needs_psql
-def test_several_processes_on_the_first_database_are_told(project: Project) -> None:
+def test_a_runner_that_ignores_the_numbers_is_told(project: Project) -> None:
     script = f"for i in 1 2 3; do {SLOW_QUERY} $DATABASE_URL >/dev/null & done; wait"
     said = project.run("run", "-q", "-n", "3", "--", "sh", "-c", script)
     assert said.returncode == 0
-    assert "not isolated: 3 processes used worker 1's database" in said.stderr
+    assert "not isolated: only worker 1's database was used, of 3" in said.stderr
     assert "DATABASE_URL_2 … were ignored" in said.stderr
+
+
+@needs_psql
+def test_sessions_that_outlive_the_command_count(project: Project) -> None:
+    """They are in no statistics yet."""
+    script = f"for i in 1 2; do eval u=\\$DATABASE_URL_$i; {SLOW_QUERY} $u >/dev/null 2>&1 & done; sleep 0.5"
+    assert project.run("run", "-q", "-n", "2", "--", "sh", "-c", script).stderr == ""
+
+
+@needs_psql
+def test_less_to_do_than_workers_is_no_fault(project: Project) -> None:
+    script = f"for i in 1 2; do eval u=\\$DATABASE_URL_$i; {SLOW_QUERY} $u >/dev/null & done; wait"
+    assert project.run("run", "-q", "-n", "3", "--", "sh", "-c", script).stderr == ""
+    assert project.run("run", "-q", "-n", "3", "--", "true").stderr == ""
 
 
 @needs_psql

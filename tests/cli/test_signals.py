@@ -18,8 +18,7 @@ from harness.errors import HarnessError, ServerLost
 # timed by a test, but one that another thread receives leaves the main thread's system call alone just so.
 SCRIPT = """
 import os, signal, sys, threading
-from harness.cli.run.child import exit_code, start
-from harness.cli.run.signals import passing_on
+from harness.cli.run.child import exit_code, passing_on, start
 
 with passing_on() as children:
     if "early" in sys.argv:

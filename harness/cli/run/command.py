@@ -6,21 +6,21 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import click
 
 from harness.cli.context import Context
-from harness.cli.options import Count, flag
+from harness.cli.options import NUMBER, flag
 from harness.cli.parser import Usage
-from harness.cli.run.child import exit_code, start
-from harness.cli.run.signals import passing_on
+from harness.cli.run.child import call
+from harness.cli.run.copies import run_copies
+from harness.cli.run.watch import not_isolated
 from harness.config import environment
+from harness.databases.lease import Lease
 from harness.errors import HarnessError
-
-if TYPE_CHECKING:
-    from harness.databases.lease import Lease
-    from harness.runs.harness import Harness
+from harness.runs import budget
+from harness.runs.harness import Harness
+from harness.runs.opening import open_run
 
 USAGE = "[-n N | --copies N] [options] -- COMMAND [ARGUMENT …]"
 
@@ -50,9 +50,9 @@ _OF_AN_OUTER_RUN = re.compile(r"DATABASE_URL_\d+|PGHARNESS_(WORKERS|COPY|COPIES|
 TAKES_COMMAND = True
 
 PARAMETERS: list[click.Parameter] = [
-    click.Option(["-n", "workers"], type=Count(), metavar="N", help="how many databases; default: 1"),
+    click.Option(["-n", "workers"], type=NUMBER, metavar="N", help="how many databases; default: 1"),
     click.Option(
-        ["--copies"], type=Count(), metavar="N", help="run N copies, each with a database of its own"
+        ["--copies"], type=NUMBER, metavar="N", help="run N copies, each with a database of its own"
     ),
     flag("--rebuild", help="run the migrations again although nothing changed"),
 ]
@@ -69,8 +69,6 @@ def run(context: Context) -> int:
     code = _cannot_run(context, context.command)
     if code:
         return code
-    from harness.runs.opening import open_run
-
     copies: int | None = given.get("copies")
     workers: int = copies or given.get("workers") or 1
     harness = open_run(
@@ -83,8 +81,6 @@ def run(context: Context) -> int:
         _fits(harness, workers)
         leases = harness.leases(workers)
         if copies:
-            from harness.cli.run.copies import run_copies
-
             values = [_of_copy(harness, lease, copies) for lease in leases]
             result = run_copies(context, context.command, [_child(context, v) for v in values])
         else:
@@ -98,8 +94,6 @@ def run(context: Context) -> int:
 
 def _fits(harness: Harness, workers: int) -> None:
     """Before anything is leased: else the last worker would fail with the server's own words, in mid-run."""
-    from harness.runs import budget
-
     # With a server each, nobody takes another's connections.
     if harness.shared is not None:
         budget.check(harness.shared, workers, controller=False)
@@ -117,32 +111,19 @@ def _close(context: Context, harness: Harness) -> None:
 
 
 def _run_one(context: Context, harness: Harness, leases: Sequence[Lease], command: Sequence[str]) -> int:
-    from harness.cli.run.watch import Watch
-
-    values = _of_all(harness, leases)
-    with passing_on() as children:
-        # Its thread must not begin before the command does: fork with threads is a risk for nothing.
-        child = start(command, _child(context, values))
-        children.add(child)
-        shared = harness.shared
-        if len(leases) == 1 or shared is None:
-            return exit_code(children.wait(child))
-        with Watch(shared.link.another(), [lease.dsn for lease in leases], child.pid) as watch:
-            code = exit_code(children.wait(child))
-    for line in watch.report():
-        context.console.warn(line)
+    code = call(command, _child(context, _of_all(harness, leases)))
+    # With a server each there is nobody's first database to be in.
+    if len(leases) > 1 and harness.shared is not None:
+        for line in not_isolated(harness.shared.link.session, [lease.dsn.database for lease in leases]):
+            context.console.warn(line)
     return code
 
 
 def _of_all(harness: Harness, leases: Sequence[Lease]) -> dict[str, str]:
     """Worker 1's variables, and everybody's with a number."""
-    tables = {database.name: database.env for database in harness.settings.databases}
-    own = {"DATABASE_URL", *(variable for table in tables.values() for variable in table)}
-    values = harness.variables(leases[0])
-    for number, lease in enumerate(leases, 1):
-        theirs = harness.variables(lease)
-        values |= {f"{variable}_{number}": theirs[variable] for variable in own}
-    return {**values, "PGHARNESS_WORKERS": str(len(leases)), "PGHARNESS_RUN": harness.run}
+    each = {str(number): harness.variables(lease) for number, lease in enumerate(leases, 1)}
+    tables = (database.env for database in harness.settings.databases)
+    return {**each["1"], **environment.numbered(tables, each), "PGHARNESS_RUN": harness.run}
 
 
 def _of_copy(harness: Harness, lease: Lease, copies: int) -> dict[str, str]:

@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, TextIO
 
 from harness.cli.context import Context
-from harness.cli.run.child import exit_code, start
-from harness.cli.run.signals import passing_on
+from harness.cli.run.child import exit_code, passing_on, start
 
 LONGEST = 64 * 1024
 """Bytes of a line; what never ends its line is cut there instead of filling the memory."""
