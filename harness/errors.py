@@ -25,7 +25,7 @@ wrong, where it came from, what was tried, what to do. What is found out later, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 
@@ -198,6 +198,17 @@ class LeaseInUse(LeaseError):
 
 class PoolTimeout(HarnessError, TimeoutError):
     """No database could be had within the time allowed."""
+
+
+def closest(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """The one of the known words that was probably meant, for messages; empty where none is near.
+
+    Args:
+        cutoff: how near, as difflib's ratio, from 0 to 1.
+    """
+    import difflib  # lazy: needed only where something is wrong
+
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), "")
 
 
 def _with_lists(message: str, **lists: Sequence[str]) -> str:

@@ -218,9 +218,9 @@ def servers(context: Context) -> Iterator[Result]:
 
 def orphaned(context: Context) -> Iterator[Result]:
     """Servers of checkouts that are gone: nobody will ever call `down` there."""
-    from harness.servers import orphans
+    from harness.servers import inventory
 
-    found = orphans.find(context.project)
+    found = inventory.orphans(context.project)
     if not found:
         yield "ok", "no server's checkout is gone", ()
     for orphan in found:

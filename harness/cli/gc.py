@@ -92,10 +92,10 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
 
 def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     """Servers of checkouts that are gone, and what was noted of such checkouts."""
-    from harness.servers import orphans
+    from harness.servers import inventory
 
     ended: list[dict[str, Any]] = []
-    for orphan in orphans.find(context.project):
+    for orphan in inventory.orphans(context.project):
         info = orphan.info
         if not dry_run and (why := orphan.end()):
             context.console.warn(f"left alone: {info.description} of {info.root}, which is gone: {why}")
@@ -103,5 +103,5 @@ def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
         reason = f"its checkout {info.root} is gone"
         ended.append({"server": info.description, "backend": info.backend, "reason": reason})
     if not dry_run:
-        orphans.forget(context.project)
+        inventory.forget_deleted(context.project)
     return ended

@@ -63,7 +63,7 @@ class Extensions(Generic[K]):
 
     @cached_property
     def _installed(self) -> Mapping[str, EntryPoint]:
-        # Here: it takes longer to import than all of ours that is needed for a word of ours.
+        # Lazy: it takes longer to import than all of ours that is needed for a word of ours.
         from importlib.metadata import entry_points
 
         found: dict[str, EntryPoint] = {}

@@ -9,22 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import environment
-from harness.config.files import Location, locate
+from harness.config.files import locate
 from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings
 from harness.config.values import (
     READERS,
     RELATIVE_PATHS,
     WrongValue,
     read_sources,
-    read_table_of_text,
-    read_texts,
 )
 from harness.dsn import Dsn
-from harness.errors import ConfigError
+from harness.errors import ConfigError, closest
 
 PREFIX = "PGHARNESS_"
 
 DATABASE_KEYS = ("migrations", "seeds", "extensions", "env")
+KEYS = (*READERS, "migrations", "seeds")
 
 # Variables that are ours but no settings: they carry state between our own processes, or say where it lies.
 CONTROL_VARIABLES = frozenset(
@@ -66,27 +65,14 @@ def load(
     """
     if explicit is None and (named := environ.get(PREFIX + "CONFIG")):
         explicit = Path(named)
-    return build(
-        locate(start, explicit=explicit, start_origin=start_origin), environ, overrides, override_origin
-    )
-
-
-def build(
-    location: Location,
-    environ: Mapping[str, str],
-    overrides: Mapping[str, Any] | None = None,
-    override_origin: str = "an argument",
-) -> Settings:
-    """Settings from a location that was found already; see :func:`load`."""
+    location = locate(start, explicit=explicit, start_origin=start_origin)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     tables: dict[str, dict[str, Any]] = {DEFAULT_DATABASE: {}}
 
     def take(key: str, raw: Any, origin: str, *, text: bool) -> None:
-        if key in DATABASE_KEYS:
-            tables[DEFAULT_DATABASE][key] = _read_database_key(key, raw, origin)
-        else:
-            values[key] = _read(key, raw, origin, text=text)
+        kept = tables[DEFAULT_DATABASE] if key in DATABASE_KEYS else values
+        kept[key] = _read(key, raw, origin, text=text)
         origins[key] = origin
 
     file_origin = location.text_origin
@@ -97,14 +83,14 @@ def build(
         _check_key(key, file_origin)
         take(key, raw, file_origin, text=False)
     for variable, raw in environ.items():
+        key = variable.removeprefix(PREFIX).lower()
         if (
             not variable.startswith(PREFIX)
             or variable in CONTROL_VARIABLES
             or variable.startswith(_TEST_PREFIX)
         ):
             continue
-        key = variable.removeprefix(PREFIX).lower()
-        if key in READERS or key in DATABASE_KEYS:
+        if key in KEYS:
             take(key, raw, f"the variable {variable}", text=True)
         else:
             _warn_if_near(variable)
@@ -131,56 +117,35 @@ def build(
 
 
 def _check_key(key: str, origin: str) -> None:
-    known = [*READERS, *DATABASE_KEYS, "databases"]
-    if key in known:
-        return
-    raise ConfigError(f"{origin}: unknown key {key!r}{nearest(key, known)}", key=key, origin=origin)
+    known = (*KEYS, "databases")
+    if key not in known:
+        raise ConfigError(f"{origin}: unknown key {key!r}{nearest(key, known)}", key=key, origin=origin)
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """``"; did you mean 'x'?"``, or the whole list where nothing is near."""
-    import difflib
-
-    close = difflib.get_close_matches(word.replace("-", "_"), known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; the keys are: {', '.join(sorted(known))}"
+    close = closest(word.replace("-", "_"), known)
+    return f"; did you mean {close!r}?" if close else f"; the keys are: {', '.join(sorted(known))}"
 
 
 def _warn_if_near(variable: str) -> None:
-    known = [PREFIX + key.upper() for key in [*READERS, "MIGRATIONS", "EXTENSIONS"]] + sorted(
-        CONTROL_VARIABLES
+    close = closest(
+        variable, [*(PREFIX + key.upper() for key in KEYS), *sorted(CONTROL_VARIABLES)], cutoff=0.85
     )
-    import difflib
-
-    close = difflib.get_close_matches(variable, known, n=1, cutoff=0.85)
     if close:
         warnings.warn(
-            f"the variable {variable} does nothing; did you mean {close[0]}?", UnknownVariable, stacklevel=4
+            f"the variable {variable} does nothing; did you mean {close}?", UnknownVariable, stacklevel=3
         )
 
 
-def _read(key: str, raw: Any, origin: str, *, text: bool) -> Any:
+def _read(key: str, raw: Any, origin: str, *, text: bool = False) -> Any:
     try:
-        return READERS[key](raw, text)
-    except ConfigError as error:
-        raise ConfigError(f"{origin}: {error.message}", key=key, origin=origin) from None
+        return READERS[key](raw, text) if key in READERS else read_sources(raw, key, origin)
     except WrongValue as error:
         # The value of server_url holds a password: it is never repeated.
         shown = "" if key == "server_url" else f" (it is {raw!r})"
         raise ConfigError(
             f"{origin}: {key} {error}{shown}", key=key, origin=origin, value="" if not shown else str(raw)
-        ) from None
-
-
-def _read_database_key(key: str, raw: Any, origin: str) -> Any:
-    try:
-        if key in ("migrations", "seeds"):
-            return read_sources(raw, key, origin)
-        if key == "extensions":
-            return read_texts(raw)
-        return read_table_of_text(raw)
-    except WrongValue as error:
-        raise ConfigError(
-            f"{origin}: {key} {error} (it is {raw!r})", key=key, origin=origin, value=str(raw)
         ) from None
 
 
@@ -209,7 +174,7 @@ def _read_databases(raw: Any, origin: str) -> dict[str, dict[str, Any]]:
                 raise ConfigError(
                     f"{where}: unknown key {key!r}{nearest(key, DATABASE_KEYS)}", key=key, origin=where
                 )
-        found[name] = {key: _read_database_key(key, value, where) for key, value in table.items()}
+        found[name] = {key: _read(key, value, where) for key, value in table.items()}
     return found
 
 

@@ -7,9 +7,10 @@ is said by :mod:`harness.migrations.registry`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from harness.config.settings import SourceSpec
-from harness.errors import ConfigError
+from harness.errors import ConfigError, closest
 
 EXAMPLE = "sql:db/migrations"
 """An entry of ``migrations``, for messages that show one."""
@@ -29,63 +30,37 @@ def parse_spec(value: object, origin: str, *, key: str = "migrations") -> Source
     Raises:
         ConfigError: it is neither, or its table is not of that form.
     """
-    if isinstance(value, str):
-        return _parse_text(value, None, origin, key)
-    if not isinstance(value, Mapping):
-        raise ConfigError(
-            f'{origin}: an entry of {key} must be text such as "{EXAMPLE}", '
+
+    def wrong(what: str, given: str) -> ConfigError:
+        return ConfigError(f"{origin}: {what}", key=key, origin=origin, value=given[:80])
+
+    table: Mapping[Any, Any] = {"source": value} if isinstance(value, str) else value  # type: ignore[assignment]
+    if not isinstance(table, Mapping):
+        raise wrong(
+            f'an entry of {key} must be text such as "{EXAMPLE}", '
             f"or a table with a source; this is {type(value).__name__}",
-            key=key,
-            origin=origin,
-            value=repr(value)[:80],
+            repr(value),
         )
-    for name in value:
-        if name not in _TABLE_KEYS:
-            import difflib
-
-            near = difflib.get_close_matches(str(name), _TABLE_KEYS, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"{origin}: an entry of {key} has the unknown key {name!r} "
-                f"(known: {', '.join(_TABLE_KEYS)}){hint}",
-                key=key,
-                origin=origin,
-                value=str(name),
-            )
-    source = value.get("source")
-    if not isinstance(source, str):
-        raise ConfigError(
-            f'{origin}: an entry of {key} needs source = "…", for instance {_TABLE_EXAMPLE}',
-            key=key,
-            origin=origin,
+    for name in table.keys() - set(_TABLE_KEYS):
+        near = closest(str(name), _TABLE_KEYS)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise wrong(
+            f"an entry of {key} has the unknown key {name!r} (known: {', '.join(_TABLE_KEYS)}){hint}",
+            str(name),
         )
-    return _parse_text(source, _parse_watch(value.get("watch"), origin, key), origin, key)
-
-
-def _parse_watch(value: object, origin: str, key: str) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) and v.strip() for v in value):
-        raise ConfigError(
-            f'{origin}: watch in {key} must be a list of globs, for instance watch = ["prisma/**"]',
-            key=key,
-            origin=origin,
-            value=repr(value)[:80],
+    text, watch = table.get("source"), table.get("watch")
+    if not isinstance(text, str):
+        raise wrong(f'an entry of {key} needs source = "…", for instance {_TABLE_EXAMPLE}', "")
+    globs = [watch] if isinstance(watch, str) else [] if watch is None else watch
+    if not isinstance(globs, (list, tuple)) or not all(isinstance(v, str) and v.strip() for v in globs):
+        raise wrong(
+            f'watch in {key} must be a list of globs, for instance watch = ["prisma/**"]', repr(watch)
         )
-    for glob in value:
+    for glob in globs:
         if glob.startswith(("/", "~")) or ".." in glob.replace("\\", "/").split("/"):
-            raise ConfigError(
-                f"{origin}: watch in {key} holds {glob!r}; globs are relative to the project's root "
-                f"and stay inside it",
-                key=key,
-                origin=origin,
-                value=glob,
+            raise wrong(
+                f"watch in {key} holds {glob!r}; globs are relative to the project's root and stay inside it",
+                glob,
             )
-    return tuple(value)
-
-
-def _parse_text(text: str, watch: tuple[str, ...] | None, origin: str, key: str) -> SourceSpec:
-    kind, _, argument = text.strip().partition(":")
-    return SourceSpec(kind.strip(), argument.strip(), watch, text.strip(), origin, key)
+    kind, _, argument = (part.strip() for part in text.strip().partition(":"))
+    return SourceSpec(kind, argument, None if watch is None else tuple(globs), text.strip(), origin, key)

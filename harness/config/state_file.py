@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -35,13 +36,14 @@ class StateFile:
         format: which form the content has, written with it: a file of another form is unreadable. None: none is
             written, for files whose readers must understand every form.
         compact: write no blanks: for files of many numbers.
-        folder_mode: of its folder, where that has to be made. Caches are open: the server's own user copies from them.
+        folder_mode: of its folder, where that has to be made; None: it must be there. Caches are open: the server's
+            own user copies from them.
     """
 
     path: Path
     format: int | None = None
     compact: bool = False
-    folder_mode: int = 0o700
+    folder_mode: int | None = 0o700
 
     def read(self) -> dict[str, Any]:
         """The content.
@@ -110,13 +112,12 @@ def replace_file(
 
     Args:
         mode: who may read it; without it, its owner only.
-        compact: write no blanks: for files of many numbers.
         folder_mode: of its folder, where it has to be made; None: it must be there.
 
     Raises:
         OSError: it cannot be written; the old one stays, and nothing beside it.
     """
-    import tempfile
+    import tempfile  # lazy: it costs 3 ms, and a warm start only reads
 
     if folder_mode is not None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=folder_mode)
@@ -152,17 +153,10 @@ def decode(kind: type[Made], content: object, *, ignore_unknown: bool = False) -
     )
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(kind)
+_hints = cache(get_type_hints)
 
 
 def _value(hint: Any, value: object, name: str) -> Any:
-    from types import NoneType, UnionType
-    from typing import Union, get_args, get_origin
-
     origin = get_origin(hint)
     if origin in (UnionType, Union):
         if value is None and NoneType in get_args(hint):

@@ -10,6 +10,7 @@ from typing import Any
 from harness.config.settings import SourceSpec
 from harness.config.sources import EXAMPLE, parse_spec
 from harness.dsn import Dsn
+from harness.errors import ConfigError
 
 
 class WrongValue(Exception):
@@ -23,6 +24,12 @@ _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h|d)?\s*")
 _SECONDS = {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, None: 1}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+
+
+_FLAGS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off", ""), False),
+}
 
 
 def read_text(raw: Any, _text: bool = False) -> str:
@@ -62,33 +69,20 @@ def read_table_of_text(raw: Any, _text: bool = False) -> dict[str, str]:
 
 def read_sources(raw: Any, key: str, origin: str) -> tuple[SourceSpec, ...]:
     """Migration sources in order: one text, or a list of texts and tables."""
-    if isinstance(raw, str):
-        items: list[Any] = [raw]
-    elif isinstance(raw, Mapping):
-        items = [raw]
-    elif isinstance(raw, (list, tuple)):
-        items = list(raw)
-    else:
+    items = [raw] if isinstance(raw, (str, Mapping)) else raw
+    if not isinstance(items, (list, tuple)):
         raise WrongValue(f'must be a list, for instance ["{EXAMPLE}"]')
     return tuple(
         item if isinstance(item, SourceSpec) else parse_spec(item, origin, key=key) for item in items
     )
 
 
-def duration(raw: Any) -> float:
-    """Seconds of ``15``, ``"90s"``, ``"15m"``, ``"2h"``, ``"14d"``.
-
-    Raises:
-        WrongValue: it is none of these.
-    """
+def _duration(raw: Any, _text: bool) -> float:
+    """Seconds of ``15``, ``"90s"``, ``"15m"``, ``"2h"``, ``"14d"``."""
     match = None if isinstance(raw, bool) else _DURATION.fullmatch(str(raw))
     if match is None:
         raise WrongValue('must be a duration, for instance "90s", "15m" or "2h"')
-    return float(match[1]) * _SECONDS[match[2]]
-
-
-def _duration(raw: Any, _text: bool) -> float:
-    seconds = duration(raw)
+    seconds = float(match[1]) * _SECONDS[match[2]]
     if seconds <= 0:
         raise WrongValue("must be longer than nothing")
     return seconds
@@ -122,18 +116,19 @@ def _count(least: int) -> Reader:
 
 
 def _flag(raw: Any, text: bool) -> bool:
-    if isinstance(raw, bool):
-        return raw
-    if text and str(raw).strip().lower() in ("1", "true", "yes", "on"):
-        return True
-    if text and str(raw).strip().lower() in ("0", "false", "no", "off", ""):
-        return False
-    raise WrongValue("must be true or false")
+    if text:
+        raw = _FLAGS.get(str(raw).strip().lower(), raw)
+    if not isinstance(raw, bool):
+        raise WrongValue("must be true or false")
+    return raw
 
 
 def _url(raw: Any, _text: bool) -> str:
     text = read_text(raw)
-    Dsn.parse(text, origin="server_url")
+    try:
+        Dsn.parse(text, origin="server_url")
+    except ConfigError as error:
+        raise WrongValue(error.message.removeprefix("server_url ")) from None
     return text
 
 
@@ -205,6 +200,8 @@ READERS: Mapping[str, Reader] = {
     "reset_timeout": _duration,
     "serial_timeout": _duration,
     "allow_url_change": _flag,
+    "extensions": read_texts,
+    "env": read_table_of_text,
     "postgres": _postgres,
 }
 

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from harness.config.extensions import resolved
 from harness.config.settings import SourceSpec
 from harness.config.sources import EXAMPLE
 from harness.migrations import registry
-from harness.migrations.hashing.files import relative
+from harness.migrations.hashing.files import relative, toml_table
 from harness.migrations.hashing.watched import SKIPPED
 
 MAX_DEPTH = 5
@@ -81,17 +80,7 @@ class Tree:
 
     def pyproject(self, *names: str) -> Mapping[str, object]:
         """A table of the root's ``pyproject.toml``; empty where there is none of these names."""
-        value: object = self._pyproject
-        for name in names:
-            value = value.get(name) if isinstance(value, dict) else None
-        return value if isinstance(value, dict) else {}
-
-    @cached_property
-    def _pyproject(self) -> dict[str, object]:
-        try:
-            return tomllib.loads((self.root / "pyproject.toml").read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
+        return toml_table(self.root / "pyproject.toml", *names)
 
 
 def detect(root: Path) -> list[Finding]:
@@ -104,6 +93,53 @@ def detect(root: Path) -> list[Finding]:
                 found.setdefault(finding.text, finding)
     # A shallower place comes first: the project's own before one of its packages'.
     return sorted(found.values(), key=lambda finding: (-finding.confidence, finding.text.count("/")))
+
+
+def alembic(tree: Tree) -> Iterator[Finding]:
+    """Alembic's ini files, and its table in pyproject.toml."""
+    for path in tree.files:
+        if path.name == "alembic.ini" and re.search(
+            r"^\s*script_location\s*=", tree.head(path), re.MULTILINE
+        ):
+            shown = tree.shown(path)
+            yield Finding("Alembic", "alembic" if path.parent == tree.root else f"alembic:{shown}", shown, 3)
+    if "script_location" in tree.pyproject("tool", "alembic"):
+        yield Finding("Alembic", "alembic", "[tool.alembic] in pyproject.toml", 3)
+
+
+DJANGO_TABLES = (("tool", "pytest", "ini_options"), ("tool", "pytest"), ("tool", "django"))
+"""Where a pyproject.toml may say DJANGO_SETTINGS_MODULE."""
+
+
+def django_settings(manager: str) -> str:
+    """The settings module that the text of a manage.py names; empty where it names none."""
+    match = re.search(r"""DJANGO_SETTINGS_MODULE['"]\s*[,\]]\s*=?\s*['"]([\w.]+)['"]""", manager)
+    return match[1] if match else ""
+
+
+def django(tree: Tree) -> Iterator[Finding]:
+    """The project whose manage.py is nearest to the root, or the settings that pyproject.toml names."""
+    # Deeper ones belong to somebody else's project inside this one: `django` would not find them.
+    near = [p for p in tree.files if p.name == "manage.py" and len(p.relative_to(tree.root).parts) <= 3]
+    modules = {path: module for path in near if (module := django_settings(tree.head(path)))}
+    if modules:
+        (first, module), *others = modules.items()
+        remarks = tuple(f"another Django project: {tree.shown(path)}" for path, _ in others)
+        yield Finding("Django", "django", f"{tree.shown(first)} (settings: {module})", 3, remarks)
+        return
+    for names in DJANGO_TABLES:
+        named = tree.pyproject(*names).get("DJANGO_SETTINGS_MODULE")
+        if isinstance(named, str):
+            yield Finding("Django", f"django:{named}", f"[{'.'.join(names)}] names the settings {named}", 3)
+            return
+
+
+def dump(tree: Tree) -> Iterator[Finding]:
+    """Plain dumps, under the names that they usually have."""
+    for path in tree.files:
+        name = tree.shown(path)
+        if name in SINGLE_FILES and "PostgreSQL database dump" in tree.head(path):
+            yield Finding("a dump", f"dump:{name}", f"{name}, written by pg_dump", 2)
 
 
 def looked_for() -> list[str]:

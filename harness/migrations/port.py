@@ -9,6 +9,7 @@ from typing import Protocol
 
 from harness.config.settings import SourceSpec
 from harness.dsn import Dsn
+from harness.errors import MigrationError
 
 Progress = Callable[[int, int | None, str], None]
 """Takes how many steps are done, of how many (None: nobody knows), and what was done last."""
@@ -94,3 +95,11 @@ class Configured:
     def text(self) -> str:
         """As written in the settings."""
         return self._spec.text
+
+    def failure(self, message: str, step: str = "") -> MigrationError:
+        """What to raise, with the source named.
+
+        Args:
+            step: the file, revision or command; empty where the source as a whole is meant.
+        """
+        return MigrationError(f"{self.text}: {message}", source=self.text, step=step)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from harness.config.extensions import Extensions, resolved
 from harness.config.settings import Settings, SourceSpec
 from harness.config.sources import parse_spec
-from harness.errors import ConfigError
+from harness.errors import ConfigError, closest
 
 if TYPE_CHECKING:
     from harness.migrations.detect import Finding, Tree
@@ -70,7 +70,7 @@ KINDS: Mapping[str, Kind] = {
         argument=r".*",
         noun="Alembic",
         watch=True,
-        detect="harness.migrations.tools.alembic_detect:detect",
+        detect="harness.migrations.detect:alembic",
         looks_for=("Alembic: alembic.ini, or [tool.alembic] in pyproject.toml",),
     ),
     "django": Kind(
@@ -79,7 +79,7 @@ KINDS: Mapping[str, Kind] = {
         argument=r".*",
         noun="Django",
         watch=True,
-        detect="harness.migrations.tools.django_detect:detect",
+        detect="harness.migrations.detect:django",
         looks_for=("Django: manage.py, or DJANGO_SETTINGS_MODULE in [tool.pytest] or [tool.django]",),
     ),
     "sql": Kind(
@@ -94,7 +94,7 @@ KINDS: Mapping[str, Kind] = {
             "golang-migrate and sqlx: *.up.sql",
             "goose: -- +goose Up in *.sql",
             "dbmate: -- migrate:up in *.sql",
-            "sql-migrate, tern, node-pg-migrate: their lines in *.sql",
+            "sql-migrate: -- +migrate Up in *.sql",
             "sqlx: migrations/*.sql beside a Cargo.toml with sqlx",
             "Supabase: supabase/migrations/*.sql",
             "plain SQL: *.sql in a folder named migrations, migrate, drizzle, sql, schema or db",
@@ -105,7 +105,7 @@ KINDS: Mapping[str, Kind] = {
         "dump:schema.sql",
         "harness.migrations.dump.source:DumpSource",
         noun="a dump",
-        detect="harness.migrations.dump.detect:detect",
+        detect="harness.migrations.detect:dump",
         looks_for=("a dump: db/structure.sql, schema.sql",),
         resembles=r".*\.(?:dump|backup)",
     ),
@@ -220,11 +220,8 @@ def _wrong(spec: SourceSpec, what: str) -> ConfigError:
 
 
 def _nearest(spec: SourceSpec, known: Mapping[str, Kind]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(spec.kind.lower(), known, n=1, cutoff=0.6)
-    if near:
-        return f"The nearest is {near[0]!r}: {known[near[0]].form}. "
+    if near := closest(spec.kind.lower(), known, cutoff=0.6):
+        return f"The nearest is {near!r}: {known[near].form}. "
     for word, kind in known.items():
         if re.fullmatch(kind.resembles, spec.text, re.DOTALL):
             return f'For {kind.noun} write "{word}:{spec.text}". '

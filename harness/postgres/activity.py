@@ -100,8 +100,7 @@ def describe(
 
 def busy(session: Session, database: int, ours: Sequence[int], xid: int) -> list[int]:
     """Pids of sessions that hold a transaction id, or a snapshot as old as transaction ``xid``."""
-    statement = _BUSY.format(database=database, ours=_array(ours), xid=xid % 2**32)
-    return [pid for (pid,) in session.rows(statement)]
+    return session.column(_BUSY.format(database=database, ours=_array(ours), xid=xid % 2**32))
 
 
 def present_statement(database: int, ours: Sequence[int]) -> str:
@@ -121,17 +120,17 @@ def _array(pids: Sequence[int]) -> str:
 def holders(session: Session, database: int, relations: Sequence[int], ours: Sequence[int]) -> list[int]:
     """Pids of sessions whose locks are in the way of writing to these relations."""
     mine = list(ours)
-    return [pid for (pid,) in session.rows(_HOLDERS, (database, list(relations), mine, mine, database))]
+    return session.column(_HOLDERS, (database, list(relations), mine, mine, database))
 
 
 def harmless(session: Session, pids: Sequence[int]) -> bool:
     """Whether all of these are idle in a transaction that has written nothing."""
-    found = session.rows(
+    found = session.column(
         "select coalesce(state, '') like 'idle in transaction%%' and backend_xid is null "
         "from pg_stat_get_activity(null) where pid = any(%s)",
         (list(pids),),
     )
-    return len(found) == len(pids) and all(idle for (idle,) in found)
+    return len(found) == len(pids) and all(found)
 
 
 def still_running(session: Session, statements: Sequence[tuple[int, str]]) -> list[int]:
@@ -149,11 +148,10 @@ def still_running(session: Session, statements: Sequence[tuple[int, str]]) -> li
 
 def in_progress(session: Session, ids: Sequence[int]) -> list[int]:
     """Which of these 64-bit transaction ids have not ended."""
-    rows = session.rows(
+    return session.column(
         "select id from unnest(%s::int8[]) id where pg_xact_status(id::text::xid8) = 'in progress'",
         (list(ids),),
     )
-    return [id_ for (id_,) in rows]
 
 
 def advisory(session: Session, database: int, ours: Sequence[int]) -> list[tuple[int, str]]:
@@ -169,7 +167,7 @@ def advisory(session: Session, database: int, ours: Sequence[int]) -> list[tuple
 
 def active(session: Session, database: int, ours: Sequence[int]) -> list[int]:
     """Pids of sessions that are in a transaction or in the middle of a statement."""
-    rows = session.rows(
+    return session.column(
         """
         select pid from pg_stat_get_activity(null)
          where datid = %s and state <> 'idle' and pid <> all(%s) and (backend_type = 'client backend'
@@ -177,7 +175,6 @@ def active(session: Session, database: int, ours: Sequence[int]) -> list[int]:
         """,
         (database, list(ours)),
     )
-    return [pid for (pid,) in rows]
 
 
 def locks_held(session: Session, database: str) -> list[str]:

@@ -9,10 +9,7 @@ from typing import TypeVar
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused
 from harness.postgres import sqlstate
-from harness.postgres.session import Session
-
-SERVER_ID = "harness.server_id"
-"""The setting that names a server of ours; ``system_identifier`` identifies nothing: copies share it."""
+from harness.postgres.session import Session, greet
 
 RECOVERY = 30.0
 """Seconds that a server may take to recover from a crash: it says so to whoever asks."""
@@ -101,9 +98,9 @@ class Link:
                 return
             time.sleep(PAUSE)
 
-    def another(self, database: str | None = None) -> Link:
-        """A second link, for another thread or another database of the same server."""
-        return Link(self.dsn.with_database(database) if database else self.dsn, self.server_id)
+    def another(self) -> Link:
+        """A second link, for another thread."""
+        return Link(self.dsn, self.server_id)
 
     def close(self) -> None:
         """Log out; a later use logs in again."""
@@ -121,13 +118,13 @@ def connect_verified(dsn: Dsn, server_id: str) -> Session:
         ServerLost: nobody answers, or a server with another id.
         ServerRefused: for instance a wrong password, which also tells that it is another's server.
     """
-    session = Session.connect(dsn)
+    if not server_id:
+        return Session.connect(dsn)
+    session = greet(dsn, server_id)
+    if session is None:
+        raise ServerLost(f"another PostgreSQL server answers at {dsn.masked}")
     try:
-        if server_id:
-            found = session.value("select current_setting(%s, true)", (SERVER_ID,))
-            if found != server_id:
-                raise ServerLost(f"another PostgreSQL server answers at {dsn.masked}")
-            _commit_durably(session)
+        _commit_durably(session)
     except (ServerLost, ServerRefused):
         session.close()
         raise

@@ -154,38 +154,24 @@ def sessions_of(session: Session, database: str) -> list[str]:
         """,
         (database,),
     )
-    return [describe_session(*row) for row in rows]
+    return [
+        f"pid {pid}, {application or 'no application_name'}, role {user}, {state} for {seconds or 0} s"
+        + (f", last query: {text}" if (text := " ".join((query or "").split())) else "")
+        for pid, application, user, state, query, seconds in rows
+    ]
 
 
-def describe_session(
-    pid: int,
-    application: str | None,
-    user: str | None,
-    state: str | None,
-    query: str | None,
-    seconds: int | None,
-) -> str:
-    """One line that lets a person find the program that holds a session."""
-    text = " ".join((query or "").split())
-    what = f", last query: {text}" if text else ""
-    return (
-        f"pid {pid}, {application or 'no application_name'}, role {user}, {state} for {seconds or 0} s{what}"
-    )
-
-
-def terminate(session: Session, database: str, *, wait_ms: int = 5000, but: Sequence[int] = ()) -> int:
-    """End every session of the database; return how many there were. Waits until they are gone.
+def terminate(session: Session, database: str, *, but: Sequence[int] = ()) -> None:
+    """End every session of the database, and wait until they are gone.
 
     Args:
         but: pids of sessions that stay.
 
     Raises:
-        LeaseInUse: some are still there after ``wait_ms`` milliseconds.
+        LeaseInUse: some are still there after :data:`harness.postgres.ending.PATIENCE` seconds.
     """
-    count, left = ending.end_all(session, database, but=but, patience=wait_ms / 1000)
-    if left and (shown := sessions_of(session, database)):
+    if ending.end_all(session, database, but=but) and (shown := sessions_of(session, database)):
         raise LeaseInUse(f"sessions of database {database} could not be ended", sessions=shown)
-    return count
 
 
 RETIRE_PATIENCE = 20.0
@@ -273,7 +259,7 @@ def _clear(session: Session, name: str) -> None:
 def _clear_inside(session: Session, name: str, limit: int) -> None:
     # ROLLBACK PREPARED and ALTER SUBSCRIPTION work only from inside the database. The door is open for one log-in,
     # for superusers alone where we are one; whoever slips in with us is ended before anything is cleared.
-    ours = 0 if session.connection.info.parameter_status("is_superuser") == "on" else -1
+    ours = 0 if session.superuser else -1
     session.execute(f"alter database {ident(name)} with allow_connections true connection limit {ours}")
     try:
         inside = Session.connect(session.dsn.with_database(name))
@@ -283,7 +269,7 @@ def _clear_inside(session: Session, name: str, limit: int) -> None:
         terminate(session, name, but=(inside.pid,))
         for gid in ending.prepared_by_name(inside, name):
             ending.roll_back(inside, gid)
-        for (subscription,) in inside.rows(
+        for subscription in inside.column(
             "select subname from pg_subscription s join pg_database d on d.oid = s.subdbid where d.datname = %s",
             (name,),
         ):
@@ -337,26 +323,26 @@ class Attributes:
 def read_attributes(session: Session, name: str) -> Attributes:
     """Record grants, settings and comment of a database (trap: a clone silently loses them)."""
     statements: list[str] = []
-    row = session.row(
-        "select datacl is null, pg_get_userbyid(datdba) from pg_database where datname = %s", (name,)
-    )
-    if row is None:
+    found = find(session, name)
+    if found is None:
         return Attributes()
-    if not row[0]:
+    grants = session.rows(
+        """
+        select case when grantee = 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end,
+               privilege_type, is_grantable
+          from pg_database d left join aclexplode(d.datacl) on true
+         where datname = %s and d.datacl is not null order by 1, 2
+        """,
+        (name,),
+    )
+    # One row at least where the database has grants of its own, were it that nobody has any.
+    if grants:
         statements += [
             "revoke all on database {db} from public",
-            f"revoke all on database {{db}} from {_name(row[1])}",
+            f"revoke all on database {{db}} from {_name(found.role)}",
         ]
-        grants = session.rows(
-            """
-            select case when grantee = 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end,
-                   privilege_type, is_grantable
-              from pg_database d, aclexplode(d.datacl)
-             where datname = %s order by 1, 2
-            """,
-            (name,),
-        )
-        for grantee, privilege, grantable in grants:
+    for grantee, privilege, grantable in grants:
+        if privilege is not None:
             option = " with grant option" if grantable else ""
             statements.append(f"grant {privilege} on database {{db}} to {_brace(grantee)}{option}")
     for role, setting in session.rows(
@@ -372,8 +358,7 @@ def read_attributes(session: Session, name: str) -> Attributes:
         statements.append(
             f"{target} set {_brace(_setting_name(key))} to {_brace(_setting_value(key, value))}"
         )
-    found = find(session, name)
-    return Attributes(tuple(statements), found.comment if found else None)
+    return Attributes(tuple(statements), found.comment)
 
 
 def _brace(text: str) -> str:

@@ -13,28 +13,23 @@ PATIENCE = 5.0
 """Seconds that terminated sessions have to go away."""
 
 
-def end(session: Session, pids: Sequence[int], *, patience: float = PATIENCE) -> list[int]:
-    """Terminate these sessions; return the pids of those that are still there after ``patience`` seconds."""
+def end(session: Session, pids: Sequence[int]) -> list[int]:
+    """Terminate these sessions; return the pids of those that are still there after :data:`PATIENCE`."""
     # Only of those that are there: for others the server would write a warning into its log.
-    rows = session.rows(
+    found = session.column(
         "select pid, pg_terminate_backend(pid) from pg_stat_get_activity(null) where pid = any(%s)",
         (list(pids),),
     )
-    return _wait(session, [pid for pid, _ in rows], patience)
+    return _wait(session, found)
 
 
-def end_all(
-    session: Session, database: str, *, but: Sequence[int] = (), patience: float = PATIENCE
-) -> tuple[int, list[int]]:
-    """Terminate every session of a database.
+def end_all(session: Session, database: str, *, but: Sequence[int] = ()) -> list[int]:
+    """Terminate every session of a database; return the pids of those that are still there after :data:`PATIENCE`.
 
     Args:
         but: pids of sessions that stay; the asking one always does.
-
-    Returns:
-        How many there were; and the pids of those that are still there after ``patience`` seconds.
     """
-    rows = session.rows(
+    found = session.column(
         """
         select pid, pg_terminate_backend(pid) from pg_stat_get_activity(null)
          where datid = (select oid from pg_database where datname = %s)
@@ -42,7 +37,7 @@ def end_all(
         """,
         (database, list(but)),
     )
-    return len(rows), _wait(session, [pid for pid, _ in rows], patience)
+    return _wait(session, found)
 
 
 def cancel_autovacuum(session: Session, pids: Sequence[int]) -> None:
@@ -59,14 +54,12 @@ def cancel_autovacuum(session: Session, pids: Sequence[int]) -> None:
 
 def prepared(session: Session, database: int) -> list[str]:
     """Names of the prepared transactions of a database."""
-    rows = session.rows("select gid from pg_prepared_xact() where dbid = %s", (database,))
-    return [gid for (gid,) in rows]
+    return session.column("select gid from pg_prepared_xact() where dbid = %s", (database,))
 
 
 def prepared_by_name(session: Session, database: str) -> list[str]:
     """:func:`prepared`, of the database of that name."""
-    rows = session.rows("select gid from pg_prepared_xacts where database = %s", (database,))
-    return [gid for (gid,) in rows]
+    return session.column("select gid from pg_prepared_xacts where database = %s", (database,))
 
 
 def roll_back(inside: Session, gid: str) -> None:
@@ -78,14 +71,13 @@ def roll_back(inside: Session, gid: str) -> None:
     inside.execute(f"rollback prepared {literal(gid)}")
 
 
-def _wait(session: Session, pids: list[int], patience: float) -> list[int]:
+def _wait(session: Session, pids: list[int]) -> list[int]:
     # pg_terminate_backend's own waiting looks once in 100 ms; most sessions end within two.
-    deadline, pause = time.monotonic() + patience, 0.001
+    deadline, pause = time.monotonic() + PATIENCE, 0.001
     while pids:
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
-        rows = session.rows("select pid from pg_stat_get_activity(null) where pid = any(%s)", (pids,))
-        pids = [pid for (pid,) in rows]
+        pids = session.column("select pid from pg_stat_get_activity(null) where pid = any(%s)", (pids,))
         if time.monotonic() > deadline:
             break
     return pids

@@ -40,7 +40,7 @@ class Incarnation:
 
     @classmethod
     def of(cls, session: Session) -> Self:
-        """Ask."""
+        """The one that the server is in now."""
         started, crashed = session.row(f"select {STARTED}, {CRASHED}") or ("", "")
         return cls(started, crashed)
 

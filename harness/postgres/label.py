@@ -7,7 +7,7 @@ database. A comment that migrations wrote themselves stays above our line.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -80,7 +80,7 @@ class Label:
         for key, value in written.items():
             if key == "user_comment" and value is None:
                 continue
-            if (read := _READERS.get(key)) is not None and (found := read(value)) is not None:
+            if (found := _read(key, value)) is not None:
                 known[key] = found
             else:
                 others[key] = value
@@ -89,7 +89,7 @@ class Label:
     def written(self) -> dict[str, Any]:
         """The JSON object that a comment holds."""
         result = dict(self.others)
-        for key in _READERS:
+        for key in _KEYS:
             value = getattr(self, key)
             if value is not None:
                 result[key] = list(value) if isinstance(value, tuple) else value
@@ -132,40 +132,27 @@ class Label:
         return max(_time(self.used), self.created_at)
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _texts(value: object) -> tuple[str, ...] | None:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    return None
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _seconds(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _flag(value: object) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
-_BY_TYPE: Mapping[str, Callable[[object], object]] = {
-    "str | None": _text,
-    "tuple[str, ...] | None": _texts,
-    "int | None": _number,
-    "float | None": _seconds,
-    "bool | None": _flag,
+_JSON: Mapping[str, tuple[type, ...]] = {
+    "str | None": (str,),
+    "tuple[str, ...] | None": (list,),
+    "int | None": (int,),
+    "float | None": (int, float),
+    "bool | None": (bool,),
 }
 
 # By the annotations, which are text here (PEP 563): a field is declared once.
-_READERS: Mapping[str, Callable[[object], object]] = {
-    f.name: _BY_TYPE[str(f.type)] for f in fields(Label) if f.name != "others"
-}
+_KEYS = {f.name: _JSON[str(f.type)] for f in fields(Label) if f.name != "others"}
+
+
+def _read(key: str, value: Any) -> Any:
+    """The value of a field; None where it is of another type."""
+    # By `type`: to `isinstance` a bool is an int.
+    if type(value) not in _KEYS.get(key, ()):
+        return None
+    if isinstance(value, list):
+        return tuple(value) if all(isinstance(item, str) for item in value) else None
+    return value
+
 
 _NONE = Label()
 

@@ -13,12 +13,6 @@ from harness.errors import PoolTimeout, ServerRefused
 from harness.postgres import sqlstate
 from harness.postgres.session import Session, lock_key
 
-HOLD_SHARED = "select set_config('tcp_user_timeout', '15s', false), pg_advisory_lock_shared(%s)"
-"""Takes a sign of life. The server's keepalives notice a client machine that has vanished, but only where nothing is
-under way: with one packet that was not acknowledged, the kernel repeats it for 15 minutes instead (tcp(7)). Not a
-setting of the server's: it would also end an application that stops in a debugger while it reads a large result.
-"""
-
 
 @contextmanager
 def exclusive(session: Session, kind: str, name: str, *, timeout: float, waiting_for: str) -> Iterator[None]:
@@ -52,8 +46,14 @@ def exclusive(session: Session, kind: str, name: str, *, timeout: float, waiting
 
 
 def hold_shared(session: Session, kind: str, name: str) -> None:
-    """Take the lock shared for as long as the session lives. Waits for an exclusive holder."""
-    session.execute(HOLD_SHARED, (lock_key(kind, name),))
+    """Take the lock shared, as a sign of life, for as long as the session lives. Waits for an exclusive holder."""
+    # The server's keepalives notice a client machine that has vanished, but only where nothing is under way: with one
+    # packet that was not acknowledged, the kernel repeats it for 15 minutes instead (tcp(7)). Not a setting of the
+    # server's: it would also end an application that stops in a debugger while it reads a large result.
+    session.execute(
+        "select set_config('tcp_user_timeout', '15s', false), pg_advisory_lock_shared(%s)",
+        (lock_key(kind, name),),
+    )
 
 
 def is_held(session: Session, kind: str, name: str) -> bool:

@@ -15,12 +15,6 @@ from harness.errors import ConfigError, HarnessError, ServerRefused
 from harness.postgres import sqlstate
 from harness.postgres.session import Session, ident, literal
 
-
-def is_superuser(session: Session) -> bool:
-    """Whether the session's role is one."""
-    return bool(session.value("select rolsuper from pg_roles where rolname = current_user"))
-
-
 USUAL_ROUNDS = 4096
 """PostgreSQL's own default (``scram_iterations``)."""
 
@@ -66,8 +60,7 @@ def ensure(
     Raises:
         ConfigError: the role is somebody else's.
     """
-    may_see = session.connection.info.parameter_status("is_superuser") == "on"
-    catalog, stored = ("pg_authid", "rolpassword") if may_see else ("pg_roles", "null")
+    catalog, stored = ("pg_authid", "rolpassword") if session.superuser else ("pg_roles", "null")
     found, held, ours, stored, configured = session.row(
         f"select coalesce(shobj_description(r.oid, 'pg_authid'), case when r.oid is not null then '' end), {_HELD}, "
         f"coalesce(current_setting('harness.server_id', true), '') <> '', {stored}, "
@@ -100,7 +93,7 @@ def ensure(
         return
     session.execute(statement)
     session.execute(f"comment on role {ident(role)} is {literal(COMMENT)}")
-    if not is_superuser(session):
+    if not session.superuser:
         # Else CREATE DATABASE … OWNER is refused: since 16 a creator may administer a role, not act as it.
         session.execute(f"grant {ident(role)} to current_user")
 
@@ -125,10 +118,9 @@ def _until_alone(session: Session, *statements: str) -> None:
 
 
 def _complete(attributes: Sequence[str], superuser: bool) -> list[str]:
-    if superuser:
-        return ["createdb", "createrole", "replication", "bypassrls"]
     given = {a.lower() for a in attributes}
-    return [a if a in given else f"no{a}" for a in ("createdb", "createrole", "replication", "bypassrls")]
+    every = ("createdb", "createrole", "replication", "bypassrls")
+    return [a if superuser or a in given else f"no{a}" for a in every]
 
 
 def verifier(role: str, password: str, *, rounds: int) -> str:
@@ -164,7 +156,7 @@ def drop_ours(session: Session, role: str) -> None:
 
 def all_roles(session: Session) -> set[str]:
     """Names of all roles but PostgreSQL's own."""
-    return {name for (name,) in session.rows("select rolname from pg_roles where rolname !~ '^pg_'")}
+    return set(session.column("select rolname from pg_roles where rolname !~ '^pg_'"))
 
 
 def drop(session: Session, roles: Sequence[str]) -> list[str]:
@@ -215,9 +207,7 @@ _CLASSES = {"pg_largeobject_metadata": "pg_largeobject"}
 _ALTER_WORDS = {
     "composite type": "type",
     "foreign server": "server",
-    "server": "server",
     "statistics object": "statistics",
-    "aggregate": "aggregate",
 }
 
 

@@ -9,15 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
 
 from harness.dsn import Dsn
 from harness.errors import HarnessError, ServerLost
-from harness.postgres import sqlstate
-from harness.postgres.session import Session
-
-if TYPE_CHECKING:
-    import psycopg
+from harness.postgres.session import Session, is_lost
 
 MIGRATION_NAME = "pg-harness migration"
 """``application_name`` of sessions that migrate: so that people see in pg_stat_activity what runs."""
@@ -98,21 +97,18 @@ class ScriptRunner:
         with self._translated() as connection:
             connection.execute(text)
 
-    def copy_in(self, statement: str | bytes, blocks: Iterable[bytes]) -> None:
+    def copy_in(self, statement: bytes, blocks: Iterable[bytes]) -> None:
         """Run one ``COPY … FROM stdin`` with its data.
 
         Raises:
             StatementFailed: the server refused the statement or a row. StatementTimeout. ServerLost.
         """
-        text = statement.encode() if isinstance(statement, str) else statement
-        with self._translated() as connection, connection.cursor() as cursor, cursor.copy(text) as copy:
+        with self._translated() as connection, connection.cursor() as cursor, cursor.copy(statement) as copy:
             for block in blocks:
                 copy.write(block)
 
     def end_transaction(self) -> bool:
         """Roll back what a script left open; True if there was an open transaction."""
-        from psycopg.pq import TransactionStatus
-
         if self._session.connection.info.transaction_status == TransactionStatus.IDLE:
             return False
         self.run("ROLLBACK")
@@ -126,8 +122,6 @@ class ScriptRunner:
 
     @contextmanager
     def _translated(self) -> Iterator[psycopg.Connection[Any]]:
-        import psycopg
-
         if self._expired.is_set():
             raise self._timeout()
         try:
@@ -144,9 +138,8 @@ class ScriptRunner:
         cut_at = time.monotonic() + _CANCEL_GRACE
         # Again and again: a cancel that arrives between two statements has no effect.
         while time.monotonic() < cut_at:
-            with contextlib.suppress(
-                Exception
-            ):  # the session may end under us: then nothing is left to cancel
+            # The session may end under us: then nothing is left to cancel.
+            with contextlib.suppress(Exception):
                 self._session.connection.cancel_safe(timeout=1)
             if self._done.wait(0.5):
                 return
@@ -165,7 +158,6 @@ def open_script(
     dsn: Dsn,
     *,
     timeout: float,
-    application_name: str = MIGRATION_NAME,
     notice: Callable[[str], None] | None = None,
 ) -> Iterator[ScriptRunner]:
     """A session for a script; closed at the end, whatever happened.
@@ -178,7 +170,7 @@ def open_script(
     Raises:
         ServerLost, ServerRefused: from connecting.
     """
-    session = Session.connect(dsn, application_name=application_name)
+    session = Session.connect(dsn, application_name=MIGRATION_NAME)
     if notice is not None:
         session.connection.add_notice_handler(
             lambda diagnostic: notice(f"{diagnostic.severity}: {diagnostic.message_primary}")
@@ -197,12 +189,9 @@ def _cut(connection: psycopg.Connection[Any]) -> None:
 
 
 def _failure(error: psycopg.Error) -> HarnessError:
-    import psycopg
-
     diagnostic = error.diag
     code = error.sqlstate or ""
-    gone = not code and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-    if gone or sqlstate.is_lost(code):
+    if is_lost(error, code):
         return ServerLost(f"the PostgreSQL server went away during the migration: {str(error).strip()}")
     return StatementFailed(
         (diagnostic.message_primary or str(error)).strip(),

@@ -7,23 +7,24 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import psycopg
+from psycopg import sql
 
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused
 from harness.postgres import sqlstate
-
-if TYPE_CHECKING:
-    import psycopg
-    from psycopg import sql
-
-    from harness.postgres.watchdog import Connection
+from harness.postgres.watchdog import Connection
 
 APPLICATION_NAME = "pg-harness"
 """What ``pg_stat_activity`` shows for our sessions; sessions of the application have any other name."""
 
 CONNECT_TIMEOUT = 5
 """Seconds to wait for a connection. psycopg's own default is 130 s, which looks like a hang."""
+
+SERVER_ID = "harness.server_id"
+"""The setting that names a server of ours; ``system_identifier`` identifies nothing: copies share it."""
 
 # Without these, PGHOSTADDR, PGOPTIONS, PGTARGETSESSIONATTRS … of the user's shell bend an admin
 # connection: PGHOSTADDR sent a session to another server than its URL named.
@@ -34,16 +35,16 @@ _STATED: Mapping[str, str] = {
     "target_session_attrs": "any",
     "gssencmode": "disable",
     "client_encoding": "UTF8",
-    "application_name": APPLICATION_NAME,
+    # A server on loopback that we started has no TLS; for others, what the URL says.
+    "sslmode": "prefer",
 }
 
 
 def conninfo(dsn: Dsn, *, application_name: str = APPLICATION_NAME) -> dict[str, str]:
     """All connection parameters of an admin connection, for libpq."""
-    # sslmode: a server on loopback that we started has no TLS; for others, what the URL says.
-    defaults = {**_STATED, "sslmode": "prefer", "application_name": application_name}
     return {
-        **defaults,
+        **_STATED,
+        "application_name": application_name,
         **dsn.options,
         "host": dsn.host,
         "port": str(dsn.port),
@@ -108,8 +109,6 @@ class Session:
             ServerRefused: the server answers and refuses (``28P01`` password, ``3D000`` no such
                 database, ``53300`` too many clients, ``57P03`` starting up or going down).
         """
-        from harness.postgres.watchdog import Connection
-
         parameters: dict[str, Any] = conninfo(dsn, application_name=application_name)
         parameters["connect_timeout"] = str(max(2, round(timeout)))
         if settings:
@@ -124,6 +123,10 @@ class Session:
         """Run one query and return all its rows."""
         with translated(statement):
             return self.connection.execute(statement, parameters or None).fetchall()
+
+    def column(self, statement: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """The first column of all rows."""
+        return [row[0] for row in self.rows(statement, parameters)]
 
     def row(self, statement: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
         """The first row, or None."""
@@ -180,8 +183,12 @@ class Session:
     @property
     def closed(self) -> bool:
         """Whether the connection is closed or known to be broken."""
-        # One that is broken counts as closed.
         return self.connection.closed
+
+    @property
+    def superuser(self) -> bool:
+        """Whether the session's role is one; the server tells it with every log-in."""
+        return self.connection.info.parameter_status("is_superuser") == "on"
 
     def close(self) -> None:
         """Log out; never raises for a connection that is already gone."""
@@ -197,23 +204,34 @@ class Session:
         return f"<Session {self.dsn.masked}{' closed' if self.closed else ''}>"
 
 
+def greet(dsn: Dsn, server_id: str, timeout: float = CONNECT_TIMEOUT) -> Session | None:
+    """A session on the server of that id; None: another server answers there.
+
+    Args:
+        timeout: seconds for the login.
+
+    Raises:
+        ServerLost: nobody answers. ServerRefused: somebody answers and refuses.
+    """
+    session = Session.connect(dsn, timeout=timeout)
+    try:
+        if session.value(f"select current_setting('{SERVER_ID}', true)") == server_id:
+            return session
+    except BaseException:
+        session.close()
+        raise
+    session.close()
+    return None
+
+
 def ident(*names: str) -> str:
     """Quoted identifier, schema-qualified where there are several names."""
-    from psycopg import sql
-
     return sql.Identifier(*names).as_string(None)
 
 
 def literal(value: str | int | float | bool | None) -> str:
     """Quoted literal, for statements that take no parameters (DDL)."""
-    from psycopg import sql
-
-    return _literal(sql, value)
-
-
-def _literal(sql_module: Any, value: object) -> str:
-    composed: sql.Literal = sql_module.Literal(value)
-    return composed.as_string(None)
+    return sql.Literal(value).as_string(None)
 
 
 def lock_key(kind: str, name: str) -> int:
@@ -241,10 +259,6 @@ class translated:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            return
-        import psycopg
-
         if isinstance(error, psycopg.Error):
             raise _translate(error, self._statement) from error
 
@@ -288,15 +302,18 @@ def _translate(error: psycopg.Error, statement: str) -> ServerLost | ServerRefus
             text += f" ({extra})"
     line = " ".join(statement.split())
     line = line if len(line) <= 160 else line[:157] + "…"
-    import psycopg
-
-    if sqlstate.is_lost(code) or (
-        not code and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-    ):
+    if is_lost(error, code):
         return ServerLost(f"the PostgreSQL server is not there: {text} (while: {line})")
     return ServerRefused(
         f"PostgreSQL refused: {text} [{code}] (while: {line})", sqlstate=code, statement=line
     )
+
+
+def is_lost(error: psycopg.Error, code: str) -> bool:
+    """Whether the session is gone; ``code`` is the SQLSTATE, empty where the server said none."""
+    if code:
+        return sqlstate.is_lost(code)
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
 
 
 def _escape_option(value: str) -> str:
@@ -310,8 +327,6 @@ def open_application(dsn: Dsn, options: Mapping[str, Any] | None = None) -> psyc
     Raises:
         ServerLost: nobody answers. ServerRefused: the server says no.
     """
-    import psycopg
-
     parameters: dict[str, Any] = conninfo(dsn, application_name="pg-harness-test")
     parameters["connect_timeout"] = CONNECT_TIMEOUT
     with translated(f"connect to {dsn.masked}"), without_service():

@@ -82,11 +82,10 @@ class Connection(psycopg.Connection[Any]):
                 except _TooLong:
                     if time.monotonic() > deadline:
                         raise
-        except psycopg.Error:
+        except BaseException as error:
             self.pgconn.finish()
-        except BaseException:
-            self.pgconn.finish()
-            raise
+            if not isinstance(error, psycopg.Error):
+                raise
 
     def ask(self, query: bytes) -> list[PGresult]:
         """What each statement of a simple query gave, as PostgreSQL printed it; the first that fails fails all.

@@ -27,7 +27,9 @@ from harness.postgres import names
 from harness.postgres.session import Session, ident
 from harness.servers import acquire, registry
 from harness.servers.handle import Server
-from harness.servers.port import Backend, Bakery, Base
+from harness.servers.port import Backend
+from harness.servers.port import Snapshot as Base
+from harness.servers.port import SnapshotStore as Bakery
 
 logger = logging.getLogger("pg_harness.runs")
 

@@ -33,7 +33,7 @@ The states of a server of ours. There is at most one of a checkout and purpose (
     from STOPPED to STARTING by the next `up`. It is ended by `down`, or by `gc` once its checkout is gone.
 
 Who ends a server, besides its watcher: ``down`` (:func:`inventory.stop`), ``gc`` where its checkout is gone
-(:mod:`orphans`), the next run where other settings are wanted and nobody holds it (:mod:`acquire`, by
+(:func:`inventory.orphans`), the next run where other settings are wanted and nobody holds it (:mod:`acquire`, by
 ``handshake.claim_alone``), the owner of a worker's or a baker's server (``Server.stop``). A server of a person that
 does not answer is never replaced: its data would be lost.
 
@@ -43,8 +43,8 @@ Which file does what:
 
 - ``port``: what a backend has to do. ``registry``: which backends there are, and which one it is here.
 - ``acquire``: find or start. ``handle``: the server that was found. ``handshake``: right id? alive? ready? alone?
-- ``records``: where it was seen last. ``inventory``, ``orphans``: all that there are. ``drift``: what decided a start,
-  and has changed since.
+- ``records``: where it was seen last. ``inventory``: all that there are, those of deleted checkouts too. ``drift``: what
+  decided a start, and has changed since.
 - ``memory``: what is free, where data lies, how many servers fit. ``defaults``: the settings of throwaway servers.
 - ``docker``, ``process``, ``external``: the backends. ``scripts``: what runs beside the server.
 """

@@ -14,21 +14,18 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.config.project import Project, file_lock
 from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, ServerLost
+from harness.postgres.session import Session
 from harness.servers import defaults, drift, registry
 from harness.servers.handle import Server
 from harness.servers.handshake import attach, claim_alone
 from harness.servers.port import Backend, ServerInfo, ServerRequest
 from harness.servers.records import Hint
-
-if TYPE_CHECKING:
-    from harness.postgres.session import Session
 
 logger = logging.getLogger("pg_harness.servers")
 
@@ -62,7 +59,7 @@ def ensure(
         return external(project, purpose=purpose)
     if found := search.noted():
         return found
-    with locked(search.places[0].hint, project.settings, purpose):
+    with locked(search.hints[0], project.settings):
         if found := search.noted():
             return found
         search.tell_refused()
@@ -74,20 +71,12 @@ def ensure(
             return search.listed_or_new(backend, ttl, base(backend))
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where one of the servers that may serve is noted."""
-
-    purpose: str
-    hint: Hint
-
-
 class _Search:
     """Looks for the server of one checkout and purpose.
 
     Attributes:
-        places: where it may be, the usual one first. Beside a server that others use and that other settings
-            started, there may be a second one of a test run; a person has one.
+        hints: of the purposes that it may have, the usual one first. Beside a server that others use and that other
+            settings started, there may be a second one of a test run; a person has one.
     """
 
     def __init__(self, project: Project, purpose: str) -> None:
@@ -95,27 +84,24 @@ class _Search:
         self._settings = project.settings
         self._purpose = purpose
         self._began = time.monotonic()
-        self._refused: dict[Path, tuple[ServerInfo | None, str]] = {}
-        self.places = [self._place(purpose)]
+        self._refused: dict[Hint, tuple[ServerInfo | None, str]] = {}
+        self.hints = [Hint.of(project, purpose)]
         if purpose != "up":
-            self.places.append(self._place(f"{purpose}-{drift.mark(project.settings)}"))
-
-    def _place(self, purpose: str) -> _Place:
-        return _Place(purpose, Hint.of(self._project, purpose))
+            self.hints.append(Hint.of(project, f"{purpose}-{drift.mark(project.settings)}"))
 
     def noted(self) -> Server | None:
         """One that a hint names, fits the settings and answers. What was refused before is not tried again."""
-        for place in self.places:
-            info, reason = place.hint.read()
-            before, _ = self._refused.get(place.hint.path, (None, ""))
+        for hint in self.hints:
+            info, reason = hint.read()
+            before, _ = self._refused.get(hint, (None, ""))
             if info is None or info == before:
-                self._refused.setdefault(place.hint.path, (info, reason))
+                self._refused.setdefault(hint, (info, reason))
                 continue
             if drift.fits(info, self._settings, self._purpose):
                 session, reason = attach(info)
                 if session is not None:
-                    return self.result(info, session, place)
-            self._refused[place.hint.path] = info, reason
+                    return self.result(info, session, hint)
+            self._refused[hint] = info, reason
         return None
 
     def tell_refused(self) -> None:
@@ -126,38 +112,38 @@ class _Search:
 
     def listed_or_new(self, backend: Backend, ttl: float | None, base: str | None) -> Server:
         """One of this backend's, started where there is none that fits."""
-        found, place = self.listed(backend)
+        found, hint = self.listed(backend)
         if found is not None:
             return found
-        request = new_request(self._project, place.purpose, ttl)
+        request = new_request(self._project, hint.purpose, ttl)
         marked = drift.of(self._settings, backend.name)
-        info = backend.start(replace(request, base=base, made_with=marked))
+        info = backend.start(replace(request, snapshot=base, made_with=marked))
         session, why = attach(info)
         if session is None:
             raise gone_again(info, why)
-        place.hint.write(info)
-        return self.result(info, session, place, started=True)
+        hint.write(info)
+        return self.result(info, session, hint, started=True)
 
-    def listed(self, backend: Backend) -> tuple[Server | None, _Place]:
-        """One that runs by its backend's own records and fits; else None, and the place for a new one."""
-        for place in self.places:
-            info = backend.find(place.hint.project, place.purpose)
+    def listed(self, backend: Backend) -> tuple[Server | None, Hint]:
+        """One that runs by its backend's own records and fits; else None, and the hint for a new one."""
+        for hint in self.hints:
+            info = backend.find(self._project.id, hint.purpose)
             if info is None:
-                return None, place
+                return None, hint
             # Its backend says that it runs: it may be starting (`docker restart`).
             session, why = attach(info, patience=RESTART_PATIENCE)
             if session is None:
                 self._give_up(backend, info, why)
-                return None, place
+                return None, hint
             changed = drift.changes(info, self._settings)
             if self._purpose == "up" or not changed:
-                place.hint.write(info)
-                return self.result(info, session, place), place
+                hint.write(info)
+                return self.result(info, session, hint), hint
             if self._replace(backend, info, session, ", ".join(changed)):
-                return None, place
-        return None, self.places[-1]
+                return None, hint
+        return None, self.hints[-1]
 
-    def result(self, info: ServerInfo, session: Session, place: _Place, started: bool = False) -> Server:
+    def result(self, info: ServerInfo, session: Session, hint: Hint, started: bool = False) -> Server:
         """What was found or started; a person is told where the settings have changed since."""
         if self._purpose == "up" and (changed := drift.told(info, self._settings)):
             logger.info(
@@ -167,7 +153,7 @@ class _Search:
             )
         seconds = time.monotonic() - self._began
         logger.debug("server: %s %s in %.3f s", "started" if started else "using", info.description, seconds)
-        return Server(info, session, started, seconds, self._project, place.hint.forget)
+        return Server(info, session, started, seconds, self._project, hint.forget)
 
     def _give_up(self, backend: Backend, info: ServerInfo, why: str) -> None:
         if self._purpose == "up":
@@ -211,7 +197,7 @@ def private(
     began = time.monotonic()
     hint = Hint.of(project, purpose)
     request = new_request(project, purpose, ttl)
-    info = backend.start(replace(request, base=base, memory=memory))
+    info = backend.start(replace(request, snapshot=base, memory=memory))
     session, why = attach(info)
     if session is None:
         backend.stop(info)
@@ -240,19 +226,19 @@ LOCK_EXTRA = 600.0
 """Seconds, beyond ``start_timeout``, to wait for another process that may be pulling an image."""
 
 
-def locked(hint: Hint, settings: Settings, purpose: str) -> AbstractContextManager[None]:
+def locked(hint: Hint, settings: Settings) -> AbstractContextManager[None]:
     """Alone with the server of this checkout and purpose.
 
     Raises:
         PoolTimeout: another process was busy with it for too long.
     """
     # A worker's own server has one owner, and a lock file for each would stay for ever.
-    if "-" in purpose:
+    if "-" in hint.purpose:
         return nullcontext()
     return file_lock(
         hint.path.with_suffix(".lock"),
         timeout=settings.start_timeout + LOCK_EXTRA,
-        waiting_for=f"the {purpose} server of this checkout",
+        waiting_for=f"the {hint.purpose} server of this checkout",
     )
 
 

@@ -54,11 +54,7 @@ def complete(settings: Mapping[str, str], *, storage: str, server_id: str) -> di
 def render(settings: Mapping[str, str]) -> str:
     """One ``name=value`` a line, as the start scripts read them."""
     # A line end would begin another setting: no value of PostgreSQL's has one.
-    return "".join(f"{name}={value}\n".replace("\r", " ") for name, value in _one_line(settings).items())
-
-
-def _one_line(settings: Mapping[str, str]) -> dict[str, str]:
-    return {name: " ".join(value.splitlines()) for name, value in settings.items()}
+    return "".join(f"{name}={' '.join(value.splitlines())}\n" for name, value in settings.items())
 
 
 def tail(text: str, lines: int = 25) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 from harness.config.settings import Settings
 from harness.postgres import names
@@ -10,6 +11,8 @@ from harness.servers import registry
 from harness.servers.port import ServerInfo
 
 _POSTGRES = "postgres."
+
+_DEFAULTS = {each.name: each.default for each in fields(Settings)}
 
 
 def of(settings: Settings, backend: str) -> dict[str, str]:
@@ -19,7 +22,11 @@ def of(settings: Settings, backend: str) -> dict[str, str]:
     and a server setting may hold a password (``primary_conninfo``).
     """
     facts = {"max_connections": str(settings.max_connections), "storage": settings.storage}
-    facts |= registry.decided(backend, settings) or {}
+    kind = registry.find_kind(backend)
+    for key, word in (kind.decided_by if kind is not None else {}).items():
+        value = getattr(settings, key)
+        default = not value or value == _DEFAULTS[key]
+        facts[key] = word if word and default else str(value)
     return facts | {_POSTGRES + name: names.digest(text, 8) for name, text in settings.postgres.items()}
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from harness.config.project import Project
 from harness.dsn import Dsn
-from harness.errors import BackendError, BackendUnavailable, ConfigError, ServerLost, ServerRefused
-from harness.servers.port import Backend, Bakery, Finding, ServerInfo, ServerRequest
-
-if TYPE_CHECKING:
-    from harness.postgres.session import Session
+from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerRefused
+from harness.postgres.session import Session
+from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest
 
 logger = logging.getLogger("pg_harness.servers")
 
@@ -22,7 +19,7 @@ OLDEST = 14
 
 
 @dataclass(frozen=True)
-class Limits:
+class Capabilities:
     """What a server allows us.
 
     Attributes:
@@ -30,9 +27,8 @@ class Limits:
         user: whom we log in as.
         recovery: it is a standby.
         read_only: new transactions may not write.
-        pooler: something between us and the server keeps no session for us (pgbouncer).
         max_connections: in all, for everybody.
-        reads_wal: the server's log can be read.
+        pooler: something between us and the server keeps no session for us (pgbouncer).
     """
 
     version: int
@@ -42,15 +38,27 @@ class Limits:
     createrole: bool
     recovery: bool
     read_only: bool
-    pooler: bool
     max_connections: int
-    reads_wal: bool
+    pooler: bool
+
+    @property
+    def major(self) -> int:
+        """The major version: 15 for 150018."""
+        return self.version // 10000
+
+    @property
+    def reads_wal(self) -> bool:
+        """Whether the server's log can be read, for resets."""
+        return self.superuser and self.major >= 15
+
+    def __str__(self) -> str:
+        return f"PostgreSQL {self.major}.{self.version % 10000}"
 
     def forbids(self) -> list[str]:
         """Why this server cannot be used at all, one line each; empty where it can."""
         reasons = []
-        if self.version // 10000 < OLDEST:
-            reasons.append(f"it is PostgreSQL {self.version // 10000}; {OLDEST} is the oldest that works")
+        if self.major < OLDEST:
+            reasons.append(f"it is PostgreSQL {self.major}; {OLDEST} is the oldest that works")
         if self.recovery:
             reasons.append("it is a standby (in recovery), which cannot create databases: name its primary")
         elif self.read_only:
@@ -74,7 +82,7 @@ class Limits:
                 f"the role {self.user} has no CREATEROLE: the application logs in as {self.user} itself, "
                 f"and migrations that create roles fail"
             )
-        if self.version // 10000 < 15:
+        if self.major < 15:
             lines.append("before PostgreSQL 15 there is no pg_walinspect: each reset is a new clone")
         elif not self.reads_wal:
             lines.append("the server's log cannot be read (a superuser is needed): each reset is a new clone")
@@ -83,7 +91,7 @@ class Limits:
         return lines
 
 
-class ExternalBackend:
+class ExternalBackend(Backend):
     """The server behind one URL.
 
     Args:
@@ -99,20 +107,9 @@ class ExternalBackend:
 
     @classmethod
     def of(cls, project: Project, *, timeout: float) -> Backend:
-        """The server that the settings name.
-
-        Raises:
-            ConfigError: they name none.
-        """
+        """The server that the settings name; that they name one was checked by :mod:`harness.servers.registry`."""
         settings = project.settings
-        if settings.server_url is None:
-            raise ConfigError(
-                'backend = "external" needs the server\'s address: PGHARNESS_SERVER_URL or --server-url. '
-                "An inherited DATABASE_URL is never used: it may be production.",
-                key="server_url",
-                origin=settings.origin("backend"),
-            )
-        return cls(settings.server_url, origin=settings.origin("server_url"))
+        return cls(settings.server_url or "", origin=settings.origin("server_url"))
 
     def available(self) -> str:
         """Where the server answers, and its version.
@@ -120,11 +117,11 @@ class ExternalBackend:
         Raises:
             BackendUnavailable: as :meth:`find`.
         """
-        return self._answers(self.limits())
+        return self._answers(self.capabilities())
 
     def examine(self) -> Iterator[Finding]:
         """The server, and what we may do on it."""
-        found = self.limits()
+        found = self.capabilities()
         yield Finding("ok", self._answers(found))
         rights = (
             ("superuser", found.superuser, "extensions that are not trusted must be there already"),
@@ -144,9 +141,8 @@ class ExternalBackend:
         few = found.max_connections < 100
         yield Finding("note" if few else "ok", f"max_connections = {found.max_connections}")
 
-    def _answers(self, limits: Limits) -> str:
-        major, minor = divmod(limits.version, 10000)
-        return f"{self.dsn.masked} answers: PostgreSQL {major}.{minor}"
+    def _answers(self, found: Capabilities) -> str:
+        return f"{self.dsn.masked} answers: {found}"
 
     def find(self, project: str, purpose: str) -> ServerInfo | None:
         """The server, after it was asked what it allows.
@@ -154,7 +150,7 @@ class ExternalBackend:
         Raises:
             BackendUnavailable: it does not answer, refuses us, or cannot be used.
         """
-        return self._info(purpose, self.limits())
+        return self._info(purpose, self.capabilities())
 
     def start(self, request: ServerRequest) -> ServerInfo:
         """As :meth:`find`, telling what will not work.
@@ -162,22 +158,20 @@ class ExternalBackend:
         Raises:
             BackendUnavailable: as :meth:`find`.
         """
-        limits = self.limits()
-        for line in limits.warnings():
+        found = self.capabilities()
+        for line in found.warnings():
             logger.info("external: %s", line)
-        return self._info(request.purpose, limits)
+        return self._info(request.purpose, found)
 
-    def limits(self) -> Limits:
+    def capabilities(self) -> Capabilities:
         """What the server allows.
 
         Raises:
             BackendUnavailable: it does not answer, refuses us, or cannot be used.
         """
-        from harness.postgres.session import Session
-
         try:
             with Session.connect(self.dsn) as session:
-                limits = _ask(session)
+                found = _ask(session)
         except ServerLost as error:
             raise BackendUnavailable(
                 f"the server {self.dsn.masked} ({self.origin}) does not answer",
@@ -194,12 +188,11 @@ class ExternalBackend:
                     "see that user, password and database in the URL are right, and pg_hba.conf lets us in"
                 ],
             ) from error
-        reasons = limits.forbids()
-        if reasons:
+        if reasons := found.forbids():
             raise BackendUnavailable(
                 f"the server {self.dsn.masked} ({self.origin}) answers, but cannot be used", checked=reasons
             )
-        return limits
+        return found
 
     def stop(self, info: ServerInfo) -> None:
         """Nothing: this server is not ours."""
@@ -207,7 +200,7 @@ class ExternalBackend:
     def list(self, project: str | None) -> list[ServerInfo]:
         """The one server, if it answers."""
         try:
-            return [self._info("", self.limits())]
+            return [self._info("", self.capabilities())]
         except BackendError:
             return []
 
@@ -215,22 +208,7 @@ class ExternalBackend:
         """One line: the log is with whoever runs the server."""
         yield f"the log of {self.dsn.masked} is with whoever runs that server"
 
-    def psql(
-        self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
-    ) -> Sequence[str] | None:
-        """None: nothing of ours is where that server is."""
-        return None
-
-    def free_memory(self) -> int:
-        """0: that machine's memory is unknown."""
-        return 0
-
-    def snapshots(self) -> Bakery | None:
-        """None: its data is not ours to keep."""
-        return None
-
-    def _info(self, purpose: str, limits: Limits) -> ServerInfo:
-        major, minor = divmod(limits.version, 10000)
+    def _info(self, purpose: str, found: Capabilities) -> ServerInfo:
         return ServerInfo(
             dsn=self.dsn,
             server_id="",
@@ -238,35 +216,18 @@ class ExternalBackend:
             purpose=purpose,
             storage="unknown",
             handle=self.dsn.masked,
-            description=f"PostgreSQL {major}.{minor} at {self.dsn.host}:{self.dsn.port} ({self.origin})",
+            description=f"{found} at {self.dsn.host}:{self.dsn.port} ({self.origin})",
         )
 
 
-def _ask(session: Session) -> Limits:
-    pooler = _pooled(session)
+def _ask(session: Session) -> Capabilities:
+    # pgbouncer invents the cancel key that it sends at login: the process number in it is no backend's.
     row = session.row(
         "SELECT current_user, rolsuper, rolcreatedb, rolcreaterole, pg_is_in_recovery(),"
-        " current_setting('default_transaction_read_only')::bool, current_setting('max_connections')::int"
-        " FROM pg_roles WHERE rolname = current_user"
+        " current_setting('default_transaction_read_only')::bool, current_setting('max_connections')::int,"
+        " pg_backend_pid() <> %s FROM pg_roles WHERE rolname = current_user",
+        (session.pid,),
     )
     if row is None:
         raise ServerRefused("the server does not show us our own role in pg_roles")
-    user, superuser, createdb, createrole, recovery, read_only, most = row
-    return Limits(
-        version=session.server_version,
-        user=user,
-        superuser=superuser,
-        createdb=createdb,
-        createrole=createrole,
-        recovery=recovery,
-        read_only=read_only,
-        pooler=pooler,
-        max_connections=most,
-        reads_wal=superuser and session.server_version >= 150000,
-    )
-
-
-def _pooled(session: Session) -> bool:
-    """Whether somebody between us and the server answers the login: the process number it told is not the backend's."""
-    # pgbouncer invents the cancel key that it sends at login; its number is no backend's.
-    return bool(session.value("SELECT pg_backend_pid()") != session.pid)
+    return Capabilities(session.server_version, *row)

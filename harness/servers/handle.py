@@ -8,16 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from harness.config.project import Project
 from harness.dsn import Dsn
 from harness.errors import ServerLost
+from harness.postgres.session import Session
 from harness.servers.handshake import attach
 from harness.servers.port import Backend, ServerInfo
-
-if TYPE_CHECKING:
-    from harness.postgres.session import Session
 
 
 @dataclass
@@ -48,6 +45,7 @@ class Server:
     @property
     def backend(self) -> Backend:
         """What started it, for :meth:`stop` and :meth:`logs`; made when it is asked for."""
+        # Here: who only uses a server needs nothing of what could start one.
         from harness.servers import registry
 
         return registry.named(self.info.backend, self._project)
@@ -81,6 +79,7 @@ def join(project: Project, info: ServerInfo) -> Server:
     """
 
     def forget() -> None:
+        # Here: a worker that joins ends no server, as a rule.
         from harness.servers.records import Hint
 
         Hint.of(project, "run").forget()

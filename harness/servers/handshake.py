@@ -1,21 +1,18 @@
 """The handshake with a server: is it the right one, is it alive, is it ready, is anybody else there?
 
-Every way to a server ends in :func:`_greet`: an address is never believed before the server has told its id.
+Every way to a server goes through :func:`greet`: an address is never believed before the server has told its id.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused, ServerStartError
-from harness.postgres import sqlstate
-from harness.servers.port import ServerInfo
-
-if TYPE_CHECKING:
-    from harness.postgres.session import Session
+from harness.postgres import locks, sqlstate
+from harness.postgres.session import Session, greet, lock_key
+from harness.servers.port import ServerInfo, ServerRequest
 
 CRASH_PATIENCE = 15.0
 """Seconds to wait for a server that recovers after a crash of one of its backends."""
@@ -24,33 +21,9 @@ _WATCHER_PATIENCE = 0.5
 """Seconds in which the dead-man's switch has let go of the lock again (it holds it for microseconds)."""
 
 
-def life_key(info: ServerInfo) -> int:
+def life_key(server: ServerInfo | ServerRequest) -> int:
     """The advisory lock on the maintenance database that is a server's sign of life."""
-    from harness.postgres.session import lock_key
-
-    return lock_key("server", info.server_id)
-
-
-def _greet(dsn: Dsn, server_id: str, timeout: float | None = None) -> Session | None:
-    """A session on the server of that id; None: another server answers there.
-
-    Args:
-        timeout: seconds for the login; None: as for every session.
-
-    Raises:
-        ServerLost: nobody answers. ServerRefused: somebody answers and refuses.
-    """
-    from harness.postgres.session import CONNECT_TIMEOUT, Session
-
-    session = Session.connect(dsn, timeout=CONNECT_TIMEOUT if timeout is None else timeout)
-    try:
-        if session.value("SELECT current_setting('harness.server_id', true)") == server_id:
-            return session
-    except BaseException:
-        session.close()
-        raise
-    session.close()
-    return None
+    return lock_key("server", server.server_id)
 
 
 def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
@@ -65,20 +38,17 @@ def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
         ServerRefused: it is the right server, and it has no connection left.
         ServerLost, ServerRefused: it is not ours, and does not answer, or does not let us in.
     """
-    from harness.postgres.locks import HOLD_SHARED
-    from harness.postgres.session import Session
-
     if not info.ours:
         return Session.connect(info.dsn), ""
     began = time.monotonic()
     while True:
         session = None
         try:
-            session = _greet(info.dsn, info.server_id)
+            session = greet(info.dsn, info.server_id)
             if session is None:
                 return None, f"another server answers at {info.dsn.host}:{info.dsn.port}"
             # Blocking: where the server is ending itself, this waits until it is gone and then says so.
-            session.execute(HOLD_SHARED, (life_key(info),))
+            locks.hold_shared(session, "server", info.server_id)
             return session, ""
         except (ServerLost, ServerRefused) as error:
             if session is not None:
@@ -140,7 +110,7 @@ def wait(
         if reason is not None:
             raise ServerStartError(reason, log_tail=tail())
         try:
-            session = _greet(dsn, server_id, timeout=2)
+            session = greet(dsn, server_id, timeout=2)
         except ServerLost as error:
             last = str(error)
         except ServerRefused as error:

@@ -1,21 +1,28 @@
-"""The servers that there are: looked for, listed, ended. Nothing here starts one."""
+"""The servers that there are: looked for, listed, ended; those of deleted checkouts too. Nothing here starts one."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 
-from harness.config.project import Project
-from harness.errors import BackendError
+from harness.config.project import Project, project_id
+from harness.errors import BackendError, ServerRefused
 from harness.servers import registry
 from harness.servers.acquire import external, locked
 from harness.servers.handle import Server
-from harness.servers.handshake import attach
+from harness.servers.handshake import attach, claim_alone
 from harness.servers.port import Backend, ServerInfo
-from harness.servers.records import Hint
+from harness.servers.records import Hint, root_of
 
 logger = logging.getLogger("pg_harness.servers")
+
+_MOUNTS = ("/mnt", "/media", "/run/media", "/Volumes", "/net")
+"""Below these a missing folder may be a disk that is not plugged in."""
 
 
 def find(project: Project, *, purpose: str = "run") -> Server | None:
@@ -28,23 +35,16 @@ def find(project: Project, *, purpose: str = "run") -> Server | None:
         return external(project, purpose=purpose)
     began = time.monotonic()
     hint = Hint.of(project, purpose)
-    info, _ = hint.read()
-    candidates = [info] if info is not None else []
-    session = None
-    if info is not None:
-        session, _ = attach(info)
-    if session is None:
-        candidates = [
-            found for backend in working_backends(project) if (found := backend.find(hint.project, purpose))
-        ]
-        for info in candidates:
-            session, _ = attach(info)
-            if session is not None:
-                hint.write(info)
-                break
-    if session is None or info is None:
-        return None
-    return Server(info, session, False, time.monotonic() - began, project, hint.forget)
+    noted, _ = hint.read()
+    running = (backend.find(project.id, purpose) for backend in working_backends(project))
+    for info in chain((noted,), running):
+        session = attach(info)[0] if info is not None else None
+        if info is None or session is None:
+            continue
+        if info is not noted:
+            hint.write(info)
+        return Server(info, session, False, time.monotonic() - began, project, hint.forget)
+    return None
 
 
 def stop(project: Project, *, purpose: str = "run") -> bool:
@@ -54,17 +54,18 @@ def stop(project: Project, *, purpose: str = "run") -> bool:
         Whether there was one. A server that someone else runs is never touched.
     """
     hint = Hint.of(project, purpose)
-    with locked(hint, project.settings, purpose):
-        doomed: dict[str, tuple[Backend, ServerInfo]] = {}
-        for backend in working_backends(project):
-            for info in backend.list(hint.project):
-                if info.purpose == purpose:
-                    doomed[info.handle] = (backend, info)
-        for backend, info in doomed.values():
+    with locked(hint, project.settings):
+        found = {
+            info.handle: (backend, info)
+            for backend in working_backends(project)
+            for info in backend.list(project.id)
+            if info.purpose == purpose
+        }
+        for backend, info in found.values():
             backend.stop(info)
             logger.info("%s: ended %s", info.backend, info.description)
         hint.forget()
-    return bool(doomed)
+    return bool(found)
 
 
 def servers(project: Project, *, everywhere: bool = False) -> list[ServerInfo]:
@@ -102,3 +103,75 @@ def forget_gone(project: Project) -> list[str]:
         else:
             session.close()
     return gone
+
+
+# --- servers of deleted checkouts: nobody will ever call `down` there --------------------------------------
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A server of ours, running or stopped, whose checkout was removed.
+
+    Attributes:
+        backend: what started it, and can end it.
+    """
+
+    info: ServerInfo
+    backend: Backend
+
+    def end(self) -> str:
+        """End it and remove its data; return why not, where somebody uses it."""
+        try:
+            session, _ = attach(self.info)
+        except ServerRefused as error:
+            return f"it has no connection left to ask: {error.message}"
+        if session is None:
+            # Stopped, or it answers to nobody: there is nobody to ask.
+            self.backend.stop(self.info)
+            return ""
+        with session:
+            if not claim_alone(self.info, session):
+                return "somebody uses it"
+            self.backend.stop(self.info)
+        return ""
+
+
+def orphans(project: Project) -> list[Orphan]:
+    """Servers of checkouts of this machine that are gone, of all backends that work here."""
+    return [
+        Orphan(info, backend)
+        for backend in working_backends(project)
+        for info in backend.list(None)
+        if info.project != project.id and deleted(info.root, info.project)
+    ]
+
+
+def deleted(root: str, owner: str) -> bool:
+    """Whether a checkout was on this machine, and is not there any more.
+
+    Args:
+        root: its path; empty where it is unknown.
+        owner: its ten hex digits. Another machine's, on a Docker daemon that both use, has others for the path.
+    """
+    if not root or project_id(Path(root)) != owner:
+        return False
+    try:
+        Path(root).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return Path(root).parent.exists() or not root.startswith(tuple(f"{mount}/" for mount in _MOUNTS))
+    except OSError:
+        # Not to be seen by us, which is not the same as gone.
+        return False
+    return False
+
+
+def forget_deleted(project: Project) -> list[str]:
+    """Remove the hints and lock files of checkouts that are gone; return their paths."""
+    kept = {project.id, *(info.project for info in servers(project, everywhere=True))}
+    forgotten = []
+    for folder in sorted(project.state.glob("[0-9a-f]" * 10)):
+        roots = {root_of(path) for path in folder.glob("*.json")}
+        if folder.name not in kept and roots and all(deleted(root, folder.name) for root in roots):
+            shutil.rmtree(folder, ignore_errors=True)
+            forgotten.append(str(folder))
+    return forgotten

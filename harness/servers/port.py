@@ -1,4 +1,4 @@
-"""The ports that every backend fills: its servers, and its baked bases, which servers are started from."""
+"""The ports that every backend fills: its servers, and the snapshots that servers are started from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ServerRequest:
         settings: server settings, name → value, already complete (throwaway data, connections, user's).
         storage: ``"memory"`` or ``"disk"``, already decided or ``"auto"`` for the backend to decide.
         ttl: seconds after which the server ends itself once nobody has held its sign of life; None: never.
-        base: what to start from instead of an empty cluster: a baked directory (process) or image (docker),
+        snapshot: what to start from instead of an empty cluster: a baked directory (process) or image (docker),
             see :mod:`harness.servers.port`.
         memory: bytes that data in memory may take; None: the backend's own share of what is free.
         made_with: the settings that decided this start, see :mod:`harness.servers.drift`; noted with the server.
@@ -41,7 +41,7 @@ class ServerRequest:
     storage: str = "auto"
     ttl: float | None = None
     start_timeout: float = 60
-    base: str | None = None
+    snapshot: str | None = None
     memory: int | None = None
     made_with: Mapping[str, str] = field(default_factory=dict)
 
@@ -49,6 +49,11 @@ class ServerRequest:
     def throwaway(self) -> bool:
         """Whether nobody expects the data to be there after a reboot."""
         return self.ttl is not None or self.purpose != "up"
+
+
+def private(purpose: str) -> bool:
+    """Whether one process alone, by itself or by its workers, uses servers of this purpose: of a worker, of a bake."""
+    return purpose.startswith(("run-", "bake-"))
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Backend(Protocol):
     """What can find, start and stop servers of one kind.
 
     One is made by what its :class:`harness.servers.registry.BackendKind` names, and asks nobody anything before one
-    of these is called.
+    of these is called. A class that derives from it inherits an answer for what it does not do.
 
     Attributes:
         name: the word that stands for it in the settings, and in :attr:`ServerInfo.backend`.
@@ -127,7 +132,7 @@ class Backend(Protocol):
         Raises:
             BackendUnavailable: as :meth:`available`.
         """
-        ...
+        yield Finding("ok", self.available())
 
     def find(self, project: str, purpose: str) -> ServerInfo | None:
         """The running server of that identity, from the vendor's own records (labels, pid files); None if none runs."""
@@ -163,7 +168,7 @@ class Backend(Protocol):
             user: role to log in as, without a password.
             terminal: whether a person types.
         """
-        ...
+        return None
 
     def free_memory(self) -> int:
         """Bytes of memory that its servers may take; 0 where it is unknown.
@@ -171,19 +176,19 @@ class Backend(Protocol):
         Raises:
             BackendError: whoever knows does not tell.
         """
-        ...
+        return 0
 
-    def snapshots(self) -> Bakery | None:
+    def snapshots(self) -> SnapshotStore | None:
         """Where its servers' data is kept, to start others from it; None: it cannot keep any."""
-        ...
+        return None
 
 
 @dataclass(frozen=True)
-class Base:
-    """One baked base.
+class Snapshot:
+    """The data of a migrated server, kept to start others from it.
 
     Attributes:
-        ref: what :attr:`ServerRequest.base` takes: a directory, or an image's id.
+        ref: what :attr:`ServerRequest.snapshot` takes: a directory, or an image's id.
         key: 24 hex digits of all that decides what it holds.
         backend: the name of the backend that starts servers from it.
         size: bytes that it takes beyond what is there anyway.
@@ -204,7 +209,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Origin:
-    """What a base is baked on.
+    """What a snapshot is baked on.
 
     Attributes:
         major: the server's major version, known before any server runs.
@@ -215,8 +220,15 @@ class Origin:
     text: str
 
 
-class Bakery(Protocol):
-    """Where one backend keeps its bases.
+STOP_PATIENCE = 120.0
+"""Seconds that the clean shutdown of what is kept may take: its checkpoint writes everything."""
+
+CUT_OFF = 15 * 60
+"""Seconds after which something half-made is nobody's work in progress."""
+
+
+class SnapshotStore(Protocol):
+    """Where one backend keeps its snapshots.
 
     Attributes:
         from_disk: whether only data on disk can be kept.
@@ -232,27 +244,27 @@ class Bakery(Protocol):
         """
         ...
 
-    def find(self, key: str) -> Base | None:
-        """The finished base of that key."""
+    def find(self, key: str) -> Snapshot | None:
+        """The finished snapshot of that key."""
         ...
 
-    def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Base:
-        """Stop a server cleanly and keep its data as a base; the server is gone afterwards.
+    def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Snapshot:
+        """Stop a server cleanly and keep its data as a snapshot; the server is gone afterwards.
 
         Raises:
             ServerStartError: it did not stop cleanly. BackendError: the disk is full, the daemon refused.
         """
         ...
 
-    def touch(self, base: Base) -> None:
+    def touch(self, snapshot: Snapshot) -> None:
         """Note that it was used now; eviction goes by that."""
         ...
 
-    def list(self) -> Sequence[Base]:
-        """All finished bases of this user."""
+    def list(self) -> Sequence[Snapshot]:
+        """All finished snapshots of this user."""
         ...
 
-    def remove(self, base: Base) -> bool:
+    def remove(self, snapshot: Snapshot) -> bool:
         """Remove it; False where it is in use. Servers that were started from it go on."""
         ...
 

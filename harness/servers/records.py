@@ -17,17 +17,20 @@ class Hint:
     """One file per checkout and purpose, readable by its owner only: it holds the password.
 
     Attributes:
-        project: ten hex digits of the checkout.
         path: ``<state folder>/<project>/<purpose>.json``.
     """
 
-    project: str
     path: Path
 
     @classmethod
     def of(cls, project: Project, purpose: str) -> Hint:
         """The hint of this checkout for one purpose."""
-        return cls(project.id, project.folder / f"{purpose}.json")
+        return cls(project.folder / f"{purpose}.json")
+
+    @property
+    def purpose(self) -> str:
+        """Of the server: ``"run"``, ``"up"`` …"""
+        return self.path.stem
 
     @property
     def _file(self) -> StateFile:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field
 
 from harness.config.extensions import Extensions, resolved
 from harness.config.project import Project
@@ -124,13 +123,16 @@ def check_settings(settings: Settings) -> None:
     Raises:
         ConfigError: there is no such backend, or the setting that it needs is missing; with the place.
     """
-    word, origin = settings.backend, settings.origin("backend")
-    if word == AUTO:
-        return
+    if settings.backend != AUTO:
+        _kind(settings.backend, settings)
+
+
+def _kind(word: str, settings: Settings) -> BackendKind:
+    origin = settings.origin("backend")
     kind = find_kind(word)
     if kind is None:
         raise ConfigError(
-            f"{origin}: backend must be one of {', '.join(map(repr, WORDS))} (it is {word!r})",
+            f"{origin}: there is no backend {word!r}, it must be one of {', '.join(map(repr, WORDS))}",
             key="backend",
             origin=origin,
             value=word,
@@ -142,6 +144,7 @@ def check_settings(settings: Settings) -> None:
             key=kind.address,
             origin=origin,
         )
+    return kind
 
 
 def wanted(settings: Settings) -> str:
@@ -179,27 +182,21 @@ def chosen(project: Project) -> tuple[Backend, str]:
     """
     if (word := wanted(project.settings)) != AUTO:
         return named(word, project), ""
-    tried: list[str] = []
-    remedies: dict[str, None] = {}
-    lacking: list[str] = []
-    for word, kind in _automatic():
+    failures: dict[str, BackendUnavailable] = {}
+    for word in _automatic():
         backend = named(word, project, timeout=AUTO_TIMEOUT)
         try:
             reason = backend.available()
         except BackendUnavailable as error:
-            tried += [
-                f"{word}: {error.message.splitlines()[0]}",
-                *(f"{word}: {line}" for line in error.checked),
-            ]
-            remedies |= dict.fromkeys(error.remedies)
-            lacking += [kind.lacking or f"{word} cannot be used"]
+            failures[word] = error
             continue
-        because = f" ({tried[0]})" if tried else ""
+        because = f" ({_tried(failures)[0]})" if failures else ""
         return backend, f"{reason}{because}"
+    lacking = [kinds()[word].lacking or f"{word} cannot be used" for word in failures]
     raise BackendUnavailable(
         f"no PostgreSQL server can be started here: {' and '.join(lacking)}",
-        checked=tried,
-        remedies=list(remedies),
+        checked=_tried(failures),
+        remedies=_remedies(failures),
     )
 
 
@@ -210,25 +207,42 @@ def fallback(error: BackendUnavailable, backend: Backend, project: Project) -> B
         BackendUnavailable: the error, where the user meant this backend: another server in its place would be a
             surprise; with what the others lack, where they do not work either.
     """
-    after = _after(backend.name) if wanted(project.settings) == AUTO else []
+    order = list(_automatic()) if wanted(project.settings) == AUTO else []
+    after = order[order.index(backend.name) + 1 :] if backend.name in order else []
     kind = find_kind(backend.name)
     implied = kind.implied_by if kind is not None else {}
     if not after or any(project.settings.origin(key) != "default" for key in implied):
         raise error
-    checked, remedies = list(error.checked), list(error.remedies)
+    failures: dict[str, BackendUnavailable] = {}
     for word in after:
         other = named(word, project)
         try:
             other.available()
         except BackendUnavailable as another:
-            checked += [another.message.splitlines()[0], *another.checked]
-            remedies += another.remedies
+            failures[word] = another
             continue
         logger.info("%s: %s", backend.name, error.message.splitlines()[0])
         unnamed = " nor ".join(["neither a backend", *implied.values()])
         logger.info("backend: %s instead, because %s is named in the settings", other.name, unnamed)
         return other
-    raise BackendUnavailable(error.message.splitlines()[0], checked=checked, remedies=remedies) from error
+    raise BackendUnavailable(
+        error.message.splitlines()[0],
+        checked=[*error.checked, *_tried(failures)],
+        remedies=_remedies({backend.name: error, **failures}),
+    ) from error
+
+
+def _tried(failures: Mapping[str, BackendUnavailable]) -> list[str]:
+    """What was looked at, one line each, with the backend's word before it."""
+    return [
+        f"{word}: {line}"
+        for word, error in failures.items()
+        for line in (error.message.splitlines()[0], *error.checked)
+    ]
+
+
+def _remedies(failures: Mapping[str, BackendUnavailable]) -> list[str]:
+    return list(dict.fromkeys(remedy for error in failures.values() for remedy in error.remedies))
 
 
 def named(word: str, project: Project, *, timeout: float = 10) -> Backend:
@@ -240,47 +254,11 @@ def named(word: str, project: Project, *, timeout: float = 10) -> Backend:
     Raises:
         ConfigError: there is no such backend, or it needs a setting that is missing.
     """
-    kind = find_kind(word)
-    if kind is None:
-        raise ConfigError(
-            f"there is no backend {word!r}; there are {', '.join(WORDS)}",
-            key="backend",
-            origin=project.settings.origin("backend"),
-            value=word,
-        )
-    backend: Backend = resolved(kind.backend)(project, timeout=timeout)
+    backend: Backend = resolved(_kind(word, project.settings).backend)(project, timeout=timeout)
     return backend
 
 
-def decided(word: str, settings: Settings) -> dict[str, str] | None:
-    """What the settings say of a server of this backend that it cannot change while it runs: setting → text.
-
-    Returns:
-        None where there is no such backend (any more).
-    """
-    kind = find_kind(word)
-    if kind is None:
-        return None
-    found = {}
-    for key, word_for_default in kind.decided_by.items():
-        value = getattr(settings, key)
-        by_default = not value or value == _defaults()[key]
-        found[key] = word_for_default if word_for_default and by_default else str(value)
-    return found
-
-
-@cache
-def _defaults() -> Mapping[str, object]:
-    return {each.name: each.default for each in fields(Settings)}
-
-
-def _automatic() -> Iterator[tuple[str, BackendKind]]:
-    """Those that ``auto`` tries, in order; other packages are asked once none of ours works."""
-    yield from ((word, kind) for word, kind in BACKENDS.items() if kind.auto)
-    yield from ((word, kind) for word, kind in kinds().items() if kind.auto and word not in BACKENDS)
-
-
-def _after(word: str) -> list[str]:
-    """Those that ``auto`` tries after this one."""
-    order = [each for each, _ in _automatic()]
-    return order[order.index(word) + 1 :] if word in order else []
+def _automatic() -> Iterator[str]:
+    """The words that ``auto`` tries, in order; other packages are asked once none of ours works."""
+    yield from (word for word, kind in BACKENDS.items() if kind.auto)
+    yield from (word for word, kind in kinds().items() if kind.auto and word not in BACKENDS)

@@ -17,26 +17,25 @@ from fix_packages import install
 
 from harness.migrations.registry import GROUP
 
-CHANGELOG = """\
---liquibase formatted sql
---changeset ann:1
-create table parts (name text);
-insert into parts values ('bolt');
+PLAN = """\
+%syntax-version=1.0.0
+%project=parts
+
+parts 2026-01-01T00:00:00Z Ann <ann@example.com>
 """
-# What the example calls: it takes its address as Liquibase does, and runs a formatted changelog.
-LIQUIBASE = """\
+PARTS = "create table parts (name text);\ninsert into parts values ('bolt');\n"
+# What the example calls: it takes its address as Sqitch does, and deploys a plan.
+SQITCH = """\
 #!{python}
-import os, sys, psycopg
-assert sys.argv[1] == "update", sys.argv
-name = sys.argv[2].removeprefix("--changelog-file=")
-url = os.environ["LIQUIBASE_COMMAND_URL"].removeprefix("jdbc:")
-with psycopg.connect(
-    url, user=os.environ["LIQUIBASE_COMMAND_USERNAME"], password=os.environ["LIQUIBASE_COMMAND_PASSWORD"]
-) as connection:
-    for changeset in open(name).read().split("--changeset ")[1:]:
-        print("running changeset", changeset.splitlines()[0], flush=True)
+import sys, psycopg
+verb, option, plan, target = sys.argv[1:]
+assert (verb, option, target) == ("deploy", "--plan-file", "db:pg:"), sys.argv
+with psycopg.connect("") as connection:
+    for change in open(plan).read().partition("\\n\\n")[2].splitlines():
+        name = change.partition(" ")[0]
+        print("+", name, flush=True)
         try:
-            connection.execute(changeset.partition("\\n")[2])
+            connection.execute(open("deploy/" + name + ".sql").read())
         except psycopg.Error as error:
             sys.exit(str(error))
 """
@@ -51,16 +50,26 @@ def test_parts(number):
 """
 
 
+def plan(project: Project, **more: str) -> None:
+    """Write the plan, with further changes by their names."""
+    folder = project.root / "deploy"
+    folder.mkdir(exist_ok=True)
+    for name, text in {"parts": PARTS, **more}.items():
+        (folder / f"{name}.sql").write_text(text)
+    lines = [f"{name} 2026-01-02T00:00:00Z Ann <ann@example.com>\n" for name in more]
+    (project.root / "sqitch.plan").write_text("".join([PLAN, *lines]))
+
+
 @pytest.fixture
 def mine(new_project: Callable[..., Project], tmp_path: Path) -> Project:
-    """A project with a changelog, the example of the docs, and the tool on PATH."""
+    """A project with a plan, the example of the docs, and the tool on PATH."""
     project = new_project(migrations=False)
-    (project.root / "changelog.sql").write_text(CHANGELOG)
+    plan(project)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "migration-tools.md").read_text(), re.DOTALL)
-    install(tmp_path / "site", blocks[0], name="pg_harness_liquibase", word="liquibase", group=GROUP)
-    tool = tmp_path / "bin" / "liquibase"
+    install(tmp_path / "site", blocks[0], name="pg_harness_sqitch", word="sqitch", group=GROUP)
+    tool = tmp_path / "bin" / "sqitch"
     tool.parent.mkdir()
-    tool.write_text(LIQUIBASE.format(python=sys.executable))
+    tool.write_text(SQITCH.format(python=sys.executable))
     tool.chmod(0o755)
     environ = project.environ
     environ["PYTHONPATH"] = os.pathsep.join([environ["PYTHONPATH"], str(tmp_path / "site")])
@@ -76,22 +85,20 @@ def parts(url: str) -> list[str]:
 def test_a_tool_from_one_file_goes_everywhere(mine: Project) -> None:
     found = mine.run("up")
     assert found.returncode == 0, found.stderr
-    assert "found liquibase:changelog.sql (Liquibase: changelog.sql)" in found.stderr
+    assert "found sqitch:sqitch.plan (Sqitch: sqitch.plan)" in found.stderr
     assert parts(found.stdout.strip()) == ["bolt"]
 
-    assert 'migrations = ["liquibase:changelog.sql"]' in mine.ok("init")
+    assert 'migrations = ["sqitch:sqitch.plan"]' in mine.ok("init")
     report = mine.ok("doctor")
-    assert "liquibase:changelog.sql can be read" in report
-    assert "pg-harness-liquibase 1.2 adds liquibase, written liquibase:changelog.sql" in report
+    assert "sqitch:sqitch.plan can be read" in report
+    assert "pg-harness-sqitch 1.2 adds sqitch, written sqitch:sqitch.plan" in report
 
-    (mine.root / "changelog.sql").write_text(
-        CHANGELOG + "--changeset ann:2\ninsert into parts values ('nut');"
-    )
+    plan(mine, nuts="insert into parts values ('nut');")
     look = "import os, psycopg; print(psycopg.connect(os.environ['DATABASE_URL']).execute('select count(*) from parts').fetchone()[0])"
     assert mine.ok("run", "--", sys.executable, "-c", look).strip() == "2"
     assert parts(mine.ok("up", "--fresh", "--yes").strip()) == ["bolt", "nut"]
 
-    (mine.root / "changelog.sql").write_text(CHANGELOG)
+    plan(mine)
     (mine.root / "test_parts.py").write_text(TEST)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "pg_harness_pytest", "-q"],
@@ -102,19 +109,19 @@ def test_a_tool_from_one_file_goes_everywhere(mine: Project) -> None:
 
 
 def test_its_failure_is_told_as_any_other(mine: Project) -> None:
-    (mine.root / "pg-harness.toml").write_text('migrations = ["liquibase:changelog.sql"]\n')
-    (mine.root / "changelog.sql").write_text(CHANGELOG + "--changeset ann:2\nselect 1/0;")
+    (mine.root / "pg-harness.toml").write_text('migrations = ["sqitch:sqitch.plan"]\n')
+    plan(mine, wrong="select 1/0;")
     told = mine.fails(123, "up")
-    assert "liquibase:changelog.sql: failed with exit code 1" in told
+    assert "sqitch:sqitch.plan: failed with exit code 1" in told
     assert "division by zero" in told
 
 
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
-        ('"liquibas:x.sql"', ["The nearest is 'liquibase': liquibase:changelog.sql", "; liquibase:changelog.sql."]),
-        ('"liquibase"', ["lacks what follows the colon; it is written liquibase:changelog.sql"]),
-        ('"liquibase:x.txt"', ["a Liquibase changelog is written liquibase:changelog.sql"]),
+        ('"sqich:x.plan"', ["The nearest is 'sqitch': sqitch:sqitch.plan", "; sqitch:sqitch.plan."]),
+        ('"sqitch"', ["lacks what follows the colon; it is written sqitch:sqitch.plan"]),
+        ('"sqitch:x.txt"', ["a Sqitch plan is written sqitch:sqitch.plan"]),
     ],
 )  # fmt: skip
 def test_messages_name_it_with_the_settings_file(mine: Project, entry: str, told: list[str]) -> None:
@@ -126,8 +133,8 @@ def test_messages_name_it_with_the_settings_file(mine: Project, entry: str, told
 
 
 def test_init_says_that_it_looked(mine: Project) -> None:
-    (mine.root / "changelog.sql").unlink()
-    assert "#   Liquibase: files that begin with --liquibase formatted sql" in mine.ok("init", "--dry-run")
+    (mine.root / "sqitch.plan").unlink()
+    assert "#   Sqitch: sqitch.plan" in mine.ok("init", "--dry-run")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +142,7 @@ def test_init_says_that_it_looked(mine: Project) -> None:
     [
         ("import nothing_of_that_name", "other", "'other' cannot be imported from broken:KIND (broken 1.2)"),
         ("KIND = 7", "other", "must name a harness.migrations.registry.Kind; broken:KIND is int"),
-        ("KIND = 7", "liquibase", "has the same word as"),
+        ("KIND = 7", "sqitch", "has the same word as"),
         ("KIND = 7", "sql", "has the same word as one of pg-harness itself"),
     ],
 )
@@ -146,6 +153,6 @@ def test_a_package_that_is_wrong_is_named(
     (mine.root / "pg-harness.toml").write_text('migrations = ["nothing:x"]\n')
     assert told in " ".join(mine.fails(120, "up").split())
     # Where the settings do not need it, it is only doctor's business.
-    (mine.root / "pg-harness.toml").write_text('migrations = ["sql:changelog.sql"]\n')
+    (mine.root / "pg-harness.toml").write_text('migrations = ["sql:deploy"]\n')
     assert re.search(rf"fail +migrations .*{re.escape(told)}", mine.run("doctor").stdout)
     assert parts(mine.ok("up").strip()) == ["bolt"]

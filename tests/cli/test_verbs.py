@@ -345,7 +345,9 @@ def test_a_path_with_blanks_and_quotes(new_project: Callable[..., Project]) -> N
 
 
 @pytest.mark.parametrize(
-    "words", [["up"], ["up", "--fresh"], ["status"], ["url"], ["reset"], ["run", "--", "true"]], ids=" ".join
+    "words",
+    [["up"], ["up", "--fresh", "--yes"], ["status"], ["url"], ["reset"], ["run", "--", "true"]],
+    ids=" ".join,
 )
 def test_the_project_is_made_once(project: Project, words: list[str]) -> None:
     project.ok("up")

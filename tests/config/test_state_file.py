@@ -146,7 +146,7 @@ RECORD = (
 
 
 def test_the_hint_of_an_earlier_version(tmp_path: Path) -> None:
-    hint = Hint("23c9be967b", tmp_path / "run.json")
+    hint = Hint(tmp_path / "run.json")
     assert hint.read() == (None, "")
     hint.path.write_text(HINT)
     assert hint.read() == (INFO, "")
@@ -165,7 +165,7 @@ def test_the_hint_of_an_earlier_version(tmp_path: Path) -> None:
     ],
 )
 def test_a_hint_that_is_none(tmp_path: Path, old: str, new: str, why: str) -> None:
-    hint = Hint("23c9be967b", tmp_path / "run.json")
+    hint = Hint(tmp_path / "run.json")
     hint.path.write_text(HINT.replace(old, new))
     info, said = hint.read()
     assert info is None

@@ -35,8 +35,9 @@ def test_order(case: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path, case.get("beside", {}))
     write(tmp_path / folder, {name: case.get("content", "SELECT 1;\n") for name in case["files"]})
     found = source(tmp_path, folder)
-    assert found.layout == case["tool"]
-    assert [step.shown for step in found.steps] == [f"{folder}/{name}" for name in case["order"]]
+    tool, steps = found.plan
+    assert tool.name == case["tool"]
+    assert [step.shown for step in steps] == [f"{folder}/{name}" for name in case["order"]]
 
 
 @pytest.mark.parametrize(
@@ -47,13 +48,11 @@ def test_order(case: dict[str, Any], tmp_path: Path) -> None:
         ("-- migrate:up transaction:false\nSELECT 1;\n\n-- migrate:down\nSELECT 3;\n", ["SELECT 1"]),
         ("--migrate:up\nSELECT 1\n--migrate:down\nSELECT 3", ["SELECT 1"]),
         ("-- +migrate Up notransaction\nSELECT 1;\n-- +migrate Down\nSELECT 3;\n", ["SELECT 1"]),
-        ("SELECT 1;\n---- create above / drop below ----\nSELECT 3;\n", ["SELECT 1"]),
-        ("-- Up Migration\nSELECT 1;\n-- Down Migration\nSELECT 3;\n", ["SELECT 1"]),
     ],
 )
 def test_only_the_up_part_runs(text: str, ran: list[str], tmp_path: Path) -> None:
     write(tmp_path, {"db/1_a.sql": text})
-    (step,) = source(tmp_path).steps
+    _, (step,) = source(tmp_path).plan
     statements = [s.text for start, end in step.parts for s in split(step.text, start, end)]
     assert statements == ran
 
@@ -76,7 +75,7 @@ def test_only_the_up_part_runs(text: str, ran: list[str], tmp_path: Path) -> Non
 )
 def test_transactions_follow_the_tool(files: dict[str, str], mode: str, tmp_path: Path) -> None:
     write(tmp_path / "db", files)
-    (step,) = source(tmp_path).steps
+    _, (step,) = source(tmp_path).plan
     assert step.mode.value == mode
 
 
@@ -90,7 +89,10 @@ def test_flyway_versions() -> None:
     ("files", "message"),
     [
         ({"1_a.up.sql": "", "01_b.up.sql": ""}, "same version 1; golang-migrate refuses"),
-        ({"V1__a.sql": "", "V1.0__b.sql": ""}, "same version; Flyway refuses"),
+        (
+            {"V1__a.sql": "", "V1.0__b.sql": ""},
+            "V1.0__b.sql and V1__a.sql have the same version V1; Flyway refuses",
+        ),
         (
             {"1_a.sql": "-- +goose Up\n", "2_b.sql": "SELECT 1;"},
             "2_b.sql has no line that begins its up part",
@@ -98,7 +100,15 @@ def test_flyway_versions() -> None:
         ({"1_a.sql": "-- +goose Up\n", "00002_b.go": "package x"}, "00002_b.go is a goose migration in Go"),
         ({"V1__a.sql": "GRANT ALL ON t TO ${user};"}, r"line 1: ${user} is a Flyway placeholder"),
         ({"V1__a.sql": "", "beforeEachMigrate.sql": ""}, "beforeEachMigrate.sql is a Flyway callback"),
-        ({"1_a.sql": "SELECT {{.x}};\n---- create above / drop below ----\n"}, "a tern template"),
+        (
+            {"V1__a.sql": "", "later/afterMigrate__x.sql": ""},
+            "-locations=filesystem:db migrate",
+        ),
+        (
+            {"1_a.sql": "SELECT 1;", "2_b.sql": "SELECT 1;\n---- create above / drop below ----\n"},
+            '2_b.sql is a migration of tern, which sql: does not run. Let the tool itself run: in place of "sql:db" write "command:tern migrate --migrations db"',
+        ),
+        ({"1_a.sql": "-- Up Migration\n"}, 'write "command:npx node-pg-migrate up --migrations-dir db"'),
     ],
 )
 def test_what_only_the_tool_can_do_is_refused(files: dict[str, str], message: str, tmp_path: Path) -> None:
@@ -133,4 +143,4 @@ def test_what_was_hashed_is_what_runs(tmp_path: Path) -> None:
     found = source(tmp_path)
     found.fingerprint()
     write(tmp_path / "db", {"1_a.sql": "SELECT 2;"})
-    assert found.steps[0].text == "SELECT 1;"
+    assert found.plan[1][0].text == "SELECT 1;"

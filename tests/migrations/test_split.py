@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.migrations.sql.split import ScriptError, position, split
+from harness.migrations.hashing.files import position
+from harness.migrations.sql.split import ScriptError, split
 
 
 def texts(script: str) -> list[str]:

@@ -57,6 +57,7 @@ def test_the_controller_has_no_server_of_its_own(folder: Folder, place: Place) -
             import os, socket, psycopg, pytest
             from harness.servers import inventory
             from harness.config.load import load
+            from harness.config.project import Project
             URL = os.environ["DATABASE_URL"]
 
             def pytest_sessionfinish(session):

@@ -74,7 +74,7 @@ def test_procrastinate(version: str, blank_on: Callable[[str], Blank], tmp_path:
     whole, history = blank_on(version), blank_on(version)
     whole.migrate(root, "sql:schema.sql")
     (source,) = history.migrate(root, "sql:migrations")
-    assert len(source.steps) == len(list((root / "migrations").glob("*.sql"))) >= 31  # type: ignore[attr-defined]
+    assert len(source.plan[1]) == len(list((root / "migrations").glob("*.sql"))) >= 31  # type: ignore[attr-defined]
     assert whole.tables() >= TABLES
     assert whole.tables() == history.tables()
     shape = whole.rows(SHAPE)

@@ -10,14 +10,14 @@ from harness.databases.sweep import Retention
 from harness.errors import BackendError
 from harness.runs.bake import plan
 from harness.servers.memory import MB, Room, bytes_of
-from harness.servers.port import Base
+from harness.servers.port import Snapshot
 
 DAY = 86400.0
 LIMITS = Retention(12, 14 * DAY, 4 * 1024**3, ("keep_baked", "baked_size"))
 
 
-def base(key: str, *, used: float, size: int = 10) -> Base:
-    return Base(ref=f"/cache/base-{key}", key=key, backend="process", size=size, created=0, used=used)
+def base(key: str, *, used: float, size: int = 10) -> Snapshot:
+    return Snapshot(ref=f"/cache/base-{key}", key=key, backend="process", size=size, created=0, used=used)
 
 
 def test_nothing_goes_within_the_limits() -> None:

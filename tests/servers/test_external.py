@@ -40,8 +40,8 @@ def test_a_superuser_is_told_nothing(server: ServerInfo, place: Checkout) -> Non
     info = ours.start(place.request())
     assert info.server_id == ""
     assert (info.backend, info.storage) == ("external", "unknown")
-    assert ours.limits().superuser
-    assert not ours.limits().pooler
+    assert ours.capabilities().superuser
+    assert not ours.capabilities().pooler
     assert server.dsn.password not in info.handle + info.description + repr(info)
     ours.stop(info)
     assert ours.list(None) != []
@@ -149,5 +149,5 @@ def test_a_pooler_in_front_is_refused(server: ServerInfo, place: Checkout) -> No
 
 def test_an_inherited_database_url_is_never_used(place: Checkout, server: ServerInfo) -> None:
     place.environ["DATABASE_URL"] = server.dsn.url
-    with pytest.raises(ConfigError, match="DATABASE_URL is never used"):
+    with pytest.raises(ConfigError, match="DATABASE_URL is never taken"):
         place.ensure(place.settings(backend="external"))

@@ -16,7 +16,7 @@ from fix_reset_servers import Server, running
 
 from harness import Harness
 from harness.config.project import project_id
-from harness.servers.external import OLDEST, Limits
+from harness.servers.external import OLDEST, Capabilities
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +86,9 @@ def test_the_commands_on_it(environ: dict[str, str], old: Server, tmp_path: Path
 
 
 def test_what_is_too_old_is_refused() -> None:
-    fine = Limits(
+    fine = Capabilities(
         version=140000, user="postgres", superuser=True, createdb=True, createrole=True, recovery=False,
-        read_only=False, pooler=False, max_connections=100, reads_wal=False,
+        read_only=False, pooler=False, max_connections=100,
     )  # fmt: skip
     assert fine.forbids() == []
     assert replace(fine, version=130020).forbids() == ["it is PostgreSQL 13; 14 is the oldest that works"]

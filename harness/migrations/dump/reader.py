@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from harness.migrations.sql.split import ScriptError, Statement, position, split
+from harness.migrations.hashing.files import position
+from harness.migrations.sql.split import ScriptError, Statement, split
 
 _COPY = re.compile(rb"COPY .* FROM stdin;\s*$", re.IGNORECASE)
 _META = re.compile(rb"\\([A-Za-z!?.]\S*)")
@@ -44,12 +45,9 @@ class Sql:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(Sql):
     """One ``COPY … FROM stdin`` with its rows, which must be read before the next piece is asked for."""
 
-    statement: Statement
-    text: str
-    first_line: int
     lines: Iterator[bytes]
 
     def blocks(self) -> Iterator[bytes]:
@@ -64,7 +62,7 @@ class Rows:
             yield bytes(block)
 
 
-def read(stream: Iterable[bytes]) -> Iterator[Sql | Rows]:
+def read(stream: Iterable[bytes]) -> Iterator[Sql]:
     """The pieces of a plain dump, in order.
 
     Raises:
@@ -82,7 +80,7 @@ class _Reader:
         self.first_line = 1
         self.check_at = _CHUNK
 
-    def pieces(self) -> Iterator[Sql | Rows]:
+    def pieces(self) -> Iterator[Sql]:
         for line in self._lines():
             if line.startswith(b"\\") and self._complete():
                 yield from self._flush()

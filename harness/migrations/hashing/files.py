@@ -5,8 +5,10 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.errors import MigrationError
 
@@ -30,21 +32,18 @@ def read_bytes(path: Path, *, source: str, shown: str) -> bytes:
     """
     for _ in range(_ATTEMPTS):
         try:
-            before = _state(path)
+            before = state(path)
             data = path.read_bytes()
-            after = _state(path)
+            after = state(path)
         except OSError as error:
-            raise MigrationError(
-                f"{source}: {shown} cannot be read: {error.strerror or error}", source=source, step=shown
-            ) from error
+            raise _wrong(source, shown, f" cannot be read: {error.strerror or error}") from error
         # Half of an editor's save would be hashed and applied, and cached as if it were the file.
         if before == after and len(data) == after[0]:
             return data
-    raise MigrationError(
-        f"{source}: {shown} changed each of the {_ATTEMPTS} times that it was read; "
-        f"run again once nothing writes to it",
-        source=source,
-        step=shown,
+    raise _wrong(
+        source,
+        shown,
+        f" changed each of the {_ATTEMPTS} times that it was read; run again once nothing writes to it",
     )
 
 
@@ -56,32 +55,38 @@ def decode(data: bytes, *, source: str, shown: str) -> str:
     """
     for mark, encoding in _BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
-            raise MigrationError(
-                f"{source}: {shown} is encoded in {encoding}; save it as UTF-8 "
-                f"(for instance: iconv -f {encoding} -t UTF-8)",
-                source=source,
-                step=shown,
-            )
+            advice = f"save it as UTF-8 (for instance: iconv -f {encoding} -t UTF-8)"
+            raise _wrong(source, shown, f" is encoded in {encoding}; {advice}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise MigrationError(
-            f"{source}: {shown}, line {line}: the byte 0x{data[error.start]:02x} is not UTF-8 "
-            f"(perhaps Latin-1 or Windows-1252); save the file as UTF-8 "
-            f"(for instance: iconv -f WINDOWS-1252 -t UTF-8)",
-            source=source,
-            step=shown,
+        raise _wrong(
+            source,
+            shown,
+            f", line {line}: the byte 0x{data[error.start]:02x} is not UTF-8 (perhaps Latin-1 or Windows-1252); "
+            f"save the file as UTF-8 (for instance: iconv -f WINDOWS-1252 -t UTF-8)",
         ) from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise MigrationError(
-            f"{source}: {shown}, line {line}: holds a zero byte, so it is not SQL text "
+        raise _wrong(
+            source,
+            shown,
+            f", line {line}: holds a zero byte, so it is not SQL text "
             f"(UTF-16 without a byte-order mark? a custom-format dump? that is dump:FILE)",
-            source=source,
-            step=shown,
         )
     return text
+
+
+def _wrong(source: str, shown: str, what: str) -> MigrationError:
+    return MigrationError(f"{source}: {shown}{what}", source=source, step=shown)
+
+
+def position(script: str, offset: int) -> tuple[int, int]:
+    """Line and column, both from 1, of a character (LF, CRLF and lone CR end a line)."""
+    before = script[:offset]
+    lines = before.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return len(lines), len(lines[-1]) + 1
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
@@ -100,6 +105,17 @@ def relative(path: Path, root: Path) -> str:
         return path.relative_to(root).as_posix()
     except ValueError:
         return path.as_posix()
+
+
+def toml_table(path: Path, *names: str) -> Mapping[str, Any]:
+    """A table of a TOML file, by the names that lead to it; empty where there is none."""
+    try:
+        table: Any = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    for name in names:
+        table = table.get(name) if isinstance(table, dict) else None
+    return table if isinstance(table, dict) else {}
 
 
 def missing(path: Path, root: Path, *, source: str, what: str) -> MigrationError:
@@ -123,6 +139,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _state(path: Path) -> tuple[int, int, int]:
+def state(path: Path) -> tuple[int, int, int]:
+    """Size, time of the last change in ns, and inode: they tell that somebody writes the file.
+
+    Raises:
+        OSError: there is no such file.
+    """
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino

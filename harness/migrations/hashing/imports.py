@@ -37,6 +37,13 @@ def closure(files: Iterable[Path], search: Iterable[Path]) -> set[Path]:
     return found
 
 
+def files_of(module: str, roots: Iterable[Path]) -> list[Path]:
+    """The files that importing ``a.b.c`` runs: a/__init__.py, a/b/__init__.py, a/b/c.py, below each root."""
+    parts = module.split(".")
+    lengths = range(1, len(parts) + 1)
+    return [path for root in roots for length in lengths for path in _module(root.joinpath(*parts[:length]))]
+
+
 def installed_versions(only: Iterable[str] = ()) -> list[str]:
     """``name-version`` of the distributions on this interpreter's path, sorted.
 
@@ -69,7 +76,7 @@ def _targets(match: re.Match[bytes], file: Path, roots: list[Path]) -> list[Path
         modules = [
             part.split(b" as ")[0].strip().decode("utf-8", "replace") for part in match["plain"].split(b",")
         ]
-        return [path for module in modules for path in _absolute(module, roots)]
+        return [path for module in modules for path in files_of(module, roots)]
     base = match["base"].decode("utf-8", "replace")
     words = re.findall(rb"(\w+)(?:\s+as\s+\w+)?", match["names"])
     names = [word.decode("utf-8", "replace") for word in words]
@@ -82,23 +89,8 @@ def _targets(match: re.Match[bytes], file: Path, roots: list[Path]) -> list[Path
             return []
         start = folder.joinpath(*filter(None, base[dots:].split(".")))
         return _with_names(start, names)
-    paths: list[Path] = []
-    for root in roots:
-        paths += _chain(root, base.split("."))
-        paths += _with_names(root.joinpath(*base.split(".")), names)
-    return paths
-
-
-def _absolute(module: str, roots: list[Path]) -> list[Path]:
-    return [path for root in roots for path in _chain(root, module.split("."))]
-
-
-def _chain(root: Path, parts: list[str]) -> list[Path]:
-    """The files that importing ``a.b.c`` runs: a/__init__.py, a/b/__init__.py, a/b/c.py."""
-    paths: list[Path] = []
-    for length in range(1, len(parts) + 1):
-        paths += _module(root.joinpath(*parts[:length]))
-    return paths
+    named = (_with_names(root.joinpath(*base.split(".")), names) for root in roots)
+    return [*files_of(base, roots), *(path for found in named for path in found)]
 
 
 def _with_names(start: Path, names: list[str]) -> list[Path]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import re
 import shlex
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from harness.errors import MigrationError
@@ -171,33 +173,17 @@ def walk(folder: Path) -> Iterator[Path]:
 
 def _glob(root: Path, pattern: str) -> Iterator[Path]:
     # Path.glob("x/**") gives folders only before Python 3.13, and descends into node_modules.
-    fixed: list[str] = []
-    for part in pattern.split("/"):
-        if any(character in part for character in "*?["):
-            break
-        fixed.append(part)
-    start = root.joinpath(*fixed)
-    regex_parts = pattern.replace("**/", "\0").replace("**", "\1")
+    start = root.joinpath(*takewhile(lambda part: not set("*?[") & set(part), pattern.split("/")))
+    # fnmatch's star takes slashes too; "**/" is any folders, or none, and a closing "**" everything below.
+    pieces = (
+        {"**/": "(?:.*/)?", "**": ".*"}.get(piece)
+        or fnmatch.translate(piece).removeprefix("(?s:").rpartition(")")[0].replace(".*", "[^/]*")
+        for piece in re.split(r"(\*\*/?)", pattern)
+    )
+    matches = re.compile("".join(pieces)).fullmatch
     for path in walk(start) if start.is_dir() else ():
-        name = relative(path, root)
-        if _matches(name, regex_parts):
+        if matches(relative(path, root)):
             yield path
-
-
-def _matches(name: str, pattern: str) -> bool:
-    import re
-
-    # "\0" stands for "**/" (any folders, or none), "\1" for a closing "**" (everything below).
-    expression = ""
-    for piece in re.split("([\0\1])", pattern):
-        if piece == "\0":
-            expression += "(?:.*/)?"
-        elif piece == "\1":
-            expression += ".*"
-        else:
-            part = fnmatch.translate(piece)
-            expression += part.removeprefix("(?s:").rsplit(")", 1)[0].replace(".*", "[^/]*")
-    return re.fullmatch(expression, name) is not None
 
 
 def _words(command: str) -> list[str]:

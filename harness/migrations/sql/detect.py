@@ -17,7 +17,6 @@ _POSSIBLE_FOLDERS = re.compile(r"sql|schema|schemas|ddl|db|database|initdb|docke
 _NOT_OURS = re.compile(
     r"tests?|fixtures?|testdata|examples?|samples?|spec|e2e|queries|snapshots?|benchmarks?"
 )
-_NEVER = re.compile(r"(?!)")
 
 
 def detect(tree: Tree) -> Iterator[Finding]:
@@ -44,14 +43,17 @@ def _folders(tree: Tree) -> Iterator[Finding]:
         text = f"sql:{tree.shown(folder)}"
         source = SqlSource(read(text, "detected"), tree.root)
         try:
-            tool, count = source.layout, len(source.steps)
+            tool, steps = source.plan
         except HarnessError as error:
             remark = f"it cannot be used as it is: {error.message.splitlines()[0]}"
             yield Finding("SQL files", text, f"{len(files)} files in {tree.shown(folder)}", 1, (remark,))
             continue
-        remarks = _tool_remarks(tool)
-        evidence = f"{count} migration{'s' if count != 1 else ''} in {tree.shown(folder)}"
-        yield Finding(tool, text, evidence, confidence, remarks)
+        remark = (
+            f"sql: runs the files without {tool.name}, so {tool.history} is not filled; where the application "
+            f'migrates itself at start, use "command:…" with {tool.name}\'s own command.'
+        )
+        evidence = f"{len(steps)} migration{'s' if len(steps) != 1 else ''} in {tree.shown(folder)}"
+        yield Finding(tool.name, text, evidence, confidence, (remark,) if tool.history else ())
 
 
 def _confidence(tree: Tree, folder: Path, files: list[Path]) -> int:
@@ -59,8 +61,7 @@ def _confidence(tree: Tree, folder: Path, files: list[Path]) -> int:
     nested = [path for path in files if path.parent != folder]
     if nested or _is_flyway(files) or any(name.endswith(".up.sql") for name in names):
         return 3
-    heads = [tree.head(path) for path in files[:5]]
-    if any((tool.up or tool.down or _NEVER).search(head) for tool in layouts.MARKED for head in heads):
+    if any(layouts.has_mark(tree.head(path)) for path in files[:5]):
         return 3
     if folder.parts[-2:] == ("supabase", "migrations"):
         return 3
@@ -80,26 +81,6 @@ def _single_files(tree: Tree) -> Iterator[Finding]:
             r"\bCREATE\s+(TABLE|SCHEMA|TYPE)\b", head, re.IGNORECASE
         ):
             yield Finding("an SQL file", f"sql:{name}", name, 1)
-
-
-def _tool_remarks(tool: str) -> tuple[str, ...]:
-    tables: dict[str, str] = {
-        "Flyway": "flyway_schema_history",
-        "Prisma": "_prisma_migrations",
-        "sqlx": "_sqlx_migrations",
-        "goose": "goose_db_version",
-        "dbmate": "schema_migrations",
-        "golang-migrate": "schema_migrations",
-        "Diesel": "__diesel_schema_migrations",
-    }
-    table = tables.get(tool)
-    if table is None:
-        return ()
-    remark = (
-        f"sql: runs the files without {tool}, so {table} is not filled; where the application migrates "
-        f'itself at start, use "command:…" with {tool}\'s own command.'
-    )
-    return (remark,)
 
 
 def _is_flyway(files: list[Path]) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.migrations.sql.split import Statement, position
+from harness.migrations.hashing.files import position
+from harness.migrations.sql.split import Statement
 from harness.postgres.script import StatementFailed, StatementTimeout
 
 _WIDTH = 110

@@ -7,8 +7,8 @@ Pure functions over names and texts: the reading is done in :mod:`harness.migrat
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -23,28 +23,12 @@ class Mode(Enum):
     """One transaction, unless the file is one statement or holds one that refuses a transaction."""
 
 
-@dataclass(frozen=True)
-class Pattern:
-    """A regular expression that is compiled when it is used: a warm start uses few of them all."""
-
-    text: str
-    flags: re.RegexFlag = re.NOFLAG
-
-    def search(self, text: str) -> re.Match[str] | None:
-        """As :func:`re.search`, which keeps what it compiled."""
-        return re.search(self.text, text, self.flags)
-
-    def finditer(self, text: str) -> Iterator[re.Match[str]]:
-        """As :func:`re.finditer`."""
-        return re.finditer(self.text, text, self.flags)
-
-
 SortKey = Callable[[str], tuple[object, ...]]
 
 
 @dataclass(frozen=True)
 class Tool:
-    """One tool's habits.
+    """One tool's habits. Regular expressions are texts: a warm start compiles few of them all.
 
     Attributes:
         name: for people.
@@ -52,22 +36,41 @@ class Tool:
         mode: how a file runs unless it says otherwise.
         between: statements that run before every file but the first, so that settings of one file
             reach the next exactly where they do with the tool.
-        up, down: lines that begin the up part and what ends it; None where a file is all up.
+        up, down: lines that begin the up part and what ends it; empty where a file is all up.
         opt_out: what a file says to run without a transaction.
+        said_in: the file beside it that says so, where it is not itself; ``{}`` is its name.
         advice: what to write to run without a transaction, for messages.
         nested: name of the file in each folder, for tools with a folder per migration.
+        history: the table that the tool itself notes its migrations in.
     """
 
     name: str
     key: SortKey
     mode: Mode = Mode.AUTO
     between: tuple[str, ...] = ()
-    up: Pattern | None = None
-    down: Pattern | None = None
-    opt_out: Pattern | None = None
+    up: str = ""
+    down: str = ""
+    opt_out: str = ""
+    said_in: str = ""
     advice: str = ""
     nested: str = ""
-    refused: tuple[tuple[Pattern, str], ...] = field(default=())
+    history: str = ""
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One file, read.
+
+    Attributes:
+        shown: its path below the root. text: all of it. parts: the spans that run.
+        mode: how its statements share transactions.
+    """
+
+    shown: str
+    text: str
+    parts: Sequence[tuple[int, int]]
+    mode: Mode
 
 
 def by_name(name: str) -> tuple[object, ...]:
@@ -132,73 +135,96 @@ FLYWAY = Tool(
     by_name,
     # Flyway looks for statements that refuse a transaction, and then runs the whole file without one.
     between=("RESET ROLE", "RESET search_path"),
-    refused=((Pattern(r"\$\{[A-Za-z][\w.:-]*\}"), "a Flyway placeholder; only Flyway knows its value"),),
+    opt_out=r"(?m)^\s*executeInTransaction\s*=\s*false",
+    said_in="{}.conf",
+    history="flyway_schema_history",
+    refused=((r"\$\{[A-Za-z][\w.:-]*\}", "a Flyway placeholder; only Flyway knows its value"),),
 )
 GOOSE = Tool(
     "goose",
     by_number,
     Mode.WHOLE,
-    up=Pattern(r"^--[ \t]*\+goose Up[ \t]*\r?$", re.MULTILINE),
-    down=Pattern(r"^--[ \t]*\+goose Down[ \t]*\r?$", re.MULTILINE),
-    opt_out=Pattern(r"^--[ \t]*\+goose NO TRANSACTION[ \t]*\r?$", re.MULTILINE),
+    up=r"(?m)^--[ \t]*\+goose Up[ \t]*\r?$",
+    down=r"(?m)^--[ \t]*\+goose Down[ \t]*\r?$",
+    opt_out=r"(?m)^--[ \t]*\+goose NO TRANSACTION[ \t]*\r?$",
     advice="-- +goose NO TRANSACTION",
-    refused=((Pattern(r"^--[ \t]*\+goose ENVSUB(?:ST)? ON", re.MULTILINE), "goose's variable substitution"),),
+    history="goose_db_version",
+    refused=((r"(?m)^--[ \t]*\+goose ENVSUB(?:ST)? ON", "goose's variable substitution"),),
 )
 DBMATE = Tool(
     "dbmate",
     by_name,
     Mode.WHOLE,
-    up=Pattern(r"^--\s*migrate:up\b.*$", re.MULTILINE),
-    down=Pattern(r"^--\s*migrate:down\b.*$", re.MULTILINE),
-    opt_out=Pattern(r"^--\s*migrate:up\b.*\btransaction:false\b", re.MULTILINE),
+    up=r"(?m)^--\s*migrate:up\b.*$",
+    down=r"(?m)^--\s*migrate:down\b.*$",
+    opt_out=r"(?m)^--\s*migrate:up\b.*\btransaction:false\b",
     advice="-- migrate:up transaction:false",
+    history="schema_migrations",
 )
 SQL_MIGRATE = Tool(
     "sql-migrate",
     by_number,
     Mode.WHOLE,
-    up=Pattern(r"^--[ \t]*\+migrate Up\b.*$", re.MULTILINE),
-    down=Pattern(r"^--[ \t]*\+migrate Down\b.*$", re.MULTILINE),
-    opt_out=Pattern(r"^--[ \t]*\+migrate Up\b.*\bnotransaction\b", re.MULTILINE),
+    up=r"(?m)^--[ \t]*\+migrate Up\b.*$",
+    down=r"(?m)^--[ \t]*\+migrate Down\b.*$",
+    opt_out=r"(?m)^--[ \t]*\+migrate Up\b.*\bnotransaction\b",
     advice="-- +migrate Up notransaction",
 )
-NODE_PG_MIGRATE = Tool(
-    "node-pg-migrate",
-    by_number,
-    Mode.WHOLE,
-    up=Pattern(r"^\s*--[\s-]*up\s+migration.*$", re.MULTILINE | re.IGNORECASE),
-    down=Pattern(r"^\s*--[\s-]*down\s+migration.*$", re.MULTILINE | re.IGNORECASE),
-)
-TERN = Tool(
-    "tern",
-    by_number,
-    Mode.WHOLE,
-    down=Pattern(r"^---- create above / drop below ----", re.MULTILINE),
-    opt_out=Pattern(r"^---- tern: disable-tx ----", re.MULTILINE),
-    advice="---- tern: disable-tx ----",
-    refused=((Pattern(r"\{\{"), "a tern template; only tern can fill it"),),
-)
-GOLANG_MIGRATE = Tool("golang-migrate", by_number)
+GOLANG_MIGRATE = Tool("golang-migrate", by_number, history="schema_migrations")
 SQLX = Tool(
     "sqlx",
     by_number,
     Mode.WHOLE,
-    opt_out=Pattern(r"\A-- no-transaction"),
+    opt_out=r"\A-- no-transaction",
     advice="-- no-transaction (as the first line)",
+    history="_sqlx_migrations",
 )
 DIESEL = Tool(
     "Diesel",
     _diesel_version,
     Mode.WHOLE,
-    opt_out=Pattern(r"^\s*run_in_transaction\s*=\s*false", re.MULTILINE),
+    opt_out=r"(?m)^\s*run_in_transaction\s*=\s*false",
+    said_in="metadata.toml",
     advice="run_in_transaction = false in the migration's metadata.toml",
     nested="up.sql",
+    history="__diesel_schema_migrations",
 )
-PRISMA = Tool("Prisma", by_name, nested="migration.sql")
+PRISMA = Tool("Prisma", by_name, nested="migration.sql", history="_prisma_migrations")
 SUPABASE = Tool("Supabase", by_name, between=("RESET ALL",))
 
-MARKED = (GOOSE, DBMATE, SQL_MIGRATE, TERN, NODE_PG_MIGRATE)
+MARKED = (GOOSE, DBMATE, SQL_MIGRATE)
 """Tools that are known by a line in their files, in the order of trying."""
+
+LEFT_TO_THE_TOOL = (
+    (
+        r"(?m)^---- create above / drop below ----",
+        "is a migration of tern",
+        "tern migrate --migrations {folder}",
+    ),
+    (
+        r"(?im)^\s*--[\s-]*up\s+migration",
+        "is a migration of node-pg-migrate",
+        "npx node-pg-migrate up --migrations-dir {folder}",
+    ),
+)
+"""Lines of tools that run their files themselves: the line, what such a file is, the command to name instead."""
+
+FLYWAY_COMMAND = (
+    "flyway -url=jdbc:postgresql://$PGHOST:$PGPORT/$PGDATABASE -user=$PGUSER -password=$PGPASSWORD"
+    " -locations=filesystem:{folder} migrate"
+)
+FLYWAY_CALLBACK = re.compile(r"(?:before|after)[A-Z]\w*?(?:__.*)?\.sql")
+FLYWAY_MIGRATE_CALLBACK = re.compile(
+    r"(?:(?:before|after)(?:Each)?(?:Migrate|Versioned|Repeatables)(?:Statement|Applied)?|beforeConnect)(?:__.*)?\.sql"
+)
+"""Those of Flyway's callbacks that a migration of an empty database runs."""
+
+
+def has_mark(text: str) -> bool:
+    """Whether a file holds a line that only one tool's migrations have."""
+    patterns = (*(tool.up for tool in MARKED), *(pattern for pattern, _, _ in LEFT_TO_THE_TOOL))
+    return any(pattern and re.search(pattern, text) for pattern in patterns)
+
 
 _REVERSE = re.compile(r"(?P<stem>.*)[._-](?:down|undo|rollback|revert)\.sql", re.IGNORECASE)
 
@@ -218,20 +244,9 @@ def is_reverse(name: str, names: frozenset[str]) -> bool:
 
 def up_parts(tool: Tool, text: str) -> list[tuple[int, int]] | None:
     """The spans of a file that the tool runs on the way up; None where the tool's line is missing."""
-    if tool.up is None and tool.down is None:
+    if not tool.up:
         return [(0, len(text))]
-    if tool.up is None:
-        assert tool.down is not None
-        stop = tool.down.search(text)
-        return [(0, stop.start() if stop else len(text))]
-    starts = [match.end() for match in tool.up.finditer(text)]
-    if not starts:
-        # node-pg-migrate runs a file without its lines as a whole.
-        whole = tool is NODE_PG_MIGRATE and tool.down is not None and not tool.down.search(text)
-        return [(0, len(text))] if whole else None
-    edges = sorted(
-        [match.start() for match in tool.up.finditer(text)]
-        + [match.start() for match in (tool.down.finditer(text) if tool.down else ())]
-        + [len(text)]
-    )
-    return [(start, next(edge for edge in edges if edge >= start)) for start in starts]
+    begins = list(re.finditer(tool.up, text))
+    edges = sorted([match.start() for match in (*begins, *re.finditer(tool.down, text))] + [len(text)])
+    starts = [match.end() for match in begins]
+    return [(start, next(edge for edge in edges if edge >= start)) for start in starts] or None

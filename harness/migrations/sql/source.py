@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.errors import MigrationError
 from harness.migrations.hashing import files
 from harness.migrations.port import Configured, MigrationContext
 from harness.migrations.sql import layouts
-from harness.migrations.sql.layouts import Mode, Tool
-from harness.postgres import sqlstate
-
-if TYPE_CHECKING:
-    from harness.migrations.sql import split
+from harness.migrations.sql.layouts import Mode, Step, Tool
 
 ADAPTER = "sql 1"
 """Part of the fingerprint: to be raised when the same files would be run in another way."""
-
-_CALLBACKS_BEFORE = ("beforeMigrate", "beforeVersioned")
-_CALLBACKS_AFTER = ("afterVersioned", "afterMigrate", "afterMigrateApplied")
-_CALLBACK_NAME = re.compile(r"(?P<event>(?:before|after)[A-Z]\w*?)(?:__.*)?\.sql")
-_COPY_STDIN = re.compile(r"COPY\b.*\bFROM\s+STDIN\b", re.IGNORECASE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One file, read.
-
-    Attributes:
-        shown: its path below the root. text: all of it. parts: the spans that run.
-        mode: how its statements share transactions.
-    """
-
-    shown: str
-    text: str
-    parts: tuple[tuple[int, int], ...]
-    mode: Mode
 
 
 class SqlSource(Configured):
@@ -53,18 +28,8 @@ class SqlSource(Configured):
     def _path(self) -> Path:
         return self._root / self._spec.argument
 
-    @property
-    def layout(self) -> str:
-        """The tool whose layout was recognised, for people."""
-        return self._plan[0].name
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """The files in the order of running."""
-        return self._plan[1]
-
     def fingerprint(self) -> str:
-        tool, steps = self._plan
+        tool, steps = self.plan
         parts = [ADAPTER, tool.name]
         for step in steps:
             # The name below the folder, not below the root: moving a checkout changes nothing.
@@ -72,147 +37,109 @@ class SqlSource(Configured):
         return files.digest(parts)
 
     def apply(self, context: MigrationContext) -> None:
-        from harness.postgres.script import StatementFailed, StatementTimeout, open_script
+        # Lazy: what cuts SQL and runs it costs 18 ms to import, and a warm start only hashes.
+        from harness.migrations.sql.run import run
 
-        tool, steps = self._plan
-        scripts = [(step, self._split(step)) for step in steps]
-        notices: list[str] = []
-        with open_script(context.dsn, timeout=context.timeout, notice=notices.append) as runner:
-            for number, (step, statements) in enumerate(scripts):
-                context.progress(number, len(scripts), step.shown)
-                notices.clear()
-                current: split.Statement | None = None
-                together = _in_one_transaction(step.mode, statements)
-                try:
-                    for statement in tool.between if number else ():
-                        runner.run(statement)
-                    if together:
-                        runner.run("BEGIN")
-                    for current in statements:
-                        runner.run(current.text)
-                    if together:
-                        runner.run("COMMIT")
-                    elif runner.end_transaction():
-                        raise self._error(
-                            f"{step.shown} begins a transaction and does not end it (BEGIN without COMMIT): "
-                            f"what follows its BEGIN would be lost",
-                            step,
-                        )
-                except (StatementFailed, StatementTimeout) as error:
-                    advice = ""
-                    if (
-                        isinstance(error, StatementFailed)
-                        and error.sqlstate == sqlstate.ACTIVE_SQL_TRANSACTION
-                        and tool.advice
-                    ):
-                        advice = f"{tool.name} runs this file without a transaction if it says: {tool.advice}"
-                    # Only now: what cuts SQL costs 18 ms to import, and a warm start needs none of it.
-                    from harness.migrations.sql.explain import explain
-
-                    raise self._error(
-                        explain(step.shown, step.text, current, error, notices=notices, advice=advice), step
-                    ) from error
-            context.progress(len(scripts), len(scripts), "")
+        run(self, context)
 
     @cached_property
-    def _plan(self) -> tuple[Tool, tuple[Step, ...]]:
+    def plan(self) -> tuple[Tool, tuple[Step, ...]]:
+        """The tool whose layout was recognised, and the files in the order of running."""
         if self._path.is_file():
             text = self._read(self._path)
-            tool = _marked_tool({self._path.name: text}) or layouts.PSQL
+            tool = self._marked_tool({self._path: text}) or layouts.PSQL
             return tool, (self._step(tool, self._path, text),)
         if not self._path.is_dir():
             raise files.missing(self._path, self._root, source=self.text, what="the folder or file")
         tool, found = self._arrange()
         if not found:
             raise self._empty()
-        return tool, tuple(self._step(tool, path, text) for path, text in found)
+        return tool, tuple(self._step(tool, path, text) for path, text in found.items())
 
-    def _arrange(self) -> tuple[Tool, list[tuple[Path, str]]]:
-        top = sorted(self._path.glob("*.sql"), key=lambda path: layouts.by_name(path.name))
-        flat = [path for path in top if path.is_file() and not path.name.startswith(".")]
-        names = [path.name for path in flat]
-        if not flat or not any(layouts.FLYWAY_NAME.fullmatch(name) for name in names):
+    def _arrange(self) -> tuple[Tool, dict[Path, str]]:
+        flat = [path for path in self._path.glob("*.sql") if path.is_file() and not path.name.startswith(".")]
+        names = frozenset(path.name for path in flat)
+        versioned = [name for name in names if layouts.FLYWAY_NAME.fullmatch(name)]
+        if not versioned:
             for tool in (layouts.PRISMA, layouts.DIESEL):
                 nested = sorted(
                     self._path.glob(f"*/{tool.nested}"), key=lambda path: tool.key(path.parent.name)
                 )
                 if nested:
-                    return tool, [(path, self._read(path)) for path in nested]
-        deep = [path for path in self._path.rglob("*.sql") if layouts.FLYWAY_NAME.fullmatch(path.name)]
-        if deep and all(layouts.FLYWAY_NAME.fullmatch(n) or _CALLBACK_NAME.fullmatch(n) for n in names):
-            return layouts.FLYWAY, [(path, self._read(path)) for path in self._flyway()]
-        ups = [path for path in flat if path.name.endswith(".up.sql")]
-        if ups:
-            tool = layouts.SQLX if _uses_sqlx(self._path, self._root) else layouts.GOLANG_MIGRATE
-            self._refuse_twins(tool, ups)
-            return tool, [(p, self._read(p)) for p in sorted(ups, key=lambda path: tool.key(path.name))]
-        known = frozenset(names)
-        texts = {path: self._read(path) for path in flat if not layouts.is_reverse(path.name, known)}
-        marked = _marked_tool({path.name: text for path, text in texts.items()})
-        if marked is not None:
+                    return tool, self._texts(nested)
+        others = names.difference(versioned)
+        if self._flyway_files and all(layouts.FLYWAY_CALLBACK.fullmatch(name) for name in others):
+            return layouts.FLYWAY, self._texts(self._flyway())
+        if ups := [path for path in flat if path.name.endswith(".up.sql")]:
+            return self._in_order(self._sqlx() or layouts.GOLANG_MIGRATE, self._texts(ups))
+        texts = self._texts(path for path in flat if not layouts.is_reverse(path.name, names))
+        if marked := self._marked_tool(texts):
             self._refuse_code(marked)
-            if marked.key is layouts.by_number:
-                self._refuse_twins(marked, list(texts))
-            return marked, [(p, texts[p]) for p in sorted(texts, key=lambda path: marked.key(path.name))]
+            return self._in_order(marked, texts)
         if self._path.parts[-2:] == ("supabase", "migrations"):
-            return layouts.SUPABASE, [(p, t) for p, t in texts.items() if re.match(r"\d+_", p.name)]
-        tool = layouts.SQLX if _uses_sqlx(self._path, self._root) else layouts.PSQL
+            dated = {path: text for path, text in texts.items() if re.match(r"\d+_", path.name)}
+            return self._in_order(layouts.SUPABASE, dated)
         key = layouts.by_number_if_all(path.name for path in texts)
-        return tool, [(path, texts[path]) for path in sorted(texts, key=lambda path: key(path.name))]
+        return self._in_order(self._sqlx() or layouts.PSQL, texts, key)
+
+    def _in_order(
+        self, tool: Tool, texts: dict[Path, str], key: layouts.SortKey | None = None
+    ) -> tuple[Tool, dict[Path, str]]:
+        if key is None and tool.key is layouts.by_number:
+            names = ((re.match(r"\d+", path.name), path.name) for path in sorted(texts))
+            self._refuse_twins(tool, ((str(int(match.group())), name) for match, name in names if match))
+        order = key or tool.key
+        return tool, {path: texts[path] for path in sorted(texts, key=lambda path: order(path.name))}
+
+    @cached_property
+    def _flyway_files(self) -> dict[str, re.Match[str]]:
+        names = (path.relative_to(self._path).as_posix() for path in self._path.rglob("*.sql"))
+        matches = ((name, layouts.FLYWAY_NAME.fullmatch(name.rpartition("/")[2])) for name in sorted(names))
+        return {name: match for name, match in matches if match}
 
     def _flyway(self) -> list[Path]:
-        everything = {path.relative_to(self._path).as_posix(): path for path in self._path.rglob("*.sql")}
-        callbacks: dict[str, list[Path]] = {}
-        seen: dict[tuple[str, tuple[int, ...]], str] = {}
-        for name, path in sorted(everything.items()):
-            match = layouts.FLYWAY_NAME.fullmatch(path.name)
-            if match is None:
-                if hook := _CALLBACK_NAME.fullmatch(path.name):
-                    callbacks.setdefault(hook["event"], []).append(path)
-                continue
-            if match["version"] and match["prefix"].upper() in "VB":
-                key = (match["prefix"].upper(), layouts.flyway_version(match["version"]))
-                if key in seen:
-                    raise self._error_at(
-                        f"{seen[key]} and {name} have the same version; Flyway refuses that", name
-                    )
-                seen[key] = name
-        repeatable = ("beforeRepeatables",)
-        ours = {*_CALLBACKS_BEFORE, *_CALLBACKS_AFTER, *repeatable}
-        for name, paths in callbacks.items():
-            if name not in ours and ("Each" in name or name in ("createSchema", "beforeConnect")):
-                raise self._error_at(
-                    f"{paths[0].name} is a Flyway callback that sql: does not run; "
-                    f'use "command:flyway migrate"',
-                    paths[0].name,
-                )
-        order = [everything[name] for name in layouts.flyway_order(everything)]
-        first_repeatable = next((i for i, path in enumerate(order) if path.name[0] in "Rr"), len(order))
-        return [
-            *(path for event in _CALLBACKS_BEFORE for path in callbacks.get(event, ())),
-            *order[:first_repeatable],
-            *callbacks.get("afterVersioned", ()),
-            *callbacks.get("beforeRepeatables", ()),
-            *order[first_repeatable:],
-            *(path for event in _CALLBACKS_AFTER[1:] for path in callbacks.get(event, ())),
-        ]
+        for path in sorted(self._path.rglob("*.sql")):
+            if layouts.FLYWAY_MIGRATE_CALLBACK.fullmatch(path.name):
+                raise self._left_to_the_tool(path, "is a Flyway callback", layouts.FLYWAY_COMMAND)
+        versions = (
+            (match["prefix"].upper() + ".".join(map(str, layouts.flyway_version(match["version"]))), name)
+            for name, match in self._flyway_files.items()
+            if match["version"] and match["prefix"].upper() in "VB"
+        )
+        self._refuse_twins(layouts.FLYWAY, versions)
+        return [self._path / name for name in layouts.flyway_order(self._flyway_files)]
+
+    def _marked_tool(self, texts: dict[Path, str]) -> Tool | None:
+        for tool in layouts.MARKED:
+            if any(re.search(tool.up, text) for text in texts.values()):
+                return tool
+        for pattern, what, command in layouts.LEFT_TO_THE_TOOL:
+            for path in sorted(texts):
+                if re.search(pattern, texts[path]):
+                    raise self._left_to_the_tool(path, what, command)
+        return None
+
+    def _left_to_the_tool(self, path: Path, what: str, command: str) -> MigrationError:
+        folder = files.relative(self._path if self._path.is_dir() else self._path.parent, self._root)
+        return self.failure(
+            f'{path.name} {what}, which sql: does not run. Let the tool itself run: in place of "{self.text}" '
+            f'write "command:{command.format(folder=folder)}"',
+            path.name,
+        )
 
     def _step(self, tool: Tool, path: Path, text: str) -> Step:
         shown = files.relative(path, self._root)
         for pattern, what in tool.refused:
-            if match := pattern.search(text):
-                from harness.migrations.sql import split
-
-                line, _ = split.position(text, match.start())
-                raise self._error_at(
+            if match := re.search(pattern, text):
+                line, _ = files.position(text, match.start())
+                raise self.failure(
                     f"{shown}, line {line}: {match.group()} is {what}. Let the tool itself run: "
                     f'"command:…" in place of "{self.text}"',
                     shown,
                 )
         parts = layouts.up_parts(tool, text)
         if parts is None:
-            assert tool.up is not None
-            raise self._error_at(
+            raise self.failure(
                 f"{shown} has no line that begins its up part, as the other files here have for {tool.name}",
                 shown,
             )
@@ -220,66 +147,33 @@ class SqlSource(Configured):
 
     def _mode(self, tool: Tool, path: Path, text: str) -> Mode:
         said = text
-        if tool is layouts.DIESEL:
-            metadata = path.parent / "metadata.toml"
-            said = self._read(metadata) if metadata.is_file() else ""
-        if tool.opt_out is not None and tool.opt_out.search(said):
-            return Mode.EACH
-        beside = path.with_name(path.name + ".conf")
-        alone = re.compile(r"^\s*executeInTransaction\s*=\s*false", re.MULTILINE)
-        if tool is layouts.FLYWAY and beside.is_file() and alone.search(self._read(beside)):
-            return Mode.EACH
-        return tool.mode
+        if tool.said_in:
+            beside = path.with_name(tool.said_in.format(path.name))
+            said = self._read(beside) if beside.is_file() else ""
+        return Mode.EACH if tool.opt_out and re.search(tool.opt_out, said) else tool.mode
 
-    def _split(self, step: Step) -> list[split.Statement]:
-        # Not at the top: a warm start hashes the files and cuts none, and its patterns take 10 ms to compile.
-        from harness.migrations.sql import split
-
-        found: list[split.Statement] = []
-        try:
-            for start, end in step.parts:
-                found += split.split(step.text, start, end)
-        except split.ScriptError as error:
-            where = split.position(step.text, error.offset)
-            advice = "For a file that pg_dump wrote, use dump:FILE." if "psql" in error.reason else ""
-            raise self._error_at(
-                f"{step.shown}, line {where[0]}, column {where[1]}: {error.reason}. {advice}".rstrip(),
-                step.shown,
-            ) from None
-        for statement in found:
-            if _COPY_STDIN.match(statement.text):
-                line, _ = split.position(step.text, statement.offset)
-                raise self._error_at(
-                    f"{step.shown}, line {line}: COPY … FROM stdin needs a client that sends the rows. "
-                    f'If pg_dump wrote this file, use "dump:{step.shown}"; else write INSERT.',
-                    step.shown,
-                )
-        return found
+    def _texts(self, paths: Iterable[Path]) -> dict[Path, str]:
+        return {path: self._read(path) for path in paths}
 
     def _read(self, path: Path) -> str:
         shown = files.relative(path, self._root)
         data = files.read_bytes(path, source=self.text, shown=shown)
         return files.decode(data, source=self.text, shown=shown)
 
-    def _refuse_twins(self, tool: Tool, paths: list[Path]) -> None:
-        seen: dict[int, str] = {}
-        for path in sorted(paths):
-            if match := re.match(r"\d+", path.name):
-                number = int(match.group())
-                if number in seen:
-                    raise self._error_at(
-                        f"{seen[number]} and {path.name} have the same version {number}; "
-                        f"{tool.name} refuses that",
-                        path.name,
-                    )
-                seen[number] = path.name
+    def _refuse_twins(self, tool: Tool, versions: Iterable[tuple[str, str]]) -> None:
+        seen: dict[str, str] = {}
+        for version, name in versions:
+            if (other := seen.setdefault(version, name)) != name:
+                raise self.failure(
+                    f"{other} and {name} have the same version {version}; {tool.name} refuses that", name
+                )
 
     def _refuse_code(self, tool: Tool) -> None:
         if tool is not layouts.GOOSE:
             return
         for path in sorted(self._path.glob("*.go")):
             if re.match(r"\d+_", path.name) and not path.name.endswith("_test.go"):
-                raise self._error_at(
+                raise self.failure(
                     f"{path.name} is a goose migration in Go, which sql: cannot run; let goose itself "
                     f'run: "command:goose -dir {self._spec.argument} postgres up"',
                     path.name,
@@ -288,46 +182,20 @@ class SqlSource(Configured):
     def _empty(self) -> MigrationError:
         inside = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in self._path.iterdir())[:12]
         there = f"It holds: {', '.join(inside)}." if inside else "It is empty."
-        return MigrationError(
-            f"{self.text}: no migrations in {files.relative(self._path, self._root)}. {there} "
-            f"Known layouts: *.sql, V1__x.sql, *.up.sql, */up.sql, */migration.sql",
-            source=self.text,
+        return self.failure(
+            f"no migrations in {files.relative(self._path, self._root)}. {there} "
+            f"Known layouts: *.sql, V1__x.sql, *.up.sql, */up.sql, */migration.sql"
         )
 
-    def _error(self, message: str, step: Step) -> MigrationError:
-        return self._error_at(message, step.shown)
-
-    def _error_at(self, message: str, shown: str) -> MigrationError:
-        return MigrationError(f"{self.text}: {message}", source=self.text, step=shown)
-
-
-def _in_one_transaction(mode: Mode, statements: list[split.Statement]) -> bool:
-    if mode is not Mode.AUTO:
-        return mode is Mode.WHOLE
-    return len(statements) > 1 and not any(statement.needs_no_transaction for statement in statements)
-
-
-def _marked_tool(texts: dict[str, str]) -> Tool | None:
-    for tool in layouts.MARKED:
-        marker = tool.up or tool.down
-        if marker is not None and any(marker.search(text) for text in texts.values()):
-            return tool
-    return None
-
-
-def _uses_sqlx(folder: Path, root: Path) -> bool:
-    """Whether a Cargo.toml between the folder and the root depends on sqlx."""
-    for parent in (folder, *folder.parents):
-        manifest = parent / "Cargo.toml"
-        if manifest.is_file() and re.search(r"^\s*sqlx\b|\.sqlx\b", _quietly(manifest), re.MULTILINE):
-            return True
-        if parent == root:
-            return False
-    return False
-
-
-def _quietly(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+    def _sqlx(self) -> Tool | None:
+        """sqlx, if a Cargo.toml between the folder and the root depends on it."""
+        for parent in (self._path, *self._path.parents):
+            try:
+                manifest = (parent / "Cargo.toml").read_text(errors="replace")
+            except OSError:
+                manifest = ""
+            if re.search(r"^\s*sqlx\b|\.sqlx\b", manifest, re.MULTILINE):
+                return layouts.SQLX
+            if parent == self._root:
+                break
+        return None

@@ -95,13 +95,6 @@ def split(script: str, start: int = 0, end: int | None = None) -> list[Statement
     return _Scanner(script, start, len(script) if end is None else end).run()
 
 
-def position(script: str, offset: int) -> tuple[int, int]:
-    """Line and column, both from 1, of a character (LF, CRLF and lone CR end a line)."""
-    before = script[:offset]
-    lines = before.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return len(lines), len(lines[-1]) + 1
-
-
 class _Scanner:
     def __init__(self, script: str, start: int, end: int) -> None:
         self.script = script

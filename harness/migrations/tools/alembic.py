@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import configparser
 import os
-import tomllib
 from functools import cached_property
 from pathlib import Path
 
-from harness.errors import MigrationError
 from harness.migrations.hashing import files, imports, watched
 from harness.migrations.port import Configured, MigrationContext
 from harness.migrations.tools import project_child
@@ -32,21 +30,20 @@ class AlembicSource(Configured):
 
     def apply(self, context: MigrationContext) -> None:
         ini, toml = self._config
-        context.progress(0, None, "alembic upgrade head")
         base = (ini or toml or self._root).parent
         project_child.run(
             "run_alembic",
             {
-                "ini": str(ini) if ini else None,
-                "toml": str(toml) if toml else None,
+                "ini": ini,
+                "toml": toml,
                 "url": context.dsn.url,
                 "database": context.dsn.database,
                 "host": context.dsn.host,
                 "port": str(context.dsn.port),
-                "path": project_child.search_path(base, *project_child.source_roots(self._root)),
+                "path": project_child.source_roots(self._root, base),
             },
             context,
-            source=self.text,
+            source=self,
             step="alembic upgrade head",
             # Relative paths of the ini file start where its users run alembic: beside it.
             cwd=base,
@@ -56,17 +53,12 @@ class AlembicSource(Configured):
     def _config(self) -> tuple[Path | None, Path | None]:
         """The ini file and the pyproject.toml that holds ``[tool.alembic]``, where they are."""
         ini = self._root / (self._spec.argument or "alembic.ini")
+        toml = ini.with_name("pyproject.toml")
         if ini.suffix == ".toml":
-            toml: Path | None = ini
-            ini = ini.with_name("alembic.ini")
-        else:
-            toml = ini.with_name("pyproject.toml")
-        if toml is not None and not _has_table(toml):
-            toml = None
-        if ini.is_file():
-            return ini, toml
-        if toml is not None:
-            return None, toml
+            ini, toml = ini.with_name("alembic.ini"), ini
+        found = ini if ini.is_file() else None, toml if files.toml_table(toml, "tool", "alembic") else None
+        if any(found):
+            return found
         raise files.missing(ini, self._root, source=self.text, what="the file")
 
     @cached_property
@@ -91,13 +83,10 @@ class AlembicSource(Configured):
         values: dict[str, str] = {}
         base = (ini or toml or self._root).parent
         if toml is not None:
-            table = tomllib.loads(toml.read_text("utf-8"))["tool"]["alembic"]
-            for key in ("script_location", "version_locations"):
-                value = table.get(key)
-                if isinstance(value, str):
-                    values[key] = value.replace("%(here)s", str(base))
-                elif isinstance(value, list):
-                    values[key] = "\n".join(str(item).replace("%(here)s", str(base)) for item in value)
+            table = files.toml_table(toml, "tool", "alembic")
+            for key in table.keys() & {"script_location", "version_locations"}:
+                items = table[key] if isinstance(table[key], list) else [table[key]]
+                values[key] = "\n".join(str(item).replace("%(here)s", str(base)) for item in items)
         if ini is not None:
             parser = configparser.ConfigParser({"here": str(base)})
             try:
@@ -106,15 +95,12 @@ class AlembicSource(Configured):
                     if parser.has_option("alembic", key):
                         values.setdefault(key, parser.get("alembic", key))
             except configparser.Error as error:
-                raise MigrationError(
-                    f"{self.text}: {files.relative(ini, self._root)}: {error}".replace("\n", " "),
-                    source=self.text,
-                ) from error
+                message = f"{files.relative(ini, self._root)}: {error}".replace("\n", " ")
+                raise self.failure(message) from error
         location = values.get("script_location")
         if not location:
-            raise MigrationError(
-                f"{self.text}: {files.relative(ini or base, self._root)} says no script_location in [alembic]",
-                source=self.text,
+            raise self.failure(
+                f"{files.relative(ini or base, self._root)} says no script_location in [alembic]"
             )
         places = [location, *_split_locations(values.get("version_locations", ""))]
         # "package:folder" names a folder of an installed package: its version stands for its files.
@@ -127,10 +113,3 @@ def _split_locations(text: str) -> list[str]:
     for separator in ("\n", ",", os.pathsep, ";"):
         text = text.replace(separator, " ")
     return text.split()
-
-
-def _has_table(path: Path) -> bool:
-    try:
-        return isinstance(tomllib.loads(path.read_text("utf-8"))["tool"]["alembic"], dict)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.migrations.port import Configured, MigrationContext
+
 KEPT_LINES = 400
 """Lines of output that are kept: the tail tells what went wrong."""
 SHOWN_LINES = 30
@@ -39,6 +41,51 @@ class Finished:
         shown = lines[-SHOWN_LINES:]
         head = [f"  … {len(lines) - len(shown)} lines before"] if len(lines) > len(shown) else []
         return "\n".join([*head, *(f"  {line[:400]}" for line in shown)]) or "  (it printed nothing)"
+
+
+def migrate(
+    source: Configured,
+    argv: Sequence[str],
+    context: MigrationContext,
+    *,
+    step: str,
+    cwd: Path,
+    interpreted: bool = False,
+    stdin: bytes = b"",
+) -> None:
+    """Run a program that migrates, in the context's environment and time; its output is the progress.
+
+    Args:
+        step: what is run, for messages.
+        interpreted: whether the program is an interpreter, so that step and program must both be named.
+
+    Raises:
+        MigrationError: it cannot be started, failed, or took too long; with its last lines.
+    """
+    context.progress(0, None, step)
+    try:
+        finished = run(
+            argv,
+            cwd=cwd,
+            environment=context.environment,
+            timeout=context.timeout,
+            line=lambda text: context.progress(0, None, text),
+            stdin=stdin,
+        )
+    except OSError as error:
+        raise source.failure(
+            f"{argv[0]} cannot be started: {error.strerror} (in {cwd}, with the PATH of this process)", step
+        ) from error
+    what, where = (f"{step} ", f" in {argv[0]}") if interpreted else ("", "")
+    if finished.code is None:
+        raise source.failure(
+            f"{what}still running after {context.timeout:g} s (migration_timeout), so it was ended "
+            f"with all its processes. Its output ends with:\n{finished.tail}",
+            step,
+        )
+    if finished.code != 0:
+        how = f"exit code {finished.code}" if finished.code > 0 else f"signal {-finished.code}"
+        raise source.failure(f"{what}failed{where} with {how}. Its output ends with:\n{finished.tail}", step)
 
 
 def run(

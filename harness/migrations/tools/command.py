@@ -7,7 +7,6 @@ import shutil
 from functools import cached_property
 from pathlib import Path
 
-from harness.errors import MigrationError
 from harness.migrations.hashing import files, watched
 from harness.migrations.port import Configured, MigrationContext
 from harness.migrations.tools import child
@@ -24,38 +23,8 @@ class CommandSource(Configured):
         return files.digest(parts)
 
     def apply(self, context: MigrationContext) -> None:
-        command = self._spec.argument
         argv = self.argv(context.environment.get("PATH"))
-        context.progress(0, None, command)
-        try:
-            finished = child.run(
-                argv,
-                cwd=self._root,
-                environment=context.environment,
-                timeout=context.timeout,
-                line=lambda text: context.progress(0, None, text),
-            )
-        except OSError as error:
-            raise MigrationError(
-                f"{self.text}: {argv[0]} cannot be started: {error.strerror} (in {self._root}, with the PATH "
-                f"of this process)",
-                source=self.text,
-                step=command,
-            ) from error
-        if finished.code is None:
-            raise MigrationError(
-                f"{self.text}: still running after {context.timeout:g} s (migration_timeout), so it was "
-                f"ended with all its processes. Its output ends with:\n{finished.tail}",
-                source=self.text,
-                step=command,
-            )
-        if finished.code != 0:
-            how = f"exit code {finished.code}" if finished.code > 0 else f"signal {-finished.code}"
-            raise MigrationError(
-                f"{self.text}: failed with {how}. Its output ends with:\n{finished.tail}",
-                source=self.text,
-                step=command,
-            )
+        child.migrate(self, argv, context, step=self._spec.argument, cwd=self._root)
 
     def argv(self, path: str | None) -> list[str]:
         """Words to run without a shell where the text is plain words, else ``sh -c text``.
@@ -69,7 +38,7 @@ class CommandSource(Configured):
         try:
             words = shlex.split(command)
         except ValueError as error:
-            raise MigrationError(f"{self.text}: {error}", source=self.text, step=command) from None
+            raise self.failure(str(error), command) from None
         # FOO=bar cmd is the shell's syntax too.
         if "=" in words[0].split("/")[0]:
             return ["sh", "-c", command]
@@ -79,12 +48,11 @@ class CommandSource(Configured):
         else:
             found = shutil.which(program, path=path)
         if found is None:
-            raise MigrationError(
-                f"{self.text}: there is no program {program!r} "
+            raise self.failure(
+                f"there is no program {program!r} "
                 f"{'below ' + str(self._root) if '/' in program else 'on PATH'}; "
                 f"install it, or write the path of the one to use",
-                source=self.text,
-                step=command,
+                command,
             )
         return [str(self._root / program) if "/" in program else found, *words[1:]]
 
@@ -93,6 +61,3 @@ class CommandSource(Configured):
         if self._spec.watch is not None:
             return watched.matching(self._root, self._spec.watch, source=self.text)
         return watched.guessed(self._root, self._spec.argument, source=self.text)
-
-
-__all__ = ["CommandSource"]

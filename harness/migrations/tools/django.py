@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import tempfile
-import tomllib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.config.state_file import StateFile, Unreadable
 from harness.dsn import Dsn
-from harness.errors import MigrationError
+from harness.migrations.detect import DJANGO_TABLES, django_settings
 from harness.migrations.hashing import files, imports, watched
 from harness.migrations.port import Configured, MigrationContext
 from harness.migrations.tools import project_child
 
 ADAPTER = "django 1"
+VARIABLE = "DJANGO_SETTINGS_MODULE"
 _LIST_TIMEOUT = 120.0
 """Seconds that importing the settings and the apps may take."""
 
@@ -42,7 +41,7 @@ class DjangoSource(Configured):
                 own += [path for path in (Path(folder).parent / "apps.py",) if path.is_file()]
         project = self._settings[1]
         found = imports.closure(
-            (path for path in own if path.suffix == ".py"), [project, *project_child.source_roots(self._root)]
+            (path for path in own if path.suffix == ".py"), project_child.source_roots(self._root, project)
         )
         found |= {Path(os.path.realpath(path)) for path in own}
         if self._spec.watch is not None:
@@ -50,7 +49,6 @@ class DjangoSource(Configured):
         return files.digest([*parts, *watched.hash_files(sorted(found), self._root, source=self.text)])
 
     def apply(self, context: MigrationContext) -> None:
-        context.progress(0, None, "manage.py migrate")
         self._child(context, "manage.py migrate", list_to="")
 
     def _child(self, context: MigrationContext, step: str, *, list_to: str) -> None:
@@ -59,7 +57,7 @@ class DjangoSource(Configured):
             "run_django",
             {
                 "settings": module,
-                "path": project_child.search_path(project, *project_child.source_roots(self._root)),
+                "path": project_child.source_roots(self._root, project),
                 "root": str(self._root),
                 "alias": context.alias,
                 "database": context.dsn.database,
@@ -70,7 +68,7 @@ class DjangoSource(Configured):
                 "list": list_to,
             },
             context,
-            source=self.text,
+            source=self,
             step=step,
             cwd=project,
         )
@@ -78,26 +76,24 @@ class DjangoSource(Configured):
     @cached_property
     def _settings(self) -> tuple[str, Path]:
         """The settings module, and the folder that it is imported from."""
-        managers = [self._root / "manage.py", *sorted(self._root.glob("*/manage.py"))]
-        managers += sorted(self._root.glob("*/*/manage.py"))
-        manager = next((path for path in managers if path.is_file() and _module_of(path)), None)
-        project = manager.parent if manager else self._root
-        if self._spec.argument:
-            return self._spec.argument, project
-        if named := self._environment.get("DJANGO_SETTINGS_MODULE"):
-            return named, project
-        if manager is not None:
-            return _module_of(manager), project
-        for names in (("tool", "pytest", "ini_options"), ("tool", "pytest"), ("tool", "django")):
-            value = _pyproject(self._root, names).get("DJANGO_SETTINGS_MODULE")
-            if isinstance(value, str):
-                return value, project
-        raise MigrationError(
-            f"{self.text}: no settings module was found: there is no manage.py with DJANGO_SETTINGS_MODULE in "
-            f"{self._root} or two folders below, and pyproject.toml names none. "
-            f'Name it: "django:config.settings"',
-            source=self.text,
+        managers = (
+            path for level in ("", "*/", "*/*/") for path in sorted(self._root.glob(f"{level}manage.py"))
         )
+        modules = ((path.parent, django_settings(_text(path))) for path in managers)
+        project, module = next(((folder, found) for folder, found in modules if found), (self._root, ""))
+        tables = (files.toml_table(self._root / "pyproject.toml", *names) for names in DJANGO_TABLES)
+        chosen = (
+            self._spec.argument
+            or self._environment.get(VARIABLE)
+            or module
+            or next((str(table[VARIABLE]) for table in tables if VARIABLE in table), "")
+        )
+        if not chosen:
+            raise self.failure(
+                f"no settings module was found: there is no manage.py with {VARIABLE} in {self._root} or two "
+                f'folders below, and pyproject.toml names none. Name it: "django:config.settings"'
+            )
+        return chosen, project
 
     @cached_property
     def _listing(self) -> dict[str, Any]:
@@ -171,20 +167,8 @@ def _state(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _module_of(manager: Path) -> str:
+def _text(path: Path) -> str:
     try:
-        text = manager.read_text("utf-8", "replace")
+        return path.read_text("utf-8", "replace")
     except OSError:
         return ""
-    match = re.search(r"""DJANGO_SETTINGS_MODULE['"]\s*[,\]]\s*=?\s*['"]([\w.]+)['"]""", text)
-    return match.group(1) if match else ""
-
-
-def _pyproject(root: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        table: Any = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
-        for name in names:
-            table = table[name]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return table if isinstance(table, dict) else {}

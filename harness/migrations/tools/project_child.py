@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from harness.errors import MigrationError
-from harness.migrations.port import MigrationContext
+from harness.migrations.port import Configured, MigrationContext
 from harness.migrations.tools import child
 
 PLACEHOLDER = "not_migrated_yet"
@@ -30,7 +30,7 @@ def run(
     parameters: Mapping[str, object],
     context: MigrationContext,
     *,
-    source: str,
+    source: Configured,
     step: str,
     cwd: Path,
 ) -> None:
@@ -40,38 +40,18 @@ def run(
         MigrationError: it failed, or took longer than the context allows; with its last lines.
     """
     script = Path(__file__).with_name("children") / "main.py"
-    environment = {**context.environment, "PYTHONUNBUFFERED": "1"}
-    try:
-        finished = child.run(
-            [sys.executable, str(script), name],
-            cwd=cwd,
-            environment=environment,
-            timeout=context.timeout,
-            line=lambda text: context.progress(0, None, text),
-            stdin=json.dumps(parameters).encode(),
-        )
-    except OSError as error:
-        raise MigrationError(
-            f"{source}: {sys.executable} cannot be started: {error.strerror}", source=source, step=step
-        ) from error
-    if finished.code is None:
-        raise MigrationError(
-            f"{source}: {step} still ran after {context.timeout:g} s (migration_timeout), so it was ended "
-            f"with all its processes. Its output ends with:\n{finished.tail}",
-            source=source,
-            step=step,
-        )
-    if finished.code != 0:
-        raise MigrationError(
-            f"{source}: {step} failed (in {sys.executable}):\n{finished.tail}", source=source, step=step
-        )
+    child.migrate(
+        source,
+        [sys.executable, str(script), name],
+        replace(context, environment={**context.environment, "PYTHONUNBUFFERED": "1"}),
+        step=step,
+        cwd=cwd,
+        interpreted=True,
+        stdin=json.dumps(parameters, default=str).encode(),
+    )
 
 
-def search_path(*folders: Path) -> list[str]:
-    """Folders for the child's ``sys.path``, each once, in order."""
-    return list(dict.fromkeys(str(folder) for folder in folders))
-
-
-def source_roots(root: Path) -> Sequence[Path]:
-    """Where the project's own modules begin: the root, and ``src`` where there is one."""
-    return [root, *([root / "src"] if (root / "src").is_dir() else [])]
+def source_roots(root: Path, *before: Path) -> Sequence[Path]:
+    """Where the project's own modules begin, each once: those before, the root, and ``src`` where there is one."""
+    source = root / "src"
+    return list(dict.fromkeys([*before, root, *([source] if source.is_dir() else [])]))

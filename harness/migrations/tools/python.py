@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from harness.errors import MigrationError
 from harness.migrations.hashing import files, imports, watched
 from harness.migrations.port import Configured, MigrationContext
 from harness.migrations.tools import project_child
@@ -19,30 +17,26 @@ class PythonSource(Configured):
     """A callable that takes the URL, or nothing and reads ``DATABASE_URL``."""
 
     def fingerprint(self) -> str:
-        module = self._spec.argument.partition(":")[0]
         # A callable of an installed package: its version stands for its files.
-        versions = imports.installed_versions()
         return files.digest(
             [
                 ADAPTER,
                 self._spec.argument,
-                module,
-                *versions,
+                *imports.installed_versions(),
                 *watched.hash_files(self._files, self._root, source=self.text),
             ]
         )
 
     def apply(self, context: MigrationContext) -> None:
-        context.progress(0, None, self._spec.argument)
         project_child.run(
             "run_python",
             {
                 "callable": self._spec.argument,
                 "url": context.dsn.url,
-                "path": project_child.search_path(*project_child.source_roots(self._root)),
+                "path": project_child.source_roots(self._root),
             },
             context,
-            source=self.text,
+            source=self,
             step=self._spec.argument,
             cwd=self._root,
         )
@@ -56,23 +50,10 @@ class PythonSource(Configured):
     def _reachable(self) -> set[Path]:
         roots = project_child.source_roots(self._root)
         module = self._spec.argument.partition(":")[0]
-        begin = [path for root in roots for path in _module_files(root, module)]
-        modules = imports.closure(begin, roots)
+        modules = imports.closure(imports.files_of(module, roots), roots)
         data: set[Path] = set()
         for folder in {path.parent for path in modules if path.parent not in [Path(r) for r in roots]}:
             data.update(path for path in watched.walk(folder) if path.suffix in _DATA)
             if len(data) > watched.LIMIT:
-                raise MigrationError(
-                    f'{self.text}: more than {watched.LIMIT} data files below {folder}; use watch = ["…"]',
-                    source=self.text,
-                )
+                raise self.failure(f'more than {watched.LIMIT} data files below {folder}; use watch = ["…"]')
         return modules | data
-
-
-def _module_files(root: Path, module: str) -> Iterator[Path]:
-    parts = module.split(".")
-    for length in range(1, len(parts) + 1):
-        place = root.joinpath(*parts[:length])
-        for candidate in (place.with_name(place.name + ".py"), place / "__init__.py"):
-            if candidate.is_file():
-                yield candidate

@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, connect, translated
-from harness.servers.port import Backend, Bakery, Finding, ServerInfo, ServerRequest
+from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, SnapshotStore
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
 LABEL = spec.LABEL
 
 
-class DockerBackend:
+class DockerBackend(Backend):
     """Servers in containers.
 
     Args:
@@ -95,7 +94,7 @@ class DockerBackend:
     def examine(self) -> Iterator[Finding]:
         """The daemon and the image."""
         yield Finding("ok", self.available())
-        if self.has_image():
+        if image_.find(self.daemon, self.daemon.prefix + self.image) is not None:
             yield Finding("ok", f"the image {self.image} is there")
         else:
             yield Finding(
@@ -126,12 +125,12 @@ class DockerBackend:
                 # Its maker was killed before it started: no server, and nobody else's (there is a lock).
                 with translated(f"remove the container {container.short_id}"):
                     container_.remove(self.daemon, container.id)
-        if request.base is None:
+        if request.snapshot is None:
             image = image_.ensure(self.daemon, self.image)
         else:
-            image = image_.baked(self.daemon, request.base)
+            image = image_.baked(self.daemon, request.snapshot)
         limit = self.memory_limit if request.memory is None else request.memory
-        plan = spec.Plan.of(
+        made_of = spec.ContainerSpec.of(
             request,
             self.daemon.about(),
             image=image,
@@ -139,7 +138,7 @@ class DockerBackend:
             memory_limit=limit,
             shm_size=self.shm_size,
         )
-        return container_.run(self.daemon, plan, request)
+        return container_.run(self.daemon, made_of, request)
 
     def free_memory(self) -> int:
         """Bytes that containers may take: the daemon's, cut by what is free on this machine where it runs here.
@@ -151,12 +150,12 @@ class DockerBackend:
         # Of a daemon elsewhere only the whole is known: half of it may be taken already.
         return min(known, here) if self.daemon.local and here else known // 2
 
-    def snapshots(self) -> Bakery:
+    def snapshots(self) -> SnapshotStore:
         """Images that are committed from containers."""
-        # Here: only what bakes or starts from a bake needs it.
-        from harness.servers.docker.snapshots import DockerBakery
+        # Here: only what bakes, or starts from a snapshot, needs it.
+        from harness.servers.docker.snapshots import DockerSnapshots
 
-        return DockerBakery(self, self._cache)
+        return DockerSnapshots(self, self._cache)
 
     def _revive(self, container: Any, request: ServerRequest) -> ServerInfo | None:
         state = container.status
@@ -201,21 +200,6 @@ class DockerBackend:
             if rest:
                 yield rest
 
-    def has_image(self) -> bool:
-        """Whether the image is on the daemon already.
-
-        Raises:
-            BackendUnavailable: no daemon answers.
-        """
-        import docker.errors
-
-        with translated(f"look for the image {self.image}"):
-            try:
-                self.daemon.client.images.get(self.daemon.prefix + self.image)
-            except docker.errors.ImageNotFound:
-                return False
-        return True
-
     def psql(
         self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
     ) -> Sequence[str] | None:
@@ -247,7 +231,6 @@ class DockerBackend:
         return found
 
     def _info(self, container: Any) -> ServerInfo | None:
-        labels = container.labels
         try:
             password = container_.read_password(container)
             with translated(f"look at the container {container.short_id}"):
@@ -256,8 +239,4 @@ class DockerBackend:
         except (BackendError, ServerStartError):
             # Removed between two looks, or half made: not a server.
             return None
-        ttl = labels.get(f"{LABEL}.ttl", "")
-        return replace(
-            container_.info_of(dsn, container),
-            ttl=float(ttl) if ttl else None,
-        )
+        return container_.info_of(dsn, container)

@@ -8,7 +8,6 @@ import logging
 import tarfile
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 from harness.dsn import Dsn
@@ -27,41 +26,44 @@ _LATE = 1.0
 """Seconds in which a container appears whose creation was interrupted."""
 
 
-def run(daemon: Daemon, plan: spec.Plan, request: ServerRequest) -> ServerInfo:
+def run(daemon: Daemon, made_of: spec.ContainerSpec, request: ServerRequest) -> ServerInfo:
     """Create, fill, start, wait. Whatever goes wrong (Ctrl-C too), nothing is left behind."""
-    if plan.foreign:
+    if made_of.foreign:
         # Not refused: an emulator may be registered, as Docker Desktop's is.
         logger.info(
-            "docker: the image %s: %s; it runs slowly by emulation, or not at all", plan.name, plan.foreign
+            "docker: the image %s: %s; it runs slowly by emulation, or not at all",
+            made_of.name,
+            made_of.foreign,
         )
-    fed = plan.fed and daemon.feeds
+    fed = made_of.fed and daemon.feeds
     try:
-        container = spec.create(daemon, plan, request, fed=fed)
+        container = spec.create(daemon, made_of, request, fed=fed)
     except BackendError as error:
-        raise ServerStartError(f"{error} (image {plan.name})") from error
+        raise ServerStartError(f"{error} (image {made_of.name})") from error
     except BaseException:
         _remove_late(daemon, spec.name_of(request))
         raise
-    output = Output(brought=request.base is not None)
+    output = Output(brought=request.snapshot is not None)
     try:
         with translated(f"fill the container {container.short_id}"):
             # Unpacking takes the daemon 45 ms, a process of its own and a mount.
             if not fed:
-                container.put_archive("/", spec.archive(request, plan))
+                container.put_archive("/", spec.archive(request, made_of))
             # Before the start: auto_remove destroys the log together with the container.
             output.attach(container)
-        with feeding(daemon, container, spec.feed(request, plan)) if fed else nullcontext(), daemon.turn():
-            _start(container, plan.name, plan.foreign)
+        with feeding(daemon, container, spec.feed(request, made_of)) if fed else nullcontext(), daemon.turn():
+            _start(container, made_of.name, made_of.foreign)
         info = info_of(_wait_for_address(daemon, container, request.password), container)
-        info = replace(info, ttl=request.ttl)
-        wait(daemon, container, info, timeout=request.start_timeout, output=output, foreign=plan.foreign)
+        wait(daemon, container, info, timeout=request.start_timeout, output=output, foreign=made_of.foreign)
     except BaseException:
         with translated(f"remove the container {container.short_id}"):
             remove(daemon, container.id)
         raise
     finally:
         output.detach()
-    where = f"in memory (at most {plan.memory // memory.MB} MB)" if plan.storage == "memory" else "on disk"
+    where = (
+        f"in memory (at most {made_of.memory // memory.MB} MB)" if made_of.storage == "memory" else "on disk"
+    )
     logger.info("docker: started %s, data %s", info.description, where)
     if not daemon.local and daemon.host:
         logger.info(
@@ -75,15 +77,8 @@ def run(daemon: Daemon, plan: spec.Plan, request: ServerRequest) -> ServerInfo:
 def _remove_late(daemon: Daemon, name: str) -> None:
     """After Ctrl-C while the daemon was creating it: its answer was not read, and the container may come yet."""
     deadline = time.monotonic() + _LATE
-    while time.monotonic() < deadline:
-        try:
-            daemon.client.api.remove_container(name, v=True, force=True)
-        except Exception as error:
-            if not gone(error):
-                raise
-            time.sleep(0.05)
-        else:
-            return
+    while time.monotonic() < deadline and _ask_to_remove(daemon, name) != 0:
+        time.sleep(0.05)
 
 
 def _start(container: Any, name: str, foreign: str) -> None:
@@ -197,16 +192,23 @@ def _tail_of(container: Any) -> str:
 def remove(daemon: Daemon, handle: str) -> None:
     """Remove a container and its volumes, and wait until it is gone; that it is gone already is success."""
     deadline = time.monotonic() + _REMOVAL
-    while True:
-        try:
-            daemon.client.api.remove_container(handle, v=True, force=True)
-        except Exception as error:
-            if not gone(error):
-                raise
-            # 409: the daemon is removing it by itself (auto_remove), and it is still listed meanwhile.
-            if error.response.status_code == 404 or time.monotonic() > deadline:  # type: ignore[attr-defined]
+    while (refusal := _ask_to_remove(daemon, handle)) != 404:
+        # 409: the daemon is removing it by itself (auto_remove), and it is still listed meanwhile.
+        if refusal:
+            if time.monotonic() > deadline:
                 return
             time.sleep(0.02)
+
+
+def _ask_to_remove(daemon: Daemon, handle: str) -> int:
+    """0 where the daemon does it; 404 where there is no such container, 409 where it is removing it already."""
+    try:
+        daemon.client.api.remove_container(handle, v=True, force=True)
+    except Exception as error:
+        if status := gone(error):
+            return status
+        raise
+    return 0
 
 
 def _wait_for_address(daemon: Daemon, container: Any, password: str) -> Dsn:
@@ -237,19 +239,19 @@ def address(daemon: Daemon, container: Any, password: str) -> Dsn:
 
 def info_of(dsn: Dsn, container: Any) -> ServerInfo:
     """What the labels say."""
-    labels = container.labels
-    image = labels.get(f"{spec.LABEL}.image", "?")
+    said = {key.removeprefix(f"{spec.LABEL}."): value for key, value in container.labels.items()}
     return ServerInfo(
         dsn=dsn,
-        server_id=labels.get(f"{spec.LABEL}.server-id", ""),
+        server_id=said.get("server-id", ""),
         backend="docker",
-        purpose=labels.get(f"{spec.LABEL}.purpose", ""),
-        storage=labels.get(f"{spec.LABEL}.storage", "disk"),
+        purpose=said.get("purpose", ""),
+        storage=said.get("storage", "disk"),
         handle=container.id,
-        description=f"{image} in container {container.short_id}",
-        project=labels.get(f"{spec.LABEL}.project", ""),
-        root=labels.get(f"{spec.LABEL}.root", ""),
-        made_with=_made_with(labels.get(f"{spec.LABEL}.made-with", "{}")),
+        ttl=float(said["ttl"]) if said.get("ttl") else None,
+        description=f"{said.get('image', '?')} in container {container.short_id}",
+        project=said.get("project", ""),
+        root=said.get("root", ""),
+        made_with=_made_with(said.get("made-with", "{}")),
     )
 
 

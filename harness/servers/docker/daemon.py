@@ -108,7 +108,8 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
             f"the Docker daemon at {where} does not answer: {reason}", remedies=_REMEDIES
         )
     try:
-        from testcontainers.core.docker_client import DockerClient
+        # Here: 0.3 s, for nothing where no daemon runs.
+        from testcontainers.core import config, docker_client
     except Exception as error:
         raise BackendUnavailable(
             f"the Docker client cannot be loaded: {error}", remedies=_REMEDIES
@@ -119,7 +120,8 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
 
     def open_() -> None:
         try:
-            daemon = _describe(DockerClient(), socket)
+            prefix = getattr(config.testcontainers_config, "hub_image_name_prefix", "") or ""
+            daemon = _describe(docker_client.DockerClient(), socket, prefix)
             if given_up.is_set():
                 # Nobody takes it any more: left to the garbage collector it would be an unclosed socket.
                 daemon.client.close()
@@ -143,7 +145,7 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
     if not isinstance(failure, Exception):
         raise failure
     raise BackendUnavailable(
-        f"the Docker daemon at {where} does not answer: {_text(failure)}", remedies=_REMEDIES
+        f"the Docker daemon at {where} does not answer: {text_of(failure)}", remedies=_REMEDIES
     ) from failure
 
 
@@ -178,17 +180,11 @@ def _socket(environ: Mapping[str, str]) -> str | None:
     home = environ.get("HOME") or os.path.expanduser("~")
     if environ.get("DOCKER_HOST") or environ.get("DOCKER_CONTEXT") or os.name == "nt":
         return None
-    try:
-        if "tc.host" in Path(home, ".testcontainers.properties").read_text():
-            return None
-    except (OSError, UnicodeDecodeError):
-        pass
     config = Path(environ.get("DOCKER_CONFIG") or Path(home, ".docker"), "config.json")
-    try:
-        if '"currentContext"' in config.read_text():
-            return None
-    except (OSError, UnicodeDecodeError):
-        pass
+    if _mentions(Path(home, ".testcontainers.properties"), "tc.host") or _mentions(
+        config, '"currentContext"'
+    ):
+        return None
     runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     for path in (
         "/var/run/docker.sock",
@@ -203,6 +199,13 @@ def _socket(environ: Mapping[str, str]) -> str | None:
             return f"unix://{path}"
     # A socket that we may not use deserves the daemon's own refusal, not "none was found".
     return "unix:///var/run/docker.sock" if os.path.exists("/var/run/docker.sock") else ""
+
+
+def _mentions(path: Path, word: str) -> bool:
+    try:
+        return word in path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 @contextmanager
@@ -220,10 +223,7 @@ def _environment(host: str | None) -> Iterator[None]:
             os.environ["DOCKER_HOST"] = before
 
 
-def _describe(tc: Any, socket: str | None) -> Daemon:
-    from testcontainers.core.config import testcontainers_config
-
-    prefix = getattr(testcontainers_config, "hub_image_name_prefix", "") or ""
+def _describe(tc: Any, socket: str | None, prefix: str) -> Daemon:
     mode = getattr(tc.get_connection_mode(), "value", "docker_host")
     host = tc.host()
     where = socket or os.environ.get("DOCKER_HOST") or str(tc.client.api.base_url)
@@ -249,20 +249,24 @@ def translated(doing: str) -> Iterator[None]:
     Raises:
         ServerLost: the daemon does not answer (any more). BackendError: it refused.
     """
-    import docker.errors
-    import requests.exceptions
+    # Here: 0.3 s, for nothing where no daemon runs.
+    from docker.errors import APIError, DockerException
+    from requests.exceptions import RequestException
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
-    except docker.errors.APIError as error:
-        raise BackendError(f"Docker refused to {doing}: {_text(error)}") from error
-    except (requests.exceptions.RequestException, docker.errors.DockerException) as error:
+    except APIError as error:
+        raise BackendError(f"Docker refused to {doing}: {text_of(error)}") from error
+    # What comes as a stream is read past the client: urllib3's own errors get through.
+    except (RequestException, HTTPError, DockerException) as error:
         raise ServerLost(
-            f"the Docker daemon stopped answering (while it should {doing}): {_text(error)}"
+            f"the Docker daemon stopped answering (while it should {doing}): {text_of(error)}"
         ) from error
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """What an error of the Docker client says, in one line without its wrappings."""
     text = str(getattr(error, "explanation", None) or error)
     if "Max retries exceeded" in text or "Connection aborted" in text:
         # urllib3 wraps the system's own words ("Connection refused") in a screen of its own.
@@ -270,6 +274,7 @@ def _text(error: BaseException) -> str:
     return " ".join(text.split())[:400]
 
 
-def gone(error: BaseException) -> bool:
-    """Whether the daemon says that the container is not there, or is being removed already (404, 409)."""
-    return getattr(getattr(error, "response", None), "status_code", None) in (404, 409)
+def gone(error: BaseException) -> int:
+    """404 where the daemon says that a thing is not there, 409 where it is in use or being removed already; else 0."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if status in (404, 409) else 0

@@ -6,8 +6,8 @@ import logging
 import time
 from typing import Any
 
-from harness.errors import BackendUnavailable, ServerStartError
-from harness.servers.docker.daemon import Daemon, translated
+from harness.errors import BackendError, BackendUnavailable, ServerStartError
+from harness.servers.docker.daemon import Daemon, gone, text_of, translated
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
@@ -21,29 +21,16 @@ def ensure(daemon: Daemon, name: str) -> Any:
     Raises:
         BackendUnavailable: there is no such image, or it cannot be pulled.
     """
-    import docker.errors
-    import requests.exceptions
-    import urllib3.exceptions
-
     full = daemon.prefix + name
-    with translated(f"look for the image {full}"):
-        try:
-            return daemon.client.images.get(full)
-        except docker.errors.ImageNotFound:
-            pass
+    if (found := find(daemon, full)) is not None:
+        return found
     logger.info("docker: pulling %s", full)
     try:
-        _pull(daemon, full)
-        return daemon.client.images.get(full)
-    except (
-        docker.errors.DockerException,
-        # While a pull is read, the client lets these through as they are.
-        requests.exceptions.RequestException,
-        urllib3.exceptions.HTTPError,
-    ) as error:
-        reason = " ".join(str(getattr(error, "explanation", None) or error).split())[:300]
-    except _PullFailed as error:
-        reason = str(error)
+        with translated(f"pull {full}"):
+            _pull(daemon, full)
+            return daemon.client.images.get(full)
+    except BackendError as error:
+        reason = text_of(error.__cause__ or error)
     raise BackendUnavailable(
         f"the image {full} is not on this Docker daemon and cannot be pulled: {reason}",
         checked=[f"images of {daemon.where}", f"the registry of {full}"],
@@ -61,19 +48,27 @@ def baked(daemon: Daemon, reference: str) -> Any:
     Raises:
         ServerStartError: it was removed meanwhile.
     """
-    import docker.errors
+    found = find(daemon, reference)
+    if found is None:
+        raise ServerStartError(
+            f"the baked image {reference[:19]} was removed: run again, and it is baked anew"
+        )
+    return found
 
-    with translated(f"look for the baked image {reference}"):
+
+def find(daemon: Daemon, reference: str) -> Any | None:
+    """The image of that name or id, where the daemon has it.
+
+    Raises:
+        BackendError: the daemon refused. ServerLost: it does not answer.
+    """
+    with translated(f"look for the image {reference}"):
         try:
             return daemon.client.images.get(reference)
-        except docker.errors.ImageNotFound:
-            raise ServerStartError(
-                f"the baked image {reference[:19]} was removed: run again, and it is baked anew"
-            ) from None
-
-
-class _PullFailed(Exception):
-    pass
+        except Exception as error:
+            if gone(error):
+                return None
+            raise
 
 
 def _pull(daemon: Daemon, full: str) -> None:
@@ -82,7 +77,7 @@ def _pull(daemon: Daemon, full: str) -> None:
     told = time.monotonic()
     for event in daemon.client.api.pull(repository, tag=tag, stream=True, decode=True):
         if "error" in event:
-            raise _PullFailed(" ".join(str(event["error"]).split())[:300])
+            raise BackendError(str(event["error"]))
         detail = event.get("progressDetail") or {}
         if event.get("status") in ("Downloading", "Extracting") and detail.get("total"):
             done[f"{event.get('id')}"] = (int(detail.get("current", 0)), int(detail["total"]))

@@ -61,10 +61,7 @@ class Output:
                 self._lines.append(rest)
             self.ended.set()
             self._told.set()
-            # close() ends the reading only: the connection itself stays open until its response is closed.
-            for each in (stream, getattr(stream, "_response", None)):
-                with contextlib.suppress(Exception):
-                    each.close()  # type: ignore[union-attr]
+            _close(stream)
 
     def tail(self) -> str:
         """The last lines so far."""
@@ -99,6 +96,13 @@ def feeding(daemon: Daemon, container: Any, content: bytes) -> Iterator[None]:
             raise ServerLost(f"the Docker daemon hung up while it took our settings: {error}") from error
         yield
     finally:
-        for each in (stream, getattr(stream, "_response", None), socket):
-            with contextlib.suppress(Exception):
-                each.close()  # type: ignore[union-attr]
+        _close(stream)
+        with contextlib.suppress(OSError):
+            socket.close()
+
+
+def _close(stream: Any) -> None:
+    # Its close() ends the reading only: the connection itself stays open until its response is closed.
+    for each in (stream, getattr(stream, "_response", None)):
+        with contextlib.suppress(Exception):
+            each.close()  # type: ignore[union-attr]

@@ -1,23 +1,24 @@
-"""Baked bases of containers: local images, committed from a container that was stopped cleanly."""
+"""Snapshots of containers: local images, committed from a container that was stopped cleanly."""
 
 from __future__ import annotations
 
-import calendar
 import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.state_file import StateFile
 from harness.errors import BackendError, ServerStartError
+from harness.postgres.session import Session
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
-from harness.servers.docker.daemon import translated
+from harness.servers.docker.daemon import gone, translated
 from harness.servers.docker.spec import LABEL
-from harness.servers.port import Base, Origin, ServerInfo
+from harness.servers.port import CUT_OFF, STOP_PATIENCE, Origin, ServerInfo, Snapshot, SnapshotStore, private
 
 if TYPE_CHECKING:
     from harness.servers.docker.backend import DockerBackend
@@ -26,14 +27,9 @@ REPOSITORY = "pg-harness/baked"
 """Images of ours are ``pg-harness/baked:<key>``: a name that a registry's prefix can be put before."""
 
 _FORMAT = "docker 1"
-_PATIENCE = 120
-"""Seconds that a clean shutdown may take: its checkpoint writes everything."""
-
-_CUT_OFF = 15 * 60
-"""Seconds after which a stopped builder is nobody's work in progress."""
 
 
-class DockerBakery:
+class DockerSnapshots(SnapshotStore):
     """Keeps images.
 
     Args:
@@ -74,22 +70,14 @@ class DockerBakery:
         note.note({"major": int(found[1])})
         return int(found[1])
 
-    def find(self, key: str) -> Base | None:
+    def find(self, key: str) -> Snapshot | None:
         """The image of that key, if its label agrees."""
-        import docker.errors
-
-        with translated(f"look for the image {REPOSITORY}:{key}"):
-            try:
-                image = self._backend.daemon.client.images.get(f"{REPOSITORY}:{key}")
-            except docker.errors.ImageNotFound:
-                return None
-        found = _base(image)
+        image = image_.find(self._backend.daemon, f"{REPOSITORY}:{key}")
+        found = None if image is None else _snapshot(image)
         return found if found is not None and found.key == key else None
 
-    def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Base:
+    def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Snapshot:
         """Forget the passwords, stop, commit; the tag, which makes it findable, comes with the last step."""
-        from harness.postgres.session import Session
-
         with Session.connect(info.dsn) as session:
             session.execute("alter role postgres password null")
         daemon = self._backend.daemon
@@ -100,7 +88,7 @@ class DockerBakery:
             done = container.exec_run(["rm", "-f", *secrets], user="0:0")
             if done.exit_code != 0:
                 raise BackendError(f"the password file cannot be removed before baking: {done.output!r}")
-            container.stop(timeout=_PATIENCE)
+            container.stop(timeout=int(STOP_PATIENCE))
             container.reload()
         code = container.attrs["State"].get("ExitCode")
         if code != 0:
@@ -114,7 +102,7 @@ class DockerBakery:
             )
             container_.remove(daemon, container.id)
             image = daemon.client.images.get(made["Id"])
-        found = _base(image)
+        found = _snapshot(image)
         if found is None:
             raise BackendError(f"the image {REPOSITORY}:{key} was committed and lacks its labels")
         # Baked again (`bake --rebuild`): the one before has lost its tag, and nobody would ever look for it.
@@ -123,31 +111,27 @@ class DockerBakery:
                 self.remove(older)
         return found
 
-    def touch(self, base: Base) -> None:
+    def touch(self, snapshot: Snapshot) -> None:
         """Tag it again: the daemon notes when that was."""
         with translated("tag an image"):
-            self._backend.daemon.client.api.tag(base.ref, REPOSITORY, base.key, force=True)
+            self._backend.daemon.client.api.tag(snapshot.ref, REPOSITORY, snapshot.key, force=True)
 
-    def list(self) -> Sequence[Base]:
+    def list(self) -> Sequence[Snapshot]:
         """All images of ours on this daemon."""
         with translated("list its images"):
             images = self._backend.daemon.client.images.list(filters={"label": f"{LABEL}.baked"})
-        found = [_base(image) for image in images]
-        return [base for base in found if base is not None]
+        found = [_snapshot(image) for image in images]
+        return [snapshot for snapshot in found if snapshot is not None]
 
-    def remove(self, base: Base) -> bool:
+    def remove(self, snapshot: Snapshot) -> bool:
         """Remove the image; one that containers still use is left."""
-        import docker.errors
-
         with translated("remove an image"):
             try:
                 # By its id: layers that lost their tag to a newer image go as well.
-                self._backend.daemon.client.images.remove(base.ref, force=False)
-            except docker.errors.ImageNotFound:
-                return True
-            except docker.errors.APIError as error:
-                if error.response is not None and error.response.status_code == 409:
-                    return False
+                self._backend.daemon.client.images.remove(snapshot.ref, force=False)
+            except Exception as error:
+                if status := gone(error):
+                    return status == 404
                 raise
         return True
 
@@ -165,8 +149,8 @@ class DockerBakery:
             ended = container.attrs.get("State", {}).get("FinishedAt") or ""
             began = container.attrs.get("Created") or ""
             idle = time.time() - max(_seconds(ended), _seconds(began))
-            own = container.labels.get(f"{LABEL}.purpose", "").startswith(("run-", "bake-"))
-            if own and idle > _CUT_OFF:
+            own = private(container.labels.get(f"{LABEL}.purpose", ""))
+            if own and idle > CUT_OFF:
                 with translated(f"remove the container {container.short_id}"):
                     container_.remove(daemon, container.id)
                 gone.append(container.name)
@@ -196,7 +180,7 @@ def _quoted(value: str) -> str:
     return '"' + " ".join(escaped.splitlines()) + '"'
 
 
-def _base(image: Any) -> Base | None:
+def _snapshot(image: Any) -> Snapshot | None:
     labels = image.labels or {}
     try:
         key = labels[f"{LABEL}.baked"]
@@ -206,7 +190,9 @@ def _base(image: Any) -> Base | None:
         return None
     tagged = _seconds((image.attrs.get("Metadata") or {}).get("LastTagTime") or "")
     used = max(created, tagged)
-    return Base(image.id, key, "docker", _own_size(image), created, used, facts, name=f"{REPOSITORY}:{key}")
+    return Snapshot(
+        image.id, key, "docker", _own_size(image), created, used, facts, name=f"{REPOSITORY}:{key}"
+    )
 
 
 def _own_size(image: Any) -> int:
@@ -217,12 +203,8 @@ def _own_size(image: Any) -> int:
 
 
 def _seconds(text: str) -> float:
-    """Seconds since 1970 of Docker's times; 0 for none."""
-    found = re.match(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.\d+)?(?:Z|([+-])(\d\d):(\d\d))?", text)
-    if found is None or text.startswith("0001"):
+    """Seconds since 1970 of Docker's times; 0 for none, which may be in the year 1."""
+    try:
+        return max(0.0, datetime.fromisoformat(text).timestamp())
+    except ValueError:
         return 0.0
-    seconds = calendar.timegm(tuple(int(part) for part in found.groups()[:6]))
-    if found[7]:
-        offset = 60 * (60 * int(found[8]) + int(found[9]))
-        seconds -= offset if found[7] == "+" else -offset
-    return float(seconds)

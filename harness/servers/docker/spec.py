@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.servers import defaults, memory
 from harness.servers.docker.daemon import Daemon, translated
+from harness.servers.handshake import life_key
 from harness.servers.port import ServerRequest
 
 LABEL = "dev.pg-harness"
@@ -25,7 +26,7 @@ SCRIPTS = f"{LABEL}.scripts"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ContainerSpec:
     """What one container is made of.
 
     Attributes:
@@ -58,7 +59,7 @@ class Plan:
         name: str,
         memory_limit: int | None,
         shm_size: int,
-    ) -> Plan:
+    ) -> ContainerSpec:
         """Decide the storage: memory for runs, where the daemon's machine has room for it.
 
         Args:
@@ -104,7 +105,7 @@ def foreign(image: Any, about: Mapping[str, Any]) -> str:
     return f"it is for {wanted}, and the daemon's machine is {mine}"
 
 
-def create(daemon: Daemon, plan: Plan, request: ServerRequest, *, fed: bool) -> Any:
+def create(daemon: Daemon, made_of: ContainerSpec, request: ServerRequest, *, fed: bool) -> Any:
     """Create the container, not yet filled or started.
 
     Args:
@@ -113,23 +114,21 @@ def create(daemon: Daemon, plan: Plan, request: ServerRequest, *, fed: bool) -> 
     Raises:
         BackendError: the daemon refused.
     """
-    from harness.postgres.session import lock_key
-
     labels = {
         f"{LABEL}.project": request.project,
         f"{LABEL}.purpose": request.purpose,
         f"{LABEL}.server-id": request.server_id,
         f"{LABEL}.root": str(request.root),
-        f"{LABEL}.storage": plan.storage,
-        f"{LABEL}.image": plan.name,
+        f"{LABEL}.storage": made_of.storage,
+        f"{LABEL}.image": made_of.name,
         f"{LABEL}.ttl": "" if request.ttl is None else f"{request.ttl:g}",
         f"{LABEL}.made-with": json.dumps(dict(request.made_with)),
     }
     environment = {
-        "PGHARNESS_BASE": folder(plan.storage),
-        "PGHARNESS_USER": (plan.image.attrs.get("Config") or {}).get("User") or "",
+        "PGHARNESS_BASE": folder(made_of.storage),
+        "PGHARNESS_USER": (made_of.image.attrs.get("Config") or {}).get("User") or "",
         "PGHARNESS_TTL": "" if request.ttl is None else f"{request.ttl:g}",
-        "PGHARNESS_LOCK_KEY": str(lock_key("server", request.server_id)),
+        "PGHARNESS_LOCK_KEY": str(life_key(request)),
     }
     options: dict[str, Any] = {}
     if fed:
@@ -139,11 +138,11 @@ def create(daemon: Daemon, plan: Plan, request: ServerRequest, *, fed: bool) -> 
         options["ports"] = {"5432/tcp": (daemon.bind, None)}
     if daemon.network:
         options["network"] = daemon.network
-    if plan.storage == "memory":
-        options["tmpfs"] = {MEMORY: f"size={plan.memory},mode=1777"}
-    with translated(f"create a container from {plan.name}"):
+    if made_of.storage == "memory":
+        options["tmpfs"] = {MEMORY: f"size={made_of.memory},mode=1777"}
+    with translated(f"create a container from {made_of.name}"):
         return daemon.client.containers.create(
-            plan.image.id,
+            made_of.image.id,
             command=[],
             entrypoint=["/bin/sh", f"{HOME}/entrypoint.sh"],
             name=name_of(request),
@@ -156,7 +155,7 @@ def create(daemon: Daemon, plan: Plan, request: ServerRequest, *, fed: bool) -> 
             auto_remove=request.throwaway and not request.purpose.startswith("bake-"),
             # Reaps the watcher: it must not be the postmaster's child.
             init=True,
-            shm_size=plan.shm_size,
+            shm_size=made_of.shm_size,
             stop_signal="SIGINT",
             healthcheck={"test": ["NONE"]},
             **options,
@@ -168,34 +167,23 @@ def name_of(request: ServerRequest) -> str:
     return f"pg-harness-{request.project}-{request.purpose}-{request.server_id[:8]}"
 
 
-def settings_of(request: ServerRequest, plan: Plan) -> bytes:
+def settings_of(request: ServerRequest, made_of: ContainerSpec) -> bytes:
     """The server's settings, one a line."""
-    settings = defaults.complete(request.settings, storage=plan.storage, server_id=request.server_id)
+    settings = defaults.complete(request.settings, storage=made_of.storage, server_id=request.server_id)
     return defaults.render({**settings, "listen_addresses": "*", "port": "5432"}).encode()
 
 
-def feed(request: ServerRequest, plan: Plan) -> bytes:
+def feed(request: ServerRequest, made_of: ContainerSpec) -> bytes:
     """What a container whose image has the scripts reads from its standard input."""
-    return request.password.encode() + b"\n" + settings_of(request, plan) + b"\n"
+    return request.password.encode() + b"\n" + settings_of(request, made_of) + b"\n"
 
 
-def archive(request: ServerRequest, plan: Plan) -> bytes:
+def archive(request: ServerRequest, made_of: ContainerSpec) -> bytes:
     """All that is put into the container before it starts, as a tar file."""
-    scripts = {name: _script(name) for name in _SCRIPTS}
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for path, mode in ((HOME, 0o755), (DISK, 0o1777)):
-            entry = tarfile.TarInfo(path.lstrip("/"))
-            entry.type, entry.mode = tarfile.DIRTYPE, mode
-            tar.addfile(entry)
-        files = [(f"{HOME}/{name}", 0o755, text) for name, text in scripts.items()]
-        files.append((f"{HOME}/settings", 0o644, settings_of(request, plan)))
-        files.append((f"{HOME}/password", 0o400, request.password.encode() + b"\n"))
-        for path, mode, content in files:
-            entry = tarfile.TarInfo(path.lstrip("/"))
-            entry.size, entry.mode = len(content), mode
-            tar.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
+    files = [(name, 0o755, _script(name)) for name in _SCRIPTS]
+    files.append(("settings", 0o644, settings_of(request, made_of)))
+    files.append(("password", 0o400, request.password.encode() + b"\n"))
+    return _tar(((HOME, 0o755), (DISK, 0o1777)), files)
 
 
 _SCRIPTS = ("entrypoint.sh", "watch.sh")
@@ -213,10 +201,19 @@ def _script(name: str) -> bytes:
 
 def entrypoint() -> bytes:
     """The entrypoint alone, as a tar file: it can tell the version of an image's PostgreSQL."""
+    return _tar((), [("entrypoint.sh", 0o755, _script("entrypoint.sh"))])
+
+
+def _tar(folders: Iterable[tuple[str, int]], files: Iterable[tuple[str, int, bytes]]) -> bytes:
+    """A tar file of folders, and of files in :data:`HOME`; each with its mode."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        content = _script("entrypoint.sh")
-        entry = tarfile.TarInfo(f"{HOME}/entrypoint.sh".lstrip("/"))
-        entry.size, entry.mode = len(content), 0o755
-        tar.addfile(entry, io.BytesIO(content))
+        for path, mode in folders:
+            entry = tarfile.TarInfo(path.lstrip("/"))
+            entry.type, entry.mode = tarfile.DIRTYPE, mode
+            tar.addfile(entry)
+        for name, mode, content in files:
+            entry = tarfile.TarInfo(f"{HOME}/{name}".lstrip("/"))
+            entry.size, entry.mode = len(content), mode
+            tar.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()

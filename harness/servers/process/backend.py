@@ -5,25 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 from harness.config.project import Project
 from harness.dsn import Dsn
-from harness.errors import BackendUnavailable, ServerStartError
+from harness.errors import ServerStartError
 from harness.servers import defaults, handshake
 from harness.servers import memory as memory_
-from harness.servers.port import Backend, Bakery, Finding, ServerInfo, ServerRequest
+from harness.servers.port import Backend, ServerInfo, ServerRequest, SnapshotStore
 from harness.servers.process import cluster as cluster_
-from harness.servers.process.binaries import Binaries, choose, supported
-from harness.servers.process.record import Record, alive, end
-from harness.servers.process.user import Owner, enterable_binaries, make_folder
+from harness.servers.process.binaries import Binaries, choose
+from harness.servers.process.record import Record, alive, end, log_tail
+from harness.servers.process.user import ServerUser, enterable_binaries, make_folder
 
 logger = logging.getLogger("pg_harness.servers.process")
 
@@ -32,7 +31,7 @@ _ATTEMPTS = 10
 """How many ports are tried: between choosing and binding, somebody else may take one."""
 
 
-class ProcessBackend:
+class ProcessBackend(Backend):
     """Servers as processes of this machine.
 
     Args:
@@ -89,10 +88,6 @@ class ProcessBackend:
         found = self.binaries()
         return f"PostgreSQL {found.version} in {found.folder}"
 
-    def examine(self) -> Iterator[Finding]:
-        """The programs."""
-        yield Finding("ok", self.available())
-
     def binaries(self) -> Binaries:
         """The programs to use.
 
@@ -100,9 +95,6 @@ class ProcessBackend:
             BackendUnavailable: there are none, or this system cannot run them.
         """
         if self._found is None:
-            reason = supported()
-            if reason is not None:
-                raise BackendUnavailable(reason)
             self._found = choose(self._environ, folder=self._folder, version=self._version)
         return self._found
 
@@ -119,34 +111,26 @@ class ProcessBackend:
         Raises:
             BackendUnavailable: no binaries. ServerStartError: it did not become ready.
         """
-        owner = Owner.find()
+        user = ServerUser.find()
         for folder, record in self._records(request.project, request.purpose):
             if record.running(folder):
-                info = _info(folder, record)
-                handshake.wait(
-                    info.dsn,
-                    info.server_id,
-                    timeout=request.start_timeout,
-                    died=lambda: None,
-                    tail=_tail(folder),
-                )
-                return info
+                return _wait(folder, record, request)
             if request.purpose == "up" and (folder / "data" / "PG_VERSION").exists():
                 logger.info("process: the server in %s was stopped: starting it again, with its data", folder)
-                return self._launch(folder, _renewed(record, request), request, owner)
+                return self._launch(folder, _renewed(record, request), request, user)
             # What a server left that was killed together with its watcher.
             _remove(folder)
-        cache = owner.reachable(self.cache, "cache")
-        binaries = enterable_binaries(self.binaries(), owner, cache)
-        if request.base is not None:
-            cluster = cluster_.baked(request.base)
+        cache = user.reachable(self.cache, "cache")
+        binaries = enterable_binaries(self.binaries(), user, cache)
+        if request.snapshot is not None:
+            cluster = cluster_.baked(request.snapshot)
         else:
-            cluster = cluster_.cached(binaries, owner, cache)
-        storage, parent = self._place(request, owner)
+            cluster = cluster_.cached(binaries, user, cache)
+        storage, parent = self._place(request, user)
         folder = (
-            make_folder(parent, owner, 0o711) / f"{request.project}-{request.purpose}-{request.server_id[:8]}"
+            make_folder(parent, user, 0o711) / f"{request.project}-{request.purpose}-{request.server_id[:8]}"
         )
-        make_folder(folder, owner)
+        make_folder(folder, user)
         record = Record(
             project=request.project,
             purpose=request.purpose,
@@ -161,15 +145,14 @@ class ProcessBackend:
         )
         try:
             record.write(folder)
-            cluster_.copy(cluster.data, folder / "data", owner)
-            info = self._launch(folder, record, request, owner)
-        except OSError as error:
+            cluster_.copy(cluster.data, folder / "data", user)
+            info = self._launch(folder, record, request, user)
+        except BaseException as error:
             _remove(folder)
-            raise ServerStartError(
-                f"the server's files cannot be written in {folder}: {error.strerror}"
-            ) from error
-        except BaseException:
-            _remove(folder)
+            if isinstance(error, OSError):
+                raise ServerStartError(
+                    f"the server's files cannot be written in {folder}: {error.strerror}"
+                ) from error
             raise
         where = "in memory" if storage == "memory" else "on disk"
         logger.info(
@@ -203,32 +186,26 @@ class ProcessBackend:
         except FileNotFoundError:
             return
 
-    def psql(
-        self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
-    ) -> Sequence[str] | None:
-        """None: the server is on this machine, where psql was looked for already."""
-        return None
-
     def free_memory(self) -> int:
         """Bytes of memory that are free on this machine, cut by what the control groups leave; 0: unknown."""
         return memory_.free_memory()
 
-    def snapshots(self) -> Bakery:
+    def snapshots(self) -> SnapshotStore:
         """Data directories in the cache."""
-        # Here: only what bakes or starts from a bake needs it.
-        from harness.servers.process.snapshots import ProcessBakery
+        # Here: only what bakes, or starts from a snapshot, needs it.
+        from harness.servers.process.snapshots import ProcessSnapshots
 
-        return ProcessBakery(self)
+        return ProcessSnapshots(self)
 
-    def _place(self, request: ServerRequest, owner: Owner) -> tuple[str, Path]:
-        disk = owner.reachable(self._state / "servers", "servers")
+    def _place(self, request: ServerRequest, user: ServerUser) -> tuple[str, Path]:
+        disk = user.reachable(self._state / "servers", "servers")
         uid = os.getuid()
         memory = self._memory / f"pg-harness-{uid}" if self._memory is not None else None
         if request.storage == "disk" or memory is None:
             return "disk", disk
         room = 0
         if request.storage == "auto" and request.throwaway:
-            room = min(memory_.budget(self._limit), cluster_.free_bytes(memory.parent))
+            room = min(memory_.budget(self._limit), shutil.disk_usage(memory.parent).free)
         storage = memory_.storage(request.storage, room, throwaway=request.throwaway)
         return storage, memory if storage == "memory" else disk
 
@@ -249,34 +226,23 @@ class ProcessBackend:
                 if purpose in (None, record.purpose):
                     yield folder, record
 
-    def _launch(self, folder: Path, record: Record, request: ServerRequest, owner: Owner) -> ServerInfo:
+    def _launch(self, folder: Path, record: Record, request: ServerRequest, user: ServerUser) -> ServerInfo:
         chosen = record.port
         for attempt in range(_ATTEMPTS):
             # The same port as before, if it is free: a person's URLs stay the same.
             port = chosen if chosen and attempt == 0 else _free_port()
-            started = self._launch_once(folder, replace(record, port=port, ttl=request.ttl), request, owner)
-            info = _info(folder, started)
+            started = self._launch_once(folder, replace(record, port=port, ttl=request.ttl), request, user)
             try:
-                handshake.wait(
-                    info.dsn,
-                    info.server_id,
-                    timeout=request.start_timeout,
-                    died=lambda pid=started.pid: None if alive(pid) else "the server ended at once",  # type: ignore[misc]
-                    tail=_tail(folder),
-                )
+                return _wait(folder, started, request)
             except ServerStartError as error:
                 if "could not create any TCP/IP sockets" not in error.log_tail:
                     raise
-                _kill_watcher(started)
-                continue
-            return info
+                started.kill_watcher()
         raise ServerStartError(
-            f"no port on {_ADDRESS} could be bound in {_ATTEMPTS} attempts", log_tail=_tail(folder)()
+            f"no port on {_ADDRESS} could be bound in {_ATTEMPTS} attempts", log_tail=log_tail(folder)
         )
 
-    def _launch_once(self, folder: Path, record: Record, request: ServerRequest, owner: Owner) -> Record:
-        from harness.postgres.session import lock_key
-
+    def _launch_once(self, folder: Path, record: Record, request: ServerRequest, user: ServerUser) -> Record:
         settings = defaults.complete(request.settings, storage=record.storage, server_id=record.server_id)
         settings |= {
             "listen_addresses": _ADDRESS,
@@ -294,22 +260,20 @@ class ProcessBackend:
             )
         (folder / "settings").write_text(defaults.render(settings))
         (folder / "log").write_text("")
-        secret = folder / "pgpass"
-        secret.touch(0o600)
-        secret.write_text(f"*:*:*:postgres:{record.password}\n")
-        for name in ("log", "settings", "pgpass"):
-            owner.give(folder / name)
+        user.write_secret(folder / "pgpass", f"*:*:*:postgres:{record.password}")
+        for name in ("log", "settings"):
+            user.give(folder / name)
         command: list[str | Path] = ["/bin/sh", folder / "launch.sh", record.binaries, folder / "data"]
         command += [folder / "log", folder / "settings"]
         if record.ttl is not None:
-            command += [str(lock_key("server", record.server_id)), f"{record.ttl:g}", folder]
-        watcher = {"PGHOST": _ADDRESS, "PGPORT": str(record.port), "PGPASSFILE": str(secret)}
+            command += [str(handshake.life_key(request)), f"{record.ttl:g}", folder]
+        watcher = {"PGHOST": _ADDRESS, "PGPORT": str(record.port), "PGPASSFILE": str(folder / "pgpass")}
         try:
-            done = owner.run(command, timeout=30, env={**cluster_.BASE_ENVIRONMENT, **watcher})
+            done = user.run(command, timeout=30, env={**cluster_.BASE_ENVIRONMENT, **watcher})
             pid, watcher_pid = (int(number) for number in done.stdout.split())
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise ServerStartError(
-                f"the server cannot be launched: {error}", log_tail=_tail(folder)()
+                f"the server cannot be launched: {error}", log_tail=log_tail(folder)
             ) from error
         started = replace(record, pid=pid, watcher=watcher_pid)
         started.write(folder)
@@ -333,6 +297,19 @@ def _info(folder: Path, record: Record) -> ServerInfo:
     )
 
 
+def _wait(folder: Path, record: Record, request: ServerRequest) -> ServerInfo:
+    """The server of a postmaster that was started, once it answers."""
+    info = _info(folder, record)
+    handshake.wait(
+        info.dsn,
+        info.server_id,
+        timeout=request.start_timeout,
+        died=lambda: None if alive(record.pid) else "the server ended at once",
+        tail=lambda: log_tail(folder),
+    )
+    return info
+
+
 def _renewed(record: Record, request: ServerRequest) -> Record:
     """The record of a stopped server that starts again: its settings are new, its data and programs stay."""
     stays = {
@@ -342,18 +319,8 @@ def _renewed(record: Record, request: ServerRequest) -> Record:
 
 
 def _ours(folder: Path) -> bool:
-    owners = {os.getuid()} if os.getuid() != 0 else {0, Owner.find().uid}
+    owners = {os.getuid()} if os.getuid() != 0 else {0, ServerUser.find().uid}
     return folder.stat().st_uid in owners
-
-
-def _tail(folder: Path) -> Callable[[], str]:
-    def read() -> str:
-        try:
-            return defaults.tail((folder / "log").read_text(errors="replace"))
-        except OSError:
-            return ""
-
-    return read
 
 
 def _free_port() -> int:
@@ -363,20 +330,12 @@ def _free_port() -> int:
         return port
 
 
-def _kill_watcher(record: Record) -> None:
-    if record.watcher > 0 and alive(record.watcher):
-        try:
-            os.kill(record.watcher, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-
-
 def _remove(folder: Path) -> None:
     """End what runs in a folder of ours, then remove it."""
     record = Record.read(folder)
     if record is not None and record.running(folder):
         end(record.pid, patience=10)
-        _kill_watcher(record)
+        record.kill_watcher()
     # A watcher may be removing it at the same moment.
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)

@@ -49,7 +49,7 @@ class Binaries:
 
     @property
     def major(self) -> int:
-        """15 for 15.18."""
+        """The major version: 15 for 15.18."""
         found = re.match(r"\d+", self.version)
         return int(found[0]) if found else 0
 
@@ -62,8 +62,12 @@ def choose(environ: Mapping[str, str], *, folder: Path | None, version: str | No
         version: ``"17"`` or ``"17.2"``; None: the first that is found.
 
     Raises:
-        BackendUnavailable: none, or none of that version; it lists what was looked at.
+        BackendUnavailable: none, or none of that version; it lists what was looked at. Or they cannot be run here.
     """
+    if sys.platform == "win32":
+        raise BackendUnavailable(
+            "local binaries are started with POSIX tools, which Windows lacks: use Docker, WSL or a server URL"
+        )
     checked: list[str] = []
     for place, origin in _places(environ, folder):
         programs = [place / f"{name}{'.exe' if os.name == 'nt' else ''}" for name in ("postgres", "initdb")]
@@ -166,10 +170,3 @@ def _matches(found: str, wanted: str) -> bool:
 
 def _numbers(place: str) -> tuple[float, ...]:
     return tuple(float(number) for number in re.findall(r"\d+(?:\.\d+)?", place))
-
-
-def supported() -> str | None:
-    """Why this system cannot run servers from binaries; None where it can."""
-    if sys.platform == "win32":
-        return "local binaries are started with POSIX tools, which Windows lacks: use Docker, WSL or a server URL"
-    return None

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.config.project import file_lock
 from harness.errors import ServerStartError
 from harness.postgres import roles
 from harness.servers import defaults
 from harness.servers.process.binaries import Binaries
-from harness.servers.process.user import Owner, make_folder
+from harness.servers.process.user import ServerUser, make_once, renamed_last
 
 logger = logging.getLogger("pg_harness.servers.process")
 
@@ -42,83 +39,61 @@ class Cluster:
     password: str
 
 
-def cached(binaries: Binaries, owner: Owner, cache: Path) -> Cluster:
+def cached(binaries: Binaries, user: ServerUser, cache: Path) -> Cluster:
     """The initialised directory for these binaries, made now where there is none.
 
     Raises:
         ServerStartError: initdb failed; its output is in the error.
     """
-    seed = f"{LAYOUT}:{binaries.folder}:{binaries.version}:{owner.uid}"
+    seed = f"{LAYOUT}:{binaries.folder}:{binaries.version}:{user.uid}"
     key = hashlib.sha256(seed.encode()).hexdigest()[:12]
     target = cache / f"initdb-{binaries.version}-{key}"
-    if not target.is_dir():
-        make_folder(cache, owner, 0o755)
-        with file_lock(cache / f"{target.name}.lock", timeout=180, waiting_for="initdb"):
-            if not target.is_dir():
-                logger.info("process: initialising PostgreSQL %s (once per version)", binaries.version)
-                _initialise(binaries, owner, target)
-    try:
-        return Cluster(target / "data", (target / "password").read_text().strip())
-    except OSError as error:
-        raise ServerStartError(
-            f"the initialised directory {target} cannot be read: {error.strerror}; remove it"
-        ) from error
+    make_once(target, user, lambda: _initialise(binaries, user, target), timeout=180, waiting_for="initdb")
+    return _read(target, "initialised", "remove it")
 
 
 def baked(ref: str) -> Cluster:
-    """The directory of a baked base, see :mod:`harness.servers.process.snapshots`.
+    """The directory of a snapshot, see :mod:`harness.servers.process.snapshots`.
 
     Raises:
         ServerStartError: it was removed meanwhile.
     """
+    return _read(Path(ref), "baked", "run again, and it is baked anew")
+
+
+def _read(folder: Path, kind: str, remedy: str) -> Cluster:
     try:
-        return Cluster(Path(ref) / "data", (Path(ref) / "password").read_text().strip())
+        return Cluster(folder / "data", (folder / "password").read_text().strip())
     except OSError as error:
         raise ServerStartError(
-            f"the baked directory {ref} cannot be read ({error.strerror}): run again, and it is baked anew"
+            f"the {kind} directory {folder} cannot be read ({error.strerror}): {remedy}"
         ) from error
 
 
-def _initialise(binaries: Binaries, owner: Owner, target: Path) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+def _initialise(binaries: Binaries, user: ServerUser, target: Path) -> None:
+    logger.info("process: initialising PostgreSQL %s (once per version)", binaries.version)
     try:
-        owner.give(aside)
-        secret = aside / "password"
-        secret.touch(0o600)
-        password = secrets.token_hex(24)
-        secret.write_text(password + "\n")
-        owner.give(secret)
-        # A random password gains nothing from 4096 rounds of hashing, and each connection pays for them. Before 16
-        # PostgreSQL makes no verifier with fewer, and takes one.
-        hashed = aside / "verifier"
-        hashed.touch(0o600)
-        hashed.write_text(roles.verifier("postgres", password, rounds=1) + "\n")
-        owner.give(hashed)
-        command: list[str | Path] = [
-            binaries.folder / "initdb",
-            "-D",
-            aside / "data",
-            *_options(binaries.major),
-        ]
-        command += [f"--pwfile={hashed}"]
-        for locale in ("C.UTF-8", "C"):
-            done = owner.run([*command, f"--locale={locale}"], timeout=180, env=BASE_ENVIRONMENT)
-            if done.returncode == 0:
-                break
-            # musl, old glibc and macOS differ in which of them they know.
-            if "invalid locale" not in done.stderr:
-                break
-        if done.returncode != 0:
-            raise ServerStartError(
-                f"initdb of PostgreSQL {binaries.version} failed in {aside.parent}",
-                log_tail=defaults.tail(done.stdout + done.stderr),
-            )
-        # Last: what was cut off before this line is never used.
-        aside.rename(target)
+        with renamed_last(target) as aside:
+            user.give(aside)
+            password = secrets.token_hex(24)
+            user.write_secret(aside / "password", password)
+            # A random password gains nothing from 4096 rounds of hashing, and each connection pays for them. Before 16
+            # PostgreSQL makes no verifier with fewer, and takes one.
+            user.write_secret(aside / "verifier", roles.verifier("postgres", password, rounds=1))
+            command: list[str | Path] = [binaries.folder / "initdb", "-D", aside / "data"]
+            command += [*_options(binaries.major), f"--pwfile={aside / 'verifier'}"]
+            for locale in ("C.UTF-8", "C"):
+                done = user.run([*command, f"--locale={locale}"], timeout=180, env=BASE_ENVIRONMENT)
+                # musl, old glibc and macOS differ in which of them they know.
+                if done.returncode == 0 or "invalid locale" not in done.stderr:
+                    break
+            if done.returncode != 0:
+                raise ServerStartError(
+                    f"initdb of PostgreSQL {binaries.version} failed in {aside.parent}",
+                    log_tail=defaults.tail(done.stdout + done.stderr),
+                )
     except (OSError, subprocess.SubprocessError) as error:
         raise ServerStartError(f"initdb of PostgreSQL {binaries.version} failed: {error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _options(major: int) -> list[str]:
@@ -142,7 +117,7 @@ def _options(major: int) -> list[str]:
     return options
 
 
-def copy(source: Path, target: Path, owner: Owner) -> None:
+def copy(source: Path, target: Path, user: ServerUser) -> None:
     """Copy a data directory: shared blocks where the file system can, else a plain copy.
 
     Raises:
@@ -153,7 +128,7 @@ def copy(source: Path, target: Path, owner: Owner) -> None:
         commands = [["cp", "-cpR"], ["cp", "-pR"]]
     said = ""
     for command in commands:
-        done = owner.run([*command, source, target], timeout=300, env=BASE_ENVIRONMENT)
+        done = user.run([*command, source, target], timeout=300, env=BASE_ENVIRONMENT)
         if done.returncode == 0:
             return
         said = done.stderr
@@ -164,9 +139,3 @@ def copy(source: Path, target: Path, owner: Owner) -> None:
     raise ServerStartError(
         f"the data directory cannot be copied to {target.parent}{full}", log_tail=defaults.tail(said)
     )
-
-
-def free_bytes(folder: Path) -> int:
-    """What is left on the file system of a folder."""
-    about = os.statvfs(folder)
-    return about.f_bavail * about.f_frsize

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.config.state_file import StateFile, Unreadable, replace_file
+from harness.config.state_file import StateFile, Unreadable
+from harness.servers import defaults
 
 NAME = "server.json"
 
@@ -50,7 +51,7 @@ class Record:
             OSError: it cannot be written, or the folder is gone.
         """
         # No folder is made: a server that was ended meanwhile would seem to be there again.
-        replace_file(folder / NAME, json.dumps(asdict(self)), folder_mode=None)
+        StateFile(folder / NAME, folder_mode=None).write(self)
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
@@ -74,6 +75,20 @@ class Record:
             return os.path.samefile(f"/proc/{self.pid}/cwd", data)
         except OSError:
             return sys.platform != "linux"
+
+    def kill_watcher(self) -> None:
+        """End the dead-man's switch, which would remove the folder once the server has ended."""
+        if alive(self.watcher):
+            with suppress(ProcessLookupError):
+                os.kill(self.watcher, signal.SIGKILL)
+
+
+def log_tail(folder: Path) -> str:
+    """The last lines of the server's log; empty where there is none."""
+    try:
+        return defaults.tail((folder / "log").read_text(errors="replace"))
+    except OSError:
+        return ""
 
 
 def alive(pid: int) -> bool:

@@ -1,15 +1,13 @@
-"""Baked bases of local servers: data directories in the cache, renamed into place when they are whole."""
+"""Snapshots of local servers: data directories in the cache, renamed into place when they are whole."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,25 +15,19 @@ from typing import TYPE_CHECKING
 
 from harness.config.state_file import StateFile
 from harness.errors import ServerStartError
-from harness.servers import defaults
-from harness.servers.port import Base, Origin, ServerInfo
+from harness.servers.port import CUT_OFF, STOP_PATIENCE, Origin, ServerInfo, Snapshot, SnapshotStore, private
 from harness.servers.process import cluster
-from harness.servers.process.record import Record, alive
-from harness.servers.process.user import Owner, make_folder
+from harness.servers.process.record import Record, alive, log_tail
+from harness.servers.process.user import ServerUser, make_folder, renamed_last
 
 if TYPE_CHECKING:
     from harness.servers.process.backend import ProcessBackend
 
 _PREFIX = "base-"
 _FACTS = "base.json"
-_PATIENCE = 120.0
-"""Seconds that a clean shutdown may take: its checkpoint writes everything."""
-
-_CUT_OFF = 15 * 60
-"""Seconds after which something half-made is nobody's work in progress."""
 
 
-class ProcessBakery:
+class ProcessSnapshots(SnapshotStore):
     """Keeps data directories.
 
     Args:
@@ -46,8 +38,8 @@ class ProcessBakery:
 
     def __init__(self, backend: ProcessBackend) -> None:
         self._backend = backend
-        self._owner = Owner.find()
-        self.folder = self._owner.reachable(backend.cache, "cache")
+        self._user = ServerUser.find()
+        self.folder = self._user.reachable(backend.cache, "cache")
 
     def origin(self) -> Origin:
         """Version and place of the binaries, the C library, and how directories are initialised here."""
@@ -60,44 +52,38 @@ class ProcessBakery:
             platform.machine(),
             # Sort order is the C library's: an index that another version wrote may be wrong here.
             _c_library(),
-            str(self._owner.uid),
+            str(self._user.uid),
         ]
         return Origin(found.major, "\n".join(parts))
 
-    def find(self, key: str) -> Base | None:
+    def find(self, key: str) -> Snapshot | None:
         """The directory of that key, if it was finished."""
         return _read(self.folder / f"{_PREFIX}{key}")
 
-    def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Base:
+    def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Snapshot:
         """End the postmaster with a checkpoint, copy its directory, rename the copy last."""
         folder = Path(info.handle)
         record = Record.read(folder)
         if record is None:
             raise ServerStartError(f"the server that was baked is gone: {folder}")
         self._end_cleanly(folder, record)
-        target = self.folder / f"{_PREFIX}{key}"
-        aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=make_folder(self.folder, Owner(), 0o755)))
+        target = make_folder(self.folder, ServerUser(), 0o755) / f"{_PREFIX}{key}"
         try:
-            self._owner.give(aside)
-            cluster.copy(folder / "data", aside / "data", self._owner)
-            self._sync(record, aside / "data")
-            secret = aside / "password"
-            secret.touch(0o600)
-            secret.write_text(record.password + "\n")
-            self._owner.give(secret)
-            size = _size(aside / "data")
-            content = {**facts, "key": key, "size": size, "created": time.time(), "uid": os.getuid()}
-            (aside / _FACTS).write_text(json.dumps(content))
-            # Last: what was cut off before this line is never used.
-            if target.exists():
-                _remove(target)
-            aside.rename(target)
+            with renamed_last(target) as aside:
+                self._user.give(aside)
+                cluster.copy(folder / "data", aside / "data", self._user)
+                self._sync(record, aside / "data")
+                self._user.write_secret(aside / "password", record.password)
+                size = _size(aside / "data")
+                content = {**facts, "key": key, "size": size, "created": time.time(), "uid": os.getuid()}
+                StateFile(aside / _FACTS).write(content)
+                if target.exists():
+                    _remove(target)
         except OSError as error:
             raise ServerStartError(
                 f"the migrated data directory cannot be kept in {self.folder}: {error.strerror}"
             ) from error
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
             self._backend.stop(info)
         found = _read(target)
         if found is None:
@@ -106,54 +92,44 @@ class ProcessBakery:
 
     def _end_cleanly(self, folder: Path, record: Record) -> None:
         # The watcher first: once the server has ended, it removes the folder.
-        if record.watcher > 0 and alive(record.watcher):
-            os.kill(record.watcher, signal.SIGKILL)
+        record.kill_watcher()
+        why = ""
         if not record.running(folder):
-            raise ServerStartError(
-                "the server that was baked has ended before its time", log_tail=_log(folder)
-            )
-        os.kill(record.pid, signal.SIGINT)
-        deadline = time.monotonic() + _PATIENCE
-        while alive(record.pid):
-            if time.monotonic() > deadline:
-                raise ServerStartError(
-                    f"the server that was baked did not stop within {_PATIENCE:.0f} s", log_tail=_log(folder)
-                )
-            time.sleep(0.005)
-        for name in ("postmaster.pid", "postmaster.opts"):
-            leftover = folder / "data" / name
-            if name == "postmaster.pid" and leftover.exists():
-                raise ServerStartError(
-                    "the server that was baked crashed on its way out", log_tail=_log(folder)
-                )
-            leftover.unlink(missing_ok=True)
+            why = "has ended before its time"
+        elif not _interrupt(record.pid):
+            why = f"did not stop within {STOP_PATIENCE:.0f} s"
+        elif (folder / "data" / "postmaster.pid").exists():
+            why = "crashed on its way out"
+        if why:
+            raise ServerStartError(f"the server that was baked {why}", log_tail=log_tail(folder))
+        (folder / "data" / "postmaster.opts").unlink(missing_ok=True)
 
     def _sync(self, record: Record, data: Path) -> None:
         # A power cut soon after must not leave a finished name on unwritten files.
         command: list[str | Path] = [Path(record.binaries) / "initdb", "--sync-only", "-D", data]
         try:
-            self._owner.run(command, timeout=300, env=cluster.BASE_ENVIRONMENT)
+            self._user.run(command, timeout=300, env=cluster.BASE_ENVIRONMENT)
         except subprocess.SubprocessError as error:
             raise ServerStartError(f"the baked directory {data} cannot be synced: {error}") from error
 
-    def touch(self, base: Base) -> None:
+    def touch(self, snapshot: Snapshot) -> None:
         """Set the time of its facts."""
         try:
-            os.utime(Path(base.ref) / _FACTS)
+            os.utime(Path(snapshot.ref) / _FACTS)
         except OSError:
             return
 
-    def list(self) -> Sequence[Base]:
+    def list(self) -> Sequence[Snapshot]:
         """All finished directories that this user's runs have made."""
         found = [_read(path) for path in sorted(self.folder.glob(f"{_PREFIX}*"))]
-        return [base for base in found if base is not None]
+        return [snapshot for snapshot in found if snapshot is not None]
 
-    def remove(self, base: Base) -> bool:
+    def remove(self, snapshot: Snapshot) -> bool:
         """Rename it away, then remove it: a copy that is being made now fails, and is made again."""
-        return _remove(Path(base.ref))
+        return _remove(Path(snapshot.ref))
 
     def leftovers(self) -> Sequence[str]:
-        """Half-written and half-removed bases, and servers that were cut off before they ran."""
+        """Half-written and half-removed snapshots, and servers that were cut off before they ran."""
         gone = []
         for path in sorted(self.folder.glob(f"{_PREFIX}*.*")):
             if path.is_dir() and _old(path):
@@ -161,21 +137,32 @@ class ProcessBakery:
                 gone.append(str(path))
         for info in self._backend.list(None):
             # Those that run end by their switch; the others may be starting just now.
-            own = info.purpose.startswith(("run-", "bake-"))
+            own = private(info.purpose)
             if own and _old(Path(info.handle)) and self._backend.find(info.project, info.purpose) is None:
                 self._backend.stop(info)
                 gone.append(info.handle)
         return gone
 
 
+def _interrupt(pid: int) -> bool:
+    """End a postmaster with a checkpoint; False where it takes too long."""
+    os.kill(pid, signal.SIGINT)
+    deadline = time.monotonic() + STOP_PATIENCE
+    while alive(pid):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
 def _old(path: Path) -> bool:
     try:
-        return time.time() - path.stat().st_mtime > _CUT_OFF
+        return time.time() - path.stat().st_mtime > CUT_OFF
     except OSError:
         return False
 
 
-def _read(path: Path) -> Base | None:
+def _read(path: Path) -> Snapshot | None:
     try:
         content = StateFile(path / _FACTS).read()
         used = (path / _FACTS).stat().st_mtime
@@ -183,7 +170,7 @@ def _read(path: Path) -> Base | None:
             return None
         facts = {name: value for name, value in content.items() if isinstance(value, str)}
         created = float(content["created"])
-        return Base(str(path), content["key"], "process", int(content["size"]), created, used, facts)
+        return Snapshot(str(path), content["key"], "process", int(content["size"]), created, used, facts)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -207,10 +194,3 @@ def _c_library() -> str:
         return os.confstr("CS_GNU_LIBC_VERSION") or platform.platform()
     except (ValueError, AttributeError, OSError):
         return platform.platform()
-
-
-def _log(folder: Path) -> str:
-    try:
-        return defaults.tail((folder / "log").read_text(errors="replace"))
-    except OSError:
-        return ""

@@ -8,7 +8,8 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ _COMMON = Path("/var/lib/pg-harness")
 
 
 @dataclass(frozen=True)
-class Owner:
-    """The operating system's user that owns the server and its files.
+class ServerUser:
+    """The operating system's user as whom a server runs, and whose its files are.
 
     Attributes:
         uid: its number; None: ourselves (we are not root).
@@ -36,7 +37,7 @@ class Owner:
     name: str = ""
 
     @classmethod
-    def find(cls) -> Owner:
+    def find(cls) -> ServerUser:
         """Ourselves, or for root an unprivileged user: PostgreSQL refuses to run as root.
 
         Raises:
@@ -44,6 +45,7 @@ class Owner:
         """
         if not hasattr(os, "geteuid") or os.geteuid() != 0:
             return cls()
+        # Here: Windows has no such module.
         import pwd
 
         for name in ("postgres", "_postgres", "nobody"):
@@ -86,6 +88,12 @@ class Owner:
         if self.uid is not None and self.gid is not None:
             os.chown(path, self.uid, self.gid)
 
+    def write_secret(self, path: Path, text: str) -> None:
+        """Write one line into a file that nobody but this user may read."""
+        path.touch(0o600)
+        path.write_text(text + "\n")
+        self.give(path)
+
     def may_enter(self, folder: Path) -> bool:
         """Whether the user may pass through every folder down to this one; a missing one counts as passable."""
         if self.uid is None:
@@ -113,8 +121,8 @@ class Owner:
         return folder if self.may_enter(folder) else _COMMON / fallback
 
 
-def make_folder(path: Path, owner: Owner, mode: int = 0o700) -> Path:
-    """Make a folder of the owner's, and the missing ones above it.
+def make_folder(path: Path, user: ServerUser, mode: int = 0o700) -> Path:
+    """Make a folder of that user's, and the missing ones above it.
 
     Raises:
         ConfigError: it cannot be made (a full or read-only disk, no right).
@@ -122,24 +130,24 @@ def make_folder(path: Path, owner: Owner, mode: int = 0o700) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=mode, exist_ok=True)
-        owner.give(path)
+        user.give(path)
     except OSError as error:
         raise unwritable(path, error) from error
     return path
 
 
-def enterable_binaries(binaries: Binaries, owner: Owner, cache: Path) -> Binaries:
-    """The binaries, copied once where the owner may not enter their folder (root's virtual environment).
+def enterable_binaries(binaries: Binaries, user: ServerUser, cache: Path) -> Binaries:
+    """The binaries, copied once where the user may not enter their folder (root's virtual environment).
 
     Raises:
         ServerStartError: they cannot be copied. BackendUnavailable: their layout cannot be moved.
     """
-    if owner.may_enter(binaries.folder):
+    if user.may_enter(binaries.folder):
         return binaries
     prefix = binaries.folder.parent
     if not (prefix / "lib").is_dir() or not (prefix / "share").is_dir():
         raise BackendUnavailable(
-            f"the user {owner.name} may not enter {binaries.folder}, and these binaries cannot be copied: "
+            f"the user {user.name} may not enter {binaries.folder}, and these binaries cannot be copied: "
             f"there is no lib and share beside them",
             remedies=[f"let others pass: chmod o+x the folders above {binaries.folder}"],
         )
@@ -148,33 +156,57 @@ def enterable_binaries(binaries: Binaries, owner: Owner, cache: Path) -> Binarie
         f"{prefix}:{binaries.version}:{about.st_mtime_ns}:{about.st_size}".encode()
     ).hexdigest()
     target = cache / f"binaries-{binaries.version}-{key[:12]}"
-    if not target.is_dir():
-        make_folder(cache, Owner(), 0o755)
-        with file_lock(
-            cache / f"{target.name}.lock", timeout=120, waiting_for="copying PostgreSQL's binaries"
-        ):
-            if not target.is_dir():
-                _copy_prefix(prefix, target)
+    make_once(
+        target,
+        ServerUser(),
+        lambda: _copy_prefix(prefix, target),
+        timeout=120,
+        waiting_for="copying PostgreSQL's binaries",
+    )
     return replace(
-        binaries, folder=target / _inner(prefix) / "bin", origin=f"{binaries.origin}, copied for {owner.name}"
+        binaries, folder=target / _inner(prefix) / "bin", origin=f"{binaries.origin}, copied for {user.name}"
     )
 
 
-def _copy_prefix(prefix: Path, target: Path) -> None:
+def make_once(
+    target: Path, user: ServerUser, make: Callable[[], None], *, timeout: float, waiting_for: str
+) -> None:
+    """Have a folder of a cache made where it is missing, once however many ask at the same time.
+
+    Args:
+        user: whose the cache is.
+        timeout: seconds that another one may take to make it.
+    """
+    if target.is_dir():
+        return
+    make_folder(target.parent, user, 0o755)
+    with file_lock(target.with_name(f"{target.name}.lock"), timeout=timeout, waiting_for=waiting_for):
+        if not target.is_dir():
+            make()
+
+
+@contextmanager
+def renamed_last(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` to be filled, which takes its name at the end: what was cut off is never used."""
     aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
-        home = aside / _inner(prefix)
-        for part in ("bin", "lib", "share"):
-            shutil.copytree(prefix / part, home / part, symlinks=True)
-        if (bundled := _bundled(prefix)) is not None:
-            shutil.copytree(bundled, aside / bundled.name, symlinks=True)
-        aside.chmod(0o755)
-        # Last: a copy that was cut off never passes for a whole one.
+        yield aside
         aside.rename(target)
-    except OSError as error:
-        raise ServerStartError(f"PostgreSQL's binaries cannot be copied to {target}: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _copy_prefix(prefix: Path, target: Path) -> None:
+    try:
+        with renamed_last(target) as aside:
+            home = aside / _inner(prefix)
+            for part in ("bin", "lib", "share"):
+                shutil.copytree(prefix / part, home / part, symlinks=True)
+            if (bundled := _bundled(prefix)) is not None:
+                shutil.copytree(bundled, aside / bundled.name, symlinks=True)
+            aside.chmod(0o755)
+    except OSError as error:
+        raise ServerStartError(f"PostgreSQL's binaries cannot be copied to {target}: {error}") from error
 
 
 def _bundled(prefix: Path) -> Path | None:

@@ -15,7 +15,7 @@ from fix_fleets import Estate
 
 from harness.errors import ServerStartError
 from harness.servers.docker import snapshots
-from harness.servers.port import Base
+from harness.servers.port import Snapshot
 
 pytestmark = pytest.mark.docker
 
@@ -129,13 +129,13 @@ def test_nothing_is_unpacked_into_a_container_of_an_image_that_has_our_scripts(
 def test_after_many_migrations_the_images_are_bounded(
     estate: Estate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everything = snapshots.DockerBakery.list
+    everything = snapshots.DockerSnapshots.list
 
-    def ours(bakery: snapshots.DockerBakery) -> list[Base]:
+    def ours(bakery: snapshots.DockerSnapshots) -> list[Snapshot]:
         # The limit holds for a daemon: here it must not reach what the developer has baked.
         return [base for base in everything(bakery) if base.facts.get("root") == str(estate.root)]
 
-    monkeypatch.setattr(snapshots.DockerBakery, "list", ours)
+    monkeypatch.setattr(snapshots.DockerSnapshots, "list", ours)
     keys = []
     for number in range(3):
         estate.migrate(f"create table users (id int, column{number} int)")
@@ -222,9 +222,9 @@ def test_killed_while_baking(estate: Estate) -> None:
     bakery = estate.baker().store
     bakery.leftovers()
     assert docker(*mine) != ""
-    snapshots._CUT_OFF, before = 0, snapshots._CUT_OFF
+    snapshots.CUT_OFF, before = 0, snapshots.CUT_OFF
     try:
         assert len(bakery.leftovers()) >= 1
     finally:
-        snapshots._CUT_OFF = before
+        snapshots.CUT_OFF = before
     assert docker(*mine) == ""

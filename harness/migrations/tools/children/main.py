@@ -5,6 +5,7 @@
 
 The task's name is the argument, its parameters come as JSON on stdin. A task is a file with ``run(parameters)``,
 which returns an exit code or None; an exception of it with a true ``needs_no_traceback`` is its reason to refuse.
+What a task imports at its top is the tool: where that is missing, the import's error and the interpreter are the reason.
 """
 
 import sys
@@ -19,9 +20,13 @@ import traceback  # noqa: E402
 
 
 def main(name):
-    task = load(name)
     parameters = json.loads(sys.stdin.read())
     sys.path[:0] = parameters["path"]
+    try:
+        task = load(name)
+    except ImportError as error:
+        print("%s, in the interpreter %s" % (error, sys.executable), file=sys.stderr)  # noqa: UP031 -- any Python 3
+        return 1
     try:
         return task.run(parameters) or 0
     except SystemExit as error:

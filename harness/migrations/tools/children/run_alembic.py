@@ -7,6 +7,12 @@ import importlib.util
 import re
 import sys
 
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
 
 class Refused(Exception):
     """A reason to refuse; see main.py."""
@@ -15,15 +21,6 @@ class Refused(Exception):
 
 
 def run(parameters):
-    try:
-        from alembic import command
-        from alembic.config import Config
-        from alembic.script import ScriptDirectory
-        from sqlalchemy import event
-        from sqlalchemy.engine import Engine
-    except ImportError as error:
-        raise Refused("%s, in the interpreter %s" % (error, sys.executable)) from None
-
     if parameters["toml"]:
         # [tool.alembic] in pyproject.toml is read by Alembic 1.16 and later.
         config = Config(parameters["ini"], toml_file=parameters["toml"])

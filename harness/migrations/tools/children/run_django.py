@@ -1,6 +1,5 @@
 # mypy: ignore-errors
 # It runs in the interpreter of the project, which may be older than the one that mypy checks for.
-# ruff: noqa: UP031 -- % runs on any Python 3
 """Task of a child: ``migrate`` of a Django project, or the list of its migrations' folders.
 
 See migrations/tools/django.py.
@@ -11,25 +10,20 @@ import json
 import os
 import sys
 
+import django
+from django.apps import apps
+from django.conf import settings
+from django.core.management import call_command
+from django.db.migrations.loader import MigrationLoader
+
 # Options that would send the connection elsewhere, or ask the test server for TLS.
 BENDING = ("service", "passfile", "sslmode", "sslrootcert", "sslcert", "sslkey", "hostaddr", "host", "port")
+POSTGRESQL = "django.db.backends.postgresql"
 OTHER_VENDORS = ("sqlite3", "spatialite", "mysql", "oracle", "dummy", "mssql")
-
-
-class Refused(Exception):
-    """A reason to refuse; see main.py."""
-
-    needs_no_traceback = True
 
 
 def run(parameters):
     os.environ["DJANGO_SETTINGS_MODULE"] = parameters["settings"]
-    try:
-        import django
-    except ImportError as error:
-        raise Refused("%s, in the interpreter %s" % (error, sys.executable)) from None
-    from django.conf import settings
-
     databases = settings.DATABASES  # imports the settings module
     alias = parameters["alias"] if parameters["alias"] in databases else "default"
     point(databases, alias, parameters)
@@ -38,14 +32,12 @@ def run(parameters):
         with open(parameters["list"], "w", encoding="utf-8") as stream:
             json.dump(listing(parameters["root"]), stream)
         return
-    from django.core.management import call_command
-
     call_command("migrate", database=alias, interactive=False, verbosity=1, no_color=True)
 
 
 def point(databases, alias, parameters):
     """Send the alias to our database, and every other alias of a server to a database that does not exist."""
-    target = dict(databases.get(alias) or {})
+    target = dict(databases.setdefault(alias, {"ENGINE": POSTGRESQL}))
     for name, entry in databases.items():
         engine = entry.get("ENGINE", "")
         other_vendor = not engine or engine.rpartition(".")[2] in OTHER_VENDORS
@@ -53,7 +45,7 @@ def point(databases, alias, parameters):
         if other_vendor and not twin:
             continue
         if other_vendor:
-            entry["ENGINE"] = "django.db.backends.postgresql"
+            entry["ENGINE"] = POSTGRESQL
             entry["OPTIONS"] = {}
         entry["NAME"] = parameters["database"] if twin else "not_migrated_yet"
         entry["USER"] = parameters["user"]
@@ -62,15 +54,6 @@ def point(databases, alias, parameters):
         entry["PORT"] = parameters["port"]
         entry["CONN_MAX_AGE"] = 0
         entry["OPTIONS"] = {k: v for k, v in (entry.get("OPTIONS") or {}).items() if k not in BENDING}
-    if alias not in databases:
-        databases[alias] = {
-            "ENGINE": "django.db.backends.postgresql",
-            "NAME": parameters["database"],
-            "USER": parameters["user"],
-            "PASSWORD": parameters["password"],
-            "HOST": parameters["host"],
-            "PORT": parameters["port"],
-        }
 
 
 def same(entry, target):
@@ -80,9 +63,6 @@ def same(entry, target):
 
 def listing(root):
     """The folders of all migrations, and the files of the project that say which apps there are."""
-    from django.apps import apps
-    from django.db.migrations.loader import MigrationLoader
-
     folders = {}
     for config in apps.get_app_configs():
         name, _ = MigrationLoader.migrations_module(config.label)

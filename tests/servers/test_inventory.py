@@ -1,4 +1,4 @@
-"""Servers whose checkout is gone: found and ended where they are ours, and nobody else's is touched."""
+"""Servers of deleted checkouts: found and ended where they are ours, and nobody else's is touched."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from fix_backends import Checkout
 
 from harness.config.project import Project, checkout_id, machine_id, state_dir
-from harness.servers import inventory, orphans
+from harness.servers import inventory
 
 
 def test_a_server_whose_checkout_was_removed(
@@ -21,10 +21,10 @@ def test_a_server_whose_checkout_was_removed(
         other.ensure(other.settings(**kind), purpose="up"),
     ):
 
-        def found(place: Checkout = here) -> list[orphans.Orphan]:
+        def found(place: Checkout = here) -> list[inventory.Orphan]:
             # Other suites on this machine may have lost theirs.
             known = {gone.project, other.project, here.project}
-            everywhere = orphans.find(Project.of(place.settings(**kind), place.environ))
+            everywhere = inventory.orphans(Project.of(place.settings(**kind), place.environ))
             return [orphan for orphan in everywhere if orphan.info.project in known]
 
         assert found() == []
@@ -42,7 +42,7 @@ def test_a_server_whose_checkout_was_removed(
         ]
     noted = state_dir(here.environ)
     assert (noted / gone.project).exists()
-    orphans.forget(Project.of(here.settings(**kind), here.environ))
+    inventory.forget_deleted(Project.of(here.settings(**kind), here.environ))
     assert not (noted / gone.project).exists()
     assert (noted / other.project).exists()
 
@@ -52,11 +52,11 @@ def test_only_what_was_on_this_machine_and_is_surely_removed(tmp_path: Path) -> 
         return checkout_id(machine_id(), root)
 
     gone = str(tmp_path / "gone")
-    assert orphans.gone(gone, mine(gone))
-    assert not orphans.gone(str(tmp_path), mine(str(tmp_path)))
-    assert not orphans.gone(gone, checkout_id("another machine", gone))
-    assert not orphans.gone("", mine(""))
+    assert inventory.deleted(gone, mine(gone))
+    assert not inventory.deleted(str(tmp_path), mine(str(tmp_path)))
+    assert not inventory.deleted(gone, checkout_id("another machine", gone))
+    assert not inventory.deleted("", mine(""))
     # A disk that is not plugged in.
-    assert not orphans.gone("/media/nobody/disk/shop", mine("/media/nobody/disk/shop"))
+    assert not inventory.deleted("/media/nobody/disk/shop", mine("/media/nobody/disk/shop"))
     (tmp_path / "file").write_text("")
-    assert orphans.gone(str(tmp_path / "file" / "shop"), mine(str(tmp_path / "file" / "shop")))
+    assert inventory.deleted(str(tmp_path / "file" / "shop"), mine(str(tmp_path / "file" / "shop")))
