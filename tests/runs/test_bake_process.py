@@ -33,9 +33,9 @@ def test_two_bakes_at_once_are_one(estate: Estate) -> None:
     with ThreadPoolExecutor(2) as threads:
         baked = list(threads.map(lambda _: estate.ensure(), range(2)))
     assert sorted(item.built for item in baked) == [False, True]
-    assert baked[0].base == replace(baked[1].base, used=baked[0].base.used)
+    assert baked[0].snapshot == replace(baked[1].snapshot, used=baked[0].snapshot.used)
     assert estate.purposes() == []
-    assert not (Path(baked[0].base.ref) / "data" / "postmaster.pid").exists()
+    assert not (Path(baked[0].snapshot.ref) / "data" / "postmaster.pid").exists()
 
 
 def test_after_many_migrations_the_cache_is_bounded(estate: Estate) -> None:
@@ -89,7 +89,7 @@ def test_killed_while_baking(estate: Estate) -> None:
 
 
 def test_a_base_that_lies_is_found_out(estate: Estate) -> None:
-    wrong = Path(estate.ensure().base.ref)
+    wrong = Path(estate.ensure().snapshot.ref)
     estate.migrate("create table other (id int)")
     key, _ = estate.baker().key()
     # A directory of other migrations under the right name, with a label that says so.

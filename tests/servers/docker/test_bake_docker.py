@@ -26,7 +26,7 @@ def estate(new_estate: Callable[..., Estate]) -> Estate:
 
 
 def test_an_image_holds_the_data_and_no_password(estate: Estate) -> None:
-    base = estate.ensure().base
+    base = estate.ensure().snapshot
     about: dict[str, Any] = json.loads(docker("image", "inspect", base.ref))[0]
     labels = about["Config"]["Labels"]
     assert labels["dev.pg-harness.baked"] == base.key
@@ -104,7 +104,7 @@ def test_nothing_is_unpacked_into_a_container_of_an_image_that_has_our_scripts(
         unpacked.append(container.short_id)
         return bool(put_archive(container, path, data))
 
-    key = estate.ensure().base.key
+    key = estate.ensure().snapshot.key
     monkeypatch.setattr(Container, "put_archive", put)
     with estate.open() as fleet:
         fleet.lease()
@@ -139,7 +139,7 @@ def test_after_many_migrations_the_images_are_bounded(
     keys = []
     for number in range(3):
         estate.migrate(f"create table users (id int, column{number} int)")
-        keys.append(estate.ensure(keep_baked=1).base.key)
+        keys.append(estate.ensure(keep_baked=1).snapshot.key)
         assert [base.key for base in estate.bases()] == [keys[-1]]
     assert len(set(keys)) == 3
     listed = docker(
@@ -149,7 +149,7 @@ def test_after_many_migrations_the_images_are_bounded(
     # Baked again, one stays all the same.
     again = estate.baker().ensure(rebuild=True)
     assert again.built
-    assert [base.ref for base in estate.bases()] == [again.base.ref]
+    assert [base.ref for base in estate.bases()] == [again.snapshot.ref]
 
 
 def test_two_bakes_at_once_are_one(estate: Estate) -> None:
@@ -166,7 +166,7 @@ def test_two_bakes_at_once_are_one(estate: Estate) -> None:
 
 
 def test_an_image_that_lies_or_is_gone(estate: Estate) -> None:
-    wrong = estate.ensure().base
+    wrong = estate.ensure().snapshot
     estate.migrate("create table other (id int)")
     key, _ = estate.baker().key()
     # The right name on the wrong image: its label tells.
