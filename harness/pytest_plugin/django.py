@@ -42,6 +42,7 @@ def adopt(state: State) -> list[str]:
     django_conf = sys.modules.get("django.conf")
     if django_conf is None or not django_conf.settings.configured:
         return []
+    # Here and below: Django is there only where the project has it, and may be imported only once it is configured.
     from django.db import connections
 
     dsns = state.dsns

@@ -120,6 +120,7 @@ class Failures:
         if self._state.settings.keep_failed < 1:
             return
         try:
+            # Here: a run in which no test fails copies nothing.
             from harness.databases.kept import keep_copies
 
             kept = keep_copies(harness.session, lease, item.nodeid, schema_changed=schema_changed)
