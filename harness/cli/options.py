@@ -98,7 +98,9 @@ COMMON: Sequence[click.Option] = (
         help="what runs the server",
         shell_complete=lambda ctx, param, incomplete: [word for word in WORDS if word.startswith(incomplete)],
     ),
-    click.Option(["--image"], metavar="IMAGE", help="image of the docker backend, for instance postgres:17"),
+    click.Option(
+        ["--image"], metavar="IMAGE", help="image that containers are started from, for instance postgres:17"
+    ),
     click.Option(["--server-url"], metavar="URL", help="an external server; DATABASE_URL is never taken"),
     click.Option(["--isolation"], type=click.Choice(["database", "server"]), help="what each worker gets"),
     click.Option(["--storage"], type=click.Choice(["auto", "memory", "disk"]), help="where data lies"),

@@ -27,9 +27,7 @@ from harness.postgres import names
 from harness.postgres.session import Session, ident
 from harness.servers import acquire, registry
 from harness.servers.handle import Server
-from harness.servers.port import Backend
-from harness.servers.port import Snapshot as Base
-from harness.servers.port import SnapshotStore as Bakery
+from harness.servers.port import Backend, Snapshot, SnapshotStore
 
 logger = logging.getLogger("pg_harness.runs")
 
@@ -57,7 +55,7 @@ class Baked:
         seconds: what finding or baking it took.
     """
 
-    snapshot: Base
+    snapshot: Snapshot
     built: bool = False
     seconds: float = 0.0
 
@@ -83,7 +81,7 @@ class Baker:
             replace(TemplateSpec.of(project, database, role=settings.role), keep_failed=False)
             for database in settings.databases
         ]
-        self.store = _store(backend)
+        self.store = _store(backend, project)
 
     def ensure(self, *, rebuild: bool = False, progress: Progress = unseen) -> Baked:
         """Find the snapshot of these migrations, or bake it, once however many ask at the same time.
@@ -115,7 +113,7 @@ class Baker:
             logger.info("bake: removed %s (%s)", old.item.key[:8], old.reason)
         return baked
 
-    def look(self) -> Base | None:
+    def look(self) -> Snapshot | None:
         """The snapshot of these migrations, where there is one; bakes nothing."""
         return self._look(self.key()[0])
 
@@ -130,13 +128,13 @@ class Baker:
         parts = json.dumps([FORMAT, SPEC_FORMAT, origin.text, fingerprints], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:24], fingerprints
 
-    def _look(self, key: str) -> Base | None:
+    def _look(self, key: str) -> Snapshot | None:
         found = self.store.find(key)
         if found is not None:
             self.store.touch(found)
         return found
 
-    def _bake(self, key: str, fingerprints: Mapping[str, str], progress: Progress) -> Base:
+    def _bake(self, key: str, fingerprints: Mapping[str, str], progress: Progress) -> Snapshot:
         self.store.leftovers()
         lean = self._project.having(
             postgres={**self._settings.postgres, **_LEAN},
@@ -185,11 +183,12 @@ class Baker:
         }
 
 
-def _store(backend: Backend) -> Bakery:
+def _store(backend: Backend, project: Project) -> SnapshotStore:
     store = backend.snapshots()
     if store is not None:
         return store
-    others = " or ".join(f'"{word}"' for word in registry.starting() if word != backend.name)
+    keeping = (word for word in registry.starting() if registry.named(word, project).snapshots() is not None)
+    others = " or ".join(f'"{word}"' for word in keeping)
     raise BackendUnavailable(
         f"the {backend.name} backend cannot start servers of our own, one for each worker",
         remedies=[
@@ -217,7 +216,9 @@ def retention(settings: Settings) -> Retention:
     )
 
 
-def plan(snapshots: Iterable[Base], allowed: Retention, now: float, keep: str = "") -> list[Leftover[Base]]:
+def plan(
+    snapshots: Iterable[Snapshot], allowed: Retention, now: float, keep: str = ""
+) -> list[Leftover[Snapshot]]:
     """Decide which go. Touches nothing.
 
     Args:
@@ -234,8 +235,8 @@ def plan(snapshots: Iterable[Base], allowed: Retention, now: float, keep: str = 
 
 
 def evict(
-    store: Bakery, allowed: Retention, *, keep: str = "", dry_run: bool = False
-) -> list[Leftover[Base]]:
+    store: SnapshotStore, allowed: Retention, *, keep: str = "", dry_run: bool = False
+) -> list[Leftover[Snapshot]]:
     """Remove what is beyond that; return what went (or would go)."""
     left = plan(store.list(), allowed, time.time(), keep)
     return left if dry_run else [old for old in left if store.remove(old.item)]

@@ -82,7 +82,7 @@ def test_help_needs_no_project_and_names_the_exit_codes(project: Project) -> Non
         (["status", "more"], "more"),
         (["bench"], "WHAT"),
         (["completion", "tcsh"], "tcsh"),
-        (["status", "--backend", "podman"], "podman"),
+        (["status", "--backend", "nothing"], "nothing"),
         (["--config", "/nowhere/x.toml", "status"], "does not exist"),
         (["status", "--server-url", "mysql://x"], "not a PostgreSQL URL"),
     ],

@@ -143,7 +143,7 @@ def checked(root: Path) -> None:
         ('role = "pg_x"', ["role", "keeps for itself"]),
         (f'role = "{"ü" * 32}"', ["role", "63 bytes"]),
         ('backend = "external"', ["pyproject.toml", "server_url", "DATABASE_URL is never taken"]),
-        ('backend = "podman"', ["pyproject.toml", "backend", "'auto', 'docker', 'process', 'external'", "'podman'"]),
+        ('backend = "nothing"', ["pyproject.toml", "backend", ", ".join(map(repr, backends.Words())), "'nothing'"]),
         ("backend = 3", ["backend", "must be one of", "3"]),
         ('server_url = "mysql://u:topsecret@h/d"', ["server_url", "postgresql://"]),
         ('[tool.pg-harness.databases.default]\nenv = {}', ["default", "top level"]),
