@@ -14,7 +14,7 @@ from harness.errors import ConfigError
 
 
 def test_the_words_are_those_of_the_strategies() -> None:
-    assert list(freshness.STRATEGIES) == ["reset", "clone", "none"]
+    assert list(freshness.STRATEGIES)[:3] == ["reset", "clone", "none"]
     for word, strategy in freshness.STRATEGIES.items():
         assert isinstance(strategy, freshness.Freshness)
         assert freshness.find(word) is strategy
@@ -30,7 +30,8 @@ def test_another_word_is_told_with_its_place_and_all_words(value: Any, tmp_path:
     assert (caught.value.key, caught.value.value) == ("fresh", str(value))
     assert str(tmp_path / "pg-harness.toml") in caught.value.message
     if value in ("often", "RESET"):
-        assert f"fresh must be one of 'reset', 'clone', 'none' (it is {value!r})" in caught.value.message
+        words = ", ".join(map(repr, freshness.STRATEGIES))
+        assert f"fresh must be one of {words} (it is {value!r})" in caught.value.message
 
 
 def test_options_and_markers_name_every_word_of_ours() -> None:

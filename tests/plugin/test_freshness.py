@@ -7,6 +7,7 @@ import time
 import pytest
 from fix_plugin import Folder, Place
 
+from harness.databases import freshness
 from harness.postgres import names
 
 WIDER = """
@@ -168,9 +169,8 @@ def test_modes(folder: Folder) -> None:
         """
     )
     result = folder.pytest().ok(7)
-    assert (
-        "pytest.mark.pg knows fresh='reset', 'clone' or 'none', and not speed=…, fresh='often'" in result.text
-    )
+    words = freshness.in_words(freshness.STRATEGIES)
+    assert f"pytest.mark.pg knows fresh={words}, and not speed=…, fresh='often'" in result.text
     folder.write(
         test_a="""
         def test_1(pg_conn): pg_conn.execute("insert into users (name) values ('x')"); pg_conn.commit()

@@ -13,6 +13,8 @@ from fix_backends import ROOT
 from fix_packages import install
 from fix_plugin import Folder
 
+from harness.databases import freshness
+
 [CODE] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "freshness.md").read_text(), re.DOTALL)
 
 ROWS = """
@@ -79,10 +81,8 @@ def test_a_marker_may_name_it_and_ours_beside_it(folder: Folder) -> None:
     )
     result = folder.pytest(env=added(folder)).ok(6)
     assert "each test starts from a reset database" in result.text
-    assert (
-        "pytest.mark.pg knows fresh='reset', 'clone', 'none' or 'truncate', and not fresh='often'"
-        in result.text
-    )
+    words = freshness.in_words([*freshness.STRATEGIES, "truncate"])
+    assert f"pytest.mark.pg knows fresh={words}, and not fresh='often'" in result.text
 
 
 @pytest.mark.parametrize("watches", [False, True])
@@ -110,7 +110,7 @@ with Harness.open(fresh="truncate") as harness, harness.lease() as db:
     assert done.returncode == 0, done.stderr
     changes, tables, count = done.stdout.splitlines()
     assert ("users: 1 inserted" in changes) is watches, changes
-    assert ('set fresh = "reset", or call lease.watch()' in changes) is not watches
+    assert (f"set {freshness.watching()}, or call lease.watch()" in changes) is not watches
     assert (tables, count) == ("('public.kinds', 'public.users')", "(0,)")
 
 
@@ -140,7 +140,8 @@ def test_what_it_raises_fails_the_next_test(folder: Folder) -> None:
 def test_an_unknown_word_is_told_with_all_that_there_are(folder: Folder) -> None:
     folder.write(test_a="def test_it(): pass\n")
     env = added(folder)
-    told = "fresh must be one of 'reset', 'clone', 'none', 'truncate' (it is 'truncat')"
+    words = ", ".join(map(repr, [*freshness.STRATEGIES, "truncate"]))
+    told = f"fresh must be one of {words} (it is 'truncat')"
     result = folder.pytest("--pg-harness-fresh", "truncat", env=env)
     assert result.code == 4
     assert f"pg-harness: a pytest option (fresh): {told}" in result.text
