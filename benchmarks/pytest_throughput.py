@@ -232,10 +232,10 @@ def tell(schema: Schema, taken: dict[str, list[tuple[float, float]]]) -> None:
         "  throughput of the plugin over that by hand (first test to last; lowest to highest round | whole run)"
     )
     for claim, ours, theirs in CLAIMS:
-        tests, whole = (
+        by_tests, by_whole = (
             sorted(b[i] / a[i] for a, b in zip(taken[ours], taken[theirs], strict=True)) for i in (0, 1)
         )
         print(
-            f"  {statistics.median(tests):5.2f}× ({tests[0]:.2f} to {tests[-1]:.2f} | {statistics.median(whole):.2f}×)"
+            f"  {statistics.median(by_tests):5.2f}× ({by_tests[0]:.2f} to {by_tests[-1]:.2f} | {statistics.median(by_whole):.2f}×)"
             f"  {claim}: {ours} / {theirs}"
         )

@@ -23,7 +23,7 @@ import schema
 from measure import compare, head, timed
 
 from harness.runs.harness import Fleet
-from harness.servers.process.user import Owner
+from harness.servers.process.user import ServerUser
 
 ENTRYPOINT = """\
 #!/bin/sh
@@ -120,11 +120,11 @@ def testcontainers(image: str, files: list[Path]) -> float:
 
 def copied(base: str, binaries: Path) -> float:
     """Seconds of copying the directory and ``pg_ctl start``, until ``select 1`` answers."""
-    owner = Owner.find()
+    owner = ServerUser.find()
     folder = Path(tempfile.mkdtemp(prefix="bench-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     owner.give(folder)
     environ = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-    control = [binaries / "pg_ctl", "-D", folder / "data", "-s"]
+    control: list[str | Path] = [binaries / "pg_ctl", "-D", folder / "data", "-s"]
     port = 40000 + os.getpid() % 20000
     password = (Path(base) / "password").read_text().strip()
 
