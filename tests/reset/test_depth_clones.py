@@ -291,7 +291,8 @@ def test_where_no_spare_can_be_made_what_is_retired_goes_all_the_same(
 ) -> None:
     filler = Filler(Clones(clones.link.another(), checkout, OWNER, connections=5), [made], wanted=1)
     assert filler.idle(PATIENCE)
-    retired = clones.release(clones.claim(made, Claim(names.run_id(), "1")), drop=False)
+    retired = names.retired(checkout)
+    assert databases.retire(link.session, clones.claim(made, Claim(names.run_id(), "1")), retired)
     databases.drop(link.session, made.name, checkout)
     for spare in clones.spares(made):
         databases.drop(link.session, spare, checkout)
