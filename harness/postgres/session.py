@@ -86,7 +86,6 @@ class Session:
     def __init__(self, connection: Connection, dsn: Dsn) -> None:
         self.connection = connection
         self.dsn = dsn
-        self._heard: list[str] = []
 
     @classmethod
     def connect(
@@ -147,22 +146,6 @@ class Session:
         """Run several statements, separated by semicolons, as one simple query (one transaction)."""
         with translated(statements):
             self.connection.execute(statements.encode())
-
-    def listen(self, channel: str) -> None:
-        """Begin to collect what is sent to a channel; see :meth:`notifications`."""
-        # psycopg hands messages that arrive during another statement to handlers: without one they are lost.
-        self.connection.add_notify_handler(lambda message: self._heard.append(message.payload))
-        self.execute(f"listen {ident(channel)}")
-
-    def notifications(self) -> list[str]:
-        """Payloads that have arrived since the last call, in order; waits for nothing."""
-        with translated("listen"):
-            pgconn = self.connection.pgconn
-            pgconn.consume_input()
-            while (message := pgconn.notifies()) is not None:
-                self._heard.append(message.extra.decode())
-        heard, self._heard[:] = list(self._heard), []
-        return heard
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
