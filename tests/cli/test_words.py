@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -204,12 +205,20 @@ def asked(project: Project, typed: str | None) -> tuple[int, str, str]:
     )  # fmt: skip
     os.close(theirs)
     said = ""
+    interrupted = False
     try:
-        while chunk := os.read(ours, 4096).decode():
+        while True:
+            # Again, where it came just before the read of the answer began: it does not end a read that begins later.
+            while interrupted and not select.select([ours], [], [], 10)[0]:
+                child.send_signal(signal.SIGINT)
+            chunk = os.read(ours, 4096).decode()
+            if not chunk:
+                break
             said += chunk
             if "[y/N]" in said and typed != "":
                 if typed is None:
                     child.send_signal(signal.SIGINT)
+                    interrupted = True
                 else:
                     os.write(ours, typed.encode())
                 typed = ""

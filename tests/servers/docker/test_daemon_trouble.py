@@ -64,9 +64,7 @@ def test_a_daemon_that_goes_away_while_leases_are_open(
         assert again.server.info.server_id != theirs.server.info.server_id
     with Harness.open_with(shared, estate.environ, purpose="up") as mine:
         assert mine.server.info.server_id == yours
-        existing = mine.existing("1")
-        assert existing is not None
-        with existing.connect() as connection:
+        with mine.session._leased("1").connect() as connection:
             assert connection.execute("select count(*) from users").fetchone() == (2,)
     assert estate.purposes() == ["run", "up"]
 

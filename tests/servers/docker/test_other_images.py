@@ -86,11 +86,11 @@ def test_a_volume_of_the_images_holds_nothing_of_ours(
             connection.execute("insert into users (name) values ('precious')")
         handle = mine.server.info.handle
     docker("stop", handle)
-    with Harness.open_with(settings, estate.environ, purpose="up") as mine:
-        found = mine.existing("1")
-        assert found is not None
-        with found.connect() as connection:
-            assert connection.execute("select count(*) from users").fetchone() == (2,)
+    with (
+        Harness.open_with(settings, estate.environ, purpose="up") as mine,
+        mine.session._leased("1").connect() as connection,
+    ):
+        assert connection.execute("select count(*) from users").fetchone() == (2,)
     inventory.stop(Project.of(settings, estate.environ), purpose="up")
     assert any("starting from a baked server" in line for line in estate.told)
     # Containers of such an image have a volume each: gone with them.
