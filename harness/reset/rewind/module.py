@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import HarnessError, PoolTimeout
+from harness.errors import HarnessError, PoolTimeout, ServerLost
 from harness.postgres import locks, names
 from harness.postgres.session import Session
 from harness.reset.rewind import fit, functions, selftest
@@ -128,7 +128,10 @@ def _tried(session: Session, module: fit.Module, said: str, project: str) -> Pre
     # First: what crashes the server is not tried for ever by one run after another.
     functions.say(session, module.schema, f"{TRYING}{begun + 1}")
     began = time.monotonic()
-    outcome = selftest.run(session, module.schema, names.retired(project))
+    try:
+        outcome = selftest.run(session, module.schema, names.retired(project))
+    except ServerLost:
+        return "the server crashed when the module was tried: its log may say why"
     if not outcome.lasting:
         return outcome.why
     functions.say(session, module.schema, outcome.why or FINE)

@@ -17,7 +17,7 @@ from harness.postgres.session import Session
 _PATIENCE = 5.0
 """Seconds to wait for an autovacuum worker, or whoever else is in the copy, to leave."""
 
-_MOST_BYTES = 64 * 1024**2
+_MOST_BYTES, _MOST_PAGES = 64 * 1024**2, 100_000
 
 _FACTS = """
 select array_agg(node), array_agg(oid), array_agg(coalesce(t.owner, f.heap)), string_agg(kind::text, ''),
@@ -113,7 +113,7 @@ def _try(admin: Session, inside: Session, schema: str) -> Outcome:
         f"select {schema}.pgh_know(%s::oid, %s::oid[], %s::oid[], %s::oid[], %s, %s::oid[])",
         (baseline, *facts),
     )
-    asked = (lease, baseline, since, [admin.pid, inside.pid], _MOST_BYTES)
+    asked = (lease, baseline, since, [admin.pid, inside.pid], _MOST_BYTES, _MOST_PAGES)
     status, why = _rewind(admin, schema, asked)
     if status != "rewound":
         told = f"its trial was not put back: {status}{f' ({why})' if why else ''}"
@@ -128,7 +128,7 @@ def _rewind(admin: Session, schema: str, asked: tuple[Any, ...]) -> tuple[str, s
     deadline = time.monotonic() + _PATIENCE
     while True:
         status, why = admin.row(
-            f"select status, why from {schema}.pgh_rewind(%s::oid, %s::oid, %s::pg_lsn, '{{}}', %s::int[], %s)",
+            f"select status, why from {schema}.pgh_rewind(%s::oid, %s::oid, %s::pg_lsn, '{{}}', %s::int[], '{{}}', %s, %s)",
             asked,
         ) or ("", "")
         if status not in ("busy", "locked") or time.monotonic() > deadline:
