@@ -149,7 +149,10 @@ class ServerSession:
         if not info.ours:
             return "the server is somebody else's, and no module is brought to it"
         return module.prepare(
-            self.link.session, lambda name, content: self.server.backend.place(info, name, content)
+            self.link.session,
+            lambda name, content: self.server.backend.place(info, name, content),
+            project=self.project.id,
+            folders=module.folders(self.project.cache),
         )
 
     # --- templates ---------------------------------------------------------------------------------

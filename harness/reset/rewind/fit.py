@@ -46,7 +46,7 @@ class Module:
     @property
     def schema(self) -> str:
         """The schema that its functions have in the maintenance database."""
-        return f"pg_harness_{self.digest[:12]}"
+        return f"pgharness_{self.digest[:12]}"
 
 
 def name_of(major: int, machine: str) -> str:

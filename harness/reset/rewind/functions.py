@@ -18,7 +18,8 @@ create or replace function {schema}.pgh_know(
     baseline oid, nodes oid[], oids oid[], tables oid[], kinds text, unlogged oid[]
 ) returns void volatile strict language c as {path};
 create or replace function {schema}.pgh_rewind(
-    lease oid, baseline oid, since pg_lsn, own oid[], ours int[], most int8,
+    lease oid, baseline oid, since pg_lsn, own oid[], ours int[], empty oid[],
+    most_bytes int8, most_pages int8,
     out status text, out why text, out upto pg_lsn, out xid oid, out busy int[], out prepared bool,
     out advisory text[], out shared oid[], out temporary oid[], out touched oid[],
     out read int8, out compared int8, out written int8, out truncated int8, out made int8, out dropped int8
