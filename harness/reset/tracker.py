@@ -394,8 +394,9 @@ class Tracker:
             xid: of the transaction that put pages back; 0 where nothing was to be put back.
         """
         self.start = self.clean = upto
-        self.own, self.seen = ([xid], "") if xid else ([], upto)
-        self.rewinds = tuple(self.own)
+        if xid:
+            self.rewinds = (xid,)
+        self.own, self.seen = [*self.rewinds], "" if xid else upto
         self.pending = Changes()
         self.touched.clear()
         for base in self._bases.values():
@@ -458,7 +459,7 @@ class Tracker:
         """
         session = self._connections.wal.session
         near = int(session.value("select pg_snapshot_xmax(pg_current_snapshot())::text"))
-        ids = {*self.unsettled, *(widened(xid, near) for xid in written)}
+        ids = {*self.unsettled, *(widened(xid, near) for xid in written if xid)}
         # Asked before the comparison: what ends in between is compared once more.
         self.unsettled = tuple(activity.in_progress(session, sorted(ids)))
         self.put_back_shared()

@@ -25,8 +25,9 @@ class Answer:
         busy: pids of sessions of the application that are inside a transaction.
         prepared: whether there is a prepared transaction.
         advisory: advisory locks that sessions of the application hold: pid, and which lock as text.
-        shared: ids (32 bits) of transactions that wrote to the catalogs of the whole server.
-        touched: OIDs of what was put back: tables, indexes, sequences, catalogs.
+        shared: ids (32 bits) of transactions that wrote to the catalogs of the whole server; 0 for one that had none.
+        temporary: OIDs of the temporary namespaces of sessions that are in the way, for ``"temporary"``.
+        touched: OIDs of what was put back: tables and sequences, no catalogs.
         work: blocks and files, for people: read, compared, written, truncated, made, dropped.
     """
 
@@ -38,13 +39,14 @@ class Answer:
     prepared: bool = False
     advisory: tuple[tuple[int, str], ...] = ()
     shared: tuple[int, ...] = ()
+    temporary: tuple[int, ...] = ()
     touched: tuple[int, ...] = ()
     work: tuple[int, ...] = ()
 
     @property
-    def pristine(self) -> bool:
-        """Whether the pages of the lease equal the baseline's now."""
-        return self.status in ("nothing", "rewound")
+    def wrote(self) -> bool:
+        """Whether anything was put back. Unlogged tables are compared in any case."""
+        return any(self.work[2:])
 
 
 def parse(values: Sequence[bytes | None]) -> Answer:
@@ -53,7 +55,7 @@ def parse(values: Sequence[bytes | None]) -> Answer:
     Raises:
         ValueError, TypeError: it has another form.
     """
-    status, why, upto, xid, busy, prepared, advisory, shared, _, touched, *work = values
+    status, why, upto, xid, busy, prepared, advisory, shared, temporary, touched, *work = values
     return Answer(
         status=(status or b"").decode(),
         why=(why or b"").decode(),
@@ -63,6 +65,7 @@ def parse(values: Sequence[bytes | None]) -> Answer:
         prepared=prepared == b"t",
         advisory=_locks(advisory),
         shared=_numbers(shared),
+        temporary=_numbers(temporary),
         touched=_numbers(touched),
         work=tuple([int(count or 0) for count in work]),
     )

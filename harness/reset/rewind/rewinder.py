@@ -20,11 +20,16 @@ from harness.reset.rewind import facts
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
 from harness.reset.tracker import Tracker
 
-_CALL = "from {schema}.pgh_rewind($1::oid, $2::oid, $3::pg_lsn, $4::oid[], $5::int[], $6::int8)"
+_CALL = "from {schema}.pgh_rewind($1::oid, $2::oid, $3::pg_lsn, $4::oid[], $5::int[], $6::oid[], $7::int8, $8::int8)"
 _KNOW = "select {schema}.pgh_know($1::oid, $2::oid[], $3::oid[], $4::oid[], $5::text, $6::oid[])"
 _REWIND, _KNOWN = b"pgh_rewind", b"pgh_know"
 
-_GONE = frozenset({sqlstate.UNDEFINED_FUNCTION, sqlstate.INVALID_SCHEMA_NAME, sqlstate.INSUFFICIENT_PRIVILEGE})
+_MOST_PAGES = b"100000"
+"""Pages that are compared for one rewind: 0.8 GB, beyond which a clone may take less."""
+
+_GONE = frozenset(
+    {sqlstate.UNDEFINED_FUNCTION, sqlstate.INVALID_SCHEMA_NAME, sqlstate.INSUFFICIENT_PRIVILEGE}
+)
 """What a server says of functions that somebody dropped or took away, before any of their code runs."""
 
 
@@ -98,6 +103,8 @@ class Rewinder:
         if self.off:
             return None
         answer = self.last = self._ask(connections, tracker)
+        if answer is not None and answer.status == "temporary" and self._unused(connections, answer):
+            answer = self.last = self._ask(connections, tracker, unused=answer.temporary)
         if answer is None:
             return None
         if answer.status not in ("nothing", "rewound"):
@@ -113,18 +120,22 @@ class Rewinder:
             # Theirs is the way by rows: a wait, and the end of whoever holds on.
             done = held <= tracker.advisory
             tracker.advisory &= held
-        if answer.status == "nothing":
-            return Rewound(False, frozenset(), done and not answer.busy)
+        if not answer.wrote:
+            return Rewound(False, frozenset(), done)
         store = connections.store
         if fetched := _fetched(answer.touched, store):
             # Sessions keep values of these, and only a new file makes them forget. It is no file of the baseline's: the
             # next rewind takes it away again, and comes here again.
-            tracker.pending = Changes(sequences=fetched, names={oid: str(store.relations[oid]) for oid in fetched})
+            tracker.pending = Changes(
+                sequences=fetched, names={oid: str(store.relations[oid]) for oid in fetched}
+            )
         return Rewound(True, _names(answer.touched, store), done and not fetched)
 
     # --- asking ------------------------------------------------------------------------------------
 
-    def _ask(self, connections: Connections, tracker: Tracker) -> Answer | None:
+    def _ask(
+        self, connections: Connections, tracker: Tracker, *, unused: Collection[int] = ()
+    ) -> Answer | None:
         for again in (False, True):
             session = connections.wal.session
             try:
@@ -137,7 +148,9 @@ class Rewinder:
                     tracker.clean.encode(),
                     _array(tracker.rewinds),
                     _array(connections.ours),
+                    _array(unused),
                     self._most,
+                    _MOST_PAGES,
                 )
                 with translated("rewind"):
                     result = session.connection.ask_prepared(_REWIND, values)
@@ -149,6 +162,10 @@ class Rewinder:
                 self._refused(error)
                 return None
         return None
+
+    def _unused(self, connections: Connections, answer: Answer) -> bool:
+        """Whether those who had temporary tables have none now, and will find their namespaces again."""
+        return facts.unused(connections.lease, answer.temporary, self._facts.temporary)
 
     def _learn(self, store: BaselineStore) -> None:
         """Read the facts of the baseline: once, as long as it is the same session that reads them."""
@@ -186,7 +203,8 @@ class Rewinder:
         self.off = self.left = why
 
     def __repr__(self) -> str:
-        return f"<Rewinder {'off: ' + self.off if self.off else 'on'}>"
+        state = f"off: {self.off}" if self.off else "on"
+        return f"<Rewinder {state}{f', the last was left to rows: {self.left}' if self.left else ''}>"
 
 
 def _array(numbers: Collection[int]) -> bytes:
@@ -202,4 +220,6 @@ def _fetched(touched: Collection[int], store: BaselineStore) -> frozenset[int]:
 def _names(touched: Collection[int], store: BaselineStore) -> frozenset[str]:
     known = store.relations
     found = (known.get(oid) for oid in touched)
-    return frozenset([str(each) for each in found if each is not None and each.kind in "rmS" and not each.catalog])
+    return frozenset(
+        [str(each) for each in found if each is not None and each.kind in "rmS" and not each.catalog]
+    )
