@@ -58,7 +58,8 @@ look_around(Oid lease, const Datum *ours, int nours)
 			continue;
 		if (TransactionIdIsValid(proc->xid) || TransactionIdIsValid(proc->xmin))
 			found.busy = lappend_int(found.busy, proc->pid);
-		if (OidIsValid(proc->tempNamespaceId))
+		/* Before 18 a session that has ended leaves it behind. */
+		if (OidIsValid(proc->tempNamespaceId) && BackendPidGetProcWithLock(proc->pid) == proc)
 			found.temporary = lappend_oid(found.temporary, proc->tempNamespaceId);
 	}
 	LWLockRelease(ProcArrayLock);
