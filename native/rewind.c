@@ -79,6 +79,7 @@ typedef struct RewindPlan
 	bool		dropped;		/* files of the baseline were */
 	bool		maps_dropped;	/* .. that nothing but their unlinking tells from those made again */
 	bool		advance;		/* a sequence with CACHE moved */
+	bool		weak;			/* sessions in a transaction hold locks on what was put back */
 } RewindPlan;
 
 static void
@@ -139,7 +140,12 @@ make_plan(Seen *seen)
 
 /* --- locks ---------------------------------------------------------------------------------------------------------- */
 
-/* False where one is not to be had now. */
+/*
+ * False where one is not to be had now.
+ *
+ * A session that is idle in a transaction, and only read, keeps its locks.  It has no snapshot (look_around), so nobody reads
+ * at present: then writers are locked out, and readers are not (weak).
+ */
 static bool
 lock_all(RewindPlan *plan, Oid lease)
 {
@@ -152,8 +158,12 @@ lock_all(RewindPlan *plan, Oid lease)
 		LOCKTAG		tag;
 
 		SET_LOCKTAG_RELATION(tag, lease, lfirst_oid(cell));
-		if (LockAcquire(&tag, AccessExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		if (LockAcquire(&tag, AccessExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL)
+			continue;
+		if (lfirst_oid(cell) < FIRST_USER_OID ||
+			LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 			return false;
+		plan->weak = true;
 	}
 	return true;
 }
@@ -317,6 +327,23 @@ tell(RewindPlan *plan, Oid lease)
 	send_all(&messages);
 }
 
+/*
+ * Who holds a lock does not look for messages when he uses that relation again: he is woken, and reads them before the next
+ * statement, since a session processes the barrier and the interrupt before it reads from its client.
+ */
+static void
+wake(Oid lease)
+{
+	for (int i = 0; i < ProcGlobal->allProcCount; i++)
+	{
+		PGPROC	   *proc = &ProcGlobal->allProcs[i];
+
+		if (proc->databaseId == lease && proc->pid != 0 && proc->pid != MyProcPid)
+			(void) SendProcSignal(proc->pid, PROCSIG_CATCHUP_INTERRUPT, NUMBER_OF(proc));
+	}
+	WaitForProcSignalBarrier(EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE));
+}
+
 /* --- the order of it all ---------------------------------------------------------------------------------------------- */
 
 /* Whether temporary tables of sessions that stay would lose their rows in the catalogs. */
@@ -355,6 +382,10 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 	}
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
+		make_again(work, target);
+	shorten_all(work, plan->targets);
+	hash_seq_init(&scan, plan->targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
 		restore(work, target);
 	drop_fresh(plan, memory, asked->lease, work);
 	if (plan->catalogs)
@@ -366,6 +397,8 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 	tell(plan, asked->lease);
 	if (plan->catalogs)
 		LWLockRelease(RelCacheInitLock);
+	if (plan->weak)
+		wake(asked->lease);
 }
 
 /* How much is to be looked at; index pages are looked for in the buffers where that is less. */
@@ -383,14 +416,16 @@ weigh(RewindPlan *plan, Work *work, Memory *memory, const Asked *asked)
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 	{
-		measure(work, target);
-		plan->maps_dropped |= target->remade && (target->want[FSM_FORKNUM] != InvalidBlockNumber ||
-												 target->want[VISIBILITYMAP_FORKNUM] != InvalidBlockNumber ||
-												 target->want[INIT_FORKNUM] != InvalidBlockNumber ||
-												 target->want[MAIN_FORKNUM] > RELSEG_SIZE);
-		pages += pages_to_compare(work, target);
-		if (target->known->kind == 'i' && !target->remade && target->want[MAIN_FORKNUM] != InvalidBlockNumber)
-			of_indexes += target->want[MAIN_FORKNUM];
+		const BlockNumber *want = target->known->want;
+
+		measure_baseline(work->baseline, target->known);
+		plan->maps_dropped |= target->remade && (want[FSM_FORKNUM] != InvalidBlockNumber ||
+												 want[VISIBILITYMAP_FORKNUM] != InvalidBlockNumber ||
+												 want[INIT_FORKNUM] != InvalidBlockNumber ||
+												 want[MAIN_FORKNUM] > RELSEG_SIZE);
+		pages += pages_to_compare(target);
+		if (target->known->kind == 'i' && !target->remade)
+			of_indexes += want[MAIN_FORKNUM];
 	}
 	if (of_indexes <= FEW_PAGES || replaced)
 		return pages;
@@ -412,6 +447,17 @@ weigh(RewindPlan *plan, Work *work, Memory *memory, const Asked *asked)
 	while ((target = hash_seq_search(&scan)) != NULL)
 		pages += bms_num_members(target->buffered);
 	return pages;
+}
+
+static void
+measure_all(RewindPlan *plan, Oid lease)
+{
+	HASH_SEQ_STATUS scan;
+	Target	   *target;
+
+	hash_seq_init(&scan, plan->targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+		measure_lease(lease, target);
 }
 
 static const char *
@@ -474,6 +520,7 @@ rewind_lease(const Asked *asked, Answer *answer, Work *work)
 	if (plan.catalogs && disturbs_temporary(asked, &answer->present))
 		return "temporary";
 
+	measure_all(&plan, asked->lease);
 	/* From here on the records are ours, by their transaction. */
 	answer->xid = GetTopTransactionId();
 	work->end = answer->upto;
