@@ -143,11 +143,13 @@ typedef struct Dirty
 	bool		all;			/* other things than pages: made, truncated, dropped */
 	bool		dropped;
 	Bitmapset  *blocks[FORKS];
+	BlockNumber newest[FORKS];	/* the one that was added last */
 } Dirty;
 
 typedef struct Seen
 {
 	HTAB	   *files;			/* of Dirty */
+	Dirty	   *last;			/* the one that was written last */
 	List	   *shared;			/* ids of transactions that wrote to the server's own catalogs */
 	const char *refused;		/* why pages are not enough */
 } Seen;

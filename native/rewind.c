@@ -117,7 +117,7 @@ add_target(RewindPlan *plan, Seen *seen, RelNumber node)
 	plan->catalogs |= target->known->oid < FIRST_USER_OID;
 	plan->dropped |= target->remade;
 	plan->advance |= target->known->kind == 'C';
-	if (target->known->oid >= FIRST_USER_OID && target->known->oid == target->known->table)
+	if (target->known->oid >= FIRST_USER_OID && target->known->kind != 'i' && target->known->kind != 't')
 		plan->touched = lappend_oid(plan->touched, target->known->oid);
 }
 
@@ -305,17 +305,14 @@ tell(RewindPlan *plan, Oid lease)
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 	{
-#ifndef PGH_PLANT_NO_TRUNCATE_MESSAGE
+#if PG_VERSION_NUM >= 170000 && !defined(PGH_PLANT_NO_TRUNCATE_MESSAGE)
+		/* Where the next row belongs; before 17 it goes with the description. What was cut or dropped was told there. */
 		SharedInvalidationMessage *message = next_message(&messages);
 
 		message->sm.id = SHAREDINVALSMGR_ID;
 		message->sm.backend_hi = NOBODY >> 16;
 		message->sm.backend_lo = NOBODY & 0xffff;
-#if PG_VERSION_NUM < 160000
-		message->sm.rnode = LOCATOR(DEFAULTTABLESPACE_OID, lease, target->node);
-#else
 		message->sm.rlocator = LOCATOR(DEFAULTTABLESPACE_OID, lease, target->node);
-#endif
 #endif
 #ifndef PGH_PLANT_NO_RELCACHE
 		if (!plan->catalogs)
