@@ -240,7 +240,14 @@ class ResetEngine:
                     self._tracker.release_top()
             if sessions == "end":
                 met.sessions.end_all()
-            return self._reset_loop(met)
+            try:
+                return self._reset_loop(met)
+            except RecloneNeeded:
+                if (rewound := self._insist(met)) is None:
+                    raise
+                if not rewound.done:
+                    return self._reset_loop(met)
+                return ResetReport("rewind", tuple(sorted(rewound.tables)))
         except BaseException as error:
             # Whatever it was (Ctrl-C too): what is half done must never pass for pristine.
             if not isinstance(error, LeaseError) or isinstance(error, RecloneNeeded):
@@ -326,6 +333,13 @@ class ResetEngine:
             self._stage("rewound")
             self._vacuum = Vacuum()
         return rewound
+
+    def _insist(self, met: Contention) -> Rewound | None:
+        """Put back pages in place of a clone, where nothing but somebody in the way speaks against it."""
+        if self._rewinder is None or self._marks:
+            return None
+        met.give_up()
+        return self._rewinder.insist(self._connections, self._tracker, met.sessions)
 
     def _restore(
         self, todo: Restore, found: Changes, files: Mapping[int, int], window: WalWindow, met: Contention

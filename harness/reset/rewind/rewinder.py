@@ -7,6 +7,7 @@ elsewhere than in the baseline, so what a reset by rows wrote is as dirty as wha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -18,12 +19,16 @@ from harness.reset.changes import Changes, RecloneNeeded
 from harness.reset.connections import Connections
 from harness.reset.rewind import facts
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
+from harness.reset.sessions import Sessions
 from harness.reset.sql import batch, owners, shared
 from harness.reset.tracker import Tracker
 
 _CALL = "from {schema}.pgh_rewind($1::oid, $2::oid, $3::pg_lsn, $4::oid[], $5::int[], $6::oid[], $7::int8, $8::int8)"
 _KNOW = "select {schema}.pgh_know($1::oid, $2::oid[], $3::oid[], $4::oid[], $5::text, $6::oid[])"
 _REWIND, _KNOWN = b"pgh_rewind", b"pgh_know"
+
+PATIENCE = 0.2
+"""Seconds to wait for whoever is in the way, before he is ended in place of all."""
 
 _MOST_PAGES = b"100000"
 """Pages that are compared for one rewind: 0.8 GB, beyond which a clone may take less."""
@@ -131,6 +136,25 @@ class Rewinder:
                 sequences=fetched, names={oid: str(store.relations[oid]) for oid in fetched}
             )
         return Rewound(True, _names(answer.touched, store), done and not fetched)
+
+    def insist(self, connections: Connections, tracker: Tracker, sessions: Sessions) -> Rewound | None:
+        """The same where all that is left is a clone, which would end every session: whoever is in the way of the pages is
+        waited for a moment, and then ended, alone. None where nobody is.
+
+        Raises:
+            RecloneNeeded, ServerLost: as :meth:`turn`.
+        """
+        patience, ended = time.monotonic() + PATIENCE, False
+        while not self.off and self.last is not None and self.last.status in ("busy", "locked"):
+            if time.monotonic() > patience:
+                if ended or not self.last.busy:
+                    return None
+                sessions.end(self.last.busy)
+                patience, ended = time.monotonic() + PATIENCE, True
+            time.sleep(0.002)
+            if (rewound := self.turn(connections, tracker)) is not None:
+                return rewound
+        return None
 
     def _settle_shared(self, session: Session, tracker: Tracker, written: Collection[int]) -> None:
         """What the server's own catalogs say is put back, as far as it can be; what may still change is for the next reset.
