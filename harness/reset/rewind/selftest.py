@@ -13,23 +13,12 @@ from typing import Any
 from harness.errors import HarnessError, ServerLost, ServerRefused
 from harness.postgres import databases, sqlstate
 from harness.postgres.session import Session
+from harness.reset.rewind import facts
 
 _PATIENCE = 5.0
 """Seconds to wait for an autovacuum worker, or whoever else is in the copy, to leave."""
 
 _MOST_BYTES, _MOST_PAGES = 64 * 1024**2, 100_000
-
-_FACTS = """
-select array_agg(node), array_agg(oid), array_agg(coalesce(t.owner, f.heap)), string_agg(kind::text, ''),
-       coalesce(array_agg(node) filter (where unlogged), '{}')
-  from (select pg_relation_filenode(c.oid)::int8 as node, c.oid::int8, coalesce(i.indrelid, c.oid)::int8 as heap,
-               c.relkind as kind, c.relpersistence = 'u' as unlogged
-          from pg_class c left join pg_index i on i.indexrelid = c.oid
-         where c.relkind in ('r', 'm', 'S', 't', 'i') and not c.relisshared
-           and pg_relation_filenode(c.oid) is not null) f
-  left join (select reltoastrelid::int8 as toast, oid::int8 as owner from pg_class where reltoastrelid <> 0) t
-    on t.toast = f.heap
-"""
 
 # Rows: changed, new, gone; more of them than their page holds.
 _ROWS = """
@@ -100,7 +89,8 @@ def run(admin: Session, schema: str, scratch: str) -> Outcome:
 
 
 def _try(admin: Session, inside: Session, schema: str) -> Outcome:
-    facts = inside.row(_FACTS) or ()
+    # The files of a copy are those of what was copied; but for the number of the database.
+    known = [value.decode() for value in facts.read(inside).values[1:]]
     before = inside.row(_PICTURE)
     lease, baseline, since = admin.row(
         "select (select oid::int8 from pg_database where datname = %s),"
@@ -111,7 +101,7 @@ def _try(admin: Session, inside: Session, schema: str) -> Outcome:
         inside.script(script)
     admin.row(
         f"select {schema}.pgh_know(%s::oid, %s::oid[], %s::oid[], %s::oid[], %s, %s::oid[])",
-        (baseline, *facts),
+        (baseline, *known),
     )
     asked = (lease, baseline, since, [admin.pid, inside.pid], _MOST_BYTES, _MOST_PAGES)
     status, why = _rewind(admin, schema, asked)
