@@ -8,7 +8,7 @@ from typing import NamedTuple
 from harness.postgres.session import Session
 from harness.reset.sql import owners
 
-# Of an index its table. Shared catalogs have no file here.
+# Of an index its table. Shared catalogs have no file here, and temporary tables are their session's.
 _FACTS = """
 select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(i.indrelid, c.oid)::int8, c.relkind::text,
        c.relpersistence = 'u'
@@ -36,7 +36,7 @@ class Facts(NamedTuple):
         files: OID → number of its file.
         temporary: OIDs of its temporary namespaces.
         owners: what :func:`harness.reset.sql.owners.digest` says of it.
-        values: the parameters of ``pgh_know``, as text.
+        values: the parameters of ``pgh_know``, as text; but for the first those of ``pgh_mark`` too.
     """
 
     database: bytes

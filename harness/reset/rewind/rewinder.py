@@ -9,29 +9,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from typing import NamedTuple
 
-from harness.errors import ServerRefused
+from harness.errors import HarnessError, ServerRefused
 from harness.postgres import activity, sqlstate
 from harness.postgres.session import Session, translated
 from harness.reset.baseline import BaselineStore
 from harness.reset.changes import Changes, RecloneNeeded
 from harness.reset.connections import Connections
-from harness.reset.rewind import facts
+from harness.reset.rewind import facts, page_marks
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
 from harness.reset.sessions import Sessions
 from harness.reset.sql import batch, owners, shared
 from harness.reset.tracker import Tracker
 
-_CALL = "from {schema}.pgh_rewind($1::oid, $2::oid, $3::pg_lsn, $4::oid[], $5::int[], $6::oid[], $7::int8, $8::int8)"
+_ASKED = "$1::oid, $2::oid, $3::pg_lsn, $4::oid[], $5::int[], $6::oid[], $7::int8, $8::int8"
+_CALL = "from {schema}.pgh_rewind({asked})"
+_CALL_TO = "from {schema}.pgh_rewind_to({asked}, $9::text[], $10::text[])"
+_CALL_MARK = (
+    "from {schema}.pgh_mark({asked}, $9::text[], $10::text[], $11::text, "
+    "$12::oid[], $13::oid[], $14::oid[], $15::text, $16::oid[])"
+)
 _KNOW = "select {schema}.pgh_know($1::oid, $2::oid[], $3::oid[], $4::oid[], $5::text, $6::oid[])"
-_REWIND, _KNOWN = b"pgh_rewind", b"pgh_know"
+_REWIND, _REWIND_TO = b"pgh_rewind", b"pgh_rewind_to"
 
 PATIENCE = 0.2
 """Seconds to wait for whoever is in the way, before he is ended in place of all."""
 
 _MOST_PAGES = b"100000"
 """Pages that are compared for one rewind: 0.8 GB, beyond which a clone may take less."""
+
+_MOST_MARKED = b"65536"
+"""Pages that are compared for one mark: it may hold 512 MB."""
+
+_NO_RELATIONS = (b"{}", b"{}", b"{}", b"", b"{}")
 
 _GONE = frozenset(
     {sqlstate.UNDEFINED_FUNCTION, sqlstate.INVALID_SCHEMA_NAME, sqlstate.INSUFFICIENT_PRIVILEGE}
@@ -64,21 +76,35 @@ class Rewinder:
         off: why it is not tried any more, for this clone or at all; empty while it is.
         left: why the last try was left to the rows; empty where it was not.
         last: what the last call answered; None before the first.
+        above: files of marks of pages that the lease may have pages of, though the log does not say so any more: of those that were
+            released since the last rewind, and in a fresh clone of all.
     """
 
     def __init__(self, schema: str, *, most_bytes: int) -> None:
         self.off = self.left = ""
         self.last: Answer | None = None
         self._lasting = False
-        self._call = f"select {COLUMNS} {_CALL.format(schema=schema)}".encode()
+        self.above: tuple[str, ...] = ()
+        self._schema = schema
+        self._swept = False
+        # Ids of transactions before a mark, that wrote who owns what.
+        self._owed: set[int] = set()
+        self._calls = {
+            name: f"select {COLUMNS} {call.format(schema=schema, asked=_ASKED)}".encode()
+            for name, call in ((_REWIND, _CALL), (_REWIND_TO, _CALL_TO))
+        }
+        self._mark = f"select {COLUMNS} {_CALL_MARK.format(schema=schema, asked=_ASKED)}".encode()
         self._know = _KNOW.format(schema=schema).encode()
         self._most = str(most_bytes).encode()
         self._baseline: Session | None = None
         self._facts = facts.NOTHING
         self._knows: Session | None = None
 
-    def rebase(self, connections: Connections, tracker: Tracker) -> None:
+    def rebase(self, connections: Connections, tracker: Tracker, marks: tuple[str, ...] = ()) -> None:
         """The lease is another clone, or one that another process has reset: read and tell what has to be known.
+
+        Args:
+            marks: files of the marks of pages that are set, the lowest first.
 
         Raises:
             ServerLost: a session of ours is gone.
@@ -86,6 +112,10 @@ class Rewinder:
         if self._lasting:
             return
         self.off = self.left = ""
+        self._owed.clear()
+        # The clone has no page of them; what was released is of the clone that is gone.
+        page_marks.forget(connections.wal.session, self._schema, set(self.above) - set(marks))
+        self.above = marks
         if not tracker.clean:
             self._stop("it is not known when its pages last equalled the baseline's")
             return
@@ -99,8 +129,11 @@ class Rewinder:
         if any(tracker.first_files.get(oid) != node for oid, node in mine.items()):
             self._stop("its files have other numbers than the baseline's")
 
-    def turn(self, connections: Connections, tracker: Tracker) -> Rewound | None:
+    def turn(self, connections: Connections, tracker: Tracker, marks: tuple[str, ...] = ()) -> Rewound | None:
         """Put all pages back in one round trip; None where nothing was changed, and rows have to be looked at.
+
+        Args:
+            marks: files of the marks of pages that are set, the lowest first.
 
         Raises:
             RecloneNeeded: it failed half-way, or something of the server's own catalogs cannot be put back.
@@ -108,9 +141,10 @@ class Rewinder:
         """
         if self.off:
             return None
-        answer = self.last = self._ask(connections, tracker)
-        if answer is not None and answer.status == "temporary" and self._unused(connections, answer):
-            answer = self.last = self._ask(connections, tracker, unused=answer.temporary)
+        name, more = _REWIND, tuple[bytes, ...]()
+        if marks or self.above:
+            name, more = _REWIND_TO, (page_marks.array(marks), page_marks.array(self.above))
+        answer = self._ask(connections, tracker, name, more)
         if answer is None:
             return None
         if answer.status not in ("nothing", "rewound"):
@@ -118,8 +152,11 @@ class Rewinder:
             return None
         self.left = ""
         tracker.rewound(answer.upto, answer.xid)
+        if self.above:
+            page_marks.forget(connections.wal.session, self._schema, set(self.above) - set(marks))
+            self.above = ()
         if answer.shared or tracker.unsettled:
-            self._settle_shared(connections.wal.session, tracker, answer.shared)
+            self._settle_shared(connections.wal.session, tracker, answer.shared, marked=bool(marks))
         done = True
         if answer.advisory or tracker.advisory:
             held = set(answer.advisory)
@@ -137,7 +174,9 @@ class Rewinder:
             )
         return Rewound(True, _names(answer.touched, store), done and not fetched)
 
-    def insist(self, connections: Connections, tracker: Tracker, sessions: Sessions) -> Rewound | None:
+    def insist(
+        self, connections: Connections, tracker: Tracker, sessions: Sessions, marks: tuple[str, ...] = ()
+    ) -> Rewound | None:
         """The same where all that is left is a clone, which would end every session: whoever is in the way of the pages is
         waited for a moment, and then ended, alone. None where nobody is.
 
@@ -152,40 +191,128 @@ class Rewinder:
                 sessions.end(self.last.busy)
                 patience, ended = time.monotonic() + PATIENCE, True
             time.sleep(0.002)
-            if (rewound := self.turn(connections, tracker)) is not None:
+            if (rewound := self.turn(connections, tracker, marks)) is not None:
                 return rewound
         return None
 
-    def _settle_shared(self, session: Session, tracker: Tracker, written: Collection[int]) -> None:
+    def _settle_shared(
+        self, session: Session, tracker: Tracker, written: Collection[int], *, marked: bool
+    ) -> None:
         """What the server's own catalogs say is put back, as far as it can be; what may still change is for the next reset.
 
         Args:
             written: ids (32 bits) of transactions that wrote to them, of whatever database.
+            marked: the state to come back to is a mark's. What its objects' owners were is in none but the catalogs
+                themselves: what was written since is taken away, and nothing added.
 
         Raises:
             RecloneNeeded: something else of this database changed.
         """
-        ids = {xid for xid in written if xid}
+        owned, now = self._look_at_shared(session, tracker, written)
+        if not marked:
+            written = {*written, *self._owed}
+            self._owed.clear()
+        if written and owned != self._facts.owners:
+            statements = owners.put_back(
+                tracker.database, int(self._facts.database), written, missing=not marked
+            )
+            batch.run(session, ["begin", *statements, "commit"])
+        tracker.put_back_shared(now)
+
+    def _look_at_shared(
+        self, session: Session, tracker: Tracker, written: Collection[int]
+    ) -> tuple[str, shared.Shared]:
+        """Who owns what, and what the server says of the database and the role. One round trip."""
         # In this order: what ends in between is compared once more.
         unended, owned, now = batch.run(
             session,
             [
-                activity.in_progress_statement(tracker.unsettled, ids),
+                activity.in_progress_statement(tracker.unsettled, [xid for xid in written if xid]),
                 owners.digest(tracker.database),
                 tracker.shared_statement(),
             ],
         )
         text = unended.rows[0][0]
         tracker.unsettled = tuple(int(xid) for xid in text.split(b",")) if text else ()
-        if ids and owned.rows[0][0] != self._facts.owners.encode():
-            statements = owners.put_back(tracker.database, int(self._facts.database), ids)
-            batch.run(session, ["begin", *statements, "commit"])
-        tracker.put_back_shared(shared.parse(now.rows[0][0] or b"[]"))
+        return (owned.rows[0][0] or b"").decode(), shared.parse(now.rows[0][0] or b"[]")
+
+    # --- marks -------------------------------------------------------------------------------------
+
+    def mark(
+        self, connections: Connections, tracker: Tracker, marks: tuple[str, ...], name: str
+    ) -> Answer | None:
+        """Set a mark of pages above these; its status is ``marked``, or says who or what is in the way. None: see ``off``.
+
+        Args:
+            name: of its file.
+        """
+        if self.off:
+            return None
+        if not self._swept:
+            page_marks.sweep(connections.wal.session, self._schema)
+            self._swept = True
+        with translated("prepare to mark"):
+            connections.wal.session.connection.prepare(b"", self._mark)
+        below = (page_marks.array(marks), page_marks.array(self.above), name.encode())
+        answer = self._ask(connections, tracker, b"", (*below, *_NO_RELATIONS), most=_MOST_MARKED)
+        if answer is not None and answer.status == "relations":
+            # What the catalogs say now; whoever changes them in between has written, and is seen.
+            relations = facts.read(connections.lease).values[1:]
+            answer = self._ask(connections, tracker, b"", (*below, *relations), most=_MOST_MARKED)
+        if answer is not None and answer.status == "marked":
+            tracker.rewound(answer.upto, answer.xid)
+            tracker.advisory = frozenset(answer.advisory)
+            page_marks.forget(connections.wal.session, self._schema, self.above)
+            self.above = ()
+        self.left = "" if answer is None or answer.status == "marked" else answer.why or answer.status
+        return answer
+
+    def shared_differ(self, connections: Connections, tracker: Tracker, answer: Answer) -> bool:
+        """Whether the server's own catalogs say anything else of the database and the role than in the pristine state, as
+        a mark was set; who owns what is left to the reset that goes below it."""
+        self._owed.update(answer.shared)
+        if not answer.shared and not tracker.unsettled:
+            return False
+        _, now = self._look_at_shared(connections.wal.session, tracker, answer.shared)
+        return tracker.shared_differ(now)
+
+    def release(self, file: str) -> None:
+        """A mark of pages is released: the next rewind puts back what it held, and removes its file."""
+        self.above += (file,)
+
+    def close(self, connections: Connections, marks: tuple[str, ...]) -> None:
+        """Remove the files of all marks, where the server can still be asked to."""
+        files, self.above = {*marks, *self.above}, ()
+        if not files:
+            return
+        with suppress(HarnessError):
+            page_marks.forget(connections.wal.session, self._schema, files)
 
     # --- asking ------------------------------------------------------------------------------------
 
     def _ask(
-        self, connections: Connections, tracker: Tracker, *, unused: Collection[int] = ()
+        self,
+        connections: Connections,
+        tracker: Tracker,
+        name: bytes,
+        more: tuple[bytes, ...],
+        *,
+        most: bytes = _MOST_PAGES,
+    ) -> Answer | None:
+        """Call a prepared statement; a second time where sessions only *had* temporary tables. None where it is ``off`` now."""
+        answer = self.last = self._call(connections, tracker, name, more, most, ())
+        if answer is not None and answer.status == "temporary" and self._unused(connections, answer):
+            answer = self.last = self._call(connections, tracker, name, more, most, answer.temporary)
+        return answer
+
+    def _call(
+        self,
+        connections: Connections,
+        tracker: Tracker,
+        name: bytes,
+        more: tuple[bytes, ...],
+        most: bytes,
+        unused: Collection[int],
     ) -> Answer | None:
         for again in (False, True):
             session = connections.wal.session
@@ -201,10 +328,11 @@ class Rewinder:
                     _array(connections.ours),
                     _array(unused),
                     self._most,
-                    _MOST_PAGES,
+                    most,
+                    *more,
                 )
                 with translated("rewind"):
-                    result = session.connection.ask_prepared(_REWIND, values)
+                    result = session.connection.ask_prepared(name, values)
                 return parse([result.get_value(0, column) for column in range(result.nfields)])
             except ServerRefused as error:
                 if error.sqlstate == sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE and not again:
@@ -231,7 +359,8 @@ class Rewinder:
             connection = session.connection
             connection.prepare(b"", self._know)
             connection.ask_prepared(b"", self._facts.values)
-            connection.prepare(_REWIND, self._call)
+            for name, call in self._calls.items():
+                connection.prepare(name, call)
         self._knows = session
 
     def _refused(self, error: ServerRefused) -> None:

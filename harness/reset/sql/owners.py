@@ -19,11 +19,12 @@ def digest(database: int) -> str:
     )
 
 
-def put_back(database: int, baseline: int, written: Collection[int]) -> list[str]:
+def put_back(database: int, baseline: int, written: Collection[int], *, missing: bool = True) -> list[str]:
     """Statements, for a superuser, that make the rows of a database those of its baseline.
 
     Args:
         written: ids (32 bits) of the transactions whose rows may go: what somebody writes later is none of this reset's.
+        missing: whether rows of the baseline that are not there are written again.
     """
     same = " and ".join(f"s.{column} = b.{column}" for column in _COLUMNS.split(", "))
     ids = ",".join(f"'{xid}'" for xid in written)
@@ -31,8 +32,8 @@ def put_back(database: int, baseline: int, written: Collection[int]) -> list[str
         f"delete from pg_shdepend s where dbid = {database} and xmin::text in ({ids}) and not exists "
         f"(select from pg_shdepend b where b.dbid = {baseline} and {same})"
     )
-    missing = (
+    too_few = (
         f"insert into pg_shdepend (dbid, {_COLUMNS}) select {database}, {_COLUMNS} from pg_shdepend b "
         f"where dbid = {baseline} and not exists (select from pg_shdepend s where s.dbid = {database} and {same})"
     )
-    return ["set local allow_system_table_mods = on", too_many, missing]
+    return ["set local allow_system_table_mods = on", too_many, *([too_few] if missing else ())]
