@@ -89,7 +89,7 @@ open_mark(const char *name)
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 	Mark	   *mark = palloc0(sizeof *mark);
 	char		path[MAXPGPATH];
-	off_t		length;
+	off_t		length = -1;
 	int			fd;
 
 	MemoryContextSwitchTo(old);
