@@ -275,7 +275,7 @@ def _temporary(m: Maker) -> list[str]:
         ["begin", f"create temp table {n} on commit drop as select * from zoo limit 5", m.insert(), "commit"],
         [f"create temp table {n} (v text) on commit delete rows", f"insert into {n} values ('gone')", f"drop table {n}"],
         [f"create temp sequence {n}", f"select nextval('{n}')"], [f"create temp view {n} as select 1"],
-        ["begin", f"create temp table {n} (v text)", "rollback"], ["discard temp"], ["discard all"],
+        ["begin", f"create temp table {n} (v text)", "rollback"], ["discard temp"], ["discard plans"],
     ])  # fmt: skip
 
 
