@@ -210,9 +210,10 @@ class Rounds:
                 break
             self.answers[f"first {answer.status}"] += 1
             self.settle(answer)
-            answer = self.rewinder.rewind()
-        if answer.status == "temporary":
-            answer = self._with_temporary(answer)
+            if answer.status == "temporary":
+                answer = self._with_temporary(answer)
+            else:
+                answer = self.rewinder.rewind()
         self.answers[answer.status + (f": {answer.why}" if answer.status == "rows" else "")] += 1
         return answer
 
