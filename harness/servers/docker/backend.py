@@ -17,7 +17,7 @@ from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, connect, translated
-from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, SnapshotStore
+from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, Shelf, SnapshotStore
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
@@ -219,6 +219,16 @@ class DockerBackend(Backend):
         base = ["docker", "exec", "-it" if terminal else "-i", info.handle, "/bin/sh", "-c", find, "psql"]
         socket = spec.folder(info.storage)
         return [*base, "-h", socket, "-U", user, "-d", database, *words]
+
+    def shelf(self, info: ServerInfo) -> Shelf:
+        """Our own folder in the container, beside the entrypoint."""
+
+        def put(name: str, content: bytes) -> None:
+            with translated(f"put a file into the container {info.handle[:12]}"):
+                container = self.daemon.client.containers.get(info.handle)
+                container.put_archive("/", spec.beside(name, content))
+
+        return Shelf(spec.HOME, put)
 
     def _containers(self, project: str | None, purpose: str | None) -> Sequence[Any]:
         labels = [f"{LABEL}.project" if project is None else f"{LABEL}.project={project}"]
