@@ -12,7 +12,7 @@ from harness.databases import sweep
 from harness.databases.spec import Owner, TemplateSpec
 from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
 from harness.migrations.port import MigrationContext, Progress
-from harness.postgres import databases, incarnation, names, namespaces, roles
+from harness.postgres import autovacuum, databases, incarnation, names, namespaces, roles
 from harness.postgres.databases import read_attributes, settle_sequences
 from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
@@ -151,6 +151,7 @@ class Build:
             settled = settle_sequences(inside)
             if not self.probe_strategy:
                 namespaces.make_temporary(inside)
+                autovacuum.spare_shared_catalogs(inside)
             # Frozen rows need no freezing, no hint bits and no pruning later: nothing that a reset would have to explain.
             inside.execute("vacuum (freeze, analyze)")
             # ANALYZE wrote to these after the VACUUM of them: whoever plans a query in a clone would prune their pages.

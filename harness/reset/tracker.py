@@ -457,12 +457,24 @@ class Tracker:
         Raises:
             RecloneNeeded: something else changed.
         """
+        self._ask_unsettled(written)
+        self.put_back_shared()
+
+    def shared_differ(self, written: Sequence[int]) -> bool:
+        """Whether they differ from the pristine ones. What was seen of them is for the next reset to compare, too.
+
+        Args:
+            written: as for :meth:`settle_shared`.
+        """
+        self._ask_unsettled(written)
+        return self.shared_changed
+
+    def _ask_unsettled(self, written: Sequence[int]) -> None:
         session = self._connections.wal.session
         near = int(session.value("select pg_snapshot_xmax(pg_current_snapshot())::text"))
         ids = {*self.unsettled, *(widened(xid, near) for xid in written if xid)}
-        # Asked before the comparison: what ends in between is compared once more.
+        # Asked before a comparison: what ends in between is compared once more.
         self.unsettled = tuple(activity.in_progress(session, sorted(ids)))
-        self.put_back_shared()
 
     def put_back_shared(self) -> None:
         """Settings of this database and of the role; other differences are for a clone."""

@@ -162,7 +162,7 @@ def test_two_workers_on_one_server_do_not_see_each_other(
 
     def work(case: RewindCase) -> None:
         with case.bench.app() as app:
-            for turn in range(30):
+            for turn in range(10):
                 app.script(f"insert into people (v) select 'x' from generate_series(1, {10 * turn + 1})")
                 if turn % 3 == 0:
                     app.script("create table t (id serial); alter table others add column more text")
