@@ -27,7 +27,9 @@ def _checkpoints(session: Session, rng: random.Random) -> None:
 
 def _reads(session: Session, rng: random.Random) -> None:
     """One long statement, which looks at no message: it needs buffers, and writes whatever lies in them to files that it keeps open."""
-    session.rows("select count(*) from (select count(*) from big b, generate_series(1, 40) s where s > length(b.v) group by s) t")
+    session.rows(
+        "select count(*) from (select count(*) from big b, generate_series(1, 40) s where s > length(b.v) group by s) t"
+    )
 
 
 def _writes(session: Session, rng: random.Random) -> None:

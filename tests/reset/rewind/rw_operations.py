@@ -58,7 +58,11 @@ def _name(m: Maker) -> str:
 
 
 def _alter(m: Maker) -> list[str]:
-    t, n, k = m.table(), _name(m), m.rng.choice(["uniq", "booking", "filled", "zoo", "base", "loose", "cat", "player"])
+    t, n, k = (
+        m.table(),
+        _name(m),
+        m.rng.choice(["uniq", "booking", "filled", "zoo", "base", "loose", "cat", "player"]),
+    )
     return [m.rng.choice([
         f"alter table {t.name} add {n} integer default 7",
         f"alter table {t.name} add {n} double precision default random()",
@@ -249,7 +253,11 @@ def _undone(m: Maker) -> list[str]:
 
 def _undone_small(m: Maker) -> list[str]:
     n = _name(m)
-    return [f"create table {n} (id serial primary key, v text)", f"insert into {n} (v) values ('x')", f"drop table {n}"]
+    return [
+        f"create table {n} (id serial primary key, v text)",
+        f"insert into {n} (v) values ('x')",
+        f"drop table {n}",
+    ]
 
 
 def _prepared(m: Maker) -> list[str]:

@@ -29,6 +29,13 @@ SETTINGS = {
 }  # fmt: skip
 ATTEMPTS = 8
 
+BY_INDEX = [
+    ("n between $1 and $1 + 200", "100"), ("t = $1", "'animal 77'"), ("p <@ $1::box", "'(0,0),(20,20)'"), ("a @> array[$1]", "7"),
+    ("r && int4range($1, 9)", "5"), ("i <<= $1::inet", "'10.0.7.0/24'"), ("d < date '2026-01-01' + $1::integer", "60"),
+    ("lower(t) < $1 and n > 100", "'animal 4'"), ("id = $1", "1000"), ("p ~= $1::point", "'(3,4)'"),
+]  # fmt: skip
+"""Conditions that an index answers each, and a value: the plans are kept."""
+
 _SHARED = (
     "select classid::int8, objid::int8, objsubid, refclassid::int8, refobjid::int8, deptype::text from pg_shdepend "
     "where dbid = %s order by 1, 2, 3, 4, 5, 6"
@@ -55,7 +62,7 @@ class Rounds:
         self.done: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
         names = [table.name for table in self.schema.tables]
-        self.tables = sorted(set(names)) + ["audit", "seen", "zoo_seen", "toasty"]
+        self.tables = [*sorted(set(names)), "audit", "seen", "zoo_seen", "toasty"]
         self.probes = self._probes()
         fresh = f"{self.name}_fresh"
         drop(self.admin, fresh)
@@ -77,9 +84,7 @@ class Rounds:
                 found.execute("rollback")
             return found
         user = "postgres" if number == SUPERUSER else "app"
-        found = Session.connect(
-            self.server.dsn(self.name, user), application_name="app", settings=SETTINGS
-        )
+        found = Session.connect(self.server.dsn(self.name, user), application_name="app", settings=SETTINGS)
         try:
             if number != SUPERUSER:
                 self.prepare(found)
@@ -117,23 +122,26 @@ class Rounds:
                 f"prepare all_{number} as select count(*) || md5(coalesce(string_agg(ctid::text || t::text, '|'), '')) from only {table} t"
             )
         session.execute("set plan_cache_mode = force_generic_plan")
-        session.execute(
-            "prepare few (integer) as select count(t), min(id), max(n) from zoo where n between $1 and $1 + 200"
-        )
         session.execute("set enable_seqscan = off")
-        session.rows("execute few(100)")
+        for number, (condition, parameter) in enumerate(BY_INDEX):
+            session.execute(
+                f"prepare by_{number} as select count(t), sum(id), min(n), max(n) from zoo where {condition}"
+            )
+            session.rows(f"execute by_{number}({parameter})")
         session.execute("reset enable_seqscan")
 
     def look(self, session: Session) -> list[object]:
         """What a session sees of everything: by its cached plans, by indexes, through functions."""
-        found: list[object] = [
-            session.value(f"execute all_{number}") for number in range(len(self.tables))
+        found: list[object] = [session.value(f"execute all_{number}") for number in range(len(self.tables))]
+        found += [
+            session.rows(f"execute by_{number}({parameter})")
+            for number, (_, parameter) in enumerate(BY_INDEX)
         ]
-        found.append(session.rows("execute few(100)"))
         found.append(session.rows("execute look"))
         found.append(session.value("select counted()"))
         found += [
-            session.rows(f"select last_value, log_cnt, is_called from {name}") for name in self.schema.sequences
+            session.rows(f"select last_value, log_cnt, is_called from {name}")
+            for name in self.schema.sequences
         ]
         found.append(session.rows("select loid::int8, pageno, md5(data) from pg_largeobject_metadata m, "
                                   "lateral (select m.oid as loid, 0 as pageno, lo_get(m.oid) as data) l order by 1"))  # fmt: skip
@@ -210,10 +218,8 @@ class Rounds:
                 break
             self.answers[f"first {answer.status}"] += 1
             self.settle(answer)
-            if answer.status == "temporary":
-                answer = self._with_temporary(answer)
-            else:
-                answer = self.rewinder.rewind()
+            again = self._with_temporary(answer) if answer.status == "temporary" else self.rewinder.rewind()
+            answer = again
         self.answers[answer.status + (f": {answer.why}" if answer.status == "rows" else "")] += 1
         return answer
 
@@ -304,7 +310,9 @@ class Rounds:
             self.admin.execute("checkpoint")
             lease = folder(self.admin, self.server.data, rewinder.oid)
             baseline = folder(self.admin, self.server.data, rewinder.base)
-            found += [f"file: {difference}" for difference in compare_files(lease, baseline, rewinder.relations)]
+            found += [
+                f"file: {difference}" for difference in compare_files(lease, baseline, rewinder.relations)
+            ]
         for number, session in self.kept():
             if number == SUPERUSER:
                 continue
@@ -340,7 +348,14 @@ class Rounds:
             )
 
     def _seen(self, whose: str, seen: list[object]) -> list[str]:
-        names = [*self.tables, "few", "look", "counted()", *self.schema.sequences, "large objects"]
+        names = [
+            *self.tables,
+            *(condition for condition, _ in BY_INDEX),
+            "look",
+            "counted()",
+            *self.schema.sequences,
+            "large objects",
+        ]
         return [
             f"{whose} sees of {name} {mine} instead of {theirs}"
             for name, mine, theirs in zip(names, seen, self.wanted, strict=True)
@@ -373,7 +388,12 @@ class Rounds:
             )
             for name in names:
                 try:
-                    found += [f"amcheck: {name}: {row}" for row in session.rows(f"select blkno, offnum, msg from verify_heapam('{ident_of(name)}')")]
+                    found += [
+                        f"amcheck: {name}: {row}"
+                        for row in session.rows(
+                            f"select blkno, offnum, msg from verify_heapam('{ident_of(name)}')"
+                        )
+                    ]
                 except ServerRefused as error:
                     found.append(f"amcheck: {name}: {error}")
                     break
@@ -415,6 +435,7 @@ class Rounds:
 
     def shrink(self, seed: int, operations: list[Operation], attempts: int = 40) -> list[Operation]:
         """Leave out what the failure does not need; all of it where it does not come again."""
+
         def fails(candidate: list[Operation]) -> bool:
             self.reclone()
             return bool(self.round(seed, candidate, thorough=True))
@@ -436,4 +457,3 @@ class Rounds:
 def ident_of(name: str) -> str:
     """A name that regclass printed, inside a literal."""
     return name.replace("'", "''")
-

@@ -50,7 +50,9 @@ class Pair:
 @pytest.fixture(scope="module")
 def pair(reset_server: Server) -> Iterator[Pair]:
     admin = make_databases(reset_server, "bytes", SCHEMA)
-    oids = dict(admin.rows("select datname, oid::int8 from pg_database where datname in ('bytes', 'bytes_z')"))
+    oids = dict(
+        admin.rows("select datname, oid::int8 from pg_database where datname in ('bytes', 'bytes_z')")
+    )
     with reset_server.session("bytes_z") as session:
         known = relations(session)
     admin.execute("checkpoint")
@@ -180,7 +182,7 @@ def test_files_that_are_there_or_not(pair: Pair) -> None:
     assert without(**{empty: b""}) == []
     smaller = {name: content for name, content in pair.baseline.items() if name != fsm}
     assert compare_files({**pair.lease, fsm: b""}, smaller, pair.known) == []
-    assert without(**{"t3_16999": bytes(BLOCK)}) == [], "a temporary table of a session"
+    assert without(t3_16999=bytes(BLOCK)) == [], "a temporary table of a session"
     mapped = bytearray(pair.lease["pg_filenode.map"])
     mapped[12] ^= 1
     assert without(**{"pg_filenode.map": bytes(mapped)}) != []
