@@ -80,11 +80,12 @@ class Hurt:
         return self.again.returncode is None
 
     def reap(self) -> None:
+        """A postmaster that was killed is not there any more for the next one, which looks at ``postmaster.pid``."""
+        assert self.server.data is not None
         if self.again is not None:
             self.again.wait(PATIENCE)
-        else:
-            with suppress(ChildProcessError):
-                os.waitpid(-1, os.WNOHANG)
+        with suppress(ChildProcessError, FileNotFoundError):
+            os.waitpid(int((self.server.data / "postmaster.pid").read_text().split()[0]), 0)
 
     def stop(self) -> None:
         if self.again is not None and self.again.poll() is None:
@@ -110,6 +111,9 @@ def log_of(server: Server) -> str:
 
 class Killed(Rounds):
     """Rounds in which somebody is killed."""
+
+    # Images in the log leave out the hole in a page: after a recovery there are zeros.
+    hole = False
 
     def __init__(self, hurt: Hurt, seed: int, plants: tuple[str, ...] = ()) -> None:
         self.hurt = hurt
@@ -139,6 +143,10 @@ class Killed(Rounds):
     def come_back(self, postmaster: bool) -> None:
         """Wait until the server has recovered, and log in again."""
         deadline = time.monotonic() + PATIENCE
+        with suppress(ServerLost, ServerRefused):
+            # It ends all sessions before it recovers: until then it would let us in again.
+            while time.monotonic() < deadline:
+                self.admin.rows("select pg_sleep(0.005)")
         for session in [self.admin, self.rewinder.admin, *(session for _, session in self.kept())]:
             session.close()
         self.sessions = [None] * (CONNECTIONS + 1)
@@ -196,13 +204,12 @@ class Killed(Rounds):
         found = []
         if kept:
             counts["equal after the crash"] += 1
-            # Images in the log leave out the hole in a page: after a recovery there are zeros.
+            self.rewinder.start()
             differences = [*self.rewinder.differences(hole=False), *self.files()]
             found = [f"{moment}, {victim}: {difference}" for difference in differences]
             found += [f"{moment}, {victim}: {seen}" for seen in self._anew(thorough=True)]
             # The caller notices a crash and takes a clone all the same; but if he does not, the next rewind is right too.
             if not found:
-                self.rewinder.start()
                 for operation in generate(seed + 1, self.schema):
                     self.perform(operation)
                 self.settle()
