@@ -563,7 +563,7 @@ class ResetEngine:
             if answer.status == "marked":
                 mark = Mark(self._marks.next_number(), self._marks, self._release_top)
                 self._marks.push(Layer(mark, {}, {}, Changes(), pages=name))
-                if (answer.shared or self._tracker.unsettled) and self._tracker.shared_differ(answer.shared):
+                if answer.shared and self._tracker.shared_changed:
                     self._release_top()
                     raise LeaseError(marking.NOT_SHARED)
                 return mark

@@ -12,13 +12,15 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from harness.errors import HarnessError, ServerRefused
-from harness.postgres import sqlstate
+from harness.postgres import activity, sqlstate
 from harness.postgres.session import Session, translated
 from harness.reset.baseline import BaselineStore
 from harness.reset.changes import Changes, RecloneNeeded
 from harness.reset.connections import Connections
 from harness.reset.rewind import facts, page_marks
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
+from harness.reset.sql import batch, owners, shared
+from harness.reset.sql.owners import Owned
 from harness.reset.tracker import Tracker
 
 _ASKED = "$1::oid, $2::oid, $3::pg_lsn, $4::oid[], $5::int[], $6::oid[], $7::int8, $8::int8"
@@ -79,6 +81,7 @@ class Rewinder:
         self.last: Answer | None = None
         self._lasting = False
         self.above: tuple[str, ...] = ()
+        self._owned: dict[str, Owned] = {}
         self._schema = schema
         self._swept = False
         self._calls = {
@@ -143,11 +146,11 @@ class Rewinder:
             return None
         self.left = ""
         tracker.rewound(answer.upto, answer.xid)
+        if answer.shared or tracker.unsettled or self.above:
+            self._settle_shared(connections.wal.session, tracker, answer.shared, marks)
         if self.above:
             page_marks.forget(connections.wal.session, self._schema, set(self.above) - set(marks))
             self.above = ()
-        if answer.shared or tracker.unsettled:
-            tracker.settle_shared(answer.shared)
         done = True
         if answer.advisory or tracker.advisory:
             held = set(answer.advisory)
@@ -191,10 +194,23 @@ class Rewinder:
         if answer is not None and answer.status == "marked":
             tracker.rewound(answer.upto, answer.xid)
             tracker.advisory = frozenset(answer.advisory)
+            self._owned[name] = self._owned_now(connections.wal.session, tracker, answer, marks)
             page_marks.forget(connections.wal.session, self._schema, self.above)
             self.above = ()
         self.left = "" if answer is None or answer.status == "marked" else answer.why or answer.status
         return answer
+
+    def _owned_now(self, session: Session, tracker: Tracker, answer: Answer, marks: tuple[str, ...]) -> Owned:
+        """Who owns what in the state that was marked just now."""
+        written = frozenset([xid for xid in answer.shared if xid]).union(
+            *(self._owned[file].written for file in self.above)
+        )
+        digest, _ = self._look_at_shared(session, tracker, written)
+        below = self._owned[marks[-1]] if marks else self._facts.owned
+        if digest == below.digest:
+            return Owned(digest, below.rows, written)
+        (rows,) = batch.run(session, [owners.copied(tracker.database)])
+        return Owned(digest, (rows.rows[0][0] or b"").decode(), written)
 
     def release(self, file: str) -> None:
         """A mark of pages is released: the next rewind puts back what it held, and removes its file."""
@@ -207,6 +223,43 @@ class Rewinder:
             return
         with suppress(HarnessError):
             page_marks.forget(connections.wal.session, self._schema, files)
+
+    def _settle_shared(
+        self, session: Session, tracker: Tracker, written: Collection[int], marks: tuple[str, ...]
+    ) -> None:
+        """What the server's own catalogs say is put back, as far as it can be; what may still change is for the next reset.
+
+        Args:
+            written: ids (32 bits) of transactions that wrote to them, of whatever database.
+            marks: files of the marks of pages that are set.
+
+        Raises:
+            RecloneNeeded: something else of this database changed.
+        """
+        ids = {xid for xid in written if xid}.union(*(self._owned[file].written for file in self.above))
+        wanted = self._owned[marks[-1]] if marks else self._facts.owned
+        owned, now = self._look_at_shared(session, tracker, ids)
+        if (ids or self.above) and owned != wanted.digest:
+            statements = owners.put_back(tracker.database, wanted.rows, ids)
+            batch.run(session, ["begin", *statements, "commit"])
+        tracker.put_back_shared(now)
+
+    def _look_at_shared(
+        self, session: Session, tracker: Tracker, ids: Collection[int]
+    ) -> tuple[bytes, shared.Shared]:
+        """The digest of who owns what, and what else is said of the database; what may still change is remembered."""
+        # In this order: what ends in between is compared once more.
+        unended, owned, now = batch.run(
+            session,
+            [
+                activity.in_progress_statement(tracker.unsettled, ids),
+                owners.digest(tracker.database),
+                tracker.shared_statement(),
+            ],
+        )
+        text = unended.rows[0][0]
+        tracker.unsettled = tuple(int(xid) for xid in text.split(b",")) if text else ()
+        return owned.rows[0][0] or b"", shared.parse(now.rows[0][0] or b"[]")
 
     # --- asking ------------------------------------------------------------------------------------
 
