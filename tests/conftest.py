@@ -14,6 +14,7 @@ pytest_plugins = [
     "fix_last_will",
     "fix_reset_servers",
     "fix_reset_case",
+    "fix_rewind",
     "fix_servers",
     "fix_leases",
     "fix_backends",

@@ -16,7 +16,7 @@ from harness.cli.options import Word, completing, flag, json_flag
 from harness.cli.parser import Usage
 from harness.errors import LeaseError
 from harness.postgres.names import Kind
-from harness.reset.report import ResetReport
+from harness.reset.report import STRATEGIES, ResetReport
 from harness.runs.places import Place, places_on
 from harness.sandbox.marks import TEMPLATE, SavedMark
 from harness.sandbox.reset import renew
@@ -114,7 +114,7 @@ def _together(
     return {
         "worker": place.worker,
         "what": place.what,
-        "strategy": max((r.strategy for r in reports.values()), key=("nothing", "restore", "clone").index),
+        "strategy": max((r.strategy for r in reports.values()), key=STRATEGIES.index),
         "state": state,
         "databases": {name: database.name for name, database in place.databases.items()},
         "tables": [f"{n}: {t}" if several else t for n, r in reports.items() for t in r.tables],
@@ -131,6 +131,8 @@ def _say(context: Context, report: dict[str, Any]) -> None:
         context.console.warn(f"ended: {session}")
     if report["strategy"] == "nothing":
         did = "nothing had changed"
+    elif report["strategy"] == "rewind":
+        did = f"pages of {_listed(report['tables']) or 'catalogs'} put back, sessions kept"
     elif report["strategy"] == "restore" and not report["tables"]:
         did = "no rows had changed, sessions kept"
     elif report["strategy"] == "restore":

@@ -16,7 +16,7 @@ from harness.dsn import Dsn
 from harness.errors import ConfigError, HarnessError, LeaseClosed, LeaseLost
 from harness.postgres import databases
 from harness.postgres.session import connect_application
-from harness.reset.report import ResetReport
+from harness.reset.report import STRATEGIES, ResetReport
 
 if TYPE_CHECKING:
     import psycopg
@@ -102,7 +102,7 @@ def _together(reports: list[ResetReport], milliseconds: float) -> ResetReport:
     """One report of several databases': the strongest strategy that was needed."""
     if len(reports) == 1:
         return reports[0]
-    strategy = max((r.strategy for r in reports), key=("nothing", "restore", "clone").index)
+    strategy = max((r.strategy for r in reports), key=STRATEGIES.index)
     return ResetReport(
         strategy=strategy,
         tables=tuple(table for r in reports for table in r.tables),

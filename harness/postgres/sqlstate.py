@@ -26,11 +26,17 @@ INVALID_CATALOG_NAME = "3D000"
 DEADLOCK_DETECTED = "40P01"
 """Two sessions waited for each other, and this one was chosen to give up."""
 
+INVALID_SCHEMA_NAME = "3F000"
+"""No schema of that name."""
+
 INSUFFICIENT_PRIVILEGE = "42501"
 """The role may not do it."""
 
 UNDEFINED_OBJECT = "42704"
 """No role, type, setting … of that name."""
+
+UNDEFINED_FUNCTION = "42883"
+"""No function of that name and arguments."""
 
 DUPLICATE_SCHEMA = "42P06"
 """A schema of that name is there already."""

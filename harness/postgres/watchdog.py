@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NoReturn
 
 import psycopg
@@ -100,6 +100,37 @@ class Connection(psycopg.Connection[Any]):
         if results[-1].status == pq.ExecStatus.FATAL_ERROR:
             raise psycopg.errors.error_from_result(results[-1], encoding="utf-8")
         return results
+
+    def prepare(self, name: bytes, query: bytes) -> None:
+        """Have a statement prepared under a name, for :meth:`ask_prepared`. One round trip.
+
+        Raises:
+            psycopg.Error: as ``execute`` does.
+        """
+        self._prompt(lambda: self.pgconn.send_prepare(name, query))
+
+    def ask_prepared(self, name: bytes, values: Sequence[bytes]) -> PGresult:
+        """What a prepared statement gives, as PostgreSQL printed it. One round trip.
+
+        Args:
+            values: its parameters, as text.
+
+        Raises:
+            psycopg.Error: as ``execute`` does.
+        """
+        return self._prompt(lambda: self.pgconn.send_query_prepared(name, values))
+
+    def _prompt(self, send: Callable[[], None]) -> PGresult:
+        with self.lock:
+            result: PGresult = self.wait(self._answering(send))
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result, encoding="utf-8")
+        return result
+
+    def _answering(self, send: Callable[[], None]) -> Generator[Any, Any, PGresult]:
+        send()
+        results: list[PGresult] = yield from generators.execute(self.pgconn)
+        return results[-1]
 
     def _asking(self, query: bytes) -> Generator[Any, Any, list[PGresult]]:
         # Sent in here, so that Ctrl-C right after it finds somebody who takes the answer.

@@ -79,7 +79,12 @@ class Summary:
         total = sum(self.counts.values())
         if not total:
             return ""
-        words = {"nothing": "nothing to do", "restore": "put back", "clone": "new clones"}
+        words = {
+            "nothing": "nothing to do",
+            "rewind": "rewound",
+            "restore": "put back",
+            "clone": "new clones",
+        }
         parts = ", ".join(f"{count} {words.get(s, s)}" for s, count in sorted(self.counts.items()))
         later = total - len(self.first)
         # Apart: a mean of both would tell of neither, in a short run above all.

@@ -42,6 +42,7 @@ from harness.reset.outcome import Outcome, Terms
 from harness.reset.plan import ROW_MS, plan
 from harness.reset.report import ResetReport
 from harness.reset.restore import Attempt
+from harness.reset.rewind.rewinder import Rewinder, Rewound
 from harness.reset.sessions import Sessions
 from harness.reset.sql import batch
 from harness.reset.sql.sequences import setval
@@ -96,6 +97,7 @@ class ResetEngine:
         baseline: opens a session in the baseline clone of the same template.
         role: the application's role, whose settings are put back too.
         reset_timeout: seconds, see :class:`Limits`.
+        rewinder: puts back pages, where the server has its module; None: rows only.
         stage: called with the name of each stage; for tests.
 
     Attributes:
@@ -112,6 +114,7 @@ class ResetEngine:
         role: str,
         reset_timeout: float = 5.0,
         most_bytes: int = MOST_BYTES,
+        rewinder: Rewinder | None = None,
         stage: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.limits = Limits(reset_timeout, most_bytes)
@@ -120,6 +123,7 @@ class ResetEngine:
         self._marks = Marks()
         self._tracker = Tracker(self._connections, self._marks, role)
         self._vacuum = Vacuum()
+        self._rewinder = rewinder
         self._stage = stage
         self._based = False
         self._refilling = False
@@ -178,6 +182,8 @@ class ResetEngine:
                 self._lost(error)
                 self._tracker.rebase(noted)
             self._vacuum = Vacuum()
+            if self._rewinder is not None:
+                self._rewinder.rebase(self._connections, self._tracker)
             if self._marks:
                 self._tracker.pending = self._marks.everything()
                 self._refilling = True
@@ -247,8 +253,13 @@ class ResetEngine:
 
     def _reset_loop(self, met: Contention) -> ResetReport:
         tracker = self._tracker
-        rows, tables = 0, set[str]()
+        rows, tables, how = 0, set[str](), "nothing"
         while True:
+            if (rewound := self._rewind(met)) is not None:
+                how = "rewind" if rewound.wrote else how
+                tables |= rewound.tables
+                if rewound.done:
+                    return ResetReport(how, tuple(sorted(tables)), rows)
             force = tracker.must_read
             if met.contended and not met.lock(self._connections.store.relations):
                 continue
@@ -257,7 +268,7 @@ class ResetEngine:
                 continue
             tracker.advisory &= set(window.advisory)
             if not window.moved:
-                return ResetReport("restore" if tables else "nothing", tuple(sorted(tables)), rows)
+                return ResetReport(how, tuple(sorted(tables)), rows)
             if window.too_much:
                 raise RecloneNeeded(
                     f"{window.bytes / 1e6:.1f} MB of log were written since the last reset: "
@@ -277,7 +288,7 @@ class ResetEngine:
                 tracker.advance(window)
                 tracker.pending = Changes()
                 self._clean_up(found, Outcome(), truncate=window.quiet)
-                return ResetReport("restore" if tables else "nothing", tuple(sorted(tables)), rows)
+                return ResetReport(how, tuple(sorted(tables)), rows)
             if met.contended and not set(todo.tables) <= met.contended:
                 met.unlock()
                 met.contended |= set(todo.tables)
@@ -286,6 +297,7 @@ class ResetEngine:
             if outcome is None:
                 continue
             rows += outcome.rows
+            how = "rewind" if how == "rewind" else "restore"
             tables.update(found.names.get(oid, str(oid)) for oid in todo.tables)
             tables.update(found.names.get(oid, str(oid)) for oid in todo.sequences)
             there = outcome.present
@@ -298,7 +310,22 @@ class ResetEngine:
             if outcome.disturbed or waited:
                 continue  # whoever wrote between look and locks, or had to be waited for, may have written elsewhere too
             self._clean_up(found, outcome, todo, truncate=not (there.idle or there.readers))
-            return ResetReport("restore", tuple(sorted(tables)), rows)
+            return ResetReport(how, tuple(sorted(tables)), rows)
+
+    def _rewind(self, met: Contention) -> Rewound | None:
+        """Put back pages, where that is not out of the question; None: rows have to be looked at.
+
+        Tried anew in each turn: what was in its way may be gone by now.
+        """
+        # With locks of ours it would wait for ourselves.
+        if self._rewinder is None or self._marks or met.contended:
+            return None
+        self._stage("before-rewind")
+        rewound = self._rewinder.turn(self._connections, self._tracker)
+        if rewound is not None and rewound.wrote:
+            self._stage("rewound")
+            self._vacuum = Vacuum()
+        return rewound
 
     def _restore(
         self, todo: Restore, found: Changes, files: Mapping[int, int], window: WalWindow, met: Contention

@@ -6,16 +6,19 @@ from dataclasses import dataclass
 
 from harness.errors import LeaseError
 
+STRATEGIES = ("nothing", "rewind", "restore", "clone")
+"""What a reset may have been, the one that costs the least first."""
+
 
 @dataclass(frozen=True)
 class ResetReport:
     """What one reset did.
 
     Attributes:
-        strategy: ``"nothing"`` (nothing had changed), ``"restore"`` (rows put back, connections kept) or
-            ``"clone"`` (a fresh clone under the same name; the application's sessions were ended).
-        tables: names of the tables that were put back.
-        rows: how many rows were deleted, inserted or updated.
+        strategy: ``"nothing"`` (nothing had changed), ``"rewind"`` (pages put back, connections kept), ``"restore"`` (rows
+            put back, connections kept) or ``"clone"`` (a fresh clone under the same name; the application's sessions were ended).
+        tables: names of the tables that were put back; catalogs are not named.
+        rows: how many rows were deleted, inserted or updated; 0 where pages were put back.
         milliseconds: what it took.
         reason: why it was a clone; empty otherwise.
         ended: sessions that had to be ended, one line each.
@@ -32,9 +35,11 @@ class ResetReport:
     idle: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        what = {"nothing": "nothing had changed", "clone": "fresh clone"}.get(
-            self.strategy, f"{len(self.tables)} tables, {self.rows} rows put back"
-        )
+        what = {
+            "nothing": "nothing had changed",
+            "rewind": f"pages of {len(self.tables)} tables put back",
+            "clone": "fresh clone",
+        }.get(self.strategy, f"{len(self.tables)} tables, {self.rows} rows put back")
         why = f" ({self.reason})" if self.reason else ""
         return f"{what}{why} in {self.milliseconds:.1f} ms"
 

@@ -24,6 +24,7 @@ from harness.reset.sql import catalogs as catalogs_sql
 from harness.reset.sql import relations as relations_sql
 from harness.reset.sql.relations import SequenceState
 from harness.reset.sql.sequences import setval
+from harness.reset.wal.bytes import widened
 from harness.reset.wal.reader import NOISE, WalQuery, WalWindow
 from harness.reset.watermark import Places, Watermark
 
@@ -62,11 +63,15 @@ class Tracker:
         start: position at which the next window of the log begins.
         seen: the insert position at which nothing has moved since the last reading; empty to read in any case.
         own: ids of the reset's own transactions since ``start``.
+        clean: position at which its pages last equalled the baseline's, byte by byte; empty where that is not known. What comes
+            after it in the log names every page that differs, but for the records of ``rewinds``.
+        rewinds: ids of the rewinds since ``clean``.
         files: OID → number of its file.
         advisory: advisory locks that were there while the database was pristine, and stay: pid, and which lock.
         pending: what is to be put back though no later record names it.
         unsettled: ids of transactions that wrote to the server's own catalogs, and may not have ended.
         touched: catalog → blocks of it that were written since the clone was made.
+        first_files: as ``files``, when the clone was made.
     """
 
     def __init__(self, connections: Connections, marks: Marks, role: str) -> None:
@@ -76,13 +81,16 @@ class Tracker:
         self.database = self.role_oid = 0
         self.start = self.seen = ""
         self.own: list[int] = []
+        self.clean = ""
+        self.rewinds: tuple[int, ...] = ()
         self.files: dict[int, int] = {}
         self.advisory: frozenset[tuple[int, str]] = frozenset()
         self.pending = Changes()
         self.unsettled: tuple[int, ...] = ()
         self.touched: dict[str, set[int]] = {}
+        self.first_files: Mapping[int, int] = {}
+        self._renumbered = False
         self._by_file: dict[int, int] = {}
-        self._first_files: Mapping[int, int] = {}
         self._bases: dict[int, TableBase] = {}
         self._shared: shared.Shared = ()
 
@@ -115,7 +123,8 @@ class Tracker:
             if ahead:
                 batch.run(lease, [f"select {setval(o, store.sequences[o])}" for o in ahead])
             start = watermark.take(reader.session, lease.dsn.database, self._role)
-            start = replace(start, position=reader.position())
+            here = reader.position()
+            start = replace(start, position=here, clean=here)
             locks = activity.advisory(reader.session, start.database, connections.ours)
         elif ahead:
             raise RecloneNeeded("a sequence of the template is logged ahead: what moved it cannot be seen")
@@ -125,13 +134,16 @@ class Tracker:
         self.database, self.role_oid, self._shared = start.database, start.role, start.shared
         self.files.clear()
         self.remember_files(files)
+        self._renumbered = False
         self.touched.clear()
         self.own.clear()
         self.pending, self.unsettled, self.advisory = Changes(), (), frozenset(locks)
         for base in self._bases.values():
             base.rebase()
         self.start, self.seen = start.position, ""
-        self._first_files = files
+        # A sequence that was put back by setval lies otherwise than in the baseline.
+        self.clean, self.rewinds = ("" if ahead else start.clean), start.rewinds
+        self.first_files = files
         if noted is not None:
             self.resume(noted)
 
@@ -139,7 +151,7 @@ class Tracker:
         """What another process needs to go on from here; None where something is pending. There must be no marks."""
         if self.pending or self.unsettled:
             return None
-        first = self._first_files
+        first = self.first_files
         return Watermark(
             self.start,
             self.database,
@@ -149,6 +161,8 @@ class Tracker:
             {oid: node for oid, node in self.files.items() if first.get(oid) != node},
             {name: frozenset(blocks) for name, blocks in self.touched.items() if blocks},
             {oid: places for oid, base in self._bases.items() if (places := _moved(base))},
+            clean=self.clean,
+            rewinds=self.rewinds,
         )
 
     def resume(self, noted: Watermark) -> None:
@@ -370,6 +384,27 @@ class Tracker:
             return
         self.files.update(files)
         self._by_file = {node: oid for oid, node in self.files.items()}
+        self._renumbered = True
+
+    def rewound(self, upto: str, xid: int) -> None:
+        """The pages equal the baseline's: it is as right after a clone. There must be no marks.
+
+        Args:
+            upto: where the reading of the log ended, and the next window begins.
+            xid: of the transaction that put pages back; 0 where nothing was to be put back.
+        """
+        self.start = self.clean = upto
+        if xid:
+            self.rewinds = (xid,)
+        self.own, self.seen = [*self.rewinds], "" if xid else upto
+        self.pending = Changes()
+        self.touched.clear()
+        for base in self._bases.values():
+            base.rebase()
+        if self._renumbered:
+            self.files.clear()
+            self.remember_files(self.first_files)
+            self._renumbered = False
 
     def adopt(self, outcome: Outcome) -> None:
         """What was committed of an attempt: remember whose it was, and where the rows lie now."""
@@ -391,6 +426,7 @@ class Tracker:
         # Beside the old numbers, which the window still names.
         self.files.update(done.files)
         self._by_file.update({node: oid for oid, node in done.files.items()})
+        self._renumbered = True
 
     # --- catalogs ----------------------------------------------------------------------------------
 
@@ -411,6 +447,22 @@ class Tracker:
         """Whether settings, rights or attributes of this database and the role differ from the pristine ones."""
         now = shared.shared(self._connections.wal.session, self.database, self.role_oid)
         return now != self._shared
+
+    def settle_shared(self, written: Sequence[int]) -> None:
+        """Put back what the server's own catalogs say, as far as it can be; what may still change is for the next reset.
+
+        Args:
+            written: ids (32 bits) of transactions that wrote to them.
+
+        Raises:
+            RecloneNeeded: something else changed.
+        """
+        session = self._connections.wal.session
+        near = int(session.value("select pg_snapshot_xmax(pg_current_snapshot())::text"))
+        ids = {*self.unsettled, *(widened(xid, near) for xid in written if xid)}
+        # Asked before the comparison: what ends in between is compared once more.
+        self.unsettled = tuple(activity.in_progress(session, sorted(ids)))
+        self.put_back_shared()
 
     def put_back_shared(self) -> None:
         """Settings of this database and of the role; other differences are for a clone."""

@@ -10,6 +10,7 @@ It is a value: the tracker makes it, and takes it up. What is imported here is i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,9 @@ from typing import Any
 from harness.postgres.incarnation import CRASHED, STARTED, Incarnation
 from harness.postgres.session import Session
 from harness.reset.sql.shared import Shared, shared
+
+POSITION = re.compile("[0-9A-F]{1,8}/[0-9A-F]{1,8}")
+"""A position in the log, as text."""
 
 Tid = tuple[int, int]
 """As :data:`harness.reset.sql.batch.Tid`, written out: what has a watermark has no need of the statements."""
@@ -37,6 +41,8 @@ class Watermark:
         files: OID → number of its file, of relations whose file is another one than the baseline's.
         touched: catalog → blocks of it that were written since the clone was made.
         places: OID of a table → its rows that lie elsewhere than in the baseline.
+        clean: position at which the pages of its files last equalled the baseline's; empty where that is not known.
+        rewinds: ids of the transactions since ``clean`` that have put pages back.
         life: of the server. After a crash the log has other records at the same positions, and counters begin anew.
     """
 
@@ -48,14 +54,18 @@ class Watermark:
     files: Mapping[int, int] = field(default_factory=dict)
     touched: Mapping[str, frozenset[int]] = field(default_factory=dict)
     places: Mapping[int, Places] = field(default_factory=dict)
+    clean: str = field(default="", kw_only=True)
+    rewinds: tuple[int, ...] = field(default=(), kw_only=True)
     life: Incarnation = field(default=Incarnation(), kw_only=True, compare=False)
 
     def carried(self) -> dict[str, Any] | None:
         """What resets have left, for a file: lists and text only. None for that of a fresh clone."""
-        if not (self.own or self.files or self.touched or self.places):
+        if not (self.own or self.files or self.touched or self.places) and self.clean == self.position:
             return None
         return {
             "own": list(self.own),
+            "clean": self.clean,
+            "rewinds": list(self.rewinds),
             "files": sorted(self.files.items()),
             "touched": {name: sorted(blocks) for name, blocks in self.touched.items()},
             "places": {
@@ -85,6 +95,8 @@ class Watermark:
                 }
                 for oid, places in found["places"].items()
             },
+            clean=_position(found["clean"]),
+            rewinds=tuple(int(xid) for xid in found["rewinds"]),
             life=self.life,
         )
 
@@ -102,7 +114,16 @@ def take(session: Session, database: str, role: str) -> Watermark:
         (role, database),
     )
     oid, role_oid, position, *life = row or (0, 0, "0/0", "", "")
-    return Watermark(position, oid, role_oid, shared(session, oid, role_oid), life=Incarnation(*life))
+    return Watermark(
+        position, oid, role_oid, shared(session, oid, role_oid), clean=position, life=Incarnation(*life)
+    )
+
+
+def _position(text: str) -> str:
+    # It becomes a part of statements.
+    if text and not POSITION.fullmatch(text):
+        raise ValueError("position")
+    return text
 
 
 def entered(session: Session, name: str, watermark: Watermark) -> bool:

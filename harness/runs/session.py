@@ -25,6 +25,7 @@ from harness.postgres import databases, names
 from harness.postgres.admin import Link
 from harness.postgres.databases import Database
 from harness.postgres.liveness import SignOfLife
+from harness.reset.rewind import module
 
 if TYPE_CHECKING:
     from harness.databases.pool import Filler
@@ -84,6 +85,7 @@ class ServerSession:
         self._life: SignOfLife | None = None
         self._owner = owner
         self._clones: Clones | None = None
+        self._rewinding: module.Prepared | str | None = None
         self.filler: Filler | None = None
 
     @property
@@ -130,6 +132,28 @@ class ServerSession:
                 "migrations are others now: run again"
             )
         return self._template(link, spec)
+
+    @property
+    def rewinding(self) -> module.Prepared | str:
+        """What resets by pages on this server; or why they are row-wise. Found out when it is first asked for.
+
+        Raises:
+            ServerLost: the server is gone.
+        """
+        if self._rewinding is None:
+            self._rewinding = self._prepare_rewind()
+        return self._rewinding
+
+    def _prepare_rewind(self) -> module.Prepared | str:
+        info = self.server.info
+        if not info.ours:
+            return "the server is somebody else's, and no module is brought to it"
+        return module.prepare(
+            self.link.session,
+            lambda name, content: self.server.backend.place(info, name, content),
+            project=self.project.id,
+            folders=module.folders(self.project.cache),
+        )
 
     # --- templates ---------------------------------------------------------------------------------
 

@@ -180,7 +180,7 @@ def _copy(
         if noted is not None:
             # Nobody is in it: this is the position at which both are the same.
             here = str(session.value("select pg_current_wal_insert_lsn()::text"))
-            noted = replace(noted, position=here)
+            noted = replace(noted, position=here, clean=here)
     except ServerRefused as error:
         if error.sqlstate == sqlstate.OBJECT_IN_USE:
             raise LeaseInUse(

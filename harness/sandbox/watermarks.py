@@ -7,7 +7,6 @@ and has not crashed since, and where the database and its template are the very 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,10 +16,10 @@ from harness.config.project import Project
 from harness.config.state_file import StateFile, decode
 from harness.postgres.incarnation import CRASHED, STARTED, Incarnation
 from harness.postgres.session import Session
-from harness.reset.watermark import Watermark
+from harness.reset.watermark import POSITION, Watermark
 
 FOLDER = "pristine"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,9 @@ def _encoded(note: Watermark) -> dict[str, Any]:
 def _decoded(content: Mapping[str, Any]) -> Watermark:
     found = content["note"]
     # It becomes a part of statements.
-    if not re.fullmatch(r"[0-9A-F]{1,8}/[0-9A-F]{1,8}", found["position"]):
+    if not POSITION.fullmatch(found["position"]):
         raise ValueError("position")
     shared = tuple((str(what), str(who), detail) for what, who, detail in found["shared"])
-    note = Watermark(str(found["position"]), int(found["database"]), int(found["role"]), shared)
+    position = str(found["position"])
+    note = Watermark(position, int(found["database"]), int(found["role"]), shared, clean=position)
     return note if found["carried"] is None else note.carrying(found["carried"])

@@ -208,6 +208,14 @@ class ExternalBackend(Backend):
         """One line: the log is with whoever runs the server."""
         yield f"the log of {self.dsn.masked} is with whoever runs that server"
 
+    def place(self, info: ServerInfo, name: str, content: bytes) -> str:
+        """Never: this server is not ours.
+
+        Raises:
+            BackendError: always.
+        """
+        raise BackendError("the server is somebody else's, and nothing is put beside it")
+
     def _info(self, purpose: str, found: Capabilities) -> ServerInfo:
         return ServerInfo(
             dsn=self.dsn,

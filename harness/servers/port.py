@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from harness.dsn import Dsn
+from harness.errors import BackendError
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,20 @@ class Backend(Protocol):
             BackendError: whoever knows does not tell.
         """
         return 0
+
+    def place(self, info: ServerInfo, name: str, content: bytes) -> str:
+        """Put a file where the process of a server that runs can read it, and nobody but its owner can change it.
+
+        Args:
+            name: what the file is called; one of that name is replaced in one act.
+
+        Returns:
+            The path as that process resolves it: absolute, or from its data directory.
+
+        Raises:
+            BackendError: it cannot be put there; the text completes "the module cannot be used: …".
+        """
+        raise BackendError(f"the backend {self.name} brings no files to its servers")
 
     def snapshots(self) -> SnapshotStore | None:
         """Where its servers' data is kept, to start others from it; None: it cannot keep any."""

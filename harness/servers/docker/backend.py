@@ -220,6 +220,16 @@ class DockerBackend(Backend):
         socket = spec.folder(info.storage)
         return [*base, "-h", socket, "-U", user, "-d", database, *words]
 
+    def place(self, info: ServerInfo, name: str, content: bytes) -> str:
+        """Put a file into the container, beside our entrypoint.
+
+        Raises:
+            BackendError: the daemon refused.
+        """
+        with translated(f"put a file into the container {info.handle[:12]}"):
+            self.daemon.client.containers.get(info.handle).put_archive("/", spec.beside(name, content))
+        return f"{spec.HOME}/{name}"
+
     def _containers(self, project: str | None, purpose: str | None) -> Sequence[Any]:
         labels = [f"{LABEL}.project" if project is None else f"{LABEL}.project={project}"]
         if purpose is not None:

@@ -204,6 +204,11 @@ def entrypoint() -> bytes:
     return _tar((), [("entrypoint.sh", 0o755, _script("entrypoint.sh"))])
 
 
+def beside(name: str, content: bytes) -> bytes:
+    """One more file beside the scripts, readable by all, as a tar file."""
+    return _tar((), [(name, 0o644, content)])
+
+
 def _tar(folders: Iterable[tuple[str, int]], files: Iterable[tuple[str, int, bytes]]) -> bytes:
     """A tar file of folders, and of files in :data:`HOME`; each with its mode."""
     buffer = io.BytesIO()

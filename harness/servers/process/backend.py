@@ -15,14 +15,14 @@ from pathlib import Path
 
 from harness.config.project import Project
 from harness.dsn import Dsn
-from harness.errors import ServerStartError
+from harness.errors import BackendError, ServerStartError
 from harness.servers import defaults, handshake
 from harness.servers import memory as memory_
 from harness.servers.port import Backend, ServerInfo, ServerRequest, SnapshotStore
 from harness.servers.process import cluster as cluster_
 from harness.servers.process.binaries import Binaries, choose
 from harness.servers.process.record import Record, alive, end, log_tail
-from harness.servers.process.user import ServerUser, enterable_binaries, make_folder
+from harness.servers.process.user import ServerUser, enterable_binaries, make_folder, put
 
 logger = logging.getLogger("pg_harness.servers.process")
 
@@ -196,6 +196,30 @@ class ProcessBackend(Backend):
         from harness.servers.process.snapshots import ProcessSnapshots
 
         return ProcessSnapshots(self)
+
+    def place(self, info: ServerInfo, name: str, content: bytes) -> str:
+        """Copy a file into the server's own folder: the package may lie where the server's user may not enter.
+
+        Raises:
+            BackendError: the folder is gone, or cannot be written to.
+        """
+        folder = Path(info.handle)
+        if not _ours(folder):
+            raise BackendError(f"the folder {folder} is somebody else's")
+        try:
+            # Nothing can be loaded from there: /dev/shm of a container is mounted so.
+            if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+                user = ServerUser.find()
+                folder = make_folder(user.reachable(self.cache, "cache") / "modules", ServerUser(), 0o755)
+                if not user.may_enter(folder):
+                    raise BackendError(f"the server's user may not enter {folder}")
+                put(folder / name, content)
+                return str(folder / name)
+            put(folder / name, content)
+        except OSError as error:
+            raise BackendError(f"{folder / name} cannot be written: {error.strerror}") from error
+        # From the data directory: a copy of that, in another folder, finds the file that was put beside it.
+        return f"../{name}"
 
     def _place(self, request: ServerRequest, user: ServerUser) -> tuple[str, Path]:
         disk = user.reachable(self._state / "servers", "servers")

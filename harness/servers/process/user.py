@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import subprocess
@@ -134,6 +135,26 @@ def make_folder(path: Path, user: ServerUser, mode: int = 0o700) -> Path:
     except OSError as error:
         raise unwritable(path, error) from error
     return path
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write a file that everybody may read, in one act; what had its name, a link too, is replaced, not followed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    # O_EXCL follows no link either: a folder of the server's user is no place to write through a planted one as root.
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            # Whatever our umask is.
+            os.fchmod(file.fileno(), 0o644)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def enterable_binaries(binaries: Binaries, user: ServerUser, cache: Path) -> Binaries:

@@ -1,0 +1,83 @@
+"""Facts of a baseline that the server's module has to know: which file belongs to which relation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from harness.postgres.session import Session
+
+# Of TOAST tables and of their indexes the table whose values they hold. Shared catalogs have no file here.
+_FACTS = """
+select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(t.oid, i.indrelid, c.oid)::int8, c.relkind::text,
+       c.relpersistence = 'u'
+  from pg_class c
+  left join pg_index i on i.indexrelid = c.oid
+  left join pg_class t on t.reltoastrelid = coalesce(i.indrelid, c.oid)
+ where c.relkind in ('r', 'm', 'S', 't', 'i') and not c.relisshared and c.relpersistence <> 't'
+   and pg_relation_filenode(c.oid) is not null
+"""
+
+_TEMPORARY = "select oid::int8 from pg_namespace where nspname ~ '^pg_(toast_)?temp_'"
+
+_TEMPORARY_USED = (
+    "select coalesce(array_agg(oid::int8), '{{}}'), exists (select from pg_depend"
+    " where refclassid = 'pg_namespace'::regclass and refobjid = any('{{{oids}}}'::oid[]))"
+    " from pg_namespace where nspname ~ '^pg_(toast_)?temp_'"
+)
+
+
+class Facts(NamedTuple):
+    """What is known of a baseline's files.
+
+    Attributes:
+        database: OID of the baseline, as text.
+        files: OID → number of its file.
+        temporary: OIDs of its temporary namespaces.
+        values: the parameters of ``pgh_know``, as text.
+    """
+
+    database: bytes
+    files: dict[int, int]
+    temporary: frozenset[int]
+    values: tuple[bytes, ...]
+
+
+NOTHING = Facts(b"0", {}, frozenset(), ())
+"""Of a baseline that was not read yet."""
+
+
+def read(session: Session) -> Facts:
+    """Read them, in the baseline. Three round trips."""
+    database = session.value("select oid::int8 from pg_database where datname = current_database()")
+    rows = session.rows(_FACTS)
+    nodes, oids, tables, kinds, unlogged = zip(*rows, strict=True)
+    return Facts(
+        str(database).encode(),
+        dict(zip(oids, nodes, strict=True)),
+        frozenset(session.column(_TEMPORARY)),
+        (
+            str(database).encode(),
+            _array(nodes),
+            _array(oids),
+            _array(tables),
+            "".join(kinds).encode(),
+            _array(tuple(node for node, is_unlogged in zip(nodes, unlogged, strict=True) if is_unlogged)),
+        ),
+    )
+
+
+def unused(session: Session, namespaces: Collection[int], known: Collection[int]) -> bool:
+    """Whether these temporary namespaces hold nothing, and a rewind would leave them in place. One round trip.
+
+    Args:
+        session: in the lease.
+        known: OIDs of those of the baseline.
+    """
+    found = session.row(_TEMPORARY_USED.format(oids=",".join(map(str, namespaces))))
+    there, used = found or ((), True)
+    return not used and set(there) <= set(known)
+
+
+def _array(numbers: tuple[int, ...]) -> bytes:
+    return f"{{{','.join(map(str, numbers))}}}".encode()

@@ -1,0 +1,139 @@
+/*
+ * What is known of a baseline: kept in this session's memory, for all rewinds of it.
+ */
+#include "pgh.h"
+
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+typedef struct Family
+{
+	Oid			table;			/* key */
+	List	   *nodes;
+} Family;
+
+Oid			known_baseline = InvalidOid;
+List	   *known_unlogged = NIL;
+
+static MemoryContext context = NULL;
+static HTAB *files = NULL;
+static HTAB *families = NULL;
+static HTAB *memories = NULL;
+
+PG_FUNCTION_INFO_V1(pgh_know);
+
+Known *
+known_file(RelNumber node)
+{
+	return hash_search(files, &node, HASH_FIND, NULL);
+}
+
+List *
+known_family(Oid table)
+{
+	Family	   *family = hash_search(families, &table, HASH_FIND, NULL);
+
+	return family ? family->nodes : NIL;
+}
+
+Memory *
+memory_of(Oid lease)
+{
+	bool		found;
+	Memory	   *memory;
+
+	if (memories == NULL)
+	{
+		HASHCTL		ctl = {0};
+
+		ctl.keysize = sizeof(Oid);
+		ctl.entrysize = sizeof(Memory);
+		ctl.hcxt = TopMemoryContext;
+		memories = hash_create("pgh leases", 8, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	}
+	memory = hash_search(memories, &lease, HASH_ENTER, &found);
+	if (!found)
+	{
+		memory->upto = InvalidXLogRecPtr;
+		memory->passes = memory->hand = 0;
+		memory->tombstones = NIL;
+	}
+	return memory;
+}
+
+static int
+elements(ArrayType *array, Datum **values)
+{
+	int			n;
+
+	deconstruct_array(array, OIDOID, sizeof(Oid), true, TYPALIGN_INT, values, NULL, &n);
+	return n;
+}
+
+/*
+ * pgh_know(baseline oid, nodes oid[], oids oid[], tables oid[], kinds text, unlogged oid[]) returns void
+ */
+Datum
+pgh_know(PG_FUNCTION_ARGS)
+{
+	Datum	   *nodes,
+			   *oids,
+			   *tables,
+			   *unlogged;
+	int			n = elements(PG_GETARG_ARRAYTYPE_P(1), &nodes);
+	char	   *kinds = text_to_cstring(PG_GETARG_TEXT_PP(4));
+	int			u = elements(PG_GETARG_ARRAYTYPE_P(5), &unlogged);
+	HASHCTL		ctl = {0};
+	MemoryContext old;
+
+	if (elements(PG_GETARG_ARRAYTYPE_P(2), &oids) != n || elements(PG_GETARG_ARRAYTYPE_P(3), &tables) != n ||
+		(int) strlen(kinds) != n)
+		ereport(ERROR, errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("arrays of different lengths"));
+
+	/* An error on the way must not leave half of it. */
+	known_baseline = InvalidOid;
+	if (context != NULL)
+		MemoryContextDelete(context);
+	context = AllocSetContextCreate(TopMemoryContext, "pgh baseline", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(context);
+	ctl.hcxt = context;
+	ctl.keysize = sizeof(RelNumber);
+	ctl.entrysize = sizeof(Known);
+	files = hash_create("pgh files", n, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	ctl.keysize = sizeof(Oid);
+	ctl.entrysize = sizeof(Family);
+	families = hash_create("pgh tables", n, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	known_unlogged = NIL;
+	for (int i = 0; i < n; i++)
+	{
+		RelNumber	node = DatumGetObjectId(nodes[i]);
+		Oid			table = DatumGetObjectId(tables[i]);
+		bool		found;
+		Known	   *known = hash_search(files, &node, HASH_ENTER, NULL);
+		Family	   *family = hash_search(families, &table, HASH_ENTER, &found);
+
+		known->oid = DatumGetObjectId(oids[i]);
+		known->table = table;
+		known->kind = kinds[i];
+		known->unlogged = false;
+		if (!found)
+			family->nodes = NIL;
+		family->nodes = lappend_oid(family->nodes, node);
+	}
+	for (int i = 0; i < u; i++)
+	{
+		Known	   *known = known_file(DatumGetObjectId(unlogged[i]));
+
+		if (known == NULL)
+			ereport(ERROR, errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("unlogged file %u is not among the files", DatumGetObjectId(unlogged[i])));
+		known->unlogged = true;
+		known_unlogged = lappend_oid(known_unlogged, known->node);
+	}
+	MemoryContextSwitchTo(old);
+	known_baseline = PG_GETARG_OID(0);
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,185 @@
+/*
+ * pgh: a leased database back to its baseline, page by page.
+ *
+ * known.c     which relations a baseline has: told once for each session
+ * log.c       which pages of the lease were written: one reading of the write-ahead log
+ * present.c   who is in the way: transactions, statements, advisory locks, temporary tables, standbys
+ * pages.c     one relation's files put back: truncated, made again, compared, copied, logged
+ * rewind.c    the order of it all, and what other sessions are told
+ *
+ * docs/rewind.md explains it.  PostgreSQL 15 to 18; what differs between them stands in this file.
+ */
+#ifndef PGH_H
+#define PGH_H
+
+#include "postgres.h"
+
+#include "access/xlogdefs.h"
+#include "common/relpath.h"
+#include "nodes/bitmapset.h"
+#include "nodes/pg_list.h"
+#include "storage/block.h"
+#include "storage/buf_internals.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "storage/smgr.h"
+#include "utils/array.h"
+#include "utils/backend_status.h"
+#include "utils/hsearch.h"
+
+/* --- what differs between versions -------------------------------------------------------------------------------- */
+
+#if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 190000
+#error "tried with PostgreSQL 15 to 18 only"
+#endif
+
+#if PG_VERSION_NUM < 160000
+typedef RelFileNode Locator;
+typedef Oid RelNumber;
+#define LOCATOR(spc, db, rel) ((RelFileNode) {(spc), (db), (rel)})
+#define SPC(l) ((l).spcNode)
+#define DB(l) ((l).dbNode)
+#define REL(l) ((l).relNode)
+#define RECORD_LOCATOR(rec) ((rec)->rnode)
+#define PARSED_LOCATORS(parsed) ((parsed).xnodes)
+#define BUFFER_DB(buffer) ((buffer)->tag.rnode.dbNode)
+#define BUFFER_REL(buffer) ((buffer)->tag.rnode.relNode)
+#define STATUS_OF(index) pgstat_fetch_stat_local_beentry(index)
+#define PGIOAlignedBlock PGAlignedBlock
+#else
+typedef RelFileLocator Locator;
+typedef RelFileNumber RelNumber;
+#define LOCATOR(spc, db, rel) ((RelFileLocator) {(spc), (db), (rel)})
+#define SPC(l) ((l).spcOid)
+#define DB(l) ((l).dbOid)
+#define REL(l) ((l).relNumber)
+#define RECORD_LOCATOR(rec) ((rec)->rlocator)
+#define PARSED_LOCATORS(parsed) ((parsed).xlocators)
+#define BUFFER_DB(buffer) ((buffer)->tag.dbOid)
+#define BUFFER_REL(buffer) BufTagGetRelNumber(&(buffer)->tag)
+#define STATUS_OF(index) pgstat_get_local_beentry_by_index(index)
+#endif
+
+#if PG_VERSION_NUM < 170000
+#define NOBODY InvalidBackendId
+#define LOG_MESSAGE() LogLogicalMessage("pgh", "", 0, false)
+#else
+#define NOBODY INVALID_PROC_NUMBER
+#define LOG_MESSAGE() LogLogicalMessage("pgh", "", 0, false, false)
+#endif
+
+#if PG_VERSION_NUM < 180000
+#define SMGRTRUNCATE(smgr, forks, n, old, want) ((void) (old), smgrtruncate((smgr), (forks), (n), (want)))
+#define FILE_PATH(locator, fork) relpathperm((locator), (fork))
+#else
+#define SMGRTRUNCATE(smgr, forks, n, old, want) smgrtruncate((smgr), (forks), (n), (old), (want))
+#define FILE_PATH(locator, fork) (relpathperm((locator), (fork)).str)
+#endif
+
+#define OPEN(locator) smgropen((locator), NOBODY)
+
+/* The main fork, the free space map, the visibility map, the fork to which an unlogged relation is reset. */
+#define FORKS (INIT_FORKNUM + 1)
+
+/* A function of the same name in the server must not take the place of ours. */
+#pragma GCC visibility push(hidden)
+
+/* --- known.c ------------------------------------------------------------------------------------------------------ */
+
+typedef struct Known
+{
+	RelNumber	node;			/* key: the number of its files, in the baseline and in the lease */
+	Oid			oid;			/* for locks and messages */
+	Oid			table;			/* the table whose heap, index, TOAST it is; its own OID else */
+	char		kind;			/* pg_class.relkind; C: a sequence whose sessions fetch values in advance */
+	bool		unlogged;
+} Known;
+
+extern Oid	known_baseline;
+extern List *known_unlogged;	/* of numbers of files */
+
+extern Known *known_file(RelNumber node);
+extern List *known_family(Oid table);	/* numbers of the files of a table, of its indexes and its TOAST */
+
+/* What this session remembers of a lease from one rewind to the next. */
+typedef struct Memory
+{
+	Oid			lease;			/* key */
+	XLogRecPtr	upto;			/* where the last window ended */
+	uint32		passes,
+				hand;			/* where buffers were replaced then */
+	List	   *tombstones;		/* numbers of files that were dropped, and stay empty until the next checkpoint */
+} Memory;
+
+extern Memory *memory_of(Oid lease);
+
+/* --- log.c -------------------------------------------------------------------------------------------------------- */
+
+typedef struct Dirty
+{
+	RelNumber	node;			/* key */
+	bool		all;			/* other things than pages: made, truncated, dropped */
+	bool		dropped;
+	Bitmapset  *blocks[FORKS];
+} Dirty;
+
+typedef struct Seen
+{
+	HTAB	   *files;			/* of Dirty */
+	List	   *shared;			/* ids of transactions that wrote to the server's own catalogs */
+	const char *refused;		/* why pages are not enough */
+} Seen;
+
+extern void seen_begin(Seen *seen);
+extern Dirty *seen_file(Seen *seen, RelNumber node);
+extern void read_log(Seen *seen, XLogRecPtr from, XLogRecPtr until, Oid lease, const Datum *own, int nown);
+extern XLogRecPtr first_record(XLogRecPtr position);
+
+/* --- present.c ---------------------------------------------------------------------------------------------------- */
+
+typedef struct Present
+{
+	List	   *busy;			/* pids */
+	List	   *temporary;		/* OIDs of namespaces of sessions that have temporary tables, or had some */
+	bool		prepared;
+} Present;
+
+extern bool is_ours(int pid, const Datum *ours, int nours);
+extern Present look_around(Oid lease, const Datum *ours, int nours);
+extern ArrayType *advisory_locks(Oid lease, const Datum *ours, int nours);
+extern const char *cannot_rewind(Oid lease);
+extern bool has_temporary_files(Oid lease);
+
+/* --- pages.c ------------------------------------------------------------------------------------------------------ */
+
+typedef struct Target
+{
+	RelNumber	node;			/* key */
+	Known	   *known;
+	Dirty	   *dirty;			/* NULL: only what the log does not name can differ */
+	BlockNumber want[FORKS];	/* blocks in the baseline; InvalidBlockNumber: no such fork */
+	Bitmapset  *buffered;		/* of an index: its pages in the buffers; NULL where all are compared */
+	bool		remade;
+} Target;
+
+typedef struct Work
+{
+	Oid			lease,
+				baseline;
+	XLogRecPtr	end;			/* of our last record; what lies between the locks and it is ours alone, if .. */
+	bool		contiguous;		/* .. this holds */
+	int64		compared,
+				written,
+				truncated,
+				made,
+				dropped;
+} Work;
+
+extern void measure(Work *work, Target *target);
+extern int64 pages_to_compare(Work *work, Target *target);
+extern void restore(Work *work, Target *target);
+extern void buffered_pages(Work *work, HTAB *targets);
+
+#pragma GCC visibility pop
+
+#endif

@@ -1,0 +1,585 @@
+/*
+ * One rewind: look, lock, look again, put back, tell.
+ *
+ * Called in the maintenance database, in a transaction of its own.  Until the first page is written every refusal is an
+ * answer, and leaves the lease as it was.  After it, an error leaves the lease undefined: the caller replaces it.
+ */
+#include "pgh.h"
+
+#include <unistd.h>
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlogutils.h"
+#include "catalog/catalog.h"
+#include "catalog/pg_tablespace_d.h"
+#include "catalog/pg_type.h"
+#include "catalog/storage.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "replication/message.h"
+#include "storage/fd.h"
+#include "storage/lmgr.h"
+#include "storage/md.h"
+#include "storage/procsignal.h"
+#include "storage/sinval.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+#include "utils/relcache.h"
+
+PG_MODULE_MAGIC;
+
+#define FIRST_USER_OID 16384
+#define FEW_PAGES 256			/* up to so many of indexes are compared all: to look for them in the buffers takes as long */
+
+PG_FUNCTION_INFO_V1(pgh_rewind);
+
+typedef struct Answer
+{
+	const char *status,
+			   *why;
+	XLogRecPtr	upto;
+	TransactionId xid;
+	Present		present;
+	List	   *shared,
+			   *touched;
+	XLogRecPtr	since;
+} Answer;
+
+/* What is asked for. */
+typedef struct Asked
+{
+	Oid			lease,
+				baseline;
+	XLogRecPtr	since;
+	Datum	   *own,
+			   *ours,
+			   *empty;
+	int			nown,
+				nours,
+				nempty;
+	int64		most_bytes,
+				most_pages;
+} Asked;
+
+/* --- which files ---------------------------------------------------------------------------------------------------- */
+
+typedef struct RewindPlan
+{
+	HTAB	   *targets;		/* of Target */
+	List	   *fresh;			/* numbers of files that the baseline has not */
+	List	   *locks;			/* OIDs */
+	List	   *touched;		/* OIDs of tables and sequences */
+	bool		catalogs;
+	bool		dropped;		/* files of the baseline were */
+	bool		maps_dropped;	/* .. that nothing but their unlinking tells from those made again */
+	bool		advance;		/* a sequence with CACHE moved */
+} RewindPlan;
+
+static void
+add_target(RewindPlan *plan, Seen *seen, RelNumber node)
+{
+	bool		found;
+	Target	   *target = hash_search(plan->targets, &node, HASH_ENTER, &found);
+
+	if (found)
+		return;
+	target->known = known_file(node);
+	target->dirty = hash_search(seen->files, &node, HASH_FIND, NULL);
+	target->buffered = NULL;
+	target->remade = target->dirty != NULL && target->dirty->dropped;
+	/* An index is never used without its table's lock. */
+	if (target->known->kind != 'i')
+		plan->locks = lappend_oid(plan->locks, target->known->oid);
+	plan->catalogs |= target->known->oid < FIRST_USER_OID;
+	plan->dropped |= target->remade;
+	plan->advance |= target->known->kind == 'C';
+	if (target->known->oid >= FIRST_USER_OID && target->known->oid == target->known->table)
+		plan->touched = lappend_oid(plan->touched, target->known->oid);
+}
+
+/* The files that were written, and those beside them that the log does not name. */
+static RewindPlan
+make_plan(Seen *seen)
+{
+	RewindPlan		plan = {0};
+	HASHCTL		ctl = {0};
+	HASH_SEQ_STATUS scan;
+	Dirty	   *dirty;
+	ListCell   *cell;
+
+	ctl.keysize = sizeof(RelNumber);
+	ctl.entrysize = sizeof(Target);
+	ctl.hcxt = CurrentMemoryContext;
+	plan.targets = hash_create("pgh targets", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	foreach(cell, known_unlogged)
+		add_target(&plan, seen, lfirst_oid(cell));
+	hash_seq_init(&scan, seen->files);
+	while ((dirty = hash_seq_search(&scan)) != NULL)
+	{
+		Known	   *known = known_file(dirty->node);
+
+		if (known == NULL)
+		{
+			plan.fresh = lappend_oid(plan.fresh, dirty->node);
+			/* A new relation's file has its OID for a number, until it is rewritten. */
+			plan.locks = lappend_oid(plan.locks, dirty->node);
+			continue;
+		}
+		foreach(cell, known_family(known->table))
+			add_target(&plan, seen, lfirst_oid(cell));
+	}
+	return plan;
+}
+
+/* --- locks ---------------------------------------------------------------------------------------------------------- */
+
+/* False where one is not to be had now. */
+static bool
+lock_all(RewindPlan *plan, Oid lease)
+{
+	ListCell   *cell;
+
+	/* In the order of OIDs, so that two resets cannot wait for each other. */
+	list_sort(plan->locks, list_oid_cmp);
+	foreach(cell, plan->locks)
+	{
+		LOCKTAG		tag;
+
+		SET_LOCKTAG_RELATION(tag, lease, lfirst_oid(cell));
+		if (LockAcquire(&tag, AccessExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+			return false;
+	}
+	return true;
+}
+
+/* Whether anybody wrote to the lease between the reading and the locks; moves the end of the reading to now. */
+static bool
+somebody_wrote(const Asked *asked, XLogRecPtr *upto, List **shared)
+{
+	Seen		seen;
+	XLogRecPtr	later = GetXLogInsertRecPtr();
+
+	if (later == *upto)
+		return false;
+	later = LOG_MESSAGE();
+	XLogFlush(later);
+	seen_begin(&seen);
+	read_log(&seen, *upto, later, asked->lease, asked->own, asked->nown);
+	*shared = list_concat_unique_oid(*shared, seen.shared);
+	*upto = later;
+	return seen.refused != NULL || hash_get_num_entries(seen.files) > 0;
+}
+
+/* --- what the baseline has not --------------------------------------------------------------------------------------- */
+
+/*
+ * Of a file that was dropped the first segment stays, empty, until the next checkpoint unlinks it; that must not happen to
+ * those that are made again under the same number.  The request goes for all files of the database, so those that really are
+ * to be unlinked are unlinked here.  It also forgets what is to be written through to the disk: hence only without fsync.
+ */
+static void
+forget_unlinks(Memory *memory, Oid lease)
+{
+	ListCell   *cell;
+
+	ForgetDatabaseSyncRequests(lease);
+	foreach(cell, memory->tombstones)
+	{
+		Locator		at = LOCATOR(DEFAULTTABLESPACE_OID, lease, lfirst_oid(cell));
+
+		(void) unlink(FILE_PATH(at, MAIN_FORKNUM));
+	}
+	list_free(memory->tombstones);
+	memory->tombstones = NIL;
+}
+
+/* With the COMMIT, which logs it. */
+static void
+drop_fresh(RewindPlan *plan, Memory *memory, Oid lease, Work *work)
+{
+	ListCell   *cell;
+
+	foreach(cell, plan->fresh)
+	{
+		Locator		at = LOCATOR(DEFAULTTABLESPACE_OID, lease, lfirst_oid(cell));
+		MemoryContext old;
+		Relation	relation;
+
+		if (!smgrexists(OPEN(at), MAIN_FORKNUM))
+			continue;
+		relation = CreateFakeRelcacheEntry(at);
+#if PG_VERSION_NUM < 160000
+		relation->rd_rel->relpersistence = RELPERSISTENCE_PERMANENT;
+#endif
+		RelationDropStorage(relation);
+		FreeFakeRelcacheEntry(relation);
+		old = MemoryContextSwitchTo(TopMemoryContext);
+		memory->tombstones = lappend_oid(memory->tombstones, REL(at));
+		MemoryContextSwitchTo(old);
+		work->dropped++;
+	}
+}
+
+/* --- what other sessions are told ------------------------------------------------------------------------------------- */
+
+typedef struct Messages
+{
+	int			n;
+	SharedInvalidationMessage all[64];
+} Messages;
+
+static void
+send_all(Messages *messages)
+{
+	if (messages->n > 0)
+		SendSharedInvalidMessages(messages->all, messages->n);
+	messages->n = 0;
+}
+
+static SharedInvalidationMessage *
+next_message(Messages *messages)
+{
+	SharedInvalidationMessage *message;
+
+	if (messages->n == lengthof(messages->all))
+		send_all(messages);
+	message = &messages->all[messages->n++];
+	memset(message, 0, sizeof *message);
+	return message;
+}
+
+static void
+relation_message(Messages *messages, Oid lease, Oid relation)
+{
+	SharedInvalidationMessage *message = next_message(messages);
+
+	message->rc.id = SHAREDINVALRELCACHE_ID;
+	message->rc.dbId = lease;
+	message->rc.relId = relation;
+}
+
+/*
+ * Sessions keep of a relation: the root of its index, where the next row belongs, its size, its open files, its description.
+ */
+static void
+tell(RewindPlan *plan, Oid lease)
+{
+	Messages	messages;
+	HASH_SEQ_STATUS scan;
+	Target	   *target;
+
+	messages.n = 0;
+	hash_seq_init(&scan, plan->targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+	{
+#ifndef PGH_PLANT_NO_TRUNCATE_MESSAGE
+		SharedInvalidationMessage *message = next_message(&messages);
+
+		message->sm.id = SHAREDINVALSMGR_ID;
+		message->sm.backend_hi = NOBODY >> 16;
+		message->sm.backend_lo = NOBODY & 0xffff;
+#if PG_VERSION_NUM < 160000
+		message->sm.rnode = LOCATOR(DEFAULTTABLESPACE_OID, lease, target->node);
+#else
+		message->sm.rlocator = LOCATOR(DEFAULTTABLESPACE_OID, lease, target->node);
+#endif
+#endif
+#ifndef PGH_PLANT_NO_RELCACHE
+		if (!plan->catalogs)
+			relation_message(&messages, lease, target->known->oid);
+#endif
+	}
+#ifndef PGH_PLANT_NO_RELCACHE
+	if (plan->catalogs)
+	{
+		/* Rows of catalogs went back: whatever was kept of any of them is forgotten, plans too. */
+		static const Oid catalogs[] = {
+#include "catalogs.h"
+		};
+
+		for (int i = 0; i < (int) lengthof(catalogs); i++)
+		{
+			SharedInvalidationMessage *message = next_message(&messages);
+
+			message->cat.id = SHAREDINVALCATALOG_ID;
+			message->cat.dbId = lease;
+			message->cat.catId = catalogs[i];
+		}
+		relation_message(&messages, lease, InvalidOid);
+	}
+#endif
+	send_all(&messages);
+}
+
+/* --- the order of it all ---------------------------------------------------------------------------------------------- */
+
+/* Whether temporary tables of sessions that stay would lose their rows in the catalogs. */
+static bool
+disturbs_temporary(const Asked *asked, const Present *present)
+{
+	ListCell   *cell;
+
+	foreach(cell, present->temporary)
+	{
+		bool		is_empty = false;
+
+		for (int i = 0; i < asked->nempty && !is_empty; i++)
+			is_empty = DatumGetObjectId(asked->empty[i]) == lfirst_oid(cell);
+		if (!is_empty)
+			return true;
+	}
+	return present->temporary != NIL && has_temporary_files(asked->lease);
+}
+
+static void
+put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
+{
+	HASH_SEQ_STATUS scan;
+	Target	   *target;
+
+	if (plan->dropped)
+	{
+		forget_unlinks(memory, asked->lease);
+		/*
+		 * Maps and further segments were unlinked at once.  Whoever holds such a file open, the background writer for
+		 * instance, would write pages of the new one into it.
+		 */
+		if (plan->maps_dropped)
+			WaitForProcSignalBarrier(EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE));
+	}
+	hash_seq_init(&scan, plan->targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+		restore(work, target);
+	drop_fresh(plan, memory, asked->lease, work);
+	if (plan->catalogs)
+	{
+		/* New sessions read it instead of the catalogs.  The lock: none that starts now writes the old one again. */
+		LWLockAcquire(RelCacheInitLock, LW_EXCLUSIVE);
+		(void) unlink(psprintf("%s/%s", GetDatabasePath(asked->lease, DEFAULTTABLESPACE_OID), RELCACHE_INIT_FILENAME));
+	}
+	tell(plan, asked->lease);
+	if (plan->catalogs)
+		LWLockRelease(RelCacheInitLock);
+}
+
+/* How much is to be looked at; index pages are looked for in the buffers where that is less. */
+static int64
+weigh(RewindPlan *plan, Work *work, Memory *memory, const Asked *asked)
+{
+	HASH_SEQ_STATUS scan;
+	Target	   *target;
+	int64		pages = 0,
+				of_indexes = 0;
+	uint32		passes,
+				hand = StrategySyncStart(&passes, NULL);
+	bool		replaced = memory->upto != asked->since || memory->hand != hand || memory->passes != passes;
+
+	hash_seq_init(&scan, plan->targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+	{
+		measure(work, target);
+		plan->maps_dropped |= target->remade && (target->want[FSM_FORKNUM] != InvalidBlockNumber ||
+												 target->want[VISIBILITYMAP_FORKNUM] != InvalidBlockNumber ||
+												 target->want[INIT_FORKNUM] != InvalidBlockNumber ||
+												 target->want[MAIN_FORKNUM] > RELSEG_SIZE);
+		pages += pages_to_compare(work, target);
+		if (target->known->kind == 'i' && !target->remade && target->want[MAIN_FORKNUM] != InvalidBlockNumber)
+			of_indexes += target->want[MAIN_FORKNUM];
+	}
+	if (of_indexes <= FEW_PAGES || replaced)
+		return pages;
+	hash_seq_init(&scan, plan->targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+		if (target->known->kind == 'i' && !target->remade && !target->known->unlogged)
+			target->buffered = bms_make_singleton(0);
+	buffered_pages(work, plan->targets);
+	/* What was replaced meanwhile was not seen: then all of them are compared after all. */
+	if (StrategySyncStart(&passes, NULL) != hand || passes != memory->passes)
+	{
+		hash_seq_init(&scan, plan->targets);
+		while ((target = hash_seq_search(&scan)) != NULL)
+			target->buffered = NULL;
+		return pages;
+	}
+	pages -= of_indexes;
+	hash_seq_init(&scan, plan->targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+		pages += bms_num_members(target->buffered);
+	return pages;
+}
+
+static const char *
+rewind_lease(const Asked *asked, Answer *answer, Work *work)
+{
+	Memory	   *memory;
+	Seen		seen;
+	RewindPlan		plan;
+	int64		pages;
+	uint32		passes,
+				hand;
+
+	if ((answer->why = cannot_rewind(asked->lease)) != NULL)
+		return "rows";
+	answer->present = look_around(asked->lease, asked->ours, asked->nours);
+	if (answer->present.busy != NIL || answer->present.prepared)
+		return "busy";
+	answer->upto = GetXLogInsertRecPtr();
+	if (answer->upto == asked->since && known_unlogged == NIL)
+		return "nothing";
+	if ((int64) (answer->upto - asked->since) > asked->most_bytes)
+	{
+		answer->why = psprintf("%.1f MB of log were written", (answer->upto - asked->since) / 1e6);
+		return "rows";
+	}
+	hand = StrategySyncStart(&passes, NULL);
+	memory = memory_of(asked->lease);
+
+	/* A message of our own: its end is a place to read to, and to go on from. */
+	answer->upto = LOG_MESSAGE();
+	XLogFlush(answer->upto);
+	seen_begin(&seen);
+	read_log(&seen, asked->since, answer->upto, asked->lease, asked->own, asked->nown);
+	answer->shared = seen.shared;
+	if ((answer->why = seen.refused) != NULL)
+		return "rows";
+	plan = make_plan(&seen);
+	answer->touched = plan.touched;
+	if (plan.advance)
+	{
+		answer->why = "a sequence with CACHE moved, whose values sessions keep";
+		return "rows";
+	}
+	if (hash_get_num_entries(plan.targets) == 0 && plan.fresh == NIL)
+		goto remember;
+	if (plan.catalogs && disturbs_temporary(asked, &answer->present))
+		return "temporary";
+	pages = weigh(&plan, work, memory, asked);
+	if (pages > asked->most_pages)
+	{
+		answer->why = psprintf(INT64_FORMAT " pages would have to be compared", pages);
+		return "rows";
+	}
+	if (!lock_all(&plan, asked->lease))
+		return "locked";
+	/* Whoever came between the reading and the locks. */
+	answer->present = look_around(asked->lease, asked->ours, asked->nours);
+	if (answer->present.busy != NIL || answer->present.prepared || somebody_wrote(asked, &answer->upto, &answer->shared))
+		return "busy";
+	if (plan.catalogs && disturbs_temporary(asked, &answer->present))
+		return "temporary";
+
+	/* From here on the records are ours, by their transaction. */
+	answer->xid = GetTopTransactionId();
+	work->end = answer->upto;
+	work->contiguous = true;
+	put_all_back(asked, &plan, memory, work);
+	/* Nobody wrote in between: these records need not be read the next time. */
+	if (work->contiguous)
+		answer->upto = work->end;
+remember:
+	memory->upto = answer->upto;
+	memory->hand = hand;
+	memory->passes = passes;
+	return TransactionIdIsValid(answer->xid) ? "rewound" : "nothing";
+}
+
+/* --- what SQL sees ------------------------------------------------------------------------------------------------------ */
+
+static Datum
+oids(List *list)
+{
+	Datum	   *values = palloc(sizeof(Datum) * (list_length(list) + 1));
+	ListCell   *cell;
+	int			n = 0;
+
+	foreach(cell, list)
+		values[n++] = ObjectIdGetDatum(lfirst_oid(cell));
+	return PointerGetDatum(construct_array(values, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
+}
+
+static Datum
+integers(List *list)
+{
+	Datum	   *values = palloc(sizeof(Datum) * (list_length(list) + 1));
+	ListCell   *cell;
+	int			n = 0;
+
+	foreach(cell, list)
+		values[n++] = Int32GetDatum(lfirst_int(cell));
+	return PointerGetDatum(construct_array(values, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+}
+
+static int
+argument(FunctionCallInfo fcinfo, int number, Oid type, Datum **values)
+{
+	int			n;
+
+	deconstruct_array(PG_GETARG_ARRAYTYPE_P(number), type, sizeof(int32), true, TYPALIGN_INT, values, NULL, &n);
+	return n;
+}
+
+/*
+ * pgh_rewind(lease oid, baseline oid, since pg_lsn, own oid[], ours int[], empty oid[], most_bytes int8, most_pages int8,
+ *     out status text, out why text, out upto pg_lsn, out xid oid, out busy int[], out prepared bool,
+ *     out advisory text[], out shared oid[], out temporary oid[], out touched oid[],
+ *     out read int8, out compared int8, out written int8, out truncated int8, out made int8, out dropped int8)
+ */
+Datum
+pgh_rewind(PG_FUNCTION_ARGS)
+{
+	Asked		asked = {0};
+	Answer		answer = {0};
+	Work		work = {0};
+	Datum		values[16];
+	bool		nulls[16] = {0};
+	TupleDesc	desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE || desc->natts != lengthof(values))
+		ereport(ERROR, errcode(ERRCODE_DATATYPE_MISMATCH), errmsg("declared with other columns"));
+	asked.lease = PG_GETARG_OID(0);
+	asked.baseline = PG_GETARG_OID(1);
+	asked.since = PG_GETARG_LSN(2);
+	asked.nown = argument(fcinfo, 3, OIDOID, &asked.own);
+	asked.nours = argument(fcinfo, 4, INT4OID, &asked.ours);
+	asked.nempty = argument(fcinfo, 5, OIDOID, &asked.empty);
+	asked.most_bytes = PG_GETARG_INT64(6);
+	asked.most_pages = PG_GETARG_INT64(7);
+	if (asked.baseline != known_baseline)
+		ereport(ERROR, errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("this session does not know the files of baseline %u", asked.baseline));
+	if (asked.lease == MyDatabaseId || asked.baseline == MyDatabaseId || asked.lease == asked.baseline)
+		ereport(ERROR, errcode(ERRCODE_OBJECT_IN_USE),
+				errmsg("a database cannot be rewound to itself, nor from inside"));
+	work.lease = asked.lease;
+	work.baseline = asked.baseline;
+	answer.upto = asked.since;
+	answer.status = rewind_lease(&asked, &answer, &work);
+
+	memset(values, 0, sizeof values);
+	values[0] = CStringGetTextDatum(answer.status);
+	nulls[1] = answer.why == NULL;
+	if (answer.why != NULL)
+		values[1] = CStringGetTextDatum(answer.why);
+	values[2] = LSNGetDatum(answer.upto);
+	nulls[3] = !TransactionIdIsValid(answer.xid);
+	values[3] = TransactionIdGetDatum(answer.xid);
+	values[4] = integers(answer.present.busy);
+	values[5] = BoolGetDatum(answer.present.prepared);
+	values[6] = PointerGetDatum(advisory_locks(asked.lease, asked.ours, asked.nours));
+	values[7] = oids(answer.shared);
+	values[8] = oids(answer.present.temporary);
+	values[9] = oids(answer.touched);
+	values[10] = Int64GetDatum(answer.upto > asked.since ? answer.upto - asked.since : 0);
+	values[11] = Int64GetDatum(work.compared);
+	values[12] = Int64GetDatum(work.written);
+	values[13] = Int64GetDatum(work.truncated);
+	values[14] = Int64GetDatum(work.made);
+	values[15] = Int64GetDatum(work.dropped);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+}
