@@ -3,6 +3,7 @@
  */
 #include "pgh.h"
 
+#include "catalog/pg_tablespace_d.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "utils/array.h"
@@ -37,6 +38,45 @@ known_family(Oid table)
 	Family	   *family = hash_search(families, &table, HASH_FIND, NULL);
 
 	return family ? family->nodes : NIL;
+}
+
+/* The lease's files.  PostgreSQL closes at the end of a transaction what nobody keeps, and to open them is what takes long. */
+SMgrRelation
+known_lease(Known *known, Oid lease)
+{
+	if (known->smgr != NULL && known->lease != lease)
+	{
+		LET_CLOSE(known);
+		known->smgr = NULL;
+	}
+	if (known->smgr == NULL)
+	{
+		known->smgr = OPEN(LOCATOR(DEFAULTTABLESPACE_OID, lease, known->node));
+		known->lease = lease;
+		KEEP_OPEN(known);
+	}
+	return known->smgr;
+}
+
+static void
+forget_all(void)
+{
+	known_baseline = InvalidOid;
+	known_unlogged = NIL;
+	if (files != NULL)
+	{
+		HASH_SEQ_STATUS scan;
+		Known	   *known;
+
+		hash_seq_init(&scan, files);
+		while ((known = hash_seq_search(&scan)) != NULL)
+			if (known->smgr != NULL)
+				LET_CLOSE(known);
+		files = NULL;
+	}
+	if (context != NULL)
+		MemoryContextDelete(context);
+	context = NULL;
 }
 
 Memory *
@@ -94,9 +134,7 @@ pgh_know(PG_FUNCTION_ARGS)
 		ereport(ERROR, errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("arrays of different lengths"));
 
 	/* An error on the way must not leave half of it. */
-	known_baseline = InvalidOid;
-	if (context != NULL)
-		MemoryContextDelete(context);
+	forget_all();
 	context = AllocSetContextCreate(TopMemoryContext, "pgh baseline", ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(context);
 	ctl.hcxt = context;
@@ -106,7 +144,6 @@ pgh_know(PG_FUNCTION_ARGS)
 	ctl.keysize = sizeof(Oid);
 	ctl.entrysize = sizeof(Family);
 	families = hash_create("pgh tables", n, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	known_unlogged = NIL;
 	for (int i = 0; i < n; i++)
 	{
 		RelNumber	node = DatumGetObjectId(nodes[i]);
@@ -118,7 +155,9 @@ pgh_know(PG_FUNCTION_ARGS)
 		known->oid = DatumGetObjectId(oids[i]);
 		known->table = table;
 		known->kind = kinds[i];
-		known->unlogged = false;
+		known->unlogged = known->measured = false;
+		known->lease = InvalidOid;
+		known->smgr = NULL;
 		if (!found)
 			family->nodes = NIL;
 		family->nodes = lappend_oid(family->nodes, node);

@@ -33,14 +33,52 @@ is_logged(const Target *target, ForkNumber fork)
 	return !target->known->unlogged || fork == INIT_FORKNUM;
 }
 
-/* How large the relation's forks are in the baseline. */
+/* How large the relation's forks are in the baseline: once, for it never changes. */
 void
-measure(Work *work, Target *target)
+measure_baseline(Oid baseline, Known *known)
 {
-	SMgrRelation source = OPEN(LOCATOR(DEFAULTTABLESPACE_OID, work->baseline, target->node));
+	SMgrRelation source;
+
+	if (known->measured)
+		return;
+	source = OPEN(LOCATOR(DEFAULTTABLESPACE_OID, baseline, known->node));
+	for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
+		known->want[fork] = smgrexists(source, fork) ? smgrnblocks(source, fork) : InvalidBlockNumber;
+	if (known->want[MAIN_FORKNUM] == InvalidBlockNumber)
+		ereport(ERROR, errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("the baseline has no file %u", known->node));
+	known->measured = true;
+}
+
+/* Which forks a relation may have in the lease though it has none in the baseline. */
+static bool
+may_have(const Known *known, ForkNumber fork)
+{
+	switch (fork)
+	{
+		case FSM_FORKNUM:
+			return known->kind != 'S' && known->kind != 'C';
+		case VISIBILITYMAP_FORKNUM:
+			return known->kind != 'S' && known->kind != 'C' && known->kind != 'i';
+		default:
+			return false;
+	}
+}
+
+/* How large they are in the lease.  To look for a file takes longer than to ask for the size of one that must be there. */
+void
+measure_lease(Oid lease, Target *target)
+{
+	SMgrRelation smgr = known_lease(target->known, lease);
 
 	for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
-		target->want[fork] = smgrexists(source, fork) ? smgrnblocks(source, fork) : InvalidBlockNumber;
+	{
+		bool		exists = target->known->want[fork] != InvalidBlockNumber;
+
+		if (target->remade || (!exists && may_have(target->known, fork)))
+			exists = smgrexists(smgr, fork);
+		target->have[fork] = exists ? smgrnblocks(smgr, fork) : InvalidBlockNumber;
+	}
 }
 
 static bool
@@ -75,16 +113,16 @@ compares_all(const Target *target, ForkNumber fork)
 
 /* How many pages of the lease and as many of the baseline have to be looked at. */
 int64
-pages_to_compare(Work *work, Target *target)
+pages_to_compare(const Target *target)
 {
 	int64		pages = 0;
 
 	for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
 	{
-		if (target->want[fork] == InvalidBlockNumber)
+		if (target->known->want[fork] == InvalidBlockNumber)
 			continue;
 		if (compares_all(target, fork))
-			pages += target->want[fork];
+			pages += target->known->want[fork];
 		else if (target->dirty != NULL)
 			pages += bms_num_members(target->dirty->blocks[fork]);
 	}
@@ -112,66 +150,138 @@ buffered_pages(Work *work, HTAB *targets)
 	}
 }
 
-/* Cut all forks that are longer than the baseline's, in one act. */
-static void
-shorten(Work *work, Target *target, SMgrRelation smgr, const BlockNumber *have)
+typedef struct Cut
 {
 	ForkNumber	forks[FORKS];
 	BlockNumber old[FORKS],
 				want[FORKS];
-	int			n = 0;
-	int			logged = 0,
-				emptied = 0;
+	int			n;
+	int			logged,			/* which forks are cut to what the size of the heap says .. */
+				emptied;		/* .. and which to nothing */
+} Cut;
+
+/* The forks that are longer than the baseline's. */
+static Cut
+cut_of(const Target *target)
+{
+	Cut			cut = {0};
 
 	for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
 	{
-		BlockNumber wanted = target->want[fork] == InvalidBlockNumber ? 0 : target->want[fork];
+		BlockNumber have = target->have[fork],
+					want = target->known->want[fork];
+		int			flag = fork == MAIN_FORKNUM ? SMGR_TRUNCATE_HEAP :
+			fork == FSM_FORKNUM ? SMGR_TRUNCATE_FSM : fork == VISIBILITYMAP_FORKNUM ? SMGR_TRUNCATE_VM : 0;
 
-		if (have[fork] == InvalidBlockNumber || have[fork] <= wanted)
+		if (want == InvalidBlockNumber)
+			want = 0;
+		if (have == InvalidBlockNumber || have <= want)
 			continue;
-		forks[n] = fork;
-		old[n] = have[fork];
-		want[n++] = wanted;
-		/* The record counts the heap's blocks; how long the maps are then is reckoned from them. */
-		if (fork == MAIN_FORKNUM)
-			logged |= SMGR_TRUNCATE_HEAP;
-		else if (fork <= VISIBILITYMAP_FORKNUM && wanted > 0)
-			logged |= fork == FSM_FORKNUM ? SMGR_TRUNCATE_FSM : SMGR_TRUNCATE_VM;
-		else if (fork <= VISIBILITYMAP_FORKNUM)
-			emptied |= fork == FSM_FORKNUM ? SMGR_TRUNCATE_FSM : SMGR_TRUNCATE_VM;
+		cut.forks[cut.n] = fork;
+		cut.old[cut.n] = have;
+		cut.want[cut.n++] = want;
+		if (fork == MAIN_FORKNUM || want > 0)
+			cut.logged |= flag;
+		else
+			cut.emptied |= flag;
 	}
+	return cut;
+}
+
+static void
+log_cut(Work *work, const Target *target, int flags, BlockNumber heap)
+{
+	xl_smgr_truncate rec;
+
+	if (flags == 0)
+		return;
+	/* The record counts the heap's blocks; recovery reckons the length of the maps from them. */
+	rec.blkno = heap;
+	rec.flags = flags;
+	RECORD_LOCATOR(&rec) = LOCATOR(DEFAULTTABLESPACE_OID, work->lease, target->node);
+	XLogBeginInsert();
+	XLogRegisterData((char *) &rec, sizeof rec);
+	(void) XLogInsert(RM_SMGR_ID, XLOG_SMGR_TRUNCATE | XLR_SPECIAL_REL_UPDATE);
+	follow(work);
+}
+
+/* Cut all that grew: one flush of the log for all relations. */
+void
+shorten_all(Work *work, HTAB *targets)
+{
+	HASH_SEQ_STATUS scan;
+	Target	   *target;
+	int			n = 0;
+
+	/* Else a relation's files would be opened where no error may happen. */
+	hash_seq_init(&scan, targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+		if (cut_of(target).n > 0)
+		{
+			(void) known_lease(target->known, work->lease);
+			n++;
+		}
 	if (n == 0)
 		return;
+	work->truncated += n;
 
-	/* As RelationTruncate does: no checkpoint between the record and the files. */
+	/* As RelationTruncate does: no checkpoint between the records and the files, and no way back. */
 	MyProc->delayChkptFlags |= DELAY_CHKPT_START | DELAY_CHKPT_COMPLETE;
 	START_CRIT_SECTION();
-	if (!target->known->unlogged)
-		for (int i = 0; i < 2; i++)
-		{
-			xl_smgr_truncate rec;
+	hash_seq_init(&scan, targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+	{
+		Cut			cut = cut_of(target);
 
-			rec.flags = i == 0 ? logged : emptied;
-			if (rec.flags == 0)
-				continue;
-			rec.blkno = i == 0 ? target->want[MAIN_FORKNUM] : 0;
-			RECORD_LOCATOR(&rec) = LOCATOR(DEFAULTTABLESPACE_OID, work->lease, target->node);
-			XLogBeginInsert();
-			XLogRegisterData((char *) &rec, sizeof rec);
-			XLogFlush(XLogInsert(RM_SMGR_ID, XLOG_SMGR_TRUNCATE | XLR_SPECIAL_REL_UPDATE));
-			follow(work);
-		}
+		if (target->known->unlogged)
+			continue;
+		log_cut(work, target, cut.logged, target->known->want[MAIN_FORKNUM]);
+		log_cut(work, target, cut.emptied, 0);
+	}
+	XLogFlush(XactLastRecEnd);
 
 	/*
-	 * The sizes that smgrnblocks has just told are exact, since we hold the lock.  PostgreSQL believes such a size only in
-	 * recovery, where nobody else extends a relation, and searches all buffers else: 0.1 ms for each relation.
+	 * The sizes are exact, since we hold the locks.  PostgreSQL believes a size that it remembers only in recovery, where nobody
+	 * else extends a relation, and searches all buffers else: 0.1 ms for each relation.
 	 */
 	InRecovery = true;
-	SMGRTRUNCATE(smgr, forks, n, old, want);
+	hash_seq_init(&scan, targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+	{
+		Cut			cut = cut_of(target);
+
+		if (cut.n > 0)
+			SMGRTRUNCATE(known_lease(target->known, work->lease), cut.forks, cut.n, cut.old, cut.want);
+	}
 	InRecovery = false;
 	END_CRIT_SECTION();
 	MyProc->delayChkptFlags &= ~(DELAY_CHKPT_START | DELAY_CHKPT_COMPLETE);
-	work->truncated++;
+}
+
+/* The forks that the baseline has and the lease has not. */
+void
+make_again(Work *work, Target *target)
+{
+	Locator		at = LOCATOR(DEFAULTTABLESPACE_OID, work->lease, target->node);
+
+	for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
+	{
+		/* What waits to be unlinked is there, and empty; to recovery it is gone. */
+		if (target->known->want[fork] == InvalidBlockNumber ||
+			(target->have[fork] != InvalidBlockNumber && !(target->dirty != NULL && target->dirty->dropped)))
+			continue;
+		/* "As in recovery": it may be there. */
+		smgrcreate(known_lease(target->known, work->lease), fork, true);
+		if (is_logged(target, fork))
+		{
+			log_smgrcreate(&at, fork);
+			follow(work);
+		}
+		if (target->have[fork] == InvalidBlockNumber)
+			target->have[fork] = 0;
+		target->remade = true;
+		work->made++;
+	}
 }
 
 static void
@@ -223,63 +333,39 @@ static void
 put_back_members(Work *work, Target *target, ForkNumber fork, const Bitmapset *blocks)
 {
 	for (int block = -1; (block = bms_next_member(blocks, block)) >= 0;)
-		if ((BlockNumber) block < target->want[fork])
+		if ((BlockNumber) block < target->known->want[fork])
 			put_back(work, target, fork, (BlockNumber) block);
 }
 
-/* All of one relation's files. */
+/* The pages of one relation, whose files are there and no longer than the baseline's. */
 void
 restore(Work *work, Target *target)
 {
-	Locator		at = LOCATOR(DEFAULTTABLESPACE_OID, work->lease, target->node);
-	SMgrRelation smgr = OPEN(at);
-	BlockNumber have[FORKS];
-
 	for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
 	{
-		have[fork] = smgrexists(smgr, fork) ? smgrnblocks(smgr, fork) : InvalidBlockNumber;
-		if (have[fork] == InvalidBlockNumber && target->want[fork] != InvalidBlockNumber)
-		{
-			/* "As in recovery": what waits to be unlinked is there, and empty. */
-			smgrcreate(smgr, fork, true);
-			if (is_logged(target, fork))
-			{
-				log_smgrcreate(&at, fork);
-				follow(work);
-			}
-			have[fork] = 0;
-			target->remade = true;
-			work->made++;
-		}
-	}
-	shorten(work, target, smgr, have);
-	for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
-	{
-		BlockNumber want = target->want[fork],
-					first_new = Min(have[fork], want);
-		bool		all = compares_all(target, fork);
+		BlockNumber want = target->known->want[fork],
+					first_new;
 
 		if (want == InvalidBlockNumber)
 			continue;
+		first_new = Min(target->have[fork], want);
 		for (BlockNumber block = first_new; block < want; block++)
 		{
 			PGIOAlignedBlock zeros;
 
 			memset(zeros.data, 0, BLCKSZ);
-			smgrextend(smgr, fork, block, zeros.data, true);
+			smgrextend(known_lease(target->known, work->lease), fork, block, zeros.data, true);
 		}
 		CHECK_FOR_INTERRUPTS();
-		if (all)
-			for (BlockNumber block = 0; block < want; block++)
-				put_back(work, target, fork, block);
-		else
-		{
-			for (BlockNumber block = first_new; block < want; block++)
-				put_back(work, target, fork, block);
-			if (target->dirty != NULL)
-				put_back_members(work, target, fork, target->dirty->blocks[fork]);
-			if (fork == MAIN_FORKNUM)
-				put_back_members(work, target, fork, target->buffered);
-		}
+		if (compares_all(target, fork))
+			first_new = 0;
+		for (BlockNumber block = first_new; block < want; block++)
+			put_back(work, target, fork, block);
+		if (first_new == 0)
+			continue;
+		if (target->dirty != NULL)
+			put_back_members(work, target, fork, target->dirty->blocks[fork]);
+		if (fork == MAIN_FORKNUM)
+			put_back_members(work, target, fork, target->buffered);
 	}
 }

@@ -46,6 +46,8 @@ typedef Oid RelNumber;
 #define BUFFER_REL(buffer) ((buffer)->tag.rnode.relNode)
 #define STATUS_OF(index) pgstat_fetch_stat_local_beentry(index)
 #define PGIOAlignedBlock PGAlignedBlock
+#define FIRST_LOCK(list) (PROCLOCK *) SHMQueueNext((list), (list), offsetof(PROCLOCK, procLink))
+#define NEXT_LOCK(list, lock) (PROCLOCK *) SHMQueueNext((list), &(lock)->procLink, offsetof(PROCLOCK, procLink))
 #else
 typedef RelFileLocator Locator;
 typedef RelFileNumber RelNumber;
@@ -58,13 +60,21 @@ typedef RelFileNumber RelNumber;
 #define BUFFER_DB(buffer) ((buffer)->tag.dbOid)
 #define BUFFER_REL(buffer) BufTagGetRelNumber(&(buffer)->tag)
 #define STATUS_OF(index) pgstat_get_local_beentry_by_index(index)
+#define LOCK_AT(list, node) \
+	((node) == &(list)->head ? NULL : dlist_container(PROCLOCK, procLink, (node)))
+#define FIRST_LOCK(list) (dlist_is_empty(list) ? NULL : dlist_head_element(PROCLOCK, procLink, (list)))
+#define NEXT_LOCK(list, lock) LOCK_AT((list), (lock)->procLink.next)
 #endif
 
 #if PG_VERSION_NUM < 170000
 #define NOBODY InvalidBackendId
+#define KEEP_OPEN(known) smgrsetowner(&(known)->smgr, (known)->smgr)
+#define LET_CLOSE(known) (smgrclearowner(&(known)->smgr, (known)->smgr), smgrclose((known)->smgr))
 #define LOG_MESSAGE() LogLogicalMessage("pgh", "", 0, false)
 #else
 #define NOBODY INVALID_PROC_NUMBER
+#define KEEP_OPEN(known) smgrpin((known)->smgr)
+#define LET_CLOSE(known) (smgrclose((known)->smgr), smgrunpin((known)->smgr))
 #define LOG_MESSAGE() LogLogicalMessage("pgh", "", 0, false, false)
 #endif
 
@@ -93,6 +103,10 @@ typedef struct Known
 	Oid			table;			/* the table whose heap, index, TOAST it is; its own OID else */
 	char		kind;			/* pg_class.relkind; C: a sequence whose sessions fetch values in advance */
 	bool		unlogged;
+	bool		measured;
+	BlockNumber want[FORKS];	/* blocks in the baseline; InvalidBlockNumber: no such fork */
+	Oid			lease;			/* whose file is open here */
+	SMgrRelation smgr;			/* its files, kept open from one rewind to the next */
 } Known;
 
 extern Oid	known_baseline;
@@ -100,6 +114,7 @@ extern List *known_unlogged;	/* of numbers of files */
 
 extern Known *known_file(RelNumber node);
 extern List *known_family(Oid table);	/* numbers of the files of a table, of its indexes and its TOAST */
+extern SMgrRelation known_lease(Known *known, Oid lease);
 
 /* What this session remembers of a lease from one rewind to the next. */
 typedef struct Memory
@@ -157,7 +172,7 @@ typedef struct Target
 	RelNumber	node;			/* key */
 	Known	   *known;
 	Dirty	   *dirty;			/* NULL: only what the log does not name can differ */
-	BlockNumber want[FORKS];	/* blocks in the baseline; InvalidBlockNumber: no such fork */
+	BlockNumber have[FORKS];	/* blocks in the lease, once it is locked; InvalidBlockNumber: no such fork */
 	Bitmapset  *buffered;		/* of an index: its pages in the buffers; NULL where all are compared */
 	bool		remade;
 } Target;
@@ -175,8 +190,11 @@ typedef struct Work
 				dropped;
 } Work;
 
-extern void measure(Work *work, Target *target);
-extern int64 pages_to_compare(Work *work, Target *target);
+extern void measure_baseline(Oid baseline, Known *known);
+extern void measure_lease(Oid lease, Target *target);
+extern int64 pages_to_compare(const Target *target);
+extern void make_again(Work *work, Target *target);
+extern void shorten_all(Work *work, HTAB *targets);
 extern void restore(Work *work, Target *target);
 extern void buffered_pages(Work *work, HTAB *targets);
 

@@ -15,6 +15,7 @@
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
 #include "storage/fd.h"
+#include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/procarray.h"
 #include "utils/array.h"
@@ -57,7 +58,8 @@ look_around(Oid lease, const Datum *ours, int nours)
 			continue;
 		if (TransactionIdIsValid(proc->xid) || TransactionIdIsValid(proc->xmin))
 			found.busy = lappend_int(found.busy, proc->pid);
-		if (OidIsValid(proc->tempNamespaceId))
+		/* Before 18 a session that has ended leaves it behind. */
+		if (OidIsValid(proc->tempNamespaceId) && BackendPidGetProcWithLock(proc->pid) == proc)
 			found.temporary = lappend_oid(found.temporary, proc->tempNamespaceId);
 	}
 	LWLockRelease(ProcArrayLock);
@@ -82,34 +84,49 @@ look_around(Oid lease, const Datum *ours, int nours)
 	return found;
 }
 
-/* As harness.postgres.activity.advisory says them. */
+static void
+add_modes(ArrayBuildState **texts, int pid, const PROCLOCK *held)
+{
+	const LOCKTAG *tag = &held->tag.myLock->tag;
+
+	for (LOCKMODE mode = 1; mode <= MaxLockMode; mode++)
+		if (held->holdMask & LOCKBIT_ON(mode))
+			*texts = accumArrayResult(*texts, CStringGetTextDatum(psprintf("%d:%u,%u,%u,%s", pid, tag->locktag_field2,
+																		   tag->locktag_field3, tag->locktag_field4,
+																		   GetLockmodeName(tag->locktag_lockmethodid, mode))),
+									  false, TEXTOID, CurrentMemoryContext);
+}
+
+/* As harness.postgres.activity.advisory says them.  Of the lease's sessions only: pg_locks copies the locks of all. */
 ArrayType *
 advisory_locks(Oid lease, const Datum *ours, int nours)
 {
-	LockData   *all = GetLockStatusData();
-	Datum	   *texts = palloc(sizeof(Datum) * 16);
-	int			n = 0,
-				room = 16;
+	ArrayBuildState *texts = NULL;
+	List	   *procs = NIL;
+	ListCell   *cell;
 
-	for (int i = 0; i < all->nelements; i++)
+	for (int i = 0; i < ProcGlobal->allProcCount; i++)
 	{
-		LockInstanceData *lock = &all->locks[i];
+		PGPROC	   *proc = &ProcGlobal->allProcs[i];
 
-		if (lock->locktag.locktag_type != LOCKTAG_ADVISORY || lock->locktag.locktag_field1 != lease ||
-			is_ours(lock->pid, ours, nours))
-			continue;
-		for (LOCKMODE mode = 1; mode <= MaxLockMode; mode++)
-		{
-			if (!(lock->holdMask & LOCKBIT_ON(mode)))
-				continue;
-			if (n == room)
-				texts = repalloc(texts, sizeof(Datum) * (room *= 2));
-			texts[n++] = CStringGetTextDatum(psprintf("%d:%u,%u,%u,%s", lock->pid, lock->locktag.locktag_field2,
-													  lock->locktag.locktag_field3, lock->locktag.locktag_field4,
-													  GetLockmodeName(lock->locktag.locktag_lockmethodid, mode)));
-		}
+		if (proc->databaseId == lease && proc->pid != 0 && !is_ours(proc->pid, ours, nours))
+			procs = lappend(procs, proc);
 	}
-	return construct_array(texts, n, TEXTOID, -1, false, TYPALIGN_INT);
+	for (int i = 0; procs != NIL && i < NUM_LOCK_PARTITIONS; i++)
+	{
+		LWLockAcquire(LockHashPartitionLockByIndex(i), LW_SHARED);
+		foreach(cell, procs)
+		{
+			PGPROC	   *proc = lfirst(cell);
+			PROCLOCK   *held;
+
+			for (held = FIRST_LOCK(&proc->myProcLocks[i]); held != NULL; held = NEXT_LOCK(&proc->myProcLocks[i], held))
+				if (held->tag.myLock->tag.locktag_type == LOCKTAG_ADVISORY && proc->databaseId == lease)
+					add_modes(&texts, proc->pid, held);
+		}
+		LWLockRelease(LockHashPartitionLockByIndex(i));
+	}
+	return texts ? DatumGetArrayTypeP(makeArrayResult(texts, CurrentMemoryContext)) : construct_empty_array(TEXTOID);
 }
 
 /* Why pages cannot be put back on this server as it is now; NULL where they can. */

@@ -355,6 +355,10 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 	}
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
+		make_again(work, target);
+	shorten_all(work, plan->targets);
+	hash_seq_init(&scan, plan->targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
 		restore(work, target);
 	drop_fresh(plan, memory, asked->lease, work);
 	if (plan->catalogs)
@@ -383,14 +387,16 @@ weigh(RewindPlan *plan, Work *work, Memory *memory, const Asked *asked)
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 	{
-		measure(work, target);
-		plan->maps_dropped |= target->remade && (target->want[FSM_FORKNUM] != InvalidBlockNumber ||
-												 target->want[VISIBILITYMAP_FORKNUM] != InvalidBlockNumber ||
-												 target->want[INIT_FORKNUM] != InvalidBlockNumber ||
-												 target->want[MAIN_FORKNUM] > RELSEG_SIZE);
-		pages += pages_to_compare(work, target);
-		if (target->known->kind == 'i' && !target->remade && target->want[MAIN_FORKNUM] != InvalidBlockNumber)
-			of_indexes += target->want[MAIN_FORKNUM];
+		const BlockNumber *want = target->known->want;
+
+		measure_baseline(work->baseline, target->known);
+		plan->maps_dropped |= target->remade && (want[FSM_FORKNUM] != InvalidBlockNumber ||
+												 want[VISIBILITYMAP_FORKNUM] != InvalidBlockNumber ||
+												 want[INIT_FORKNUM] != InvalidBlockNumber ||
+												 want[MAIN_FORKNUM] > RELSEG_SIZE);
+		pages += pages_to_compare(target);
+		if (target->known->kind == 'i' && !target->remade)
+			of_indexes += want[MAIN_FORKNUM];
 	}
 	if (of_indexes <= FEW_PAGES || replaced)
 		return pages;
@@ -412,6 +418,17 @@ weigh(RewindPlan *plan, Work *work, Memory *memory, const Asked *asked)
 	while ((target = hash_seq_search(&scan)) != NULL)
 		pages += bms_num_members(target->buffered);
 	return pages;
+}
+
+static void
+measure_all(RewindPlan *plan, Oid lease)
+{
+	HASH_SEQ_STATUS scan;
+	Target	   *target;
+
+	hash_seq_init(&scan, plan->targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+		measure_lease(lease, target);
 }
 
 static const char *
@@ -474,6 +491,7 @@ rewind_lease(const Asked *asked, Answer *answer, Work *work)
 	if (plan.catalogs && disturbs_temporary(asked, &answer->present))
 		return "temporary";
 
+	measure_all(&plan, asked->lease);
 	/* From here on the records are ours, by their transaction. */
 	answer->xid = GetTopTransactionId();
 	work->end = answer->upto;

@@ -12,7 +12,7 @@ from harness.databases import sweep
 from harness.databases.spec import Owner, TemplateSpec
 from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
 from harness.migrations.port import MigrationContext, Progress
-from harness.postgres import databases, incarnation, names, roles
+from harness.postgres import namespaces, databases, incarnation, names, roles
 from harness.postgres.databases import read_attributes, settle_sequences
 from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
@@ -149,8 +149,12 @@ class Build:
         session = self.session
         with Session.connect(session.dsn.with_database(name)) as inside:
             settled = settle_sequences(inside)
+            if not self.probe_strategy:
+                namespaces.make_temporary(inside)
             # Frozen rows need no freezing, no hint bits and no pruning later: nothing that a reset would have to explain.
             inside.execute("vacuum (freeze, analyze)")
+            # ANALYZE wrote to these after the VACUUM of them: whoever plans a query in a clone would prune their pages.
+            inside.execute("vacuum (freeze) pg_catalog.pg_statistic, pg_catalog.pg_class")
             unlogged = incarnation.label(inside)
             size = int(inside.value("select pg_database_size(current_database())"))
         self._wait_for_empty(name)
