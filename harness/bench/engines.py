@@ -47,6 +47,11 @@ class Side:
         """The engine's."""
         return self.engine.name
 
+    def pages(self) -> tuple[int, int] | None:
+        """How many pages the last reset compared and wrote; None by rows, or where nothing was asked of the module."""
+        answer = self.lease.rewound if self.name == REWIND else None
+        return None if answer is None else (answer.work[1], answer.work[2])
+
     @property
     def position(self) -> Callable[[], int]:
         """Asks where the server's log ends."""

@@ -34,10 +34,10 @@ class Row:
     """One thing that is measured.
 
     Attributes:
-        prepare, act: run in turn; only ``act`` is measured. What it returns is asked for its ``strategy`` and its
-            ``pages``.
+        prepare, act: run in turn; only ``act`` is measured. What it returns is asked for its ``strategy``.
         engine: of the reset; empty where none is measured.
         position: asks where the server's log ends, in bytes; None: what is logged is not looked at.
+        pages: tells how many pages the last act compared and wrote; None where it tells nothing of pages.
         rounds: how often it counts.
         warm: how often it is done before in each block, uncounted.
         note: more to tell, behind the figures.
@@ -48,6 +48,8 @@ class Row:
         compared, written: pages of each round.
         more: further figures of this row, by name.
         failed: why there are no figures.
+        strategies: of the resets, and how often.
+        reasons: why resets were clones although rewind was to do them, and how often.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Row:
     less: float = 0.0
     engine: str = ""
     position: Callable[[], int] | None = None
+    pages: Callable[[], tuple[int, int] | None] = lambda: None
     taken: list[float] = field(default_factory=list)
     logged: list[int] = field(default_factory=list)
     compared: list[int] = field(default_factory=list)
@@ -68,6 +71,7 @@ class Row:
     more: dict[str, Any] = field(default_factory=dict)
     failed: str = ""
     strategies: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
     _clients: list[float] = field(default_factory=list)
     _servers: list[float] = field(default_factory=list)
 
@@ -115,9 +119,11 @@ class Row:
             self.logged.append(stop - start)
         if strategy := getattr(done, "strategy", ""):
             self.strategies[strategy] += 1
-        if (pages := getattr(done, "pages", None)) is not None:
-            self.compared.append(pages.compared)
-            self.written.append(pages.written)
+        if self.engine == REWIND and (reason := getattr(done, "reason", "")):
+            self.reasons[reason] += 1
+        if (pages := self.pages()) is not None:
+            self.compared.append(pages[0])
+            self.written.append(pages[1])
 
     @property
     def p50(self) -> float | None:
@@ -211,6 +217,7 @@ class Table:
         told = [row.note] if row.note else []
         if set(row.strategies) - {"nothing", "restore" if row.engine == ROWS else row.engine}:
             told.append(", ".join(f"{what} {count}×" for what, count in sorted(row.strategies.items())))
+        told += [reason[:100] for reason, _ in row.reasons.most_common(1)]
         figures = (
             f"{number(row.p50, 9)} {number(row.p95, 9)} {number(self.ratio(row, READ_ONLY), 7)} "
             f"{number(self.ratio(row, SELECT), 8)} {number(row.client, 8)} {number(row.server, 8)} "
@@ -235,6 +242,7 @@ class Table:
                     "client_cpu": row.client,
                     "server_cpu": row.server,
                     "strategies": dict(row.strategies),
+                    "reasons": dict(row.reasons),
                     "logged": middle(row.logged),
                     "compared": middle(row.compared),
                     "written": middle(row.written),

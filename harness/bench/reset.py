@@ -138,6 +138,7 @@ def _dirty(table: Table, engines: Sequence[Engine], name: str, rounds: int) -> N
                 rounds,
                 engine=side.name,
                 position=side.position,
+                pages=side.pages,
             )
             for side in sides
         ]

@@ -99,7 +99,9 @@ def _row(side: Side, name: str, statements: str, count: int, busy: Sequence[Harn
         else:
             side.app.script(statements)
 
-    return Row(name, prepare, side.lease.reset, count, engine=side.name, position=side.position)
+    return Row(
+        name, prepare, side.lease.reset, count, engine=side.name, position=side.position, pages=side.pages
+    )
 
 
 def marks(table: Table, processes: ServerProcesses, sides: Sequence[Side], rounds: int, slow: int) -> None:
@@ -134,7 +136,13 @@ def _mark(side: Side, slow: int) -> Row:
         held.append(side.lease.mark())
 
     return Row(
-        "set a mark over 3 tables of 1,000 rows", prepare, act, slow, engine=side.name, position=side.position
+        "set a mark over 3 tables of 1,000 rows",
+        prepare,
+        act,
+        slow,
+        engine=side.name,
+        position=side.position,
+        pages=side.pages,
     )
 
 

@@ -44,6 +44,7 @@ def _read(side: Side, rounds: int) -> Row:
         rounds,
         engine=side.name,
         position=side.position,
+        pages=side.pages,
     )
 
 
@@ -65,5 +66,5 @@ def _scattered(side: Side, count: int, rounds: int) -> Row:
         return report
 
     row = Row(f"reset, {count:,} scattered rows of a million", prepare, act, rounds)
-    row.engine, row.position = side.name, side.position
+    row.engine, row.position, row.pages = side.name, side.position, side.pages
     return row
