@@ -68,11 +68,13 @@ typedef RelFileNumber RelNumber;
 
 #if PG_VERSION_NUM < 170000
 #define NOBODY InvalidBackendId
+#define NUMBER_OF(proc) ((proc)->backendId)
 #define KEEP_OPEN(known) smgrsetowner(&(known)->smgr, (known)->smgr)
 #define LET_CLOSE(known) (smgrclearowner(&(known)->smgr, (known)->smgr), smgrclose((known)->smgr))
 #define LOG_MESSAGE() LogLogicalMessage("pgh", "", 0, false)
 #else
 #define NOBODY INVALID_PROC_NUMBER
+#define NUMBER_OF(proc) GetNumberFromPGProc(proc)
 #define KEEP_OPEN(known) smgrpin((known)->smgr)
 #define LET_CLOSE(known) (smgrclose((known)->smgr), smgrunpin((known)->smgr))
 #define LOG_MESSAGE() LogLogicalMessage("pgh", "", 0, false, false)

@@ -79,6 +79,7 @@ typedef struct RewindPlan
 	bool		dropped;		/* files of the baseline were */
 	bool		maps_dropped;	/* .. that nothing but their unlinking tells from those made again */
 	bool		advance;		/* a sequence with CACHE moved */
+	bool		weak;			/* sessions in a transaction hold locks on what was put back */
 } RewindPlan;
 
 static void
@@ -139,7 +140,12 @@ make_plan(Seen *seen)
 
 /* --- locks ---------------------------------------------------------------------------------------------------------- */
 
-/* False where one is not to be had now. */
+/*
+ * False where one is not to be had now.
+ *
+ * A session that is idle in a transaction, and only read, keeps its locks.  It has no snapshot (look_around), so nobody reads
+ * at present: then writers are locked out, and readers are not (weak).
+ */
 static bool
 lock_all(RewindPlan *plan, Oid lease)
 {
@@ -152,8 +158,12 @@ lock_all(RewindPlan *plan, Oid lease)
 		LOCKTAG		tag;
 
 		SET_LOCKTAG_RELATION(tag, lease, lfirst_oid(cell));
-		if (LockAcquire(&tag, AccessExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		if (LockAcquire(&tag, AccessExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL)
+			continue;
+		if (lfirst_oid(cell) < FIRST_USER_OID ||
+			LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 			return false;
+		plan->weak = true;
 	}
 	return true;
 }
@@ -317,6 +327,23 @@ tell(RewindPlan *plan, Oid lease)
 	send_all(&messages);
 }
 
+/*
+ * Who holds a lock does not look for messages when he uses that relation again: he is woken, and reads them before the next
+ * statement, since a session processes the barrier and the interrupt before it reads from its client.
+ */
+static void
+wake(Oid lease)
+{
+	for (int i = 0; i < ProcGlobal->allProcCount; i++)
+	{
+		PGPROC	   *proc = &ProcGlobal->allProcs[i];
+
+		if (proc->databaseId == lease && proc->pid != 0 && proc->pid != MyProcPid)
+			(void) SendProcSignal(proc->pid, PROCSIG_CATCHUP_INTERRUPT, NUMBER_OF(proc));
+	}
+	WaitForProcSignalBarrier(EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE));
+}
+
 /* --- the order of it all ---------------------------------------------------------------------------------------------- */
 
 /* Whether temporary tables of sessions that stay would lose their rows in the catalogs. */
@@ -370,6 +397,8 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 	tell(plan, asked->lease);
 	if (plan->catalogs)
 		LWLockRelease(RelCacheInitLock);
+	if (plan->weak)
+		wake(asked->lease);
 }
 
 /* How much is to be looked at; index pages are looked for in the buffers where that is less. */
