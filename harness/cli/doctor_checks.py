@@ -19,6 +19,8 @@ from harness.config.environment import BENDING
 from harness.databases import freshness
 from harness.migrations.detect import detect, looked_for
 from harness.migrations.registry import kinds, load, packages
+from harness.reset.rewind import module
+from harness.runs import rewinding
 from harness.servers import inventory, memory, registry
 
 Result = tuple[str, str, Sequence[str]]
@@ -176,6 +178,20 @@ def backend(word: str) -> Check:
     return look
 
 
+def modules(context: Context) -> Iterator[Result]:
+    """What there is to reset by pages with."""
+    found = module.found(module.folders(context.project.cache))
+    engine = f"engine = {context.settings.engine}"
+    if found:
+        yield "ok", f"modules that reset by pages, for {', '.join(found)} ({engine})", ()
+        return
+    yield (
+        "fail" if context.settings.engine == "rewind" else "note",
+        f"no module that resets by pages is here: resets are row-wise ({engine})",
+        ["`pg-harness build-native` compiles it for the PostgreSQL of this machine"],
+    )
+
+
 def psql(context: Context) -> Iterator[Result]:
     """Whether there is one here."""
     found = local_psql(context, None)
@@ -194,6 +210,8 @@ def servers(context: Context) -> Iterator[Result]:
         for server in found:
             info = server.server.info
             yield "ok", f"{info.purpose}: {info.description} answers", ()
+            answer = rewinding.known(server.project, server.server, server.link.session)
+            yield "ok", f"{info.purpose}: reset: {rewinding.told(answer)}", ()
             left = server.sweep(dry_run=True)
             if left:
                 yield (
@@ -226,6 +244,7 @@ WITH_SETTINGS: Sequence[tuple[str, Check]] = (
     ("migrations", migrations),
     ("folders", folders),
     ("storage", storage),
+    ("reset", modules),
     ("psql", psql),
 )
 AT_THE_END: Sequence[tuple[str, Check]] = (("servers", servers), ("orphans", orphaned))

@@ -16,6 +16,7 @@ from harness.errors import HarnessError
 from harness.postgres import databases, names
 from harness.postgres.names import Kind
 from harness.postgres.session import Session
+from harness.runs import rewinding
 from harness.runs.places import Place, places_on
 from harness.runs.session import ServerSession
 from harness.sandbox import marks as saved_marks
@@ -68,6 +69,7 @@ def _server(server: ServerSession) -> dict[str, Any]:
         "address": info.dsn.masked,
         "version": ".".join(map(str, divmod(session.server_version, 10000))),
         "connections": dict(sum((Counter(s) for s in states.values()), Counter())),
+        "reset": rewinding.told(rewinding.known(server.project, server.server, session)),
         "max_connections": int(session.value("select current_setting('max_connections')")),
         "templates": [
             _template(place, today)
@@ -164,6 +166,7 @@ def _server_lines(server: Mapping[str, Any]) -> list[str]:
         f"server    {whose}: {server['description']}, data {_storage(server['storage'], server['bytes'])}{ttl}",
         f"          {server['address']}, {used} of {server['max_connections']} connections{_states(server['connections'])}",
     ]
+    lines.append(f"reset     {server['reset']}")
     for item in server["templates"]:
         age = {True: "current", False: "of other migrations", None: "migrations cannot be read"}[
             item["current"]

@@ -97,6 +97,10 @@ def _up(context: Context, sandbox: Sandbox, given: Mapping[str, Any]) -> None:
         )
     if len(mine) > len(wanted):
         logger.info("%d of yours are there; %d asked for", len(mine), len(wanted))
+    # Here: a warm `up` that only prints URLs does without.
+    from harness.runs.rewinding import told
+
+    logger.info("reset: %s", told(sandbox.rewinding))
     _answer(context, sandbox, [mine[worker] for worker in wanted], stale)
 
 

@@ -85,6 +85,8 @@ class Settings:
     isolation: str = "database"
     fresh: str = "reset"
     """The word of a strategy, one of :func:`harness.databases.freshness.strategies`."""
+    engine: str = "auto"
+    """``rewind`` (by pages, by a module in the server), ``rows``, or ``auto``: rewind where it can be had."""
     storage: str = "auto"
     memory_limit: int | None = None
     """Bytes that data in memory may take; None: a quarter of what is free."""

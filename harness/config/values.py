@@ -184,6 +184,7 @@ READERS: Mapping[str, Reader] = {
     "migrate_as": _choice("role", "admin"),
     "isolation": _choice("database", "server"),
     "fresh": read_text,
+    "engine": _choice("auto", "rewind", "rows"),
     "storage": _choice("auto", "memory", "disk"),
     "memory_limit": _size,
     "shm_size": _size,

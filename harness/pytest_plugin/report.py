@@ -10,6 +10,7 @@ from harness.config.settings import Settings
 from harness.databases import freshness
 from harness.databases.spec import sources as sources_of
 from harness.pytest_plugin.state import Role, State
+from harness.runs import rewinding
 
 _MISSING_RIGHTS = "[42501]"
 _GRANT = (
@@ -71,6 +72,7 @@ class Header:
         return [
             f"pg-harness: {server_line(state)}",
             f"pg-harness: {template_line(state)}; {freshness.of(state.settings).says}",
+            *reset_lines(state),
             f"pg-harness: root {state.settings.root} ({state.settings.root_origin}){given(state.settings)}",
         ]
 
@@ -86,6 +88,17 @@ def server_line(state: State) -> str:
     info = server.info
     where = {"memory": ", in memory", "disk": ", on disk"}.get(info.storage, "")
     return f"PostgreSQL {version // 10000}.{version % 10000}, {info.backend}{where}, {how}"
+
+
+def reset_lines(state: State) -> list[str]:
+    """How resets are made, where there will be any: by pages, or row-wise and why."""
+    if not freshness.of(state.settings).watches:
+        return []
+    if state.lease is None:
+        # Each worker will find out for its own server; they start from the same.
+        return []
+    harness, _ = state.running
+    return [f"pg-harness: reset: {rewinding.told(harness.session.rewinding)}"]
 
 
 def template_line(state: State) -> str:

@@ -24,7 +24,9 @@ from harness.databases.sweep import Leftover, Retention
 from harness.errors import BackendUnavailable, HarnessError, MigrationError, ServerLost
 from harness.migrations.port import Progress, unseen
 from harness.postgres import names
+from harness.postgres.admin import Link
 from harness.postgres.session import Session, ident
+from harness.runs import rewinding
 from harness.servers import acquire, registry
 from harness.servers.handle import Server
 from harness.servers.port import Backend, Snapshot, SnapshotStore
@@ -125,7 +127,8 @@ class Baker:
         """
         origin = self.store.origin()
         fingerprints = {spec.database: spec.fingerprint(origin.major) for spec in self._specs}
-        parts = json.dumps([FORMAT, SPEC_FORMAT, origin.text, fingerprints], sort_keys=True)
+        tried = rewinding.mark(self._project, origin.major)
+        parts = json.dumps([FORMAT, SPEC_FORMAT, origin.text, tried, fingerprints], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:24], fingerprints
 
     def _look(self, key: str) -> Snapshot | None:
@@ -141,9 +144,17 @@ class Baker:
             storage="disk" if self.store.from_disk else self._settings.storage,
         )
         logger.info("bake: no migrated server is kept for these migrations: making one")
-        server = acquire.private(lean, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL)
+        server = acquire.private(
+            lean, self._backend, purpose=f"bake-{key[:8]}", ttl=TTL, files=rewinding.files(lean)
+        )
         try:
-            self._fill(server.session, server.info.binaries, progress)
+            # Tried here, once: servers that start from this know that it was.
+            link = Link(server.admin_dsn, server.info.server_id, session=server.session)
+            rewinding.prepare(lean, server, link.session)
+            # A trial that crashes the server takes all sessions with it, and is no reason not to bake.
+            link.surely(lambda: link.session.value("select 1"))
+            self._fill(link.session, server.info.binaries, progress)
+            link.close()
             server.close()
             return self.store.keep(server.info, key, self._facts(fingerprints))
         except (MigrationError, ServerLost) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -15,6 +16,7 @@ from harness.errors import ConfigError, HarnessError
 from harness.migrations import registry as migrations
 from harness.migrations.port import Progress, unseen
 from harness.postgres import names
+from harness.runs import rewinding
 from harness.runs.harness import Harness
 from harness.runs.placement import Placement, SharedServer
 from harness.runs.session import ServerSession
@@ -127,7 +129,7 @@ def shared(project: Project, run: str, options: RunOptions) -> SharedServer:
 
     session = ServerSession(
         project,
-        acquire.ensure(project, purpose=purpose, base=base),
+        acquire.ensure(project, purpose=purpose, base=base, files=partial(rewinding.files, project)),
         run=run,
         workers=options.get("workers", 1),
         progress=options.get("progress", unseen),

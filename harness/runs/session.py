@@ -25,7 +25,7 @@ from harness.postgres import databases, names
 from harness.postgres.admin import Link
 from harness.postgres.databases import Database
 from harness.postgres.liveness import SignOfLife
-from harness.reset.rewind import module
+from harness.runs import rewinding
 
 if TYPE_CHECKING:
     from harness.databases.pool import Filler
@@ -85,7 +85,7 @@ class ServerSession:
         self._life: SignOfLife | None = None
         self._owner = owner
         self._clones: Clones | None = None
-        self._rewinding: module.Prepared | str | None = None
+        self._rewinding: rewinding.Rewinding | None = None
         self.filler: Filler | None = None
 
     @property
@@ -134,26 +134,20 @@ class ServerSession:
         return self._template(link, spec)
 
     @property
-    def rewinding(self) -> module.Prepared | str:
+    def rewinding(self) -> rewinding.Rewinding:
         """What resets by pages on this server; or why they are row-wise. Found out when it is first asked for.
 
         Raises:
-            ServerLost: the server is gone.
+            BackendUnavailable: the settings ask for it, and it cannot be had. ServerLost: the server is gone.
         """
         if self._rewinding is None:
-            self._rewinding = self._prepare_rewind()
+            self._rewinding = rewinding.prepare(self.project, self.server, self.link.session)
         return self._rewinding
 
-    def _prepare_rewind(self) -> module.Prepared | str:
-        info = self.server.info
-        if not info.ours:
-            return "the server is somebody else's, and no module is brought to it"
-        return module.prepare(
-            self.link.session,
-            lambda name, content: self.server.backend.place(info, name, content),
-            project=self.project.id,
-            folders=module.folders(self.project.cache),
-        )
+    @property
+    def resets(self) -> bool:
+        """Whether databases here will be reset, as far as the settings tell: a person's may be at any time."""
+        return self.run == names.SANDBOX or freshness.of(self.settings).watches
 
     # --- templates ---------------------------------------------------------------------------------
 
@@ -179,7 +173,7 @@ class ServerSession:
         }
 
     def prepare(self, *, rebuild: bool = False, clean_up: bool = True) -> None:
-        """Show the sign of life, clean up after dead runs, and have every database's template ready.
+        """Show the sign of life, clean up after dead runs, have every database's template ready, and what resets them.
 
         Args:
             rebuild: migrate anew although a template is there.
@@ -188,6 +182,9 @@ class ServerSession:
         self._show_life()
         if clean_up:
             self._clean_up()
+        if self.resets or self.settings.engine == "rewind":
+            # Asked for now: a run that cannot have what its settings ask for ends before it migrates.
+            _ = self.rewinding
         for database in self.settings.databases:
             made = self.templates[database.name] = self._template(
                 self.link, self.spec(database), rebuild=rebuild

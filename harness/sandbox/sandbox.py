@@ -13,6 +13,7 @@ from harness.errors import LeaseError
 from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, locks
 from harness.reset.report import ResetReport
+from harness.runs import rewinding
 from harness.runs.bake import baked_base
 from harness.runs.places import Place, places_on
 from harness.runs.session import ServerSession
@@ -88,8 +89,19 @@ class Sandbox:
         Raises:
             ConfigError, BackendUnavailable, ServerStartError.
         """
-        server = acquire.ensure(project, purpose="up", ttl=ttl, base=partial(baked_base, project))
+        server = acquire.ensure(
+            project,
+            purpose="up",
+            ttl=ttl,
+            base=partial(baked_base, project),
+            files=partial(rewinding.files, project),
+        )
         return cls(ServerSession(project, server, progress=progress))
+
+    @property
+    def rewinding(self) -> rewinding.Rewinding:
+        """What resets these databases by pages; or why they are reset row-wise."""
+        return self._session.rewinding
 
     @property
     def server(self) -> Server:

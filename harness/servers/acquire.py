@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,9 @@ from harness.servers.records import Hint
 
 logger = logging.getLogger("pg_harness.servers")
 
+Files = Mapping[str, Mapping[str, bytes]]
+"""Machine → name → content: :attr:`harness.servers.port.ServerRequest.files`."""
+
 RESTART_PATIENCE = 5.0
 """Seconds to wait for a server whose backend says that it runs, and which does not answer."""
 
@@ -39,6 +42,7 @@ def ensure(
     purpose: str = "run",
     ttl: float | None = None,
     base: Callable[[Backend], str | None] = lambda backend: None,
+    files: Callable[[], Files] = dict,
 ) -> Server:
     """The server of this checkout for this purpose: the one that runs, else a new one.
 
@@ -48,6 +52,7 @@ def ensure(
         purpose: ``"run"``, ``"run-1"``… for tests, ``"up"`` for a person.
         ttl: seconds; for ``up``, None means that it never ends itself. Runs have ``settings.ttl``.
         base: asked where a new one must be started: what to start from, see :mod:`harness.servers.port`.
+        files: asked likewise, for :attr:`harness.servers.port.ServerRequest.files`.
 
     Raises:
         BackendUnavailable, ServerStartError: see the backends.
@@ -65,10 +70,10 @@ def ensure(
         search.tell_refused()
         backend = registry.choose(project)
         try:
-            return search.listed_or_new(backend, ttl, base(backend))
+            return search.listed_or_new(backend, ttl, base(backend), files)
         except BackendUnavailable as error:
             backend = registry.fallback(error, backend, project)
-            return search.listed_or_new(backend, ttl, base(backend))
+            return search.listed_or_new(backend, ttl, base(backend), files)
 
 
 class _Search:
@@ -110,14 +115,16 @@ class _Search:
             if reason:
                 logger.info("server: the noted one is not used: %s", reason)
 
-    def listed_or_new(self, backend: Backend, ttl: float | None, base: str | None) -> Server:
+    def listed_or_new(
+        self, backend: Backend, ttl: float | None, base: str | None, files: Callable[[], Files]
+    ) -> Server:
         """One of this backend's, started where there is none that fits."""
         found, hint = self.listed(backend)
         if found is not None:
             return found
         request = new_request(self._project, hint.purpose, ttl)
         marked = drift.of(self._settings, backend.name)
-        info = backend.start(replace(request, snapshot=base, made_with=marked))
+        info = backend.start(replace(request, snapshot=base, made_with=marked, files=files()))
         session, why = attach(info)
         if session is None:
             raise gone_again(info, why)
@@ -184,12 +191,13 @@ def private(
     ttl: float,
     base: str | None = None,
     memory: int | None = None,
+    files: Files | None = None,
 ) -> Server:
     """A new server for one owner: nobody else starts one of that name, so there is no lock. Its hint is for `status`.
 
     Args:
         purpose: ``"run-<run>-<worker>"`` or ``"bake-<key>"``, unique.
-        base, memory: see :class:`harness.servers.port.ServerRequest`.
+        base, memory, files: see :class:`harness.servers.port.ServerRequest`.
 
     Raises:
         BackendUnavailable, ServerStartError: see the backends. ServerLost: it ended again at once.
@@ -197,7 +205,7 @@ def private(
     began = time.monotonic()
     hint = Hint.of(project, purpose)
     request = new_request(project, purpose, ttl)
-    info = backend.start(replace(request, snapshot=base, memory=memory))
+    info = backend.start(replace(request, snapshot=base, memory=memory, files=files or {}))
     session, why = attach(info)
     if session is None:
         backend.stop(info)

@@ -10,7 +10,7 @@ from harness.config.project import Project
 from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerRefused
 from harness.postgres.session import Session
-from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest
+from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, Shelf
 
 logger = logging.getLogger("pg_harness.servers")
 
@@ -208,13 +208,13 @@ class ExternalBackend(Backend):
         """One line: the log is with whoever runs the server."""
         yield f"the log of {self.dsn.masked} is with whoever runs that server"
 
-    def place(self, info: ServerInfo, name: str, content: bytes) -> str:
-        """Never: this server is not ours.
+    def shelf(self, info: ServerInfo) -> Shelf:
+        """Nowhere: this server is not ours.
 
         Raises:
             BackendError: always.
         """
-        raise BackendError("the server is somebody else's, and nothing is put beside it")
+        raise BackendError("the server is somebody else's: nothing is put beside it")
 
     def _info(self, purpose: str, found: Capabilities) -> ServerInfo:
         return ServerInfo(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -31,6 +31,8 @@ class ServerRequest:
             see :mod:`harness.servers.port`.
         memory: bytes that data in memory may take; None: the backend's own share of what is free.
         made_with: the settings that decided this start, see :mod:`harness.servers.drift`; noted with the server.
+        files: machine, as ``uname -m`` says → name → what the server may want to read, see :meth:`Backend.shelf`: put
+            there at once where that is cheaper than later.
     """
 
     project: str
@@ -45,6 +47,7 @@ class ServerRequest:
     snapshot: str | None = None
     memory: int | None = None
     made_with: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict, repr=False)
 
     @property
     def throwaway(self) -> bool:
@@ -179,23 +182,31 @@ class Backend(Protocol):
         """
         return 0
 
-    def place(self, info: ServerInfo, name: str, content: bytes) -> str:
-        """Put a file where the process of a server that runs can read it, and nobody but its owner can change it.
-
-        Args:
-            name: what the file is called; one of that name is replaced in one act.
-
-        Returns:
-            The path as that process resolves it: absolute, or from its data directory.
+    def shelf(self, info: ServerInfo) -> Shelf:
+        """Where the process of a server that runs can read files that we put there.
 
         Raises:
-            BackendError: it cannot be put there; the text completes "the module cannot be used: …".
+            BackendError: nowhere; the text says why.
         """
         raise BackendError(f"the backend {self.name} brings no files to its servers")
 
     def snapshots(self) -> SnapshotStore | None:
         """Where its servers' data is kept, to start others from it; None: it cannot keep any."""
         return None
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A folder for files that the process of a server reads, and that only its owner, or root, can change.
+
+    Attributes:
+        folder: as that process resolves it: absolute, or from its data directory.
+        put: puts a file there, by name; one of that name is replaced in one act. It raises :class:`BackendError` where
+            that fails.
+    """
+
+    folder: str
+    put: Callable[[str, bytes], None]
 
 
 @dataclass(frozen=True)

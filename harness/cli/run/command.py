@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,9 @@ from harness.errors import HarnessError
 from harness.runs import budget
 from harness.runs.harness import Harness
 from harness.runs.opening import open_run
+from harness.runs.rewinding import told
+
+logger = logging.getLogger("pg_harness.cli")
 
 USAGE = "[-n N | --copies N] [options] -- COMMAND [ARGUMENT …]"
 
@@ -79,6 +83,7 @@ def run(context: Context) -> int:
     )
     try:
         _fits(harness, workers)
+        _say_how_resets_are_made(harness)
         leases = harness.leases(workers)
         if copies:
             values = [_of_copy(harness, lease, copies) for lease in leases]
@@ -97,6 +102,11 @@ def _fits(harness: Harness, workers: int) -> None:
     # With a server each, nobody takes another's connections.
     if harness.shared is not None:
         budget.check(harness.shared, workers, controller=False)
+
+
+def _say_how_resets_are_made(harness: Harness) -> None:
+    if harness.shared is not None and harness.shared.resets:
+        logger.info("reset: %s", told(harness.shared.rewinding))
 
 
 def _close(context: Context, harness: Harness) -> None:

@@ -6,7 +6,10 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+from harness.reset.rewind import elf
 
 PACKAGED = Path(__file__).with_name("modules")
 """Where the modules lie that come with this package."""
@@ -18,6 +21,7 @@ BUILD = "pg-harness build-native"
 """What makes a module where none fits."""
 
 _MACHINE = re.compile(r" on (?P<machine>\w+)-(?P<system>[^,]*),")
+_NAME = re.compile(r"pgh_rewind-(?P<major>\d+)-(?P<machine>\w+)\.so")
 _SAME = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -27,13 +31,17 @@ class Module:
 
     Attributes:
         content: its bytes.
+        major: version of PostgreSQL that it was compiled for.
+        machine: as ``uname -m`` says.
         path: the file that they were read from.
     """
 
     content: bytes
+    major: int
+    machine: str
     path: Path
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of its bytes, 64 hex digits."""
         return hashlib.sha256(self.content).hexdigest()
@@ -114,16 +122,39 @@ def unfit(build: Build) -> str:
     return ""
 
 
+def everything(folders: Sequence[Path]) -> list[Module]:
+    """All modules that can be read: of each version and machine, that of the first folder which has one."""
+    found: dict[str, Module] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("pgh_rewind-*.so")):
+            named = _NAME.fullmatch(path.name)
+            if named is not None and path.name not in found:
+                try:
+                    found[path.name] = Module(path.read_bytes(), int(named["major"]), named["machine"], path)
+                except OSError:
+                    # Said by `find`, where it is the one that is wanted.
+                    continue
+    return list(found.values())
+
+
 def find(build: Build, folders: Sequence[Path]) -> Module | str:
     """The module for a server of this build, from the first folder that has one; else why there is none."""
     if why := unfit(build):
         return why
     name = name_of(build.major, build.machine)
     for folder in folders:
+        path = folder / name
         try:
-            return Module((folder / name).read_bytes(), folder / name)
+            content = path.read_bytes()
+            made_for = elf.read(content).machine
         except FileNotFoundError:
             continue
         except OSError as error:
-            return f"the module {folder / name} cannot be read: {error.strerror}"
-    return f"there is no module for PostgreSQL {build.major} on {build.machine}: `{BUILD}` makes one"
+            return f"the module {path} cannot be read: {error.strerror}"
+        except elf.NotElf as error:
+            # A process that loads such a file is ended by SIGBUS, and its server restarts.
+            return f"the module {path} cannot be used: {error}"
+        if made_for != build.machine:
+            return f"the module {path} is for {made_for}, and the server runs on {build.machine}"
+        return Module(content, build.major, build.machine, path)
+    return f"there is no module for PostgreSQL {build.major} on {build.machine or 'this machine'}: `{BUILD}` makes one"

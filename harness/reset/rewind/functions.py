@@ -5,9 +5,11 @@ The schema's comment says what was found out about the module on this server: it
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.postgres.session import Session, ident, literal
+from harness.reset.rewind import fit
 
 KNOW, REWIND = "pgh_know", "pgh_rewind"
 
@@ -34,23 +36,34 @@ class Found:
 
     Attributes:
         said: the schema's comment: what :func:`say` noted; empty for none.
-        path: of the file that the functions are loaded from; empty where they are not there.
+        digest: SHA-256 of the file that the functions are loaded from, 64 hex digits; empty where one is missing.
     """
 
     said: str = ""
-    path: str = ""
+    digest: str = ""
 
 
-def look(session: Session, schema: str) -> Found:
-    """What there is of a module. One round trip."""
-    row = session.row(
-        "select coalesce(obj_description(n.oid, 'pg_namespace'), ''),"
-        " coalesce((select min(p.probin) from pg_proc p where p.pronamespace = n.oid"
-        f" and p.proname in ('{KNOW}', '{REWIND}') having count(*) = 2 and count(distinct p.probin) = 1), '')"
-        " from pg_namespace n where n.nspname = %s",
-        (schema,),
+def look(session: Session, schemas: Sequence[str]) -> tuple[fit.Build, Mapping[str, Found]]:
+    """How the server was built, and what there is of each of these schemas. One round trip.
+
+    Raises:
+        ServerRefused: the server may not read a file that functions are loaded from.
+    """
+    wanted = list(fit.WANTED)
+    settings = ", ".join(f"coalesce(current_setting('{name}', true), '')" for name in wanted)
+    rows = session.rows(
+        f"select f.*, version(), {settings} from (select) one left join (select n.nspname,"
+        " coalesce(obj_description(n.oid, 'pg_namespace'), ''),"
+        # Read only where it matters: it is the file's bytes.
+        " coalesce((select encode(sha256(pg_read_binary_file(min(p.probin), 0, 1 << 26, true)), 'hex')"
+        f" from pg_proc p where p.pronamespace = n.oid and p.proname in ('{KNOW}', '{REWIND}')"
+        " having count(*) = 2 and count(distinct p.probin) = 1), '')"
+        " from pg_namespace n where n.nspname = any(%s)) f on true",
+        (list(schemas),),
     )
-    return Found(*row) if row is not None else Found()
+    _, _, _, text, *values = rows[0]
+    build = fit.Build(session.server_version, text, dict(zip(wanted, values, strict=True)))
+    return build, {name: Found(said, digest) for name, said, digest, *_ in rows if name is not None}
 
 
 def intact(session: Session, path: str, digest: str) -> bool:

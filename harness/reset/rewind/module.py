@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from harness.errors import HarnessError, PoolTimeout, ServerLost
 from harness.postgres import locks, names
 from harness.postgres.session import Session
 from harness.reset.rewind import fit, functions, selftest
+from harness.reset.rewind.fit import Module
 
 logger = logging.getLogger("pg_harness.reset")
 
-Place = Callable[[str, bytes], str]
-"""Puts a file where the server's process can read it: its name and bytes, and returns the path as that process
-resolves it. Raises a :class:`HarnessError` that says why it cannot."""
+
+class Shelf(Protocol):
+    """Where a server's process reads files that we put there: :class:`harness.servers.port.Shelf`."""
+
+    @property
+    def folder(self) -> str:
+        """As that process resolves it."""
+        ...
+
+    def put(self, name: str, content: bytes, /) -> None:
+        """Put a file there.
+
+        Raises:
+            HarnessError: it cannot be put there; the text says why.
+        """
+        ...
+
 
 PATIENCE = 30.0
 """Seconds to wait for another process that brings the module to the same server."""
@@ -54,16 +70,59 @@ def folders(cache: Path) -> tuple[Path, ...]:
     return (build.own(cache), fit.PACKAGED)
 
 
-def prepare(
-    session: Session, place: Place, *, project: str, folders: Sequence[Path] = (fit.PACKAGED,)
-) -> Prepared | str:
-    """Have the module ready on a server: three round trips where somebody has done it already.
+def files(places: Sequence[Path]) -> dict[str, dict[str, bytes]]:
+    """Machine → name beside a server → bytes, of all modules that there are: what a server may want to read.
+
+    Args:
+        places: as :func:`folders` gives them.
+    """
+    found: dict[str, dict[str, bytes]] = {}
+    for module in fit.everything(places):
+        found.setdefault(module.machine, {})[module.file] = module.content
+    return found
+
+
+def found(places: Sequence[Path]) -> list[str]:
+    """For people, what the modules that there are were compiled for: ``"15 x86_64"``.
+
+    Args:
+        places: as :func:`folders` gives them.
+    """
+    modules = fit.everything(places)
+    return [f"{each.major} {each.machine}" for each in sorted(modules, key=lambda m: (m.major, m.machine))]
+
+
+def mark(places: Sequence[Path], major: int) -> str:
+    """The modules of one major version of PostgreSQL, by their contents; empty where there are none.
+
+    Args:
+        places: as :func:`folders` gives them.
+    """
+    return " ".join(sorted(module.digest for module in fit.everything(places) if module.major == major))
+
+
+def known(session: Session, *, places: Sequence[Path] = (fit.PACKAGED,)) -> Prepared | str | None:
+    """What was found out about the module on a server; None where nobody has tried it. One round trip, changes nothing.
 
     Args:
         session: the admin's, in the maintenance database of a server of ours.
-        place: brings the file there; called where it is not there yet.
+        places: where modules are looked for, in order.
+    """
+    build, there = functions.look(session, _schemas(session, places))
+    module = fit.find(build, places)
+    return module if isinstance(module, str) else _known(module, there)
+
+
+def prepare(
+    session: Session, shelf: Shelf, *, project: str, places: Sequence[Path] = (fit.PACKAGED,)
+) -> Prepared | str:
+    """Have the module ready on a server: one round trip where somebody has done it already.
+
+    Args:
+        session: the admin's, in the maintenance database of a server of ours.
+        shelf: where the file is put where it is not there yet.
         project: ten hex digits of the checkout, to whose sweep a trial that was cut off is left.
-        folders: where modules are looked for, in order.
+        places: where modules are looked for, in order.
 
     Returns:
         What to call; or why there is nothing, as a sentence without a full stop.
@@ -71,11 +130,13 @@ def prepare(
     Raises:
         ServerLost: the server was gone before anything was tried.
     """
-    found = fit.find(_build(session), folders)
-    if isinstance(found, str):
-        return found
     try:
-        return _prepared(session, found, place, project)
+        build, there = functions.look(session, _schemas(session, places))
+        module = fit.find(build, places)
+        if isinstance(module, str):
+            return module
+        answer = _known(module, there)
+        return answer if answer is not None else _brought(session, module, shelf, project)
     except PoolTimeout as error:
         return error.message
     except HarnessError as error:
@@ -84,32 +145,37 @@ def prepare(
         return f"the module cannot be used here: {error.message}"
 
 
-def _prepared(session: Session, module: fit.Module, place: Place, project: str) -> Prepared | str:
-    answer = _known(session, module)
-    if answer is not None:
-        return answer
+def _schemas(session: Session, places: Sequence[Path]) -> list[str]:
+    major = session.server_version // 10000
+    return [module.schema for module in fit.everything(places) if module.major == major]
+
+
+def _known(module: Module, there: Mapping[str, functions.Found]) -> Prepared | str | None:
+    found = there.get(module.schema)
+    if found is None or not found.said or _attempts(found.said):
+        return None
+    if found.said != FINE:
+        return found.said
+    # A server that was started from another one's data has the functions, and perhaps not the file.
+    return Prepared(module.schema, module.digest) if found.digest == module.digest else None
+
+
+def _brought(session: Session, module: Module, shelf: Shelf, project: str) -> Prepared | str:
     with locks.exclusive(
         session, "rewind", module.schema, timeout=PATIENCE, waiting_for="the module for resets"
     ):
-        answer = _known(session, module)
+        _, there = functions.look(session, [module.schema])
+        answer = _known(module, there)
         if answer is not None:
             return answer
-        path = place(module.file, module.content)
+        path = f"{shelf.folder}/{module.file}"
         if not functions.intact(session, path, module.digest):
-            return f"the server reads something else in {path} than was put there"
+            shelf.put(module.file, module.content)
+            if not functions.intact(session, path, module.digest):
+                return f"the server reads something else in {path} than was put there"
         functions.create(session, module.schema, path)
-        said = functions.look(session, module.schema).said
-        return _tried(session, module, said, project)
-
-
-def _known(session: Session, module: fit.Module) -> Prepared | str | None:
-    """What was found out earlier; None where everything, or the file, has to be brought first."""
-    there = functions.look(session, module.schema)
-    if there.said == FINE:
-        # A server that was started from another one's data has the functions, and perhaps not the file.
-        whole = there.path and functions.intact(session, there.path, module.digest)
-        return Prepared(module.schema, module.digest) if whole else None
-    return None if not there.said or _attempts(there.said) else there.said
+        found = there.get(module.schema, functions.Found())
+        return _tried(session, module, found.said, project)
 
 
 def _attempts(said: str) -> int:
@@ -118,7 +184,7 @@ def _attempts(said: str) -> int:
     return int(number) if number != said and number.isdigit() else 0
 
 
-def _tried(session: Session, module: fit.Module, said: str, project: str) -> Prepared | str:
+def _tried(session: Session, module: Module, said: str, project: str) -> Prepared | str:
     ready = Prepared(module.schema, module.digest)
     if said == FINE:
         return ready
@@ -135,14 +201,6 @@ def _tried(session: Session, module: fit.Module, said: str, project: str) -> Pre
     if not outcome.lasting:
         return outcome.why
     functions.say(session, module.schema, outcome.why or FINE)
-    logger.debug(
-        "rewind: the module was tried in %.0f ms: %s", 1000 * (time.monotonic() - began), outcome.why or FINE
-    )
+    taken = 1000 * (time.monotonic() - began)
+    logger.debug("rewind: the module was tried in %.0f ms: %s", taken, outcome.why or FINE)
     return outcome.why or ready
-
-
-def _build(session: Session) -> fit.Build:
-    wanted = list(fit.WANTED)
-    columns = ", ".join(f"coalesce(current_setting('{name}', true), '')" for name in wanted)
-    text, *values = session.row(f"select version(), {columns}") or ("", *("" for _ in wanted))
-    return fit.Build(session.server_version, text, dict(zip(wanted, values, strict=True)))

@@ -17,7 +17,7 @@ from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, connect, translated
-from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, SnapshotStore
+from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, Shelf, SnapshotStore
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
@@ -220,15 +220,15 @@ class DockerBackend(Backend):
         socket = spec.folder(info.storage)
         return [*base, "-h", socket, "-U", user, "-d", database, *words]
 
-    def place(self, info: ServerInfo, name: str, content: bytes) -> str:
-        """Put a file into the container, beside our entrypoint.
+    def shelf(self, info: ServerInfo) -> Shelf:
+        """Our own folder in the container, beside the entrypoint."""
 
-        Raises:
-            BackendError: the daemon refused.
-        """
-        with translated(f"put a file into the container {info.handle[:12]}"):
-            self.daemon.client.containers.get(info.handle).put_archive("/", spec.beside(name, content))
-        return f"{spec.HOME}/{name}"
+        def put(name: str, content: bytes) -> None:
+            with translated(f"put a file into the container {info.handle[:12]}"):
+                container = self.daemon.client.containers.get(info.handle)
+                container.put_archive("/", spec.beside(name, content))
+
+        return Shelf(spec.HOME, put)
 
     def _containers(self, project: str | None, purpose: str | None) -> Sequence[Any]:
         labels = [f"{LABEL}.project" if project is None else f"{LABEL}.project={project}"]

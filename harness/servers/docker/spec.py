@@ -45,6 +45,12 @@ class ContainerSpec:
     foreign: str = ""
 
     @property
+    def machine(self) -> str:
+        """What the image is for, as ``uname -m`` says; empty where it does not say."""
+        wanted = str(self.image.attrs.get("Architecture") or "")
+        return next((name for name, images in _SAME.items() if images == wanted), wanted)
+
+    @property
     def fed(self) -> bool:
         """Whether the image has our scripts of today: then nothing has to be unpacked into the container."""
         return bool((self.image.labels or {}).get(SCRIPTS) == scripts_mark())
@@ -181,6 +187,7 @@ def feed(request: ServerRequest, made_of: ContainerSpec) -> bytes:
 def archive(request: ServerRequest, made_of: ContainerSpec) -> bytes:
     """All that is put into the container before it starts, as a tar file."""
     files = [(name, 0o755, _script(name)) for name in _SCRIPTS]
+    files += [(name, 0o644, content) for name, content in request.files.get(made_of.machine, {}).items()]
     files.append(("settings", 0o644, settings_of(request, made_of)))
     files.append(("password", 0o400, request.password.encode() + b"\n"))
     return _tar(((HOME, 0o755), (DISK, 0o1777)), files)

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from harness.dsn import Dsn
 from harness.errors import BackendError, ServerStartError
 from harness.servers import defaults, handshake
 from harness.servers import memory as memory_
-from harness.servers.port import Backend, ServerInfo, ServerRequest, SnapshotStore
+from harness.servers.port import Backend, ServerInfo, ServerRequest, Shelf, SnapshotStore
 from harness.servers.process import cluster as cluster_
 from harness.servers.process.binaries import Binaries, choose
 from harness.servers.process.record import Record, alive, end, log_tail
@@ -197,29 +198,29 @@ class ProcessBackend(Backend):
 
         return ProcessSnapshots(self)
 
-    def place(self, info: ServerInfo, name: str, content: bytes) -> str:
-        """Copy a file into the server's own folder: the package may lie where the server's user may not enter.
+    def shelf(self, info: ServerInfo) -> Shelf:
+        """The server's own folder: the package may lie where the server's user may not enter.
 
         Raises:
-            BackendError: the folder is gone, or cannot be written to.
+            BackendError: the folder is gone, or not ours.
         """
         folder = Path(info.handle)
-        if not _ours(folder):
-            raise BackendError(f"the folder {folder} is somebody else's")
         try:
-            # Nothing can be loaded from there: /dev/shm of a container is mounted so.
+            if not _ours(folder):
+                raise BackendError(f"the folder {folder} is somebody else's")
             if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+                # Nothing can be loaded from there: /dev/shm of a container is mounted so.
                 user = ServerUser.find()
                 folder = make_folder(user.reachable(self.cache, "cache") / "modules", ServerUser(), 0o755)
                 if not user.may_enter(folder):
-                    raise BackendError(f"the server's user may not enter {folder}")
-                put(folder / name, content)
-                return str(folder / name)
-            put(folder / name, content)
+                    raise BackendError(
+                        f"nothing can be loaded from {info.handle}, nor by {user.name} from {folder}"
+                    )
+                return Shelf(str(folder), partial(_put, folder))
         except OSError as error:
-            raise BackendError(f"{folder / name} cannot be written: {error.strerror}") from error
-        # From the data directory: a copy of that, in another folder, finds the file that was put beside it.
-        return f"../{name}"
+            raise BackendError(f"the server's folder {folder}: {error.strerror}") from error
+        # From the data directory: a server that is started from this one's data finds the file beside its own.
+        return Shelf("..", partial(_put, folder))
 
     def _place(self, request: ServerRequest, user: ServerUser) -> tuple[str, Path]:
         disk = user.reachable(self._state / "servers", "servers")
@@ -302,6 +303,13 @@ class ProcessBackend(Backend):
         started = replace(record, pid=pid, watcher=watcher_pid)
         started.write(folder)
         return started
+
+
+def _put(folder: Path, name: str, content: bytes) -> None:
+    try:
+        put(folder / name, content)
+    except OSError as error:
+        raise BackendError(f"{folder / name} cannot be written: {error.strerror}") from error
 
 
 def _info(folder: Path, record: Record) -> ServerInfo:

@@ -1,0 +1,77 @@
+"""How databases are reset on one server: by pages (rewind) or row-wise, by the setting ``engine`` and by what can be had there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from harness.config.project import Project
+from harness.errors import BackendError, BackendUnavailable
+from harness.postgres.session import Session
+from harness.reset.rewind import module
+from harness.reset.rewind.module import Prepared
+from harness.servers.handle import Server
+
+Rewinding = Prepared | str
+"""What rewinds on a server; or why its resets are row-wise."""
+
+_REMEDIES = (
+    "pg-harness build-native compiles the module for the PostgreSQL of this machine (a C compiler and its headers)",
+    'or engine = "auto": resets are row-wise where they cannot rewind',
+)
+
+
+def prepare(project: Project, server: Server, session: Session) -> Rewinding:
+    """Have the module ready on a server, unless the settings say otherwise.
+
+    Args:
+        session: the admin's, in the maintenance database.
+
+    Raises:
+        BackendUnavailable: the settings ask for it, and it cannot be had.
+        ServerLost: the server is gone.
+    """
+    answer = _by_settings(project, server) or _by_server(project, server, session)
+    if isinstance(answer, str) and project.settings.engine == "rewind":
+        raise BackendUnavailable(
+            f'engine = "rewind" ({project.settings.origin("engine")}), and databases cannot be reset by pages here',
+            checked=[answer],
+            remedies=_REMEDIES,
+        )
+    return answer
+
+
+def files(project: Project) -> Mapping[str, Mapping[str, bytes]]:
+    """What a server that is started now may want to read: brought with its scripts, no later step is needed."""
+    return {} if project.settings.engine == "rows" else module.files(module.folders(project.cache))
+
+
+def mark(project: Project, major: int) -> str:
+    """What tells the modules of one version from others: a server that has tried one knows nothing of another."""
+    return "" if project.settings.engine == "rows" else module.mark(module.folders(project.cache), major)
+
+
+def known(project: Project, server: Server, session: Session) -> Rewinding | None:
+    """The same without doing anything; None where nobody has tried it there."""
+    return _by_settings(project, server) or module.known(session, places=module.folders(project.cache))
+
+
+def told(answer: Rewinding | None) -> str:
+    """For people: how databases are reset there."""
+    if isinstance(answer, Prepared):
+        return "rewind"
+    return "not tried yet" if answer is None else f"rows ({answer})"
+
+
+def _by_settings(project: Project, server: Server) -> str:
+    settings = project.settings
+    if settings.engine == "rows":
+        return f'engine = "rows", {settings.origin("engine")}'
+    return "" if server.info.ours else "the server is somebody else's"
+
+
+def _by_server(project: Project, server: Server, session: Session) -> Rewinding:
+    try:
+        shelf = server.backend.shelf(server.info)
+    except BackendError as error:
+        return error.message
+    return module.prepare(session, shelf, project=project.id, places=module.folders(project.cache))

@@ -1,0 +1,190 @@
+"""Who is in the way of a rewind: waited for, named and ended as by rows; and where nobody can be, rows are put back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fix_reset_case import at
+from fix_reset_servers import Server, dispose
+from fix_rewind import RewindCase
+
+from harness.errors import HarnessError
+from harness.postgres.session import Session
+from harness.reset.changes import RecloneNeeded
+
+SCHEMA = """
+create table people (id serial primary key, v text);
+insert into people (v) select 'row ' || i from generate_series(1, 30) i;
+create table others (id serial primary key, v text);
+create table never (id serial primary key, v text);
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(reset_server: Server, rewind_schema: Callable[[Server], str]) -> Iterator[RewindCase]:
+    case = RewindCase(reset_server, "rewindway", SCHEMA, module=rewind_schema(reset_server))
+    yield case
+    dispose(case.bench)
+
+
+@pytest.mark.parametrize("left", ["begin", "begin; select * from never"])
+def test_who_idles_in_a_transaction_and_has_read_elsewhere_is_not_in_the_way(
+    case: RewindCase, app: Session, left: str
+) -> None:
+    with case.bench.app() as idle:
+        idle.script(left)
+        app.execute("insert into others (v) values ('x')")
+        case.rewound("others")
+        assert idle.rows("select v from others") == []
+
+
+def test_who_idles_in_a_transaction_and_has_read_what_was_written_stays(
+    case: RewindCase, app: Session
+) -> None:
+    """He holds its lock: rows are put back, and lie elsewhere than in the baseline until he is gone."""
+    with case.bench.app() as idle:
+        idle.script("begin; select * from others")
+        for _ in range(2):
+            app.execute("insert into others (v) values ('x')")
+            report = case.reset()
+            assert (report.strategy, report.ended) == ("restore", ())
+            case.assert_pristine()
+        assert idle.rows("select v from others") == []
+    case.rewound("others")
+
+
+def test_who_still_sees_what_was_before_is_ended(case: RewindCase, app: Session) -> None:
+    with case.bench.app() as reader:
+        reader.script("begin isolation level repeatable read; select * from never")
+        app.execute("insert into others (v) values ('x')")
+        report = case.reset()
+        assert report.strategy == "rewind"
+        assert len(report.ended) == 1
+    case.assert_exact()
+
+
+def test_who_wrote_and_idles_is_ended_and_then_pages_are_put_back(case: RewindCase) -> None:
+    with case.bench.app() as idle:
+        idle.script("begin; insert into people (v) values ('never committed'); create index on people (v)")
+        report = case.reset()
+    assert report.strategy == "rewind"
+    assert ["idle in transaction" in session for session in report.ended] == [True]
+    case.assert_exact()
+
+
+def test_a_statement_that_runs_is_waited_for(case: RewindCase) -> None:
+    with case.bench.app() as busy:
+        writer = threading.Thread(
+            target=lambda: busy.script("select pg_sleep(0.2); insert into people (v) values ('late')")
+        )
+        writer.start()
+        while not case.bench.admin.rows("select from pg_stat_activity where query like 'select pg_sleep%%'"):
+            time.sleep(0.005)
+        report = case.reset()
+        writer.join()
+    assert (report.strategy, report.tables, report.ended) == ("rewind", ("people", "people_id_seq"), ())
+    case.assert_exact()
+
+
+def test_new_advisory_locks_are_waited_for_and_their_session_is_ended(case: RewindCase, app: Session) -> None:
+    with case.bench.app() as locked:
+        locked.rows("select pg_advisory_lock(42)")
+        app.execute("insert into people (v) values ('x')")
+        report = case.reset()
+        assert report.strategy == "rewind"
+        assert len(report.ended) == 1
+        with pytest.raises(HarnessError):
+            locked.rows("select 1")
+    assert app.rows("select 1") == [(1,)]
+    case.assert_exact()
+
+
+def test_advisory_locks_from_before_stay(case: RewindCase, app: Session) -> None:
+    app.rows("select pg_advisory_lock(7), pg_advisory_lock_shared(8, 9)")
+    case.bench.engine.changes()
+    for _ in range(2):
+        app.execute("insert into people (v) values ('x')")
+        assert case.rewound("people").ended == ()
+    assert app.rows("select pg_advisory_unlock(7)") == [(True,)]
+
+
+def test_prepared_transactions_are_rolled_back(case: RewindCase, app: Session) -> None:
+    app.script("begin; insert into people (v) values ('x'); prepare transaction 'two'")
+    report = case.reset()
+    assert (report.strategy, report.ended) == ("rewind", ('prepared transaction "two"',))
+    case.assert_exact()
+
+
+def test_somebody_who_comes_between_the_reading_and_the_report_is_for_the_next_reset(
+    case: RewindCase,
+) -> None:
+    with case.bench.app() as app:
+        app.execute("insert into people (v) values ('before')")
+        at(case, "rewound", lambda: app.execute("insert into people (v) values ('after')"))
+        assert case.reset().strategy == "rewind"
+        case.bench.engine._stage = lambda name: None
+        assert app.rows("select v from people where id > 30") == [("after",)]
+        case.rewound("people")
+
+
+def test_who_writes_without_a_pause_never_makes_it_wrong(case: RewindCase) -> None:
+    """Whatever becomes of each reset: in a table that he leaves alone nothing is left, and once he is gone all is as it was."""
+    stop = threading.Event()
+
+    def write() -> None:
+        with case.bench.app() as writer:
+            try:
+                while not stop.is_set():
+                    writer.execute("insert into others (v) values ('again')")
+            except HarnessError:
+                return  # ended
+
+    with case.bench.app() as app:
+        writers = [threading.Thread(target=write) for _ in range(2)]
+        for writer in writers:
+            writer.start()
+        try:
+            for _ in range(10):
+                try:
+                    app.script("insert into people (v) values ('x'); insert into never (v) values ('y')")
+                    case.reset()
+                    assert app.rows("select v from people where id > 30 union all select v from never") == []
+                except RecloneNeeded:
+                    stop.set()
+                    for writer in writers:
+                        writer.join()
+                    case.bench.reclone()
+                    break
+        finally:
+            stop.set()
+            for writer in writers:
+                writer.join()
+    case.rewound()
+
+
+def test_two_workers_on_one_server_do_not_see_each_other(
+    reset_server: Server, rewind_schema: Callable[[Server], str]
+) -> None:
+    cases = [
+        RewindCase(reset_server, f"rewindtwo{n}", SCHEMA, module=rewind_schema(reset_server))
+        for n in range(2)
+    ]
+
+    def work(case: RewindCase) -> None:
+        with case.bench.app() as app:
+            for turn in range(30):
+                app.script(f"insert into people (v) select 'x' from generate_series(1, {10 * turn + 1})")
+                if turn % 3 == 0:
+                    app.script("create table t (id serial); alter table others add column more text")
+                case.rewound("people")
+
+    try:
+        with ThreadPoolExecutor() as workers:
+            assert list(workers.map(work, cases)) == [None, None]
+    finally:
+        for case in cases:
+            dispose(case.bench)
