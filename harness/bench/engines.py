@@ -34,13 +34,14 @@ class Engine:
         return int(str(self.harness.link.session.value("select pg_current_wal_insert_lsn() - '0/0'")))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Side:
     """One engine with a lease and an application that writes into it."""
 
     engine: Engine
     lease: Lease
     app: Application
+    _told: object = None
 
     @property
     def name(self) -> str:
@@ -48,9 +49,12 @@ class Side:
         return self.engine.name
 
     def pages(self) -> tuple[int, int] | None:
-        """How many pages the last reset compared and wrote; None by rows, or where nothing was asked of the module."""
+        """How many pages the last reset compared and wrote; None by rows, or where the module was not asked since."""
         answer = self.lease.rewound if self.name == REWIND else None
-        return None if answer is None else (answer.work[1], answer.work[2])
+        if answer is None or answer is self._told:
+            return None
+        self._told = answer
+        return answer.work[1], answer.work[2]
 
     @property
     def position(self) -> Callable[[], int]:
