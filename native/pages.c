@@ -216,11 +216,14 @@ shorten_all(Work *work, HTAB *targets)
 	/* Else a relation's files would be opened where no error may happen. */
 	hash_seq_init(&scan, targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
-		if (cut_of(target).n > 0)
-		{
-			(void) known_lease(target->known, work->lease);
-			n++;
-		}
+	{
+		Cut			cut = cut_of(target);
+
+		/* Since 18, mdtruncate cuts only the segments that are open, and smgrnblocks opens them all. */
+		for (int i = 0; i < cut.n; i++)
+			(void) smgrnblocks(known_lease(target->known, work->lease), cut.forks[i]);
+		n += cut.n > 0;
+	}
 	if (n == 0)
 		return;
 	work->truncated += n;

@@ -64,13 +64,17 @@ class Clones:
         *,
         connections: int,
         remake: Callable[[Template], Template] | None = None,
+        rewinds: Callable[[], str] = lambda: "",
     ) -> None:
         """
         Args:
+            rewinds: the schema of what resets by pages on this server, in the maintenance database; empty: resets are by
+                rows. Asked when a reset is first prepared.
             remake: makes a template again of which a crash of the server has emptied unlogged tables; None: that is
                 an error.
         """
         self._remake = remake
+        self.rewinds = rewinds
         self._remade: dict[str, Template] = {}
         self.link = link
         self.project = project

@@ -176,14 +176,17 @@ class DatabaseReset:
 
     def _open_engine(self, noted: Watermark | None = None) -> None:
         # It takes a while to import, and many a run has no need of it.
-        from harness.reset.engine import ResetEngine
+        from harness.reset.engine import MOST_BYTES, ResetEngine
+        from harness.reset.rewind.rewinder import Rewinder
 
+        schema = self._clones.rewinds()
         engine = ResetEngine(
             reader=self._open_reader,
             restorer=lambda settings: self._open(self._database, settings),
             baseline=self._open_baseline,
             role=self._clones.owner.name,
             reset_timeout=self._timeout,
+            rewinder=Rewinder(schema, most_bytes=MOST_BYTES) if schema else None,
         )
         # Until one was measured: a large database takes longer.
         engine.clone_ms = (

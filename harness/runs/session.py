@@ -120,7 +120,12 @@ class ServerSession:
             self.owner,
             connections=self.settings.connections_per_worker,
             remake=partial(self._remake, link),
+            rewinds=self._rewinds,
         )
+
+    def _rewinds(self) -> str:
+        answer = self.rewinding
+        return "" if isinstance(answer, str) else answer.schema
 
     def _remake(self, link: Link, emptied: Template) -> Template:
         """A template of this run, made again: by whichever worker notices first."""

@@ -131,7 +131,9 @@ def test_temporary_tables_that_are_kept_are_left_to_the_way_by_rows(
 def test_a_temporary_namespace_that_the_template_does_not_have_is_kept(
     reset_server: Server, rewind_schema: Callable[[Server], str]
 ) -> None:
-    case = RewindCase(reset_server, "rewindbare", SCHEMA, module=rewind_schema(reset_server), as_admin="")
+    case = RewindCase(
+        reset_server, "rewindbare", SCHEMA, module=rewind_schema(reset_server), spare_namespaces=False
+    )
     try:
         with case.bench.app() as app:
             for _ in range(2):
