@@ -26,10 +26,63 @@ static HTAB *memories = NULL;
 
 PG_FUNCTION_INFO_V1(pgh_know);
 
+/* NULL where the state to go back to has no such file. */
 Known *
 known_file(RelNumber node)
 {
+	Known	   *known = known_below(node);
+
+	return known != NULL && known->gone ? NULL : known;
+}
+
+/* The same, with those that only states below have. */
+Known *
+known_below(RelNumber node)
+{
 	return hash_search(files, &node, HASH_FIND, NULL);
+}
+
+/* Add a file, or say otherwise of one that is known: marks do so. */
+Known *
+know_file(RelNumber node, Oid oid, Oid table, char kind, bool unlogged)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	bool		found;
+	Known	   *known = hash_search(files, &node, HASH_ENTER, &found);
+
+	if (!found)
+	{
+		bool		any;
+		Family	   *family = hash_search(families, &table, HASH_ENTER, &any);
+
+		if (!any)
+			family->nodes = NIL;
+		family->nodes = lappend_oid(family->nodes, node);
+		known->lease = InvalidOid;
+		known->smgr = NULL;
+		known->measured = known->gone = false;
+		if (unlogged)
+			known_unlogged = lappend_oid(known_unlogged, node);
+	}
+	known->oid = oid;
+	known->table = table;
+	known->kind = kind;
+	known->unlogged = unlogged;
+	MemoryContextSwitchTo(old);
+	return known;
+}
+
+void
+forget_file(RelNumber node)
+{
+	Known	   *known = hash_search(files, &node, HASH_FIND, NULL);
+	Family	   *family = hash_search(families, &known->table, HASH_FIND, NULL);
+
+	family->nodes = list_delete_oid(family->nodes, node);
+	known_unlogged = list_delete_oid(known_unlogged, node);
+	if (known->smgr != NULL)
+		LET_CLOSE(known);
+	(void) hash_search(files, &node, HASH_REMOVE, NULL);
 }
 
 List *
@@ -62,6 +115,8 @@ static void
 forget_all(void)
 {
 	known_baseline = InvalidOid;
+	if (files != NULL)
+		forget_marks();
 	known_unlogged = NIL;
 	if (files != NULL)
 	{
@@ -145,23 +200,7 @@ pgh_know(PG_FUNCTION_ARGS)
 	ctl.entrysize = sizeof(Family);
 	families = hash_create("pgh tables", n, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	for (int i = 0; i < n; i++)
-	{
-		RelNumber	node = DatumGetObjectId(nodes[i]);
-		Oid			table = DatumGetObjectId(tables[i]);
-		bool		found;
-		Known	   *known = hash_search(files, &node, HASH_ENTER, NULL);
-		Family	   *family = hash_search(families, &table, HASH_ENTER, &found);
-
-		known->oid = DatumGetObjectId(oids[i]);
-		known->table = table;
-		known->kind = kinds[i];
-		known->unlogged = known->measured = false;
-		known->lease = InvalidOid;
-		known->smgr = NULL;
-		if (!found)
-			family->nodes = NIL;
-		family->nodes = lappend_oid(family->nodes, node);
-	}
+		(void) know_file(DatumGetObjectId(nodes[i]), DatumGetObjectId(oids[i]), DatumGetObjectId(tables[i]), kinds[i], false);
 	for (int i = 0; i < u; i++)
 	{
 		Known	   *known = known_file(DatumGetObjectId(unlogged[i]));

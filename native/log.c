@@ -81,12 +81,19 @@ note_blocks(Seen *seen, XLogReaderState *reader, Oid lease)
 			seen->refused = "a tablespace was written";
 			continue;
 		}
-		dirty = seen_file(seen, REL(at));
+		/* Records of one table come one after the other. */
+		if (seen->last != NULL && seen->last->node == REL(at))
+			dirty = seen->last;
+		else
+			dirty = seen->last = seen_file(seen, REL(at));
 		/* A block number is unsigned, a member of a set is not. */
 		if (block > (BlockNumber) PG_INT32_MAX)
 			dirty->all = true;
-		else
+		else if (dirty->newest[fork] != block || dirty->blocks[fork] == NULL)
+		{
 			dirty->blocks[fork] = bms_add_member(dirty->blocks[fork], (int) block);
+			dirty->newest[fork] = block;
+		}
 	}
 }
 
@@ -169,18 +176,52 @@ first_record(XLogRecPtr position)
 	return position;
 }
 
+#define AT_ONCE (16 * XLOG_BLCKSZ)
+
+typedef struct Pages
+{
+	XLogRecPtr	from,			/* of what is in the buffer */
+				until,			/* .. and where it ends */
+				flushed;		/* nothing is read beyond */
+	char		buffer[AT_ONCE];
+} Pages;
+
+/* As read_local_xlog_page, many pages at once: to read one takes as long as to decode it. */
+static int
+read_page(XLogReaderState *reader, XLogRecPtr page, int wanted, XLogRecPtr record, char *to)
+{
+	Pages	   *pages = reader->private_data;
+	int			length = (int) Min((XLogRecPtr) XLOG_BLCKSZ, pages->flushed - page);
+
+	if (page >= pages->flushed || length < wanted)
+		return -1;
+	if (page < pages->from || page + length > pages->until)
+	{
+		WALReadError error;
+
+		pages->from = page;
+		pages->until = page + Min((XLogRecPtr) AT_ONCE, pages->flushed - page);
+		if (!WALRead(reader, pages->buffer, page, pages->until - page, GetWALInsertionTimeLine(), &error))
+			WALReadRaiseError(&error);
+	}
+	memcpy(to, pages->buffer + (page - pages->from), length);
+	return length;
+}
+
 /* Read the records from .. until; those of our own transactions are left out. */
 void
 read_log(Seen *seen, XLogRecPtr from, XLogRecPtr until, Oid lease, const Datum *own, int nown)
 {
-	ReadLocalXLogPageNoWaitPrivate *private = palloc0(sizeof *private);
+	Pages	   *pages = palloc(sizeof *pages);
 	XLogReaderState *reader;
 
+	pages->from = pages->until = InvalidXLogRecPtr;
+	pages->flushed = until;
 	reader = XLogReaderAllocate(wal_segment_size, NULL,
-								XL_ROUTINE(.page_read = &read_local_xlog_page_no_wait,
+								XL_ROUTINE(.page_read = &read_page,
 										   .segment_open = &wal_segment_open,
 										   .segment_close = &wal_segment_close),
-								private);
+								pages);
 	if (reader == NULL)
 		ereport(ERROR, errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory"));
 	XLogBeginRead(reader, first_record(from));
@@ -208,4 +249,5 @@ read_log(Seen *seen, XLogRecPtr from, XLogRecPtr until, Oid lease, const Datum *
 		CHECK_FOR_INTERRUPTS();
 	}
 	XLogReaderFree(reader);
+	pfree(pages);
 }

@@ -9,8 +9,10 @@
 #include "access/xloginsert.h"
 #include "access/xlogutils.h"
 #include "catalog/pg_tablespace_d.h"
+#include "access/htup_details.h"
 #include "catalog/storage.h"
 #include "catalog/storage_xlog.h"
+#include "commands/sequence.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/bufpage.h"
@@ -75,7 +77,7 @@ measure_lease(Oid lease, Target *target)
 	{
 		bool		exists = target->known->want[fork] != InvalidBlockNumber;
 
-		if (target->remade || (!exists && may_have(target->known, fork)))
+		if ((target->dirty != NULL && target->dirty->all) || (!exists && may_have(target->known, fork)))
 			exists = smgrexists(smgr, fork);
 		target->have[fork] = exists ? smgrnblocks(smgr, fork) : InvalidBlockNumber;
 	}
@@ -287,34 +289,56 @@ make_again(Work *work, Target *target)
 	}
 }
 
+static Buffer
+lease_page(Work *work, const Target *target, ForkNumber fork, BlockNumber block)
+{
+	return ReadBufferWithoutRelcache(LOCATOR(DEFAULTTABLESPACE_OID, work->lease, target->node), fork, block, RBM_NORMAL,
+									 NULL, is_logged(target, fork));
+}
+
+static Buffer
+baseline_page(Work *work, const Target *target, ForkNumber fork, BlockNumber block)
+{
+	return ReadBufferWithoutRelcache(LOCATOR(DEFAULTTABLESPACE_OID, work->baseline, target->node), fork, block, RBM_NORMAL,
+									 NULL, is_logged(target, fork));
+}
+
+/* Behind the LSN and the checksum: they are the log's and the file's, not the content's. */
+#define CONTENT offsetof(PageHeaderData, pd_flags)
+
+static bool
+differ(const char *one, const char *other)
+{
+	return memcmp(one + CONTENT, other + CONTENT, BLCKSZ - CONTENT) != 0;
+}
+
 static void
 put_back(Work *work, Target *target, ForkNumber fork, BlockNumber block)
 {
-	/* Behind the LSN and the checksum: they are the log's and the file's, not the content's. */
-	const size_t head = offsetof(PageHeaderData, pd_flags);
 	bool		logged = is_logged(target, fork);
-	Buffer		source,
+	Buffer		source = InvalidBuffer,
 				lease;
-	char	   *is,
-			   *wanted;
+	char	   *is;
+	const char *wanted = marked_page(target->node, fork, block);
 
-	source = ReadBufferWithoutRelcache(LOCATOR(DEFAULTTABLESPACE_OID, work->baseline, target->node), fork, block,
-									   RBM_NORMAL, NULL, logged);
-	lease = ReadBufferWithoutRelcache(LOCATOR(DEFAULTTABLESPACE_OID, work->lease, target->node), fork, block,
-									  RBM_NORMAL, NULL, logged);
-	LockBuffer(source, BUFFER_LOCK_SHARE);
+	if (wanted == NULL)
+	{
+		source = baseline_page(work, target, fork, block);
+		LockBuffer(source, BUFFER_LOCK_SHARE);
+		wanted = (const char *) BufferGetPage(source);
+	}
+	lease = lease_page(work, target, fork, block);
 	LockBuffer(lease, BUFFER_LOCK_EXCLUSIVE);
 	is = (char *) BufferGetPage(lease);
-	wanted = (char *) BufferGetPage(source);
 	work->compared++;
-	if (memcmp(is + head, wanted + head, BLCKSZ - head) != 0)
+	if (differ(is, wanted))
 	{
 		START_CRIT_SECTION();
 		if (PageIsNew((Page) wanted))
 			/* Nobody sets the LSN of such a page, and one that is left there makes the page invalid. */
 			memcpy(is, wanted, BLCKSZ);
 		else
-			memcpy(is + head, wanted + head, BLCKSZ - head);
+			memcpy(is + CONTENT, wanted + CONTENT, BLCKSZ - CONTENT);
 		MarkBufferDirty(lease);
 #ifdef PGH_PLANT_UNLOGGED_COPY
 		logged = false;
@@ -329,7 +353,8 @@ put_back(Work *work, Target *target, ForkNumber fork, BlockNumber block)
 		work->written++;
 	}
 	UnlockReleaseBuffer(lease);
-	UnlockReleaseBuffer(source);
+	if (source != InvalidBuffer)
+		UnlockReleaseBuffer(source);
 }
 
 static void
@@ -370,5 +395,112 @@ restore(Work *work, Target *target)
 			put_back_members(work, target, fork, target->dirty->blocks[fork]);
 		if (fork == MAIN_FORKNUM)
 			put_back_members(work, target, fork, target->buffered);
+	}
+}
+
+/* --- a mark ------------------------------------------------------------------------------------------------------------- */
+
+/*
+ * A sequence says in advance in the log what it will give: the next 32 calls write nothing there.  Without that, the first one
+ * does, and is seen.
+ */
+static void
+settle_sequence(Work *work, Target *target)
+{
+	Buffer		buffer = lease_page(work, target, MAIN_FORKNUM, 0);
+	Page		page;
+	ItemId		item;
+	Form_pg_sequence_data data;
+
+	LockBuffer(buffer, BUFFER_LOCK_EXCLUSIVE);
+	page = BufferGetPage(buffer);
+	item = PageGetItemId(page, FirstOffsetNumber);
+	data = (Form_pg_sequence_data) ((char *) PageGetItem(page, item) + ((HeapTupleHeader) PageGetItem(page, item))->t_hoff);
+	if (data->log_cnt != 0)
+	{
+		START_CRIT_SECTION();
+		data->log_cnt = 0;
+		MarkBufferDirty(buffer);
+		if (is_logged(target, MAIN_FORKNUM))
+		{
+			log_newpage_buffer(buffer, true);
+			follow(work);
+		}
+		END_CRIT_SECTION();
+	}
+	UnlockReleaseBuffer(buffer);
+}
+
+static void
+mark_block(Work *work, Target *target, ForkNumber fork, BlockNumber block, MarkWriter *writer)
+{
+	BlockNumber want = target->known->want[fork];
+	Buffer		lease = lease_page(work, target, fork, block),
+				source = InvalidBuffer;
+	const char *below = NULL;
+
+	/* A copy: a page in the buffers changes by hints under a shared lock, and is not aligned for a file. */
+	PGIOAlignedBlock copy;
+
+	LockBuffer(lease, BUFFER_LOCK_SHARE);
+	memcpy(copy.data, BufferGetPage(lease), BLCKSZ);
+	UnlockReleaseBuffer(lease);
+	work->compared++;
+	if (want != InvalidBlockNumber && block < want && (below = marked_page(target->node, fork, block)) == NULL)
+	{
+		source = baseline_page(work, target, fork, block);
+		LockBuffer(source, BUFFER_LOCK_SHARE);
+		below = (const char *) BufferGetPage(source);
+	}
+	if (below == NULL || differ(copy.data, below))
+	{
+		mark_page(writer, target->node, fork, block, copy.data);
+		work->written++;
+	}
+	if (source != InvalidBuffer)
+		UnlockReleaseBuffer(source);
+}
+
+/* What differs of one relation from the state below.  The caller has measured the lease. */
+void
+mark_target(Work *work, Target *target, MarkWriter *writer)
+{
+	const Known *known = target->known;
+	bool		resized = false;
+
+	if (known->kind == 'S' || known->kind == 'C')
+		settle_sequence(work, target);
+	for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
+	{
+		BlockNumber have = target->have[fork],
+					want = known->want[fork];
+		int			block = -1;
+
+		resized |= have != want;
+		if (have == InvalidBlockNumber)
+			continue;
+		CHECK_FOR_INTERRUPTS();
+		if (compares_all(target, fork) || want == InvalidBlockNumber)
+			want = 0;
+		for (BlockNumber new_block = want; new_block < have; new_block++)
+			mark_block(work, target, fork, new_block, writer);
+		if (want == 0)
+			continue;
+		if (target->dirty != NULL)
+			while ((block = bms_next_member(target->dirty->blocks[fork], block)) >= 0)
+				if ((BlockNumber) block < Min(want, have))
+					mark_block(work, target, fork, (BlockNumber) block, writer);
+		block = -1;
+		if (fork == MAIN_FORKNUM)
+			while ((block = bms_next_member(target->buffered, block)) >= 0)
+				if ((BlockNumber) block < Min(want, have))
+					mark_block(work, target, fork, (BlockNumber) block, writer);
+	}
+	if (resized)
+	{
+		MarkNode	node = {target->node, known->oid, known->table, known->kind, known->unlogged, false};
+
+		memcpy(node.want, target->have, sizeof node.want);
+		mark_node(writer, &node);
 	}
 }

@@ -4,6 +4,7 @@
  * known.c     which relations a baseline has: told once for each session
  * log.c       which pages of the lease were written: one reading of the write-ahead log
  * present.c   who is in the way: transactions, statements, advisory locks, temporary tables, standbys
+ * marks.c     states above the baseline: pages that differ from the state below
  * pages.c     one relation's files put back: truncated, made again, compared, copied, logged
  * rewind.c    the order of it all, and what other sessions are told
  *
@@ -70,7 +71,7 @@ typedef RelFileNumber RelNumber;
 #define NOBODY InvalidBackendId
 #define NUMBER_OF(proc) ((proc)->backendId)
 #define KEEP_OPEN(known) smgrsetowner(&(known)->smgr, (known)->smgr)
-#define LET_CLOSE(known) (smgrclearowner(&(known)->smgr, (known)->smgr), smgrclose((known)->smgr))
+#define LET_CLOSE(known) smgrclose((known)->smgr)
 #define LOG_MESSAGE() LogLogicalMessage("pgh", "", 0, false)
 #else
 #define NOBODY INVALID_PROC_NUMBER
@@ -105,8 +106,9 @@ typedef struct Known
 	Oid			table;			/* the table whose heap, index, TOAST it is; its own OID else */
 	char		kind;			/* pg_class.relkind; C: a sequence whose sessions fetch values in advance */
 	bool		unlogged;
+	bool		gone;			/* a mark's state has it no more */
 	bool		measured;
-	BlockNumber want[FORKS];	/* blocks in the baseline; InvalidBlockNumber: no such fork */
+	BlockNumber want[FORKS];	/* blocks in the state to go back to; InvalidBlockNumber: no such fork */
 	Oid			lease;			/* whose file is open here */
 	SMgrRelation smgr;			/* its files, kept open from one rewind to the next */
 } Known;
@@ -115,8 +117,11 @@ extern Oid	known_baseline;
 extern List *known_unlogged;	/* of numbers of files */
 
 extern Known *known_file(RelNumber node);
+extern Known *known_below(RelNumber node);
 extern List *known_family(Oid table);	/* numbers of the files of a table, of its indexes and its TOAST */
 extern SMgrRelation known_lease(Known *known, Oid lease);
+extern Known *know_file(RelNumber node, Oid oid, Oid table, char kind, bool unlogged);
+extern void forget_file(RelNumber node);
 
 /* What this session remembers of a lease from one rewind to the next. */
 typedef struct Memory
@@ -138,11 +143,13 @@ typedef struct Dirty
 	bool		all;			/* other things than pages: made, truncated, dropped */
 	bool		dropped;
 	Bitmapset  *blocks[FORKS];
+	BlockNumber newest[FORKS];	/* the one that was added last */
 } Dirty;
 
 typedef struct Seen
 {
 	HTAB	   *files;			/* of Dirty */
+	Dirty	   *last;			/* the one that was written last */
 	List	   *shared;			/* ids of transactions that wrote to the server's own catalogs */
 	const char *refused;		/* why pages are not enough */
 } Seen;
@@ -166,6 +173,31 @@ extern Present look_around(Oid lease, const Datum *ours, int nours);
 extern ArrayType *advisory_locks(Oid lease, const Datum *ours, int nours);
 extern const char *cannot_rewind(Oid lease);
 extern bool has_temporary_files(Oid lease);
+
+/* --- marks.c ------------------------------------------------------------------------------------------------------ */
+
+typedef struct MarkNode
+{
+	RelNumber	node;
+	Oid			oid;
+	Oid			table;
+	char		kind;
+	bool		unlogged;
+	bool		gone;
+	BlockNumber want[FORKS];
+} MarkNode;
+
+typedef struct MarkWriter MarkWriter;
+
+extern void use_marks(ArrayType *names);
+extern void forget_marks(void);
+extern void note_marks(Seen *seen, ArrayType *names);
+extern const char *marked_page(RelNumber node, ForkNumber fork, BlockNumber block);
+
+extern MarkWriter *begin_mark(const char *name);
+extern void mark_node(MarkWriter *writer, const MarkNode *node);
+extern void mark_page(MarkWriter *writer, RelNumber node, ForkNumber fork, BlockNumber block, const char *page);
+extern void end_mark(MarkWriter *writer);
 
 /* --- pages.c ------------------------------------------------------------------------------------------------------ */
 
@@ -198,6 +230,7 @@ extern int64 pages_to_compare(const Target *target);
 extern void make_again(Work *work, Target *target);
 extern void shorten_all(Work *work, HTAB *targets);
 extern void restore(Work *work, Target *target);
+extern void mark_target(Work *work, Target *target, MarkWriter *writer);
 extern void buffered_pages(Work *work, HTAB *targets);
 
 #pragma GCC visibility pop

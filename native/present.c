@@ -56,7 +56,9 @@ look_around(Oid lease, const Datum *ours, int nours)
 		}
 		if (is_ours(proc->pid, ours, nours))
 			continue;
-		if (TransactionIdIsValid(proc->xid) || TransactionIdIsValid(proc->xmin))
+		/* A worker that reads or vacuums is met by its locks, where it is in the way at all. */
+		if (TransactionIdIsValid(proc->xid) ||
+			(TransactionIdIsValid(proc->xmin) && !(proc->statusFlags & PROC_IS_AUTOVACUUM)))
 			found.busy = lappend_int(found.busy, proc->pid);
 		/* Before 18 a session that has ended leaves it behind. */
 		if (OidIsValid(proc->tempNamespaceId) && BackendPidGetProcWithLock(proc->pid) == proc)

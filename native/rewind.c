@@ -1,5 +1,5 @@
 /*
- * One rewind: look, lock, look again, put back, tell.
+ * One rewind: look, lock, look again, put back, tell.  Or one mark: look, lock, look again, write down.
  *
  * Called in the maintenance database, in a transaction of its own.  Until the first page is written every refusal is an
  * answer, and leaves the lease as it was.  After it, an error leaves the lease undefined: the caller replaces it.
@@ -38,6 +38,8 @@ PG_MODULE_MAGIC;
 #define FEW_PAGES 256			/* up to so many of indexes are compared all: to look for them in the buffers takes as long */
 
 PG_FUNCTION_INFO_V1(pgh_rewind);
+PG_FUNCTION_INFO_V1(pgh_rewind_to);
+PG_FUNCTION_INFO_V1(pgh_mark);
 
 typedef struct Answer
 {
@@ -65,6 +67,16 @@ typedef struct Asked
 				nempty;
 	int64		most_bytes,
 				most_pages;
+	ArrayType  *marks,			/* that are set, the lowest first */
+			   *above;			/* whose states the lease may have pages of, though the log does not say it any more */
+	const char *name;			/* of the mark to be set */
+	Datum	   *nodes,			/* which relations the lease has now, as for pgh_know; none: not told */
+			   *oids,
+			   *tables,
+			   *unlogged;
+	char	   *kinds;
+	int			nnodes,
+				nunlogged;
 } Asked;
 
 /* --- which files ---------------------------------------------------------------------------------------------------- */
@@ -85,12 +97,17 @@ typedef struct RewindPlan
 static void
 add_target(RewindPlan *plan, Seen *seen, RelNumber node)
 {
+	Known	   *known = known_file(node);
 	bool		found;
-	Target	   *target = hash_search(plan->targets, &node, HASH_ENTER, &found);
+	Target	   *target;
 
+	/* Of a family that a mark has made smaller. */
+	if (known == NULL)
+		return;
+	target = hash_search(plan->targets, &node, HASH_ENTER, &found);
 	if (found)
 		return;
-	target->known = known_file(node);
+	target->known = known;
 	target->dirty = hash_search(seen->files, &node, HASH_FIND, NULL);
 	target->buffered = NULL;
 	target->remade = target->dirty != NULL && target->dirty->dropped;
@@ -100,7 +117,7 @@ add_target(RewindPlan *plan, Seen *seen, RelNumber node)
 	plan->catalogs |= target->known->oid < FIRST_USER_OID;
 	plan->dropped |= target->remade;
 	plan->advance |= target->known->kind == 'C';
-	if (target->known->oid >= FIRST_USER_OID && target->known->oid == target->known->table)
+	if (target->known->oid >= FIRST_USER_OID && target->known->kind != 'i' && target->known->kind != 't')
 		plan->touched = lappend_oid(plan->touched, target->known->oid);
 }
 
@@ -288,17 +305,14 @@ tell(RewindPlan *plan, Oid lease)
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 	{
-#ifndef PGH_PLANT_NO_TRUNCATE_MESSAGE
+#if PG_VERSION_NUM >= 170000 && !defined(PGH_PLANT_NO_TRUNCATE_MESSAGE)
+		/* Where the next row belongs; before 17 it goes with the description. What was cut or dropped was told there. */
 		SharedInvalidationMessage *message = next_message(&messages);
 
 		message->sm.id = SHAREDINVALSMGR_ID;
 		message->sm.backend_hi = NOBODY >> 16;
 		message->sm.backend_lo = NOBODY & 0xffff;
-#if PG_VERSION_NUM < 160000
-		message->sm.rnode = LOCATOR(DEFAULTTABLESPACE_OID, lease, target->node);
-#else
 		message->sm.rlocator = LOCATOR(DEFAULTTABLESPACE_OID, lease, target->node);
-#endif
 #endif
 #ifndef PGH_PLANT_NO_RELCACHE
 		if (!plan->catalogs)
@@ -460,80 +474,208 @@ measure_all(RewindPlan *plan, Oid lease)
 		measure_lease(lease, target);
 }
 
+/* Until the relations are locked, and nobody is in the way: NULL; else the status to answer. */
 static const char *
-rewind_lease(const Asked *asked, Answer *answer, Work *work)
+approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 {
-	Memory	   *memory;
+	Memory	   *memory = memory_of(asked->lease);
 	Seen		seen;
-	RewindPlan		plan;
 	int64		pages;
-	uint32		passes,
-				hand;
 
 	if ((answer->why = cannot_rewind(asked->lease)) != NULL)
 		return "rows";
 	answer->present = look_around(asked->lease, asked->ours, asked->nours);
 	if (answer->present.busy != NIL || answer->present.prepared)
 		return "busy";
+	use_marks(asked->marks);
 	answer->upto = GetXLogInsertRecPtr();
-	if (answer->upto == asked->since && known_unlogged == NIL)
+	if (answer->upto == asked->since && known_unlogged == NIL && ARR_NDIM(asked->above) == 0)
 		return "nothing";
 	if ((int64) (answer->upto - asked->since) > asked->most_bytes)
 	{
 		answer->why = psprintf("%.1f MB of log were written", (answer->upto - asked->since) / 1e6);
 		return "rows";
 	}
-	hand = StrategySyncStart(&passes, NULL);
-	memory = memory_of(asked->lease);
 
 	/* A message of our own: its end is a place to read to, and to go on from. */
 	answer->upto = LOG_MESSAGE();
 	XLogFlush(answer->upto);
 	seen_begin(&seen);
 	read_log(&seen, asked->since, answer->upto, asked->lease, asked->own, asked->nown);
+	note_marks(&seen, asked->above);
 	answer->shared = seen.shared;
 	if ((answer->why = seen.refused) != NULL)
 		return "rows";
-	plan = make_plan(&seen);
-	answer->touched = plan.touched;
-	if (plan.advance)
+	*plan = make_plan(&seen);
+	answer->touched = plan->touched;
+	if (plan->advance)
 	{
 		answer->why = "a sequence with CACHE moved, whose values sessions keep";
 		return "rows";
 	}
-	if (hash_get_num_entries(plan.targets) == 0 && plan.fresh == NIL)
-		goto remember;
-	if (plan.catalogs && disturbs_temporary(asked, &answer->present))
+	if (hash_get_num_entries(plan->targets) == 0 && plan->fresh == NIL)
+		return "nothing";
+	if (plan->catalogs && disturbs_temporary(asked, &answer->present))
 		return "temporary";
-	pages = weigh(&plan, work, memory, asked);
+	pages = weigh(plan, work, memory, asked);
 	if (pages > asked->most_pages)
 	{
 		answer->why = psprintf(INT64_FORMAT " pages would have to be compared", pages);
 		return "rows";
 	}
-	if (!lock_all(&plan, asked->lease))
+	if (!lock_all(plan, asked->lease))
 		return "locked";
 	/* Whoever came between the reading and the locks. */
 	answer->present = look_around(asked->lease, asked->ours, asked->nours);
 	if (answer->present.busy != NIL || answer->present.prepared || somebody_wrote(asked, &answer->upto, &answer->shared))
 		return "busy";
-	if (plan.catalogs && disturbs_temporary(asked, &answer->present))
+	if (plan->catalogs && disturbs_temporary(asked, &answer->present))
 		return "temporary";
-
-	measure_all(&plan, asked->lease);
-	/* From here on the records are ours, by their transaction. */
-	answer->xid = GetTopTransactionId();
+	measure_all(plan, asked->lease);
 	work->end = answer->upto;
 	work->contiguous = true;
-	put_all_back(asked, &plan, memory, work);
-	/* Nobody wrote in between: these records need not be read the next time. */
-	if (work->contiguous)
+	return NULL;
+}
+
+/* The pages equal the state to go back to, up to here. */
+static void
+remember(const Asked *asked, Answer *answer, Work *work, uint32 passes, uint32 hand)
+{
+	Memory	   *memory = memory_of(asked->lease);
+
+	/* Nobody wrote in between: our own records need not be read the next time. */
+	if (TransactionIdIsValid(answer->xid) && work->contiguous)
 		answer->upto = work->end;
-remember:
 	memory->upto = answer->upto;
 	memory->hand = hand;
 	memory->passes = passes;
-	return TransactionIdIsValid(answer->xid) ? "rewound" : "nothing";
+}
+
+static const char *
+rewind_lease(const Asked *asked, Answer *answer, Work *work)
+{
+	RewindPlan	plan;
+	uint32		passes,
+				hand = StrategySyncStart(&passes, NULL);
+	const char *status = approach(asked, answer, &plan, work);
+
+	if (status == NULL)
+	{
+		/* From here on the records are ours, by their transaction. */
+		answer->xid = GetTopTransactionId();
+		put_all_back(asked, &plan, memory_of(asked->lease), work);
+		status = "rewound";
+	}
+	else if (strcmp(status, "nothing") != 0)
+		return status;
+	remember(asked, answer, work, passes, hand);
+	return status;
+}
+
+/* --- a mark --------------------------------------------------------------------------------------------------------------- */
+
+/* Files that a mark's state adds are known for as long as it is written; an error may have left them. */
+static List *provisional = NIL;
+
+static void
+forget_provisional(void)
+{
+	ListCell   *cell;
+
+	foreach(cell, provisional)
+		forget_file(lfirst_oid(cell));
+	list_free(provisional);
+	provisional = NIL;
+}
+
+/* Which relations the mark's state has, and the one below has not, or the other way round. */
+static void
+compare_relations(const Asked *asked, RewindPlan *plan, MarkWriter *writer)
+{
+	HASHCTL		ctl = {0};
+	HTAB	   *there;
+	HASH_SEQ_STATUS scan;
+	Target	   *target;
+
+	ctl.keysize = sizeof(RelNumber);
+	ctl.entrysize = sizeof(RelNumber);
+	ctl.hcxt = CurrentMemoryContext;
+	there = hash_create("pgh relations", asked->nnodes, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	for (int i = 0; i < asked->nnodes; i++)
+	{
+		RelNumber	node = DatumGetObjectId(asked->nodes[i]);
+
+		(void) hash_search(there, &node, HASH_ENTER, NULL);
+		if (known_file(node) == NULL)
+		{
+			MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+			bool		unlogged = false;
+			bool		found;
+			Known	   *known;
+
+			for (int j = 0; j < asked->nunlogged && !unlogged; j++)
+				unlogged = DatumGetObjectId(asked->unlogged[j]) == node;
+			provisional = lappend_oid(provisional, node);
+			MemoryContextSwitchTo(old);
+			known = know_file(node, DatumGetObjectId(asked->oids[i]), DatumGetObjectId(asked->tables[i]), asked->kinds[i],
+							  unlogged);
+			known->measured = true;
+			for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
+				known->want[fork] = InvalidBlockNumber;
+			target = hash_search(plan->targets, &node, HASH_ENTER, &found);
+			target->known = known;
+			target->dirty = NULL;
+			target->buffered = NULL;
+			target->remade = false;
+			for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
+				target->have[fork] = smgrexists(known_lease(known, asked->lease), fork) ?
+					smgrnblocks(known_lease(known, asked->lease), fork) : InvalidBlockNumber;
+		}
+	}
+	hash_seq_init(&scan, plan->targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+		if (hash_search(there, &target->node, HASH_FIND, NULL) == NULL)
+		{
+			MarkNode	node = {target->node, target->known->oid, target->known->table, target->known->kind,
+			target->known->unlogged, true};
+
+			for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
+				node.want[fork] = InvalidBlockNumber;
+			mark_node(writer, &node);
+			(void) hash_search(plan->targets, &target->node, HASH_REMOVE, NULL);
+		}
+}
+
+static const char *
+mark_lease(const Asked *asked, Answer *answer, Work *work)
+{
+	RewindPlan	plan = {0};
+	uint32		passes,
+				hand = StrategySyncStart(&passes, NULL);
+	const char *status = approach(asked, answer, &plan, work);
+	MarkWriter *writer;
+
+	if (status != NULL && strcmp(status, "nothing") != 0)
+		return status;
+	if (status == NULL && plan.catalogs && asked->nnodes == 0)
+		return "relations";
+	writer = begin_mark(asked->name);
+	if (status == NULL)
+	{
+		HASH_SEQ_STATUS scan;
+		Target	   *target;
+
+		answer->xid = GetTopTransactionId();
+		if (plan.catalogs)
+			compare_relations(asked, &plan, writer);
+		hash_seq_init(&scan, plan.targets);
+		while ((target = hash_seq_search(&scan)) != NULL)
+			mark_target(work, target, writer);
+	}
+	end_mark(writer);
+	forget_provisional();
+	remember(asked, answer, work, passes, hand);
+	return "marked";
 }
 
 /* --- what SQL sees ------------------------------------------------------------------------------------------------------ */
@@ -571,24 +713,44 @@ argument(FunctionCallInfo fcinfo, int number, Oid type, Datum **values)
 	return n;
 }
 
-/*
- * pgh_rewind(lease oid, baseline oid, since pg_lsn, own oid[], ours int[], empty oid[], most_bytes int8, most_pages int8,
- *     out status text, out why text, out upto pg_lsn, out xid oid, out busy int[], out prepared bool,
- *     out advisory text[], out shared oid[], out temporary oid[], out touched oid[],
- *     out read int8, out compared int8, out written int8, out truncated int8, out made int8, out dropped int8)
- */
-Datum
-pgh_rewind(PG_FUNCTION_ARGS)
+static Datum
+as_row(FunctionCallInfo fcinfo, const Asked *asked, const Answer *answer, const Work *work)
 {
-	Asked		asked = {0};
-	Answer		answer = {0};
-	Work		work = {0};
 	Datum		values[16];
 	bool		nulls[16] = {0};
 	TupleDesc	desc;
 
 	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE || desc->natts != lengthof(values))
 		ereport(ERROR, errcode(ERRCODE_DATATYPE_MISMATCH), errmsg("declared with other columns"));
+	memset(values, 0, sizeof values);
+	values[0] = CStringGetTextDatum(answer->status);
+	nulls[1] = answer->why == NULL;
+	if (answer->why != NULL)
+		values[1] = CStringGetTextDatum(answer->why);
+	values[2] = LSNGetDatum(answer->upto);
+	nulls[3] = !TransactionIdIsValid(answer->xid);
+	values[3] = TransactionIdGetDatum(answer->xid);
+	values[4] = integers(answer->present.busy);
+	values[5] = BoolGetDatum(answer->present.prepared);
+	values[6] = PointerGetDatum(advisory_locks(asked->lease, asked->ours, asked->nours));
+	values[7] = oids(answer->shared);
+	values[8] = oids(answer->present.temporary);
+	values[9] = oids(answer->touched);
+	values[10] = Int64GetDatum(answer->upto > asked->since ? answer->upto - asked->since : 0);
+	values[11] = Int64GetDatum(work->compared);
+	values[12] = Int64GetDatum(work->written);
+	values[13] = Int64GetDatum(work->truncated);
+	values[14] = Int64GetDatum(work->made);
+	values[15] = Int64GetDatum(work->dropped);
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
+}
+
+/* The arguments that all of the functions below begin with. */
+static Asked
+asked_by(FunctionCallInfo fcinfo)
+{
+	Asked		asked = {0};
+
 	asked.lease = PG_GETARG_OID(0);
 	asked.baseline = PG_GETARG_OID(1);
 	asked.since = PG_GETARG_LSN(2);
@@ -603,30 +765,72 @@ pgh_rewind(PG_FUNCTION_ARGS)
 	if (asked.lease == MyDatabaseId || asked.baseline == MyDatabaseId || asked.lease == asked.baseline)
 		ereport(ERROR, errcode(ERRCODE_OBJECT_IN_USE),
 				errmsg("a database cannot be rewound to itself, nor from inside"));
-	work.lease = asked.lease;
-	work.baseline = asked.baseline;
-	answer.upto = asked.since;
-	answer.status = rewind_lease(&asked, &answer, &work);
+	forget_provisional();
+	return asked;
+}
 
-	memset(values, 0, sizeof values);
-	values[0] = CStringGetTextDatum(answer.status);
-	nulls[1] = answer.why == NULL;
-	if (answer.why != NULL)
-		values[1] = CStringGetTextDatum(answer.why);
-	values[2] = LSNGetDatum(answer.upto);
-	nulls[3] = !TransactionIdIsValid(answer.xid);
-	values[3] = TransactionIdGetDatum(answer.xid);
-	values[4] = integers(answer.present.busy);
-	values[5] = BoolGetDatum(answer.present.prepared);
-	values[6] = PointerGetDatum(advisory_locks(asked.lease, asked.ours, asked.nours));
-	values[7] = oids(answer.shared);
-	values[8] = oids(answer.present.temporary);
-	values[9] = oids(answer.touched);
-	values[10] = Int64GetDatum(answer.upto > asked.since ? answer.upto - asked.since : 0);
-	values[11] = Int64GetDatum(work.compared);
-	values[12] = Int64GetDatum(work.written);
-	values[13] = Int64GetDatum(work.truncated);
-	values[14] = Int64GetDatum(work.made);
-	values[15] = Int64GetDatum(work.dropped);
-	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
+static Datum
+rewind_as_asked(FunctionCallInfo fcinfo, const Asked *asked)
+{
+	Answer		answer = {0};
+	Work		work = {0};
+
+	work.lease = asked->lease;
+	work.baseline = asked->baseline;
+	answer.upto = asked->since;
+	answer.status = asked->name == NULL ? rewind_lease(asked, &answer, &work) : mark_lease(asked, &answer, &work);
+	return as_row(fcinfo, asked, &answer, &work);
+}
+
+/*
+ * pgh_rewind(lease oid, baseline oid, since pg_lsn, own oid[], ours int[], empty oid[], most_bytes int8, most_pages int8,
+ *     out status text, out why text, out upto pg_lsn, out xid oid, out busy int[], out prepared bool,
+ *     out advisory text[], out shared oid[], out temporary oid[], out touched oid[],
+ *     out read int8, out compared int8, out written int8, out truncated int8, out made int8, out dropped int8)
+ */
+Datum
+pgh_rewind(PG_FUNCTION_ARGS)
+{
+	Asked		asked = asked_by(fcinfo);
+
+	asked.marks = asked.above = construct_empty_array(TEXTOID);
+	return rewind_as_asked(fcinfo, &asked);
+}
+
+/*
+ * pgh_rewind_to(.. as pgh_rewind .., marks text[], above text[], out .. as pgh_rewind ..)
+ */
+Datum
+pgh_rewind_to(PG_FUNCTION_ARGS)
+{
+	Asked		asked = asked_by(fcinfo);
+
+	asked.marks = PG_GETARG_ARRAYTYPE_P(8);
+	asked.above = PG_GETARG_ARRAYTYPE_P(9);
+	return rewind_as_asked(fcinfo, &asked);
+}
+
+/*
+ * pgh_mark(.. as pgh_rewind .., marks text[], name text, nodes oid[], oids oid[], tables oid[], kinds text, unlogged oid[],
+ *     out .. as pgh_rewind ..)
+ *
+ * status: marked; relations (call again, with those of the lease); busy, locked, temporary, rows as for pgh_rewind.
+ */
+Datum
+pgh_mark(PG_FUNCTION_ARGS)
+{
+	Asked		asked = asked_by(fcinfo);
+
+	asked.marks = PG_GETARG_ARRAYTYPE_P(8);
+	asked.above = construct_empty_array(TEXTOID);
+	asked.name = text_to_cstring(PG_GETARG_TEXT_PP(9));
+	asked.nnodes = argument(fcinfo, 10, OIDOID, &asked.nodes);
+	if (argument(fcinfo, 11, OIDOID, &asked.oids) != asked.nnodes ||
+		argument(fcinfo, 12, OIDOID, &asked.tables) != asked.nnodes)
+		ereport(ERROR, errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("arrays of different lengths"));
+	asked.kinds = text_to_cstring(PG_GETARG_TEXT_PP(13));
+	if ((int) strlen(asked.kinds) != asked.nnodes)
+		ereport(ERROR, errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("arrays of different lengths"));
+	asked.nunlogged = argument(fcinfo, 14, OIDOID, &asked.unlogged);
+	return rewind_as_asked(fcinfo, &asked);
 }
