@@ -5,7 +5,8 @@
 
 Tests of many kinds take turns; the engine's clones are counted. After the first tenth, in which caches fill, the sizes are
 noted ten times. The verdict compares the last three notes with the first three; it ends with 1 where something grew. The
-server keeps files of the log up to min_wal_size for use again, however few it needs: the log has grown beyond that only.
+server keeps files of the log, up to min_wal_size for use again and wal_keep_size for readers, however few it needs: the log
+has grown beyond that only. And a session keeps pages of temporary tables up to temp_buffers: they are filled before.
 """
 
 from __future__ import annotations
@@ -47,6 +48,14 @@ LASTING = (
     "create index on t000 (amount)",
     "drop table t059",
 )
+
+FILL = """
+set temp_buffers = 100;
+create temp table filling (id int, much text);
+insert into filling select i, repeat('x', 1000) from generate_series(1, 2000) i;
+drop table filling
+"""
+"""All pages that the session may keep of temporary tables: the smallest number that can be set."""
 
 NOTES = 10
 """How often the sizes are noted."""
@@ -159,6 +168,8 @@ def soak(engine: str, version: str | None, resets: int, below: Path | None) -> d
             Application(lease) as app,
         ):
             admin = first.link.session
+            app.script(FILL)
+            lease.reset()
             print(f"PostgreSQL {admin.server_version // 10000}, engine {engine}, {resets} resets {missing}")
             print(f"{'resets':>8} " + " ".join(f"{name + ' kB':>15}" for name in SLACK), flush=True)
             began = time.monotonic()
@@ -180,8 +191,8 @@ def soak(engine: str, version: str | None, resets: int, below: Path | None) -> d
             kept = int(
                 str(
                     admin.value(
-                        "select pg_size_bytes(current_setting('min_wal_size')) "
-                        "+ pg_size_bytes(current_setting('wal_segment_size'))"
+                        "select sum(pg_size_bytes(current_setting(name))) from unnest("
+                        "array['min_wal_size', 'wal_keep_size', 'wal_segment_size', 'wal_segment_size']) name"
                     )
                 )
             )
