@@ -63,6 +63,9 @@ whole_file(Seen *seen, Locator at, Oid lease)
 static void
 note_blocks(Seen *seen, XLogReaderState *reader, Oid lease)
 {
+	bool		is_hint = XLogRecGetRmid(reader) == RM_XLOG_ID &&
+	(XLogRecGetInfo(reader) & ~XLR_INFO_MASK) == XLOG_FPI_FOR_HINT;
+
 	for (int i = 0; i <= XLogRecMaxBlockId(reader); i++)
 	{
 		Locator		at;
@@ -74,6 +77,8 @@ note_blocks(Seen *seen, XLogReaderState *reader, Oid lease)
 			continue;
 		if (SPC(at) == GLOBALTABLESPACE_OID)
 			seen->shared = list_append_unique_oid(seen->shared, XLogRecGetXid(reader));
+		if (DB(at) == known_baseline && !is_hint)
+			seen->refused = "the baseline was written";
 		if (DB(at) != lease)
 			continue;
 		if (SPC(at) != DEFAULTTABLESPACE_OID)

@@ -151,6 +151,7 @@ class Build:
             settled = settle_sequences(inside)
             if not self.probe_strategy:
                 namespaces.make_temporary(inside)
+                autovacuum.spare_shared_catalogs(inside)
             # Frozen rows need no freezing, no hint bits and no pruning later: nothing that a reset would have to explain.
             inside.execute("vacuum (freeze, analyze)")
             # ANALYZE wrote to these after the VACUUM of them: whoever plans a query in a clone would prune their pages.

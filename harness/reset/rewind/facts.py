@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from harness.postgres.session import Session
+from harness.reset.sql import owners
 
 # Of TOAST tables and of their indexes the table whose values they hold. Shared catalogs have no file here.
 _FACTS = """
@@ -20,11 +21,12 @@ select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(t.oid, i.indreli
 
 _TEMPORARY = "select oid::int8 from pg_namespace where nspname ~ '^pg_(toast_)?temp_'"
 
-_TEMPORARY_USED = (
-    "select coalesce(array_agg(oid::int8), '{{}}'), exists (select from pg_depend"
-    " where refclassid = 'pg_namespace'::regclass and refobjid = any('{{{oids}}}'::oid[]))"
-    " from pg_namespace where nspname ~ '^pg_(toast_)?temp_'"
-)
+_UNUSED = """
+select array_agg(oid::int8), exists (select from pg_depend where refclassid = 'pg_namespace'::regclass and refobjid = any({oids}))
+  from pg_namespace
+ where oid = any({oids}) or nspname in (
+       select replace(nspname, 'pg_temp_', 'pg_toast_temp_') from pg_namespace where oid = any({oids}))
+"""
 
 
 class Facts(NamedTuple):
@@ -34,21 +36,23 @@ class Facts(NamedTuple):
         database: OID of the baseline, as text.
         files: OID → number of its file.
         temporary: OIDs of its temporary namespaces.
+        owners: what :func:`harness.reset.sql.owners.digest` says of it.
         values: the parameters of ``pgh_know``, as text.
     """
 
     database: bytes
     files: dict[int, int]
     temporary: frozenset[int]
+    owners: str
     values: tuple[bytes, ...]
 
 
-NOTHING = Facts(b"0", {}, frozenset(), ())
+NOTHING = Facts(b"0", {}, frozenset(), "", ())
 """Of a baseline that was not read yet."""
 
 
 def read(session: Session) -> Facts:
-    """Read them, in the baseline. Three round trips."""
+    """Read them, in the baseline. Four round trips."""
     database = session.value("select oid::int8 from pg_database where datname = current_database()")
     rows = session.rows(_FACTS)
     nodes, oids, tables, kinds, unlogged = zip(*rows, strict=True)
@@ -56,6 +60,7 @@ def read(session: Session) -> Facts:
         str(database).encode(),
         dict(zip(oids, nodes, strict=True)),
         frozenset(session.column(_TEMPORARY)),
+        session.value(owners.digest(database)),
         (
             str(database).encode(),
             _array(nodes),
@@ -74,10 +79,10 @@ def unused(session: Session, namespaces: Collection[int], known: Collection[int]
         session: in the lease.
         known: OIDs of those of the baseline.
     """
-    found = session.row(_TEMPORARY_USED.format(oids=",".join(map(str, namespaces))))
-    there, used = found or ((), True)
-    return not used and set(there) <= set(known)
+    found = session.row(_UNUSED.format(oids=f"'{_array(namespaces).decode()}'::oid[]"))
+    there, used = found or (None, True)
+    return not used and set(there or ()) <= set(known)
 
 
-def _array(numbers: tuple[int, ...]) -> bytes:
+def _array(numbers: Collection[int]) -> bytes:
     return f"{{{','.join(map(str, numbers))}}}".encode()

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from harness.errors import HarnessError, PoolTimeout, ServerLost
+from harness.dsn import Dsn
+from harness.errors import HarnessError, PoolTimeout, ServerLost, ServerRefused
 from harness.postgres import locks, names
+from harness.postgres.admin import GRACE, PAUSE, RECOVERY
+from harness.postgres.incarnation import Incarnation
 from harness.postgres.session import Session
 from harness.reset.rewind import fit, functions, selftest
 from harness.reset.rewind.fit import Module
@@ -142,7 +145,8 @@ def prepare(
     except HarnessError as error:
         if session.closed:
             raise
-        return f"the module cannot be used here: {error.message}"
+        # What was asked, in full, is of no use to who reads it.
+        return f"the module cannot be used here: {' '.join(error.message.partition(' (while: ')[0].split())}"
 
 
 def _schemas(session: Session, places: Sequence[Path]) -> list[str]:
@@ -193,10 +197,11 @@ def _tried(session: Session, module: Module, said: str, project: str) -> Prepare
         return f"its trial on this server did not end, {begun} times: the server's log may say why"
     # First: what crashes the server is not tried for ever by one run after another.
     functions.say(session, module.schema, f"{TRYING}{begun + 1}")
-    began = time.monotonic()
+    began, life = time.monotonic(), Incarnation.of(session)
     try:
         outcome = selftest.run(session, module.schema, names.retired(project))
     except ServerLost:
+        _wait_for_recovery(session.dsn, life)
         return "the server crashed when the module was tried: its log may say why"
     if not outcome.lasting:
         return outcome.why
@@ -204,3 +209,19 @@ def _tried(session: Session, module: Module, said: str, project: str) -> Prepare
     taken = 1000 * (time.monotonic() - began)
     logger.debug("rewind: the module was tried in %.0f ms: %s", taken, outcome.why or FINE)
     return outcome.why or ready
+
+
+def _wait_for_recovery(dsn: Dsn, before: Incarnation) -> None:
+    """Return once the server has recovered from a crash: until then it ends whoever comes. One that is gone is not waited for."""
+    began = time.monotonic()
+    while time.monotonic() - began < RECOVERY:
+        try:
+            with Session.connect(dsn) as session:
+                if Incarnation.of(session).crashed != before.crashed:
+                    return
+        except ServerRefused:
+            pass
+        except ServerLost:
+            if time.monotonic() - began > GRACE:
+                return
+        time.sleep(PAUSE)

@@ -11,13 +11,14 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from harness.errors import ServerRefused
-from harness.postgres import sqlstate
+from harness.postgres import activity, sqlstate
 from harness.postgres.session import Session, translated
 from harness.reset.baseline import BaselineStore
 from harness.reset.changes import Changes, RecloneNeeded
 from harness.reset.connections import Connections
 from harness.reset.rewind import facts
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
+from harness.reset.sql import batch, owners, shared
 from harness.reset.tracker import Tracker
 
 _CALL = "from {schema}.pgh_rewind($1::oid, $2::oid, $3::pg_lsn, $4::oid[], $5::int[], $6::oid[], $7::int8, $8::int8)"
@@ -113,7 +114,7 @@ class Rewinder:
         self.left = ""
         tracker.rewound(answer.upto, answer.xid)
         if answer.shared or tracker.unsettled:
-            tracker.settle_shared(answer.shared)
+            self._settle_shared(connections.wal.session, tracker, answer.shared)
         done = True
         if answer.advisory or tracker.advisory:
             held = set(answer.advisory)
@@ -130,6 +131,32 @@ class Rewinder:
                 sequences=fetched, names={oid: str(store.relations[oid]) for oid in fetched}
             )
         return Rewound(True, _names(answer.touched, store), done and not fetched)
+
+    def _settle_shared(self, session: Session, tracker: Tracker, written: Collection[int]) -> None:
+        """What the server's own catalogs say is put back, as far as it can be; what may still change is for the next reset.
+
+        Args:
+            written: ids (32 bits) of transactions that wrote to them, of whatever database.
+
+        Raises:
+            RecloneNeeded: something else of this database changed.
+        """
+        ids = {xid for xid in written if xid}
+        # In this order: what ends in between is compared once more.
+        unended, owned, now = batch.run(
+            session,
+            [
+                activity.in_progress_statement(tracker.unsettled, ids),
+                owners.digest(tracker.database),
+                tracker.shared_statement(),
+            ],
+        )
+        text = unended.rows[0][0]
+        tracker.unsettled = tuple(int(xid) for xid in text.split(b",")) if text else ()
+        if ids and owned.rows[0][0] != self._facts.owners.encode():
+            statements = owners.put_back(tracker.database, int(self._facts.database), ids)
+            batch.run(session, ["begin", *statements, "commit"])
+        tracker.put_back_shared(shared.parse(now.rows[0][0] or b"[]"))
 
     # --- asking ------------------------------------------------------------------------------------
 

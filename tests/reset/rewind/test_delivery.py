@@ -178,7 +178,10 @@ def test_a_file_that_does_not_fit_is_a_reason(place: tuple[Server, Project], tmp
     assert "is for aarch64, and the server runs on x86_64" in said(content[:18] + b"\xb7\x00" + content[20:])
     assert shelf.names == []
     other = packaged(18 if major == 15 else 15).read_bytes()
-    assert "incompatible library" in said(other)
+    # By its magic block, or because that version has not all functions that it calls.
+    why = said(other)
+    assert "incompatible library" in why or "could not load library" in why
+    assert "while" not in why
     assert module.prepare(session, shelf, project=project.id, places=[tmp_path / "nowhere"]) == (
         f"there is no module for PostgreSQL {major} on x86_64: `pg-harness build-native` makes one"
     )
