@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import ConfigError, Harness, Lease
+from harness import BackendUnavailable, ConfigError, Harness, Lease
 from harness.bench.measuring import REWIND, ROWS
 from harness.bench.project import DIRTY, Application, knows_engines, open_run
 
@@ -107,11 +107,14 @@ def _missing(folder: Path, version: str | None) -> str:
     """Why resets are not done by rewind in this project; empty where they are."""
     if not knows_engines():
         return "this version of pg-harness has no such engine"
-    with (
-        open_run(folder, version, engine=REWIND) as harness,
-        harness.lease("probe", watch=True) as lease,
-        Application(lease) as app,
-    ):
-        app.script(DIRTY)
-        report = lease.reset()
-        return "" if report.strategy == REWIND else f"a reset was done otherwise: {report}"
+    try:
+        with (
+            open_run(folder, version, engine=REWIND) as harness,
+            harness.lease("probe", watch=True) as lease,
+            Application(lease) as app,
+        ):
+            app.script(DIRTY)
+            report = lease.reset()
+    except BackendUnavailable as error:
+        return "; ".join(error.checked) or error.message
+    return "" if report.strategy == REWIND else f"a reset was done otherwise: {report}"

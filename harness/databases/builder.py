@@ -12,7 +12,7 @@ from harness.databases import sweep
 from harness.databases.spec import Owner, TemplateSpec
 from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
 from harness.migrations.port import MigrationContext, Progress
-from harness.postgres import databases, incarnation, names, namespaces, roles
+from harness.postgres import autovacuum, databases, incarnation, names, namespaces, roles
 from harness.postgres.databases import read_attributes, settle_sequences
 from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
