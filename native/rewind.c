@@ -391,7 +391,7 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 		 * Maps and further segments were unlinked at once.  Whoever holds such a file open, the background writer for
 		 * instance, would write pages of the new one into it.
 		 */
-		if (plan->maps_dropped)
+		if (true)
 			WaitForProcSignalBarrier(EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE));
 	}
 	hash_seq_init(&scan, plan->targets);

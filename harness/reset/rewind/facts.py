@@ -35,18 +35,18 @@ class Facts(NamedTuple):
         database: OID of the baseline, as text.
         files: OID → number of its file.
         temporary: OIDs of its temporary namespaces.
-        owners: what :func:`harness.reset.sql.owners.digest` says of it.
+        owned: who owns what.
         values: the parameters of ``pgh_know``, as text; but for the first those of ``pgh_mark`` too.
     """
 
     database: bytes
     files: dict[int, int]
     temporary: frozenset[int]
-    owners: str
+    owned: owners.Owned
     values: tuple[bytes, ...]
 
 
-NOTHING = Facts(b"0", {}, frozenset(), "", ())
+NOTHING = Facts(b"0", {}, frozenset(), owners.Owned(b"", ""), ())
 """Of a baseline that was not read yet."""
 
 
@@ -59,7 +59,7 @@ def read(session: Session) -> Facts:
         str(database).encode(),
         dict(zip(oids, nodes, strict=True)),
         frozenset(session.column(_TEMPORARY)),
-        session.value(owners.digest(database)),
+        owners.Owned(session.value(owners.digest(database)).encode(), owners.rows_of(database)),
         (
             str(database).encode(),
             _array(nodes),

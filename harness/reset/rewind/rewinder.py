@@ -22,6 +22,7 @@ from harness.reset.rewind import facts, page_marks
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
 from harness.reset.sessions import Sessions
 from harness.reset.sql import batch, owners, shared
+from harness.reset.sql.owners import Owned
 from harness.reset.tracker import Tracker
 
 _ASKED = "$1::oid, $2::oid, $3::pg_lsn, $4::oid[], $5::int[], $6::oid[], $7::int8, $8::int8"
@@ -85,10 +86,11 @@ class Rewinder:
         self.last: Answer | None = None
         self._lasting = False
         self.above: tuple[str, ...] = ()
+        self._owned: dict[str, Owned] = {}
+        # Ids of the transactions that have written rows of who owns what for us, in this clone.
+        self._wrote_owners: set[int] = set()
         self._schema = schema
         self._swept = False
-        # Ids of transactions before a mark, that wrote who owns what.
-        self._owed: set[int] = set()
         self._calls = {
             name: f"select {COLUMNS} {call.format(schema=schema, asked=_ASKED)}".encode()
             for name, call in ((_REWIND, _CALL), (_REWIND_TO, _CALL_TO))
@@ -112,10 +114,10 @@ class Rewinder:
         if self._lasting:
             return
         self.off = self.left = ""
-        self._owed.clear()
         # The clone has no page of them; what was released is of the clone that is gone.
         page_marks.forget(connections.wal.session, self._schema, set(self.above) - set(marks))
         self.above = marks
+        self._wrote_owners = owners.written(connections.wal.session, tracker.database) if marks else set()
         if not tracker.clean:
             self._stop("it is not known when its pages last equalled the baseline's")
             return
@@ -152,11 +154,11 @@ class Rewinder:
             return None
         self.left = ""
         tracker.rewound(answer.upto, answer.xid)
+        if answer.shared or tracker.unsettled or self.above:
+            self._settle_shared(connections.wal.session, tracker, answer.shared, marks)
         if self.above:
             page_marks.forget(connections.wal.session, self._schema, set(self.above) - set(marks))
             self.above = ()
-        if answer.shared or tracker.unsettled:
-            self._settle_shared(connections.wal.session, tracker, answer.shared, marked=bool(marks))
         done = True
         if answer.advisory or tracker.advisory:
             held = set(answer.advisory)
@@ -195,47 +197,6 @@ class Rewinder:
                 return rewound
         return None
 
-    def _settle_shared(
-        self, session: Session, tracker: Tracker, written: Collection[int], *, marked: bool
-    ) -> None:
-        """What the server's own catalogs say is put back, as far as it can be; what may still change is for the next reset.
-
-        Args:
-            written: ids (32 bits) of transactions that wrote to them, of whatever database.
-            marked: the state to come back to is a mark's. What its objects' owners were is in none but the catalogs
-                themselves: what was written since is taken away, and nothing added.
-
-        Raises:
-            RecloneNeeded: something else of this database changed.
-        """
-        owned, now = self._look_at_shared(session, tracker, written)
-        if not marked:
-            written = {*written, *self._owed}
-            self._owed.clear()
-        if written and owned != self._facts.owners:
-            statements = owners.put_back(
-                tracker.database, int(self._facts.database), written, missing=not marked
-            )
-            batch.run(session, ["begin", *statements, "commit"])
-        tracker.put_back_shared(now)
-
-    def _look_at_shared(
-        self, session: Session, tracker: Tracker, written: Collection[int]
-    ) -> tuple[str, shared.Shared]:
-        """Who owns what, and what the server says of the database and the role. One round trip."""
-        # In this order: what ends in between is compared once more.
-        unended, owned, now = batch.run(
-            session,
-            [
-                activity.in_progress_statement(tracker.unsettled, [xid for xid in written if xid]),
-                owners.digest(tracker.database),
-                tracker.shared_statement(),
-            ],
-        )
-        text = unended.rows[0][0]
-        tracker.unsettled = tuple(int(xid) for xid in text.split(b",")) if text else ()
-        return (owned.rows[0][0] or b"").decode(), shared.parse(now.rows[0][0] or b"[]")
-
     # --- marks -------------------------------------------------------------------------------------
 
     def mark(
@@ -262,19 +223,23 @@ class Rewinder:
         if answer is not None and answer.status == "marked":
             tracker.rewound(answer.upto, answer.xid)
             tracker.advisory = frozenset(answer.advisory)
+            self._owned[name] = self._owned_now(connections.wal.session, tracker, answer, marks)
             page_marks.forget(connections.wal.session, self._schema, self.above)
             self.above = ()
         self.left = "" if answer is None or answer.status == "marked" else answer.why or answer.status
         return answer
 
-    def shared_differ(self, connections: Connections, tracker: Tracker, answer: Answer) -> bool:
-        """Whether the server's own catalogs say anything else of the database and the role than in the pristine state, as
-        a mark was set; who owns what is left to the reset that goes below it."""
-        self._owed.update(answer.shared)
-        if not answer.shared and not tracker.unsettled:
-            return False
-        _, now = self._look_at_shared(connections.wal.session, tracker, answer.shared)
-        return tracker.shared_differ(now)
+    def _owned_now(self, session: Session, tracker: Tracker, answer: Answer, marks: tuple[str, ...]) -> Owned:
+        """Who owns what in the state that was marked just now."""
+        written = frozenset([xid for xid in answer.shared if xid]).union(
+            *(self._owned[file].written for file in self.above)
+        )
+        digest, _ = self._look_at_shared(session, tracker, written)
+        below = self._owned[marks[-1]] if marks else self._facts.owned
+        if digest == below.digest:
+            return Owned(digest, below.rows, written)
+        (rows,) = batch.run(session, [owners.copied(tracker.database)])
+        return Owned(digest, (rows.rows[0][0] or b"").decode(), written)
 
     def release(self, file: str) -> None:
         """A mark of pages is released: the next rewind puts back what it held, and removes its file."""
@@ -287,6 +252,45 @@ class Rewinder:
             return
         with suppress(HarnessError):
             page_marks.forget(connections.wal.session, self._schema, files)
+
+    def _settle_shared(
+        self, session: Session, tracker: Tracker, written: Collection[int], marks: tuple[str, ...]
+    ) -> None:
+        """What the server's own catalogs say is put back, as far as it can be; what may still change is for the next reset.
+
+        Args:
+            written: ids (32 bits) of transactions that wrote to them, of whatever database.
+            marks: files of the marks of pages that are set.
+
+        Raises:
+            RecloneNeeded: something else of this database changed.
+        """
+        ids = {xid for xid in written if xid}.union(*(self._owned[file].written for file in self.above))
+        ids = ids | self._wrote_owners if ids or self.above else ids
+        wanted = self._owned[marks[-1]] if marks else self._facts.owned
+        owned, now = self._look_at_shared(session, tracker, ids)
+        if (ids or self.above) and owned != wanted.digest:
+            statements = owners.put_back(tracker.database, wanted.rows, ids)
+            *_, ours, _ = batch.run(session, ["begin", *statements, f"select {owners.CURRENT_ID}", "commit"])
+            self._wrote_owners.add(int(ours.rows[0][0] or b"0"))
+        tracker.put_back_shared(now)
+
+    def _look_at_shared(
+        self, session: Session, tracker: Tracker, ids: Collection[int]
+    ) -> tuple[bytes, shared.Shared]:
+        """The digest of who owns what, and what else is said of the database; what may still change is remembered."""
+        # In this order: what ends in between is compared once more.
+        unended, owned, now = batch.run(
+            session,
+            [
+                activity.in_progress_statement(tracker.unsettled, ids),
+                owners.digest(tracker.database),
+                tracker.shared_statement(),
+            ],
+        )
+        text = unended.rows[0][0]
+        tracker.unsettled = tuple(int(xid) for xid in text.split(b",")) if text else ()
+        return owned.rows[0][0] or b"", shared.parse(now.rows[0][0] or b"[]")
 
     # --- asking ------------------------------------------------------------------------------------
 
