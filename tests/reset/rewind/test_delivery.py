@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from fix_backends import Checkout
+from fix_cli import Project as CliProject
 from fix_native import CRASHES, DOES_NOTHING, compiled, packaged
 from fix_servers import binaries_of, enterable_folder
 
@@ -23,7 +26,7 @@ from harness.reset.rewind import fit, functions, module
 from harness.reset.rewind.module import Prepared
 from harness.runs import rewinding
 from harness.servers.handle import Server
-from harness.servers.port import ServerInfo, Shelf
+from harness.servers.port import Backend, ServerInfo, Shelf
 from harness.servers.process.backend import ProcessBackend
 from harness.servers.process.user import ServerUser, put
 
@@ -418,9 +421,52 @@ def test_the_first_folder_that_has_one_counts(tmp_path: Path) -> None:
     assert [m.path.parent for m in fit.everything(places) if (m.major, m.machine) == (15, "x86_64")] == [own]
 
 
-def test_a_server_of_another_kind_of_info_needs_no_backend(server: ServerInfo) -> None:
-    """What `status` asks reads only."""
-    with Session.connect(server.dsn) as session:
-        before = session.value("select count(*) from pg_namespace")
-        module.known(session)
-        assert session.value("select count(*) from pg_namespace") == before
+def test_a_backend_that_brings_no_files_is_a_reason(place: tuple[Server, Project]) -> None:
+    server, project = place
+
+    class Lent(Backend):
+        name = "lent"
+
+    # As Server.backend, which a package's own backend may be.
+    lent = type("Lent", (), {"info": server.info, "backend": Lent()})()
+    assert (
+        rewinding.prepare(project, lent, server.session) == "the backend lent brings no files to its servers"
+    )
+    assert module.known(server.session) is None
+
+
+# --- what the command line says ----------------------------------------------------------------------
+
+
+def test_the_verbs_say_how_resets_are_made(new_project: Callable[..., CliProject]) -> None:
+    packaged(15)
+    cli = new_project("told")
+    up = cli.run("up")
+    assert up.stderr.count("reset: ") == 1
+    assert "reset: rewind\n" in up.stderr
+    assert "reset     rewind\n" in cli.ok("status")
+    assert json.loads(cli.ok("status", "--json"))["servers"][0]["reset"] == "rewind"
+    doctor = cli.ok("doctor")
+    assert "up: reset: rewind" in doctor
+    assert re.search("ok +reset +modules that reset by pages, for .*15 x86_64", doctor)
+    off = cli.run("run", "--", "true", PGHARNESS_ENGINE="rows")
+    assert off.stderr.count("reset: ") == 1
+    assert 'reset: rows (engine = "rows", the variable PGHARNESS_ENGINE)' in off.stderr
+    assert 'reset     rows (engine = "rows"' in cli.ok("status", PGHARNESS_ENGINE="rows")
+
+
+def test_what_cannot_be_had_on_somebody_elses_server_ends_the_run(
+    new_project: Callable[..., CliProject], server: ServerInfo
+) -> None:
+    cli = new_project("theirs")
+    given = {"PGHARNESS_BACKEND": "external", "PGHARNESS_SERVER_URL": server.dsn.url}
+    said = cli.fails(121, "run", "--", "true", PGHARNESS_ENGINE="rewind", **given)
+    assert 'engine = "rewind" (the variable PGHARNESS_ENGINE)' in said
+    assert "the server is somebody else's" in said
+    assert "pg-harness build-native" in said
+    auto = cli.run("run", "--", "true", **given)
+    assert auto.returncode == 0, auto.stderr
+    assert "reset: rows (the server is somebody else's)" in auto.stderr
+    assert "must be one of 'auto', 'rewind', 'rows'" in cli.fails(
+        120, "run", "--", "true", PGHARNESS_ENGINE="page"
+    )
