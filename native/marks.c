@@ -96,7 +96,7 @@ open_mark(const char *name)
 	path_of(path, name);
 	strlcpy(mark->name, name, LONGEST_NAME);
 	fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
-	/* Not by fstat: glibc has a function of that name since 2.33 only. */
+	/* Not fstat: before 2.33 the GNU library has it under another name. */
 	if (fd < 0 || (length = lseek(fd, 0, SEEK_END)) < 0)
 		ereport(ERROR, errcode_for_file_access(), errmsg("mark \"%s\" cannot be read: %m", path));
 	mark->length = length;
@@ -190,7 +190,7 @@ take_off(void)
 			forget_file(mark->nodes[i].node);
 			continue;
 		}
-		known = know_file(covered->node, covered->oid, covered->table, covered->kind, covered->unlogged);
+		known = know_file(covered->node, covered->oid, covered->table, kind_of(covered), covered->unlogged);
 		known->gone = covered->gone;
 		memcpy(known->want, covered->want, sizeof known->want);
 	}

@@ -154,6 +154,26 @@ def in_progress(session: Session, ids: Sequence[int]) -> list[int]:
     )
 
 
+_UNENDED = """
+select string_agg(id::text, ',') from (
+    select unnest('{ids}'::int8[])
+     union
+    -- Of 32 bits: the one that is nearest to the next id.
+    select near + ((short - near + 2147483648) % 4294967296 + 4294967296) % 4294967296 - 2147483648
+      from unnest('{short}'::int8[]) short, (select pg_snapshot_xmax(pg_current_snapshot())::text::int8) n (near)
+) ids (id) where pg_xact_status(id::text::xid8) = 'in progress'
+"""
+
+
+def in_progress_statement(ids: Collection[int], short: Collection[int]) -> str:
+    """The query of :func:`in_progress`, to be sent with others; it gives one text, separated by commas, or NULL.
+
+    Args:
+        short: the lower 32 bits of more ids.
+    """
+    return _UNENDED.format(ids=_array(sorted(ids)), short=_array(sorted(short))).strip()
+
+
 def advisory(session: Session, database: int, ours: Sequence[int]) -> list[tuple[int, str]]:
     """Advisory locks that sessions hold in a database: pid, and which lock, as :data:`harness.reset.wal.reader.PRESENCE` says it."""
     return session.rows(

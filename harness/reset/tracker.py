@@ -24,7 +24,6 @@ from harness.reset.sql import catalogs as catalogs_sql
 from harness.reset.sql import relations as relations_sql
 from harness.reset.sql.relations import SequenceState
 from harness.reset.sql.sequences import setval
-from harness.reset.wal.bytes import widened
 from harness.reset.wal.reader import NOISE, WalQuery, WalWindow
 from harness.reset.watermark import Places, Watermark
 
@@ -448,38 +447,19 @@ class Tracker:
         now = shared.shared(self._connections.wal.session, self.database, self.role_oid)
         return now != self._shared
 
-    def settle_shared(self, written: Sequence[int]) -> None:
-        """Put back what the server's own catalogs say, as far as it can be; what may still change is for the next reset.
+    def shared_statement(self) -> str:
+        """What :meth:`put_back_shared` asks, to be sent with others."""
+        return shared.statement(self.database, self.role_oid)
+
+    def put_back_shared(self, now: shared.Shared | None = None) -> None:
+        """Settings of this database and of the role; other differences are for a clone.
 
         Args:
-            written: ids (32 bits) of transactions that wrote to them.
-
-        Raises:
-            RecloneNeeded: something else changed.
+            now: what :meth:`shared_statement` gave, where that was asked.
         """
-        self._ask_unsettled(written)
-        self.put_back_shared()
-
-    def shared_differ(self, written: Sequence[int]) -> bool:
-        """Whether they differ from the pristine ones. What was seen of them is for the next reset to compare, too.
-
-        Args:
-            written: as for :meth:`settle_shared`.
-        """
-        self._ask_unsettled(written)
-        return self.shared_changed
-
-    def _ask_unsettled(self, written: Sequence[int]) -> None:
         session = self._connections.wal.session
-        near = int(session.value("select pg_snapshot_xmax(pg_current_snapshot())::text"))
-        ids = {*self.unsettled, *(widened(xid, near) for xid in written if xid)}
-        # Asked before a comparison: what ends in between is compared once more.
-        self.unsettled = tuple(activity.in_progress(session, sorted(ids)))
-
-    def put_back_shared(self) -> None:
-        """Settings of this database and of the role; other differences are for a clone."""
-        session = self._connections.wal.session
-        now = shared.shared(session, self.database, self.role_oid)
+        if now is None:
+            now = shared.shared(session, self.database, self.role_oid)
         if now == self._shared:
             return
         changed = set(now) ^ set(self._shared)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import NamedTuple
 
 from harness.postgres.session import Session
+from harness.reset.sql import owners
 
-# Of an index its table. Shared catalogs have no file here, and temporary tables are their session's.
+# Of an index its table; b for a B-tree. Shared catalogs have no file here, and temporary tables are their session's.
 _FACTS = """
-select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(i.indrelid, c.oid)::int8, c.relkind::text,
+select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(i.indrelid, c.oid)::int8,
+       case when c.relkind = 'i' and c.relam = 403 then 'b' else c.relkind::text end,
        c.relpersistence = 'u'
   from pg_class c
   left join pg_index i on i.indexrelid = c.oid
@@ -17,13 +18,7 @@ select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(i.indrelid, c.oi
    and pg_relation_filenode(c.oid) is not null
 """
 
-_TEMPORARY = "select oid::int8 from pg_namespace where nspname ~ '^pg_(toast_)?temp_'"
-
-_TEMPORARY_USED = (
-    "select coalesce(array_agg(oid::int8), '{{}}'), exists (select from pg_depend"
-    " where refclassid = 'pg_namespace'::regclass and refobjid = any('{{{oids}}}'::oid[]))"
-    " from pg_namespace where nspname ~ '^pg_(toast_)?temp_'"
-)
+_TEMPORARY = "select oid::int8 from pg_namespace where nspname ~ '^pg_temp_'"
 
 
 class Facts(NamedTuple):
@@ -32,29 +27,32 @@ class Facts(NamedTuple):
     Attributes:
         database: OID of the baseline, as text.
         files: OID → number of its file.
-        temporary: OIDs of its temporary namespaces.
+        temporary: OIDs of its namespaces for temporary tables, as text.
+        owned: who owns what.
         values: the parameters of ``pgh_know``, as text; but for the first those of ``pgh_mark`` too.
     """
 
     database: bytes
     files: dict[int, int]
-    temporary: frozenset[int]
+    temporary: bytes
+    owned: owners.Owned
     values: tuple[bytes, ...]
 
 
-NOTHING = Facts(b"0", {}, frozenset(), ())
+NOTHING = Facts(b"0", {}, b"{}", owners.Owned(b"", ""), ())
 """Of a baseline that was not read yet."""
 
 
 def read(session: Session) -> Facts:
-    """Read them, in the baseline. Three round trips."""
+    """Read them, in the baseline. Four round trips."""
     database = session.value("select oid::int8 from pg_database where datname = current_database()")
     rows = session.rows(_FACTS)
     nodes, oids, tables, kinds, unlogged = zip(*rows, strict=True)
     return Facts(
         str(database).encode(),
         dict(zip(oids, nodes, strict=True)),
-        frozenset(session.column(_TEMPORARY)),
+        _array(tuple(session.column(_TEMPORARY))),
+        owners.Owned(session.value(owners.digest(database)).encode(), owners.rows_of(database)),
         (
             str(database).encode(),
             _array(nodes),
@@ -66,17 +64,5 @@ def read(session: Session) -> Facts:
     )
 
 
-def unused(session: Session, namespaces: Collection[int], known: Collection[int]) -> bool:
-    """Whether these temporary namespaces hold nothing, and a rewind would leave them in place. One round trip.
-
-    Args:
-        session: in the lease.
-        known: OIDs of those of the baseline.
-    """
-    found = session.row(_TEMPORARY_USED.format(oids=",".join(map(str, namespaces))))
-    there, used = found or ((), True)
-    return not used and set(there) <= set(known)
-
-
-def _array(numbers: tuple[int, ...]) -> bytes:
+def _array(numbers: Collection[int]) -> bytes:
     return f"{{{','.join(map(str, numbers))}}}".encode()

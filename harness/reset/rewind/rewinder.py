@@ -12,13 +12,15 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from harness.errors import HarnessError, ServerRefused
-from harness.postgres import sqlstate
+from harness.postgres import activity, sqlstate
 from harness.postgres.session import Session, translated
 from harness.reset.baseline import BaselineStore
 from harness.reset.changes import Changes, RecloneNeeded
 from harness.reset.connections import Connections
 from harness.reset.rewind import facts, page_marks
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
+from harness.reset.sql import batch, owners, shared
+from harness.reset.sql.owners import Owned
 from harness.reset.tracker import Tracker
 
 _ASKED = "$1::oid, $2::oid, $3::pg_lsn, $4::oid[], $5::int[], $6::oid[], $7::int8, $8::int8"
@@ -79,6 +81,9 @@ class Rewinder:
         self.last: Answer | None = None
         self._lasting = False
         self.above: tuple[str, ...] = ()
+        self._owned: dict[str, Owned] = {}
+        # Ids of the transactions that have written rows of who owns what for us, in this clone.
+        self._wrote_owners: set[int] = set()
         self._schema = schema
         self._swept = False
         self._calls = {
@@ -107,6 +112,7 @@ class Rewinder:
         # The clone has no page of them; what was released is of the clone that is gone.
         page_marks.forget(connections.wal.session, self._schema, set(self.above) - set(marks))
         self.above = marks
+        self._wrote_owners = owners.written(connections.wal.session, tracker.database) if marks else set()
         if not tracker.clean:
             self._stop("it is not known when its pages last equalled the baseline's")
             return
@@ -143,11 +149,11 @@ class Rewinder:
             return None
         self.left = ""
         tracker.rewound(answer.upto, answer.xid)
+        if answer.shared or tracker.unsettled or self.above:
+            self._settle_shared(connections.wal.session, tracker, answer.shared, marks)
         if self.above:
             page_marks.forget(connections.wal.session, self._schema, set(self.above) - set(marks))
             self.above = ()
-        if answer.shared or tracker.unsettled:
-            tracker.settle_shared(answer.shared)
         done = True
         if answer.advisory or tracker.advisory:
             held = set(answer.advisory)
@@ -191,10 +197,23 @@ class Rewinder:
         if answer is not None and answer.status == "marked":
             tracker.rewound(answer.upto, answer.xid)
             tracker.advisory = frozenset(answer.advisory)
+            self._owned[name] = self._owned_now(connections.wal.session, tracker, answer, marks)
             page_marks.forget(connections.wal.session, self._schema, self.above)
             self.above = ()
         self.left = "" if answer is None or answer.status == "marked" else answer.why or answer.status
         return answer
+
+    def _owned_now(self, session: Session, tracker: Tracker, answer: Answer, marks: tuple[str, ...]) -> Owned:
+        """Who owns what in the state that was marked just now."""
+        written = frozenset([xid for xid in answer.shared if xid]).union(
+            *(self._owned[file].written for file in self.above)
+        )
+        digest, _ = self._look_at_shared(session, tracker, written)
+        below = self._owned[marks[-1]] if marks else self._facts.owned
+        if digest == below.digest:
+            return Owned(digest, below.rows, written)
+        (rows,) = batch.run(session, [owners.copied(tracker.database)])
+        return Owned(digest, (rows.rows[0][0] or b"").decode(), written)
 
     def release(self, file: str) -> None:
         """A mark of pages is released: the next rewind puts back what it held, and removes its file."""
@@ -208,6 +227,45 @@ class Rewinder:
         with suppress(HarnessError):
             page_marks.forget(connections.wal.session, self._schema, files)
 
+    def _settle_shared(
+        self, session: Session, tracker: Tracker, written: Collection[int], marks: tuple[str, ...]
+    ) -> None:
+        """What the server's own catalogs say is put back, as far as it can be; what may still change is for the next reset.
+
+        Args:
+            written: ids (32 bits) of transactions that wrote to them, of whatever database.
+            marks: files of the marks of pages that are set.
+
+        Raises:
+            RecloneNeeded: something else of this database changed.
+        """
+        ids = {xid for xid in written if xid}.union(*(self._owned[file].written for file in self.above))
+        ids = ids | self._wrote_owners if ids or self.above else ids
+        wanted = self._owned[marks[-1]] if marks else self._facts.owned
+        owned, now = self._look_at_shared(session, tracker, ids)
+        if (ids or self.above) and owned != wanted.digest:
+            statements = owners.put_back(tracker.database, wanted.rows, ids)
+            *_, ours, _ = batch.run(session, ["begin", *statements, f"select {owners.CURRENT_ID}", "commit"])
+            self._wrote_owners.add(int(ours.rows[0][0] or b"0"))
+        tracker.put_back_shared(now)
+
+    def _look_at_shared(
+        self, session: Session, tracker: Tracker, ids: Collection[int]
+    ) -> tuple[bytes, shared.Shared]:
+        """The digest of who owns what, and what else is said of the database; what may still change is remembered."""
+        # In this order: what ends in between is compared once more.
+        unended, owned, now = batch.run(
+            session,
+            [
+                activity.in_progress_statement(tracker.unsettled, ids),
+                owners.digest(tracker.database),
+                tracker.shared_statement(),
+            ],
+        )
+        text = unended.rows[0][0]
+        tracker.unsettled = tuple(int(xid) for xid in text.split(b",")) if text else ()
+        return owned.rows[0][0] or b"", shared.parse(now.rows[0][0] or b"[]")
+
     # --- asking ------------------------------------------------------------------------------------
 
     def _ask(
@@ -219,21 +277,7 @@ class Rewinder:
         *,
         most: bytes = _MOST_PAGES,
     ) -> Answer | None:
-        """Call a prepared statement; a second time where sessions only *had* temporary tables. None where it is ``off`` now."""
-        answer = self.last = self._call(connections, tracker, name, more, most, ())
-        if answer is not None and answer.status == "temporary" and self._unused(connections, answer):
-            answer = self.last = self._call(connections, tracker, name, more, most, answer.temporary)
-        return answer
-
-    def _call(
-        self,
-        connections: Connections,
-        tracker: Tracker,
-        name: bytes,
-        more: tuple[bytes, ...],
-        most: bytes,
-        unused: Collection[int],
-    ) -> Answer | None:
+        """Call a prepared statement; None where it is ``off`` now."""
         for again in (False, True):
             session = connections.wal.session
             try:
@@ -246,14 +290,15 @@ class Rewinder:
                     tracker.clean.encode(),
                     _array(tracker.rewinds),
                     _array(connections.ours),
-                    _array(unused),
+                    self._facts.temporary,
                     self._most,
                     most,
                     *more,
                 )
                 with translated("rewind"):
                     result = session.connection.ask_prepared(name, values)
-                return parse([result.get_value(0, column) for column in range(result.nfields)])
+                self.last = parse([result.get_value(0, column) for column in range(result.nfields)])
+                return self.last
             except ServerRefused as error:
                 if error.sqlstate == sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE and not again:
                     self._knows = None
@@ -261,10 +306,6 @@ class Rewinder:
                 self._refused(error)
                 return None
         return None
-
-    def _unused(self, connections: Connections, answer: Answer) -> bool:
-        """Whether those who had temporary tables have none now, and will find their namespaces again."""
-        return facts.unused(connections.lease, answer.temporary, self._facts.temporary)
 
     def _learn(self, store: BaselineStore) -> None:
         """Read the facts of the baseline: once, as long as it is the same session that reads them."""

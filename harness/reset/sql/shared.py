@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from harness.postgres.session import Session, literal
 
 _SHARED = """
@@ -33,8 +35,18 @@ Shared = tuple[tuple[str, str, str], ...]
 
 def shared(session: Session, database: int, role: int) -> Shared:
     """Settings, rights and comment of a database and a role, from any session of the server."""
-    found = session.value(_SHARED.format(db=database, role=role))
+    found = session.value(statement(database, role))
     return tuple((what, who, detail) for what, who, detail in found)
+
+
+def statement(database: int, role: int) -> str:
+    """The query of :func:`shared`, to be sent with others."""
+    return _SHARED.format(db=database, role=role).strip()
+
+
+def parse(printed: bytes) -> Shared:
+    """What :func:`shared` returns, from what the server printed."""
+    return tuple((what, who, detail) for what, who, detail in json.loads(printed))
 
 
 def put_back_settings(database: int, role: int, wanted: Shared) -> list[str]:
