@@ -57,7 +57,7 @@ def test_a_mark_is_reset_to_and_what_is_below_it(mine: Project) -> None:
     with psycopg.connect(mine.ok("url").strip(), autocommit=True) as connection:
         connection.execute("alter table users add column age int")
         connection.execute("insert into users (name, age) values ('Dan', 7)")
-    mine.ok("mark", "grown")
+    mine.ok("mark", "--name", "grown")
     with psycopg.connect(mine.ok("url").strip(), autocommit=True, application_name="shell") as application:
         for _ in range(2):
             application.execute("insert into users (name) values ('only here')")
