@@ -313,7 +313,8 @@ class Rounds:
             lease = folder(self.admin, self.server.data, rewinder.oid)
             baseline = folder(self.admin, self.server.data, rewinder.base)
             found += [
-                f"file: {difference}" for difference in compare_files(lease, baseline, rewinder.relations, hole=self.hole)
+                f"file: {difference}"
+                for difference in compare_files(lease, baseline, rewinder.relations, hole=self.hole)
             ]
         for number, session in self.kept():
             if number == SUPERUSER:
