@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Two checkouts side by side: the rows of ``bench reset`` at both, and of each row new / old.
 
-python benchmarks/compare_resets.py OLD NEW [--times N] [--rounds N] [--version N] [--quick] [--json FILE]
+python benchmarks/compare_resets.py OLD NEW [--times N] [--rounds N] [--version N] [--engine E] [--quick] [--json FILE]
 
 OLD and NEW are folders with a ``harness``. The code that measures is always the one beside this file, so rows that OLD
 has never heard of are measured there too; what cannot be done there is "-". The runs alternate, and who goes first
@@ -63,7 +63,12 @@ def run(folder: Path, python: str, options: dict[str, Any]) -> dict[str, Rows]:
         if not target.exists():
             sys.exit(f"{folder}: the benchmark did not end well\n{done.stderr[-3000:]}")
         found = json.loads(target.read_text())
-    return {table["title"]: {row["name"]: row for row in table["rows"]} for table in found["tables"]}
+    return {table["title"]: {key_of(row): row for row in table["rows"]} for table in found["tables"]}
+
+
+def key_of(row: dict[str, Any]) -> str:
+    """Its name, which the engines share, and the engine where it is not the one that older checkouts have."""
+    return f"{row['name']}, by rewind" if row.get("engine") == "rewind" else str(row["name"])
 
 
 def ratios(old: list[Rows], new: list[Rows], name: str, key: str) -> list[float]:
@@ -120,6 +125,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8, help="workers of the crowded rows; default: 8")
     parser.add_argument("--version", action="append", help="major version of PostgreSQL; may be repeated")
     parser.add_argument(
+        "--engine", choices=("both", "rows", "rewind"), default="both", help="of the resets; default: both"
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="without crowded workers, suites, a million rows"
     )
     parser.add_argument(
@@ -132,6 +140,7 @@ def main() -> None:
         "rounds": given.rounds,
         "workers": given.workers,
         "quick": given.quick,
+        "engine": given.engine,
     }
     sides = {"old": given.old.resolve(), "new": given.new.resolve()}
     pythons = {

@@ -89,7 +89,7 @@ open_mark(const char *name)
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 	Mark	   *mark = palloc0(sizeof *mark);
 	char		path[MAXPGPATH];
-	off_t		length;
+	off_t		length = -1;
 	int			fd;
 
 	MemoryContextSwitchTo(old);
@@ -190,7 +190,7 @@ take_off(void)
 			forget_file(mark->nodes[i].node);
 			continue;
 		}
-		known = know_file(covered->node, covered->oid, covered->table, covered->kind, covered->unlogged);
+		known = know_file(covered->node, covered->oid, covered->table, kind_of(covered), covered->unlogged);
 		known->gone = covered->gone;
 		memcpy(known->want, covered->want, sizeof known->want);
 	}

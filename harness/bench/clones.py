@@ -33,7 +33,7 @@ def measure(
         admin, template = harness.link.session, harness.templates["default"]
 
         def drop() -> None:
-            _settle(harness)
+            settle(harness)
             admin.execute(f"drop database if exists {BARE}")
 
         def bare() -> None:
@@ -44,13 +44,13 @@ def measure(
             Session.connect(admin.dsn.with_database(BARE)).close()
 
         def no_spare() -> None:
-            _settle(harness)
+            settle(harness)
             for name in harness.clones.spares(template):
                 databases.drop(admin, name, harness.project)
             _leave_table(harness, lease)
 
         def spare() -> None:
-            _settle(harness)
+            settle(harness)
             harness.fill_aside(1)
             _leave_table(harness, lease)
 
@@ -83,7 +83,7 @@ def _leave_table(harness: Harness, lease: Lease) -> None:
         time.sleep(0.002)
 
 
-def _settle(harness: Harness) -> None:
+def settle(harness: Harness) -> None:
     """Wait for spares and drops behind our back: they would share the processors with the round."""
     filler = getattr(harness, "_filler", None)
     if filler is not None:

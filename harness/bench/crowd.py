@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.bench.measuring import ROWS
 from harness.bench.project import environ_of, open_run
 from harness.postgres.session import Session
 
@@ -21,18 +22,21 @@ PATIENCE = 120.0
 """Seconds after which a worker that hangs is ended."""
 
 
-def measure(folders: Sequence[Path], version: str | None, statements: str, seconds: float) -> list[float]:
+def measure(
+    folders: Sequence[Path], version: str | None, statements: str, seconds: float, engine: str
+) -> list[float]:
     """The milliseconds of all resets with one worker for each folder, all at the same time.
 
     Args:
         folders: of each worker its project; the same folder twice is the same server twice.
         statements: what each test writes.
         seconds: how long the workers are busy, after a warm-up of a tenth of it.
+        engine: of the resets.
 
     Raises:
         RuntimeError: a worker failed; its error output is in the message.
     """
-    workers = [_start(folder, version, statements, seconds) for folder in folders]
+    workers = [_start(folder, version, statements, seconds, engine) for folder in folders]
     ending = threading.Timer(PATIENCE, _end, (workers,))
     ending.start()
     try:
@@ -64,8 +68,13 @@ def _end(workers: Sequence[subprocess.Popen[str]]) -> None:
         worker.kill()
 
 
-def _start(folder: Path, version: str | None, statements: str, seconds: float) -> subprocess.Popen[str]:
-    told = {"folder": str(folder), "version": version, "statements": statements, "seconds": seconds}
+def _start(
+    folder: Path, version: str | None, statements: str, seconds: float, engine: str
+) -> subprocess.Popen[str]:
+    told = {
+        "folder": str(folder), "version": version, "statements": statements, "seconds": seconds,
+        "engine": engine,
+    }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "harness.bench.crowd", json.dumps(told)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ_of(folder),
@@ -77,7 +86,12 @@ def main() -> None:
     told = json.loads(sys.argv[1])
     seconds = float(told["seconds"])
     folder = Path(told["folder"])
-    with open_run(folder, told["version"]) as harness, harness.lease("crowd", watch=True) as lease:
+    engine = told["engine"]
+    strategy = "restore" if engine == ROWS else engine
+    with (
+        open_run(folder, told["version"], engine=engine) as harness,
+        harness.lease("crowd", watch=True) as lease,
+    ):
         taken = []
         with Session.connect(lease.dsn, application_name="bench") as app:
             for _ in range(3):
@@ -91,7 +105,7 @@ def main() -> None:
                 start = time.perf_counter()
                 report = lease.reset()
                 end = time.perf_counter()
-                if report.strategy not in ("rewind", "restore"):
+                if report.strategy != strategy:
                     raise RuntimeError(str(report))
                 if now > began + 0.1 * seconds:
                     taken.append(1000 * (end - start))

@@ -25,6 +25,9 @@ SLOW = 3.0
 READ_ONLY = "reset, only read"
 SELECT = "SELECT 1"
 
+ROWS = "rows"
+REWIND = "rewind"
+
 
 @dataclass
 class Row:
@@ -32,14 +35,21 @@ class Row:
 
     Attributes:
         prepare, act: run in turn; only ``act`` is measured. What it returns is asked for its ``strategy``.
+        engine: of the reset; empty where none is measured.
+        position: asks where the server's log ends, in bytes; None: what is logged is not looked at.
+        pages: tells how many pages the last act compared and wrote; None where it tells nothing of pages.
         rounds: how often it counts.
         warm: how often it is done before in each block, uncounted.
         note: more to tell, behind the figures.
         less: milliseconds that each round waited on purpose.
         taken: milliseconds of each round.
         client, server: milliseconds of processor time of this process and of the server, per round; None: not seen.
+        logged: bytes of log that the server made in each round, whoever wrote them.
+        compared, written: pages of each round.
         more: further figures of this row, by name.
         failed: why there are no figures.
+        strategies: of the resets, and how often.
+        reasons: why resets were clones although rewind was to do them, and how often.
     """
 
     name: str
@@ -49,12 +59,19 @@ class Row:
     warm: int = 2
     note: str = ""
     less: float = 0.0
+    engine: str = ""
+    position: Callable[[], int] | None = None
+    pages: Callable[[], tuple[int, int] | None] = lambda: None
     taken: list[float] = field(default_factory=list)
+    logged: list[int] = field(default_factory=list)
+    compared: list[int] = field(default_factory=list)
+    written: list[int] = field(default_factory=list)
     client: float | None = None
     server: float | None = None
     more: dict[str, Any] = field(default_factory=dict)
     failed: str = ""
     strategies: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
     _clients: list[float] = field(default_factory=list)
     _servers: list[float] = field(default_factory=list)
 
@@ -79,12 +96,14 @@ class Row:
             return
         try:
             self.prepare()
+            start = self.position() if self.position is not None else None
             busy = processes.seconds() if processes is not None else None
             own, began = time.process_time(), time.perf_counter()
             done = self.act()
             took, own = time.perf_counter() - began, time.process_time() - own
             # Before anything else is done: what the server does behind the act's back belongs to nobody.
             after = processes.seconds() if processes is not None else None
+            stop = self.position() if self.position is not None else None
         except HarnessError as error:
             self.failed = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             return
@@ -96,8 +115,15 @@ class Row:
         if busy is not None and after is not None:
             self._servers.append(1000 * (after - busy))
             self.server = statistics.fmean(self._servers)
+        if start is not None and stop is not None:
+            self.logged.append(stop - start)
         if strategy := getattr(done, "strategy", ""):
             self.strategies[strategy] += 1
+        if self.engine == REWIND and (reason := getattr(done, "reason", "")):
+            self.reasons[reason] += 1
+        if (pages := self.pages()) is not None:
+            self.compared.append(pages[0])
+            self.written.append(pages[1])
 
     @property
     def p50(self) -> float | None:
@@ -132,13 +158,15 @@ class Table:
     Attributes:
         title: what was measured where.
         rows: what is done.
+        missing: why the engine rewind was not measured; empty where it was, or was not asked for.
     """
 
     def __init__(self, title: str, out: TextIO | None = None) -> None:
         self.title = title
         self.rows: list[Row] = []
+        self.missing = ""
         self._out = out or sys.stdout
-        self._say(f"\n{title}\n{HEAD}")
+        self.say(f"\n{title}\n{HEAD}")
 
     def measure(
         self, *groups: Row | Sequence[Row], processes: ServerProcesses | None = None, blocks: int = BLOCKS
@@ -160,37 +188,52 @@ class Table:
     def add(self, row: Row) -> None:
         """Take a row that is done, and print it."""
         self.rows.append(row)
-        self._say(self.line(row))
+        self.say(self.line(row))
 
-    def p50(self, name: str) -> float | None:
-        """The median of a row that is done; None where there is none."""
-        return next((row.p50 for row in self.rows if row.name == name), None)
+    def row(self, name: str, engine: str = "") -> Row | None:
+        """A row that is done; None where there is none of that name.
+
+        Args:
+            engine: whose row it is where there are several; else it is the first.
+        """
+        found = [row for row in self.rows if row.name == name]
+        return next((row for row in found if row.engine == engine), found[0] if found else None)
 
     def ratio(self, row: Row, other: str) -> float | None:
-        """Its median in those of another row."""
-        base = self.p50(other)
-        return row.p50 / base if row.p50 is not None and base else None
+        """Its median in those of another row of the same engine."""
+        base = self.row(other, row.engine)
+        return row.p50 / base.p50 if row.p50 is not None and base is not None and base.p50 else None
+
+    def tail(self, row: Row, other: str) -> float | None:
+        """Its 95th percentile in the medians of another row of the same engine."""
+        base = self.row(other, row.engine)
+        return row.p95 / base.p50 if row.p95 is not None and base is not None and base.p50 else None
 
     def line(self, row: Row) -> str:
         """One row, for people."""
+        head = f"{row.name:<{WIDTH}} {row.engine:<6}"
         if row.failed:
-            return f"{row.name:<{WIDTH}} {'-':>9}  {row.failed}"
+            return f"{head} {'-':>9}  {row.failed}"
         told = [row.note] if row.note else []
-        if set(row.strategies) & {"clone"}:
+        if set(row.strategies) - {"nothing", "restore" if row.engine == ROWS else row.engine}:
             told.append(", ".join(f"{what} {count}×" for what, count in sorted(row.strategies.items())))
+        told += [reason[:100] for reason, _ in row.reasons.most_common(1)]
         figures = (
-            f"{_number(row.p50, 9)} {_number(row.p95, 9)} {_number(self.ratio(row, READ_ONLY), 7)} "
-            f"{_number(self.ratio(row, SELECT), 8)} {_number(row.client, 8)} {_number(row.server, 8)} {len(row.taken):6d}"
+            f"{number(row.p50, 9)} {number(row.p95, 9)} {number(self.ratio(row, READ_ONLY), 7)} "
+            f"{number(self.ratio(row, SELECT), 8)} {number(row.client, 8)} {number(row.server, 8)} "
+            f"{number(kilobytes(row), 8, 1)} {len(row.taken):6d}"
         )
-        return f"{row.name:<{WIDTH}} {figures}  {'; '.join(told)}".rstrip()
+        return f"{head} {figures}  {'; '.join(told)}".rstrip()
 
     def told(self) -> dict[str, Any]:
-        """All figures, for programs: milliseconds, and ratios."""
+        """All figures, for programs: milliseconds, ratios, bytes and pages."""
         return {
             "title": self.title,
+            "missing": self.missing,
             "rows": [
                 {
                     "name": row.name,
+                    "engine": row.engine,
                     "p50": row.p50,
                     "p95": row.p95,
                     "rounds": len(row.taken),
@@ -199,6 +242,10 @@ class Table:
                     "client_cpu": row.client,
                     "server_cpu": row.server,
                     "strategies": dict(row.strategies),
+                    "reasons": dict(row.reasons),
+                    "logged": middle(row.logged),
+                    "compared": middle(row.compared),
+                    "written": middle(row.written),
                     **row.more,
                     "note": row.note,
                     "failed": row.failed,
@@ -215,9 +262,11 @@ class Table:
         """
         for row in rows:
             if (ratio := row.more.get(key)) is not None:
-                self._say(f"    {row.name} / {what}: {ratio:.2f}")
+                whose = f" ({row.engine})" if row.engine else ""
+                self.say(f"    {row.name}{whose} / {what}: {ratio:.2f}")
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line that is no row."""
         print(text, file=self._out, flush=True)
 
 
@@ -227,18 +276,31 @@ def paired(ours: Row, theirs: Row) -> float | None:
     return statistics.median(ratios) if ratios and not ours.failed and not theirs.failed else None
 
 
-def done(name: str, taken: Sequence[float], note: str = "") -> Row:
+def done(name: str, taken: Sequence[float], note: str = "", engine: str = "") -> Row:
     """A row of what was timed elsewhere, in milliseconds."""
-    return Row(name, taken=list(taken), note=note)
+    return Row(name, taken=list(taken), note=note, engine=engine)
 
 
-def _number(value: float | None, width: int) -> str:
-    return f"{'-':>{width}}" if value is None else f"{value:{width}.2f}"
+def middle(found: Sequence[int]) -> float | None:
+    """The median; None of nothing."""
+    return statistics.median(found) if found else None
+
+
+def kilobytes(row: Row) -> float | None:
+    """Of log, the median of its rounds."""
+    found = middle(row.logged)
+    return None if found is None else found / 1000
+
+
+def number(value: float | None, width: int, digits: int = 2) -> str:
+    """A figure of the table, ``-`` where there is none."""
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.{digits}f}"
 
 
 WIDTH = 58
 
 HEAD = (
-    f"{'':<{WIDTH}} {'p50 ms':>9} {'p95 ms':>9} {'x R':>7} {'x SELECT':>8} {'client':>8} {'server':>8} {'rounds':>6}\n"
-    f"{'':<{WIDTH}} R: a reset after a test that only read; client, server: processor time, ms for each round"
+    f"{'':<{WIDTH}} {'':<6} {'p50 ms':>9} {'p95 ms':>9} {'x R':>7} {'x SELECT':>8} {'client':>8} {'server':>8} "
+    f"{'log kB':>8} {'rounds':>6}\n"
+    f"{'':<{WIDTH}} R: a reset by the same engine after a test that only read; client, server: processor time, ms for each round"
 )

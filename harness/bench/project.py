@@ -9,11 +9,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import harness as package
 from harness import ConfigError, Harness, Lease, ServerLost
+from harness.bench.measuring import ROWS
 from harness.postgres.session import Session
 
 SEEDED = 5
@@ -33,6 +35,11 @@ create table thousand (id bigint primary key, name text not null, amount numeric
 insert into thousand select i, 'seed ' || i, i from generate_series(1, 1000) i;
 """
 """A table of 1,000 seeded rows."""
+
+VIEW = """
+create materialized view m000 as select id, name, amount from t000;
+"""
+"""A materialised view of the hundred seeded rows of ``t000``."""
 
 MILLION = """
 create table accounts (aid int not null, bid int, abalance int, filler char(84)) with (fillfactor = 100);
@@ -65,12 +72,24 @@ def schema_of(tables: int) -> str:
     return "".join(made)
 
 
-def open_run(folder: Path, version: str | None, **settings: Any) -> Harness:
+def knows_engines() -> bool:
+    """Whether the package that is measured has more than one engine: older checkouts have not."""
+    try:
+        from harness.config.settings import Settings
+    except ImportError:
+        return False
+    return "engine" in {field.name for field in fields(Settings)}
+
+
+def open_run(folder: Path, version: str | None, engine: str = ROWS, **settings: Any) -> Harness:
     """A run in a benchmark's project, by public names alone: older checkouts are measured by this code, too.
 
     Args:
         version: PostgreSQL's major version; None: whatever there is.
+        engine: of its resets.
     """
+    if knows_engines():
+        settings["engine"] = engine
     if version:
         settings |= {"version": version, "backend": "process"}
     return Harness.open(root=folder, environ=environ_of(folder), fresh="reset", **settings)

@@ -7,13 +7,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.bench.measuring import Row, Table, done
 from harness.bench.processes import ServerProcesses
-from harness.bench.project import WORKLOAD, environ_of
+from harness.bench.project import WORKLOAD, environ_of, knows_engines
 
 TESTS = f"""
 import os
@@ -43,33 +43,46 @@ class Cost:
     server: float | None
 
 
-def measure(table: Table, processes: ServerProcesses, folder: Path, version: str | None, rounds: int) -> None:
-    """Rows of one test with ``fresh = "none"`` and ``"reset"``: (long − short) / (tests more), runs in turn."""
+def measure(
+    table: Table,
+    processes: ServerProcesses,
+    folder: Path,
+    version: str | None,
+    rounds: int,
+    engines: Sequence[str],
+) -> None:
+    """Rows of one test with ``fresh = "none"`` and ``"reset"``: (long − short) / (tests more), runs in turn.
+
+    Args:
+        engines: names of those that are measured.
+    """
     short, long = max(2, rounds // 4), max(6, rounds * 9 // 4)
     repeats = max(1, min(7, rounds // 30))
     (folder / "test_bench.py").write_text(TESTS)
     environ = environ_of(folder) | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    found: dict[str, list[Cost]] = {"none": [], "reset": []}
-    for fresh in found:
-        _run(folder, environ, version, fresh, short, processes)
+    # Who rolls everything back by hand is reset by nobody: no engine's row.
+    modes = [("none", ""), *(("reset", name) for name in engines)]
+    found: dict[tuple[str, str], list[Cost]] = {mode: [] for mode in modes}
+    for mode in found:
+        _run(folder, environ, version, mode, short, processes)
     for number in range(repeats):
         forward = number % 2 == 0
-        for fresh in found if forward else reversed(found):
+        for mode in found if forward else reversed(found):
             # Who goes first takes turns: a machine that gets busier must not look like a dearer test.
             cost = {
-                tests: _run(folder, environ, version, fresh, tests, processes)
+                tests: _run(folder, environ, version, mode, tests, processes)
                 for tests in ((short, long) if forward else (long, short))
             }
-            found[fresh].append(_each(cost[short], cost[long], long - short))
-    rows = [_row(fresh, found[fresh], f"from {short} and {long} tests") for fresh in ("none", "reset")]
-    none, reset = rows
-    for what in ("p50", "client", "server"):
-        a, b = getattr(reset, what), getattr(none, what)
-        reset.more[f"{what}_of_none"] = a / b if a is not None and b else None
-    for row in rows:
+            found[mode].append(_each(cost[short], cost[long], long - short))
+    none, *resets = [_row(mode, costs, f"from {short} and {long} tests") for mode, costs in found.items()]
+    for reset in resets:
+        for what in ("p50", "client", "server"):
+            a, b = getattr(reset, what), getattr(none, what)
+            reset.more[f"{what}_of_none"] = a / b if a is not None and b else None
+    for row in (none, *resets):
         table.add(row)
-    table.say_ratios('fresh = "none", wall', "p50_of_none", [reset])
-    table.say_ratios('fresh = "none", processor time of pytest', "client_of_none", [reset])
+    table.say_ratios('fresh = "none", wall', "p50_of_none", resets)
+    table.say_ratios('fresh = "none", processor time of pytest', "client_of_none", resets)
 
 
 def _each(few: Cost, many: Cost, more: int) -> Cost:
@@ -77,8 +90,11 @@ def _each(few: Cost, many: Cost, more: int) -> Cost:
     return Cost((many.wall - few.wall) / more, (many.client - few.client) / more, server)
 
 
-def _row(fresh: str, costs: list[Cost], note: str) -> Row:
-    row = done(f'one pytest test, rolled back, fresh = "{fresh}"', [cost.wall for cost in costs], note)
+def _row(mode: tuple[str, str], costs: list[Cost], note: str) -> Row:
+    fresh, engine = mode
+    row = done(
+        f'one pytest test, rolled back, fresh = "{fresh}"', [cost.wall for cost in costs], note, engine
+    )
     row.client = statistics.median(cost.client for cost in costs)
     servers = [cost.server for cost in costs if cost.server is not None]
     row.server = statistics.median(servers) if servers else None
@@ -86,14 +102,17 @@ def _row(fresh: str, costs: list[Cost], note: str) -> Row:
 
 
 def _run(
-    folder: Path, environ: Mapping[str, str], version: str | None, fresh: str, tests: int,
+    folder: Path, environ: Mapping[str, str], version: str | None, mode: tuple[str, str], tests: int,
     processes: ServerProcesses,
 ) -> Cost:  # fmt: skip
+    fresh, engine = mode
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pg_harness_pytest",
         "--pg-harness-fresh", fresh, "test_bench.py",
     ]  # fmt: skip
     told = {"BENCH_TESTS": str(tests)}
+    if engine and knows_engines():
+        told["PGHARNESS_ENGINE"] = engine
     if version:
         told |= {"PGHARNESS_VERSION": version, "PGHARNESS_BACKEND": "process"}
     busy, spent, began = processes.seconds(), _children(), time.perf_counter()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from harness.bench import reset
+from harness.bench import engines, reset
 from harness.cli import garbage
 from harness.cli.context import Context
 from harness.cli.options import Word, flag
@@ -15,8 +15,8 @@ from harness.cli.options import Word, flag
 USAGE = "reset [options]"
 
 DESCRIPTION = """\
-Measure on this machine: what a reset costs, beside TRUNCATE, DELETE, clones and rollback, in one run. The servers
-are the benchmark's own, and gone afterwards. Figures of a busy or small machine are for direction; ratios hold.
+Measure on this machine: what a reset costs by either engine, beside TRUNCATE, DELETE, clones and rollback, in one run.
+The servers are the benchmark's own, and gone afterwards. Figures of a busy or small machine are for direction; ratios hold.
 """
 
 
@@ -24,6 +24,12 @@ PARAMETERS: list[click.Parameter] = [
     Word("what", metavar="WHAT", required=True, type=click.Choice(["reset"]), help="what to measure: reset"),
     click.Option(
         ["--version", "versions"], multiple=True, metavar="N", help="major version; may be repeated"
+    ),
+    click.Option(
+        ["--engine"],
+        type=click.Choice(engines.CHOICES),
+        metavar="ENGINE",
+        help="of the resets: rows, rewind, or both in turn; default: both",
     ),
     click.Option(["--rounds"], type=int, metavar="N", help="rounds of each row; default: 200"),
     click.Option(["--workers"], type=int, metavar="N", help="workers of the crowded rows; default: 8"),

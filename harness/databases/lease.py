@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from harness.databases.pool import Filler
     from harness.reset.changes import Changes
     from harness.reset.marks import Mark
+    from harness.reset.rewind.answer import Answer
 
 logger = logging.getLogger("pg_harness.databases")
 
@@ -219,6 +220,14 @@ class Lease:
     def reset_doubt(self) -> str:
         """Why resets read the server's log in the slower way; empty where they do not, or none was needed yet."""
         return next((doubt for reset in self._resets.values() if (doubt := reset.doubt)), "")
+
+    @property
+    def rewound(self) -> Answer | None:
+        """What the server's module answered last of the database ``default``, with the pages that it compared and wrote.
+
+        None where it was not asked: resets are by rows, or there was none.
+        """
+        return self._resets["default"].rewound
 
     def reset(self, *, to: LeaseMark | None = None, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
         """Bring every database of the lease back to the top mark, to ``to``, or to its template. The URLs stay.

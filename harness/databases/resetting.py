@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from harness.reset.changes import Changes
     from harness.reset.engine import ResetEngine
     from harness.reset.marks import Mark
+    from harness.reset.rewind.answer import Answer
 
 
 BYTES_MS = 1 << 20
@@ -152,6 +153,11 @@ class DatabaseReset:
         The first reset finds it out; before that it is empty.
         """
         return self._engine.doubt if self._engine is not None else ""
+
+    @property
+    def rewound(self) -> Answer | None:
+        """What the server's module answered last; None where it was not asked."""
+        return self._engine.rewound if self._engine is not None else None
 
     def _opened(self) -> ResetEngine | None:
         """The engine, opened where it was not needed before; None where every reset is a clone.

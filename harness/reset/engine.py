@@ -43,6 +43,7 @@ from harness.reset.plan import ROW_MS, plan
 from harness.reset.report import ResetReport
 from harness.reset.restore import Attempt
 from harness.reset.rewind import page_marks
+from harness.reset.rewind.answer import Answer
 from harness.reset.rewind.rewinder import Rewinder, Rewound
 from harness.reset.sessions import Sessions
 from harness.reset.sql import batch
@@ -151,6 +152,11 @@ class ResetEngine:
     def ours(self) -> tuple[int, ...]:
         """Pids of the engine's own sessions."""
         return self._connections.ours
+
+    @property
+    def rewound(self) -> Answer | None:
+        """What the server's module answered last; None where it was not asked."""
+        return self._rewinder.last if self._rewinder is not None else None
 
     @property
     def watermark(self) -> Watermark | None:

@@ -82,6 +82,8 @@ class Rewinder:
         self._lasting = False
         self.above: tuple[str, ...] = ()
         self._owned: dict[str, Owned] = {}
+        # Ids of the transactions that have written rows of who owns what for us, in this clone.
+        self._wrote_owners: set[int] = set()
         self._schema = schema
         self._swept = False
         self._calls = {
@@ -110,6 +112,7 @@ class Rewinder:
         # The clone has no page of them; what was released is of the clone that is gone.
         page_marks.forget(connections.wal.session, self._schema, set(self.above) - set(marks))
         self.above = marks
+        self._wrote_owners = owners.written(connections.wal.session, tracker.database) if marks else set()
         if not tracker.clean:
             self._stop("it is not known when its pages last equalled the baseline's")
             return
@@ -237,11 +240,13 @@ class Rewinder:
             RecloneNeeded: something else of this database changed.
         """
         ids = {xid for xid in written if xid}.union(*(self._owned[file].written for file in self.above))
+        ids = ids | self._wrote_owners if ids or self.above else ids
         wanted = self._owned[marks[-1]] if marks else self._facts.owned
         owned, now = self._look_at_shared(session, tracker, ids)
         if (ids or self.above) and owned != wanted.digest:
             statements = owners.put_back(tracker.database, wanted.rows, ids)
-            batch.run(session, ["begin", *statements, "commit"])
+            *_, ours, _ = batch.run(session, ["begin", *statements, f"select {owners.CURRENT_ID}", "commit"])
+            self._wrote_owners.add(int(ours.rows[0][0] or b"0"))
         tracker.put_back_shared(now)
 
     def _look_at_shared(
@@ -272,21 +277,7 @@ class Rewinder:
         *,
         most: bytes = _MOST_PAGES,
     ) -> Answer | None:
-        """Call a prepared statement; a second time where sessions only *had* temporary tables. None where it is ``off`` now."""
-        answer = self.last = self._call(connections, tracker, name, more, most, ())
-        if answer is not None and answer.status == "temporary" and self._unused(connections, answer):
-            answer = self.last = self._call(connections, tracker, name, more, most, answer.temporary)
-        return answer
-
-    def _call(
-        self,
-        connections: Connections,
-        tracker: Tracker,
-        name: bytes,
-        more: tuple[bytes, ...],
-        most: bytes,
-        unused: Collection[int],
-    ) -> Answer | None:
+        """Call a prepared statement; None where it is ``off`` now."""
         for again in (False, True):
             session = connections.wal.session
             try:
@@ -299,14 +290,15 @@ class Rewinder:
                     tracker.clean.encode(),
                     _array(tracker.rewinds),
                     _array(connections.ours),
-                    _array(unused),
+                    self._facts.temporary,
                     self._most,
                     most,
                     *more,
                 )
                 with translated("rewind"):
                     result = session.connection.ask_prepared(name, values)
-                return parse([result.get_value(0, column) for column in range(result.nfields)])
+                self.last = parse([result.get_value(0, column) for column in range(result.nfields)])
+                return self.last
             except ServerRefused as error:
                 if error.sqlstate == sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE and not again:
                     self._knows = None
@@ -314,10 +306,6 @@ class Rewinder:
                 self._refused(error)
                 return None
         return None
-
-    def _unused(self, connections: Connections, answer: Answer) -> bool:
-        """Whether those who had temporary tables have none now, and will find their namespaces again."""
-        return facts.unused(connections.lease, answer.temporary, self._facts.temporary)
 
     def _learn(self, store: BaselineStore) -> None:
         """Read the facts of the baseline: once, as long as it is the same session that reads them."""

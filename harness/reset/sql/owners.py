@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
+from harness.postgres.session import Session
+
 _COLUMNS = "classid, objid, objsubid, refclassid, refobjid, deptype"
+
+
+CURRENT_ID = "pg_current_xact_id()::xid::text"
+"""The present transaction's id, of 32 bits."""
 
 
 class Owned(NamedTuple):
@@ -46,6 +52,11 @@ def copied(database: int) -> str:
         f"select coalesce('values ' || string_agg(format('{listed}', {_COLUMNS}), ','), "
         f"'select {_COLUMNS} from pg_shdepend where false') from pg_shdepend where dbid = {database}"
     )
+
+
+def written(session: Session, database: int) -> set[int]:
+    """Ids (32 bits) of the transactions that wrote the present rows of a database: of its CREATE DATABASE."""
+    return set(session.column(f"select distinct xmin::text::int8 from pg_shdepend where dbid = {database}"))
 
 
 def put_back(database: int, wanted: str, written: Collection[int]) -> list[str]:
