@@ -392,10 +392,14 @@ log_page(Work *work, Buffer buffer, bool standard, const char *delta, Size lengt
 		log_newpage_buffer(buffer, standard);
 	else
 	{
+		XLogRecPtr	end;
+
 		XLogBeginInsert();
 		XLogRegisterBuffer(0, buffer, REGBUF_STANDARD);
 		XLogRegisterBufData(0, (char *) delta, length);
-		PageSetLSN(BufferGetPage(buffer), XLogInsert(RM_GENERIC_ID, 0));
+		end = XLogInsert(RM_GENERIC_ID, 0);
+		/* A macro in 15, which takes its argument twice. */
+		PageSetLSN(BufferGetPage(buffer), end);
 	}
 	follow(work);
 }
