@@ -169,10 +169,15 @@ class Killed(Rounds):
         self.rewinder.connect()
         self.rewinder.know()
 
-    def one(self, seed: int, counts: Counter[str]) -> list[str]:
-        """Write, rewind, kill; what is wrong afterwards."""
+    def one(self, seed: int, counts: Counter[str], moment: str = "", victim: str = "") -> list[str]:
+        """Write, rewind, kill; what is wrong afterwards.
+
+        Args:
+            moment: when; empty: as the seed says.
+            victim: who; empty likewise.
+        """
         rng = random.Random(seed)
-        moment, victim = rng.choice(MOMENTS), rng.choice(VICTIMS)
+        moment, victim = moment or rng.choice(MOMENTS), victim or rng.choice(VICTIMS)
         # Killed by SIGKILL, a checkpointer takes the server down as a backend does; a postmaster has to be started again.
         for _ in range(rng.randint(0, 2)):
             for operation in generate(rng.randrange(10**6), self.schema):
