@@ -397,8 +397,8 @@ log_page(Work *work, Buffer buffer, bool standard, const char *delta, Size lengt
 		XLogBeginInsert();
 		XLogRegisterBuffer(0, buffer, REGBUF_STANDARD);
 		XLogRegisterBufData(0, (char *) delta, length);
+		/* Not as an argument: in 15 PageSetLSN is a macro that evaluates it twice. */
 		end = XLogInsert(RM_GENERIC_ID, 0);
-		/* A macro in 15, which takes its argument twice. */
 		PageSetLSN(BufferGetPage(buffer), end);
 	}
 	follow(work);

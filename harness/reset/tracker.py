@@ -451,6 +451,10 @@ class Tracker:
         """What :meth:`put_back_shared` asks, to be sent with others."""
         return shared.statement(self.database, self.role_oid)
 
+    def shared_differ(self, now: shared.Shared) -> bool:
+        """Whether what :meth:`shared_statement` gave is other than in the pristine state."""
+        return now != self._shared
+
     def put_back_shared(self, now: shared.Shared | None = None) -> None:
         """Settings of this database and of the role; other differences are for a clone.
 

@@ -13,7 +13,7 @@ from harness.reset.rewind import fit
 
 KNOW, REWIND = "pgh_know", "pgh_rewind"
 
-_STATEMENTS = """
+STATEMENTS = """
 create schema if not exists {schema};
 revoke all on schema {schema} from public;
 create or replace function {schema}.pgh_know(
@@ -96,7 +96,7 @@ def create(session: Session, schema: str, path: str) -> None:
     Raises:
         ServerRefused: the server cannot load the file.
     """
-    session.script(_STATEMENTS.format(schema=ident(schema), path=literal(path), asked=_ASKED, answer=_ANSWER))
+    session.script(STATEMENTS.format(schema=ident(schema), path=literal(path), asked=_ASKED, answer=_ANSWER))
 
 
 def say(session: Session, schema: str, text: str) -> None:

@@ -45,9 +45,9 @@ FINE = "ok"
 """What the schema's comment says where the trial went well."""
 
 TRYING = "trying "
-"""What it begins with while a trial is under way, before their number."""
+"""What it begins with while a trial is under way; its number and the server's last crash follow."""
 
-MOST_TRIALS = 2
+MOST_CRASHES = 2
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _schemas(session: Session, places: Sequence[Path]) -> list[str]:
 
 def _known(module: Module, there: Mapping[str, functions.Found]) -> Prepared | str | None:
     found = there.get(module.schema)
-    if found is None or not found.said or _attempts(found.said):
+    if found is None or not found.said or found.said.startswith(TRYING):
         return None
     if found.said != FINE:
         return found.said
@@ -182,30 +182,32 @@ def _brought(session: Session, module: Module, shelf: Shelf, project: str) -> Pr
         return _tried(session, module, found.said, project)
 
 
-def _attempts(said: str) -> int:
-    """How often a trial was begun that nobody has seen the end of; 0 where the comment says something else."""
-    number = said.removeprefix(TRYING)
-    return int(number) if number != said and number.isdigit() else 0
+def _crashes(said: str, life: Incarnation) -> int:
+    """How many trials have crashed the server: one that was cut off without a crash (Ctrl-C) does not count."""
+    number, _, crashed = said.removeprefix(TRYING).partition(" ")
+    if not said.startswith(TRYING) or not number.isdigit():
+        return 0
+    return int(number) - (crashed == life.crashed)
 
 
 def _tried(session: Session, module: Module, said: str, project: str) -> Prepared | str:
     ready = Prepared(module.schema, module.digest)
     if said == FINE:
         return ready
-    begun = _attempts(said)
-    if begun >= MOST_TRIALS:
-        return f"its trial on this server did not end, {begun} times: the server's log may say why"
+    life = Incarnation.of(session)
+    crashes = _crashes(said, life)
+    if crashes >= MOST_CRASHES:
+        return f"its trial crashed this server {crashes} times: the server's log may say why"
     # First: what crashes the server is not tried for ever by one run after another.
-    functions.say(session, module.schema, f"{TRYING}{begun + 1}")
-    began, life = time.monotonic(), Incarnation.of(session)
+    functions.say(session, module.schema, f"{TRYING}{crashes + 1} {life.crashed}")
+    began = time.monotonic()
     try:
         outcome = selftest.run(session, module.schema, names.retired(project))
     except ServerLost:
         _wait_for_recovery(session.dsn, life)
         return "the server crashed when the module was tried: its log may say why"
-    if not outcome.lasting:
-        return outcome.why
-    functions.say(session, module.schema, outcome.why or FINE)
+    # What passes is tried again by whoever comes next.
+    functions.say(session, module.schema, (outcome.why or FINE) if outcome.lasting else "")
     taken = 1000 * (time.monotonic() - began)
     logger.debug("rewind: the module was tried in %.0f ms: %s", taken, outcome.why or FINE)
     return outcome.why or ready

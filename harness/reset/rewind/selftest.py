@@ -75,12 +75,13 @@ def run(admin: Session, schema: str, scratch: str) -> Outcome:
     Raises:
         ServerLost: the server crashed, or went away.
     """
-    databases.clone(admin, scratch, template="template0", owner=admin.dsn.user, strategy="file_copy")
     try:
+        databases.clone(admin, scratch, template="template0", owner=admin.dsn.user, strategy="file_copy")
         with Session.connect(admin.dsn.with_database(scratch)) as inside:
             return _try(admin, inside, schema)
     except ServerRefused as error:
-        return Outcome(f"its trial failed: {error.message}")
+        # Class 53: no room, no connection. 57: somebody has stopped it.
+        return Outcome(f"its trial failed: {error.message}", lasting=error.sqlstate[:2] not in ("53", "57"))
     finally:
         if not admin.closed:
             _drop(admin, scratch)
