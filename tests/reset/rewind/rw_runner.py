@@ -280,6 +280,9 @@ class Rounds:
             answer = self.rewind()
         except ServerRefused as error:
             self.reclone()
+            if "has already been removed" in str(error):
+                self.answers["rows: the log was recycled"] += 1
+                return found
             return [*found, f"the rewind fails: {error}"]
         except ServerLost as error:
             self.recover()
