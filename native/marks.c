@@ -11,7 +11,6 @@
 #include "pgh.h"
 
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "catalog/pg_type.h"
@@ -90,16 +89,17 @@ open_mark(const char *name)
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 	Mark	   *mark = palloc0(sizeof *mark);
 	char		path[MAXPGPATH];
-	struct stat stat_of;
+	off_t		length = -1;
 	int			fd;
 
 	MemoryContextSwitchTo(old);
 	path_of(path, name);
 	strlcpy(mark->name, name, LONGEST_NAME);
 	fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
-	if (fd < 0 || fstat(fd, &stat_of) != 0)
+	/* Not fstat: before 2.33 the GNU library has it under another name. */
+	if (fd < 0 || (length = lseek(fd, 0, SEEK_END)) < 0)
 		ereport(ERROR, errcode_for_file_access(), errmsg("mark \"%s\" cannot be read: %m", path));
-	mark->length = stat_of.st_size;
+	mark->length = length;
 	mark->base = mark->length < BLCKSZ ? MAP_FAILED : mmap(NULL, mark->length, PROT_READ, MAP_SHARED, fd, 0);
 	CloseTransientFile(fd);
 	if (mark->base == MAP_FAILED)

@@ -391,7 +391,7 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 		 * Maps and further segments were unlinked at once.  Whoever holds such a file open, the background writer for
 		 * instance, would write pages of the new one into it.
 		 */
-		if (plan->maps_dropped)
+		if (true)
 			WaitForProcSignalBarrier(EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE));
 	}
 	hash_seq_init(&scan, plan->targets);
@@ -811,7 +811,7 @@ pgh_rewind_to(PG_FUNCTION_ARGS)
 }
 
 /*
- * pgh_mark(.. as pgh_rewind .., marks text[], name text, nodes oid[], oids oid[], tables oid[], kinds text, unlogged oid[],
+ * pgh_mark(.. as pgh_rewind_to .., name text, nodes oid[], oids oid[], tables oid[], kinds text, unlogged oid[],
  *     out .. as pgh_rewind ..)
  *
  * status: marked; relations (call again, with those of the lease); busy, locked, temporary, rows as for pgh_rewind.
@@ -822,15 +822,15 @@ pgh_mark(PG_FUNCTION_ARGS)
 	Asked		asked = asked_by(fcinfo);
 
 	asked.marks = PG_GETARG_ARRAYTYPE_P(8);
-	asked.above = construct_empty_array(TEXTOID);
-	asked.name = text_to_cstring(PG_GETARG_TEXT_PP(9));
-	asked.nnodes = argument(fcinfo, 10, OIDOID, &asked.nodes);
-	if (argument(fcinfo, 11, OIDOID, &asked.oids) != asked.nnodes ||
-		argument(fcinfo, 12, OIDOID, &asked.tables) != asked.nnodes)
+	asked.above = PG_GETARG_ARRAYTYPE_P(9);
+	asked.name = text_to_cstring(PG_GETARG_TEXT_PP(10));
+	asked.nnodes = argument(fcinfo, 11, OIDOID, &asked.nodes);
+	if (argument(fcinfo, 12, OIDOID, &asked.oids) != asked.nnodes ||
+		argument(fcinfo, 13, OIDOID, &asked.tables) != asked.nnodes)
 		ereport(ERROR, errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("arrays of different lengths"));
-	asked.kinds = text_to_cstring(PG_GETARG_TEXT_PP(13));
+	asked.kinds = text_to_cstring(PG_GETARG_TEXT_PP(14));
 	if ((int) strlen(asked.kinds) != asked.nnodes)
 		ereport(ERROR, errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("arrays of different lengths"));
-	asked.nunlogged = argument(fcinfo, 14, OIDOID, &asked.unlogged);
+	asked.nunlogged = argument(fcinfo, 15, OIDOID, &asked.unlogged);
 	return rewind_as_asked(fcinfo, &asked);
 }

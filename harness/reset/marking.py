@@ -18,6 +18,8 @@ from harness.reset.tracker import Tracker
 MOST_BYTES = 512 * 1024**2
 """Bytes of rows that one mark may hold in memory."""
 
+NOT_SHARED = "a mark does not hold ALTER DATABASE or ALTER ROLE … SET, nor rights of the database"
+
 
 @dataclass
 class Copy:
@@ -52,9 +54,7 @@ def copy(connections: Connections, tracker: Tracker, found: Changes) -> Copy:
     if any(name in LARGE_OBJECTS for name in found.catalogs if name not in STATISTICS):
         raise LeaseError("a mark does not hold large objects")
     if found.shared and tracker.shared_changed:
-        raise LeaseError(
-            "a mark does not hold ALTER DATABASE or ALTER ROLE … SET, nor rights of the database"
-        )
+        raise LeaseError(NOT_SHARED)
     store = connections.store
     relations = store.relations
     for oid in found.tables:

@@ -46,12 +46,15 @@ class Layer:
         tables: of the tables that differ from the state below, all rows.
         sequences: of the sequences that differ.
         changes: what differs from the state below, and where its rows lay and lie that we have put elsewhere since.
+        pages: the server's file with the pages that differ (:mod:`harness.reset.rewind.marking`), where the mark is one of pages,
+            and then there are no tables and sequences; empty for one of rows.
     """
 
     mark: Mark
     tables: dict[int, TableBase]
     sequences: dict[int, SequenceState]
     changes: Changes
+    pages: str = ""
 
 
 class Marks:
@@ -71,6 +74,16 @@ class Marks:
     def top(self) -> Mark | None:
         """The mark that a reset goes to; None is the template."""
         return self._layers[-1].mark if self._layers else None
+
+    @property
+    def pages(self) -> tuple[str, ...]:
+        """Files of the marks of pages, the lowest first. All marks are of one kind."""
+        return tuple([layer.pages for layer in self._layers if layer.pages])
+
+    @property
+    def of_rows(self) -> bool:
+        """Whether any mark is one of rows."""
+        return any(not layer.pages for layer in self._layers)
 
     def check(self, mark: Mark) -> None:
         """Raise LeaseError for a mark that is not set any more."""

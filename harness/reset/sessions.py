@@ -89,6 +89,17 @@ class Sessions:
         self._wait(still)
         return True
 
+    def inside(self, pids: Sequence[int], *, prepared: bool) -> None:
+        """Wait until these sessions are in no transaction and in no statement any more; roll back what is prepared."""
+        if prepared:
+            self._roll_back_prepared()
+
+        def still() -> list[int]:
+            found = activity.active(self._reader, self._tracker.database, self._connections.ours)
+            return [pid for pid in found if pid in pids]
+
+        self._wait(still)
+
     def lock_holders(self, relations: Sequence[int], *, lockless: bool) -> bool:
         """A lock was not to be had: wait for who holds it, or end them.
 

@@ -18,7 +18,8 @@ class Answer:
 
     Attributes:
         status: ``"nothing"`` (nobody wrote), ``"rewound"`` (the lease equals its baseline); and where nothing was changed:
-            ``"busy"``, ``"locked"``, ``"temporary"`` (somebody is in the way), ``"rows"`` (pages are not enough).
+            ``"busy"``, ``"locked"``, ``"temporary"`` (somebody is in the way), ``"rows"`` (pages are not enough). Of ``pgh_mark``
+            ``"marked"``, or ``"relations"`` (it has to be told those of the lease).
         why: for ``"rows"``, the reason.
         upto: position at which the next window begins.
         xid: id of the call's own transaction; 0 where it had none.

@@ -8,13 +8,12 @@ from typing import NamedTuple
 from harness.postgres.session import Session
 from harness.reset.sql import owners
 
-# Of TOAST tables and of their indexes the table whose values they hold. Shared catalogs have no file here.
+# Of an index its table. Shared catalogs have no file here, and temporary tables are their session's.
 _FACTS = """
-select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(t.oid, i.indrelid, c.oid)::int8, c.relkind::text,
+select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(i.indrelid, c.oid)::int8, c.relkind::text,
        c.relpersistence = 'u'
   from pg_class c
   left join pg_index i on i.indexrelid = c.oid
-  left join pg_class t on t.reltoastrelid = coalesce(i.indrelid, c.oid)
  where c.relkind in ('r', 'm', 'S', 't', 'i') and not c.relisshared and c.relpersistence <> 't'
    and pg_relation_filenode(c.oid) is not null
 """
@@ -36,18 +35,18 @@ class Facts(NamedTuple):
         database: OID of the baseline, as text.
         files: OID → number of its file.
         temporary: OIDs of its temporary namespaces.
-        owners: what :func:`harness.reset.sql.owners.digest` says of it.
-        values: the parameters of ``pgh_know``, as text.
+        owned: who owns what.
+        values: the parameters of ``pgh_know``, as text; but for the first those of ``pgh_mark`` too.
     """
 
     database: bytes
     files: dict[int, int]
     temporary: frozenset[int]
-    owners: str
+    owned: owners.Owned
     values: tuple[bytes, ...]
 
 
-NOTHING = Facts(b"0", {}, frozenset(), "", ())
+NOTHING = Facts(b"0", {}, frozenset(), owners.Owned(b"", ""), ())
 """Of a baseline that was not read yet."""
 
 
@@ -60,7 +59,7 @@ def read(session: Session) -> Facts:
         str(database).encode(),
         dict(zip(oids, nodes, strict=True)),
         frozenset(session.column(_TEMPORARY)),
-        session.value(owners.digest(database)),
+        owners.Owned(session.value(owners.digest(database)).encode(), owners.rows_of(database)),
         (
             str(database).encode(),
             _array(nodes),

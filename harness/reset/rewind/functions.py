@@ -19,14 +19,24 @@ revoke all on schema {schema} from public;
 create or replace function {schema}.pgh_know(
     baseline oid, nodes oid[], oids oid[], tables oid[], kinds text, unlogged oid[]
 ) returns void volatile strict language c as {path};
-create or replace function {schema}.pgh_rewind(
-    lease oid, baseline oid, since pg_lsn, own oid[], ours int[], empty oid[],
-    most_bytes int8, most_pages int8,
+create or replace function {schema}.pgh_rewind({asked}, {answer}) volatile strict language c as {path};
+create or replace function {schema}.pgh_rewind_to(
+    {asked}, marks text[], above text[], {answer}
+) volatile strict language c as {path};
+create or replace function {schema}.pgh_mark(
+    {asked}, marks text[], above text[], name text,
+    nodes oid[], oids oid[], tables oid[], kinds text, unlogged oid[], {answer}
+) volatile strict language c as {path};
+create or replace function {schema}.pgh_forget(mark text) returns void volatile strict language c as {path};
+revoke all on all functions in schema {schema} from public;
+"""
+
+_ASKED = """lease oid, baseline oid, since pg_lsn, own oid[], ours int[], empty oid[], most_bytes int8, most_pages int8"""
+
+_ANSWER = """
     out status text, out why text, out upto pg_lsn, out xid oid, out busy int[], out prepared bool,
     out advisory text[], out shared oid[], out temporary oid[], out touched oid[],
     out read int8, out compared int8, out written int8, out truncated int8, out made int8, out dropped int8
-) volatile strict language c as {path};
-revoke all on all functions in schema {schema} from public;
 """
 
 
@@ -86,7 +96,7 @@ def create(session: Session, schema: str, path: str) -> None:
     Raises:
         ServerRefused: the server cannot load the file.
     """
-    session.script(_STATEMENTS.format(schema=ident(schema), path=literal(path)))
+    session.script(_STATEMENTS.format(schema=ident(schema), path=literal(path), asked=_ASKED, answer=_ANSWER))
 
 
 def say(session: Session, schema: str, text: str) -> None:

@@ -8,25 +8,38 @@ elsewhere than in the baseline, so what a reset by rows wrote is as dirty as wha
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import NamedTuple
 
-from harness.errors import ServerRefused
+from harness.errors import HarnessError, ServerRefused
 from harness.postgres import activity, sqlstate
 from harness.postgres.session import Session, translated
 from harness.reset.baseline import BaselineStore
 from harness.reset.changes import Changes, RecloneNeeded
 from harness.reset.connections import Connections
-from harness.reset.rewind import facts
+from harness.reset.rewind import facts, page_marks
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
 from harness.reset.sql import batch, owners, shared
+from harness.reset.sql.owners import Owned
 from harness.reset.tracker import Tracker
 
-_CALL = "from {schema}.pgh_rewind($1::oid, $2::oid, $3::pg_lsn, $4::oid[], $5::int[], $6::oid[], $7::int8, $8::int8)"
+_ASKED = "$1::oid, $2::oid, $3::pg_lsn, $4::oid[], $5::int[], $6::oid[], $7::int8, $8::int8"
+_CALL = "from {schema}.pgh_rewind({asked})"
+_CALL_TO = "from {schema}.pgh_rewind_to({asked}, $9::text[], $10::text[])"
+_CALL_MARK = (
+    "from {schema}.pgh_mark({asked}, $9::text[], $10::text[], $11::text, "
+    "$12::oid[], $13::oid[], $14::oid[], $15::text, $16::oid[])"
+)
 _KNOW = "select {schema}.pgh_know($1::oid, $2::oid[], $3::oid[], $4::oid[], $5::text, $6::oid[])"
-_REWIND, _KNOWN = b"pgh_rewind", b"pgh_know"
+_REWIND, _REWIND_TO = b"pgh_rewind", b"pgh_rewind_to"
 
 _MOST_PAGES = b"100000"
 """Pages that are compared for one rewind: 0.8 GB, beyond which a clone may take less."""
+
+_MOST_MARKED = b"65536"
+"""Pages that are compared for one mark: it may hold 512 MB."""
+
+_NO_RELATIONS = (b"{}", b"{}", b"{}", b"", b"{}")
 
 _GONE = frozenset(
     {sqlstate.UNDEFINED_FUNCTION, sqlstate.INVALID_SCHEMA_NAME, sqlstate.INSUFFICIENT_PRIVILEGE}
@@ -59,21 +72,36 @@ class Rewinder:
         off: why it is not tried any more, for this clone or at all; empty while it is.
         left: why the last try was left to the rows; empty where it was not.
         last: what the last call answered; None before the first.
+        above: files of marks of pages that the lease may have pages of, though the log does not say so any more: of those that were
+            released since the last rewind, and in a fresh clone of all.
     """
 
     def __init__(self, schema: str, *, most_bytes: int) -> None:
         self.off = self.left = ""
         self.last: Answer | None = None
         self._lasting = False
-        self._call = f"select {COLUMNS} {_CALL.format(schema=schema)}".encode()
+        self.above: tuple[str, ...] = ()
+        self._owned: dict[str, Owned] = {}
+        # Ids of the transactions that have written rows of who owns what for us, in this clone.
+        self._wrote_owners: set[int] = set()
+        self._schema = schema
+        self._swept = False
+        self._calls = {
+            name: f"select {COLUMNS} {call.format(schema=schema, asked=_ASKED)}".encode()
+            for name, call in ((_REWIND, _CALL), (_REWIND_TO, _CALL_TO))
+        }
+        self._mark = f"select {COLUMNS} {_CALL_MARK.format(schema=schema, asked=_ASKED)}".encode()
         self._know = _KNOW.format(schema=schema).encode()
         self._most = str(most_bytes).encode()
         self._baseline: Session | None = None
         self._facts = facts.NOTHING
         self._knows: Session | None = None
 
-    def rebase(self, connections: Connections, tracker: Tracker) -> None:
+    def rebase(self, connections: Connections, tracker: Tracker, marks: tuple[str, ...] = ()) -> None:
         """The lease is another clone, or one that another process has reset: read and tell what has to be known.
+
+        Args:
+            marks: files of the marks of pages that are set, the lowest first.
 
         Raises:
             ServerLost: a session of ours is gone.
@@ -81,6 +109,10 @@ class Rewinder:
         if self._lasting:
             return
         self.off = self.left = ""
+        # The clone has no page of them; what was released is of the clone that is gone.
+        page_marks.forget(connections.wal.session, self._schema, set(self.above) - set(marks))
+        self.above = marks
+        self._wrote_owners = owners.written(connections.wal.session, tracker.database) if marks else set()
         if not tracker.clean:
             self._stop("it is not known when its pages last equalled the baseline's")
             return
@@ -94,8 +126,11 @@ class Rewinder:
         if any(tracker.first_files.get(oid) != node for oid, node in mine.items()):
             self._stop("its files have other numbers than the baseline's")
 
-    def turn(self, connections: Connections, tracker: Tracker) -> Rewound | None:
+    def turn(self, connections: Connections, tracker: Tracker, marks: tuple[str, ...] = ()) -> Rewound | None:
         """Put all pages back in one round trip; None where nothing was changed, and rows have to be looked at.
+
+        Args:
+            marks: files of the marks of pages that are set, the lowest first.
 
         Raises:
             RecloneNeeded: it failed half-way, or something of the server's own catalogs cannot be put back.
@@ -103,9 +138,10 @@ class Rewinder:
         """
         if self.off:
             return None
-        answer = self.last = self._ask(connections, tracker)
-        if answer is not None and answer.status == "temporary" and self._unused(connections, answer):
-            answer = self.last = self._ask(connections, tracker, unused=answer.temporary)
+        name, more = _REWIND, tuple[bytes, ...]()
+        if marks or self.above:
+            name, more = _REWIND_TO, (page_marks.array(marks), page_marks.array(self.above))
+        answer = self._ask(connections, tracker, name, more)
         if answer is None:
             return None
         if answer.status not in ("nothing", "rewound"):
@@ -113,8 +149,11 @@ class Rewinder:
             return None
         self.left = ""
         tracker.rewound(answer.upto, answer.xid)
-        if answer.shared or tracker.unsettled:
-            self._settle_shared(connections.wal.session, tracker, answer.shared)
+        if answer.shared or tracker.unsettled or self.above:
+            self._settle_shared(connections.wal.session, tracker, answer.shared, marks)
+        if self.above:
+            page_marks.forget(connections.wal.session, self._schema, set(self.above) - set(marks))
+            self.above = ()
         done = True
         if answer.advisory or tracker.advisory:
             held = set(answer.advisory)
@@ -132,16 +171,88 @@ class Rewinder:
             )
         return Rewound(True, _names(answer.touched, store), done and not fetched)
 
-    def _settle_shared(self, session: Session, tracker: Tracker, written: Collection[int]) -> None:
+    # --- marks -------------------------------------------------------------------------------------
+
+    def mark(
+        self, connections: Connections, tracker: Tracker, marks: tuple[str, ...], name: str
+    ) -> Answer | None:
+        """Set a mark of pages above these; its status is ``marked``, or says who or what is in the way. None: see ``off``.
+
+        Args:
+            name: of its file.
+        """
+        if self.off:
+            return None
+        if not self._swept:
+            page_marks.sweep(connections.wal.session, self._schema)
+            self._swept = True
+        with translated("prepare to mark"):
+            connections.wal.session.connection.prepare(b"", self._mark)
+        below = (page_marks.array(marks), page_marks.array(self.above), name.encode())
+        answer = self._ask(connections, tracker, b"", (*below, *_NO_RELATIONS), most=_MOST_MARKED)
+        if answer is not None and answer.status == "relations":
+            # What the catalogs say now; whoever changes them in between has written, and is seen.
+            relations = facts.read(connections.lease).values[1:]
+            answer = self._ask(connections, tracker, b"", (*below, *relations), most=_MOST_MARKED)
+        if answer is not None and answer.status == "marked":
+            tracker.rewound(answer.upto, answer.xid)
+            tracker.advisory = frozenset(answer.advisory)
+            self._owned[name] = self._owned_now(connections.wal.session, tracker, answer, marks)
+            page_marks.forget(connections.wal.session, self._schema, self.above)
+            self.above = ()
+        self.left = "" if answer is None or answer.status == "marked" else answer.why or answer.status
+        return answer
+
+    def _owned_now(self, session: Session, tracker: Tracker, answer: Answer, marks: tuple[str, ...]) -> Owned:
+        """Who owns what in the state that was marked just now."""
+        written = frozenset([xid for xid in answer.shared if xid]).union(
+            *(self._owned[file].written for file in self.above)
+        )
+        digest, _ = self._look_at_shared(session, tracker, written)
+        below = self._owned[marks[-1]] if marks else self._facts.owned
+        if digest == below.digest:
+            return Owned(digest, below.rows, written)
+        (rows,) = batch.run(session, [owners.copied(tracker.database)])
+        return Owned(digest, (rows.rows[0][0] or b"").decode(), written)
+
+    def release(self, file: str) -> None:
+        """A mark of pages is released: the next rewind puts back what it held, and removes its file."""
+        self.above += (file,)
+
+    def close(self, connections: Connections, marks: tuple[str, ...]) -> None:
+        """Remove the files of all marks, where the server can still be asked to."""
+        files, self.above = {*marks, *self.above}, ()
+        if not files:
+            return
+        with suppress(HarnessError):
+            page_marks.forget(connections.wal.session, self._schema, files)
+
+    def _settle_shared(
+        self, session: Session, tracker: Tracker, written: Collection[int], marks: tuple[str, ...]
+    ) -> None:
         """What the server's own catalogs say is put back, as far as it can be; what may still change is for the next reset.
 
         Args:
             written: ids (32 bits) of transactions that wrote to them, of whatever database.
+            marks: files of the marks of pages that are set.
 
         Raises:
             RecloneNeeded: something else of this database changed.
         """
-        ids = {xid for xid in written if xid}
+        ids = {xid for xid in written if xid}.union(*(self._owned[file].written for file in self.above))
+        ids = ids | self._wrote_owners if ids or self.above else ids
+        wanted = self._owned[marks[-1]] if marks else self._facts.owned
+        owned, now = self._look_at_shared(session, tracker, ids)
+        if (ids or self.above) and owned != wanted.digest:
+            statements = owners.put_back(tracker.database, wanted.rows, ids)
+            *_, ours, _ = batch.run(session, ["begin", *statements, f"select {owners.CURRENT_ID}", "commit"])
+            self._wrote_owners.add(int(ours.rows[0][0] or b"0"))
+        tracker.put_back_shared(now)
+
+    def _look_at_shared(
+        self, session: Session, tracker: Tracker, ids: Collection[int]
+    ) -> tuple[bytes, shared.Shared]:
+        """The digest of who owns what, and what else is said of the database; what may still change is remembered."""
         # In this order: what ends in between is compared once more.
         unended, owned, now = batch.run(
             session,
@@ -153,15 +264,33 @@ class Rewinder:
         )
         text = unended.rows[0][0]
         tracker.unsettled = tuple(int(xid) for xid in text.split(b",")) if text else ()
-        if ids and owned.rows[0][0] != self._facts.owners.encode():
-            statements = owners.put_back(tracker.database, int(self._facts.database), ids)
-            batch.run(session, ["begin", *statements, "commit"])
-        tracker.put_back_shared(shared.parse(now.rows[0][0] or b"[]"))
+        return owned.rows[0][0] or b"", shared.parse(now.rows[0][0] or b"[]")
 
     # --- asking ------------------------------------------------------------------------------------
 
     def _ask(
-        self, connections: Connections, tracker: Tracker, *, unused: Collection[int] = ()
+        self,
+        connections: Connections,
+        tracker: Tracker,
+        name: bytes,
+        more: tuple[bytes, ...],
+        *,
+        most: bytes = _MOST_PAGES,
+    ) -> Answer | None:
+        """Call a prepared statement; a second time where sessions only *had* temporary tables. None where it is ``off`` now."""
+        answer = self.last = self._call(connections, tracker, name, more, most, ())
+        if answer is not None and answer.status == "temporary" and self._unused(connections, answer):
+            answer = self.last = self._call(connections, tracker, name, more, most, answer.temporary)
+        return answer
+
+    def _call(
+        self,
+        connections: Connections,
+        tracker: Tracker,
+        name: bytes,
+        more: tuple[bytes, ...],
+        most: bytes,
+        unused: Collection[int],
     ) -> Answer | None:
         for again in (False, True):
             session = connections.wal.session
@@ -177,10 +306,11 @@ class Rewinder:
                     _array(connections.ours),
                     _array(unused),
                     self._most,
-                    _MOST_PAGES,
+                    most,
+                    *more,
                 )
                 with translated("rewind"):
-                    result = session.connection.ask_prepared(_REWIND, values)
+                    result = session.connection.ask_prepared(name, values)
                 return parse([result.get_value(0, column) for column in range(result.nfields)])
             except ServerRefused as error:
                 if error.sqlstate == sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE and not again:
@@ -207,7 +337,8 @@ class Rewinder:
             connection = session.connection
             connection.prepare(b"", self._know)
             connection.ask_prepared(b"", self._facts.values)
-            connection.prepare(_REWIND, self._call)
+            for name, call in self._calls.items():
+                connection.prepare(name, call)
         self._knows = session
 
     def _refused(self, error: ServerRefused) -> None:

@@ -1,0 +1,83 @@
+"""Random writes and DDL, rewound without an engine: after each rewind every page is the baseline's, byte by byte.
+
+``PGHARNESS_TEST_REWINDS`` says how many rounds for each version, ``PGHARNESS_TEST_SEED`` where to begin. What is read
+beside the pages: the same statements in sessions that were kept and in new ones, amcheck, the next test's first rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+from fix_reset_servers import VERSIONS, Server, running
+from fix_rewind_module import need_compiler
+from rw_company import company
+from rw_operations import KINDS, generate
+from rw_runner import Rounds
+
+LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
+REWINDS = int(os.environ.get("PGHARNESS_TEST_REWINDS", "1000" if LONG else "60"))
+SEED = int(os.environ.get("PGHARNESS_TEST_SEED", "1"))
+PER_SCHEMA = 30
+ENOUGH = 150
+"""From so many rounds on it is asked whether all kinds of operations were among them."""
+
+
+def search(server: Server, first: int, count: int) -> Counter[str]:
+    """So many rounds; fails at the first difference, with the smallest workload that shows it. Returns the answers."""
+    answers: Counter[str] = Counter()
+    done: Counter[str] = Counter()
+    for schema in range(first, first + count, PER_SCHEMA):
+        rounds = Rounds(server, schema)
+        try:
+            for seed in range(schema, min(schema + PER_SCHEMA, first + count)):
+                operations = generate(seed, rounds.schema)
+                differences = rounds.round(seed, operations)
+                if differences:
+                    shrunk = rounds.shrink(seed, operations)
+                    found = "\n  ".join(differences[:10])
+                    steps = "\n  ".join(str(operation) for operation in shrunk)
+                    pytest.fail(
+                        f"PostgreSQL {server.version}, schema {schema}, round {seed}: not as the baseline:\n  {found}\n"
+                        f"Smallest workload:\n  {steps}"
+                    )
+            answers += rounds.answers
+            done += rounds.done
+        finally:
+            rounds.close()
+    print(f"\nPostgreSQL {server.version}: {dict(answers)}\n{dict(done)}")
+    missing = [kind for kind in KINDS if not done[kind]]
+    assert count < ENOUGH or not missing, f"operations that never ran: {missing}"
+    rows = sum(number for answer, number in answers.items() if answer.startswith("rows"))
+    # A module that leaves all to the rows is never wrong, and useless.
+    assert answers["rewound"] > 3 * rows, dict(answers)
+    return answers
+
+
+@pytest.mark.timeout(120 + 2 * REWINDS)
+def test_every_page_is_the_baselines_again(reset_server: Server) -> None:
+    need_compiler(reset_server.version)
+    search(reset_server, SEED, REWINDS)
+
+
+HOSTILE = {
+    "everything is evicted": (
+        {"shared_buffers": "128kB", "bgwriter_delay": "10ms", "bgwriter_lru_maxpages": "1000"}, [], ["checkpoints", "reads"],
+    ),
+    "checksums, images of pages": ({"full_page_writes": "on", "wal_compression": "on"}, ["--data-checksums"], ["checkpoints", "writes"]),
+    "wal_level minimal": ({"wal_level": "minimal", "max_wal_senders": "0", "wal_keep_size": "0"}, [], ["files", "writes"]),
+    "wal_level logical": ({"wal_level": "logical", "shared_buffers": "1MB"}, [], ["checkpoints", "files"]),
+}  # fmt: skip
+"""Settings, words for initdb, company on the same server."""
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.timeout(180 + 2 * REWINDS)
+@pytest.mark.server
+def test_on_servers_with_other_settings_and_in_company(version: int, hostile: str) -> None:
+    need_compiler(version)
+    settings, initdb, kinds = HOSTILE[hostile]
+    with running(version, settings, initdb) as server, company(server, *kinds):
+        search(server, SEED + 100_000 * list(HOSTILE).index(hostile), max(PER_SCHEMA, REWINDS // 4))
