@@ -66,10 +66,18 @@ know_file(RelNumber node, Oid oid, Oid table, char kind, bool unlogged)
 	}
 	known->oid = oid;
 	known->table = table;
-	known->kind = kind;
+	known->btree = kind == 'b';
+	known->kind = known->btree ? 'i' : kind;
 	known->unlogged = unlogged;
 	MemoryContextSwitchTo(old);
 	return known;
+}
+
+/* As it was told: pg_class.relkind, C, or b for a B-tree. */
+char
+kind_of(const Known *known)
+{
+	return known->btree ? 'b' : known->kind;
 }
 
 void

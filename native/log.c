@@ -3,6 +3,7 @@
  */
 #include "pgh.h"
 
+#include "access/nbtxlog.h"
 #include "access/rmgr.h"
 #include "access/xact.h"
 #include "access/xlog.h"
@@ -37,6 +38,7 @@ seen_file(Seen *seen, RelNumber node)
 	if (!found)
 	{
 		dirty->all = dirty->dropped = false;
+		dirty->inserted = true;
 		memset(dirty->blocks, 0, sizeof dirty->blocks);
 	}
 	return dirty;
@@ -60,9 +62,33 @@ whole_file(Seen *seen, Locator at, Oid lease)
 	return dirty;
 }
 
+/* Whether a record of a B-tree leaves all of its pages in use. */
+static bool
+is_insertion(XLogReaderState *reader)
+{
+	if (XLogRecGetRmid(reader) != RM_BTREE_ID)
+		return false;
+	switch (XLogRecGetInfo(reader) & ~XLR_INFO_MASK)
+	{
+		case XLOG_BTREE_INSERT_LEAF:
+		case XLOG_BTREE_INSERT_UPPER:
+		case XLOG_BTREE_INSERT_META:
+		case XLOG_BTREE_INSERT_POST:
+		case XLOG_BTREE_SPLIT_L:
+		case XLOG_BTREE_SPLIT_R:
+		case XLOG_BTREE_NEWROOT:
+		case XLOG_BTREE_DEDUP:
+		case XLOG_BTREE_DELETE:
+			return true;
+		default:
+			return false;
+	}
+}
+
 static void
 note_blocks(Seen *seen, XLogReaderState *reader, Oid lease)
 {
+	bool		inserts = is_insertion(reader);
 	bool		is_hint = XLogRecGetRmid(reader) == RM_XLOG_ID &&
 	(XLogRecGetInfo(reader) & ~XLR_INFO_MASK) == XLOG_FPI_FOR_HINT;
 
@@ -91,6 +117,7 @@ note_blocks(Seen *seen, XLogReaderState *reader, Oid lease)
 			dirty = seen->last;
 		else
 			dirty = seen->last = seen_file(seen, REL(at));
+		dirty->inserted &= inserts;
 		/* A block number is unsigned, a member of a set is not. */
 		if (block > (BlockNumber) PG_INT32_MAX)
 			dirty->all = true;

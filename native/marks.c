@@ -190,7 +190,7 @@ take_off(void)
 			forget_file(mark->nodes[i].node);
 			continue;
 		}
-		known = know_file(covered->node, covered->oid, covered->table, covered->kind, covered->unlogged);
+		known = know_file(covered->node, covered->oid, covered->table, kind_of(covered), covered->unlogged);
 		known->gone = covered->gone;
 		memcpy(known->want, covered->want, sizeof known->want);
 	}

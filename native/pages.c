@@ -10,7 +10,11 @@
 #include "access/xlogutils.h"
 #include "catalog/pg_tablespace_d.h"
 #include "access/htup_details.h"
+#include "access/nbtree.h"
+#include "access/transam.h"
 #include "catalog/storage.h"
+#include "catalog/pg_depend.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/storage_xlog.h"
 #include "commands/sequence.h"
 #include "miscadmin.h"
@@ -52,16 +56,22 @@ measure_baseline(Oid baseline, Known *known)
 	known->measured = true;
 }
 
-/* Which forks a relation may have in the lease though it has none in the baseline. */
+/* Which forks a relation may have in the lease though it has none in the baseline: to look for each takes long. */
 static bool
-may_have(const Known *known, ForkNumber fork)
+may_have(const Target *target, ForkNumber fork)
 {
+	char		kind = target->known->kind;
+
+	if (kind == 'S' || kind == 'C')
+		return false;
 	switch (fork)
 	{
 		case FSM_FORKNUM:
-			return known->kind != 'S' && known->kind != 'C';
+			/* Of an index it is made when the first page becomes free. */
+			return kind != 'i' || (target->dirty != NULL && !target->dirty->inserted);
 		case VISIBILITYMAP_FORKNUM:
-			return known->kind != 'S' && known->kind != 'C' && known->kind != 'i';
+			/* Made to set a bit, which is logged. */
+			return kind != 'i' && target->dirty != NULL && target->dirty->blocks[fork] != NULL;
 		default:
 			return false;
 	}
@@ -77,7 +87,7 @@ measure_lease(Oid lease, Target *target)
 	{
 		bool		exists = target->known->want[fork] != InvalidBlockNumber;
 
-		if ((target->dirty != NULL && target->dirty->all) || (!exists && may_have(target->known, fork)))
+		if ((target->dirty != NULL && target->dirty->all) || (!exists && may_have(target, fork)))
 			exists = smgrexists(smgr, fork);
 		target->have[fork] = exists ? smgrnblocks(smgr, fork) : InvalidBlockNumber;
 	}
@@ -306,33 +316,122 @@ baseline_page(Work *work, const Target *target, ForkNumber fork, BlockNumber blo
 /* Behind the LSN and the checksum: they are the log's and the file's, not the content's. */
 #define CONTENT offsetof(PageHeaderData, pd_flags)
 
+#define MOST_DELTA (BLCKSZ / 2)
+
 static bool
 differ(const char *one, const char *other)
 {
 	return memcmp(one + CONTENT, other + CONTENT, BLCKSZ - CONTENT) != 0;
 }
 
+/* Whether a page that the log does not name has none of the hints that are not in it: no need to look at the other one. */
+static bool
+is_untouched(const Target *target, ForkNumber fork, BlockNumber block, Page page)
+{
+	const Dirty *dirty = target->dirty;
+
+	if (!target->known->btree || fork != MAIN_FORKNUM || target->known->unlogged || target->remade || PageIsNew(page))
+		return false;
+	if (dirty != NULL && (dirty->all || block > (BlockNumber) PG_INT32_MAX || bms_is_member((int) block, dirty->blocks[fork])))
+		return false;
+	/* Who marks a tuple dead sets it (_bt_killitems, _bt_check_unique). */
+	return !(BTPageGetOpaque(page)->btpo_flags & BTP_HAS_GARBAGE);
+}
+
+/*
+ * The bytes that differ, as generic_xlog.c writes them: (offset, length, bytes) each.  0 where an image is shorter, or the page has
+ * not the standard layout, between whose pd_lower and pd_upper recovery puts zeros.
+ */
+static Size
+delta_of(const char *is, const char *wanted, char *delta)
+{
+	const PageHeader header = (const PageHeader) wanted;
+	Size		length = 0;
+	int			at = CONTENT;
+
+	if (PageIsNew((Page) is) || PageIsNew((Page) wanted) || header->pd_lower < SizeOfPageHeaderData ||
+		header->pd_lower > header->pd_upper || header->pd_upper > header->pd_special || header->pd_special > BLCKSZ)
+		return 0;
+	while (at < BLCKSZ)
+	{
+		OffsetNumber from,
+					bytes;
+		int			end,
+					same = 0;
+
+		if (at >= header->pd_lower && at < header->pd_upper)
+		{
+			at = header->pd_upper;
+			continue;
+		}
+		if (is[at] == wanted[at])
+		{
+			at++;
+			continue;
+		}
+		/* Up to where so many bytes are equal that it is shorter to begin another one. */
+		for (end = at + 1; end < (at < header->pd_lower ? header->pd_lower : BLCKSZ) && same <= 2 * sizeof(OffsetNumber); end++)
+			same = is[end] == wanted[end] ? same + 1 : 0;
+		from = at;
+		bytes = end - at - same;
+		if (length + 2 * sizeof(OffsetNumber) + bytes > MOST_DELTA)
+			return 0;
+		memcpy(delta + length, &from, sizeof from);
+		memcpy(delta + length + sizeof from, &bytes, sizeof bytes);
+		memcpy(delta + length + sizeof from + sizeof bytes, wanted + at, bytes);
+		length += sizeof from + sizeof bytes + bytes;
+		at = end;
+	}
+	return length;
+}
+
+static void
+log_page(Work *work, Buffer buffer, bool standard, const char *delta, Size length)
+{
+	if (length == 0)
+		log_newpage_buffer(buffer, standard);
+	else
+	{
+		XLogBeginInsert();
+		XLogRegisterBuffer(0, buffer, REGBUF_STANDARD);
+		XLogRegisterBufData(0, (char *) delta, length);
+		PageSetLSN(BufferGetPage(buffer), XLogInsert(RM_GENERIC_ID, 0));
+	}
+	follow(work);
+}
+
 static void
 put_back(Work *work, Target *target, ForkNumber fork, BlockNumber block)
 {
 	bool		logged = is_logged(target, fork);
+	char		delta[MOST_DELTA];
+	Size		length;
 	Buffer		source = InvalidBuffer,
 				lease;
 	char	   *is;
-	const char *wanted = marked_page(target->node, fork, block);
+	const char *wanted;
 
+	work->compared++;
+	lease = lease_page(work, target, fork, block);
+	LockBuffer(lease, BUFFER_LOCK_EXCLUSIVE);
+	is = (char *) BufferGetPage(lease);
+	if (is_untouched(target, fork, block, (Page) is))
+	{
+		UnlockReleaseBuffer(lease);
+		return;
+	}
+	wanted = marked_page(target->node, fork, block);
 	if (wanted == NULL)
 	{
+		/* Nobody but us locks pages of both databases. */
 		source = baseline_page(work, target, fork, block);
 		LockBuffer(source, BUFFER_LOCK_SHARE);
 		wanted = (const char *) BufferGetPage(source);
 	}
-	lease = lease_page(work, target, fork, block);
-	LockBuffer(lease, BUFFER_LOCK_EXCLUSIVE);
-	is = (char *) BufferGetPage(lease);
-	work->compared++;
 	if (differ(is, wanted))
 	{
+		/* Maps have not the standard layout. */
+		length = logged && fork == MAIN_FORKNUM ? delta_of(is, wanted, delta) : 0;
 		START_CRIT_SECTION();
 		if (PageIsNew((Page) wanted))
 			/* Nobody sets the LSN of such a page, and one that is left there makes the page invalid. */
@@ -344,11 +443,7 @@ put_back(Work *work, Target *target, ForkNumber fork, BlockNumber block)
 		logged = false;
 #endif
 		if (logged)
-		{
-			/* Heaps and indexes have the standard layout: the hole in the page is left out. Maps have none. */
-			log_newpage_buffer(lease, fork == MAIN_FORKNUM);
-			follow(work);
-		}
+			log_page(work, lease, fork == MAIN_FORKNUM, delta, length);
 		END_CRIT_SECTION();
 		work->written++;
 	}
@@ -498,9 +593,70 @@ mark_target(Work *work, Target *target, MarkWriter *writer)
 	}
 	if (resized)
 	{
-		MarkNode	node = {target->node, known->oid, known->table, known->kind, known->unlogged, false};
+		MarkNode	node = {target->node, known->oid, known->table, kind_of(known), known->unlogged, false};
 
 		memcpy(node.want, target->have, sizeof node.want);
 		mark_node(writer, &node);
 	}
+}
+
+/* --- temporary tables ----------------------------------------------------------------------------------------------------- */
+
+/* Whether a row was committed and is there; nobody who writes to it is under way. */
+static bool
+is_live(HeapTupleHeader row)
+{
+	TransactionId xmax = HeapTupleHeaderGetRawXmax(row);
+
+	if (!HeapTupleHeaderXminFrozen(row) && !TransactionIdDidCommit(HeapTupleHeaderGetRawXmin(row)))
+		return false;
+	return (row->t_infomask & HEAP_XMAX_INVALID) || HEAP_XMAX_IS_LOCKED_ONLY(row->t_infomask) ||
+		(row->t_infomask & HEAP_XMAX_IS_MULTI) || !TransactionIdDidCommit(xmax);
+}
+
+static bool
+block_depends(Oid lease, const Target *target, BlockNumber block, const List *namespaces)
+{
+	Buffer		buffer = ReadBufferWithoutRelcache(LOCATOR(DEFAULTTABLESPACE_OID, lease, target->node), MAIN_FORKNUM, block,
+												   RBM_NORMAL, NULL, true);
+	Page		page;
+	bool		found = false;
+
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	for (OffsetNumber number = FirstOffsetNumber; !PageIsNew(page) && number <= PageGetMaxOffsetNumber(page) && !found; number++)
+	{
+		ItemId		item = PageGetItemId(page, number);
+		HeapTupleHeader row;
+		Form_pg_depend depend;
+
+		if (!ItemIdIsNormal(item))
+			continue;
+		row = (HeapTupleHeader) PageGetItem(page, item);
+		/* No column of it is ever null, nor of variable length. */
+		depend = (Form_pg_depend) ((char *) row + row->t_hoff);
+		found = depend->refclassid == NamespaceRelationId && list_member_oid(namespaces, depend->refobjid) && is_live(row);
+	}
+	UnlockReleaseBuffer(buffer);
+	return found;
+}
+
+/* Whether anything lies in these namespaces, as far as pages of pg_depend say that were written. */
+bool
+anything_depends(Oid lease, const Target *target, const List *namespaces)
+{
+	BlockNumber have = target->have[MAIN_FORKNUM];
+	int			block = -1;
+
+	if (target->dirty->all)
+	{
+		for (BlockNumber each = 0; each < have; each++)
+			if (block_depends(lease, target, each, namespaces))
+				return true;
+		return false;
+	}
+	while ((block = bms_next_member(target->dirty->blocks[MAIN_FORKNUM], block)) >= 0)
+		if ((BlockNumber) block < have && block_depends(lease, target, (BlockNumber) block, namespaces))
+			return true;
+	return false;
 }

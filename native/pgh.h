@@ -105,6 +105,7 @@ typedef struct Known
 	Oid			oid;			/* for locks and messages */
 	Oid			table;			/* the table whose heap, index, TOAST it is; its own OID else */
 	char		kind;			/* pg_class.relkind; C: a sequence whose sessions fetch values in advance */
+	bool		btree;
 	bool		unlogged;
 	bool		gone;			/* a mark's state has it no more */
 	bool		measured;
@@ -122,6 +123,7 @@ extern List *known_family(Oid table);	/* numbers of the files of a table, of its
 extern SMgrRelation known_lease(Known *known, Oid lease);
 extern Known *know_file(RelNumber node, Oid oid, Oid table, char kind, bool unlogged);
 extern void forget_file(RelNumber node);
+extern char kind_of(const Known *known);
 
 /* What this session remembers of a lease from one rewind to the next. */
 typedef struct Memory
@@ -142,6 +144,7 @@ typedef struct Dirty
 	RelNumber	node;			/* key */
 	bool		all;			/* other things than pages: made, truncated, dropped */
 	bool		dropped;
+	bool		inserted;		/* all records of it put something into an index: no page became free */
 	Bitmapset  *blocks[FORKS];
 	BlockNumber newest[FORKS];	/* the one that was added last */
 } Dirty;
@@ -172,7 +175,6 @@ extern bool is_ours(int pid, const Datum *ours, int nours);
 extern Present look_around(Oid lease, const Datum *ours, int nours);
 extern ArrayType *advisory_locks(Oid lease, const Datum *ours, int nours);
 extern const char *cannot_rewind(Oid lease);
-extern bool has_temporary_files(Oid lease);
 
 /* --- marks.c ------------------------------------------------------------------------------------------------------ */
 
@@ -230,6 +232,7 @@ extern int64 pages_to_compare(const Target *target);
 extern void make_again(Work *work, Target *target);
 extern void shorten_all(Work *work, HTAB *targets);
 extern void restore(Work *work, Target *target);
+extern bool anything_depends(Oid lease, const Target *target, const List *namespaces);
 extern void mark_target(Work *work, Target *target, MarkWriter *writer);
 extern void buffered_pages(Work *work, HTAB *targets);
 

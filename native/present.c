@@ -3,18 +3,14 @@
  */
 #include "pgh.h"
 
-#include <dirent.h>
-
 #include "access/transam.h"
 #include "access/twophase.h"
 #include "access/xact.h"
-#include "catalog/pg_tablespace_d.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "replication/slot.h"
 #include "replication/walsender.h"
 #include "replication/walsender_private.h"
-#include "storage/fd.h"
 #include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/procarray.h"
@@ -147,19 +143,4 @@ cannot_rewind(Oid lease)
 		if (WalSndCtl->walsnds[i].pid != 0)
 			return "a standby is connected";
 	return NULL;
-}
-
-/* Whether there is a table, index or sequence that belongs to one session: t<number of the session>_<number of the file>. */
-bool
-has_temporary_files(Oid lease)
-{
-	char	   *path = GetDatabasePath(lease, DEFAULTTABLESPACE_OID);
-	DIR		   *directory = AllocateDir(path);
-	struct dirent *entry;
-	bool		found = false;
-
-	while (!found && (entry = ReadDir(directory, path)) != NULL)
-		found = entry->d_name[0] == 't' && entry->d_name[1] >= '0' && entry->d_name[1] <= '9';
-	FreeDir(directory);
-	return found;
 }

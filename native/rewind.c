@@ -13,6 +13,7 @@
 #include "access/xlog.h"
 #include "access/xlogutils.h"
 #include "catalog/catalog.h"
+#include "catalog/pg_depend.h"
 #include "catalog/pg_tablespace_d.h"
 #include "catalog/pg_type.h"
 #include "catalog/storage.h"
@@ -89,7 +90,6 @@ typedef struct RewindPlan
 	List	   *touched;		/* OIDs of tables and sequences */
 	bool		catalogs;
 	bool		dropped;		/* files of the baseline were */
-	bool		maps_dropped;	/* .. that nothing but their unlinking tells from those made again */
 	bool		advance;		/* a sequence with CACHE moved */
 	bool		weak;			/* sessions in a transaction hold locks on what was put back */
 } RewindPlan;
@@ -360,22 +360,36 @@ wake(Oid lease)
 
 /* --- the order of it all ---------------------------------------------------------------------------------------------- */
 
-/* Whether temporary tables of sessions that stay would lose their rows in the catalogs. */
+/*
+ * Whether temporary tables of sessions that stay would lose their rows in the catalogs.
+ *
+ * The namespaces that the baseline has stay.  What lies in them depends on them (pg_depend), and what was there at the last
+ * rewind is gone: so only pages that were written since can say so.
+ */
 static bool
-disturbs_temporary(const Asked *asked, const Present *present)
+disturbs_temporary(const Asked *asked, const Present *present, HTAB *targets)
 {
+	HASH_SEQ_STATUS scan;
+	Target	   *target;
 	ListCell   *cell;
+	bool		found = false;
 
 	foreach(cell, present->temporary)
 	{
-		bool		is_empty = false;
+		bool		stays = false;
 
-		for (int i = 0; i < asked->nempty && !is_empty; i++)
-			is_empty = DatumGetObjectId(asked->empty[i]) == lfirst_oid(cell);
-		if (!is_empty)
+		for (int i = 0; i < asked->nempty && !stays; i++)
+			stays = DatumGetObjectId(asked->empty[i]) == lfirst_oid(cell);
+		if (!stays)
 			return true;
 	}
-	return present->temporary != NIL && has_temporary_files(asked->lease);
+	if (present->temporary == NIL)
+		return false;
+	hash_seq_init(&scan, targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+		if (target->known->oid == DependRelationId && target->dirty != NULL)
+			found |= anything_depends(asked->lease, target, present->temporary);
+	return found;
 }
 
 static void
@@ -388,11 +402,12 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 	{
 		forget_unlinks(memory, asked->lease);
 		/*
-		 * Maps and further segments were unlinked at once.  Whoever holds such a file open, the background writer for
-		 * instance, would write pages of the new one into it.
+		 * Two things for one wait.  Maps and further segments were unlinked at once: whoever holds such a file open, the
+		 * background writer for instance, would write pages of the new one into it.  And the checkpointer does not come to
+		 * a barrier between reading its requests and the end of its unlinking: past it, ours was read, or will be before it
+		 * unlinks again.
 		 */
-		if (true)
-			WaitForProcSignalBarrier(EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE));
+		WaitForProcSignalBarrier(EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE));
 	}
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
@@ -430,16 +445,10 @@ weigh(RewindPlan *plan, Work *work, Memory *memory, const Asked *asked)
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 	{
-		const BlockNumber *want = target->known->want;
-
 		measure_baseline(work->baseline, target->known);
-		plan->maps_dropped |= target->remade && (want[FSM_FORKNUM] != InvalidBlockNumber ||
-												 want[VISIBILITYMAP_FORKNUM] != InvalidBlockNumber ||
-												 want[INIT_FORKNUM] != InvalidBlockNumber ||
-												 want[MAIN_FORKNUM] > RELSEG_SIZE);
 		pages += pages_to_compare(target);
 		if (target->known->kind == 'i' && !target->remade)
-			of_indexes += want[MAIN_FORKNUM];
+			of_indexes += target->known->want[MAIN_FORKNUM];
 	}
 	if (of_indexes <= FEW_PAGES || replaced)
 		return pages;
@@ -515,8 +524,6 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 	}
 	if (hash_get_num_entries(plan->targets) == 0 && plan->fresh == NIL)
 		return "nothing";
-	if (plan->catalogs && disturbs_temporary(asked, &answer->present))
-		return "temporary";
 	pages = weigh(plan, work, memory, asked);
 	if (pages > asked->most_pages)
 	{
@@ -529,9 +536,9 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 	answer->present = look_around(asked->lease, asked->ours, asked->nours);
 	if (answer->present.busy != NIL || answer->present.prepared || somebody_wrote(asked, &answer->upto, &answer->shared))
 		return "busy";
-	if (plan->catalogs && disturbs_temporary(asked, &answer->present))
-		return "temporary";
 	measure_all(plan, asked->lease);
+	if (plan->catalogs && disturbs_temporary(asked, &answer->present, plan->targets))
+		return "temporary";
 	work->end = answer->upto;
 	work->contiguous = true;
 	return NULL;
@@ -636,7 +643,7 @@ compare_relations(const Asked *asked, RewindPlan *plan, MarkWriter *writer)
 	while ((target = hash_seq_search(&scan)) != NULL)
 		if (hash_search(there, &target->node, HASH_FIND, NULL) == NULL)
 		{
-			MarkNode	node = {target->node, target->known->oid, target->known->table, target->known->kind,
+			MarkNode	node = {target->node, target->known->oid, target->known->table, kind_of(target->known),
 			target->known->unlogged, true};
 
 			for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)

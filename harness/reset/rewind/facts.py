@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import NamedTuple
 
 from harness.postgres.session import Session
 from harness.reset.sql import owners
 
-# Of an index its table. Shared catalogs have no file here, and temporary tables are their session's.
+# Of an index its table; b for a B-tree. Shared catalogs have no file here, and temporary tables are their session's.
 _FACTS = """
-select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(i.indrelid, c.oid)::int8, c.relkind::text,
+select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(i.indrelid, c.oid)::int8,
+       case when c.relkind = 'i' and c.relam = 403 then 'b' else c.relkind::text end,
        c.relpersistence = 'u'
   from pg_class c
   left join pg_index i on i.indexrelid = c.oid
@@ -18,14 +18,7 @@ select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(i.indrelid, c.oi
    and pg_relation_filenode(c.oid) is not null
 """
 
-_TEMPORARY = "select oid::int8 from pg_namespace where nspname ~ '^pg_(toast_)?temp_'"
-
-_UNUSED = """
-select array_agg(oid::int8), exists (select from pg_depend where refclassid = 'pg_namespace'::regclass and refobjid = any({oids}))
-  from pg_namespace
- where oid = any({oids}) or nspname in (
-       select replace(nspname, 'pg_temp_', 'pg_toast_temp_') from pg_namespace where oid = any({oids}))
-"""
+_TEMPORARY = "select oid::int8 from pg_namespace where nspname ~ '^pg_temp_'"
 
 
 class Facts(NamedTuple):
@@ -34,19 +27,19 @@ class Facts(NamedTuple):
     Attributes:
         database: OID of the baseline, as text.
         files: OID → number of its file.
-        temporary: OIDs of its temporary namespaces.
+        temporary: OIDs of its namespaces for temporary tables, as text.
         owned: who owns what.
         values: the parameters of ``pgh_know``, as text; but for the first those of ``pgh_mark`` too.
     """
 
     database: bytes
     files: dict[int, int]
-    temporary: frozenset[int]
+    temporary: bytes
     owned: owners.Owned
     values: tuple[bytes, ...]
 
 
-NOTHING = Facts(b"0", {}, frozenset(), owners.Owned(b"", ""), ())
+NOTHING = Facts(b"0", {}, b"{}", owners.Owned(b"", ""), ())
 """Of a baseline that was not read yet."""
 
 
@@ -58,7 +51,7 @@ def read(session: Session) -> Facts:
     return Facts(
         str(database).encode(),
         dict(zip(oids, nodes, strict=True)),
-        frozenset(session.column(_TEMPORARY)),
+        _array(tuple(session.column(_TEMPORARY))),
         owners.Owned(session.value(owners.digest(database)).encode(), owners.rows_of(database)),
         (
             str(database).encode(),
@@ -69,18 +62,6 @@ def read(session: Session) -> Facts:
             _array(tuple(node for node, is_unlogged in zip(nodes, unlogged, strict=True) if is_unlogged)),
         ),
     )
-
-
-def unused(session: Session, namespaces: Collection[int], known: Collection[int]) -> bool:
-    """Whether these temporary namespaces hold nothing, and a rewind would leave them in place. One round trip.
-
-    Args:
-        session: in the lease.
-        known: OIDs of those of the baseline.
-    """
-    found = session.row(_UNUSED.format(oids=f"'{_array(namespaces).decode()}'::oid[]"))
-    there, used = found or (None, True)
-    return not used and set(there or ()) <= set(known)
 
 
 def _array(numbers: Collection[int]) -> bytes:

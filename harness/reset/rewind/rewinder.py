@@ -277,21 +277,7 @@ class Rewinder:
         *,
         most: bytes = _MOST_PAGES,
     ) -> Answer | None:
-        """Call a prepared statement; a second time where sessions only *had* temporary tables. None where it is ``off`` now."""
-        answer = self.last = self._call(connections, tracker, name, more, most, ())
-        if answer is not None and answer.status == "temporary" and self._unused(connections, answer):
-            answer = self.last = self._call(connections, tracker, name, more, most, answer.temporary)
-        return answer
-
-    def _call(
-        self,
-        connections: Connections,
-        tracker: Tracker,
-        name: bytes,
-        more: tuple[bytes, ...],
-        most: bytes,
-        unused: Collection[int],
-    ) -> Answer | None:
+        """Call a prepared statement; None where it is ``off`` now."""
         for again in (False, True):
             session = connections.wal.session
             try:
@@ -304,14 +290,15 @@ class Rewinder:
                     tracker.clean.encode(),
                     _array(tracker.rewinds),
                     _array(connections.ours),
-                    _array(unused),
+                    self._facts.temporary,
                     self._most,
                     most,
                     *more,
                 )
                 with translated("rewind"):
                     result = session.connection.ask_prepared(name, values)
-                return parse([result.get_value(0, column) for column in range(result.nfields)])
+                self.last = parse([result.get_value(0, column) for column in range(result.nfields)])
+                return self.last
             except ServerRefused as error:
                 if error.sqlstate == sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE and not again:
                     self._knows = None
@@ -319,10 +306,6 @@ class Rewinder:
                 self._refused(error)
                 return None
         return None
-
-    def _unused(self, connections: Connections, answer: Answer) -> bool:
-        """Whether those who had temporary tables have none now, and will find their namespaces again."""
-        return facts.unused(connections.lease, answer.temporary, self._facts.temporary)
 
     def _learn(self, store: BaselineStore) -> None:
         """Read the facts of the baseline: once, as long as it is the same session that reads them."""
