@@ -366,7 +366,11 @@ delta_of(const char *is, const char *wanted, char *delta)
 		}
 		if (is[at] == wanted[at])
 		{
-			at++;
+			/* Eight at a time: nearly all of a page is equal. */
+			while (at + 8 <= BLCKSZ && memcmp(is + at, wanted + at, 8) == 0)
+				at += 8;
+			if (at < BLCKSZ && is[at] == wanted[at])
+				at++;
 			continue;
 		}
 		/* Up to where so many bytes are equal that it is shorter to begin another one. */
@@ -392,10 +396,14 @@ log_page(Work *work, Buffer buffer, bool standard, const char *delta, Size lengt
 		log_newpage_buffer(buffer, standard);
 	else
 	{
+		XLogRecPtr	end;
+
 		XLogBeginInsert();
 		XLogRegisterBuffer(0, buffer, REGBUF_STANDARD);
 		XLogRegisterBufData(0, (char *) delta, length);
-		PageSetLSN(BufferGetPage(buffer), XLogInsert(RM_GENERIC_ID, 0));
+		/* Up to 15 a macro, which would insert twice. */
+		end = XLogInsert(RM_GENERIC_ID, 0);
+		PageSetLSN(BufferGetPage(buffer), end);
 	}
 	follow(work);
 }
