@@ -92,7 +92,7 @@ def main() -> None:
         open_run(folder, told["version"], engine=engine) as harness,
         harness.lease("crowd", watch=True) as lease,
     ):
-        taken = []
+        taken: list[float] = []
         with Session.connect(lease.dsn, application_name="bench") as app:
             for _ in range(3):
                 app.script(told["statements"])
