@@ -177,8 +177,12 @@ def _copy(
     try:
         databases.terminate(session, source)
         databases.clone(session, copy, template=source, owner=owner, strategy=strategy)
+        with Session.connect(session.dsn.with_database(copy)) as inside:
+            settle_sequences(inside)
+            unlogged = incarnation.label(inside)
         if noted is not None:
-            # Nobody is in it: this is the position at which both are the same.
+            # Nobody is in it, and the copy is finished: this is the position at which both are the same, and from which
+            # nobody writes to the copy.
             here = str(session.value("select pg_current_wal_insert_lsn()::text"))
             noted = replace(noted, position=here, clean=here)
     except ServerRefused as error:
@@ -191,9 +195,6 @@ def _copy(
     finally:
         if not session.closed:
             session.execute(f"alter database {ident(source)} with allow_connections true")
-    with Session.connect(session.dsn.with_database(copy)) as inside:
-        settle_sequences(inside)
-        unlogged = incarnation.label(inside)
     session.script(
         ";\n".join(
             [

@@ -28,7 +28,7 @@ def mine(new_project: Callable[..., Project]) -> Project:
 
 def reset(mine: Project, *words: str) -> str:
     (report,) = json.loads(mine.ok("reset", "--json", *words))
-    assert report["ended"] == []
+    assert (report["reason"], report["ended"]) == ("", [])
     return str(report["strategy"])
 
 
