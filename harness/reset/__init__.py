@@ -2,6 +2,9 @@
 
 This is the map. ``docs/reset.md`` tells what is promised, decisions 0031 to 0039 tell why it is done so.
 
+Two engines. Where the server has our module (:mod:`harness.reset.rewind`, docs/rewind.md), each turn of a reset tries *pages*
+first, in one round trip of the reader; whatever is in the way of that is left to the *rows*, which everything below is about.
+
 The sessions
 ============
 ::
@@ -11,8 +14,31 @@ The sessions
     baseline   ours, in the baseline, a clone of the template that nobody else enters: how rows were
     others     the application's, in the leased database, whom a reset waits for; and everybody else on the server
 
-One reset, from above to below
-==============================
+Pages first
+===========
+::
+
+      reader       one call: look, lock, copy pages from the baseline's, tell all sessions
+        nothing    nobody wrote ................................................................ done
+        rewound    the lease is a copy of the baseline again: start = upto, own = [xid], nothing is touched, moved, pending
+                     the server's own catalogs were written: settings and pg_shdepend are put back by rows
+                     a sequence with CACHE moved: a new file for it (pending) ............. by rows, this turn
+                     a new advisory lock is held ........................................... by rows, this turn
+                     else ................................................................ done
+        busy, locked, temporary, rows
+                   nothing was changed ................................................... by rows, this turn
+                     that waits, names, ends, or puts rows back; its next turn tries pages again
+                     it wants a clone, and somebody was in the way of the pages: he is waited for and ended, alone
+        an error   before any page: off, with the reason. Else: a clone
+
+    clean          where the pages last equalled the baseline's, byte by byte: a clone, or a rewind, nothing else
+    rewinds        ids of the rewinds since. Rows that were put back by rows lie elsewhere than in the baseline: for a rewind
+                   our own records of that are as dirty as a test's, so it reads from ``clean``, not from ``start``
+
+Not tried while tables are locked for a writer who goes on (contended), nor above marks of rows.
+
+One reset by rows, from above to below
+======================================
 In brackets the stages that the engine tells a test (``locked``, and the first ``before-commit``, only where rows have to be
 looked at before it is known what to do); the words at the left say which session works.
 ::
@@ -135,8 +161,9 @@ Where what is
     marks.py        the stack of marks; marking.py copies what one holds
     watermark.py    the value with which another process goes on
     report.py       what a reset says that it did
+    rewind/         pages: rewinder.py asks the server's module; the rest brings it there
     wal/            reading the log: bytes (files or SQL) first, pg_walinspect else
-    sql/            statements: batches, relations, rows, sequences, catalogs, shared catalogs
+    sql/            statements: batches, relations, rows, sequences, catalogs, shared catalogs, who owns what
 
 Imports go from engine down to the values, and nowhere back.
 """

@@ -75,6 +75,11 @@ class Contention:
         self.locked = True
         return True
 
+    def give_up(self) -> None:
+        """Rows are not put back after all: no table needs to be locked."""
+        self.unlock()
+        self.contended.clear()
+
     def unlock(self) -> None:
         """Let the tables go, where they are locked."""
         if self.locked:

@@ -42,8 +42,8 @@ from harness.reset.outcome import Outcome, Terms
 from harness.reset.plan import ROW_MS, plan
 from harness.reset.report import ResetReport
 from harness.reset.restore import Attempt
-from harness.reset.rewind import page_marks
 from harness.reset.rewind.answer import Answer
+from harness.reset.rewind.pages import Pages
 from harness.reset.rewind.rewinder import Rewinder, Rewound
 from harness.reset.sessions import Sessions
 from harness.reset.sql import batch
@@ -125,7 +125,9 @@ class ResetEngine:
         self._marks = Marks()
         self._tracker = Tracker(self._connections, self._marks, role)
         self._vacuum = Vacuum()
-        self._rewinder = rewinder
+        self._pages = Pages(
+            rewinder, self._connections, self._tracker, self._marks, lambda: self._look(force=True)
+        )
         self._stage = stage
         self._based = False
         self._refilling = False
@@ -156,12 +158,13 @@ class ResetEngine:
     @property
     def rewound(self) -> Answer | None:
         """What the server's module answered last; None where it was not asked."""
-        return self._rewinder.last if self._rewinder is not None else None
+        rewinder = self._pages.rewinder
+        return None if rewinder is None else rewinder.last
 
     @property
     def watermark(self) -> Watermark | None:
         """What another process needs to go on from here (:meth:`rebase`); None where the state is not known."""
-        return self._tracker.watermark() if self._based and not self._marks and not self._of_pages else None
+        return self._tracker.watermark() if self._based and not self._marks and not self._pages.only else None
 
     def cloned_in(self, milliseconds: float) -> None:
         """A fresh clone was made in this time: reading the log may cost as much, and no more."""
@@ -183,14 +186,13 @@ class ResetEngine:
         self._based = False
         try:
             try:
-                self._tracker.rebase(noted)
+                self._tracker.rebase(noted, by_pages=self._pages.on)
             except ServerLost as error:
                 # A session may have died unnoticed since the last reset: once more, with new ones.
                 self._lost(error)
-                self._tracker.rebase(noted)
+                self._tracker.rebase(noted, by_pages=self._pages.on)
             self._vacuum = Vacuum()
-            if self._rewinder is not None:
-                self._rewinder.rebase(self._connections, self._tracker, self._marks.pages)
+            self._pages.rebase()
             if self._marks.pages:
                 self._reset_loop(self._contention())
             elif self._marks:
@@ -246,10 +248,17 @@ class ResetEngine:
             if to is not None:
                 self._marks.check(to)
                 while self._marks.top is not to:
-                    self._release_top()
+                    self._pages.release_top()
             if sessions == "end":
                 met.sessions.end_all()
-            return self._reset_loop(met)
+            try:
+                return self._reset_loop(met)
+            except RecloneNeeded:
+                if (rewound := self._pages.insist(met)) is None:
+                    raise
+                if not rewound.done:
+                    return self._reset_loop(met)
+                return ResetReport("rewind", tuple(sorted(rewound.tables)))
         except BaseException as error:
             # Whatever it was (Ctrl-C too): what is half done must never pass for pristine.
             if not isinstance(error, LeaseError) or isinstance(error, RecloneNeeded):
@@ -269,8 +278,8 @@ class ResetEngine:
                 tables |= rewound.tables
                 if rewound.done:
                     return ResetReport(how, tuple(sorted(tables)), rows)
-            if self._of_pages:
-                self._make_way(met, rewound)
+            if self._pages.only:
+                self._pages.make_way(met, rewound)
                 continue
             force = tracker.must_read
             if met.contended and not met.lock(self._connections.store.relations):
@@ -329,41 +338,14 @@ class ResetEngine:
 
         Tried anew in each turn: what was in its way may be gone by now.
         """
-        # With locks of ours it would wait for ourselves.
-        if self._rewinder is None or self._marks.of_rows or met.contended:
+        if not self._pages.may(met):
             return None
         self._stage("before-rewind")
-        rewound = self._rewinder.turn(self._connections, self._tracker, self._marks.pages)
+        rewound = self._pages.turn()
         if rewound is not None and rewound.wrote:
             self._stage("rewound")
             self._vacuum = Vacuum()
         return rewound
-
-    @property
-    def _of_pages(self) -> bool:
-        """Whether the state to go back to, or one that was released just now, is known by pages only."""
-        return bool(self._marks.pages or (self._rewinder is not None and self._rewinder.above))
-
-    def _make_way(self, met: Contention, rewound: Rewound | None = None) -> None:
-        """Wait for whoever is in the way of a rewind that nothing can take the place of; at the deadline they are ended.
-
-        Args:
-            rewound: what the rewind did, where only an advisory lock is left.
-
-        Raises:
-            RecloneNeeded: nobody is in the way: pages cannot be put back.
-        """
-        rewinder = self._rewinder
-        answer = None if rewinder is None or rewinder.off else rewinder.last
-        if answer is None or (rewound is None and answer.status not in ("busy", "locked")):
-            why = "no module" if rewinder is None else rewinder.off or rewinder.left
-            raise RecloneNeeded(f"the marked state is one of pages, which cannot be put back: {why}")
-        if met.sessions.hindered(self._look(force=True)):
-            return
-        if answer.status == "locked":
-            met.sessions.lock_holders(answer.touched, lockless=True)
-        elif answer.status == "busy":
-            met.sessions.inside(answer.busy, prepared=answer.prepared)
 
     def _restore(
         self, todo: Restore, found: Changes, files: Mapping[int, int], window: WalWindow, met: Contention
@@ -523,7 +505,7 @@ class ResetEngine:
         """
         tracker = self._tracker
         met = self._contention()
-        if (marked := self._mark_pages(met)) is not None:
+        if (marked := self._pages.mark(met)) is not None:
             return marked
         while True:
             window = self._look(force=True, patience=MARK_PATIENCE)
@@ -550,42 +532,10 @@ class ResetEngine:
         tracker.remember_files(files)
         tracker.advance(window, own=[copied.xid])
         tracker.pending = Changes()
-        mark = Mark(self._marks.next_number(), self._marks, self._release_top)
+        mark = Mark(self._marks.next_number(), self._marks, self._pages.release_top)
         return self._marks.push(
             Layer(mark, copied.tables, copied.sequences, replace(found, catalogs={}, unknown=frozenset()))
         )
-
-    def _mark_pages(self, met: Contention) -> Mark | None:
-        """Push a mark of pages; None where it has to be one of rows.
-
-        Raises:
-            LeaseError: what changed cannot be held by a mark, or those below are of pages and this one cannot be.
-        """
-        rewinder, below = self._rewinder, self._marks.pages
-        if rewinder is None or self._marks.of_rows:
-            return None
-        name = page_marks.name_for(self._connections.lease.dsn.database)
-        while (answer := rewinder.mark(self._connections, self._tracker, below, name)) is not None:
-            if answer.status == "marked":
-                mark = Mark(self._marks.next_number(), self._marks, self._release_top)
-                self._marks.push(Layer(mark, {}, {}, Changes(), pages=name))
-                if answer.shared and self._tracker.shared_changed:
-                    self._release_top()
-                    raise LeaseError(marking.NOT_SHARED)
-                return mark
-            if answer.status not in ("busy", "locked"):
-                break
-            self._make_way(met)
-        if below or rewinder.above:
-            raise LeaseError(f"the mark cannot be set above one of pages: {rewinder.off or rewinder.left}")
-        return None
-
-    def _release_top(self) -> None:
-        """Release the top mark: what it holds is a change against the state below."""
-        if self._rewinder is not None and self._marks.pages:
-            self._rewinder.release(self._marks.pop().pages)
-        else:
-            self._tracker.release_top()
 
     # --- common to all -----------------------------------------------------------------------------
 
@@ -634,8 +584,7 @@ class ResetEngine:
     def close(self) -> None:
         """Log out everywhere; never raises for sessions that are gone."""
         self._based = False
-        if self._rewinder is not None:
-            self._rewinder.close(self._connections, self._marks.pages)
+        self._pages.close()
         self._connections.close()
 
     def __repr__(self) -> str:

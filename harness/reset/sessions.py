@@ -124,7 +124,7 @@ class Sessions:
             ending.cancel_autovacuum(self._reader, pids)
             time.sleep(0.005)
         elif over < END_PATIENCE:
-            self._end(pids)
+            self.end(pids)
         else:
             raise RecloneNeeded("a lock is not to be had, and no session of the application holds it")
         return False
@@ -135,12 +135,12 @@ class Sessions:
         if over >= END_PATIENCE:
             raise RecloneNeeded("somebody who is no session of the application goes on writing")
         if over >= 0:
-            self._end(activity.active(self._reader, self._tracker.database, self._connections.ours))
+            self.end(activity.active(self._reader, self._tracker.database, self._connections.ours))
 
     def end_all(self) -> None:
         """End every session of the application in this database."""
         found = activity.describe(self._reader, self._tracker.database, self._connections.ours)
-        self._end([session.pid for session in found])
+        self.end([session.pid for session in found])
 
     def _advisory(self) -> list[int]:
         found = activity.advisory(self._reader, self._tracker.database, self._connections.ours)
@@ -161,7 +161,7 @@ class Sessions:
             if ending.prepared(self._reader, self._tracker.database):
                 self._roll_back_prepared()
             elif now >= self._deadline and not given_up:
-                self._end(self._writers())
+                self.end(self._writers())
                 given_up = now + END_PATIENCE
             elif given_up and now >= given_up:
                 raise RecloneNeeded(
@@ -180,7 +180,7 @@ class Sessions:
             if time.monotonic() >= deadline:
                 if ended:
                     raise RecloneNeeded(f"{len(pids)} sessions do not end")
-                self._end(pids)
+                self.end(pids)
                 ended, deadline = True, time.monotonic() + END_PATIENCE
             else:
                 # Never long: each round asks the server, which knows.
@@ -193,7 +193,8 @@ class Sessions:
             ending.roll_back(self._connections.lease, gid)
             self.ended.append(f"prepared transaction {ident(gid)}")
 
-    def _end(self, pids: Sequence[int]) -> None:
+    def end(self, pids: Sequence[int]) -> None:
+        """End these, and name them."""
         found = activity.describe(self._reader, self._tracker.database, self._connections.ours, pids)
         ending.end(self._reader, [session.pid for session in found])
         self.ended.extend(session.text for session in found)

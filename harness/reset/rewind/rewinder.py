@@ -7,6 +7,7 @@ elsewhere than in the baseline, so what a reset by rows wrote is as dirty as wha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from typing import NamedTuple
@@ -19,8 +20,11 @@ from harness.reset.changes import Changes, RecloneNeeded
 from harness.reset.connections import Connections
 from harness.reset.rewind import facts, page_marks
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
+from harness.reset.sessions import Sessions
 from harness.reset.sql import batch, owners, shared
+from harness.reset.sql import relations as relations_sql
 from harness.reset.sql.owners import Owned
+from harness.reset.sql.sequences import sequence_statements
 from harness.reset.tracker import Tracker
 
 _ASKED = "$1::oid, $2::oid, $3::pg_lsn, $4::oid[], $5::int[], $6::oid[], $7::int8, $8::int8"
@@ -32,6 +36,9 @@ _CALL_MARK = (
 )
 _KNOW = "select {schema}.pgh_know($1::oid, $2::oid[], $3::oid[], $4::oid[], $5::text, $6::oid[])"
 _REWIND, _REWIND_TO = b"pgh_rewind", b"pgh_rewind_to"
+
+PATIENCE = 0.2
+"""Seconds to wait for whoever is in the way, before he is ended in place of all."""
 
 _MOST_PAGES = b"100000"
 """Pages that are compared for one rewind: 0.8 GB, beyond which a clone may take less."""
@@ -70,6 +77,7 @@ class Rewinder:
 
     Attributes:
         off: why it is not tried any more, for this clone or at all; empty while it is.
+        lasting: whether ``off`` is for good.
         left: why the last try was left to the rows; empty where it was not.
         last: what the last call answered; None before the first.
         above: files of marks of pages that the lease may have pages of, though the log does not say so any more: of those that were
@@ -79,7 +87,7 @@ class Rewinder:
     def __init__(self, schema: str, *, most_bytes: int) -> None:
         self.off = self.left = ""
         self.last: Answer | None = None
-        self._lasting = False
+        self.lasting = False
         self.above: tuple[str, ...] = ()
         self._owned: dict[str, Owned] = {}
         # Ids of the transactions that have written rows of who owns what for us, in this clone.
@@ -106,7 +114,7 @@ class Rewinder:
         Raises:
             ServerLost: a session of ours is gone.
         """
-        if self._lasting:
+        if self.lasting:
             return
         self.off = self.left = ""
         # The clone has no page of them; what was released is of the clone that is gone.
@@ -163,13 +171,60 @@ class Rewinder:
         if not answer.wrote:
             return Rewound(False, frozenset(), done)
         store = connections.store
-        if fetched := _fetched(answer.touched, store):
+        fetched = _fetched(answer.touched, store)
+        if fetched and marks:
+            self._forget_fetched(connections, tracker, fetched)
+        elif fetched:
             # Sessions keep values of these, and only a new file makes them forget. It is no file of the baseline's: the
             # next rewind takes it away again, and comes here again.
             tracker.pending = Changes(
                 sequences=fetched, names={oid: str(store.relations[oid]) for oid in fetched}
             )
-        return Rewound(True, _names(answer.touched, store), done and not fetched)
+        return Rewound(True, _names(answer.touched, store), done and not tracker.pending)
+
+    def insist(
+        self, connections: Connections, tracker: Tracker, sessions: Sessions, marks: tuple[str, ...] = ()
+    ) -> Rewound | None:
+        """The same where all that is left is a clone, which would end every session: whoever is in the way of the pages is
+        waited for a moment, and then ended, alone. None where nobody is.
+
+        Raises:
+            RecloneNeeded, ServerLost: as :meth:`turn`.
+        """
+        patience, ended = time.monotonic() + PATIENCE, False
+        while not self.off and self.last is not None and self.last.status in ("busy", "locked"):
+            if time.monotonic() > patience:
+                if ended or not self.last.busy:
+                    return None
+                sessions.end(self.last.busy)
+                patience, ended = time.monotonic() + PATIENCE, True
+            time.sleep(0.002)
+            if (rewound := self.turn(connections, tracker, marks)) is not None:
+                return rewound
+        return None
+
+    def _forget_fetched(self, connections: Connections, tracker: Tracker, sequences: Collection[int]) -> None:
+        """Give these sequences another file, so that sessions forget which values they have fetched: above marks, whose state
+        the way by rows does not know.
+
+        Raises:
+            RecloneNeeded: it cannot be done.
+        """
+        store, lease = connections.store, connections.lease
+        relations = [store.relations[oid] for oid in sorted(sequences)]
+        caches = {oid: store.sequences[oid].cache for oid in sequences}
+        try:
+            now = relations_sql.sequences(lease, relations, caches=caches)
+            again = [line for each in relations for line in sequence_statements(each, now[each.oid])]
+            results = batch.run(lease, ["begin", *again, "select pg_current_xact_id()", "commit"])
+        except ServerRefused as error:
+            batch.rollback(lease)
+            raise RecloneNeeded(
+                f"a sequence whose values sessions keep cannot be put back: {error}"
+            ) from error
+        tracker.own.append(int(results[-2].rows[0][0] or 0))
+        nodes = [found.rows[0] for found in results[3:-2:3]]
+        tracker.remember_files({int(oid or 0): int(node or 0) for oid, node in nodes})
 
     # --- marks -------------------------------------------------------------------------------------
 
@@ -331,7 +386,7 @@ class Rewinder:
             RecloneNeeded: pages may have been written before.
         """
         if error.sqlstate in _GONE:
-            self._lasting = True
+            self.lasting = True
             self._stop(f"the module's functions are gone: {error.message}")
         elif error.sqlstate == sqlstate.UNDEFINED_FILE and "WAL" in error.message:
             self._stop("the log since its pages last equalled the baseline's was recycled")

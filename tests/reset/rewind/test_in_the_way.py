@@ -174,3 +174,37 @@ def test_two_workers_on_one_server_do_not_see_each_other(
     finally:
         for case in cases:
             dispose(case.bench)
+
+
+def test_who_is_in_the_way_of_what_would_be_a_clone_is_ended_alone(case: RewindCase, app: Session) -> None:
+    """Rows cannot undo DDL. A clone would have ended all sessions, not only the one that still sees what was before."""
+    with case.bench.app() as reader:
+        reader.script("begin isolation level repeatable read; select * from never")
+        app.script("alter table people add column extra text; create index on others (v)")
+        report = case.reset()
+    assert report.strategy == "rewind"
+    assert ["idle in transaction" in session for session in report.ended] == [True]
+    assert app.rows("select count(*) from people") == [(30,)]
+    case.assert_exact()
+
+
+def test_readers_without_a_pause_are_no_reason_for_a_clone(case: RewindCase, app: Session) -> None:
+    stop = threading.Event()
+
+    def read() -> None:
+        with case.bench.app() as reader:
+            while not stop.is_set():
+                reader.rows("select * from people")
+
+    with ThreadPoolExecutor(2) as readers:
+        found = [readers.submit(read) for _ in range(2)]
+        try:
+            for _ in range(10):
+                app.script("alter table people add column extra text; create index on others (v)")
+                assert case.reset().strategy == "rewind"
+        finally:
+            stop.set()
+        for reader in found:
+            reader.exception()
+    case.reset()
+    case.assert_exact()

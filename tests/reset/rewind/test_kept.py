@@ -102,6 +102,24 @@ def test_values_that_a_session_has_fetched_are_forgotten(
             case.reset()
 
 
+def test_values_that_a_session_has_fetched_are_forgotten_above_a_mark(
+    case: RewindCase, kept: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    kept.execute("insert into tickets (v) values ('a'), ('b')")
+    # Another session: this one gives what it has fetched, whatever state is marked.
+    with case.bench.app() as other:
+        other.execute("alter sequence fetched restart with 100")
+        mark = case.bench.engine.mark()
+        for _ in range(3):
+            assert kept.execute("insert into tickets (v) values ('x') returning id").fetchone() == (100,)
+            assert case.reset().strategy == "rewind"
+            assert other.rows("select id from tickets order by id") == [(1,), (2,)]
+    mark.release()
+    assert case.reset().strategy == "rewind"
+    case.assert_pristine()
+    assert kept.execute("insert into tickets (v) values ('x') returning id").fetchone() == (1,)
+
+
 def test_channels_are_kept(case: RewindCase, kept: psycopg.Connection[tuple[object, ...]]) -> None:
     kept.execute("listen news")
     kept.execute("insert into people (v) values ('x')")
