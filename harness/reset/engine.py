@@ -186,11 +186,11 @@ class ResetEngine:
         self._based = False
         try:
             try:
-                self._tracker.rebase(noted)
+                self._tracker.rebase(noted, by_pages=self._pages.on)
             except ServerLost as error:
                 # A session may have died unnoticed since the last reset: once more, with new ones.
                 self._lost(error)
-                self._tracker.rebase(noted)
+                self._tracker.rebase(noted, by_pages=self._pages.on)
             self._vacuum = Vacuum()
             self._pages.rebase()
             if self._marks.pages:

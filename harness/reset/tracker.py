@@ -95,8 +95,11 @@ class Tracker:
 
     # --- where it begins, and how another process goes on ------------------------------------------
 
-    def rebase(self, noted: Watermark | None) -> None:
+    def rebase(self, noted: Watermark | None, *, by_pages: bool = False) -> None:
         """The database is pristine, or was when that was noted: what was known of another clone is forgotten.
+
+        Args:
+            by_pages: pages can be put back: a schema that was changed since the note is no reason for a clone.
 
         Raises:
             RecloneNeeded: it is not like the baseline, or what was noted does not hold any more.
@@ -110,7 +113,8 @@ class Tracker:
         store = connections.store
         lease = connections.enter()
         files = relations_sql.files(lease)
-        if others := _of_users(files) ^ _of_users(store.relations):
+        others = _of_users(files) ^ _of_users(store.relations)
+        if others and not (by_pages and noted is not None and noted.clean):
             shown = [*relations_sql.labels(lease, others), *relations_sql.labels(store.session, others)]
             raise RecloneNeeded(
                 f"the schema differs from the template's (relation {', '.join(dict.fromkeys(shown[:3]))})"

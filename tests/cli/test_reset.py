@@ -35,6 +35,8 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 @pytest.fixture(scope="module")
 def mine(new_project: Callable[..., Project]) -> Project:
     made = new_project("resets", migrations=False)
+    # By pages: test_reset_pages.py.
+    made.environ["PGHARNESS_ENGINE"] = "rows"
     made.migrate("001_all.sql", SCHEMA)
     (made.root / "pg-harness.toml").write_text(
         'migrations = ["sql:db/migrations"]\n[databases.analytics]\nmigrations = ["sql:analytics"]\n'

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psycopg
 import pytest
+from fix_leases import OWNER
+from fix_rewind import FOLDERS, REQUIRED
 
 from harness.databases.clones import Claim, Clones
 from harness.databases.lease import Lease
@@ -18,6 +22,34 @@ from harness.postgres.admin import Link
 from harness.postgres.session import Session, ident
 from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import ResetEngine
+from harness.reset.rewind import module
+from harness.servers.port import ServerInfo
+from harness.servers.process.backend import ProcessBackend
+
+KEPT = ("rewind", "restore")
+"""Strategies that keep the application's sessions."""
+
+
+@pytest.fixture(params=["rows", "rewind"])
+def clones(
+    request: pytest.FixtureRequest, link: Link, checkout: str, server: ServerInfo, folders: tuple[Path, Path]
+) -> Clones:
+    """Clones that are reset by either engine: what a lease promises is the same."""
+    if request.param == "rows":
+        return Clones(link, checkout, OWNER, connections=5)
+    state, cache = folders
+    backend = ProcessBackend(dict(os.environ), state=state, cache=cache, binaries=None)
+    found = module.prepare(link.session, backend.shelf(server), project=checkout, places=FOLDERS)
+    if isinstance(found, str):
+        if REQUIRED:
+            pytest.fail(found)
+        pytest.skip(found)
+    return Clones(link, checkout, OWNER, connections=5, rewinds=lambda: found.schema)
+
+
+def of_ddl(clones: Clones) -> str:
+    """What undoes a change of the schema."""
+    return "rewind" if clones.rewinds() else "clone"
 
 
 @pytest.fixture
@@ -49,7 +81,7 @@ def test_connections_are_kept(watched: Lease, application: psycopg.Connection[tu
         assert watched.changes()
         assert "users" in str(watched.changes())
         report = watched.reset()
-        assert report.strategy == "restore"
+        assert report.strategy in KEPT
         assert any("users" in table for table in report.tables)
         assert state(application) == (0, 3)
         assert application.execute("select nextval('users_id_seq')").fetchone() == (1,)
@@ -59,21 +91,21 @@ def test_connections_are_kept(watched: Lease, application: psycopg.Connection[tu
     assert not watched.changes()
 
 
-def test_ddl_needs_a_clone_and_says_why(
-    watched: Lease, application: psycopg.Connection[tuple[object, ...]]
+def test_ddl_needs_a_clone_by_rows_and_says_why(
+    watched: Lease, application: psycopg.Connection[tuple[object, ...]], clones: Clones
 ) -> None:
     application.execute("create table extra (id int)")
     report = watched.reset()
-    assert report.strategy == "clone"
-    assert "extra" in report.reason
+    assert report.strategy == of_ddl(clones)
+    assert ("extra" in report.reason) == (report.strategy == "clone")
     with watched.connect() as connection:
         assert connection.execute("select to_regclass('extra')").fetchone() == (None,)
         connection.execute("insert into users (name) values ('after')")
-    assert watched.reset().strategy == "restore"
+    assert watched.reset().strategy in KEPT
 
 
 def test_marks_stack_and_survive_a_clone(
-    watched: Lease, application: psycopg.Connection[tuple[object, ...]]
+    watched: Lease, application: psycopg.Connection[tuple[object, ...]], clones: Clones
 ) -> None:
     application.execute("insert into users (name) values ('module')")
     outer = watched.mark()
@@ -83,7 +115,8 @@ def test_marks_stack_and_survive_a_clone(
     watched.reset()
     assert state(application) == (2, 3)
     application.execute("create table extra (id int)")
-    assert watched.reset().strategy == "clone"
+    assert watched.reset().strategy == of_ddl(clones)
+    assert watched.renew().strategy == "clone"
     with watched.connect() as connection:
         assert state(connection) == (2, 3)
     inner.release()
@@ -159,7 +192,7 @@ def test_what_nobody_has_entered_needs_no_look(lease_of: Callable[[str], Lease],
         with lease.connect() as connection:
             connection.execute("insert into users (name) values ('x')")
         assert not lease.untouched
-        assert lease.reset().strategy == "restore"
+        assert lease.reset().strategy in KEPT
         with lease.connect() as connection:
             assert state(connection) == (0, 3)
 
@@ -179,7 +212,7 @@ def test_another_database_under_the_name_is_no_pristine_one(
             assert state(connection) == (0, 3)
 
 
-def test_the_first_test_may_have_done_anything(lease_of: Callable[[str], Lease]) -> None:
+def test_the_first_test_may_have_done_anything(lease_of: Callable[[str], Lease], clones: Clones) -> None:
     """The engine is opened after it: sequences, truncated tables and settings come back to what was noted."""
     with lease_of("1") as lease:
         lease.watch()
@@ -188,7 +221,7 @@ def test_the_first_test_may_have_done_anything(lease_of: Callable[[str], Lease])
             connection.execute("truncate colours")
             connection.execute("select setval('users_id_seq', 1000)")
             connection.execute(f'alter database "{lease.dsn.database}" set search_path = elsewhere')
-        assert lease.reset().strategy == "restore"
+        assert lease.reset().strategy in KEPT
         with lease.connect() as connection:
             assert state(connection) == (0, 3)
             assert connection.execute("select nextval('users_id_seq')").fetchone() == (1,)
@@ -196,20 +229,20 @@ def test_the_first_test_may_have_done_anything(lease_of: Callable[[str], Lease])
         lease.reset()
         with lease.connect() as connection:
             connection.execute("create table added (id int)")
-        assert lease.reset().strategy == "clone"
+        assert lease.reset().strategy == of_ddl(clones)
 
 
 def test_a_schema_changed_by_the_first_test_is_one_clone_and_no_more(
-    lease_of: Callable[[str], Lease],
+    lease_of: Callable[[str], Lease], clones: Clones
 ) -> None:
     with lease_of("1") as lease:
         lease.watch()
         with lease.connect() as connection:
             connection.execute("create table added (id int)")
-        assert lease.reset().strategy == "clone"
+        assert lease.reset().strategy == of_ddl(clones)
         with lease.connect() as connection:
             connection.execute("insert into users (name) values ('x')")
-        assert lease.reset().strategy == "restore"
+        assert lease.reset().strategy in KEPT
 
 
 def test_sequences_of_a_template_are_settled(lease_of: Callable[[str], Lease]) -> None:
@@ -219,7 +252,7 @@ def test_sequences_of_a_template_are_settled(lease_of: Callable[[str], Lease]) -
         for _ in range(2):
             with lease.connect() as connection:
                 assert connection.execute("select nextval('numbers')").fetchone() == (2,)
-            assert lease.reset().strategy == "restore"
+            assert lease.reset().strategy in KEPT
 
 
 def test_a_lease_that_was_released_is_not_reset(lease_of: Callable[[str], Lease]) -> None:
@@ -247,7 +280,7 @@ def test_a_reset_by_somebody_else_is_noticed(watched: Lease, clones: Clones, mad
     with watched.connect() as connection:
         assert state(connection) == (0, 3)
         connection.execute("insert into users (name) values ('again')")
-    assert watched.reset().strategy == "restore"
+    assert watched.reset().strategy in KEPT
 
 
 def test_several_threads_reset_one_lease(watched: Lease) -> None:
@@ -256,7 +289,7 @@ def test_several_threads_reset_one_lease(watched: Lease) -> None:
             with watched.connect() as connection:
                 connection.execute("insert into users (name) values ('x')")
             reports = [future.result(30) for future in [threads.submit(watched.reset) for _ in range(4)]]
-            assert sorted(report.strategy for report in reports) == ["nothing"] * 3 + ["restore"]
+            assert sorted(report.strategy in KEPT for report in reports) == [False] * 3 + [True]
     with watched.connect() as connection:
         assert state(connection) == (0, 3)
 
@@ -264,7 +297,7 @@ def test_several_threads_reset_one_lease(watched: Lease) -> None:
 def test_a_role_and_settings_that_a_test_changed(watched: Lease, link: Link) -> None:
     """Of the whole server, but seen where it concerns the application: put back, by a clone where it must be."""
     link.session.execute(f"alter database {ident(watched.dsn.database)} set work_mem = '9MB'")
-    assert watched.reset().strategy in ("nothing", "restore")
+    assert watched.reset().strategy in ("nothing", *KEPT)
     link.session.execute("alter role app nocreatedb")
     report = watched.reset()
     assert (report.strategy, report.reason) == ("clone", "attributes of the application's role changed")
@@ -291,7 +324,8 @@ def test_who_is_in_a_new_clone_at_once_has_written_nothing_that_stays(
 ) -> None:
     """A pool that the clone has ended is back as soon as the name is: before anything else could be done there."""
     name, came = watched.dsn.database, []
-    application.execute("create table extra (id int)")
+    with watched.connect() as connection:
+        connection.execute("insert into users (name) values ('before')")
 
     def and_come(real: Callable[..., None]) -> Callable[..., None]:
         def run(session: Session, statement: str) -> None:
@@ -305,8 +339,8 @@ def test_who_is_in_a_new_clone_at_once_has_written_nothing_that_stays(
 
     for how in ("execute", "script"):
         monkeypatch.setattr(Session, how, and_come(getattr(Session, how)))
-    assert watched.reset().strategy == "clone"
+    assert watched.renew().strategy == "clone"
     assert came
-    assert watched.reset().strategy == "restore"
+    assert watched.reset().strategy in KEPT
     with watched.connect() as connection:
         assert state(connection) == (0, 3)

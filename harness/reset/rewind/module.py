@@ -203,11 +203,12 @@ def _tried(session: Session, module: Module, said: str, project: str) -> Prepare
     began = time.monotonic()
     try:
         outcome = selftest.run(session, module.schema, names.retired(project))
+        # What passes is tried again by whoever comes next.
+        functions.say(session, module.schema, (outcome.why or FINE) if outcome.lasting else "")
     except ServerLost:
+        # Of a PANIC the server tells first, and ends then.
         _wait_for_recovery(session.dsn, life)
         return "the server crashed when the module was tried: its log may say why"
-    # What passes is tried again by whoever comes next.
-    functions.say(session, module.schema, (outcome.why or FINE) if outcome.lasting else "")
     taken = 1000 * (time.monotonic() - began)
     logger.debug("rewind: the module was tried in %.0f ms: %s", taken, outcome.why or FINE)
     return outcome.why or ready

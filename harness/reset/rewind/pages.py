@@ -40,6 +40,11 @@ class Pages:
         """Whether the state to go back to, or one that was released just now, is known by pages only."""
         return bool(self._marks.pages or (self.rewinder is not None and self.rewinder.above))
 
+    @property
+    def on(self) -> bool:
+        """Whether this server has the module, as far as is known."""
+        return self.rewinder is not None and not self.rewinder.lasting
+
     def rebase(self) -> None:
         """The tracker was based anew."""
         if self.rewinder is not None:

@@ -77,6 +77,7 @@ class Rewinder:
 
     Attributes:
         off: why it is not tried any more, for this clone or at all; empty while it is.
+        lasting: whether ``off`` is for good.
         left: why the last try was left to the rows; empty where it was not.
         last: what the last call answered; None before the first.
         above: files of marks of pages that the lease may have pages of, though the log does not say so any more: of those that were
@@ -86,7 +87,7 @@ class Rewinder:
     def __init__(self, schema: str, *, most_bytes: int) -> None:
         self.off = self.left = ""
         self.last: Answer | None = None
-        self._lasting = False
+        self.lasting = False
         self.above: tuple[str, ...] = ()
         self._owned: dict[str, Owned] = {}
         # Ids of the transactions that have written rows of who owns what for us, in this clone.
@@ -113,7 +114,7 @@ class Rewinder:
         Raises:
             ServerLost: a session of ours is gone.
         """
-        if self._lasting:
+        if self.lasting:
             return
         self.off = self.left = ""
         # The clone has no page of them; what was released is of the clone that is gone.
@@ -385,7 +386,7 @@ class Rewinder:
             RecloneNeeded: pages may have been written before.
         """
         if error.sqlstate in _GONE:
-            self._lasting = True
+            self.lasting = True
             self._stop(f"the module's functions are gone: {error.message}")
         elif error.sqlstate == sqlstate.UNDEFINED_FILE and "WAL" in error.message:
             self._stop("the log since its pages last equalled the baseline's was recycled")

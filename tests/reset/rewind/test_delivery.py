@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from fix_backends import Checkout
 from fix_cli import Project as CliProject
-from fix_native import CRASHES, DOES_NOTHING, compiled, packaged
+from fix_native import CRASHES, DOES_NOTHING, PANICS, compiled, packaged
 from fix_servers import binaries_of, enterable_folder
 
 from harness.config.project import Project
@@ -218,12 +218,13 @@ def test_what_cannot_be_put_anywhere_is_a_reason(place: tuple[Server, Project]) 
     assert answer == "the module cannot be used here: the disk is full"
 
 
+@pytest.mark.parametrize("source", [CRASHES, PANICS], ids=["crashes", "panics"])
 def test_one_that_crashes_the_server_is_tried_twice(
-    place: tuple[Server, Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: tuple[Server, Project], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     server, project = place
     link = Link(server.admin_dsn, server.info.server_id)
-    places = [compiled(CRASHES, link.session.server_version // 10000, tmp_path, monkeypatch)]
+    places = [compiled(source, link.session.server_version // 10000, tmp_path, monkeypatch)]
 
     def ask() -> Prepared | str:
         return module.prepare(link.session, shelf_of(server), project=project.id, places=places)
