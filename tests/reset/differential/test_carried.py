@@ -15,8 +15,8 @@ from diff_schemas import SETTLE
 from diff_schemas import generate as generate_schema
 from diff_workloads import DDL, Operation
 from diff_workloads import generate as generate_workload
-from fix_engine_servers import Bench, Server, clone, drop
 from fix_reset_picture import Picture, difference
+from fix_reset_servers import Bench, Server, clone, drop
 from fix_rewind import engine_of
 from test_differential import SEED, Runner
 

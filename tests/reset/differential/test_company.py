@@ -18,8 +18,8 @@ from diff_further import ENOUGH, FURTHER, ORDERED, SEED, TIMEOUT, enlarge, fail,
 from diff_schemas import SETTLE, Schema
 from diff_schemas import generate as generate_schema
 from diff_workloads import CONNECTIONS, DDL, OPERATIONS, Maker, Operation, some_of
-from fix_engine_servers import Server
 from fix_reset_picture import difference
+from fix_reset_servers import Server
 from fix_rewind import engine_of
 from test_differential import Runner
 

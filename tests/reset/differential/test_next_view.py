@@ -22,7 +22,7 @@ from diff_schemas import Schema, Table
 from diff_schemas import generate as generate_schema
 from diff_workloads import CONNECTIONS, DDL, Maker, Operation, some_of
 from diff_workloads import generate as generate_workload
-from fix_engine_servers import Server
+from fix_reset_servers import Server
 from fix_rewind import engine_of
 from test_differential import KEPT, Runner
 

@@ -12,7 +12,7 @@ from diff_schemas import SETTLE, Schema
 from diff_schemas import generate as generate_schema
 from diff_workloads import DDL
 from diff_workloads import generate as generate_workload
-from fix_engine_servers import Server
+from fix_reset_servers import Server
 from fix_rewind import engine_of
 from test_carried import life
 from test_differential import Runner
