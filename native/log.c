@@ -64,11 +64,11 @@ whole_file(Seen *seen, Locator at, Oid lease)
 
 /* Whether a record of a B-tree leaves all of its pages in use. */
 static bool
-is_insertion(XLogReaderState *reader)
+is_insertion(const LogRecord *record)
 {
-	if (XLogRecGetRmid(reader) != RM_BTREE_ID)
+	if (record->header->xl_rmid != RM_BTREE_ID)
 		return false;
-	switch (XLogRecGetInfo(reader) & ~XLR_INFO_MASK)
+	switch (record->header->xl_info & ~XLR_INFO_MASK)
 	{
 		case XLOG_BTREE_INSERT_LEAF:
 		case XLOG_BTREE_INSERT_UPPER:
@@ -86,23 +86,21 @@ is_insertion(XLogReaderState *reader)
 }
 
 static void
-note_blocks(Seen *seen, XLogReaderState *reader, Oid lease)
+note_blocks(Seen *seen, const LogRecord *record, Oid lease)
 {
-	bool		inserts = is_insertion(reader);
-	bool		is_hint = XLogRecGetRmid(reader) == RM_XLOG_ID &&
-	(XLogRecGetInfo(reader) & ~XLR_INFO_MASK) == XLOG_FPI_FOR_HINT;
+	bool		inserts = is_insertion(record);
+	bool		is_hint = record->header->xl_rmid == RM_XLOG_ID &&
+	(record->header->xl_info & ~XLR_INFO_MASK) == XLOG_FPI_FOR_HINT;
 
-	for (int i = 0; i <= XLogRecMaxBlockId(reader); i++)
+	for (int i = 0; i < record->nblocks; i++)
 	{
-		Locator		at;
-		ForkNumber	fork;
-		BlockNumber block;
+		Locator		at = record->blocks[i].at;
+		ForkNumber	fork = record->blocks[i].fork;
+		BlockNumber block = record->blocks[i].block;
 		Dirty	   *dirty;
 
-		if (!XLogRecGetBlockTagExtended(reader, i, &at, &fork, &block, NULL))
-			continue;
 		if (SPC(at) == GLOBALTABLESPACE_OID)
-			seen->shared = list_append_unique_oid(seen->shared, XLogRecGetXid(reader));
+			seen->shared = list_append_unique_oid(seen->shared, record->header->xl_xid);
 		if (DB(at) == known_baseline && !is_hint)
 			seen->refused = "the baseline was written";
 		if (DB(at) != lease)
@@ -130,9 +128,9 @@ note_blocks(Seen *seen, XLogReaderState *reader, Oid lease)
 }
 
 static void
-note_transaction(Seen *seen, XLogReaderState *reader, Oid lease)
+note_transaction(Seen *seen, const LogRecord *record, Oid lease)
 {
-	uint8		info = XLogRecGetInfo(reader);
+	uint8		info = record->header->xl_info;
 	Locator    *gone = NULL;
 	int			n = 0;
 
@@ -143,7 +141,7 @@ note_transaction(Seen *seen, XLogReaderState *reader, Oid lease)
 			{
 				xl_xact_parsed_commit parsed;
 
-				ParseCommitRecord(info, (xl_xact_commit *) XLogRecGetData(reader), &parsed);
+				ParseCommitRecord(info, (xl_xact_commit *) record->data, &parsed);
 				gone = PARSED_LOCATORS(parsed);
 				n = parsed.nrels;
 				break;
@@ -153,7 +151,7 @@ note_transaction(Seen *seen, XLogReaderState *reader, Oid lease)
 			{
 				xl_xact_parsed_abort parsed;
 
-				ParseAbortRecord(info, (xl_xact_abort *) XLogRecGetData(reader), &parsed);
+				ParseAbortRecord(info, (xl_xact_abort *) record->data, &parsed);
 				gone = PARSED_LOCATORS(parsed);
 				n = parsed.nrels;
 				break;
@@ -171,25 +169,25 @@ note_transaction(Seen *seen, XLogReaderState *reader, Oid lease)
 }
 
 static void
-note_record(Seen *seen, XLogReaderState *reader, Oid lease)
+note_record(Seen *seen, const LogRecord *record, Oid lease)
 {
-	uint8		info = XLogRecGetInfo(reader) & ~XLR_INFO_MASK;
-	char	   *data = XLogRecGetData(reader);
+	uint8		info = record->header->xl_info & ~XLR_INFO_MASK;
+	const char *data = record->data;
 
-	note_blocks(seen, reader, lease);
-	switch (XLogRecGetRmid(reader))
+	note_blocks(seen, record, lease);
+	switch (record->header->xl_rmid)
 	{
 		case RM_SMGR_ID:
 			if (info == XLOG_SMGR_CREATE)
-				whole_file(seen, RECORD_LOCATOR((xl_smgr_create *) data), lease);
+				whole_file(seen, RECORD_LOCATOR((const xl_smgr_create *) data), lease);
 			else if (info == XLOG_SMGR_TRUNCATE)
-				whole_file(seen, RECORD_LOCATOR((xl_smgr_truncate *) data), lease);
+				whole_file(seen, RECORD_LOCATOR((const xl_smgr_truncate *) data), lease);
 			break;
 		case RM_XACT_ID:
-			note_transaction(seen, reader, lease);
+			note_transaction(seen, record, lease);
 			break;
 		case RM_RELMAP_ID:
-			if (((xl_relmap_update *) data)->dbid == lease)
+			if (((const xl_relmap_update *) data)->dbid == lease)
 				seen->refused = "the map of catalogs' files was written";
 			break;
 		default:
@@ -197,89 +195,34 @@ note_record(Seen *seen, XLogReaderState *reader, Oid lease)
 	}
 }
 
-/* Where the first record lies that begins at a position or after it: a page of the log begins with a header. */
-XLogRecPtr
-first_record(XLogRecPtr position)
+/* What the reading of one window is about. */
+typedef struct Reading
 {
-	if (XLogSegmentOffset(position, wal_segment_size) == 0)
-		return position + SizeOfXLogLongPHD;
-	if (position % XLOG_BLCKSZ == 0)
-		return position + SizeOfXLogShortPHD;
-	return position;
-}
+	Seen	   *seen;
+	Oid			lease;
+	const Datum *own;
+	int			nown;
+} Reading;
 
-#define AT_ONCE (16 * XLOG_BLCKSZ)
-
-typedef struct Pages
+static void
+note_foreign(const LogRecord *record, void *argument)
 {
-	XLogRecPtr	from,			/* of what is in the buffer */
-				until,			/* .. and where it ends */
-				flushed;		/* nothing is read beyond */
-	char		buffer[AT_ONCE];
-} Pages;
+	Reading    *reading = argument;
+	TransactionId xid = record->header->xl_xid;
 
-/* As read_local_xlog_page, many pages at once: to read one takes as long as to decode it. */
-static int
-read_page(XLogReaderState *reader, XLogRecPtr page, int wanted, XLogRecPtr record, char *to)
-{
-	Pages	   *pages = reader->private_data;
-	int			length = (int) Min((XLogRecPtr) XLOG_BLCKSZ, pages->flushed - page);
-
-	if (page >= pages->flushed || length < wanted)
-		return -1;
-	if (page < pages->from || page + length > pages->until)
-	{
-		WALReadError error;
-
-		pages->from = page;
-		pages->until = page + Min((XLogRecPtr) AT_ONCE, pages->flushed - page);
-		if (!WALRead(reader, pages->buffer, page, pages->until - page, GetWALInsertionTimeLine(), &error))
-			WALReadRaiseError(&error);
-	}
-	memcpy(to, pages->buffer + (page - pages->from), length);
-	return length;
+	for (int i = 0; i < reading->nown; i++)
+		if (TransactionIdIsValid(xid) && DatumGetTransactionId(reading->own[i]) == xid)
+			return;
+	note_record(reading->seen, record, reading->lease);
 }
 
 /* Read the records from .. until; those of our own transactions are left out. */
 void
 read_log(Seen *seen, XLogRecPtr from, XLogRecPtr until, Oid lease, const Datum *own, int nown)
 {
-	Pages	   *pages = palloc(sizeof *pages);
-	XLogReaderState *reader;
+	Reading		reading = {seen, lease, own, nown};
+	const char *problem = each_record(from, until, note_foreign, &reading);
 
-	pages->from = pages->until = InvalidXLogRecPtr;
-	pages->flushed = until;
-	reader = XLogReaderAllocate(wal_segment_size, NULL,
-								XL_ROUTINE(.page_read = &read_page,
-										   .segment_open = &wal_segment_open,
-										   .segment_close = &wal_segment_close),
-								pages);
-	if (reader == NULL)
-		ereport(ERROR, errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory"));
-	XLogBeginRead(reader, first_record(from));
-	while (reader->EndRecPtr < until)
-	{
-		char	   *error;
-		TransactionId xid;
-		bool		ours = false;
-
-		if (XLogReadRecord(reader, &error) == NULL)
-		{
-			seen->refused = error ? pstrdup(error) : "the log ends early";
-			break;
-		}
-#ifdef PGH_PLANT_ONE_RECORD_SHORT
-		/* Our own message is the last one, and shorter than that. */
-		if (reader->EndRecPtr + 96 >= until)
-			break;
-#endif
-		xid = XLogRecGetXid(reader);
-		for (int i = 0; i < nown && !ours; i++)
-			ours = TransactionIdIsValid(xid) && DatumGetTransactionId(own[i]) == xid;
-		if (!ours)
-			note_record(seen, reader, lease);
-		CHECK_FOR_INTERRUPTS();
-	}
-	XLogReaderFree(reader);
-	pfree(pages);
+	if (problem != NULL)
+		seen->refused = problem;
 }

@@ -352,6 +352,7 @@ void
 end_mark(MarkWriter *writer)
 {
 	off_t		offset = (1 + (off_t) writer->header.pages) * BLCKSZ;
+	char		block[BLCKSZ];
 
 	memcpy(writer->header.seal, SEAL, sizeof writer->header.seal);
 	writer->header.version = PG_VERSION_NUM;
@@ -359,8 +360,10 @@ end_mark(MarkWriter *writer)
 	put(writer, writer->pages, writer->header.pages * sizeof(PageKey), offset);
 	offset += writer->header.pages * sizeof(PageKey);
 	put(writer, writer->nodes, writer->header.nodes * sizeof(MarkNode), offset);
-	/* Last of all: what was cut off has no seal. */
-	put(writer, &writer->header, sizeof writer->header, 0);
+	/* Last of all: what was cut off has no seal. A whole block, also of a mark without pages. */
+	memset(block, 0, BLCKSZ);
+	memcpy(block, &writer->header, sizeof writer->header);
+	put(writer, block, BLCKSZ, 0);
 	CloseTransientFile(writer->fd);
 }
 

@@ -2,6 +2,7 @@
  * pgh: a leased database back to its baseline, page by page.
  *
  * known.c     which relations a baseline has: told once for each session
+ * records.c   records of the write-ahead log, one after the other
  * log.c       which pages of the lease were written: one reading of the write-ahead log
  * present.c   who is in the way: transactions, statements, advisory locks, temporary tables, standbys
  * marks.c     states above the baseline: pages that differ from the state below
@@ -16,6 +17,7 @@
 #include "postgres.h"
 
 #include "access/xlogdefs.h"
+#include "access/xlogrecord.h"
 #include "common/relpath.h"
 #include "nodes/bitmapset.h"
 #include "nodes/pg_list.h"
@@ -137,6 +139,28 @@ typedef struct Memory
 
 extern Memory *memory_of(Oid lease);
 
+/* --- records.c ---------------------------------------------------------------------------------------------------- */
+
+typedef struct LogBlock
+{
+	Locator		at;
+	ForkNumber	fork;
+	BlockNumber block;
+} LogBlock;
+
+typedef struct LogRecord
+{
+	const XLogRecord *header;
+	char	   *data;			/* the main data of the kinds of records that are looked into, aligned; garbage for others */
+	Size		room;
+	int			nblocks;
+	LogBlock	blocks[XLR_MAX_BLOCK_ID + 2];
+} LogRecord;
+
+extern XLogRecPtr first_record(XLogRecPtr position);
+extern const char *each_record(XLogRecPtr from, XLogRecPtr until, void (*note) (const LogRecord *record, void *seen),
+							   void *seen);
+
 /* --- log.c -------------------------------------------------------------------------------------------------------- */
 
 typedef struct Dirty
@@ -160,7 +184,6 @@ typedef struct Seen
 extern void seen_begin(Seen *seen);
 extern Dirty *seen_file(Seen *seen, RelNumber node);
 extern void read_log(Seen *seen, XLogRecPtr from, XLogRecPtr until, Oid lease, const Datum *own, int nown);
-extern XLogRecPtr first_record(XLogRecPtr position);
 
 /* --- present.c ---------------------------------------------------------------------------------------------------- */
 

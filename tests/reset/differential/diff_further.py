@@ -1,6 +1,7 @@
 """What the further searches share: how many of each, how a story is made short, and what is said of one that fails.
 
-``PGHARNESS_TEST_FURTHER`` says how many of each kind for each version (200 in CI), ``PGHARNESS_TEST_SEED`` where to begin.
+``PGHARNESS_TEST_FURTHER`` says how many of each kind for each version (200 in CI), half of them with each engine,
+``PGHARNESS_TEST_SEED`` where to begin.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import pytest
 from diff_schemas import Schema, Table
 from diff_workloads import Operation
 from fix_reset_servers import Bench, clone, drop
+from fix_rewind import share
 
 from harness.errors import ServerRefused
 from harness.reset import watermark
 from harness.reset.changes import RecloneNeeded
 
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
-FURTHER = int(os.environ.get("PGHARNESS_TEST_FURTHER", "700" if LONG else "10"))
+FURTHER = share(int(os.environ.get("PGHARNESS_TEST_FURTHER", "700" if LONG else "10")))
 SEED = int(os.environ.get("PGHARNESS_TEST_SEED", "1"))
 TIMEOUT = 180 + 3 * FURTHER
 PER_SCHEMA = 25

@@ -17,6 +17,7 @@ from diff_workloads import DDL, Operation
 from diff_workloads import generate as generate_workload
 from fix_reset_picture import Picture, difference
 from fix_reset_servers import Bench, Server, clone, drop
+from fix_rewind import engine_of
 from test_differential import SEED, Runner
 
 from harness.databases.resetting import watermark_of
@@ -93,12 +94,12 @@ class Processes(Runner):
 
 
 @pytest.mark.timeout(900 if LONG else 180)
-def test_every_process_resets_to_what_a_fresh_clone_gives(reset_server: Server, tmp_path: Path) -> None:
+def test_every_process_resets_to_what_a_fresh_clone_gives(engine_server: Server, tmp_path: Path) -> None:
     strategies: Counter[str] = Counter()
     killed = 0
     for first in range(SEED, SEED + WORKLOADS, PER_SCHEMA):
         rng = random.Random(first)
-        runner = Processes(reset_server, first, tmp_path / str(first))
+        runner = Processes(engine_server, first, tmp_path / str(first))
         try:
             for seed in range(first, min(first + PER_SCHEMA, SEED + WORKLOADS)):
                 differences, operations = runner.round(seed, rng)
@@ -106,14 +107,16 @@ def test_every_process_resets_to_what_a_fresh_clone_gives(reset_server: Server, 
                     steps = "\n  ".join(map(str, operations))
                     found = "\n  ".join(differences[:10])
                     pytest.fail(
-                        f"PostgreSQL {reset_server.version}, schema {first}, workload {seed}: the database differs "
+                        f"PostgreSQL {engine_server.version} {engine_of(engine_server)}, schema {first}, workload {seed}: the database differs "
                         f"from a fresh clone:\n  {found}\nThe last workload:\n  {steps}"
                     )
             strategies += runner.strategies
             killed += runner.killed
         finally:
             runner.close()
-    print(f"\nPostgreSQL {reset_server.version}: {dict(strategies)}, {killed} killed")
+    print(
+        f"\nPostgreSQL {engine_server.version} {engine_of(engine_server)}: {dict(strategies)}, {killed} killed"
+    )
     assert killed
     assert strategies["clone"] + strategies["clone at once"] <= 0.4 * strategies["restore"]
 
@@ -225,12 +228,12 @@ class Marked(Processes):
 
 
 @pytest.mark.timeout(900 if LONG else 180)
-def test_every_process_resets_to_what_a_person_marked(reset_server: Server, tmp_path: Path) -> None:
+def test_every_process_resets_to_what_a_person_marked(engine_server: Server, tmp_path: Path) -> None:
     """The baseline is a copy of a database that was in use: not frozen, its schema changed, its sequences under way."""
     strategies: Counter[str] = Counter()
     for first in range(SEED, SEED + WORKLOADS, PER_SCHEMA):
         rng = random.Random(first)
-        runner = Marked(reset_server, first, tmp_path / str(first))
+        runner = Marked(engine_server, first, tmp_path / str(first))
         try:
             for seed in range(first, min(first + PER_SCHEMA, SEED + WORKLOADS)):
                 if (seed - first) % 4 == 0:
@@ -240,11 +243,11 @@ def test_every_process_resets_to_what_a_person_marked(reset_server: Server, tmp_
                     steps = "\n  ".join(map(str, [*runner.marked, "--- marked ---", *operations]))
                     found = "\n  ".join(differences[:10])
                     pytest.fail(
-                        f"PostgreSQL {reset_server.version}, schema {first}, workload {seed}: the database differs "
+                        f"PostgreSQL {engine_server.version} {engine_of(engine_server)}, schema {first}, workload {seed}: the database differs "
                         f"from what was marked:\n  {found}\nWorkloads:\n  {steps}"
                     )
             strategies += runner.strategies
         finally:
             runner.close()
-    print(f"\nPostgreSQL {reset_server.version}, to marks: {dict(strategies)}")
+    print(f"\nPostgreSQL {engine_server.version} {engine_of(engine_server)}, to marks: {dict(strategies)}")
     assert strategies["clone"] <= 0.4 * strategies["restore"]

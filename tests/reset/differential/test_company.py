@@ -20,6 +20,7 @@ from diff_schemas import generate as generate_schema
 from diff_workloads import CONNECTIONS, DDL, OPERATIONS, Maker, Operation, some_of
 from fix_reset_picture import difference
 from fix_reset_servers import Server
+from fix_rewind import engine_of
 from test_differential import Runner
 
 from harness.errors import HarnessError, LeaseError
@@ -265,12 +266,12 @@ def search(runner: Company, first: int, seeds: Iterable[int], *, marks: bool) ->
 
 @pytest.mark.timeout(TIMEOUT)
 @pytest.mark.parametrize("marks", [False, True], ids=["resets", "marks"])
-def test_what_is_written_meanwhile_is_gone_afterwards(reset_server: Server, marks: bool) -> None:
+def test_what_is_written_meanwhile_is_gone_afterwards(engine_server: Server, marks: bool) -> None:
     counts: Counter[str] = Counter()
     strategies: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for first, seeds in schemas():
-        runner = Company(reset_server, generate_schema(first))
+        runner = Company(engine_server, generate_schema(first))
         try:
             # Every other one: a replay of the first few brings the same.
             search(runner, first, [seed for seed in seeds if seed % 2 == marks], marks=marks)
@@ -280,7 +281,7 @@ def test_what_is_written_meanwhile_is_gone_afterwards(reset_server: Server, mark
         finally:
             runner.close()
     print(
-        f"\nPostgreSQL {reset_server.version}: {FURTHER} in company from seed {SEED}, {dict(strategies)}, {dict(counts)}, {dict(reasons)}"
+        f"\nPostgreSQL {engine_server.version} {engine_of(engine_server)}: {FURTHER} in company from seed {SEED}, {dict(strategies)}, {dict(counts)}, {dict(reasons)}"
     )
     if FURTHER < ENOUGH:
         return

@@ -23,6 +23,7 @@ from diff_schemas import generate as generate_schema
 from diff_workloads import CONNECTIONS, DDL, Maker, Operation, some_of
 from diff_workloads import generate as generate_workload
 from fix_reset_servers import Server
+from fix_rewind import engine_of
 from test_differential import KEPT, Runner
 
 from harness.errors import ServerLost, ServerRefused
@@ -198,11 +199,11 @@ def search(runner: NextView, first: int, seeds: range) -> None:
 
 
 @pytest.mark.timeout(TIMEOUT)
-def test_the_next_test_sees_what_it_sees_in_a_fresh_clone(reset_server: Server) -> None:
+def test_the_next_test_sees_what_it_sees_in_a_fresh_clone(engine_server: Server) -> None:
     strategies: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for first, seeds in schemas():
-        runner = NextView(reset_server, generate_schema(first))
+        runner = NextView(engine_server, generate_schema(first))
         try:
             search(runner, first, seeds)
             strategies += runner.strategies
@@ -210,6 +211,6 @@ def test_the_next_test_sees_what_it_sees_in_a_fresh_clone(reset_server: Server) 
         finally:
             runner.close()
     print(
-        f"\nPostgreSQL {reset_server.version}: {FURTHER} next tests from seed {SEED}, {dict(strategies)}, {dict(reasons)}"
+        f"\nPostgreSQL {engine_server.version} {engine_of(engine_server)}: {FURTHER} next tests from seed {SEED}, {dict(strategies)}, {dict(reasons)}"
     )
     assert FURTHER < ENOUGH or strategies["clone"] <= 0.25 * strategies["restore"]

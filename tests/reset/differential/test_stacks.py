@@ -17,6 +17,7 @@ from diff_schemas import generate as generate_schema
 from diff_workloads import CONNECTIONS, DDL, OPERATIONS, Maker, Operation, some_of
 from fix_reset_picture import Picture, difference
 from fix_reset_servers import Server
+from fix_rewind import engine_of
 from test_differential import KEPT, Runner
 
 from harness.errors import LeaseError
@@ -214,11 +215,11 @@ def search(runner: Stacks, first: int, seeds: range) -> None:
 
 
 @pytest.mark.timeout(TIMEOUT)
-def test_every_state_below_a_mark_comes_back(reset_server: Server) -> None:
+def test_every_state_below_a_mark_comes_back(engine_server: Server) -> None:
     counts: Counter[str] = Counter()
     strategies: Counter[str] = Counter()
     for first, seeds in schemas():
-        runner = Stacks(reset_server, generate_schema(first))
+        runner = Stacks(engine_server, generate_schema(first))
         try:
             search(runner, first, seeds)
             counts += runner.counts
@@ -226,7 +227,7 @@ def test_every_state_below_a_mark_comes_back(reset_server: Server) -> None:
         finally:
             runner.close()
     print(
-        f"\nPostgreSQL {reset_server.version}: {FURTHER} stacks from seed {SEED}, {dict(strategies)}, {dict(counts)}"
+        f"\nPostgreSQL {engine_server.version} {engine_of(engine_server)}: {FURTHER} stacks from seed {SEED}, {dict(strategies)}, {dict(counts)}"
     )
     if FURTHER < ENOUGH:
         return

@@ -13,6 +13,7 @@ from diff_schemas import generate as generate_schema
 from diff_workloads import DDL
 from diff_workloads import generate as generate_workload
 from fix_reset_servers import Server
+from fix_rewind import engine_of
 from test_carried import life
 from test_differential import Runner
 
@@ -128,12 +129,12 @@ def search(runner: Turns, first: int, seeds: range) -> None:
 
 
 @pytest.mark.timeout(TIMEOUT)
-def test_whoever_comes_next_resets_to_what_a_fresh_clone_gives(reset_server: Server, tmp_path: Path) -> None:
+def test_whoever_comes_next_resets_to_what_a_fresh_clone_gives(engine_server: Server, tmp_path: Path) -> None:
     counts: Counter[str] = Counter()
     strategies: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for first, seeds in schemas():
-        runner = Turns(reset_server, generate_schema(first), tmp_path / str(first))
+        runner = Turns(engine_server, generate_schema(first), tmp_path / str(first))
         try:
             search(runner, first, seeds)
             counts += runner.counts
@@ -142,7 +143,7 @@ def test_whoever_comes_next_resets_to_what_a_fresh_clone_gives(reset_server: Ser
         finally:
             runner.close()
     print(
-        f"\nPostgreSQL {reset_server.version}: {FURTHER} turns from seed {SEED}, {dict(strategies)}, {dict(counts)}, {dict(reasons)}"
+        f"\nPostgreSQL {engine_server.version} {engine_of(engine_server)}: {FURTHER} turns from seed {SEED}, {dict(strategies)}, {dict(counts)}, {dict(reasons)}"
     )
     if FURTHER < ENOUGH:
         return
