@@ -125,8 +125,8 @@ class Killed(Rounds):
 
     @staticmethod
     def harmless(one: Difference) -> bool:
-        """Recovery keeps maps of free space in its own way; and a map's page of zeros is not in the log where it was made again."""
-        return one.fork == "fsm" or (one.fork == "vm" and one.block < 0)
+        """Recovery keeps maps of free space in its own way."""
+        return one.fork == "fsm"
 
     def pids(self) -> dict[str, int]:
         assert self.server.data is not None
