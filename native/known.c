@@ -186,11 +186,17 @@ pgh_know(PG_FUNCTION_ARGS)
 			   *oids,
 			   *tables,
 			   *unlogged;
-	int			n = elements(PG_GETARG_ARRAYTYPE_P(1), &nodes);
-	char	   *kinds = text_to_cstring(PG_GETARG_TEXT_PP(4));
-	int			u = elements(PG_GETARG_ARRAYTYPE_P(5), &unlogged);
+	char	   *kinds;
+	int			n,
+				u;
 	HASHCTL		ctl = {0};
 	MemoryContext old;
+
+	if (PG_NARGS() != 6)
+		ereport(ERROR, errcode(ERRCODE_INVALID_FUNCTION_DEFINITION), errmsg("declared with other arguments"));
+	n = elements(PG_GETARG_ARRAYTYPE_P(1), &nodes);
+	kinds = text_to_cstring(PG_GETARG_TEXT_PP(4));
+	u = elements(PG_GETARG_ARRAYTYPE_P(5), &unlogged);
 
 	if (elements(PG_GETARG_ARRAYTYPE_P(2), &oids) != n || elements(PG_GETARG_ARRAYTYPE_P(3), &tables) != n ||
 		(int) strlen(kinds) != n)

@@ -752,12 +752,14 @@ as_row(FunctionCallInfo fcinfo, const Asked *asked, const Answer *answer, const 
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
 
-/* The arguments that all of the functions below begin with. */
+/* The arguments that all of the functions below begin with; declared with fewer, they would be read from nowhere. */
 static Asked
-asked_by(FunctionCallInfo fcinfo)
+asked_by(FunctionCallInfo fcinfo, int arguments)
 {
 	Asked		asked = {0};
 
+	if (PG_NARGS() != arguments)
+		ereport(ERROR, errcode(ERRCODE_INVALID_FUNCTION_DEFINITION), errmsg("declared with other arguments"));
 	asked.lease = PG_GETARG_OID(0);
 	asked.baseline = PG_GETARG_OID(1);
 	asked.since = PG_GETARG_LSN(2);
@@ -798,7 +800,7 @@ rewind_as_asked(FunctionCallInfo fcinfo, const Asked *asked)
 Datum
 pgh_rewind(PG_FUNCTION_ARGS)
 {
-	Asked		asked = asked_by(fcinfo);
+	Asked		asked = asked_by(fcinfo, 8);
 
 	asked.marks = asked.above = construct_empty_array(TEXTOID);
 	return rewind_as_asked(fcinfo, &asked);
@@ -810,7 +812,7 @@ pgh_rewind(PG_FUNCTION_ARGS)
 Datum
 pgh_rewind_to(PG_FUNCTION_ARGS)
 {
-	Asked		asked = asked_by(fcinfo);
+	Asked		asked = asked_by(fcinfo, 10);
 
 	asked.marks = PG_GETARG_ARRAYTYPE_P(8);
 	asked.above = PG_GETARG_ARRAYTYPE_P(9);
@@ -826,7 +828,7 @@ pgh_rewind_to(PG_FUNCTION_ARGS)
 Datum
 pgh_mark(PG_FUNCTION_ARGS)
 {
-	Asked		asked = asked_by(fcinfo);
+	Asked		asked = asked_by(fcinfo, 16);
 
 	asked.marks = PG_GETARG_ARRAYTYPE_P(8);
 	asked.above = PG_GETARG_ARRAYTYPE_P(9);

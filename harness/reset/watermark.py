@@ -60,7 +60,7 @@ class Watermark:
 
     def carried(self) -> dict[str, Any] | None:
         """What resets have left, for a file: lists and text only. None for that of a fresh clone."""
-        if not (self.own or self.files or self.touched or self.places) and self.clean == self.position:
+        if not (self.own or self.files or self.touched or self.places):
             return None
         return {
             "own": list(self.own),
@@ -95,8 +95,8 @@ class Watermark:
                 }
                 for oid, places in found["places"].items()
             },
-            clean=_position(found["clean"]),
-            rewinds=tuple(int(xid) for xid in found["rewinds"]),
+            clean=pages_position(found.get("clean", "")),
+            rewinds=tuple(int(xid) for xid in found.get("rewinds", ())),
             life=self.life,
         )
 
@@ -119,8 +119,12 @@ def take(session: Session, database: str, role: str) -> Watermark:
     )
 
 
-def _position(text: str) -> str:
-    # It becomes a part of statements.
+def pages_position(text: str) -> str:
+    """What a note says of :attr:`Watermark.clean`.
+
+    Raises:
+        ValueError: it has another form. It becomes a part of statements.
+    """
     if text and not POSITION.fullmatch(text):
         raise ValueError("position")
     return text

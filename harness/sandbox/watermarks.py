@@ -16,10 +16,10 @@ from harness.config.project import Project
 from harness.config.state_file import StateFile, decode
 from harness.postgres.incarnation import CRASHED, STARTED, Incarnation
 from harness.postgres.session import Session
-from harness.reset.watermark import POSITION, Watermark
+from harness.reset.watermark import POSITION, Watermark, pages_position
 
 FOLDER = "pristine"
-_FORMAT = 2
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,8 @@ def _encoded(note: Watermark) -> dict[str, Any]:
         "role": note.role,
         "shared": note.shared,
         "carried": note.carried(),
+        # Of an older version it is missing, and not known.
+        **({"clean": note.clean} if note.clean else {}),
     }
 
 
@@ -137,5 +139,11 @@ def _decoded(content: Mapping[str, Any]) -> Watermark:
         raise ValueError("position")
     shared = tuple((str(what), str(who), detail) for what, who, detail in found["shared"])
     position = str(found["position"])
-    note = Watermark(position, int(found["database"]), int(found["role"]), shared, clean=position)
+    note = Watermark(
+        position,
+        int(found["database"]),
+        int(found["role"]),
+        shared,
+        clean=pages_position(found.get("clean", "")),
+    )
     return note if found["carried"] is None else note.carrying(found["carried"])

@@ -166,7 +166,7 @@ def test_a_clone_in_between_is_rewound_like_the_one_before(case: RewindCase) -> 
 
 def carried(note: Watermark) -> Watermark:
     """Through a file, as ``pg-harness reset`` does."""
-    bare = Watermark(note.position, note.database, note.role, note.shared, clean=note.position)
+    bare = Watermark(note.position, note.database, note.role, note.shared, clean=note.clean)
     written = note.carried()
     return bare if written is None else bare.carrying(json.loads(json.dumps(written)))
 
