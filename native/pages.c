@@ -64,6 +64,9 @@ may_have(const Target *target, ForkNumber fork)
 
 	if (kind == 'S' || kind == 'C')
 		return false;
+	/* The log says nothing of it. */
+	if (target->known->unlogged)
+		return fork != INIT_FORKNUM;
 	switch (fork)
 	{
 		case FSM_FORKNUM:

@@ -183,6 +183,10 @@ def test_files_that_are_there_or_not(pair: Pair) -> None:
     smaller = {name: content for name, content in pair.baseline.items() if name != fsm}
     assert compare_files({**pair.lease, fsm: b""}, smaller, pair.known) == []
     assert without(t3_16999=bytes(BLOCK)) == [], "a temporary table of a session"
+    vm = pair.file("counter", "vm")
+    assert without(**{vm: bytes(BLOCK)}) == [], "a visibility map in which no bit is set"
+    assert without(**{vm: pair.lease[pair.file("kept", "vm")]}) != []
+    assert without(pair.file("kept", "vm")) != []
     mapped = bytearray(pair.lease["pg_filenode.map"])
     mapped[12] ^= 1
     assert without(**{"pg_filenode.map": bytes(mapped)}) != []
