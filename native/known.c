@@ -83,9 +83,13 @@ kind_of(const Known *known)
 void
 forget_file(RelNumber node)
 {
-	Known	   *known = hash_search(files, &node, HASH_FIND, NULL);
-	Family	   *family = hash_search(families, &known->table, HASH_FIND, NULL);
+	Known	   *known = known_below(node);
+	Family	   *family;
 
+	/* What an error has kept from being known. */
+	if (known == NULL)
+		return;
+	family = hash_search(families, &known->table, HASH_FIND, NULL);
 	family->nodes = list_delete_oid(family->nodes, node);
 	known_unlogged = list_delete_oid(known_unlogged, node);
 	if (known->smgr != NULL)

@@ -145,8 +145,13 @@ set_image(const PageKey *key, const char *page)
 static void
 lay_over(Mark *mark)
 {
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+	MemoryContext old;
 
+	/* First what may fail: half of a mark must not lie over what is known. */
+	for (uint32 i = 0; i < mark->header->nodes; i++)
+		if (known_below(mark->nodes[i].node) != NULL)
+			measure_baseline(known_baseline, known_below(mark->nodes[i].node));
+	old = MemoryContextSwitchTo(TopMemoryContext);
 	mark->covered_pages = palloc0(sizeof(char *) * (mark->header->pages + 1));
 	mark->covered_nodes = palloc0(sizeof(Known) * (mark->header->nodes + 1));
 	stack = lappend(stack, mark);
@@ -164,10 +169,7 @@ lay_over(Mark *mark)
 		Known	   *known = known_below(node->node);
 
 		if (known != NULL)
-		{
-			measure_baseline(known_baseline, known);
 			mark->covered_nodes[i] = *known;
-		}
 		known = know_file(node->node, node->oid, node->table, node->kind, node->unlogged);
 		known->gone = node->gone;
 		known->measured = true;

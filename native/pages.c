@@ -490,7 +490,6 @@ restore(Work *work, Target *target)
 			memset(zeros.data, 0, BLCKSZ);
 			smgrextend(known_lease(target->known, work->lease), fork, block, zeros.data, true);
 		}
-		CHECK_FOR_INTERRUPTS();
 		if (compares_all(target, fork))
 			for (BlockNumber block = 0; block < first_new; block++)
 				put_back(work, target, fork, block, false);

@@ -192,6 +192,8 @@ typedef struct Present
 	List	   *busy;			/* pids */
 	List	   *temporary;		/* OIDs of namespaces of sessions that have temporary tables, or had some */
 	bool		prepared;
+	bool		hidden;			/* a session does not say what it does */
+	uint64		activity;		/* changes when any session begins or ends a statement, comes or goes */
 } Present;
 
 extern bool is_ours(int pid, const Datum *ours, int nours);

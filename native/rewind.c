@@ -92,6 +92,8 @@ typedef struct RewindPlan
 	bool		dropped;		/* files of the baseline were */
 	bool		advance;		/* a sequence with CACHE moved */
 	bool		weak;			/* sessions in a transaction hold locks on what was put back */
+	uint64		activity;		/* .. and what they did before */
+	bool		by_buffers;		/* of indexes only the pages in the buffers are compared */
 } RewindPlan;
 
 static void
@@ -427,7 +429,13 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 	if (plan->catalogs)
 		LWLockRelease(RelCacheInitLock);
 	if (plan->weak)
+	{
 		wake(asked->lease);
+		/* Whoever read meanwhile, under the lock that it holds, may have read half of it, or left hints on pages that are back. */
+		if (look_around(asked->lease, asked->ours, asked->nours).activity != plan->activity)
+			ereport(ERROR, errcode(ERRCODE_OBJECT_IN_USE),
+					errmsg("a session that was idle in its transaction went on while pages were put back"));
+	}
 }
 
 /* How much is to be looked at; index pages are looked for in the buffers where that is less. */
@@ -450,26 +458,33 @@ weigh(RewindPlan *plan, Work *work, Memory *memory, const Asked *asked)
 		if (target->known->kind == 'i' && !target->remade)
 			of_indexes += target->known->want[MAIN_FORKNUM];
 	}
-	if (of_indexes <= FEW_PAGES || replaced)
-		return pages;
+	/* Only once they are locked: until then a reader may bring another one in, and leave a hint there. */
+	plan->by_buffers = of_indexes > FEW_PAGES && !replaced;
+	return plan->by_buffers ? pages - of_indexes : pages;
+}
+
+/* Which index pages lie in the buffers; none is evicted unseen, since the clock hand did not move. */
+static void
+find_buffered(RewindPlan *plan, Work *work, const Memory *memory)
+{
+	HASH_SEQ_STATUS scan;
+	Target	   *target;
+	uint32		passes;
+
+	if (!plan->by_buffers)
+		return;
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 		if (target->known->kind == 'i' && !target->remade && !target->known->unlogged)
 			target->buffered = bms_make_singleton(0);
 	buffered_pages(work, plan->targets);
-	/* What was replaced meanwhile was not seen: then all of them are compared after all. */
-	if (StrategySyncStart(&passes, NULL) != hand || passes != memory->passes)
+	/* What was replaced since the last rewind was not seen: then all of them are compared after all. */
+	if (StrategySyncStart(&passes, NULL) != memory->hand || passes != memory->passes)
 	{
 		hash_seq_init(&scan, plan->targets);
 		while ((target = hash_seq_search(&scan)) != NULL)
 			target->buffered = NULL;
-		return pages;
 	}
-	pages -= of_indexes;
-	hash_seq_init(&scan, plan->targets);
-	while ((target = hash_seq_search(&scan)) != NULL)
-		pages += bms_num_members(target->buffered);
-	return pages;
 }
 
 static void
@@ -494,6 +509,11 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 	if ((answer->why = cannot_rewind(asked->lease)) != NULL)
 		return "rows";
 	answer->present = look_around(asked->lease, asked->ours, asked->nours);
+	if (answer->present.hidden)
+	{
+		answer->why = "track_activities is off for a session: it cannot be seen whether a statement runs";
+		return "rows";
+	}
 	if (answer->present.busy != NIL || answer->present.prepared)
 		return "busy";
 	use_marks(asked->marks);
@@ -536,6 +556,8 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 	answer->present = look_around(asked->lease, asked->ours, asked->nours);
 	if (answer->present.busy != NIL || answer->present.prepared || somebody_wrote(asked, &answer->upto, &answer->shared))
 		return "busy";
+	plan->activity = answer->present.activity;
+	find_buffered(plan, work, memory);
 	measure_all(plan, asked->lease);
 	if (plan->catalogs && disturbs_temporary(asked, &answer->present, plan->targets))
 		return "temporary";

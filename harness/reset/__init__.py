@@ -1,6 +1,6 @@
 """Reset: a leased database back to its baseline, connections kept.
 
-This is the map. ``docs/reset.md`` tells what is promised, decisions 0031 to 0039 tell why it is done so.
+This is the map. ``docs/reset.md`` tells what is promised, decisions 0031 to 0039 and 0041 to 0043 tell why it is done so.
 
 Two engines. Where the server has our module (:mod:`harness.reset.rewind`, docs/rewind.md), each turn of a reset tries *pages*
 first, in one round trip of the reader; whatever is in the way of that is left to the *rows*, which everything below is about.

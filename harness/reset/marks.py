@@ -46,7 +46,7 @@ class Layer:
         tables: of the tables that differ from the state below, all rows.
         sequences: of the sequences that differ.
         changes: what differs from the state below, and where its rows lay and lie that we have put elsewhere since.
-        pages: the server's file with the pages that differ (:mod:`harness.reset.rewind.marking`), where the mark is one of pages,
+        pages: the server's file with the pages that differ (:mod:`harness.reset.rewind.page_marks`), where the mark is one of pages,
             and then there are no tables and sequences; empty for one of rows.
     """
 

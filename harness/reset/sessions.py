@@ -89,6 +89,10 @@ class Sessions:
         self._wait(still)
         return True
 
+    def holders(self, relations: Sequence[int]) -> list[int]:
+        """Pids of those whose locks are in the way of writing to these relations."""
+        return activity.holders(self._reader, self._tracker.database, relations, self._connections.ours)
+
     def inside(self, pids: Sequence[int], *, prepared: bool) -> None:
         """Wait until these sessions are in no transaction and in no statement any more; roll back what is prepared."""
         if prepared:
@@ -112,7 +116,7 @@ class Sessions:
         """
 
         def still() -> list[int]:
-            return activity.holders(self._reader, self._tracker.database, relations, self._connections.ours)
+            return self.holders(relations)
 
         # Theirs have no session that could be named.
         self._roll_back_prepared()

@@ -71,6 +71,8 @@ class Tracker:
         unsettled: ids of transactions that wrote to the server's own catalogs, and may not have ended.
         touched: catalog → blocks of it that were written since the clone was made.
         first_files: as ``files``, when the clone was made.
+        noted: whether it goes on from a note; else it began with a fresh clone.
+        strange: whether the lease had other relations than the baseline then.
     """
 
     def __init__(self, connections: Connections, marks: Marks, role: str) -> None:
@@ -88,6 +90,7 @@ class Tracker:
         self.unsettled: tuple[int, ...] = ()
         self.touched: dict[str, set[int]] = {}
         self.first_files: Mapping[int, int] = {}
+        self.noted = self.strange = False
         self._renumbered = False
         self._by_file: dict[int, int] = {}
         self._bases: dict[int, TableBase] = {}
@@ -114,6 +117,7 @@ class Tracker:
         lease = connections.enter()
         files = relations_sql.files(lease)
         others = _of_users(files) ^ _of_users(store.relations)
+        self.noted, self.strange = noted is not None, bool(others)
         if others and not (by_pages and noted is not None and noted.clean):
             shown = [*relations_sql.labels(lease, others), *relations_sql.labels(store.session, others)]
             raise RecloneNeeded(
@@ -390,7 +394,7 @@ class Tracker:
         self._renumbered = True
 
     def rewound(self, upto: str, xid: int) -> None:
-        """The pages equal the baseline's: it is as right after a clone. There must be no marks.
+        """The pages equal those of the state to go back to: it is as right after a clone. There must be no mark of rows.
 
         Args:
             upto: where the reading of the log ended, and the next window begins.
@@ -454,10 +458,6 @@ class Tracker:
     def shared_statement(self) -> str:
         """What :meth:`put_back_shared` asks, to be sent with others."""
         return shared.statement(self.database, self.role_oid)
-
-    def shared_differ(self, now: shared.Shared) -> bool:
-        """Whether what :meth:`shared_statement` gave is other than in the pristine state."""
-        return now != self._shared
 
     def put_back_shared(self, now: shared.Shared | None = None) -> None:
         """Settings of this database and of the role; other differences are for a clone.

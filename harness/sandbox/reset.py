@@ -130,7 +130,12 @@ class SandboxReset:
         there = databases.sessions_of(self._clones.link.session, self._database)
         if busy := [line for line in there if " in transaction" in line]:
             logger.info("waiting for open transactions, up to %g s: %s", self._timeout, "; ".join(busy))
-        report = self._reset.reset()
+        try:
+            report = self._reset.reset()
+        except BaseException:
+            # Ctrl-C too: pages may be half back, and no note tells which.
+            self._store.forget(self._stored_as)
+            raise
         noted = self._reset.watermark
         if report.strategy == "clone":
             # Where nothing could be noted of the clone either, the next one will be for the same reason.

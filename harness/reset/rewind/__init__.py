@@ -10,5 +10,6 @@ How the module comes there:
 
 How it is used:
 
-- ``rewinder``: one call is one reset. ``answer``: what the call says; ``facts``: what it has to know; ``page_marks``: marks.
+- ``pages``: the way by pages through one reset, and marks of pages. ``rewinder``: one call is one reset.
+- ``answer``: what the call says; ``facts``: what it has to know; ``page_marks``: the files of marks.
 """

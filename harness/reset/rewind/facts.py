@@ -9,7 +9,7 @@ from harness.postgres.session import Session
 from harness.reset.sql import owners
 
 # Of an index its table; b for a B-tree. Shared catalogs have no file here, and temporary tables are their session's.
-_FACTS = """
+FACTS = """
 select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(i.indrelid, c.oid)::int8,
        case when c.relkind = 'i' and c.relam = 403 then 'b' else c.relkind::text end,
        c.relpersistence = 'u'
@@ -47,12 +47,12 @@ NOTHING = Facts(b"0", {}, b"{}", owners.Owned(b"", ""), ())
 def read(session: Session) -> Facts:
     """Read them, in the baseline. Four round trips."""
     database = session.value("select oid::int8 from pg_database where datname = current_database()")
-    rows = session.rows(_FACTS)
+    rows = session.rows(FACTS)
     nodes, oids, tables, kinds, unlogged = zip(*rows, strict=True)
     return Facts(
         str(database).encode(),
         dict(zip(oids, nodes, strict=True)),
-        _array(tuple(session.column(_TEMPORARY))),
+        temporary(session),
         owners.Owned(session.value(owners.digest(database)).encode(), owners.rows_of(database)),
         (
             str(database).encode(),
@@ -63,6 +63,11 @@ def read(session: Session) -> Facts:
             _array(tuple(node for node, is_unlogged in zip(nodes, unlogged, strict=True) if is_unlogged)),
         ),
     )
+
+
+def temporary(session: Session) -> bytes:
+    """OIDs of a database's namespaces for temporary tables, as text, in order."""
+    return _array(tuple(sorted(session.column(_TEMPORARY))))
 
 
 def _array(numbers: Collection[int]) -> bytes:

@@ -16,7 +16,7 @@ from harness.errors import HarnessError, ServerRefused
 from harness.postgres import activity, sqlstate
 from harness.postgres.session import Session, translated
 from harness.reset.baseline import BaselineStore
-from harness.reset.changes import Changes, RecloneNeeded
+from harness.reset.changes import RecloneNeeded
 from harness.reset.connections import Connections
 from harness.reset.rewind import facts, page_marks
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
@@ -131,6 +131,9 @@ class Rewinder:
             self._refused(error)
             return
         mine = self._facts.files
+        if tracker.noted and not self._same_build(connections, tracker):
+            # Else pages of one build would be put into another's, where each number means something else.
+            raise RecloneNeeded("the schema differs from the template's, which was built again since")
         if any(tracker.first_files.get(oid) != node for oid, node in mine.items()):
             self._stop("its files have other numbers than the baseline's")
 
@@ -171,16 +174,11 @@ class Rewinder:
         if not answer.wrote:
             return Rewound(False, frozenset(), done)
         store = connections.store
-        fetched = _fetched(answer.touched, store)
-        if fetched and marks:
-            self._forget_fetched(connections, tracker, fetched)
-        elif fetched:
+        if fetched := _fetched(answer.touched, store):
             # Sessions keep values of these, and only a new file makes them forget. It is no file of the baseline's: the
             # next rewind takes it away again, and comes here again.
-            tracker.pending = Changes(
-                sequences=fetched, names={oid: str(store.relations[oid]) for oid in fetched}
-            )
-        return Rewound(True, _names(answer.touched, store), done and not tracker.pending)
+            self._forget_fetched(connections, tracker, fetched)
+        return Rewound(True, _names(answer.touched, store), done)
 
     def insist(
         self, connections: Connections, tracker: Tracker, sessions: Sessions, marks: tuple[str, ...] = ()
@@ -194,9 +192,10 @@ class Rewinder:
         patience, ended = time.monotonic() + PATIENCE, False
         while not self.off and self.last is not None and self.last.status in ("busy", "locked"):
             if time.monotonic() > patience:
-                if ended or not self.last.busy:
+                pids = self.last.busy or sessions.holders(self.last.touched)
+                if ended or not pids:
                     return None
-                sessions.end(self.last.busy)
+                sessions.end(pids)
                 patience, ended = time.monotonic() + PATIENCE, True
             time.sleep(0.002)
             if (rewound := self.turn(connections, tracker, marks)) is not None:
@@ -204,8 +203,7 @@ class Rewinder:
         return None
 
     def _forget_fetched(self, connections: Connections, tracker: Tracker, sequences: Collection[int]) -> None:
-        """Give these sequences another file, so that sessions forget which values they have fetched: above marks, whose state
-        the way by rows does not know.
+        """Give these sequences another file, so that sessions forget which values they have fetched.
 
         Raises:
             RecloneNeeded: it cannot be done.
@@ -333,6 +331,8 @@ class Rewinder:
         most: bytes = _MOST_PAGES,
     ) -> Answer | None:
         """Call a prepared statement; None where it is ``off`` now."""
+        # Of an earlier call: where this one fails half-way, nobody is to go by it.
+        self.last = None
         for again in (False, True):
             session = connections.wal.session
             try:
@@ -362,6 +362,12 @@ class Rewinder:
                 return None
         return None
 
+    def _same_build(self, connections: Connections, tracker: Tracker) -> bool:
+        """Whether the lease is a copy of the same build of the template as the baseline: its namespaces for temporary tables have the
+        numbers that no other build has."""
+        namespaces = facts.temporary(connections.lease)
+        return namespaces == self._facts.temporary and not (tracker.strange and namespaces == b"{}")
+
     def _learn(self, store: BaselineStore) -> None:
         """Read the facts of the baseline: once, as long as it is the same session that reads them."""
         if store.session is not self._baseline:
@@ -388,6 +394,9 @@ class Rewinder:
         if error.sqlstate in _GONE:
             self.lasting = True
             self._stop(f"the module's functions are gone: {error.message}")
+            if error.sqlstate == sqlstate.INSUFFICIENT_PRIVILEGE:
+                # A file that may not be opened is said so too, and that may be half-way.
+                raise RecloneNeeded(f"the pages cannot be put back: {error}") from error
         elif error.sqlstate == sqlstate.UNDEFINED_FILE and "WAL" in error.message:
             self._stop("the log since its pages last equalled the baseline's was recycled")
         elif error.sqlstate == sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE:

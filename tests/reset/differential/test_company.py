@@ -285,5 +285,5 @@ def test_what_is_written_meanwhile_is_gone_afterwards(engine_server: Server, mar
     )
     if FURTHER < ENOUGH:
         return
-    assert strategies["clone"] <= 0.4 * strategies["restore"]
+    assert strategies["clone"] <= 0.4 * (strategies["restore"] + strategies["rewind"])
     assert not marks or counts["marked"] >= FURTHER / 8

@@ -280,7 +280,9 @@ def test_every_reset_to_a_mark_gives_what_was_marked(engine_server: Server) -> N
                 dice = rng.random()
                 if dice < 0.35 and len(wanted) < 4:
                     for operation in operations:
-                        runner.perform(operation)
+                        # A mark of pages holds DDL, of which this picture knows nothing: rewind/test_page_marks.py does.
+                        if not (engine_server.module and operation.kind in DDL):
+                            runner.perform(operation)
                     try:
                         engine.mark()
                     except LeaseError:

@@ -46,7 +46,7 @@ class Rounds:
     """A template, a baseline and a lease of one schema, sessions that stay, and what they have to see.
 
     Args:
-        plants: bugs that are compiled into the module, see ``test_planted``.
+        plants: bugs that are compiled into the module, see ``test_rewind_planted``.
         company: somebody else may write to the lease between a rewind and the comparison (autovacuum): what differs is
             compared again after another rewind.
     """

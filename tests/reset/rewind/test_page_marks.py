@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 from fix_reset_servers import Server, dispose
 from fix_rewind import RewindCase, exactly
 
-from harness.errors import LeaseError
+from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.postgres.session import Session
 from harness.reset.changes import RecloneNeeded
 from harness.reset.marks import Mark
@@ -39,6 +42,8 @@ FURTHER = (
     "insert into scratch values (1, 'x'), (500, 'y'); vacuum full people; alter type mood add value 'sad';"
     "select lo_unlink(4711); select nextval('others_id_seq') from generate_series(1, 7); reindex table others; drop index people_v"
 )
+
+ROUNDS = int(os.environ.get("PGHARNESS_TEST_REWINDS", "20"))
 
 
 def run(session: Session, statements: str) -> None:
@@ -122,6 +127,59 @@ def test_marks_are_a_stack(case: RewindCase, app: Session) -> None:
     first.release()
     assert case.reset().strategy == "rewind"
     case.assert_exact()
+
+
+POOL = [
+    *FAR.split(";"),
+    *FURTHER.split(";"),
+    "delete from people where id % 4 = 0",
+    "insert into people (v) select repeat('p', i) from generate_series(1, 900) i",
+    "truncate others",
+    "vacuum people",
+    "cluster people using people_pkey",
+    "create table if not exists late (id serial primary key, v text)",
+    "insert into late (v) select 'x' from generate_series(1, 400)",
+    "drop table if exists late",
+    "update others set v = 'short'",
+    "alter table scratch set logged",
+    "alter table others set unlogged",
+    "begin; drop table people cascade; rollback",
+    "begin; insert into others (v) values ('undone'); rollback",
+    "analyze",
+    "create sequence if not exists more cache 7",
+    "select nextval('more')",
+    "alter sequence people_id_seq restart with 5000",
+]
+
+
+def test_any_states_come_back(case: RewindCase, app: Session) -> None:
+    """Marks set, come back to and released at random, between statements of all kinds, and through clones."""
+    chance = random.Random(case.bench.server.version)
+    engine = case.bench.engine
+    states: list[tuple[Mark, dict[str, str]]] = []
+    story: list[str] = []
+    for _ in range(ROUNDS):
+        for statements in chance.sample(POOL, chance.randrange(1, 6)):
+            story.append(statements)
+            with suppress(ServerRefused, ServerLost), case.bench.app() as session:
+                run(session, statements)
+        dice = chance.random()
+        if dice < 0.3 and len(states) < 4:
+            states.append(mark(case))
+            story.append(f"-- mark {len(states)}")
+        elif dice < 0.4 and states:
+            states.pop()[0].release()
+            story.append("-- released")
+        elif dice < 0.5 and states:
+            del states[chance.randrange(len(states)) + 1 :]
+            case.reset(to=states[-1][0])
+        elif dice < 0.6:
+            case.bench.reclone()
+            story.append("-- cloned")
+        case.reset_or_clone()
+        wanted = states[-1][1] if states else case.exact
+        assert different(look(case), wanted) == [], story
+    assert len(engine._marks.pages) == len(states)
 
 
 def test_a_fresh_clone_becomes_the_marked_state(case: RewindCase, app: Session) -> None:
