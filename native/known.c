@@ -128,7 +128,10 @@ forget_all(void)
 {
 	known_baseline = InvalidOid;
 	if (files != NULL)
+	{
+		forget_provisional();
 		forget_marks();
+	}
 	known_unlogged = NIL;
 	if (files != NULL)
 	{

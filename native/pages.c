@@ -441,8 +441,10 @@ put_back(Work *work, Target *target, ForkNumber fork, BlockNumber block, bool ma
 	/* One that was made just now is in the log even where it is empty: recovery makes it by that. */
 	if (differ(is, wanted) || (made && logged))
 	{
-		/* Maps have not the standard layout. */
-		length = logged && fork == MAIN_FORKNUM ? delta_of(is, wanted, delta) : 0;
+		/* Maps have not the standard layout, nor have all pages of all kinds of indexes (BRIN's map of ranges). */
+		bool		standard = fork == MAIN_FORKNUM && (target->known->kind != 'i' || target->known->btree);
+
+		length = logged && standard ? delta_of(is, wanted, delta) : 0;
 		START_CRIT_SECTION();
 		if (PageIsNew((Page) wanted))
 			/* Nobody sets the LSN of such a page, and one that is left there makes the page invalid. */
@@ -454,7 +456,7 @@ put_back(Work *work, Target *target, ForkNumber fork, BlockNumber block, bool ma
 		logged = false;
 #endif
 		if (logged)
-			log_page(work, lease, fork == MAIN_FORKNUM, delta, length);
+			log_page(work, lease, standard, delta, length);
 		END_CRIT_SECTION();
 		work->written++;
 	}

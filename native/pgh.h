@@ -221,6 +221,7 @@ extern void forget_marks(void);
 extern void note_marks(Seen *seen, ArrayType *names);
 extern const char *marked_page(RelNumber node, ForkNumber fork, BlockNumber block);
 
+extern void forget_provisional(void);
 extern MarkWriter *begin_mark(const char *name);
 extern void mark_node(MarkWriter *writer, const MarkNode *node);
 extern void mark_page(MarkWriter *writer, RelNumber node, ForkNumber fork, BlockNumber block, const char *page);

@@ -75,7 +75,7 @@ look_around(Oid lease, const Datum *ours, int nours)
 		PgBackendStatus *status = &STATUS_OF(i)->backendStatus;
 
 		if (status->st_databaseid != lease || is_ours(status->st_procpid, ours, nours) ||
-			status->st_backendType != B_BACKEND)
+			(status->st_backendType != B_BACKEND && status->st_backendType != B_BG_WORKER))
 			continue;
 		found.hidden |= status->st_state == STATE_DISABLED;
 		found.activity = found.activity * 31 + (uint64) status->st_procpid * 1000003 + (uint64) status->st_state_start_timestamp;

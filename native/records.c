@@ -15,12 +15,12 @@
 #include "access/xlogutils.h"
 #include "catalog/pg_control.h"
 #include "miscadmin.h"
+#include "utils/memutils.h"
 
 #define AT_ONCE (64 * XLOG_BLCKSZ)
 
 typedef struct Stream
 {
-	XLogReaderState *reader;	/* opens the files */
 	XLogRecPtr	next,			/* what is read next */
 				until;
 	char	   *raw;			/* as it lies in the files */
@@ -28,6 +28,16 @@ typedef struct Stream
 	Size		used,
 				room;
 } Stream;
+
+/* Opens the files; kept, since nothing closes one that an error leaves open. */
+static XLogReaderState *reader = NULL;
+
+static void
+close_segment(void)
+{
+	if (reader->seg.ws_file >= 0)
+		wal_segment_close(reader);
+}
 
 /* Where the first record lies that begins at a position or after it: a page of the log begins with a header. */
 XLogRecPtr
@@ -50,7 +60,7 @@ fill(Stream *stream)
 
 	if (from >= end)
 		return false;
-	if (!WALRead(stream->reader, stream->raw, from, end - from, GetWALInsertionTimeLine(), &error))
+	if (!WALRead(reader, stream->raw, from, end - from, GetWALInsertionTimeLine(), &error))
 		WALReadRaiseError(&error);
 	if (stream->used + (end - from) > stream->room)
 	{
@@ -59,7 +69,19 @@ fill(Stream *stream)
 	}
 	for (XLogRecPtr at = first_record(from); at < end;)
 	{
-		XLogRecPtr	stop = Min(end, (at / XLOG_BLCKSZ + 1) * XLOG_BLCKSZ);
+		XLogRecPtr	page = at / XLOG_BLCKSZ * XLOG_BLCKSZ,
+					stop = Min(end, page + XLOG_BLCKSZ);
+
+		if (page >= from)
+		{
+			const XLogPageHeaderData *header = (const XLogPageHeaderData *) (stream->raw + (page - from));
+
+			/* A checkpoint may have given this file another name, and pages of later. */
+			if (header->xlp_magic != XLOG_PAGE_MAGIC || header->xlp_pageaddr != page ||
+				(header->xlp_info & XLP_FIRST_IS_OVERWRITE_CONTRECORD))
+				ereport(ERROR, errcode(ERRCODE_UNDEFINED_FILE),
+						errmsg("WAL at %X/%X was recycled", LSN_FORMAT_ARGS(page)));
+		}
 
 		memcpy(stream->bytes + stream->used, stream->raw + (at - from), stop - at);
 		stream->used += stop - at;
@@ -181,11 +203,19 @@ each_record(XLogRecPtr from, XLogRecPtr until, void (*note) (const LogRecord *re
 	bool		switched = false;
 	const char *problem = NULL;
 
-	stream.reader = XLogReaderAllocate(wal_segment_size, NULL,
-									   XL_ROUTINE(.page_read = NULL, .segment_open = &wal_segment_open,
-												  .segment_close = &wal_segment_close), NULL);
-	if (stream.reader == NULL)
-		ereport(ERROR, errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory"));
+	if (reader == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		reader = XLogReaderAllocate(wal_segment_size, NULL,
+									XL_ROUTINE(.page_read = NULL, .segment_open = &wal_segment_open,
+											   .segment_close = &wal_segment_close), NULL);
+		MemoryContextSwitchTo(old);
+		if (reader == NULL)
+			ereport(ERROR, errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory"));
+	}
+	/* An error may have left it open. */
+	close_segment();
 	record->data = palloc(record->room = BLCKSZ);
 	stream.next = first_record(from);
 	stream.until = until;
@@ -229,7 +259,7 @@ each_record(XLogRecPtr from, XLogRecPtr until, void (*note) (const LogRecord *re
 		note(record, seen);
 		CHECK_FOR_INTERRUPTS();
 	}
-	XLogReaderFree(stream.reader);
+	close_segment();
 	pfree(stream.raw);
 	pfree(stream.bytes);
 	pfree(record->data);

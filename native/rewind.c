@@ -32,6 +32,7 @@
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
 #include "utils/relcache.h"
+#include "utils/timeout.h"
 
 PG_MODULE_MAGIC;
 
@@ -222,10 +223,30 @@ forget_unlinks(Memory *memory, Oid lease)
 	{
 		Locator		at = LOCATOR(DEFAULTTABLESPACE_OID, lease, lfirst_oid(cell));
 
+		if (known_file(REL(at)) != NULL)
+			continue;
+
 		(void) unlink(FILE_PATH(at, MAIN_FORKNUM));
 	}
 	list_free(memory->tombstones);
 	memory->tombstones = NIL;
+}
+
+#define BARRIER_PATIENCE 5000	/* ms: a session that waits for its client in the middle of COPY comes to no barrier */
+
+/*
+ * Two things for one wait.  Maps and further segments were unlinked at once: whoever holds such a file open, the background writer
+ * for instance, would write pages of the new one into it.  And the checkpointer does not come to a barrier between reading its
+ * requests and the end of its unlinking: past it, ours was read, or will be before it unlinks again.
+ *
+ * Nothing may be locked meanwhile: a session that ends waits for locks, to remove its temporary tables, and comes to no barrier.
+ */
+static void
+close_unlinked(void)
+{
+	enable_timeout_after(STATEMENT_TIMEOUT, BARRIER_PATIENCE);
+	WaitForProcSignalBarrier(EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE));
+	disable_timeout(STATEMENT_TIMEOUT, false);
 }
 
 /* With the COMMIT, which logs it. */
@@ -245,6 +266,10 @@ drop_fresh(RewindPlan *plan, Memory *memory, Oid lease, Work *work)
 		relation = CreateFakeRelcacheEntry(at);
 #if PG_VERSION_NUM < 160000
 		relation->rd_rel->relpersistence = RELPERSISTENCE_PERMANENT;
+#endif
+#if PG_VERSION_NUM >= 170000
+		/* It is not pinned, as that of a real entry is. */
+		relation->rd_smgr = NULL;
 #endif
 		RelationDropStorage(relation);
 		FreeFakeRelcacheEntry(relation);
@@ -345,7 +370,7 @@ tell(RewindPlan *plan, Oid lease)
 
 /*
  * Who holds a lock does not look for messages when he uses that relation again: he is woken, and reads them before the next
- * statement, since a session processes the barrier and the interrupt before it reads from its client.
+ * statement, since a session processes its interrupts before it reads from its client, who has not got our answer yet.
  */
 static void
 wake(Oid lease)
@@ -357,7 +382,6 @@ wake(Oid lease)
 		if (proc->databaseId == lease && proc->pid != 0 && proc->pid != MyProcPid)
 			(void) SendProcSignal(proc->pid, PROCSIG_CATCHUP_INTERRUPT, NUMBER_OF(proc));
 	}
-	WaitForProcSignalBarrier(EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE));
 }
 
 /* --- the order of it all ---------------------------------------------------------------------------------------------- */
@@ -400,17 +424,6 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 	HASH_SEQ_STATUS scan;
 	Target	   *target;
 
-	if (plan->dropped)
-	{
-		forget_unlinks(memory, asked->lease);
-		/*
-		 * Two things for one wait.  Maps and further segments were unlinked at once: whoever holds such a file open, the
-		 * background writer for instance, would write pages of the new one into it.  And the checkpointer does not come to
-		 * a barrier between reading its requests and the end of its unlinking: past it, ours was read, or will be before it
-		 * unlinks again.
-		 */
-		WaitForProcSignalBarrier(EmitProcSignalBarrier(PROCSIGNAL_BARRIER_SMGRRELEASE));
-	}
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 		make_again(work, target);
@@ -550,6 +563,11 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 		answer->why = psprintf(INT64_FORMAT " pages would have to be compared", pages);
 		return "rows";
 	}
+	if (plan->dropped)
+	{
+		forget_unlinks(memory, asked->lease);
+		close_unlinked();
+	}
 	if (!lock_all(plan, asked->lease))
 		return "locked";
 	/* Whoever came between the reading and the locks. */
@@ -606,7 +624,7 @@ rewind_lease(const Asked *asked, Answer *answer, Work *work)
 /* Files that a mark's state adds are known for as long as it is written; an error may have left them. */
 static List *provisional = NIL;
 
-static void
+void
 forget_provisional(void)
 {
 	ListCell   *cell;
@@ -790,12 +808,15 @@ asked_by(FunctionCallInfo fcinfo, int arguments)
 	asked.nempty = argument(fcinfo, 5, OIDOID, &asked.empty);
 	asked.most_bytes = PG_GETARG_INT64(6);
 	asked.most_pages = PG_GETARG_INT64(7);
-	if (asked.baseline != known_baseline)
+	if (!OidIsValid(asked.baseline) || asked.baseline != known_baseline)
 		ereport(ERROR, errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				errmsg("this session does not know the files of baseline %u", asked.baseline));
 	if (asked.lease == MyDatabaseId || asked.baseline == MyDatabaseId || asked.lease == asked.baseline)
 		ereport(ERROR, errcode(ERRCODE_OBJECT_IN_USE),
 				errmsg("a database cannot be rewound to itself, nor from inside"));
+	if (asked.since % MAXIMUM_ALIGNOF != 0 || asked.since > GetXLogInsertRecPtr())
+		ereport(ERROR, errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				errmsg("%X/%X is no position of this server's log", LSN_FORMAT_ARGS(asked.since)));
 	forget_provisional();
 	return asked;
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from harness.postgres.session import Session
@@ -48,20 +48,28 @@ def read(session: Session) -> Facts:
     """Read them, in the baseline. Four round trips."""
     database = session.value("select oid::int8 from pg_database where datname = current_database()")
     rows = session.rows(FACTS)
-    nodes, oids, tables, kinds, unlogged = zip(*rows, strict=True)
     return Facts(
         str(database).encode(),
-        dict(zip(oids, nodes, strict=True)),
+        {oid: node for node, oid, *_ in rows},
         temporary(session),
         owners.Owned(session.value(owners.digest(database)).encode(), owners.rows_of(database)),
-        (
-            str(database).encode(),
-            _array(nodes),
-            _array(oids),
-            _array(tables),
-            "".join(kinds).encode(),
-            _array(tuple(node for node, is_unlogged in zip(nodes, unlogged, strict=True) if is_unlogged)),
-        ),
+        (str(database).encode(), *_values(rows)),
+    )
+
+
+def relations(session: Session) -> tuple[bytes, ...]:
+    """What ``pgh_mark`` is told of the relations of a lease, as text. One round trip."""
+    return _values(session.rows(FACTS))
+
+
+def _values(rows: Sequence[tuple[int, int, int, str, bool]]) -> tuple[bytes, ...]:
+    nodes, oids, tables, kinds, unlogged = zip(*sorted(rows), strict=True)
+    return (
+        _array(nodes),
+        _array(oids),
+        _array(tables),
+        "".join(kinds).encode(),
+        _array(tuple(node for node, is_unlogged in zip(nodes, unlogged, strict=True) if is_unlogged)),
     )
 
 

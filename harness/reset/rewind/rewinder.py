@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from typing import NamedTuple
 
 from harness.errors import HarnessError, ServerRefused
@@ -244,9 +245,16 @@ class Rewinder:
         below = (page_marks.array(marks), page_marks.array(self.above), name.encode())
         answer = self._ask(connections, tracker, b"", (*below, *_NO_RELATIONS), most=_MOST_MARKED)
         if answer is not None and answer.status == "relations":
-            # What the catalogs say now; whoever changes them in between has written, and is seen.
-            relations = facts.read(connections.lease).values[1:]
+            relations = facts.relations(connections.lease)
             answer = self._ask(connections, tracker, b"", (*below, *relations), most=_MOST_MARKED)
+            if (
+                answer is not None
+                and answer.status == "marked"
+                and facts.relations(connections.lease) != relations
+            ):
+                # Somebody has changed them between the question and the mark, which then holds what is in no catalog.
+                page_marks.forget(connections.wal.session, self._schema, [name])
+                answer = self.last = replace(answer, status="busy")
         if answer is not None and answer.status == "marked":
             tracker.rewound(answer.upto, answer.xid)
             tracker.advisory = frozenset(answer.advisory)

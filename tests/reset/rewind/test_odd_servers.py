@@ -156,15 +156,25 @@ def test_a_thousand_tables_at_once(case: RewindCase, app: Session) -> None:
         case.assert_exact()
 
 
-def test_a_baseline_of_another_number_is_refused(case: RewindCase, app: Session) -> None:
-    writes(app)
-    facts = case.rewinder._facts
-    case.rewinder._facts = facts._replace(database=b"4711")
-    try:
-        assert case.reset_or_clone() != "rewind"
-    finally:
-        case.rewinder._facts = facts
-    case.assert_pristine()
+def test_a_baseline_that_the_session_does_not_know_is_told_and_asked_again(
+    case: RewindCase, app: Session
+) -> None:
+    with case.bench.server.session() as session:
+        for baseline in (0, 4711):
+            with pytest.raises(ServerRefused, match="does not know the files"):
+                session.execute(
+                    f"select {case.rewinder._schema}.pgh_rewind(1, {baseline}, '0/0', '{{}}', '{{}}', '{{}}', 1, 1)"
+                )
+
+
+def test_a_position_that_is_none_is_refused(case: RewindCase, app: Session) -> None:
+    tracker = case.bench.engine._tracker
+    for position in ("FFFF/0", "0/1234567"):
+        writes(app)
+        tracker.clean = position
+        with pytest.raises(RecloneNeeded, match="is no position"):
+            case.reset()
+        case.bench.reclone()
 
 
 def test_functions_that_were_declared_otherwise_are_an_error_and_no_crash(
