@@ -332,7 +332,7 @@ tell(RewindPlan *plan, Oid lease)
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 	{
-#if PG_VERSION_NUM >= 170000 && !defined(PGH_PLANT_NO_TRUNCATE_MESSAGE)
+#if PG_VERSION_NUM >= 170000
 		/* Where the next row belongs; before 17 it goes with the description. What was cut or dropped was told there. */
 		SharedInvalidationMessage *message = next_message(&messages);
 

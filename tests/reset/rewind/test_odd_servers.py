@@ -167,10 +167,11 @@ def test_a_baseline_that_the_session_does_not_know_is_told_and_asked_again(
                 )
 
 
-def test_a_position_that_is_none_is_refused(case: RewindCase, app: Session) -> None:
+def test_a_position_that_is_none_is_refused(case: RewindCase) -> None:
     tracker = case.bench.engine._tracker
     for position in ("FFFF/0", "0/1234567"):
-        writes(app)
+        with case.bench.app() as app:
+            writes(app)
         tracker.clean = position
         with pytest.raises(RecloneNeeded, match="is no position"):
             case.reset()

@@ -27,7 +27,6 @@ PLANTS = {
     "NO_RELCACHE": "sessions are not told that descriptions of relations went back",
     "NO_FSM": "the free space map is left as it is",
     "NO_VM": "the visibility map is left as it is",
-    "NO_TRUNCATE_MESSAGE": "sessions are not told that files became shorter",
     "ONE_RECORD_SHORT": "the log is read a record short",
 }
 
@@ -51,6 +50,8 @@ def found_after(server: Server, plant: str) -> tuple[int, list[str]]:
 @pytest.mark.timeout(120 + 3 * BUDGET)
 def test_a_planted_bug_is_found(reset_server: Server, plant: str) -> None:
     need_compiler(reset_server.version)
+    if plant == "NO_VM" and reset_server.version >= 18:
+        pytest.skip("18.6 names the page of the map in the record that clears its bit")
     number, differences = found_after(reset_server, plant)
     assert number, f"{PLANTS[plant]}: {BUDGET} rounds, and nobody noticed"
     print(f"\nPostgreSQL {reset_server.version}, {plant}: found in round {number}: {differences[0][:200]}")
@@ -59,6 +60,8 @@ def test_a_planted_bug_is_found(reset_server: Server, plant: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.timeout(600)
 @pytest.mark.server
+# Sessions of a server that crashed under them are thrown away as they are.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_copy_that_is_not_logged_is_found_by_a_crash(version: int) -> None:
     need_compiler(version)
     with hurt(version) as server:
