@@ -444,7 +444,11 @@ put_back(Work *work, Target *target, ForkNumber fork, BlockNumber block, bool ma
 		/* Maps have not the standard layout, nor have all pages of all kinds of indexes (BRIN's map of ranges). */
 		bool		standard = fork == MAIN_FORKNUM && (target->known->kind != 'i' || target->known->btree);
 
-		length = logged && standard ? delta_of(is, wanted, delta) : 0;
+		/* Recovery has another page of a sequence than we: its records say what it will be 32 values later. */
+		if (logged && standard && target->known->kind != 'S' && target->known->kind != 'C')
+			length = delta_of(is, wanted, delta);
+		else
+			length = 0;
 		START_CRIT_SECTION();
 		if (PageIsNew((Page) wanted))
 			/* Nobody sets the LSN of such a page, and one that is left there makes the page invalid. */

@@ -190,6 +190,7 @@ extern void read_log(Seen *seen, XLogRecPtr from, XLogRecPtr until, Oid lease, c
 typedef struct Present
 {
 	List	   *busy;			/* pids */
+	List	   *idle;			/* pids of sessions that idle in a transaction */
 	List	   *temporary;		/* OIDs of namespaces of sessions that have temporary tables, or had some */
 	bool		prepared;
 	bool		hidden;			/* a session does not say what it does */

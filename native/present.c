@@ -79,6 +79,8 @@ look_around(Oid lease, const Datum *ours, int nours)
 			continue;
 		found.hidden |= status->st_state == STATE_DISABLED;
 		found.activity = found.activity * 31 + (uint64) status->st_procpid * 1000003 + (uint64) status->st_state_start_timestamp;
+		if (status->st_state == STATE_IDLEINTRANSACTION || status->st_state == STATE_IDLEINTRANSACTION_ABORTED)
+			found.idle = lappend_int(found.idle, status->st_procpid);
 		if (status->st_state == STATE_RUNNING || status->st_state == STATE_FASTPATH)
 			found.busy = list_append_unique_int(found.busy, status->st_procpid);
 	}

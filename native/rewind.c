@@ -777,7 +777,8 @@ as_row(FunctionCallInfo fcinfo, const Asked *asked, const Answer *answer, const 
 	values[2] = LSNGetDatum(answer->upto);
 	nulls[3] = !TransactionIdIsValid(answer->xid);
 	values[3] = TransactionIdGetDatum(answer->xid);
-	values[4] = integers(answer->present.busy);
+	/* Who is in the way; and where nobody is, who idles in a transaction and may stay. */
+	values[4] = integers(answer->present.busy != NIL ? answer->present.busy : answer->present.idle);
 	values[5] = BoolGetDatum(answer->present.prepared);
 	values[6] = PointerGetDatum(advisory_locks(asked->lease, asked->ours, asked->nours));
 	values[7] = oids(answer->shared);

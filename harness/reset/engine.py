@@ -342,6 +342,8 @@ class ResetEngine:
             return None
         self._stage("before-rewind")
         rewound = self._pages.turn()
+        if rewound is not None and (answer := self.rewound) is not None:
+            met.sessions.idle = answer.busy or met.sessions.idle
         if rewound is not None and rewound.wrote:
             self._stage("rewound")
             self._vacuum = Vacuum()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -197,12 +198,14 @@ def test_a_run_that_needed_a_clone_has_the_next_one_ready_and_gives_it_back(
         found = databases.list_ours(harness.link.session, harness.project)
         return Counter(d.parsed.kind for d in found if d.parsed)
 
+    # By pages no table would need one.
+    settings = replace(settings, engine="rows")
     with Harness.open_with(settings, environ) as harness:
         before = there(harness)
         with harness.lease(watch=True) as lease:
             with lease.connect() as connection:
                 connection.execute("insert into users (name) values ('mine')")
-            assert lease.reset().strategy == "restore"
+            assert lease.reset().strategy in ("restore", "rewind")
             # A run that never needed a clone has nobody in the background, and no spare.
             assert harness.session.filler is None
             assert there(harness)[names.Kind.SPARE] == 0

@@ -106,7 +106,7 @@ def _fits(harness: Harness, workers: int) -> None:
 
 def _say_how_resets_are_made(harness: Harness) -> None:
     if harness.shared is not None and harness.shared.resets:
-        logger.info("reset: %s", told(harness.shared.rewinding))
+        logger.debug("reset: %s", told(harness.shared.rewinding))
 
 
 def _close(context: Context, harness: Harness) -> None:

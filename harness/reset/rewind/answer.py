@@ -23,7 +23,7 @@ class Answer:
         why: for ``"rows"``, the reason.
         upto: position at which the next window begins.
         xid: id of the call's own transaction; 0 where it had none.
-        busy: pids of sessions of the application that are inside a transaction.
+        busy: pids of sessions of the application that are in the way; where nobody is, of those that idle in a transaction.
         prepared: whether there is a prepared transaction.
         advisory: advisory locks that sessions of the application hold: pid, and which lock as text.
         shared: ids (32 bits) of transactions that wrote to the catalogs of the whole server; 0 for one that had none.
