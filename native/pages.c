@@ -444,8 +444,11 @@ put_back(Work *work, Target *target, ForkNumber fork, BlockNumber block, bool ma
 		/* Maps have not the standard layout, nor have all pages of all kinds of indexes (BRIN's map of ranges). */
 		bool		standard = fork == MAIN_FORKNUM && (target->known->kind != 'i' || target->known->btree);
 
-		/* Recovery has another page of a sequence than we: its records say what it will be 32 values later. */
-		if (logged && standard && target->known->kind != 'S' && target->known->kind != 'C')
+		/*
+		 * What differs from our page is enough only where recovery has the same page.  It has another one of a sequence,
+		 * whose records say what will be 32 values later, and of a heap, where it sets t_cid otherwise.
+		 */
+		if (logged && target->known->btree && fork == MAIN_FORKNUM)
 			length = delta_of(is, wanted, delta);
 		else
 			length = 0;
