@@ -484,7 +484,7 @@ def test_the_verbs_say_how_resets_are_made(new_project: Callable[..., CliProject
     doctor = cli.ok("doctor")
     assert "up: reset: rewind" in doctor
     assert re.search("ok +reset +modules that reset by pages, for .*15 x86_64", doctor)
-    off = cli.run("run", "--", "true", PGHARNESS_ENGINE="rows")
+    off = cli.run("run", "-vv", "--", "true", PGHARNESS_ENGINE="rows")
     assert off.stderr.count("reset: ") == 1
     assert 'reset: rows (engine = "rows", the variable PGHARNESS_ENGINE)' in off.stderr
     assert 'reset     rows (engine = "rows"' in cli.ok("status", PGHARNESS_ENGINE="rows")
@@ -499,7 +499,7 @@ def test_what_cannot_be_had_on_somebody_elses_server_ends_the_run(
     assert 'engine = "rewind" (the variable PGHARNESS_ENGINE)' in said
     assert "the server is somebody else's" in said
     assert "pg-harness build-native" in said
-    auto = cli.run("run", "--", "true", **given)
+    auto = cli.run("run", "-vv", "--", "true", **given)
     assert auto.returncode == 0, auto.stderr
     assert "reset: rows (the server is somebody else's)" in auto.stderr
     assert "must be one of 'auto', 'rewind', 'rows'" in cli.fails(
