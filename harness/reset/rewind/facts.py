@@ -65,18 +65,19 @@ def relations(session: Session) -> tuple[bytes, ...]:
 def _values(rows: Sequence[tuple[int, int, int, str, bool]]) -> tuple[bytes, ...]:
     nodes, oids, tables, kinds, unlogged = zip(*sorted(rows), strict=True)
     return (
-        _array(nodes),
-        _array(oids),
-        _array(tables),
+        array(nodes),
+        array(oids),
+        array(tables),
         "".join(kinds).encode(),
-        _array(tuple(node for node, is_unlogged in zip(nodes, unlogged, strict=True) if is_unlogged)),
+        array(tuple(node for node, is_unlogged in zip(nodes, unlogged, strict=True) if is_unlogged)),
     )
 
 
 def temporary(session: Session) -> bytes:
     """OIDs of a database's namespaces for temporary tables, as text, in order."""
-    return _array(tuple(sorted(session.column(_TEMPORARY))))
+    return array(tuple(sorted(session.column(_TEMPORARY))))
 
 
-def _array(numbers: Collection[int]) -> bytes:
+def array(numbers: Collection[int]) -> bytes:
+    """As PostgreSQL reads it."""
     return f"{{{','.join(map(str, numbers))}}}".encode()

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 from harness.errors import HarnessError
-from harness.postgres.session import Session, translated
+from harness.postgres.session import Session
 
 _STALE = """
 select {schema}.pgh_forget(name) from pg_ls_dir('pgh_marks', true, false) name
@@ -36,12 +37,9 @@ def sweep(session: Session, schema: str) -> None:
 
 def forget(session: Session, schema: str, names: Collection[str]) -> None:
     """Remove these marks' files; never raises for a server that is gone, which took them with it."""
-    try:
-        with translated("forget marks"):
-            for name in names:
-                session.execute(f"select {schema}.pgh_forget('{name}')")
-    except HarnessError:
-        return
+    with suppress(HarnessError):
+        for name in names:
+            session.execute(f"select {schema}.pgh_forget('{name}')")
 
 
 def array(names: Sequence[str]) -> bytes:

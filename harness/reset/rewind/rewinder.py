@@ -351,8 +351,8 @@ class Rewinder:
                     str(tracker.database).encode(),
                     self._facts.database,
                     tracker.clean.encode(),
-                    _array(tracker.rewinds),
-                    _array(connections.ours),
+                    facts.array(tracker.rewinds),
+                    facts.array(connections.ours),
                     self._facts.temporary,
                     self._most,
                     most,
@@ -418,10 +418,6 @@ class Rewinder:
     def __repr__(self) -> str:
         state = f"off: {self.off}" if self.off else "on"
         return f"<Rewinder {state}{f', the last was left to rows: {self.left}' if self.left else ''}>"
-
-
-def _array(numbers: Collection[int]) -> bytes:
-    return f"{{{','.join(map(str, numbers))}}}".encode()
 
 
 def _fetched(touched: Collection[int], store: BaselineStore) -> frozenset[int]:
