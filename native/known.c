@@ -26,6 +26,28 @@ static HTAB *memories = NULL;
 
 PG_FUNCTION_INFO_V1(pgh_know);
 
+/* A hash table whose entries begin with their key, of bytes without meaning. */
+HTAB *
+make_table(const char *name, long size, Size key, Size entry, MemoryContext in)
+{
+	HASHCTL		ctl = {0};
+
+	ctl.keysize = key;
+	ctl.entrysize = entry;
+	ctl.hcxt = in;
+	return hash_create(name, size, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+/* Of an array of OIDs or int4: its elements, and how many there are. */
+int
+elements(ArrayType *array, Oid type, Datum **values)
+{
+	int			n;
+
+	deconstruct_array(array, type, sizeof(int32), true, TYPALIGN_INT, values, NULL, &n);
+	return n;
+}
+
 /* NULL where the state to go back to has no such file. */
 Known *
 known_file(RelNumber node)
@@ -156,14 +178,7 @@ memory_of(Oid lease)
 	Memory	   *memory;
 
 	if (memories == NULL)
-	{
-		HASHCTL		ctl = {0};
-
-		ctl.keysize = sizeof(Oid);
-		ctl.entrysize = sizeof(Memory);
-		ctl.hcxt = TopMemoryContext;
-		memories = hash_create("pgh leases", 8, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	}
+		memories = make_table("pgh leases", 8, sizeof(Oid), sizeof(Memory), TopMemoryContext);
 	memory = hash_search(memories, &lease, HASH_ENTER, &found);
 	if (!found)
 	{
@@ -172,15 +187,6 @@ memory_of(Oid lease)
 		memory->tombstones = NIL;
 	}
 	return memory;
-}
-
-static int
-elements(ArrayType *array, Datum **values)
-{
-	int			n;
-
-	deconstruct_array(array, OIDOID, sizeof(Oid), true, TYPALIGN_INT, values, NULL, &n);
-	return n;
 }
 
 /*
@@ -196,16 +202,15 @@ pgh_know(PG_FUNCTION_ARGS)
 	char	   *kinds;
 	int			n,
 				u;
-	HASHCTL		ctl = {0};
 	MemoryContext old;
 
 	if (PG_NARGS() != 6)
 		ereport(ERROR, errcode(ERRCODE_INVALID_FUNCTION_DEFINITION), errmsg("declared with other arguments"));
-	n = elements(PG_GETARG_ARRAYTYPE_P(1), &nodes);
+	n = elements(PG_GETARG_ARRAYTYPE_P(1), OIDOID, &nodes);
 	kinds = text_to_cstring(PG_GETARG_TEXT_PP(4));
-	u = elements(PG_GETARG_ARRAYTYPE_P(5), &unlogged);
+	u = elements(PG_GETARG_ARRAYTYPE_P(5), OIDOID, &unlogged);
 
-	if (elements(PG_GETARG_ARRAYTYPE_P(2), &oids) != n || elements(PG_GETARG_ARRAYTYPE_P(3), &tables) != n ||
+	if (elements(PG_GETARG_ARRAYTYPE_P(2), OIDOID, &oids) != n || elements(PG_GETARG_ARRAYTYPE_P(3), OIDOID, &tables) != n ||
 		(int) strlen(kinds) != n)
 		ereport(ERROR, errcode(ERRCODE_INVALID_PARAMETER_VALUE), errmsg("arrays of different lengths"));
 
@@ -213,13 +218,8 @@ pgh_know(PG_FUNCTION_ARGS)
 	forget_all();
 	context = AllocSetContextCreate(TopMemoryContext, "pgh baseline", ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(context);
-	ctl.hcxt = context;
-	ctl.keysize = sizeof(RelNumber);
-	ctl.entrysize = sizeof(Known);
-	files = hash_create("pgh files", n, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	ctl.keysize = sizeof(Oid);
-	ctl.entrysize = sizeof(Family);
-	families = hash_create("pgh tables", n, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	files = make_table("pgh files", n, sizeof(RelNumber), sizeof(Known), context);
+	families = make_table("pgh tables", n, sizeof(Oid), sizeof(Family), context);
 	for (int i = 0; i < n; i++)
 		(void) know_file(DatumGetObjectId(nodes[i]), DatumGetObjectId(oids[i]), DatumGetObjectId(tables[i]), kinds[i], false);
 	for (int i = 0; i < u; i++)

@@ -20,13 +20,8 @@
 void
 seen_begin(Seen *seen)
 {
-	HASHCTL		ctl = {0};
-
 	memset(seen, 0, sizeof *seen);
-	ctl.keysize = sizeof(RelNumber);
-	ctl.entrysize = sizeof(Dirty);
-	ctl.hcxt = CurrentMemoryContext;
-	seen->files = hash_create("pgh dirty", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	seen->files = make_table("pgh dirty", 64, sizeof(RelNumber), sizeof(Dirty), CurrentMemoryContext);
 }
 
 Dirty *

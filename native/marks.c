@@ -230,14 +230,7 @@ use_marks(ArrayType *array)
 	ListCell   *cell;
 
 	if (images == NULL)
-	{
-		HASHCTL		ctl = {0};
-
-		ctl.keysize = sizeof(PageKey);
-		ctl.entrysize = sizeof(Image);
-		ctl.hcxt = TopMemoryContext;
-		images = hash_create("pgh images", 256, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	}
+		images = make_table("pgh images", 256, sizeof(PageKey), sizeof(Image), TopMemoryContext);
 	foreach(cell, stack)
 	{
 		if (same == n || strcmp(((Mark *) lfirst(cell))->name, TextDatumGetCString(names[same])) != 0)

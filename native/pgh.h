@@ -101,6 +101,9 @@ typedef RelFileNumber RelNumber;
 
 /* --- known.c ------------------------------------------------------------------------------------------------------ */
 
+extern HTAB *make_table(const char *name, long size, Size key, Size entry, MemoryContext context);
+extern int	elements(ArrayType *array, Oid type, Datum **values);
+
 typedef struct Known
 {
 	RelNumber	node;			/* key: the number of its files, in the baseline and in the lease */

@@ -129,15 +129,11 @@ static RewindPlan
 make_plan(Seen *seen)
 {
 	RewindPlan		plan = {0};
-	HASHCTL		ctl = {0};
 	HASH_SEQ_STATUS scan;
 	Dirty	   *dirty;
 	ListCell   *cell;
 
-	ctl.keysize = sizeof(RelNumber);
-	ctl.entrysize = sizeof(Target);
-	ctl.hcxt = CurrentMemoryContext;
-	plan.targets = hash_create("pgh targets", 64, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	plan.targets = make_table("pgh targets", 64, sizeof(RelNumber), sizeof(Target), CurrentMemoryContext);
 	foreach(cell, known_unlogged)
 		add_target(&plan, seen, lfirst_oid(cell));
 	hash_seq_init(&scan, seen->files);
@@ -639,15 +635,11 @@ forget_provisional(void)
 static void
 compare_relations(const Asked *asked, RewindPlan *plan, MarkWriter *writer)
 {
-	HASHCTL		ctl = {0};
 	HTAB	   *there;
 	HASH_SEQ_STATUS scan;
 	Target	   *target;
 
-	ctl.keysize = sizeof(RelNumber);
-	ctl.entrysize = sizeof(RelNumber);
-	ctl.hcxt = CurrentMemoryContext;
-	there = hash_create("pgh relations", asked->nnodes, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	there = make_table("pgh relations", asked->nnodes, sizeof(RelNumber), sizeof(RelNumber), CurrentMemoryContext);
 	for (int i = 0; i < asked->nnodes; i++)
 	{
 		RelNumber	node = DatumGetObjectId(asked->nodes[i]);
@@ -754,10 +746,7 @@ integers(List *list)
 static int
 argument(FunctionCallInfo fcinfo, int number, Oid type, Datum **values)
 {
-	int			n;
-
-	deconstruct_array(PG_GETARG_ARRAYTYPE_P(number), type, sizeof(int32), true, TYPALIGN_INT, values, NULL, &n);
-	return n;
+	return elements(PG_GETARG_ARRAYTYPE_P(number), type, values);
 }
 
 static Datum
