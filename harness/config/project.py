@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from harness.config import own_folder
 from harness.config.settings import Settings
 from harness.errors import ConfigError, PoolTimeout
 
@@ -43,8 +44,15 @@ class Project:
 
         Args:
             environ: usually ``os.environ``; what is set there later is not seen.
+
+        Raises:
+            ConfigError: the folder for state or for caches is somebody else's, or others may write to it.
         """
-        return cls(settings, dict(environ), project_id(settings.root), state_dir(environ), cache_dir(environ))
+        state, cache = state_dir(environ), cache_dir(environ)
+        for folder, variable in ((state, "PGHARNESS_STATE_DIR"), (cache, "PGHARNESS_CACHE_DIR")):
+            if why := own_folder.distrust(folder, links=True):
+                raise not_ours(folder, variable, why)
+        return cls(settings, dict(environ), project_id(settings.root), state, cache)
 
     @property
     def folder(self) -> Path:
@@ -111,9 +119,22 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
         ConfigError: it cannot be made.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+        own_folder.make(folder, mode)
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+def not_ours(folder: Path, variable: str, why: str) -> ConfigError:
+    """What to raise where a folder of ours may hold what somebody else has put there."""
+    me = " or ".join(map(own_folder.user_name, own_folder.ourselves()))
+    return ConfigError(
+        f"{folder} is not used: {why}, and we run as {me}. What lies there decides which programs are started. "
+        f"If it is yours, `chown` it to yourself and `chmod go-w` it once you have looked at what is there; "
+        f"else set {variable} to a folder of your own",
+        key=variable,
+        origin="the environment",
+        value=str(folder),
+    )
 
 
 def unwritable(path: Path, error: OSError) -> ConfigError:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from harness.config import own_folder
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -120,7 +122,7 @@ def replace_file(
     import tempfile  # lazy: it costs 3 ms, and a warm start only reads
 
     if folder_mode is not None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=folder_mode)
+        own_folder.make(path.parent, folder_mode)
     descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -14,16 +14,18 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
+from harness.config import own_folder
 from harness.config.project import Project
 from harness.dsn import Dsn
-from harness.errors import BackendError, ServerStartError
+from harness.errors import BackendError, BackendUnavailable, ServerStartError
 from harness.servers import defaults, handshake
 from harness.servers import memory as memory_
 from harness.servers.port import Backend, ServerInfo, ServerRequest, Shelf, SnapshotStore
 from harness.servers.process import cluster as cluster_
+from harness.servers.process import folders
 from harness.servers.process.binaries import Binaries, choose
 from harness.servers.process.record import Record, alive, end, log_tail
-from harness.servers.process.user import ServerUser, enterable_binaries, make_folder, put
+from harness.servers.process.user import COMMON, ServerUser, enterable_binaries, make_folder, put
 
 logger = logging.getLogger("pg_harness.servers.process")
 
@@ -121,16 +123,14 @@ class ProcessBackend(Backend):
                 return self._launch(folder, _renewed(record, request), request, user)
             # What a server left that was killed together with its watcher.
             _remove(folder)
-        cache = user.reachable(self.cache, "cache")
+        cache = user.reachable(self.cache, "caches")
         binaries = enterable_binaries(self.binaries(), user, cache)
         if request.snapshot is not None:
             cluster = cluster_.baked(request.snapshot)
         else:
             cluster = cluster_.cached(binaries, user, cache)
         storage, parent = self._place(request, user)
-        folder = (
-            make_folder(parent, user, 0o711) / f"{request.project}-{request.purpose}-{request.server_id[:8]}"
-        )
+        folder = parent / f"{request.project}-{request.purpose}-{request.server_id[:8]}"
         make_folder(folder, user)
         record = Record(
             project=request.project,
@@ -206,12 +206,12 @@ class ProcessBackend(Backend):
         """
         folder = Path(info.handle)
         try:
-            if not _ours(folder):
-                raise BackendError(f"the folder {folder} is somebody else's")
+            if why := own_folder.distrust(folder, folders.owners(ServerUser.find())):
+                raise BackendError(f"the folder {folder} is not believed: {why}")
             if os.statvfs(folder).f_flag & os.ST_NOEXEC:
                 # Nothing can be loaded from there: /dev/shm of a container is mounted so.
                 user = ServerUser.find()
-                folder = make_folder(user.reachable(self.cache, "cache") / "modules", ServerUser(), 0o755)
+                folder = make_folder(user.reachable(self.cache, "caches") / "modules", ServerUser(), 0o755)
                 if not user.may_enter(folder):
                     raise BackendError(
                         f"nothing can be loaded from {info.handle}, nor by {user.name} from {folder}"
@@ -223,29 +223,36 @@ class ProcessBackend(Backend):
         return Shelf("..", partial(_put, folder))
 
     def _place(self, request: ServerRequest, user: ServerUser) -> tuple[str, Path]:
-        disk = user.reachable(self._state / "servers", "servers")
-        uid = os.getuid()
-        memory = self._memory / f"pg-harness-{uid}" if self._memory is not None else None
-        if request.storage == "disk" or memory is None:
-            return "disk", disk
-        room = 0
-        if request.storage == "auto" and request.throwaway:
-            room = min(memory_.budget(self._limit), shutil.disk_usage(memory.parent).free)
-        storage = memory_.storage(request.storage, room, throwaway=request.throwaway)
-        return storage, memory if storage == "memory" else disk
+        """Storage, and the folder in which the server's own is made."""
+        storage, shared = "disk", self._memory
+        if shared is not None and request.storage != "disk":
+            room = 0
+            if request.storage == "auto" and request.throwaway:
+                room = min(memory_.budget(self._limit), shutil.disk_usage(shared).free)
+            storage = memory_.storage(request.storage, room, throwaway=request.throwaway)
+            if storage == "memory":
+                return storage, folders.make_in_memory(shared, user)
+        disk = make_folder(user.reachable(self._state / "servers", "servers"), user, 0o711)
+        if why := own_folder.distrust(disk, folders.owners(user)):
+            raise BackendError(f"no server's data is put into {disk}: {why}. Remove or rename it")
+        return "disk", disk
 
     def _records(self, project: str | None, purpose: str | None) -> Iterator[tuple[Path, Record]]:
-        parents = [self._state / "servers", Path("/var/lib/pg-harness/servers")]
-        if self._memory is not None and hasattr(os, "getuid"):
-            parents.append(self._memory / f"pg-harness-{os.getuid()}")
+        try:
+            user = ServerUser.find()
+        except BackendUnavailable:
+            return  # Nor has anybody been found when a server was started.
+        parents = [self._state / "servers", COMMON / "servers"]
+        parents = [parent for parent in parents if folders.believed(parent, user)]
+        if self._memory is not None:
+            parents += folders.in_memory(self._memory, user)
         for parent in parents:
             try:
-                # Somebody else's folder under our name in a shared /dev/shm is not believed.
-                folders = sorted(parent.iterdir()) if _ours(parent) else []
+                found = sorted(parent.iterdir())
             except OSError:
                 continue
-            for folder in folders:
-                record = Record.read(folder)
+            for folder in found:
+                record = Record.read(folder) if folders.believed(folder, user) else None
                 if record is None or project not in (None, record.project):
                     continue
                 if purpose in (None, record.purpose):
@@ -280,14 +287,10 @@ class ProcessBackend(Backend):
             settings.setdefault("dynamic_shared_memory_type", "mmap")
         for name in ("launch.sh", "watch.sh"):
             # A copy: the package may lie where the server's user may not enter.
-            (folder / name).write_bytes(
-                resources.files("harness.servers").joinpath("scripts", name).read_bytes()
-            )
-        (folder / "settings").write_text(defaults.render(settings))
-        (folder / "log").write_text("")
+            put(folder / name, resources.files("harness.servers").joinpath("scripts", name).read_bytes())
+        put(folder / "settings", defaults.render(settings).encode(), mode=0o600, user=user)
+        put(folder / "log", b"", mode=0o600, user=user)
         user.write_secret(folder / "pgpass", f"*:*:*:postgres:{record.password}")
-        for name in ("log", "settings"):
-            user.give(folder / name)
         command: list[str | Path] = ["/bin/sh", folder / "launch.sh", record.binaries, folder / "data"]
         command += [folder / "log", folder / "settings"]
         if record.ttl is not None:
@@ -348,11 +351,6 @@ def _renewed(record: Record, request: ServerRequest) -> Record:
         key: record.made_with[key] for key in ("version", "binaries", "storage") if key in record.made_with
     }
     return replace(record, server_id=request.server_id, made_with={**request.made_with, **stays})
-
-
-def _ours(folder: Path) -> bool:
-    owners = {os.getuid()} if os.getuid() != 0 else {0, ServerUser.find().uid}
-    return folder.stat().st_uid in owners
 
 
 def _free_port() -> int:

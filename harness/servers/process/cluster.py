@@ -48,7 +48,7 @@ def cached(binaries: Binaries, user: ServerUser, cache: Path) -> Cluster:
     seed = f"{LAYOUT}:{binaries.folder}:{binaries.version}:{user.uid}"
     key = hashlib.sha256(seed.encode()).hexdigest()[:12]
     target = cache / f"initdb-{binaries.version}-{key}"
-    make_once(target, user, lambda: _initialise(binaries, user, target), timeout=180, waiting_for="initdb")
+    make_once(target, lambda: _initialise(binaries, user, target), timeout=180, waiting_for="initdb")
     return _read(target, "initialised", "remove it")
 
 

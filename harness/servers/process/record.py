@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.config import own_folder
 from harness.config.state_file import StateFile, Unreadable
 from harness.servers import defaults
 
@@ -55,11 +57,17 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
-        """None for a folder without a whole, well-formed file."""
+        """None for a folder without a whole, well-formed file of ours."""
         try:
+            # It says which programs are started: one that the server's own user has put there is not ours either.
+            about = os.lstat(folder / NAME)
+            if not stat.S_ISREG(about.st_mode) or about.st_uid not in (
+                own_folder.ourselves() or {about.st_uid}
+            ):
+                return None
             # Of any version: its server must be found, and ended, by all of them.
             return StateFile(folder / NAME).read_as(cls, ignore_unknown=True)
-        except (FileNotFoundError, Unreadable):
+        except (OSError, Unreadable):
             return None
 
     def running(self, folder: Path) -> bool:

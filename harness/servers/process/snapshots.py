@@ -39,7 +39,7 @@ class ProcessSnapshots(SnapshotStore):
     def __init__(self, backend: ProcessBackend) -> None:
         self._backend = backend
         self._user = ServerUser.find()
-        self.folder = self._user.reachable(backend.cache, "cache")
+        self.folder = self._user.reachable(backend.cache, "caches")
 
     def origin(self) -> Origin:
         """Version and place of the binaries, the C library, and how directories are initialised here."""

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.config.project import file_lock, unwritable
+from harness.config import own_folder
+from harness.config.project import file_lock, not_ours, unwritable
 from harness.errors import BackendUnavailable, ServerStartError
 from harness.servers.process.binaries import Binaries
 
-_COMMON = Path("/var/lib/pg-harness")
+COMMON = Path("/var/lib/pg-harness")
 """Where root keeps what the server's own user must be able to enter."""
 
 
@@ -85,15 +86,13 @@ class ServerUser:
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
     def give(self, path: Path) -> None:
-        """Make this user the owner of one file or folder."""
+        """Make this user the owner of one file or folder; of a symbolic link, never of what it points to."""
         if self.uid is not None and self.gid is not None:
-            os.chown(path, self.uid, self.gid)
+            os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
     def write_secret(self, path: Path, text: str) -> None:
         """Write one line into a file that nobody but this user may read."""
-        path.touch(0o600)
-        path.write_text(text + "\n")
-        self.give(path)
+        put(path, f"{text}\n".encode(), mode=0o600, user=self)
 
     def may_enter(self, folder: Path) -> bool:
         """Whether the user may pass through every folder down to this one; a missing one counts as passable."""
@@ -119,7 +118,7 @@ class ServerUser:
 
     def reachable(self, folder: Path, fallback: str) -> Path:
         """``folder``, or one of root's that the user may enter where that one is closed (below ``/root``)."""
-        return folder if self.may_enter(folder) else _COMMON / fallback
+        return folder if self.may_enter(folder) else COMMON / fallback
 
 
 def make_folder(path: Path, user: ServerUser, mode: int = 0o700) -> Path:
@@ -129,28 +128,35 @@ def make_folder(path: Path, user: ServerUser, mode: int = 0o700) -> Path:
         ConfigError: it cannot be made (a full or read-only disk, no right).
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=mode, exist_ok=True)
+        # Root's are passed through by the server's user.
+        own_folder.make(path.parent, 0o700 if user.uid is None else 0o755)
+        own_folder.make(path, mode)
         user.give(path)
     except OSError as error:
         raise unwritable(path, error) from error
     return path
 
 
-def put(path: Path, content: bytes) -> None:
-    """Write a file that everybody may read, in one act; what had its name, a link too, is replaced, not followed.
+def put(path: Path, content: bytes, *, mode: int = 0o644, user: ServerUser | None = None) -> None:
+    """Write a file in one act; what had its name, a link too, is replaced, not followed.
+
+    Args:
+        mode: who may read it; without it, everybody.
+        user: whose it is; None: ours.
 
     Raises:
         OSError: it cannot be written.
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     # O_EXCL follows no link either: a folder of the server's user is no place to write through a planted one as root.
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             # Whatever our umask is.
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), mode)
+        if user is not None:
+            user.give(aside)
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -179,7 +185,6 @@ def enterable_binaries(binaries: Binaries, user: ServerUser, cache: Path) -> Bin
     target = cache / f"binaries-{binaries.version}-{key[:12]}"
     make_once(
         target,
-        ServerUser(),
         lambda: _copy_prefix(prefix, target),
         timeout=120,
         waiting_for="copying PostgreSQL's binaries",
@@ -189,18 +194,21 @@ def enterable_binaries(binaries: Binaries, user: ServerUser, cache: Path) -> Bin
     )
 
 
-def make_once(
-    target: Path, user: ServerUser, make: Callable[[], None], *, timeout: float, waiting_for: str
-) -> None:
+def make_once(target: Path, make: Callable[[], None], *, timeout: float, waiting_for: str) -> None:
     """Have a folder of a cache made where it is missing, once however many ask at the same time.
 
     Args:
-        user: whose the cache is.
         timeout: seconds that another one may take to make it.
+
+    Raises:
+        ConfigError: somebody else may have put it there.
     """
+    if why := own_folder.distrust(target.parent, links=True):
+        raise not_ours(target.parent, "PGHARNESS_CACHE_DIR", why)
     if target.is_dir():
         return
-    make_folder(target.parent, user, 0o755)
+    # Ours, also where root runs servers as another user: we run programs from there.
+    make_folder(target.parent, ServerUser(), 0o755)
     with file_lock(target.with_name(f"{target.name}.lock"), timeout=timeout, waiting_for=waiting_for):
         if not target.is_dir():
             make()
