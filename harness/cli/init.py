@@ -32,7 +32,7 @@ PARAMETERS: list[click.Parameter] = [
 
 def run(context: Context) -> int:
     """Write them; what was written is the answer."""
-    location = locate(working_directory())
+    location = locate(working_directory(), context.environ)
     if location.configured:
         raise ConfigError(
             f"{location.file} has settings already ({location.origin}): nothing was written. Edit them there",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.config import trust
 from harness.errors import ConfigError
 
 SECTION = "[tool.pg-harness]"
@@ -45,17 +46,23 @@ class Location:
 
 
 def locate(
-    start: Path, *, explicit: Path | None = None, start_origin: str = "the working directory"
+    start: Path,
+    environ: Mapping[str, str],
+    *,
+    explicit: Path | None = None,
+    start_origin: str = "the working directory",
 ) -> Location:
     """Find the nearest ancestor of ``start`` (itself included) that has our section or file.
 
     Where none has, the root is the nearest ancestor that holds ``.git``, else ``start``.
 
     Args:
+        environ: says where the user's own settings are.
         explicit: a settings file that was named (``--config``, ``PGHARNESS_CONFIG``); nothing is searched then.
 
     Raises:
-        ConfigError: a file that is ours cannot be read or is no TOML, or both files configure us.
+        ConfigError: a file that is ours cannot be read or is no TOML, both files configure us, or it is
+            somebody else's (:mod:`harness.config.trust`).
     """
     if explicit is not None:
         path = explicit.absolute()
@@ -73,8 +80,10 @@ def locate(
                 raise ConfigError(
                     f"both {own} and {project} {SECTION} hold settings: keep one of them", origin=str(own)
                 )
+            trust.check(own, environ)
             return Location(folder, own, _section(own), f"has {FILE}")
         if in_project is not None:
+            trust.check(project, environ)
             return Location(folder, project, in_project, f"has {SECTION} in pyproject.toml")
     for folder in (start, *start.parents):
         if (folder / ".git").exists():

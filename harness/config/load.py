@@ -65,7 +65,7 @@ def load(
     """
     if explicit is None and (named := environ.get(PREFIX + "CONFIG")):
         explicit = Path(named)
-    location = locate(start, explicit=explicit, start_origin=start_origin)
+    location = locate(start, environ, explicit=explicit, start_origin=start_origin)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     tables: dict[str, dict[str, Any]] = {DEFAULT_DATABASE: {}}
