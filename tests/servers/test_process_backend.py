@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,45 @@ def test_a_killed_postmaster_is_replaced(place: Checkout) -> None:
     with place.ensure(settings) as second:
         assert second.started
         assert second.info.server_id != first.info.server_id
+
+
+@pytest.mark.parametrize("pinned", [True, False], ids=["with pidfd", "without"])
+def test_a_number_that_is_another_process_by_now_is_not_signalled(
+    place: Checkout, monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    """Of the postmaster and of its watcher: both have ended, and others have got their numbers."""
+    if not pinned:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    ours = backend(place)
+    info = ours.start(place.request())
+    folder = Path(info.handle)
+    record = Record.read(folder)
+    assert record is not None
+    record.kill_watcher(folder)
+    os.kill(record.pid, signal.SIGKILL)
+    until(lambda: not alive(record.pid) and not alive(record.watcher), seconds=10, what="both to end")
+    with subprocess.Popen(["sleep", "60"]) as first, subprocess.Popen(["sleep", "60"]) as second:
+        # As after a reboot, or when numbers have gone round.
+        replace(record, pid=first.pid, watcher=second.pid).write(folder)
+        (folder / "data" / "postmaster.pid").write_text(f"{first.pid}\n")
+        assert ours.find(place.project, "run") is None
+        ours.stop(info)
+        assert not folder.exists()
+        assert (first.poll(), second.poll()) == (None, None)
+        first.kill()
+        second.kill()
+
+
+@pytest.mark.parametrize("pinned", [True, False], ids=["with pidfd", "without"])
+def test_server_and_watcher_end_with_and_without_pidfd(
+    place: Checkout, monkeypatch: pytest.MonkeyPatch, pinned: bool
+) -> None:
+    if not pinned:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    ours = backend(place)
+    info = ours.start(place.request())
+    record = Record.read(Path(info.handle))
+    assert record is not None
+    assert alive(record.watcher)
+    ours.stop(info)
+    until(lambda: not alive(record.pid) and not alive(record.watcher), seconds=10, what="both to end")

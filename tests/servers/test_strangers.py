@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,15 +32,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make an
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Path:
-    """A folder that everybody may write to, as ``/dev/shm`` is."""
-    tmp_path.chmod(0o711)
-    for folder in tmp_path.parents[:2]:
-        folder.chmod(0o711)
-    folder = tmp_path / "shm"
-    folder.mkdir()
-    folder.chmod(0o1777)
-    return folder
+def shared() -> Iterator[Path]:
+    """A folder that everybody may write to, as ``/dev/shm`` is; not below pytest's, which each session closes again."""
+    with tempfile.TemporaryDirectory(prefix="pgharness-shared-") as top:
+        os.chmod(top, 0o711)
+        folder = Path(top, "shm")
+        folder.mkdir()
+        folder.chmod(0o1777)
+        yield folder
 
 
 def usual(shared: Path) -> Path:
@@ -155,7 +156,7 @@ def test_what_the_servers_own_user_plants_is_not_roots(place: Checkout, shared: 
     # A server that was stopped, and whose folder was dressed up before it is started again.
     record = Record.read(Path(info.handle))
     assert record is not None
-    record.kill_watcher()
+    record.kill_watcher(Path(info.handle))
     os.kill(record.pid, 3)
     victim = tmp_path / "victim"
     victim.write_text("root's own\n")

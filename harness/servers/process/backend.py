@@ -24,7 +24,7 @@ from harness.servers.port import Backend, ServerInfo, ServerRequest, Shelf, Snap
 from harness.servers.process import cluster as cluster_
 from harness.servers.process import folders
 from harness.servers.process.binaries import Binaries, choose
-from harness.servers.process.record import Record, alive, end, log_tail
+from harness.servers.process.record import Record, alive, log_tail
 from harness.servers.process.user import COMMON, ServerUser, enterable_binaries, make_folder, put
 
 logger = logging.getLogger("pg_harness.servers.process")
@@ -269,7 +269,7 @@ class ProcessBackend(Backend):
             except ServerStartError as error:
                 if "could not create any TCP/IP sockets" not in error.log_tail:
                     raise
-                started.kill_watcher()
+                started.kill_watcher(folder)
         raise ServerStartError(
             f"no port on {_ADDRESS} could be bound in {_ATTEMPTS} attempts", log_tail=log_tail(folder)
         )
@@ -363,9 +363,9 @@ def _free_port() -> int:
 def _remove(folder: Path) -> None:
     """End what runs in a folder of ours, then remove it."""
     record = Record.read(folder)
-    if record is not None and record.running(folder):
-        end(record.pid, patience=10)
-        record.kill_watcher()
+    if record is not None:
+        record.end(folder, patience=10)
+        record.kill_watcher(folder)
     # A watcher may be removing it at the same moment.
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import stat
+import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,11 +86,28 @@ class Record:
         except OSError:
             return sys.platform != "linux"
 
-    def kill_watcher(self) -> None:
+    def kill_watcher(self, folder: Path) -> None:
         """End the dead-man's switch, which would remove the folder once the server has ended."""
-        if alive(self.watcher):
-            with suppress(ProcessLookupError):
-                os.kill(self.watcher, signal.SIGKILL)
+        with Process.of(self.watcher, lambda: _runs(self.watcher, folder / "watch.sh")) as watcher:
+            watcher.send(signal.SIGKILL)
+
+    def end(self, folder: Path, *, patience: float) -> None:
+        """End the postmaster at once and without a checkpoint: its data is about to be removed.
+
+        Args:
+            patience: seconds for each of the signals.
+        """
+        with Process.of(self.pid, lambda: self.running(folder)) as postmaster:
+            for number in (signal.SIGQUIT, signal.SIGKILL):
+                postmaster.send(number)
+                if postmaster.ended(patience):
+                    return
+
+    def interrupt(self, folder: Path, *, patience: float) -> bool:
+        """End the postmaster with a checkpoint; False where it takes longer than ``patience`` seconds."""
+        with Process.of(self.pid, lambda: self.running(folder)) as postmaster:
+            postmaster.send(signal.SIGINT)
+            return postmaster.ended(patience)
 
 
 def log_tail(folder: Path) -> str:
@@ -117,15 +136,67 @@ def alive(pid: int) -> bool:
     return text.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
-def end(pid: int, *, patience: float) -> None:
-    """End a postmaster at once and without a checkpoint: its data is about to be removed."""
-    for number in (signal.SIGQUIT, signal.SIGKILL):
+def _runs(pid: int, script: Path) -> bool:
+    """Whether a process runs that script."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        if sys.platform == "linux":
+            return False
+        # macOS has no /proc.
+        shown = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, check=False)
+        words = shown.stdout
+    return os.fsencode(script) in words
+
+
+class Process:
+    """A process that was recorded, if its number still is its own: else another one would be ended.
+
+    Nobody else gets the number while it is held by a descriptor (pidfd_open(2)); elsewhere than on Linux there is none.
+    """
+
+    def __init__(self, pid: int, descriptor: int | None) -> None:
+        self._pid = pid
+        self._descriptor = descriptor
+
+    @classmethod
+    @contextmanager
+    def of(cls, pid: int, is_it: Callable[[], bool]) -> Iterator[Process]:
+        """Hold it for a while.
+
+        Args:
+            is_it: whether the process of that number is the one that was recorded.
+        """
+        descriptor = None
         try:
-            os.kill(pid, number)
-        except (ProcessLookupError, PermissionError):
+            # In a sandbox the call may be forbidden.
+            with suppress(OSError):
+                descriptor = os.pidfd_open(pid) if pid > 0 and hasattr(os, "pidfd_open") else None
+            yield cls(pid if pid > 0 and is_it() else 0, descriptor)
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, unless the process has ended or is not the one that was recorded."""
+        if not self._pid:
             return
+        with suppress(ProcessLookupError, PermissionError):
+            if self._descriptor is not None:
+                signal.pidfd_send_signal(self._descriptor, number)
+            else:
+                os.kill(self._pid, number)
+
+    def ended(self, patience: float) -> bool:
+        """Whether it ends within so many seconds."""
+        if self._pid and self._descriptor is not None:
+            # poll, not select: that takes no descriptor beyond 1023.
+            poll = select.poll()
+            poll.register(self._descriptor, select.POLLIN)
+            return bool(poll.poll(patience * 1000))
         deadline = time.monotonic() + patience
-        while alive(pid) and time.monotonic() < deadline:
+        while alive(self._pid):
+            if time.monotonic() > deadline:
+                return False
             time.sleep(0.005)
-        if not alive(pid):
-            return
+        return True

@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from harness.config.state_file import StateFile
 from harness.errors import ServerStartError
 from harness.servers.port import CUT_OFF, STOP_PATIENCE, Origin, ServerInfo, Snapshot, SnapshotStore, private
 from harness.servers.process import cluster
-from harness.servers.process.record import Record, alive, log_tail
+from harness.servers.process.record import Record, log_tail
 from harness.servers.process.user import ServerUser, make_folder, renamed_last
 
 if TYPE_CHECKING:
@@ -92,11 +91,11 @@ class ProcessSnapshots(SnapshotStore):
 
     def _end_cleanly(self, folder: Path, record: Record) -> None:
         # The watcher first: once the server has ended, it removes the folder.
-        record.kill_watcher()
+        record.kill_watcher(folder)
         why = ""
         if not record.running(folder):
             why = "has ended before its time"
-        elif not _interrupt(record.pid):
+        elif not record.interrupt(folder, patience=STOP_PATIENCE):
             why = f"did not stop within {STOP_PATIENCE:.0f} s"
         elif (folder / "data" / "postmaster.pid").exists():
             why = "crashed on its way out"
@@ -142,17 +141,6 @@ class ProcessSnapshots(SnapshotStore):
                 self._backend.stop(info)
                 gone.append(info.handle)
         return gone
-
-
-def _interrupt(pid: int) -> bool:
-    """End a postmaster with a checkpoint; False where it takes too long."""
-    os.kill(pid, signal.SIGINT)
-    deadline = time.monotonic() + STOP_PATIENCE
-    while alive(pid):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 def _old(path: Path) -> bool:
