@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fix_backends import Checkout
+from fix_backends import Checkout, until
 from fix_servers import binaries_of
 
 from harness.config import own_folder, project
@@ -22,7 +23,7 @@ from harness.config.project import Project
 from harness.errors import ConfigError
 from harness.postgres.session import Session
 from harness.servers.process.backend import ProcessBackend
-from harness.servers.process.record import Record
+from harness.servers.process.record import Record, alive
 from harness.servers.process.user import ServerUser
 
 STRANGER = 54321
@@ -157,7 +158,8 @@ def test_what_the_servers_own_user_plants_is_not_roots(place: Checkout, shared: 
     record = Record.read(Path(info.handle))
     assert record is not None
     record.kill_watcher(Path(info.handle))
-    os.kill(record.pid, 3)
+    os.kill(record.pid, signal.SIGQUIT)
+    until(lambda: not alive(record.pid), seconds=20, what="the postmaster to end")
     victim = tmp_path / "victim"
     victim.write_text("root's own\n")
     victim.chmod(0o600)

@@ -24,7 +24,7 @@ from harness.servers.port import Backend, ServerInfo, ServerRequest, Shelf, Snap
 from harness.servers.process import cluster as cluster_
 from harness.servers.process import folders
 from harness.servers.process.binaries import Binaries, choose
-from harness.servers.process.record import Record, alive, log_tail
+from harness.servers.process.record import Record, alive, log_tail, open_log
 from harness.servers.process.user import COMMON, ServerUser, enterable_binaries, make_folder, put
 
 logger = logging.getLogger("pg_harness.servers.process")
@@ -175,7 +175,7 @@ class ProcessBackend(Backend):
         """Lines of the server's log; while following, until the server has ended."""
         folder = Path(info.handle)
         try:
-            with open(folder / "log", errors="replace") as file:
+            with open_log(folder) as file:
                 while True:
                     record = Record.read(folder)
                     running = record is not None and record.running(folder)
@@ -184,7 +184,7 @@ class ProcessBackend(Backend):
                     if not follow or not running:
                         return
                     time.sleep(0.2)
-        except FileNotFoundError:
+        except OSError:
             return
 
     def free_memory(self) -> int:

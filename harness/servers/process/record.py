@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from harness.config import own_folder
 from harness.config.state_file import StateFile, Unreadable
@@ -113,9 +114,21 @@ class Record:
 def log_tail(folder: Path) -> str:
     """The last lines of the server's log; empty where there is none."""
     try:
-        return defaults.tail((folder / "log").read_text(errors="replace"))
+        with open_log(folder) as file:
+            return defaults.tail(file.read())
     except OSError:
         return ""
+
+
+def open_log(folder: Path) -> IO[str]:
+    """The server's log, to be read; its user may have put a link there to what only we may read.
+
+    Raises:
+        OSError: there is none, or it is a link.
+    """
+    return open(
+        folder / "log", errors="replace", opener=lambda path, flags: os.open(path, flags | os.O_NOFOLLOW)
+    )
 
 
 def alive(pid: int) -> bool:
