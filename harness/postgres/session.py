@@ -7,10 +7,11 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql
 
 from harness.dsn import Dsn
 from harness.errors import ServerLost, ServerRefused
@@ -26,24 +27,56 @@ CONNECT_TIMEOUT = 5
 SERVER_ID = "harness.server_id"
 """The setting that names a server of ours; ``system_identifier`` identifies nothing: copies share it."""
 
-# Without these, PGHOSTADDR, PGOPTIONS, PGTARGETSESSIONATTRS … of the user's shell bend an admin
-# connection: PGHOSTADDR sent a session to another server than its URL named.
+# Every parameter that libpq would else take from the user's shell (PostgreSQL docs, 34.15): PGHOSTADDR sent a session
+# to another server than its URL named, and PGCHANNELBINDING=require made ours seem not to answer.
 _STATED: Mapping[str, str] = {
     "hostaddr": "",
     "options": "",
     "passfile": "",
     "target_session_attrs": "any",
-    "gssencmode": "disable",
+    "load_balance_hosts": "disable",
     "client_encoding": "UTF8",
+    "channel_binding": "prefer",
+    # Every method: an empty list allows none.
+    "require_auth": "password,md5,gss,sspi,scram-sha-256,none",
+    "requirepeer": "",
+    "min_protocol_version": "3.0",
+    "max_protocol_version": "3.0",
+    "gssencmode": "disable",
+    "gssdelegation": "0",
+    "gsslib": "",
+    "krbsrvname": "postgres",
     # A server on loopback that we started has no TLS; for others, what the URL says.
     "sslmode": "prefer",
+    "sslnegotiation": "postgres",
+    "sslcompression": "0",
+    "sslcert": "",
+    "sslkey": "",
+    "sslcertmode": "allow",
+    "sslrootcert": "",
+    "sslcrl": "",
+    "sslcrldir": "",
+    "sslsni": "1",
+    "ssl_min_protocol_version": "TLSv1.2",
+    "ssl_max_protocol_version": "",
 }
+
+_HIDDEN = ("PGSERVICE", "PGTZ", "PGDATESTYLE", "PGGEQO")
+"""Variables that no parameter can overrule: with ``service=''`` libpq looks for a service of that name and fails, and
+the others go into the start packet as they are (fe-protocol3.c, EnvironmentOptions)."""
+
+
+@cache
+def _stated() -> Mapping[str, str]:
+    """What this libpq knows of them: an older one refuses parameters of a newer one."""
+    known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+    return {keyword: value for keyword, value in _STATED.items() if keyword in known}
 
 
 def conninfo(dsn: Dsn, *, application_name: str = APPLICATION_NAME) -> dict[str, str]:
     """All connection parameters of an admin connection, for libpq."""
     return {
-        **_STATED,
+        **_stated(),
         "application_name": application_name,
         **dsn.options,
         "host": dsn.host,
@@ -54,26 +87,21 @@ def conninfo(dsn: Dsn, *, application_name: str = APPLICATION_NAME) -> dict[str,
     }
 
 
-_service_lock = threading.Lock()
+_hiding = threading.Lock()
 
 
 @contextmanager
-def without_service() -> Iterator[None]:
-    """Hide ``PGSERVICE`` from libpq while it logs in.
-
-    It is the one variable that no parameter can overrule: with ``service=''`` libpq looks for a service of
-    that name and fails.
-    """
-    if "PGSERVICE" not in os.environ:
+def unbent() -> Iterator[None]:
+    """Hide from libpq, while it logs in, the variables that no parameter can overrule."""
+    if not any(name in os.environ for name in _HIDDEN):
         yield
         return
-    with _service_lock:
-        hidden = os.environ.pop("PGSERVICE", None)
+    with _hiding:
+        hidden = {name: os.environ.pop(name) for name in _HIDDEN if name in os.environ}
         try:
             yield
         finally:
-            if hidden is not None:
-                os.environ["PGSERVICE"] = hidden
+            os.environ.update(hidden)
 
 
 class Session:
@@ -112,7 +140,7 @@ class Session:
         parameters["connect_timeout"] = str(max(2, round(timeout)))
         if settings:
             parameters["options"] = " ".join(f"-c {k}={_escape_option(v)}" for k, v in settings.items())
-        with translated(f"connect to {dsn.masked}"), without_service():
+        with translated(f"connect to {dsn.masked}"), unbent():
             # prepare_threshold=None: admin statements are few, and a pooler in front forbids prepared ones.
             connection = Connection.connect(**parameters, autocommit=True, prepare_threshold=None)
         connection.server = (dsn.host, dsn.port)
@@ -312,7 +340,7 @@ def open_application(dsn: Dsn, options: Mapping[str, Any] | None = None) -> psyc
     """
     parameters: dict[str, Any] = conninfo(dsn, application_name="pg-harness-test")
     parameters["connect_timeout"] = CONNECT_TIMEOUT
-    with translated(f"connect to {dsn.masked}"), without_service():
+    with translated(f"connect to {dsn.masked}"), unbent():
         return psycopg.connect(**{**parameters, **(options or {})})
 
 

@@ -132,7 +132,12 @@ class _Search:
         return self.result(info, session, hint, started=True)
 
     def listed(self, backend: Backend) -> tuple[Server | None, Hint]:
-        """One that runs by its backend's own records and fits; else None, and the hint for a new one."""
+        """One that runs by its backend's own records and fits; else None, and the hint for a new one.
+
+        Raises:
+            ServerLost: those that run do not answer.
+        """
+        silent = ""
         for hint in self.hints:
             info = backend.find(self._project.id, hint.purpose)
             if info is None:
@@ -140,14 +145,16 @@ class _Search:
             # Its backend says that it runs: it may be starting (`docker restart`).
             session, why = attach(info, patience=RESTART_PATIENCE)
             if session is None:
-                self._give_up(backend, info, why)
-                return None, hint
+                silent = self._pass_over(info, why, hint)
+                continue
             changed = drift.changes(info, self._settings)
             if self._purpose == "up" or not changed:
                 hint.write(info)
                 return self.result(info, session, hint), hint
             if self._replace(backend, info, session, ", ".join(changed)):
                 return None, hint
+        if silent:
+            raise ServerLost(silent)
         return None, self.hints[-1]
 
     def result(self, info: ServerInfo, session: Session, hint: Hint, started: bool = False) -> Server:
@@ -162,14 +169,22 @@ class _Search:
         logger.debug("server: %s %s in %.3f s", "started" if started else "using", info.description, seconds)
         return Server(info, session, started, seconds, self._project, hint.forget)
 
-    def _give_up(self, backend: Backend, info: ServerInfo, why: str) -> None:
+    def _pass_over(self, info: ServerInfo, why: str, hint: Hint) -> str:
+        """Leave alone a server that runs and does not answer *us*: others may be using it. Returns what to say of it.
+
+        Raises:
+            ServerLost: it is a person's, who wants this one.
+        """
         if self._purpose == "up":
             raise ServerLost(
                 f"your server {info.description} is there and does not answer: {why}. It was not replaced, "
                 f"because its data would be lost: look at its log, or end it with `pg-harness down`."
             )
-        logger.info("%s: %s does not answer (%s): replacing it", info.backend, info.description, why)
-        backend.stop(info)
+        told = f"the server {info.description} runs and does not answer ({why}). It is left alone, others may be using it"
+        logger.warning("%s: a second one is used beside it. `pg-harness down --all` ends both", told)
+        # So that the next start does not wait for it again.
+        hint.forget()
+        return f"{told}: look at its log, or end it with `pg-harness down --all`."
 
     def _replace(self, backend: Backend, info: ServerInfo, session: Session, changed: str) -> bool:
         """End a server that other settings started, unless somebody uses it; never a restart under others."""

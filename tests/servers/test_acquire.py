@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -245,6 +246,31 @@ def test_auto_goes_on_to_binaries_without_a_daemon(place: Checkout) -> None:
     assert len(chosen) == 1
     assert "process" in chosen[0]
     assert "docker" in chosen[0]
+
+
+def test_a_server_that_lives_is_never_ended_because_we_cannot_talk_to_it(
+    place: Checkout, kind: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody holds its sign of life, and has changed the password: a second one is used beside it, then no third."""
+    settings = place.settings(**kind)
+    with place.ensure(settings) as first:
+        first.session.execute("alter role postgres password 'another'")
+        with caplog.at_level(logging.WARNING, "pg_harness"), place.ensure(settings) as second:
+            assert second.started
+            assert second.info.server_id != first.info.server_id
+            assert first.session.value("select 1") == 1
+        assert f"the server {first.info.description} runs and does not answer" in caplog.text
+        assert "password authentication failed" in caplog.text
+        with place.ensure(settings) as again:
+            assert again.info == second.info
+            again.session.execute("alter role postgres password 'another'")
+            with pytest.raises(ServerLost, match="pg-harness down --all"):
+                place.ensure(settings)
+            assert [first.session.value("select 1"), again.session.value("select 1")] == [1, 1]
+    project = Project.of(settings, place.environ)
+    for info in inventory.servers(project):
+        inventory.stop(project, purpose=info.purpose)
+    assert inventory.servers(project) == []
 
 
 def test_a_persons_server_is_not_thrown_away(place: Checkout) -> None:
