@@ -16,6 +16,7 @@ from harness.postgres.names import PREFIX, Kind
 from harness.runs.places import places_on
 from harness.sandbox.watermarks import WatermarkStore
 from harness.servers import inventory
+from harness.servers.acquire import alone
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -39,7 +40,10 @@ PARAMETERS: list[click.Parameter] = [
 def run(context: Context) -> int:
     """End them; nothing to end is success."""
     everything = bool(getattr(context.arguments, "all", False))
-    ended = _drop_external(context, everything) if context.settings.server_url else _end(context, everything)
+    with alone(context.project):
+        ended = (
+            _drop_external(context, everything) if context.settings.server_url else _end(context, everything)
+        )
     if context.json:
         context.console.json({"ended": ended})
     elif not ended:

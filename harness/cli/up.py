@@ -64,11 +64,15 @@ def run(context: Context) -> int:
 
 
 def _at_length(context: Context, given: Mapping[str, Any]) -> int:
-    # Loads what could start a server and migrate: longer than a warm `up` takes in all.
+    # Load what could start a server and migrate: longer than a warm `up` takes in all.
     from harness.sandbox.sandbox import Sandbox
+    from harness.servers.acquire import alone
 
     ttl = given.get("ttl")
-    with Sandbox.open(context.project, ttl=ttl, progress=context.console.progress) as sandbox:
+    with (
+        alone(context.project),
+        Sandbox.open(context.project, ttl=ttl, progress=context.console.progress) as sandbox,
+    ):
         _say_about_ttl(context, sandbox.server, ttl)
         _up(context, sandbox, given)
     return 0

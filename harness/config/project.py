@@ -6,6 +6,7 @@ The door to ``filelock``.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
 import uuid
@@ -18,6 +19,8 @@ from typing import Any, Self
 from harness.config import own_folder
 from harness.config.settings import Settings
 from harness.errors import ConfigError, PoolTimeout
+
+logger = logging.getLogger("pg_harness.config")
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,10 @@ def _home(environ: Mapping[str, str]) -> str:
     return environ.get("HOME") or os.path.expanduser("~")
 
 
+_SILENT = 2.0
+"""Seconds of waiting that nobody is told of."""
+
+
 @contextmanager
 def file_lock(path: Path, *, timeout: float, waiting_for: str) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` (the file stays; the kernel frees the lock when we die).
@@ -169,9 +176,13 @@ def file_lock(path: Path, *, timeout: float, waiting_for: str) -> Iterator[None]
     from filelock import FileLock, Timeout
 
     make_folder(path.parent)
-    lock = FileLock(str(path), timeout=timeout)
+    lock = FileLock(str(path))
     try:
-        lock.acquire()
+        try:
+            lock.acquire(timeout=min(_SILENT, timeout))
+        except Timeout:
+            logger.info("waiting for another process that is busy with %s", waiting_for)
+            lock.acquire(timeout=max(0, timeout - _SILENT))
     except Timeout:
         raise PoolTimeout(
             f"another process is still busy with {waiting_for} after {timeout:.0f} s (lock file: {path}). "

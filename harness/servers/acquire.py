@@ -265,6 +265,19 @@ def locked(hint: Hint, settings: Settings) -> AbstractContextManager[None]:
     )
 
 
+def alone(project: Project) -> AbstractContextManager[None]:
+    """Keeps `up` and `down` of a checkout apart: a server must not be ended while its databases are being made.
+
+    Raises:
+        PoolTimeout: another process was busy for too long.
+    """
+    return file_lock(
+        project.folder / "commands.lock",
+        timeout=project.settings.start_timeout + LOCK_EXTRA,
+        waiting_for="`up` or `down` in this checkout",
+    )
+
+
 def new_request(project: Project, purpose: str, ttl: float | None) -> ServerRequest:
     """What is asked of a backend; its password and id are made here.
 

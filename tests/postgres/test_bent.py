@@ -52,7 +52,9 @@ def test_a_session_is_the_same_whatever_the_shell_says(
     server: ServerInfo, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = "select current_setting('TimeZone'), current_setting('DateStyle'), current_setting('geqo'), "
-    shown += "current_setting('client_encoding'), current_setting('default_transaction_read_only'), current_user"
+    shown += (
+        "current_setting('client_encoding'), current_setting('default_transaction_read_only'), current_user"
+    )
     monkeypatch.delenv(name, raising=False)
     with Session.connect(server.dsn) as session:
         before = session.row(shown)
