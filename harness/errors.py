@@ -93,12 +93,21 @@ class BackendUnavailable(BackendError):
     Attributes:
         checked: every place that was looked at, with what was found there.
         remedies: what to do, one line each.
+        absent: there is no sign of it on this machine, so that nothing of ours can be there either.
     """
 
-    def __init__(self, message: str, *, checked: Sequence[str] = (), remedies: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        checked: Sequence[str] = (),
+        remedies: Sequence[str] = (),
+        absent: bool = False,
+    ) -> None:
         super().__init__(_with_lists(message, checked=checked, remedies=remedies))
         self.checked = tuple(checked)
         self.remedies = tuple(remedies)
+        self.absent = absent
 
 
 class ServerStartError(BackendError):

@@ -38,26 +38,35 @@ PARAMETERS: list[click.Parameter] = [
 
 
 def run(context: Context) -> int:
-    """End them; nothing to end is success."""
+    """End them; nothing to end is success.
+
+    Raises:
+        BackendUnavailable: what may hold more of them could not be asked.
+    """
     everything = bool(getattr(context.arguments, "all", False))
+    asked: inventory.Asked | None = None
     with alone(context.project):
-        ended = (
-            _drop_external(context, everything) if context.settings.server_url else _end(context, everything)
-        )
+        if context.settings.server_url:
+            ended = _drop_external(context, everything)
+        else:
+            asked = inventory.Asked.of(context.project)
+            ended = _end(context, everything, asked)
     if context.json:
         context.console.json({"ended": ended})
-    elif not ended:
+    if asked is not None:
+        asked.check()
+    if not ended and not context.json:
         logger.info("there was nothing to end here")
     return 0
 
 
-def _end(context: Context, everything: bool) -> list[dict[str, Any]]:
+def _end(context: Context, everything: bool, asked: inventory.Asked) -> list[dict[str, Any]]:
     ended: list[dict[str, Any]] = []
-    for info in inventory.servers(context.project):
+    for info in inventory.servers(context.project, asked=asked):
         if info.purpose == "up" or everything:
             ended.append({"purpose": info.purpose, "backend": info.backend, "description": info.description})
     for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended)]):
-        inventory.stop(context.project, purpose=purpose)
+        inventory.stop(context.project, purpose=purpose, asked=asked)
     WatermarkStore.of(context.project).forget_all()
     return ended
 

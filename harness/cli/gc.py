@@ -35,7 +35,11 @@ PARAMETERS: list[click.Parameter] = [
 
 
 def run(context: Context) -> int:
-    """Sweep each server; the names of what went are the answer."""
+    """Sweep each server; the names of what went are the answer.
+
+    Raises:
+        BackendUnavailable: what may hold more could not be asked.
+    """
     dry_run = bool(getattr(context.arguments, "dry_run", False))
     gone: list[dict[str, Any]] = []
     with lookup.servers(context) as found:
@@ -47,26 +51,29 @@ def run(context: Context) -> int:
                 )
                 if not context.json:
                     context.console.answer(f"{name}  {doomed.reason}")
-    for item in _bases(context, dry_run) + _orphans(context, dry_run):
+    asked = inventory.Asked.of(context.project)
+    for item in _bases(context, asked, dry_run) + _orphans(context, asked, dry_run):
         gone.append(item)
         if not context.json:
             context.console.answer(f"{item.get('base') or item['server']}  {item['reason']}")
     if context.json:
         context.console.json({"dry_run": dry_run, "dropped": gone})
-    elif not gone:
-        logger.info("nothing is left over")
-    else:
+    elif gone:
         logger.info("%d %s dropped", len(gone), "would be" if dry_run else "were")
+    if context.settings.server_url is None:
+        asked.check()
+    if not gone and not context.json:
+        logger.info("nothing is left over")
     return 0
 
 
-def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
+def _bases(context: Context, asked: inventory.Asked, dry_run: bool) -> list[dict[str, Any]]:
     """What was baked and is beyond the limits, and what bakes and workers' servers have left."""
     settings = context.settings
     if settings.server_url is not None:
         return []
     gone: list[dict[str, Any]] = []
-    for backend in inventory.working_backends(context.project):
+    for backend in asked.working:
         bakery = backend.snapshots()
         if bakery is None:
             continue
@@ -89,16 +96,17 @@ def _bases(context: Context, dry_run: bool) -> list[dict[str, Any]]:
     return gone
 
 
-def _orphans(context: Context, dry_run: bool) -> list[dict[str, Any]]:
+def _orphans(context: Context, asked: inventory.Asked, dry_run: bool) -> list[dict[str, Any]]:
     """Servers of checkouts that are gone, and what was noted of such checkouts."""
     ended: list[dict[str, Any]] = []
-    for orphan in inventory.orphans(context.project):
+    for orphan in inventory.orphans(context.project, asked):
         info = orphan.info
         if not dry_run and (why := orphan.end()):
             context.console.warn(f"left alone: {info.description} of {info.root}, which is gone: {why}")
             continue
         reason = f"its checkout {info.root} is gone"
         ended.append({"server": info.description, "backend": info.backend, "reason": reason})
-    if not dry_run:
-        inventory.forget_deleted(context.project)
+    if not dry_run and not asked.silent:
+        # What was noted of a server that nobody could ask stays.
+        inventory.forget_deleted(context.project, asked)
     return ended

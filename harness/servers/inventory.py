@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Self
 
 from harness.config.project import Project, project_id
-from harness.errors import BackendError, ServerRefused
+from harness.errors import BackendError, BackendUnavailable, ServerRefused
 from harness.servers import registry
 from harness.servers.acquire import external, locked
 from harness.servers.handle import Server
@@ -36,8 +37,7 @@ def find(project: Project, *, purpose: str = "run") -> Server | None:
     began = time.monotonic()
     hint = Hint.of(project, purpose)
     noted, _ = hint.read()
-    running = (backend.find(project.id, purpose) for backend in working_backends(project))
-    for info in chain((noted,), running):
+    for info in chain((noted,), _running(project, purpose)):
         session = attach(info)[0] if info is not None else None
         if info is None or session is None:
             continue
@@ -47,47 +47,95 @@ def find(project: Project, *, purpose: str = "run") -> Server | None:
     return None
 
 
-def stop(project: Project, *, purpose: str = "run") -> bool:
+def _running(project: Project, purpose: str) -> Iterator[ServerInfo | None]:
+    # Lazily: as a rule the noted one answers, and no backend is asked.
+    yield from (backend.find(project.id, purpose) for backend in Asked.of(project).working)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The backends that may hold a server of ours: asked once for a command, because one that is silent costs its time-out.
+
+    Attributes:
+        working: those that answer.
+        silent: word → why not, of those that may hold one all the same.
+    """
+
+    working: Sequence[Backend]
+    silent: Mapping[str, str]
+
+    @classmethod
+    def of(cls, project: Project) -> Self:
+        """Ask all of them."""
+        wanted = project.settings.backend
+        working: list[Backend] = []
+        silent: dict[str, str] = {}
+        # The first choice of `auto` last: a daemon takes longer to answer than a look into our own folders.
+        for word in reversed(registry.starting()):
+            timeout = registry.AUTO_TIMEOUT if wanted == registry.AUTO else 10
+            backend = registry.named(word, project, timeout=timeout)
+            try:
+                backend.list("0000000000")
+            except BackendError as error:
+                absent = isinstance(error, BackendUnavailable) and error.absent
+                if (wanted in (word, registry.AUTO) and not absent) or word in _hinted(project):
+                    silent[word] = error.message.splitlines()[0]
+            else:
+                working.append(backend)
+        return cls(working, silent)
+
+    def check(self) -> None:
+        """What a command that ends things says at its end.
+
+        Raises:
+            BackendUnavailable: some could not be asked: what they hold is still there.
+        """
+        if self.silent:
+            raise BackendUnavailable(
+                f"not everything could be asked, and what runs there was not ended: {', '.join(self.silent)}",
+                checked=[f"{word}: {why}" for word, why in self.silent.items()],
+                remedies=["call it again once that answers"],
+            )
+
+
+def _hinted(project: Project) -> set[str]:
+    """The backends of the servers that were noted for this checkout."""
+    hints = (Hint(path).read()[0] for path in project.folder.glob("*.json"))
+    return {info.backend for info in hints if info is not None}
+
+
+def stop(project: Project, *, purpose: str = "run", asked: Asked | None = None) -> bool:
     """End the server of this checkout and purpose and remove its data, whether it answers or not.
+
+    Args:
+        asked: the backends, where that is known.
 
     Returns:
         Whether there was one. A server that someone else runs is never touched.
     """
     hint = Hint.of(project, purpose)
     with locked(hint, project.settings):
+        asked = asked or Asked.of(project)
         found = {
             info.handle: (backend, info)
-            for backend in working_backends(project)
+            for backend in asked.working
             for info in backend.list(project.id)
             if info.purpose == purpose
         }
         for backend, info in found.values():
             backend.stop(info)
             logger.info("%s: ended %s", info.backend, info.description)
-        hint.forget()
+        noted, _ = hint.read()
+        # The word of a server that may still run, and that nobody could ask, is kept: the next `down` needs it.
+        if noted is None or noted.backend not in asked.silent:
+            hint.forget()
     return bool(found)
 
 
-def servers(project: Project, *, everywhere: bool = False) -> list[ServerInfo]:
+def servers(project: Project, *, everywhere: bool = False, asked: Asked | None = None) -> list[ServerInfo]:
     """All servers of this checkout, running or stopped, of all backends that work here."""
     mine = None if everywhere else project.id
-    return [info for backend in working_backends(project) for info in backend.list(mine)]
-
-
-def working_backends(project: Project) -> Iterator[Backend]:
-    """Those that may hold a server of ours; a daemon that does not answer holds none that could be ended."""
-    # The first choice of `auto` last: a daemon takes longer to answer than a look into our own folders.
-    for word in reversed(registry.starting()):
-        backend = registry.named(
-            word,
-            project,
-            timeout=registry.AUTO_TIMEOUT if project.settings.backend == registry.AUTO else 10,
-        )
-        try:
-            backend.list("0000000000")
-        except BackendError:
-            continue
-        yield backend
+    return [info for backend in (asked or Asked.of(project)).working for info in backend.list(mine)]
 
 
 def forget_gone(project: Project) -> list[str]:
@@ -136,11 +184,11 @@ class Orphan:
         return ""
 
 
-def orphans(project: Project) -> list[Orphan]:
+def orphans(project: Project, asked: Asked | None = None) -> list[Orphan]:
     """Servers of checkouts of this machine that are gone, of all backends that work here."""
     return [
         Orphan(info, backend)
-        for backend in working_backends(project)
+        for backend in (asked or Asked.of(project)).working
         for info in backend.list(None)
         if info.project != project.id and deleted(info.root, info.project)
     ]
@@ -165,9 +213,9 @@ def deleted(root: str, owner: str) -> bool:
     return False
 
 
-def forget_deleted(project: Project) -> list[str]:
+def forget_deleted(project: Project, asked: Asked | None = None) -> list[str]:
     """Remove the hints and lock files of checkouts that are gone; return their paths."""
-    kept = {project.id, *(info.project for info in servers(project, everywhere=True))}
+    kept = {project.id, *(info.project for info in servers(project, everywhere=True, asked=asked))}
     forgotten = []
     for folder in sorted(project.state.glob("[0-9a-f]" * 10)):
         roots = {root_of(path) for path in folder.glob("*.json")}

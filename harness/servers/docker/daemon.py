@@ -101,6 +101,7 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
                 "DOCKER_HOST is not set, no Docker context is chosen, and there is no socket of Docker's or podman's"
             ],
             remedies=_REMEDIES,
+            absent=True,
         )
     where = environ.get("DOCKER_HOST") or socket or "the current Docker context"
     if (reason := _refusal(where)) is not None:
