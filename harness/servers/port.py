@@ -54,6 +54,12 @@ class ServerRequest:
         """Whether nobody expects the data to be there after a reboot."""
         return self.ttl is not None or self.purpose != "up"
 
+    @property
+    def watched(self) -> Mapping[str, str]:
+        """Variables of the watcher: on a person's server what the application does is a sign of life too, while of a
+        test run only the run's own lock is: a child that hangs must not keep its server for ever."""
+        return {"PGHARNESS_USE": "yes"} if self.purpose == "up" else {}
+
 
 def private(purpose: str) -> bool:
     """Whether one process alone, by itself or by its workers, uses servers of this purpose: of a worker, of a bake."""

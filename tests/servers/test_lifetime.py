@@ -16,6 +16,7 @@ import pytest
 from fix_backends import Checkout, docker, processes_naming, until
 from fix_daemons import SMALL
 from fix_fleets import Estate
+from fix_servers import binaries_of
 
 from harness.config.project import Project
 from harness.servers import acquire
@@ -37,6 +38,41 @@ def test_yours_ends_itself_where_you_said_so(new_estate: Callable[..., Estate], 
     out, err = child.communicate(timeout=100)
     assert child.returncode == 0, err
     assert estate.purposes() == ["up"]
+
+
+@pytest.mark.parametrize(
+    ("version", "use"),
+    [
+        ("15", "a short session now and then"),
+        ("18", "a statement now and then"),
+        ("18", "one long statement"),
+    ],
+)
+def test_yours_stays_while_your_application_uses_it(
+    new_estate: Callable[..., Estate], version: str, use: str
+) -> None:
+    """`up --ttl` ended under an application that queried each second: it holds no sign of life."""
+    folder = binaries_of(version)
+    if folder is None:
+        pytest.skip(f"PostgreSQL {version} is not installed on this machine")
+    estate = new_estate(backend="process", binaries=str(folder))
+    (estate.root / "pg-harness.toml").write_text('migrations = ["sql:migrations"]\n')
+    child = estate.cli("up", "--ttl", "2s")
+    out, err = child.communicate(timeout=100)
+    assert child.returncode == 0, err
+    deadline = time.monotonic() + 9
+    connection = psycopg.connect(out.strip(), autocommit=True)
+    if use == "one long statement":
+        connection.execute("select pg_sleep(9)")
+    while time.monotonic() < deadline:
+        time.sleep(1)
+        if use.startswith("a short session"):
+            connection.close()
+            connection = psycopg.connect(out.strip(), autocommit=True)
+        connection.execute("select count(*) from pg_class, generate_series(1, 10)")
+    # An open connection alone is no use of it.
+    until(lambda: estate.purposes() == [], seconds=30, what="the server to end itself")
+    connection.close()
 
 
 @pytest.mark.docker

@@ -135,6 +135,7 @@ def create(daemon: Daemon, made_of: ContainerSpec, request: ServerRequest, *, fe
         "PGHARNESS_USER": (made_of.image.attrs.get("Config") or {}).get("User") or "",
         "PGHARNESS_TTL": "" if request.ttl is None else f"{request.ttl:g}",
         "PGHARNESS_LOCK_KEY": str(life_key(request)),
+        **request.watched,
     }
     options: dict[str, Any] = {}
     if fed:

@@ -296,6 +296,7 @@ class ProcessBackend(Backend):
         if record.ttl is not None:
             command += [str(handshake.life_key(request)), f"{record.ttl:g}", folder]
         watcher = {"PGHOST": _ADDRESS, "PGPORT": str(record.port), "PGPASSFILE": str(folder / "pgpass")}
+        watcher |= request.watched
         try:
             done = user.run(command, timeout=30, env={**cluster_.BASE_ENVIRONMENT, **watcher})
             pid, watcher_pid = (int(number) for number in done.stdout.split())

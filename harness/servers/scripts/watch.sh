@@ -6,6 +6,7 @@
 #   watch.sh password PID PSQL         only do what follows.
 # The first line of standard input, where it is not empty, becomes the superuser's password as soon as the server
 # answers. PGHOST and PGPORT say where the server is, PGPASSFILE how to log in, PGHARNESS_DATA (if set) its directory.
+# PGHARNESS_USE=yes: whatever anybody does on the server is a sign of life as well (a person's server, and his application).
 set -u
 mode=$1
 pid=$2
@@ -63,15 +64,26 @@ ttl=$5
 directory=${6:-}
 # Idle time is counted in ticks, not read from a clock: a laptop that slept gets its whole TTL again.
 # COMMIT after each look: no snapshot and no lock outlives a tick.
+# Sessions that began and time in statements, as the server counts them of its clients alone (14 and later); a statement is counted
+# at its end, so those that run are asked for too.
+used="SELECT NULL"
+[ -z "${PGHARNESS_USE:-}" ] || used="SELECT CASE WHEN EXISTS (SELECT FROM pg_stat_activity WHERE datname <> 'postgres'
+        AND backend_type = 'client backend' AND state <> 'idle') THEN clock_timestamp()::text
+    ELSE (SELECT sum((to_jsonb(d)->>'sessions')::float8 + (to_jsonb(d)->>'active_time')::float8)::text
+        FROM pg_stat_database d WHERE datname <> 'postgres') END"
 loop="DO \$\$
 DECLARE
     tick constant float8 := least(5, greatest(0.2, $ttl / 6.0));
     idle float8 := 0;
     kept float8;
+    before text;
+    now text;
 BEGIN
     LOOP
         IF pg_try_advisory_lock($key) THEN
-            idle := idle + tick;
+            $used INTO now;
+            idle := CASE WHEN now IS DISTINCT FROM before THEN 0 ELSE idle + tick END;
+            before := now;
             -- A run may leave a failed test's database for people: ALTER DATABASE postgres SET harness.ttl.
             SELECT max(substr(entry, 13)::float8) INTO kept FROM pg_db_role_setting, unnest(setconfig) entry
              WHERE entry LIKE 'harness.ttl=%';
