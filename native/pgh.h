@@ -4,10 +4,16 @@
  * known.c     which relations a baseline has: told once for each session
  * records.c   records of the write-ahead log, one after the other
  * log.c       which pages of the lease were written: one reading of the write-ahead log
- * present.c   who is in the way: transactions, statements, advisory locks, temporary tables, standbys
+ * present.c   who is in the way: transactions, statements, advisory locks, standbys
+ * temporary.c .. and sessions whose temporary tables would lose their rows in the catalogs
  * marks.c     states above the baseline: pages that differ from the state below
- * pages.c     one relation's files put back: truncated, made again, compared, copied, logged
- * rewind.c    the order of it all, and what other sessions are told
+ * plan.c      which files are put back, and which of their pages
+ * files.c     files cut, made again, dropped
+ * pages.c     pages compared, copied, logged
+ * tell.c      what other sessions are told
+ * rewind.c    one rewind: the order of it all
+ * marking.c   one mark set
+ * functions.c what SQL sees of it
  *
  * docs/rewind.md explains it.  PostgreSQL 15 to 18; what differs between them stands in this file.
  */
@@ -225,13 +231,52 @@ extern void forget_marks(void);
 extern void note_marks(Seen *seen, ArrayType *names);
 extern const char *marked_page(RelNumber node, ForkNumber fork, BlockNumber block);
 
-extern void forget_provisional(void);
 extern MarkWriter *begin_mark(const char *name);
 extern void mark_node(MarkWriter *writer, const MarkNode *node);
 extern void mark_page(MarkWriter *writer, RelNumber node, ForkNumber fork, BlockNumber block, const char *page);
 extern void end_mark(MarkWriter *writer);
 
-/* --- pages.c ------------------------------------------------------------------------------------------------------ */
+/* --- one rewind, or one mark ------------------------------------------------------------------------------------------ */
+
+#define FIRST_USER_OID 16384
+
+/* What is asked for. */
+typedef struct Asked
+{
+	Oid			lease,
+				baseline;
+	XLogRecPtr	since;
+	Datum	   *own,
+			   *ours,
+			   *empty;
+	int			nown,
+				nours,
+				nempty;
+	int64		most_bytes,
+				most_pages;
+	ArrayType  *marks,			/* that are set, the lowest first */
+			   *above;			/* whose states the lease may have pages of, though the log does not say it any more */
+	const char *name;			/* of the mark to be set */
+	Datum	   *nodes,			/* which relations the lease has now, as for pgh_know; none: not told */
+			   *oids,
+			   *tables,
+			   *unlogged;
+	char	   *kinds;
+	int			nnodes,
+				nunlogged;
+} Asked;
+
+typedef struct Answer
+{
+	const char *status,
+			   *why;
+	XLogRecPtr	upto;
+	TransactionId xid;
+	Present		present;
+	List	   *shared,
+			   *touched;
+	XLogRecPtr	since;
+} Answer;
 
 typedef struct Target
 {
@@ -242,6 +287,20 @@ typedef struct Target
 	Bitmapset  *buffered;		/* of an index: its pages in the buffers; NULL where all are compared */
 	bool		remade;
 } Target;
+
+typedef struct RewindPlan
+{
+	HTAB	   *targets;		/* of Target */
+	List	   *fresh;			/* numbers of files that the baseline has not */
+	List	   *locks;			/* OIDs */
+	List	   *touched;		/* OIDs of tables and sequences */
+	bool		catalogs;
+	bool		dropped;		/* files of the baseline were */
+	bool		advance;		/* a sequence with CACHE moved */
+	bool		weak;			/* sessions in a transaction hold locks on what was put back */
+	uint64		activity;		/* .. and what they did before */
+	bool		by_buffers;		/* of indexes only the pages in the buffers are compared */
+} RewindPlan;
 
 typedef struct Work
 {
@@ -256,15 +315,54 @@ typedef struct Work
 				dropped;
 } Work;
 
+/* --- temporary.c --------------------------------------------------------------------------------------------------- */
+
+extern bool disturbs_temporary(const Asked *asked, const Present *present, HTAB *targets);
+
+/* --- plan.c -------------------------------------------------------------------------------------------------------- */
+
+extern RewindPlan make_plan(Seen *seen);
+extern bool compares_all(const Target *target, ForkNumber fork);
+extern int64 weigh(RewindPlan *plan, Work *work, Memory *memory, const Asked *asked);
+extern void find_buffered(RewindPlan *plan, Work *work, const Memory *memory);
+
+/* --- files.c ------------------------------------------------------------------------------------------------------- */
+
 extern void measure_baseline(Oid baseline, Known *known);
-extern void measure_lease(Oid lease, Target *target);
-extern int64 pages_to_compare(const Target *target);
+extern void measure_all(RewindPlan *plan, Oid lease);
+extern void forget_unlinks(Memory *memory, Oid lease);
+extern void close_unlinked(void);
 extern void make_again(Work *work, Target *target);
 extern void shorten_all(Work *work, HTAB *targets);
+extern void drop_fresh(RewindPlan *plan, Memory *memory, Oid lease, Work *work);
+
+/* --- pages.c ------------------------------------------------------------------------------------------------------- */
+
+/* Behind the LSN and the checksum: they are the log's and the file's, not the content's. */
+#define CONTENT offsetof(PageHeaderData, pd_flags)
+
+extern void follow(Work *work);
+extern bool is_logged(const Target *target, ForkNumber fork);
+extern bool differ(const char *one, const char *other);
+extern Buffer lease_page(Work *work, const Target *target, ForkNumber fork, BlockNumber block);
+extern Buffer baseline_page(Work *work, const Target *target, ForkNumber fork, BlockNumber block);
 extern void restore(Work *work, Target *target);
-extern bool anything_depends(Oid lease, const Target *target, const List *namespaces);
-extern void mark_target(Work *work, Target *target, MarkWriter *writer);
-extern void buffered_pages(Work *work, HTAB *targets);
+
+/* --- tell.c -------------------------------------------------------------------------------------------------------- */
+
+extern void tell(RewindPlan *plan, Oid lease);
+extern void wake(Oid lease);
+
+/* --- rewind.c ------------------------------------------------------------------------------------------------------ */
+
+extern const char *approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work);
+extern void remember(const Asked *asked, Answer *answer, Work *work, uint32 passes, uint32 hand);
+extern const char *rewind_lease(const Asked *asked, Answer *answer, Work *work);
+
+/* --- marking.c ----------------------------------------------------------------------------------------------------- */
+
+extern void forget_provisional(void);
+extern const char *mark_lease(const Asked *asked, Answer *answer, Work *work);
 
 #pragma GCC visibility pop
 
