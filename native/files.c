@@ -67,6 +67,13 @@ measure_lease(Oid lease, Target *target)
 {
 	SMgrRelation smgr = known_lease(target->known, lease);
 
+	/* Nothing is left but what waits to be unlinked, and is empty (make_again looks). */
+	if (target->dirty != NULL && target->dirty->unlinked)
+	{
+		for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
+			target->have[fork] = fork == MAIN_FORKNUM ? 0 : InvalidBlockNumber;
+		return;
+	}
 	for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
 	{
 		bool		exists = target->known->want[fork] != InvalidBlockNumber;
@@ -129,7 +136,7 @@ cut_of(const Target *target)
 }
 
 static void
-log_cut(Work *work, const Target *target, int flags, BlockNumber heap)
+log_cut(Work *work, RelNumber node, int flags, BlockNumber heap)
 {
 	xl_smgr_truncate rec;
 
@@ -138,23 +145,24 @@ log_cut(Work *work, const Target *target, int flags, BlockNumber heap)
 	/* The record counts the heap's blocks; recovery reckons the length of the maps from them. */
 	rec.blkno = heap;
 	rec.flags = flags;
-	RECORD_LOCATOR(&rec) = LOCATOR(DEFAULTTABLESPACE_OID, work->lease, target->node);
+	RECORD_LOCATOR(&rec) = LOCATOR(DEFAULTTABLESPACE_OID, work->lease, node);
 	XLogBeginInsert();
 	XLogRegisterData((char *) &rec, sizeof rec);
 	(void) XLogInsert(RM_SMGR_ID, XLOG_SMGR_TRUNCATE | XLR_SPECIAL_REL_UPDATE);
 	follow(work);
 }
 
-/* Cut all that grew: one flush of the log for all relations. */
+/* Cut all that grew, and drop what the baseline has not: one flush of the log for all relations. */
 void
-shorten_all(Work *work, HTAB *targets)
+shorten_all(Work *work, RewindPlan *plan, Memory *memory)
 {
 	HASH_SEQ_STATUS scan;
 	Target	   *target;
+	ListCell   *cell;
 	int			n = 0;
 
 	/* Else a relation's files would be opened where no error may happen. */
-	hash_seq_init(&scan, targets);
+	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 	{
 		Cut			cut = cut_of(target);
@@ -164,23 +172,28 @@ shorten_all(Work *work, HTAB *targets)
 			(void) smgrnblocks(known_lease(target->known, work->lease), cut.forks[i]);
 		n += cut.n > 0;
 	}
-	if (n == 0)
+	if (n == 0 && plan->fresh == NIL)
+	{
+		drop_fresh(plan, memory, work->lease, work);
 		return;
+	}
 	work->truncated += n;
 
 	/* As RelationTruncate does: no checkpoint between the records and the files, and no way back. */
 	MyProc->delayChkptFlags |= DELAY_CHKPT_START | DELAY_CHKPT_COMPLETE;
 	START_CRIT_SECTION();
-	hash_seq_init(&scan, targets);
+	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 	{
 		Cut			cut = cut_of(target);
 
 		if (target->known->unlogged)
 			continue;
-		log_cut(work, target, cut.logged, target->known->want[MAIN_FORKNUM]);
-		log_cut(work, target, cut.emptied, 0);
+		log_cut(work, target->node, cut.logged, target->known->want[MAIN_FORKNUM]);
+		log_cut(work, target->node, cut.emptied, 0);
 	}
+	foreach(cell, plan->fresh)
+		log_cut(work, ((Dirty *) lfirst(cell))->node, SMGR_TRUNCATE_ALL, 0);
 	XLogFlush(XactLastRecEnd);
 
 	/*
@@ -188,7 +201,7 @@ shorten_all(Work *work, HTAB *targets)
 	 * else extends a relation, and searches all buffers else: 0.1 ms for each relation.
 	 */
 	InRecovery = true;
-	hash_seq_init(&scan, targets);
+	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 	{
 		Cut			cut = cut_of(target);
@@ -198,6 +211,7 @@ shorten_all(Work *work, HTAB *targets)
 	}
 	InRecovery = false;
 	END_CRIT_SECTION();
+	drop_fresh(plan, memory, work->lease, work);
 	MyProc->delayChkptFlags &= ~(DELAY_CHKPT_START | DELAY_CHKPT_COMPLETE);
 }
 
@@ -258,6 +272,8 @@ make_again(Work *work, Target *target)
 			continue;
 		/* "As in recovery": it may be there. */
 		smgrcreate(known_lease(target->known, work->lease), fork, true);
+		if (target->dirty != NULL && target->dirty->unlinked && smgrnblocks(known_lease(target->known, work->lease), fork) != 0)
+			ereport(ERROR, errcode(ERRCODE_DATA_CORRUPTED), errmsg("file %u was dropped and is not empty", target->node));
 		if (is_logged(target, fork))
 		{
 			log_smgrcreate(&at, fork);
@@ -267,38 +283,5 @@ make_again(Work *work, Target *target)
 			target->have[fork] = 0;
 		target->remade = true;
 		work->made++;
-	}
-}
-
-/* --- what the baseline has not --------------------------------------------------------------------------------------- */
-
-/* With the COMMIT, which logs it. */
-void
-drop_fresh(RewindPlan *plan, Memory *memory, Oid lease, Work *work)
-{
-	ListCell   *cell;
-
-	foreach(cell, plan->fresh)
-	{
-		Locator		at = LOCATOR(DEFAULTTABLESPACE_OID, lease, lfirst_oid(cell));
-		MemoryContext old;
-		Relation	relation;
-
-		if (!smgrexists(OPEN(at), MAIN_FORKNUM))
-			continue;
-		relation = CreateFakeRelcacheEntry(at);
-#if PG_VERSION_NUM < 160000
-		relation->rd_rel->relpersistence = RELPERSISTENCE_PERMANENT;
-#endif
-#if PG_VERSION_NUM >= 170000
-		/* It is not pinned, as that of a real entry is. */
-		relation->rd_smgr = NULL;
-#endif
-		RelationDropStorage(relation);
-		FreeFakeRelcacheEntry(relation);
-		old = MemoryContextSwitchTo(TopMemoryContext);
-		memory->tombstones = lappend_oid(memory->tombstones, REL(at));
-		MemoryContextSwitchTo(old);
-		work->dropped++;
 	}
 }

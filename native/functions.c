@@ -68,7 +68,7 @@ as_row(FunctionCallInfo fcinfo, const Asked *asked, const Answer *answer, const 
 	values[4] = integers(answer->present.busy != NIL ? answer->present.busy : answer->present.idle);
 	values[5] = BoolGetDatum(answer->present.prepared);
 	values[6] = PointerGetDatum(advisory_locks(asked->lease, asked->ours, asked->nours));
-	values[7] = oids(answer->shared);
+	values[7] = oids(list_concat_unique_oid(list_copy(answer->shared), answer->owners));
 	values[8] = oids(answer->present.temporary);
 	values[9] = oids(answer->touched);
 	values[10] = Int64GetDatum(answer->upto > asked->since ? answer->upto - asked->since : 0);

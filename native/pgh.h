@@ -6,9 +6,11 @@
  * log.c       which pages of the lease were written: one reading of the write-ahead log
  * present.c   who is in the way: transactions, statements, advisory locks, standbys
  * temporary.c .. and sessions whose temporary tables would lose their rows in the catalogs
+ * owners.c    rows of the server's own catalogs that say who owns what in the lease
  * marks.c     states above the baseline: pages that differ from the state below
  * plan.c      which files are put back, and which of their pages
- * files.c     files cut, made again, dropped
+ * files.c     files cut and made again
+ * fresh.c     files that the baseline has not: locked, dropped
  * pages.c     pages compared, copied, logged
  * tell.c      what other sessions are told
  * rewind.c    one rewind: the order of it all
@@ -22,6 +24,7 @@
 
 #include "postgres.h"
 
+#include "access/htup.h"
 #include "access/xlogdefs.h"
 #include "access/xlogrecord.h"
 #include "common/relpath.h"
@@ -54,7 +57,10 @@ typedef Oid RelNumber;
 #define BUFFER_DB(buffer) ((buffer)->tag.rnode.dbNode)
 #define BUFFER_REL(buffer) ((buffer)->tag.rnode.relNode)
 #define STATUS_OF(index) pgstat_fetch_stat_local_beentry(index)
+#define NODE_OF_SHARED(oid) RelationMapOidToFilenode((oid), true)
 #define PGIOAlignedBlock PGAlignedBlock
+#define DROP_BUFFERS(relations, n) DropRelFileNodesAllBuffers((relations), (n))
+#define MESSAGE_LOCATOR(message) ((message)->sm.rnode)
 #define FIRST_LOCK(list) (PROCLOCK *) SHMQueueNext((list), (list), offsetof(PROCLOCK, procLink))
 #define NEXT_LOCK(list, lock) (PROCLOCK *) SHMQueueNext((list), &(lock)->procLink, offsetof(PROCLOCK, procLink))
 #else
@@ -69,6 +75,9 @@ typedef RelFileNumber RelNumber;
 #define BUFFER_DB(buffer) ((buffer)->tag.dbOid)
 #define BUFFER_REL(buffer) BufTagGetRelNumber(&(buffer)->tag)
 #define STATUS_OF(index) pgstat_get_local_beentry_by_index(index)
+#define NODE_OF_SHARED(oid) RelationMapOidToFilenumber((oid), true)
+#define DROP_BUFFERS(relations, n) DropRelationsAllBuffers((relations), (n))
+#define MESSAGE_LOCATOR(message) ((message)->sm.rlocator)
 #define LOCK_AT(list, node) \
 	((node) == &(list)->head ? NULL : dlist_container(PROCLOCK, procLink, (node)))
 #define FIRST_LOCK(list) (dlist_is_empty(list) ? NULL : dlist_head_element(PROCLOCK, procLink, (list)))
@@ -177,6 +186,8 @@ typedef struct Dirty
 	RelNumber	node;			/* key */
 	bool		all;			/* other things than pages: made, truncated, dropped */
 	bool		dropped;
+	bool		unlinked;		/* the log says so */
+	bool		unlogged;		/* it has the fork to which an unlogged relation is reset */
 	bool		inserted;		/* all records of it put something into an index: no page became free */
 	Bitmapset  *blocks[FORKS];
 	BlockNumber newest[FORKS];	/* the one that was added last */
@@ -185,8 +196,9 @@ typedef struct Dirty
 typedef struct Seen
 {
 	HTAB	   *files;			/* of Dirty */
-	Dirty	   *last;			/* the one that was written last */
-	List	   *shared;			/* ids of transactions that wrote to the server's own catalogs */
+	Dirty	   *recent[16];		/* those that were written last, by their number */
+	List	   *shared;			/* ids of transactions that wrote to the server's own catalogs .. */
+	List	   *owners;			/* .. and to the one that says who owns what */
 	const char *refused;		/* why pages are not enough */
 } Seen;
 
@@ -273,7 +285,8 @@ typedef struct Answer
 	XLogRecPtr	upto;
 	TransactionId xid;
 	Present		present;
-	List	   *shared,
+	List	   *shared,			/* as in Seen */
+			   *owners,
 			   *touched;
 	XLogRecPtr	since;
 } Answer;
@@ -291,7 +304,8 @@ typedef struct Target
 typedef struct RewindPlan
 {
 	HTAB	   *targets;		/* of Target */
-	List	   *fresh;			/* numbers of files that the baseline has not */
+	List	   *fresh;			/* of Dirty: files that the baseline has not .. */
+	List	   *gone;			/* .. and that the test has dropped again */
 	List	   *locks;			/* OIDs */
 	List	   *touched;		/* OIDs of tables and sequences */
 	bool		catalogs;
@@ -317,7 +331,13 @@ typedef struct Work
 
 /* --- temporary.c --------------------------------------------------------------------------------------------------- */
 
+extern bool is_live(HeapTupleHeader row);
 extern bool disturbs_temporary(const Asked *asked, const Present *present, HTAB *targets);
+
+/* --- owners.c ---------------------------------------------------------------------------------------------------- */
+
+extern bool is_of_owners(RelNumber node);
+extern bool settle_owners(const Asked *asked, const List *written, bool put_back, Work *work);
 
 /* --- plan.c -------------------------------------------------------------------------------------------------------- */
 
@@ -333,7 +353,11 @@ extern void measure_all(RewindPlan *plan, Oid lease);
 extern void forget_unlinks(Memory *memory, Oid lease);
 extern void close_unlinked(void);
 extern void make_again(Work *work, Target *target);
-extern void shorten_all(Work *work, HTAB *targets);
+extern void shorten_all(Work *work, RewindPlan *plan, Memory *memory);
+
+/* --- fresh.c ----------------------------------------------------------------------------------------------------- */
+
+extern void lock_fresh(RewindPlan *plan, Oid lease);
 extern void drop_fresh(RewindPlan *plan, Memory *memory, Oid lease, Work *work);
 
 /* --- pages.c ------------------------------------------------------------------------------------------------------- */

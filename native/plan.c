@@ -54,9 +54,10 @@ make_plan(Seen *seen)
 
 		if (known == NULL)
 		{
-			plan.fresh = lappend_oid(plan.fresh, dirty->node);
-			/* A new relation's file has its OID for a number, until it is rewritten. */
-			plan.locks = lappend_oid(plan.locks, dirty->node);
+			if (dirty->unlinked)
+				plan.gone = lappend(plan.gone, dirty);
+			else
+				plan.fresh = lappend(plan.fresh, dirty);
 			continue;
 		}
 		foreach(cell, known_family(known->table))

@@ -46,19 +46,20 @@ lock_all(RewindPlan *plan, Oid lease)
 
 /* Whether anybody wrote to the lease between the reading and the locks; moves the end of the reading to now. */
 static bool
-somebody_wrote(const Asked *asked, XLogRecPtr *upto, List **shared)
+somebody_wrote(const Asked *asked, Answer *answer)
 {
 	Seen		seen;
 	XLogRecPtr	later = GetXLogInsertRecPtr();
 
-	if (later == *upto)
+	if (later == answer->upto)
 		return false;
 	later = LOG_MESSAGE();
 	XLogFlush(later);
 	seen_begin(&seen);
-	read_log(&seen, *upto, later, asked->lease, asked->own, asked->nown);
-	*shared = list_concat_unique_oid(*shared, seen.shared);
-	*upto = later;
+	read_log(&seen, answer->upto, later, asked->lease, asked->own, asked->nown);
+	answer->shared = list_concat_unique_oid(answer->shared, seen.shared);
+	answer->owners = list_concat_unique_oid(answer->owners, seen.owners);
+	answer->upto = later;
 	return seen.refused != NULL || hash_get_num_entries(seen.files) > 0;
 }
 
@@ -71,11 +72,10 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 		make_again(work, target);
-	shorten_all(work, plan->targets);
+	shorten_all(work, plan, memory);
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 		restore(work, target);
-	drop_fresh(plan, memory, asked->lease, work);
 	if (plan->catalogs)
 	{
 		/* New sessions read it instead of the catalogs.  The lock: none that starts now writes the old one again. */
@@ -130,6 +130,7 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 	read_log(&seen, asked->since, answer->upto, asked->lease, asked->own, asked->nown);
 	note_marks(&seen, asked->above);
 	answer->shared = seen.shared;
+	answer->owners = seen.owners;
 	if ((answer->why = seen.refused) != NULL)
 		return "rows";
 	*plan = make_plan(&seen);
@@ -139,7 +140,7 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 		answer->why = "a sequence with CACHE moved, whose values sessions keep";
 		return "rows";
 	}
-	if (hash_get_num_entries(plan->targets) == 0 && plan->fresh == NIL)
+	if (hash_get_num_entries(plan->targets) == 0 && plan->fresh == NIL && plan->gone == NIL)
 		return "nothing";
 	pages = weigh(plan, work, memory, asked);
 	if (pages > asked->most_pages)
@@ -152,11 +153,12 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 		forget_unlinks(memory, asked->lease);
 		close_unlinked();
 	}
+	lock_fresh(plan, asked->lease);
 	if (!lock_all(plan, asked->lease))
 		return "locked";
 	/* Whoever came between the reading and the locks. */
 	answer->present = look_around(asked->lease, asked->ours, asked->nours);
-	if (answer->present.busy != NIL || answer->present.prepared || somebody_wrote(asked, &answer->upto, &answer->shared))
+	if (answer->present.busy != NIL || answer->present.prepared || somebody_wrote(asked, answer))
 		return "busy";
 	plan->activity = answer->present.activity;
 	find_buffered(plan, work, memory);
@@ -199,6 +201,8 @@ rewind_lease(const Asked *asked, Answer *answer, Work *work)
 	}
 	else if (strcmp(status, "nothing") != 0)
 		return status;
+	if (settle_owners(asked, answer->owners, TransactionIdIsValid(answer->xid), work))
+		answer->owners = NIL;
 	remember(asked, answer, work, passes, hand);
 	return status;
 }

@@ -43,6 +43,17 @@ relation_message(Messages *messages, Oid lease, Oid relation)
 	message->rc.relId = relation;
 }
 
+static void
+storage_message(Messages *messages, Oid lease, RelNumber node)
+{
+	SharedInvalidationMessage *message = next_message(messages);
+
+	message->sm.id = SHAREDINVALSMGR_ID;
+	message->sm.backend_hi = NOBODY >> 16;
+	message->sm.backend_lo = NOBODY & 0xffff;
+	MESSAGE_LOCATOR(message) = LOCATOR(DEFAULTTABLESPACE_OID, lease, node);
+}
+
 /*
  * Sessions keep of a relation: the root of its index, where the next row belongs, its size, its open files, its description.
  */
@@ -52,19 +63,17 @@ tell(RewindPlan *plan, Oid lease)
 	Messages	messages;
 	HASH_SEQ_STATUS scan;
 	Target	   *target;
+	ListCell   *cell;
 
 	messages.n = 0;
+	foreach(cell, plan->fresh)
+		storage_message(&messages, lease, ((Dirty *) lfirst(cell))->node);
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 	{
 #if PG_VERSION_NUM >= 170000
 		/* Where the next row belongs; before 17 it goes with the description. What was cut or dropped was told there. */
-		SharedInvalidationMessage *message = next_message(&messages);
-
-		message->sm.id = SHAREDINVALSMGR_ID;
-		message->sm.backend_hi = NOBODY >> 16;
-		message->sm.backend_lo = NOBODY & 0xffff;
-		message->sm.rlocator = LOCATOR(DEFAULTTABLESPACE_OID, lease, target->node);
+		storage_message(&messages, lease, target->node);
 #endif
 #ifndef PGH_PLANT_NO_RELCACHE
 		if (!plan->catalogs)

@@ -13,7 +13,7 @@
 #include "storage/bufpage.h"
 
 /* Whether a row was committed and is there; nobody who writes to it is under way. */
-static bool
+bool
 is_live(HeapTupleHeader row)
 {
 	TransactionId xmax = HeapTupleHeaderGetRawXmax(row);
