@@ -5,12 +5,15 @@
  */
 #include "pgh.h"
 
+#include "access/htup_details.h"
 #include "access/nbtree.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
 #include "access/xloginsert.h"
 #include "access/xlogutils.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_tablespace_d.h"
+#include "port/pg_bitutils.h"
 #include "storage/bufmgr.h"
 #include "storage/bufpage.h"
 
@@ -44,8 +47,6 @@ baseline_page(Work *work, const Target *target, ForkNumber fork, BlockNumber blo
 									 NULL, is_logged(target, fork));
 }
 
-#define MOST_DELTA (BLCKSZ / 2)
-
 bool
 differ(const char *one, const char *other)
 {
@@ -66,54 +67,128 @@ is_untouched(const Target *target, ForkNumber fork, BlockNumber block, Page page
 	return !(BTPageGetOpaque(page)->btpo_flags & BTP_HAS_GARBAGE);
 }
 
+/* --- what is logged ----------------------------------------------------------------------------------------------------- */
+
+/* A page in words of eight bytes, to which tuples are aligned; which of them are logged is a bit each. */
+#define WORD ((int) sizeof(uint64))
+#define WORDS (BLCKSZ / WORD)
+#define IS_NEEDED(needed, word) ((needed)[(word) / 64] >> ((word) % 64) & 1)
+
+#define MOST_DELTA (BLCKSZ / 2)
+
+static void
+need(uint64 *needed, int from, int end)
+{
+	for (int word = from / WORD; word * WORD < end; word++)
+		needed[word / 64] |= UINT64CONST(1) << (word % 64);
+}
+
+/* Words that lie between these places are not logged. */
+static void
+spare(uint64 *needed, int from, int end)
+{
+	for (int word = (from + WORD - 1) / WORD; word < end / WORD; word++)
+		needed[word / 64] &= ~(UINT64CONST(1) << (word % 64));
+}
+
+static bool
+need_differing(uint64 *needed, const char *is, const char *wanted)
+{
+	bool		any = false;
+
+	for (int group = 0; group < WORDS / 64; group++)
+	{
+		const uint64 *one = (const uint64 *) is + 64 * group,
+				   *other = (const uint64 *) wanted + 64 * group;
+		int			first = group == 0 ? (CONTENT + WORD - 1) / WORD : 0;
+
+		if (memcmp(one + first, other + first, (64 - first) * WORD) == 0)
+			continue;
+		any = true;
+		for (int word = first; word < 64; word++)
+			needed[group] |= (uint64) (one[word] != other[word]) << word;
+	}
+	/* The half of a word behind the checksum. */
+	return any || memcmp(is + CONTENT, wanted + CONTENT, WORD - CONTENT % WORD) != 0;
+}
+
 /*
- * The bytes that differ, as generic_xlog.c writes them: (offset, length, bytes) each.  0 where an image is shorter, or the page has
- * not the standard layout, between whose pd_lower and pd_upper recovery puts zeros.
+ * Recovery has the same bytes of a heap's page as we but for what heap_mask (access/heap) leaves out where PostgreSQL compares the
+ * two (wal_consistency_checking): hints in the page's header; and of rows that were touched hints, t_cid, t_ctid of a speculative
+ * insertion, and what lies between the end of a row and the next one.  Who touches a row leaves his transaction's id in its header.
+ */
+static void
+need_of_rows(uint64 *needed, Page wanted)
+{
+	for (OffsetNumber number = FirstOffsetNumber; number <= PageGetMaxOffsetNumber(wanted); number++)
+	{
+		ItemId		item = PageGetItemId(wanted, number);
+		int			begin = ItemIdGetOffset(item),
+					end = begin + ItemIdGetLength(item),
+					word = begin / WORD;
+
+		if (!ItemIdIsNormal(item) ||
+			!(IS_NEEDED(needed, word) || IS_NEEDED(needed, word + 1) || IS_NEEDED(needed, word + 2)))
+			continue;
+		need(needed, begin, begin + SizeofHeapTupleHeader);
+		if (end % WORD != 0)
+			need(needed, end - 1, end);
+	}
+}
+
+static bool
+has_standard_layout(Page page)
+{
+	const PageHeader header = (const PageHeader) page;
+
+	return !PageIsNew(page) && header->pd_lower >= SizeOfPageHeaderData && header->pd_lower <= header->pd_upper &&
+		header->pd_upper <= header->pd_special && header->pd_special <= BLCKSZ;
+}
+
+/*
+ * The content of a record of RM_GENERIC_ID that makes a page the wanted one, as generic_xlog.c writes it: (offset, length, bytes)
+ * each.  0 where an image is shorter.
  */
 static Size
-delta_of(const char *is, const char *wanted, char *delta)
+delta_of(const char *is, const char *wanted, bool heap, uint64 *needed, char *delta)
 {
-	const PageHeader header = (const PageHeader) wanted;
 	Size		length = 0;
-	int			at = CONTENT;
+	OffsetNumber from = 0,
+				bytes = 0;
 
-	if (PageIsNew((Page) is) || PageIsNew((Page) wanted) || header->pd_lower < SizeOfPageHeaderData ||
-		header->pd_lower > header->pd_upper || header->pd_upper > header->pd_special || header->pd_special > BLCKSZ)
-		return 0;
-	while (at < BLCKSZ)
-	{
-		OffsetNumber from,
-					bytes;
-		int			end,
-					same = 0;
+	/* What lies in the hole of our page is in nobody's but ours: recovery may have zeros there. */
+	need(needed, ((const PageHeader) is)->pd_lower, ((const PageHeader) is)->pd_upper);
+	if (heap)
+		need_of_rows(needed, (Page) wanted);
+	/* Hints; of a B-tree's page its flags. */
+	need(needed, 0, SizeOfPageHeaderData);
+	need(needed, ((const PageHeader) wanted)->pd_special, BLCKSZ);
+	/* And recovery puts zeros there in any case. */
+	spare(needed, ((const PageHeader) wanted)->pd_lower, ((const PageHeader) wanted)->pd_upper);
+	for (int group = 0; group < WORDS / 64; group++)
+		for (uint64 bits = needed[group]; bits != 0; bits &= bits - 1)
+		{
+			int			at = (64 * group + pg_rightmost_one_pos64(bits)) * WORD,
+						end = at + WORD;
 
-		if (at >= header->pd_lower && at < header->pd_upper)
-		{
-			at = header->pd_upper;
-			continue;
+			/* Before it are the LSN and the checksum. */
+			at = Max(at, CONTENT);
+			if (end <= CONTENT)
+				continue;
+			if (length + 2 * sizeof(OffsetNumber) + WORD > MOST_DELTA)
+				return 0;
+			if (from + bytes != at)
+			{
+				from = at;
+				bytes = 0;
+				length += 2 * sizeof(OffsetNumber);
+			}
+			memcpy(delta + length, wanted + at, end - at);
+			length += end - at;
+			bytes += end - at;
+			memcpy(delta + length - bytes - 2 * sizeof(OffsetNumber), &from, sizeof from);
+			memcpy(delta + length - bytes - sizeof(OffsetNumber), &bytes, sizeof bytes);
 		}
-		if (is[at] == wanted[at])
-		{
-			/* Eight at a time: nearly all of a page is equal. */
-			while (at + 8 <= BLCKSZ && memcmp(is + at, wanted + at, 8) == 0)
-				at += 8;
-			if (at < BLCKSZ && is[at] == wanted[at])
-				at++;
-			continue;
-		}
-		/* Up to where so many bytes are equal that it is shorter to begin another one. */
-		for (end = at + 1; end < (at < header->pd_lower ? header->pd_lower : BLCKSZ) && same <= 2 * sizeof(OffsetNumber); end++)
-			same = is[end] == wanted[end] ? same + 1 : 0;
-		from = at;
-		bytes = end - at - same;
-		if (length + 2 * sizeof(OffsetNumber) + bytes > MOST_DELTA)
-			return 0;
-		memcpy(delta + length, &from, sizeof from);
-		memcpy(delta + length + sizeof from, &bytes, sizeof bytes);
-		memcpy(delta + length + sizeof from + sizeof bytes, wanted + at, bytes);
-		length += sizeof from + sizeof bytes + bytes;
-		at = end;
-	}
 	return length;
 }
 
@@ -135,16 +210,69 @@ log_page(Work *work, Buffer buffer, bool standard, const char *delta, Size lengt
 	follow(work);
 }
 
+/* Whether a page of the baseline lies in the buffers; where it does not, the file has it: nobody writes there. */
+static bool
+is_buffered(Locator at, ForkNumber fork, BlockNumber block)
+{
+	BufferTag	tag;
+	uint32		hash;
+	LWLock	   *partition;
+	int			found;
+
+	MAKE_TAG(tag, at, fork, block);
+	hash = BufTableHashCode(&tag);
+	partition = BufMappingPartitionLock(hash);
+	LWLockAcquire(partition, LW_SHARED);
+	found = BufTableLookup(&tag, hash);
+	LWLockRelease(partition);
+	return found >= 0;
+}
+
+/*
+ * A page of the state to go back to.  One of a relation that takes a good part of the buffers is read beside them: it would push
+ * out pages of the lease, and is not needed again soon.
+ */
+static const char *
+wanted_page(Work *work, const Target *target, ForkNumber fork, BlockNumber block, PGIOAlignedBlock *copy, Buffer *source)
+{
+	const char *marked = marked_page(target->node, fork, block);
+
+	if (marked != NULL)
+		return marked;
+	if (target->known->want[fork] > NBuffers / 16 && !DataChecksumsEnabled() &&
+		!is_buffered(LOCATOR(DEFAULTTABLESPACE_OID, work->baseline, target->node), fork, block))
+	{
+		smgrread(known_source(target->known, work->baseline), fork, block, copy->data);
+		return copy->data;
+	}
+	/* Nobody but us locks pages of both databases. */
+	*source = baseline_page(work, target, fork, block);
+	LockBuffer(*source, BUFFER_LOCK_SHARE);
+	return (const char *) BufferGetPage(*source);
+}
+
+static bool
+is_heap(const Known *known)
+{
+	return known->kind == RELKIND_RELATION || known->kind == RELKIND_MATVIEW || known->kind == RELKIND_TOASTVALUE;
+}
+
 static void
 put_back(Work *work, Target *target, ForkNumber fork, BlockNumber block, bool made)
 {
-	bool		logged = is_logged(target, fork);
+	/*
+	 * The free space map is changed without a record by everybody, and mended by who reads it; what was made must be there after a
+	 * recovery.
+	 */
+	bool		logged = is_logged(target, fork) && (fork != FSM_FORKNUM || made);
+	uint64		needed[WORDS / 64] = {0};
 	char		delta[MOST_DELTA];
 	Size		length;
 	Buffer		source = InvalidBuffer,
 				lease;
 	char	   *is;
 	const char *wanted;
+	PGIOAlignedBlock copy;
 
 	work->compared++;
 	lease = lease_page(work, target, fork, block);
@@ -155,26 +283,17 @@ put_back(Work *work, Target *target, ForkNumber fork, BlockNumber block, bool ma
 		UnlockReleaseBuffer(lease);
 		return;
 	}
-	wanted = marked_page(target->node, fork, block);
-	if (wanted == NULL)
-	{
-		/* Nobody but us locks pages of both databases. */
-		source = baseline_page(work, target, fork, block);
-		LockBuffer(source, BUFFER_LOCK_SHARE);
-		wanted = (const char *) BufferGetPage(source);
-	}
+	wanted = wanted_page(work, target, fork, block, &copy, &source);
 	/* One that was made just now is in the log even where it is empty: recovery makes it by that. */
-	if (differ(is, wanted) || (made && logged))
+	if (need_differing(needed, is, wanted) || (made && logged))
 	{
 		/* Maps have not the standard layout, nor have all pages of all kinds of indexes (BRIN's map of ranges). */
 		bool		standard = fork == MAIN_FORKNUM && (target->known->kind != 'i' || target->known->btree);
 
-		/*
-		 * What differs from our page is enough only where recovery has the same page.  It has another one of a sequence,
-		 * whose records say what will be 32 values later, and of a heap, where it sets t_cid otherwise.
-		 */
-		if (logged && target->known->btree && fork == MAIN_FORKNUM)
-			length = delta_of(is, wanted, delta);
+		/* What differs from our page is enough where recovery has the same page: not of a sequence, whose records run ahead. */
+		if (logged && fork == MAIN_FORKNUM && (target->known->btree || is_heap(target->known)) &&
+			has_standard_layout((Page) is) && has_standard_layout((Page) wanted))
+			length = delta_of(is, wanted, !target->known->btree, needed, delta);
 		else
 			length = 0;
 		START_CRIT_SECTION();

@@ -59,6 +59,7 @@ typedef Oid RelNumber;
 #define STATUS_OF(index) pgstat_fetch_stat_local_beentry(index)
 #define NODE_OF_SHARED(oid) RelationMapOidToFilenode((oid), true)
 #define PGIOAlignedBlock PGAlignedBlock
+#define MAKE_TAG(tag, at, fork, block) INIT_BUFFERTAG((tag), (at), (fork), (block))
 #define DROP_BUFFERS(relations, n) DropRelFileNodesAllBuffers((relations), (n))
 #define MESSAGE_LOCATOR(message) ((message)->sm.rnode)
 #define FIRST_LOCK(list) (PROCLOCK *) SHMQueueNext((list), (list), offsetof(PROCLOCK, procLink))
@@ -76,6 +77,7 @@ typedef RelFileNumber RelNumber;
 #define BUFFER_REL(buffer) BufTagGetRelNumber(&(buffer)->tag)
 #define STATUS_OF(index) pgstat_get_local_beentry_by_index(index)
 #define NODE_OF_SHARED(oid) RelationMapOidToFilenumber((oid), true)
+#define MAKE_TAG(tag, at, fork, block) InitBufferTag(&(tag), &(at), (fork), (block))
 #define DROP_BUFFERS(relations, n) DropRelationsAllBuffers((relations), (n))
 #define MESSAGE_LOCATOR(message) ((message)->sm.rlocator)
 #define LOCK_AT(list, node) \
@@ -87,14 +89,14 @@ typedef RelFileNumber RelNumber;
 #if PG_VERSION_NUM < 170000
 #define NOBODY InvalidBackendId
 #define NUMBER_OF(proc) ((proc)->backendId)
-#define KEEP_OPEN(known) smgrsetowner(&(known)->smgr, (known)->smgr)
-#define LET_CLOSE(known) smgrclose((known)->smgr)
+#define KEEP_OPEN(smgr) smgrsetowner(&(smgr), (smgr))
+#define LET_CLOSE(smgr) smgrclose(smgr)
 #define LOG_MESSAGE() LogLogicalMessage("pgh", "", 0, false)
 #else
 #define NOBODY INVALID_PROC_NUMBER
 #define NUMBER_OF(proc) GetNumberFromPGProc(proc)
-#define KEEP_OPEN(known) smgrpin((known)->smgr)
-#define LET_CLOSE(known) (smgrclose((known)->smgr), smgrunpin((known)->smgr))
+#define KEEP_OPEN(smgr) smgrpin(smgr)
+#define LET_CLOSE(smgr) (smgrclose(smgr), smgrunpin(smgr))
 #define LOG_MESSAGE() LogLogicalMessage("pgh", "", 0, false, false)
 #endif
 
@@ -124,7 +126,7 @@ typedef struct Known
 	RelNumber	node;			/* key: the number of its files, in the baseline and in the lease */
 	Oid			oid;			/* for locks and messages */
 	Oid			table;			/* the table whose heap, index, TOAST it is; its own OID else */
-	char		kind;			/* pg_class.relkind; C: a sequence whose sessions fetch values in advance */
+	char		kind;			/* pg_class.relkind; C: a sequence whose sessions fetch values in advance; o: a table that is no heap */
 	bool		btree;
 	bool		unlogged;
 	bool		gone;			/* a mark's state has it no more */
@@ -132,6 +134,7 @@ typedef struct Known
 	BlockNumber want[FORKS];	/* blocks in the state to go back to; InvalidBlockNumber: no such fork */
 	Oid			lease;			/* whose file is open here */
 	SMgrRelation smgr;			/* its files, kept open from one rewind to the next */
+	SMgrRelation source;		/* the baseline's, where pages are read beside the buffers */
 } Known;
 
 extern Oid	known_baseline;
@@ -141,6 +144,7 @@ extern Known *known_file(RelNumber node);
 extern Known *known_below(RelNumber node);
 extern List *known_family(Oid table);	/* numbers of the files of a table, of its indexes and its TOAST */
 extern SMgrRelation known_lease(Known *known, Oid lease);
+extern SMgrRelation known_source(Known *known, Oid baseline);
 extern Known *know_file(RelNumber node, Oid oid, Oid table, char kind, bool unlogged);
 extern void forget_file(RelNumber node);
 extern char kind_of(const Known *known);
