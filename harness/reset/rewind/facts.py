@@ -40,6 +40,11 @@ class Facts(NamedTuple):
     owned: owners.Owned
     values: tuple[bytes, ...]
 
+    @property
+    def namespaces(self) -> frozenset[int]:
+        """:attr:`temporary`, as numbers."""
+        return frozenset([int(number) for number in self.temporary[1:-1].split(b",") if number])
+
 
 NOTHING = Facts(b"0", {}, b"{}", owners.Owned(b"", ""), ())
 """Of a baseline that was not read yet."""
