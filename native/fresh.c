@@ -8,6 +8,7 @@
 #include "access/htup_details.h"
 #include "access/xlog.h"
 #include "access/xlogutils.h"
+#include "catalog/pg_am_d.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_tablespace_d.h"
 #include "storage/bufmgr.h"
@@ -20,17 +21,29 @@
 /* --- locks ---------------------------------------------------------------------------------------------------------- */
 
 static int
-compare_numbers(const void *one, const void *other)
+in_order(const void *one, const void *other)
 {
-	RelNumber	a = *(const RelNumber *) one,
-				b = *(const RelNumber *) other;
+	RelNumber	a = (*(Dirty *const *) one)->node,
+				b = (*(Dirty *const *) other)->node;
 
 	return a < b ? -1 : a > b;
 }
 
-/* Which of these numbers are OIDs of relations, as far as one page of pg_class says so. */
+static Dirty *
+find(Dirty **files, int n, Oid number)
+{
+	Dirty		wanted,
+			   *key = &wanted,
+			  **found;
+
+	wanted.node = number;
+	found = bsearch(&key, files, n, sizeof(Dirty *), in_order);
+	return found == NULL ? NULL : *found;
+}
+
+/* What one page of pg_class says of these files: which are OIDs of relations, and which are B-trees. */
 static void
-lock_relations_of(RewindPlan *plan, Oid lease, const Target *target, BlockNumber block, const RelNumber *numbers, int n)
+read_classes(RewindPlan *plan, Oid lease, const Target *target, BlockNumber block, Dirty **files, int n)
 {
 	Buffer		buffer = ReadBufferWithoutRelcache(LOCATOR(DEFAULTTABLESPACE_OID, lease, target->node), MAIN_FORKNUM, block,
 												   RBM_NORMAL, NULL, true);
@@ -43,16 +56,20 @@ lock_relations_of(RewindPlan *plan, Oid lease, const Target *target, BlockNumber
 		ItemId		item = PageGetItemId(page, number);
 		HeapTupleHeader row;
 		Form_pg_class form;
+		Dirty	   *dirty;
 
 		if (!ItemIdIsNormal(item))
 			continue;
 		row = (HeapTupleHeader) PageGetItem(page, item);
 		/* No column up to its kind is ever null, nor of variable length. */
 		form = (Form_pg_class) ((char *) row + row->t_hoff);
+		if (form->oid < FIRST_USER_OID || !is_live(row))
+			continue;
 		/* An index is never used without its table's lock. */
-		if (form->relkind != RELKIND_INDEX && form->oid >= FIRST_USER_OID &&
-			bsearch(&form->oid, numbers, n, sizeof(RelNumber), compare_numbers) != NULL && is_live(row))
+		if (form->relkind != RELKIND_INDEX && find(files, n, form->oid) != NULL)
 			plan->locks = list_append_unique_oid(plan->locks, form->oid);
+		if (form->relkind == RELKIND_INDEX && form->relam == BTREE_AM_OID && (dirty = find(files, n, form->relfilenode)) != NULL)
+			dirty->btree = true;
 	}
 	UnlockReleaseBuffer(buffer);
 }
@@ -67,19 +84,19 @@ lock_fresh(RewindPlan *plan, Oid lease)
 	HASH_SEQ_STATUS scan;
 	Target	   *target,
 			   *classes = NULL;
-	RelNumber  *numbers = palloc(sizeof(RelNumber) * (list_length(plan->fresh) + list_length(plan->gone) + 1));
+	Dirty	  **files = palloc(sizeof(Dirty *) * (list_length(plan->fresh) + list_length(plan->gone) + 1));
 	int			n = 0,
 				block = -1;
 	BlockNumber have;
 	ListCell   *cell;
 
 	foreach(cell, plan->fresh)
-		numbers[n++] = ((Dirty *) lfirst(cell))->node;
+		files[n++] = lfirst(cell);
 	foreach(cell, plan->gone)
-		numbers[n++] = ((Dirty *) lfirst(cell))->node;
+		files[n++] = lfirst(cell);
 	if (n == 0)
 		return;
-	qsort(numbers, n, sizeof(RelNumber), compare_numbers);
+	qsort(files, n, sizeof(Dirty *), in_order);
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 		if (target->known->oid == RelationRelationId && target->dirty != NULL && !target->dirty->all)
@@ -87,13 +104,13 @@ lock_fresh(RewindPlan *plan, Oid lease)
 	if (classes == NULL)
 	{
 		for (int i = 0; i < n; i++)
-			plan->locks = lappend_oid(plan->locks, numbers[i]);
+			plan->locks = lappend_oid(plan->locks, files[i]->node);
 		return;
 	}
 	have = smgrnblocks(known_lease(classes->known, lease), MAIN_FORKNUM);
 	while ((block = bms_next_member(classes->dirty->blocks[MAIN_FORKNUM], block)) >= 0)
 		if ((BlockNumber) block < have)
-			lock_relations_of(plan, lease, classes, (BlockNumber) block, numbers, n);
+			read_classes(plan, lease, classes, (BlockNumber) block, files, n);
 }
 
 /* --- how they go ---------------------------------------------------------------------------------------------------- */
@@ -139,8 +156,10 @@ drop_fresh(RewindPlan *plan, Memory *memory, Oid lease, Work *work)
 		Locator		at = LOCATOR(DEFAULTTABLESPACE_OID, lease, dirty->node);
 		const char *path = FILE_PATH(at, MAIN_FORKNUM);
 		/* What an unlogged relation holds the log does not say, nor, with wal_level = minimal, what a new one does. */
-		bool		large = dirty->unlogged || !XLogIsNeeded() || bms_num_members(dirty->blocks[MAIN_FORKNUM]) > FEW_BLOCKS;
+		bool		unseen = dirty->unlogged || !XLogIsNeeded(),
+					large = unseen || bms_num_members(dirty->blocks[MAIN_FORKNUM]) > FEW_BLOCKS;
 
+		work->dropped++;
 		remove_file(path, large);
 		for (int segment = 1; large; segment++)
 		{
@@ -150,10 +169,12 @@ drop_fresh(RewindPlan *plan, Memory *memory, Oid lease, Work *work)
 				break;
 			remove_file(more, true);
 		}
+		/* An empty table has no maps, nor has an index but one of which pages became free. */
+		if (!unseen && (dirty->blocks[MAIN_FORKNUM] == NULL || (dirty->btree && !dirty->freed)))
+			continue;
 		remove_file(FILE_PATH(at, FSM_FORKNUM), false);
 		remove_file(FILE_PATH(at, VISIBILITYMAP_FORKNUM), false);
 		if (dirty->unlogged)
 			remove_file(FILE_PATH(at, INIT_FORKNUM), false);
-		work->dropped++;
 	}
 }

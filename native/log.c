@@ -32,7 +32,7 @@ seen_file(Seen *seen, RelNumber node)
 
 	if (!found)
 	{
-		dirty->all = dirty->dropped = dirty->unlinked = dirty->unlogged = false;
+		dirty->all = dirty->dropped = dirty->unlinked = dirty->unlogged = dirty->btree = dirty->freed = false;
 		dirty->inserted = true;
 		memset(dirty->blocks, 0, sizeof dirty->blocks);
 	}
@@ -114,6 +114,7 @@ note_blocks(Seen *seen, const LogRecord *record, Oid lease)
 		if (dirty == NULL || dirty->node != REL(at))
 			dirty = seen->recent[REL(at) % lengthof(seen->recent)] = seen_file(seen, REL(at));
 		dirty->inserted &= inserts;
+		dirty->freed |= record->header->xl_rmid == RM_BTREE_ID && !inserts;
 		/* A block number is unsigned, a member of a set is not. */
 		if (block > (BlockNumber) PG_INT32_MAX)
 			dirty->all = true;

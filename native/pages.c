@@ -260,11 +260,8 @@ is_heap(const Known *known)
 static void
 put_back(Work *work, Target *target, ForkNumber fork, BlockNumber block, bool made)
 {
-	/*
-	 * The free space map is changed without a record by everybody, and mended by who reads it; what was made must be there after a
-	 * recovery.
-	 */
-	bool		logged = is_logged(target, fork) && (fork != FSM_FORKNUM || made);
+	/* The free space map is changed without a record by everybody, and mended by who reads it. */
+	bool		logged = is_logged(target, fork) && fork != FSM_FORKNUM;
 	uint64		needed[WORDS / 64] = {0};
 	char		delta[MOST_DELTA];
 	Size		length;

@@ -192,6 +192,8 @@ typedef struct Dirty
 	bool		dropped;
 	bool		unlinked;		/* the log says so */
 	bool		unlogged;		/* it has the fork to which an unlogged relation is reset */
+	bool		btree;			/* a file that the baseline has not is one's */
+	bool		freed;			/* a record of a B-tree did not leave all of its pages in use */
 	bool		inserted;		/* all records of it put something into an index: no page became free */
 	Bitmapset  *blocks[FORKS];
 	BlockNumber newest[FORKS];	/* the one that was added last */
