@@ -37,9 +37,9 @@ PATIENCE = 10.0
 
 
 @pytest.fixture(scope="module")
-def shared(reset_server: Server) -> Iterator[Case]:
-    need_compiler(reset_server.version)
-    case = Case(reset_server, "heldcommit", SCHEMA, reset_timeout=PATIENCE)
+def shared(engine_server: Server) -> Iterator[Case]:
+    need_compiler(engine_server.version)
+    case = Case(engine_server, "heldcommit", SCHEMA, reset_timeout=PATIENCE)
     yield case
     dispose(case.bench)
 
@@ -50,6 +50,9 @@ class Committing:
     Args:
         moment: as held_commit.c names it.
         statement: changes the row of the table ``seeded`` in pg_class.
+
+    Attributes:
+        begun: whether it was begun.
     """
 
     def __init__(self, case: Case, moment: str, statement: str) -> None:
@@ -63,12 +66,13 @@ class Committing:
             f"load '{module}'; set held_commit.at = '{moment}'; set held_commit.file = '{self._file}'"
         )
         self._thread = threading.Thread(target=self._session.execute, args=(statement,))
+        self.begun = False
 
     def begin(self) -> None:
         """Run the statement; returns when it stands still, and snapshots see what it did."""
         seen = "select xmin::text || ctid from pg_class where oid = 'seeded'::regclass"
         with self.case.bench.superuser() as other:
-            before = other.value(seen)
+            before, self.begun = other.value(seen), True
             self._file.touch()
             self._thread.start()
             deadline = time.monotonic() + PATIENCE
@@ -81,16 +85,9 @@ class Committing:
 
     def close(self) -> None:
         self.go_on()
-        if self._thread.ident is not None:
+        if self.begun:
             self._thread.join(PATIENCE)
         self._session.close()
-
-
-@pytest.fixture
-def truncating(case: Case) -> Iterator[Committing]:
-    made = Committing(case, "seen", "truncate seeded")
-    yield made
-    made.close()
 
 
 @contextmanager
@@ -105,26 +102,31 @@ def sleeping(case: Case) -> Iterator[None]:
         thread.join()
 
 
+@pytest.mark.parametrize("moment", ["seen", "unlocked"])
 @pytest.mark.parametrize("dirty", ["select 1", "insert into plain (v) values ('x')", "truncate other"])
-def test_a_new_file_that_no_cache_knows_yet_is_found(
-    case: Case, app: Session, truncating: Committing, dirty: str
+def test_a_truncate_that_stands_still_in_its_commit_is_undone(
+    case: Case, app: Session, dirty: str, moment: str
 ) -> None:
-    """Or the table stays empty: no later record of the log names it."""
-    looks = 0
+    """A cache that has not been told says that the file is the old one: the table would stay empty, since no later record names it. And
+    the old file, which is unlinked last of all, must not be in use again by then."""
+    truncating = Committing(case, moment, "truncate seeded")
+    before: list[str] = []
 
     def reached(stage: str) -> None:
-        nonlocal looks
-        looks += stage == "before-look"
         # What runs as a reset begins is waited for; what begins later is not.
-        if stage == "before-look" and looks == 2:
+        if stage in ("before-look", "before-rewind") and before.count("looked") == 1 and not truncating.begun:
             truncating.begin()
-        elif stage in ("before-lock", "locked"):
+        elif stage in ("before-lock", "locked") and moment == "seen":
             truncating.go_on()
+        before.append(stage)
 
     app.execute(dirty)
-    with sleeping(case):
-        case.bench.engine._stage = reached
-        case.reset()
-    truncating.close()
+    try:
+        with sleeping(case):
+            case.bench.engine._stage = reached
+            case.reset()
+        assert truncating.begun
+    finally:
+        truncating.close()
     case.reset()
     case.assert_pristine()
