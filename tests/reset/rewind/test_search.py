@@ -20,6 +20,7 @@ LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 REWINDS = int(os.environ.get("PGHARNESS_TEST_REWINDS", "1000" if LONG else "60"))
 SEED = int(os.environ.get("PGHARNESS_TEST_SEED", "1"))
 PER_SCHEMA = 30
+FURTHER_VERSION = 16
 ENOUGH = 150
 """From so many rounds on it is asked whether all kinds of operations were among them."""
 
@@ -59,6 +60,15 @@ def search(server: Server, first: int, count: int) -> Counter[str]:
 def test_every_page_is_the_baselines_again(reset_server: Server) -> None:
     need_compiler(reset_server.version)
     search(reset_server, SEED, REWINDS)
+
+
+@pytest.mark.timeout(120 + 2 * REWINDS)
+@pytest.mark.server
+def test_on_a_version_that_no_other_test_has() -> None:
+    """It has a module, and is installed less often: a part of the search has to do."""
+    need_compiler(FURTHER_VERSION)
+    with running(FURTHER_VERSION) as server:
+        search(server, SEED + 600_000, max(PER_SCHEMA, REWINDS // 3))
 
 
 HOSTILE = {
