@@ -32,4 +32,4 @@ def test_every_reset_in_a_container_gives_what_a_fresh_clone_gives(
     server = in_container
     if engine == "rewind":
         server = replace(server, module=rewind_schema(server))
-    search(server, min(WORKLOADS, 90))
+    search(server, min(WORKLOADS, 60))
