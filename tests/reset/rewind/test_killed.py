@@ -25,6 +25,7 @@ from diff_workloads import CONNECTIONS
 from fix_last_will import leave
 from fix_reset_bytes import Difference, compare_files, folder
 from fix_reset_servers import VERSIONS, Server, running
+from fix_rewind import count_on
 from fix_rewind_module import need_compiler
 from rw_operations import generate
 from rw_runner import Rounds
@@ -271,16 +272,17 @@ def test_whoever_is_killed_the_server_comes_back_and_what_was_rewound_stays_so(o
     if own_server.server.data is None:
         pytest.skip("its files are in a container")
     counts: Counter[str] = Counter()
-    for first in range(SEED, SEED + KILLS, PER_SCHEMA):
+    kills = count_on(own_server.server.version, "PGHARNESS_TEST_KILLS", KILLS)
+    for first in range(SEED, SEED + kills, PER_SCHEMA):
         rounds = Killed(own_server, first)
         try:
-            for seed in range(first, min(first + PER_SCHEMA, SEED + KILLS)):
+            for seed in range(first, min(first + PER_SCHEMA, SEED + kills)):
                 found = rounds.one(seed, counts)
                 assert not found, f"schema {first}, seed {seed}:\n  " + "\n  ".join(found[:10])
         finally:
             rounds.close()
     print(f"\nPostgreSQL {own_server.server.version}: {dict(counts)}")
-    assert KILLS < ENOUGH or counts["equal after the crash"] > KILLS / 10
+    assert kills < ENOUGH or counts["equal after the crash"] > kills / 10
     # Each schema's databases are gone: nothing is left behind by rewinds that were cut off.
     with own_server.server.session() as session:
         assert session.column("select datname from pg_database where datname like 'rounds%'") == []

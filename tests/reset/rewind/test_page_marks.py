@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 from fix_reset_servers import Server, dispose
-from fix_rewind import RewindCase, exactly
+from fix_rewind import RewindCase, count_on, exactly
 
 from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.postgres.session import Session
@@ -152,13 +152,14 @@ POOL = [
 ]
 
 
+@pytest.mark.timeout(120 + 2 * ROUNDS)
 def test_any_states_come_back(case: RewindCase, app: Session) -> None:
     """Marks set, come back to and released at random, between statements of all kinds, and through clones."""
     chance = random.Random(case.bench.server.version)
     engine = case.bench.engine
     states: list[tuple[Mark, dict[str, str]]] = []
     story: list[str] = []
-    for _ in range(ROUNDS):
+    for _ in range(count_on(case.bench.server.version, "PGHARNESS_TEST_REWINDS", ROUNDS)):
         for statements in chance.sample(POOL, chance.randrange(1, 6)):
             story.append(statements)
             with suppress(ServerRefused, ServerLost), case.bench.app() as session:
