@@ -428,6 +428,7 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 	while ((target = hash_seq_search(&scan)) != NULL)
 		restore(work, target);
 	drop_fresh(plan, memory, asked->lease, work);
+	forget_counters(asked->lease, plan->fresh);
 	if (plan->catalogs)
 	{
 		/* New sessions read it instead of the catalogs.  The lock: none that starts now writes the old one again. */
