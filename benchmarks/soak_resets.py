@@ -239,7 +239,11 @@ def soak(engine: str, version: str | None, resets: int, below: Path | None) -> d
             app.script(FILL)
             lease.reset()
             print(f"PostgreSQL {admin.server_version // 10000}, engine {engine}, {resets} resets {missing}")
-            print(f"{'resets':>8} " + " ".join(f"{name + ' kB' if name in BYTES else name:>14}" for name in SLACK), flush=True)
+            print(
+                f"{'resets':>8} "
+                + " ".join(f"{name + ' kB' if name in BYTES else name:>14}" for name in SLACK),
+                flush=True,
+            )
             began = time.monotonic()
             for note in range(NOTES + 1):
                 # The first one ends the warm-up.

@@ -175,6 +175,13 @@ def test_without_a_compiler_it_says_what_to_install() -> None:
         build.compiler("riscv64", {"PATH": "/nonexistent", "CC": "gcc"})
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    about = headers(18)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BackendError, match=r"file/out cannot be written: .*--out names another folder"):
+        build.build(about, tmp_path / "file" / "out", dict(os.environ))
+
+
 def test_headers_of_another_kind_are_none(tmp_path: Path) -> None:
     assert build.Headers.read(tmp_path) is None
     (tmp_path / "pg_config.h").write_text("#define PG_VERSION_NUM 150020\n")
