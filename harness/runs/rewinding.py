@@ -52,11 +52,8 @@ def remedies(settings: Settings, server: Server, why: str) -> list[str]:
             "pg-harness build-native compiles the module for the PostgreSQL of this machine (a C compiler and its headers)",
             f"or {_ROWS}",
         ]
-    return [
-        "take a server that can: PostgreSQL 15 to 18 on Linux, fsync off, without page checksums, blocks of 8 kB "
-        '(a container is one: backend = "docker")',
-        f"or {_ROWS}",
-    ]
+    fits = "PostgreSQL 15 to 18 on Linux, fsync off, without page checksums, blocks of 8 kB"
+    return [f'take a server that can: {fits} (a container is one: backend = "docker")', f"or {_ROWS}"]
 
 
 def files(project: Project) -> Mapping[str, Mapping[str, bytes]]:
