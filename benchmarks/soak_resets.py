@@ -216,13 +216,22 @@ MARKED = 50
 
 
 def marked(lease: Lease, app: Application, number: int) -> list[str]:
-    """A test with a mark; the strategies of its resets."""
+    """A test with a mark; how its resets were made."""
     app.script(tests(ROWS, number))
     mark = lease.mark()
     app.script(tests(ROWS, number + 1))
-    told = [lease.reset().strategy]
+    told = [reset(lease)]
     mark.release()
-    return [*told, lease.reset().strategy]
+    return [*told, reset(lease)]
+
+
+def reset(lease: Lease) -> str:
+    """How one was made; and where pages were asked for in vain, what was answered last."""
+    report = lease.reset()
+    last = lease.rewound
+    if last is None or report.strategy in ("nothing", "rewind"):
+        return report.strategy
+    return f"{report.strategy} ({report.reason or last.why or last.status})"
 
 
 def soak(engine: str, version: str | None, resets: int, below: Path | None) -> dict[str, object]:
@@ -254,7 +263,7 @@ def soak(engine: str, version: str | None, resets: int, below: Path | None) -> d
                         number += 2
                         continue
                     app.script(tests(engine, number))
-                    strategies[lease.reset().strategy] += 1
+                    strategies[reset(lease)] += 1
                     number += 1
                 pid = int(str(app.session.value("select pg_backend_pid()")))
                 notes.append(look(admin, lease, pid))
@@ -265,7 +274,7 @@ def soak(engine: str, version: str | None, resets: int, below: Path | None) -> d
                 str(
                     admin.value(
                         "select sum(pg_size_bytes(current_setting(name))) from unnest("
-                        "array['min_wal_size', 'wal_keep_size', 'wal_segment_size', 'wal_segment_size']) name"
+                        "array['min_wal_size', 'wal_keep_size', 'wal_segment_size', 'wal_segment_size', 'wal_segment_size']) name"
                     )
                 )
             )
