@@ -246,6 +246,11 @@ def soak(engine: str, version: str | None, resets: int, below: Path | None) -> d
         ):
             admin = first.link.session
             app.script(FILL)
+            with Application(lease) as other:
+                # It keeps temporary tables while catalogs change: then the way by rows takes over, and fills its caches.
+                other.script("create temp table stays (id int)")
+                app.script("create table x (id int); drop table x")
+                lease.reset()
             lease.reset()
             print(f"PostgreSQL {admin.server_version // 10000}, engine {engine}, {resets} resets {missing}")
             print(
