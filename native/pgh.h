@@ -12,6 +12,7 @@
  * files.c     files cut and made again
  * fresh.c     files that the baseline has not: locked, dropped
  * pages.c     pages compared, copied, logged
+ * counters.c  what the server has counted of relations
  * tell.c      what other sessions are told
  * rewind.c    one rewind: the order of it all
  * marking.c   one mark set
@@ -393,6 +394,10 @@ extern const char *rewind_lease(const Asked *asked, Answer *answer, Work *work);
 
 extern void forget_provisional(void);
 extern const char *mark_lease(const Asked *asked, Answer *answer, Work *work);
+
+/* --- counters.c --------------------------------------------------------------------------------------------------- */
+
+extern void forget_counters(const RewindPlan *plan, Oid lease);
 
 #pragma GCC visibility pop
 

@@ -76,6 +76,7 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 	hash_seq_init(&scan, plan->targets);
 	while ((target = hash_seq_search(&scan)) != NULL)
 		restore(work, target);
+	forget_counters(plan, asked->lease);
 	if (plan->catalogs)
 	{
 		/* New sessions read it instead of the catalogs.  The lock: none that starts now writes the old one again. */

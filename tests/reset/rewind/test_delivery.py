@@ -361,7 +361,9 @@ def test_a_server_of_somebody_else_gets_nothing(place: tuple[Server, Project]) -
         rewinding.prepare(project.having(engine="rewind"), theirs, server.session)
     assert caught.value.checked == ("the server is somebody else's",)
     assert 'engine = "rewind" (default)' in caught.value.message
-    assert any("build-native" in line for line in caught.value.remedies)
+    # No module would help.
+    assert "pg-harness starts a server of its own" in caught.value.remedies[0]
+    assert not any("build-native" in line for line in caught.value.remedies)
     assert server.session.value("select count(*) from pg_namespace where nspname like 'pgharness%'") == 0
 
 
@@ -376,7 +378,11 @@ def test_a_server_that_is_started_otherwise(
     checkout = new_checkout()
     given = checkout.settings(backend="process", binaries=binaries_of("15"), postgres=settings)
     with checkout.ensure(given) as server:
-        assert rewinding.prepare(Project.of(given, checkout.environ), server, server.session) == why
+        project = Project.of(given, checkout.environ)
+        assert rewinding.prepare(project, server, server.session) == why
+        with pytest.raises(BackendUnavailable) as caught:
+            rewinding.prepare(project.having(engine="rewind"), server, server.session)
+        assert "fsync off" in caught.value.remedies[0]
 
 
 # --- which module fits -------------------------------------------------------------------------------
@@ -498,7 +504,13 @@ def test_what_cannot_be_had_on_somebody_elses_server_ends_the_run(
     said = cli.fails(121, "run", "--", "true", PGHARNESS_ENGINE="rewind", **given)
     assert 'engine = "rewind" (the variable PGHARNESS_ENGINE)' in said
     assert "the server is somebody else's" in said
-    assert "pg-harness build-native" in said
+    # No module would help there.
+    assert "without server_url (it is set by the variable PGHARNESS_SERVER_URL)" in said
+    assert "build-native" not in said
+    doctor = cli.run("doctor", PGHARNESS_ENGINE="rewind", **given)
+    assert re.search(r"fail +servers .*reset: rows \(the server is somebody else's\)", doctor.stdout), (
+        doctor.stdout
+    )
     auto = cli.run("run", "-vv", "--", "true", **given)
     assert auto.returncode == 0, auto.stderr
     assert "reset: rows (the server is somebody else's)" in auto.stderr
