@@ -7,8 +7,6 @@
 #include "pgstat.h"
 #include "utils/pgstat_internal.h"
 
-#define FIRST_USER_OID 16384
-
 /*
  * DROP would have removed the counters of relations that are no more; a rewind takes their files and rows only, and the server would
  * keep them until the database goes.  A relation that was never rewritten has its file's number.  What a DROP of the test's own has
