@@ -193,7 +193,8 @@ shorten_all(Work *work, RewindPlan *plan, Memory *memory)
 		log_cut(work, target->node, cut.emptied, 0);
 	}
 	foreach(cell, plan->fresh)
-		log_cut(work, ((Dirty *) lfirst(cell))->node, SMGR_TRUNCATE_ALL, 0);
+		if (!((Dirty *) lfirst(cell))->unlogged)
+			log_cut(work, ((Dirty *) lfirst(cell))->node, SMGR_TRUNCATE_ALL, 0);
 	XLogFlush(XactLastRecEnd);
 
 	/*

@@ -11,9 +11,11 @@
 #include "catalog/pg_am_d.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_tablespace_d.h"
+#include "catalog/storage.h"
 #include "storage/bufmgr.h"
 #include "storage/bufpage.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 
 /* Files of more pages are emptied before they are unlinked: whoever has one open keeps its space until he hears of it. */
 #define FEW_BLOCKS 64
@@ -125,6 +127,31 @@ remove_file(const char *path, bool empty)
 }
 
 /*
+ * Of an unlogged relation recovery makes the main fork anew at its end, from the other one, and stops where a record has made one:
+ * it is dropped as any relation is, with the COMMIT, which has to wait for the log.
+ */
+static void
+drop_unlogged(Memory *memory, Locator at)
+{
+	Relation	relation;
+	MemoryContext old;
+
+	relation = CreateFakeRelcacheEntry(at);
+#if PG_VERSION_NUM < 160000
+	relation->rd_rel->relpersistence = RELPERSISTENCE_PERMANENT;
+#endif
+#if PG_VERSION_NUM >= 170000
+	/* It is not pinned, as that of a real entry is. */
+	relation->rd_smgr = NULL;
+#endif
+	RelationDropStorage(relation);
+	FreeFakeRelcacheEntry(relation);
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	memory->tombstones = lappend_oid(memory->tombstones, REL(at));
+	MemoryContextSwitchTo(old);
+}
+
+/*
  * As smgrdounlinkall does it, but for three things.  To recovery they are cut to nothing, by records that were flushed before
  * (shorten_all): no COMMIT has to wait for the log, and what recovery leaves behind goes with the lease.  Nothing waits for the
  * next checkpoint: numbers of files are not given twice.  And what cannot be there is not looked for.
@@ -132,9 +159,8 @@ remove_file(const char *path, bool empty)
 void
 drop_fresh(RewindPlan *plan, Memory *memory, Oid lease, Work *work)
 {
-	int			n = list_length(plan->fresh),
-				i = 0;
-	SMgrRelation *relations = palloc(sizeof(SMgrRelation) * (n + 1));
+	int			n = 0;
+	SMgrRelation *relations = palloc(sizeof(SMgrRelation) * (list_length(plan->fresh) + 1));
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 	ListCell   *cell;
 
@@ -142,23 +168,35 @@ drop_fresh(RewindPlan *plan, Memory *memory, Oid lease, Work *work)
 	foreach(cell, plan->gone)
 		memory->tombstones = lappend_oid(memory->tombstones, ((Dirty *) lfirst(cell))->node);
 	MemoryContextSwitchTo(old);
-	if (n == 0)
-		return;
 	foreach(cell, plan->fresh)
-		relations[i++] = OPEN(LOCATOR(DEFAULTTABLESPACE_OID, lease, ((Dirty *) lfirst(cell))->node));
+	{
+		const Dirty *dirty = lfirst(cell);
+		Locator		at = LOCATOR(DEFAULTTABLESPACE_OID, lease, dirty->node);
+
+		if (!dirty->unlogged)
+			relations[n++] = OPEN(at);
+		else if (smgrexists(OPEN(at), MAIN_FORKNUM))
+		{
+			drop_unlogged(memory, at);
+			work->dropped++;
+		}
+	}
 	/* First: whoever writes a page out must find its file. */
-	DROP_BUFFERS(relations, n);
-	for (i = 0; i < n; i++)
+	if (n > 0)
+		DROP_BUFFERS(relations, n);
+	for (int i = 0; i < n; i++)
 		smgrclose(relations[i]);
 	foreach(cell, plan->fresh)
 	{
 		const Dirty *dirty = lfirst(cell);
 		Locator		at = LOCATOR(DEFAULTTABLESPACE_OID, lease, dirty->node);
-		const char *path = FILE_PATH(at, MAIN_FORKNUM);
-		/* What an unlogged relation holds the log does not say, nor, with wal_level = minimal, what a new one does. */
-		bool		unseen = dirty->unlogged || !XLogIsNeeded(),
+		const char *path = pstrdup(FILE_PATH(at, MAIN_FORKNUM));
+		/* With wal_level = minimal the log does not say what a new one holds. */
+		bool		unseen = !XLogIsNeeded(),
 					large = unseen || bms_num_members(dirty->blocks[MAIN_FORKNUM]) > FEW_BLOCKS;
 
+		if (dirty->unlogged)
+			continue;
 		work->dropped++;
 		remove_file(path, large);
 		for (int segment = 1; large; segment++)
@@ -174,7 +212,5 @@ drop_fresh(RewindPlan *plan, Memory *memory, Oid lease, Work *work)
 			continue;
 		remove_file(FILE_PATH(at, FSM_FORKNUM), false);
 		remove_file(FILE_PATH(at, VISIBILITYMAP_FORKNUM), false);
-		if (dirty->unlogged)
-			remove_file(FILE_PATH(at, INIT_FORKNUM), false);
 	}
 }
