@@ -7,6 +7,7 @@
  * present.c   who is in the way: transactions, statements, advisory locks, temporary tables, standbys
  * marks.c     states above the baseline: pages that differ from the state below
  * pages.c     one relation's files put back: truncated, made again, compared, copied, logged
+ * room.c      whether the disk has room for it
  * rewind.c    the order of it all, and what other sessions are told
  *
  * docs/rewind.md explains it.  PostgreSQL 15 to 18; what differs between them stands in this file.
@@ -265,6 +266,10 @@ extern void restore(Work *work, Target *target);
 extern bool anything_depends(Oid lease, const Target *target, const List *namespaces);
 extern void mark_target(Work *work, Target *target, MarkWriter *writer);
 extern void buffered_pages(Work *work, HTAB *targets);
+
+/* --- room.c ------------------------------------------------------------------------------------------------------- */
+
+extern const char *no_room_for(HTAB *targets);
 
 #pragma GCC visibility pop
 

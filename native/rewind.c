@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "access/htup_details.h"
+#include "access/twophase.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "access/xlogutils.h"
@@ -38,6 +39,9 @@ PG_MODULE_MAGIC;
 
 #define FIRST_USER_OID 16384
 #define FEW_PAGES 256			/* up to so many of indexes are compared all: to look for them in the buffers takes as long */
+
+/* The rest of the server's table of locks is others': whoever finds it full gets an error. */
+#define MOST_LOCKS (max_locks_per_xact * (MaxBackends + max_prepared_xacts) / 2)
 
 PG_FUNCTION_INFO_V1(pgh_rewind);
 PG_FUNCTION_INFO_V1(pgh_rewind_to);
@@ -559,6 +563,11 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 		answer->why = psprintf(INT64_FORMAT " pages would have to be compared", pages);
 		return "rows";
 	}
+	if (list_length(plan->locks) > MOST_LOCKS)
+	{
+		answer->why = psprintf("%d relations would have to be locked", list_length(plan->locks));
+		return "rows";
+	}
 	if (plan->dropped)
 	{
 		forget_unlinks(memory, asked->lease);
@@ -573,6 +582,8 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 	plan->activity = answer->present.activity;
 	find_buffered(plan, work, memory);
 	measure_all(plan, asked->lease);
+	if (asked->name == NULL && (answer->why = no_room_for(plan->targets)) != NULL)
+		return "rows";
 	if (plan->catalogs && disturbs_temporary(asked, &answer->present, plan->targets))
 		return "temporary";
 	work->end = answer->upto;
