@@ -20,6 +20,7 @@
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/bufpage.h"
+#include "storage/lwlock.h"
 
 #include "access/xlog_internal.h"
 
@@ -243,6 +244,22 @@ shorten_all(Work *work, HTAB *targets)
 		return;
 	work->truncated += n;
 
+#ifdef PGH_PLANT_SLOW_CUT
+	pg_usleep(1000000);
+#endif
+
+	/*
+	 * Pages that are cut off must not be pinned: smgrtruncate waits for each pin, and nothing interrupts it. A reader who is not
+	 * locked out may hold one until its client fetches on. So nobody may take a snapshot until they are gone.
+	 */
+	if (work->weak)
+	{
+		LWLockAcquire(ProcArrayLock, LW_EXCLUSIVE);
+		if (anybody_reads(work->lease))
+			ereport(ERROR, errcode(ERRCODE_OBJECT_IN_USE),
+					errmsg("a session that was idle in its transaction went on before pages were cut off"));
+	}
+
 	/* As RelationTruncate does: no checkpoint between the records and the files, and no way back. */
 	MyProc->delayChkptFlags |= DELAY_CHKPT_START | DELAY_CHKPT_COMPLETE;
 	START_CRIT_SECTION();
@@ -273,6 +290,8 @@ shorten_all(Work *work, HTAB *targets)
 	}
 	InRecovery = false;
 	END_CRIT_SECTION();
+	if (work->weak)
+		LWLockRelease(ProcArrayLock);
 	MyProc->delayChkptFlags &= ~(DELAY_CHKPT_START | DELAY_CHKPT_COMPLETE);
 }
 

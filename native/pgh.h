@@ -203,6 +203,7 @@ typedef struct Present
 
 extern bool is_ours(int pid, const Datum *ours, int nours);
 extern Present look_around(Oid lease, const Datum *ours, int nours);
+extern bool anybody_reads(Oid lease);
 extern ArrayType *advisory_locks(Oid lease, const Datum *ours, int nours);
 extern const char *cannot_rewind(Oid lease);
 
@@ -250,6 +251,7 @@ typedef struct Work
 				baseline;
 	XLogRecPtr	end;			/* of our last record; what lies between the locks and it is ours alone, if .. */
 	bool		contiguous;		/* .. this holds */
+	bool		weak;			/* readers are not locked out */
 	int64		compared,
 				written,
 				truncated,

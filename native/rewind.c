@@ -32,6 +32,7 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
+#include "utils/pgstat_internal.h"
 #include "utils/relcache.h"
 #include "utils/timeout.h"
 
@@ -384,6 +385,29 @@ wake(Oid lease)
 	}
 }
 
+/*
+ * What was counted of relations that are no more would stay in shared memory for ever: DROP TABLE would have removed it. And what
+ * was counted of changes that are undone would bring autovacuum to them.
+ */
+static void
+forget_statistics(RewindPlan *plan, Oid lease)
+{
+	TimestampTz now = GetCurrentTransactionStartTimestamp();
+	HASH_SEQ_STATUS scan;
+	Target	   *target;
+	ListCell   *cell;
+	bool		freed = true;
+
+	foreach(cell, plan->fresh)
+		freed &= pgstat_drop_entry(PGSTAT_KIND_RELATION, lease, lfirst_oid(cell));
+	if (!freed)
+		pgstat_request_entry_refs_gc();
+	hash_seq_init(&scan, plan->targets);
+	while ((target = hash_seq_search(&scan)) != NULL)
+		if (target->known->oid >= FIRST_USER_OID && target->known->kind != 'S')
+			pgstat_reset_entry(PGSTAT_KIND_RELATION, lease, target->known->oid, now);
+}
+
 /* --- the order of it all ---------------------------------------------------------------------------------------------- */
 
 /*
@@ -441,6 +465,7 @@ put_all_back(const Asked *asked, RewindPlan *plan, Memory *memory, Work *work)
 	tell(plan, asked->lease);
 	if (plan->catalogs)
 		LWLockRelease(RelCacheInitLock);
+	forget_statistics(plan, asked->lease);
 	if (plan->weak)
 	{
 		wake(asked->lease);
@@ -588,6 +613,7 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 		return "temporary";
 	work->end = answer->upto;
 	work->contiguous = true;
+	work->weak = plan->weak;
 	return NULL;
 }
 
