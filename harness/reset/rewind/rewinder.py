@@ -105,6 +105,7 @@ class Rewinder:
         self._baseline: Session | None = None
         self._facts = facts.NOTHING
         self._knows: Session | None = None
+        self._prepared: Session | None = None
 
     def rebase(self, connections: Connections, tracker: Tracker, marks: tuple[str, ...] = ()) -> None:
         """The lease is another clone, or one that another process has reset: read and tell what has to be known.
@@ -389,9 +390,10 @@ class Rewinder:
             connection = session.connection
             connection.prepare(b"", self._know)
             connection.ask_prepared(b"", self._facts.values)
-            for name, call in self._calls.items():
+            # A session may be told again: of another baseline, or after it has forgotten.
+            for name, call in self._calls.items() if session is not self._prepared else ():
                 connection.prepare(name, call)
-        self._knows = session
+        self._knows = self._prepared = session
 
     def _refused(self, error: ServerRefused) -> None:
         """What the server said no to.
@@ -410,6 +412,8 @@ class Rewinder:
         elif error.sqlstate == sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE:
             self._stop(error.message)
         else:
+            # The baseline may be gone, or another one: it is read again, and told, before the next clone is rewound.
+            self._baseline = None
             raise RecloneNeeded(f"the pages cannot be put back: {error}") from error
 
     def _stop(self, why: str) -> None:
