@@ -19,7 +19,7 @@ from harness.postgres.session import Session, translated
 from harness.reset.baseline import BaselineStore
 from harness.reset.changes import RecloneNeeded
 from harness.reset.connections import Connections
-from harness.reset.rewind import facts, page_marks
+from harness.reset.rewind import facts, leftovers, page_marks
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
 from harness.reset.sessions import Sessions
 from harness.reset.sql import batch, owners, shared
@@ -35,7 +35,11 @@ _CALL_MARK = (
     "from {schema}.pgh_mark({asked}, $9::text[], $10::text[], $11::text, "
     "$12::oid[], $13::oid[], $14::oid[], $15::text, $16::oid[])"
 )
-_KNOW = "select {schema}.pgh_know($1::oid, $2::oid[], $3::oid[], $4::oid[], $5::text, $6::oid[])"
+# With the sign of life, without which another version of the harness would drop the schema.
+_KNOW = (
+    "select {schema}.pgh_know($1::oid, $2::oid[], $3::oid[], $4::oid[], $5::text, $6::oid[]), "
+    "pg_advisory_lock_shared({life})"
+)
 _REWIND, _REWIND_TO = b"pgh_rewind", b"pgh_rewind_to"
 
 PATIENCE = 0.2
@@ -94,13 +98,12 @@ class Rewinder:
         # Ids of the transactions that have written rows of who owns what for us, in this clone.
         self._wrote_owners: set[int] = set()
         self._schema = schema
-        self._swept = False
         self._calls = {
             name: f"select {COLUMNS} {call.format(schema=schema, asked=_ASKED)}".encode()
             for name, call in ((_REWIND, _CALL), (_REWIND_TO, _CALL_TO))
         }
         self._mark = f"select {COLUMNS} {_CALL_MARK.format(schema=schema, asked=_ASKED)}".encode()
-        self._know = _KNOW.format(schema=schema).encode()
+        self._know = _KNOW.format(schema=schema, life=leftovers.sign_of_life(schema)).encode()
         self._most = str(most_bytes).encode()
         self._baseline: Session | None = None
         self._facts = facts.NOTHING
@@ -238,9 +241,6 @@ class Rewinder:
         """
         if self.off:
             return None
-        if not self._swept:
-            page_marks.sweep(connections.wal.session, self._schema)
-            self._swept = True
         with translated("prepare to mark"):
             connections.wal.session.connection.prepare(b"", self._mark)
         below = (page_marks.array(marks), page_marks.array(self.above), name.encode())
