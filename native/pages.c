@@ -63,7 +63,7 @@ may_have(const Target *target, ForkNumber fork)
 {
 	char		kind = target->known->kind;
 
-	if (kind == 'S' || kind == 'C')
+	if (kind == 'S')
 		return false;
 	/* The log says nothing of it. */
 	if (target->known->unlogged)
@@ -602,7 +602,7 @@ mark_target(Work *work, Target *target, MarkWriter *writer)
 	const Known *known = target->known;
 	bool		resized = false;
 
-	if (known->kind == 'S' || known->kind == 'C')
+	if (known->kind == 'S')
 		settle_sequence(work, target);
 	for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
 	{

@@ -110,7 +110,7 @@ typedef struct Known
 	RelNumber	node;			/* key: the number of its files, in the baseline and in the lease */
 	Oid			oid;			/* for locks and messages */
 	Oid			table;			/* the table whose heap, index, TOAST it is; its own OID else */
-	char		kind;			/* pg_class.relkind; C: a sequence whose sessions fetch values in advance */
+	char		kind;			/* pg_class.relkind */
 	bool		btree;
 	bool		unlogged;
 	bool		gone;			/* a mark's state has it no more */

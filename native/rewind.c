@@ -96,7 +96,6 @@ typedef struct RewindPlan
 	List	   *touched;		/* OIDs of tables and sequences */
 	bool		catalogs;
 	bool		dropped;		/* files of the baseline were */
-	bool		advance;		/* a sequence with CACHE moved */
 	bool		weak;			/* sessions in a transaction hold locks on what was put back */
 	uint64		activity;		/* .. and what they did before */
 	bool		by_buffers;		/* of indexes only the pages in the buffers are compared */
@@ -124,7 +123,6 @@ add_target(RewindPlan *plan, Seen *seen, RelNumber node)
 		plan->locks = lappend_oid(plan->locks, target->known->oid);
 	plan->catalogs |= target->known->oid < FIRST_USER_OID;
 	plan->dropped |= target->remade;
-	plan->advance |= target->known->kind == 'C';
 	if (target->known->oid >= FIRST_USER_OID && target->known->kind != 'i' && target->known->kind != 't')
 		plan->touched = lappend_oid(plan->touched, target->known->oid);
 }
@@ -399,7 +397,13 @@ forget_statistics(RewindPlan *plan, Oid lease)
 	bool		freed = true;
 
 	foreach(cell, plan->fresh)
-		freed &= pgstat_drop_entry(PGSTAT_KIND_RELATION, lease, lfirst_oid(cell));
+	{
+		PgStat_EntryRef *there = pgstat_get_entry_ref(PGSTAT_KIND_RELATION, lease, lfirst_oid(cell), false, NULL);
+
+		/* A transaction that was rolled back has dropped it itself: to do so again is an error. */
+		if (there != NULL && !there->shared_entry->dropped)
+			freed &= pgstat_drop_entry(PGSTAT_KIND_RELATION, lease, lfirst_oid(cell));
+	}
 	if (!freed)
 		pgstat_request_entry_refs_gc();
 	hash_seq_init(&scan, plan->targets);
@@ -575,11 +579,6 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 		return "rows";
 	*plan = make_plan(&seen);
 	answer->touched = plan->touched;
-	if (plan->advance)
-	{
-		answer->why = "a sequence with CACHE moved, whose values sessions keep";
-		return "rows";
-	}
 	if (hash_get_num_entries(plan->targets) == 0 && plan->fresh == NIL)
 		return "nothing";
 	pages = weigh(plan, work, memory, asked);
@@ -756,28 +755,17 @@ mark_lease(const Asked *asked, Answer *answer, Work *work)
 
 /* --- what SQL sees ------------------------------------------------------------------------------------------------------ */
 
+/* Of a list of OIDs, or of int4. */
 static Datum
-oids(List *list)
+array_of(Oid type, const List *list)
 {
 	Datum	   *values = palloc(sizeof(Datum) * (list_length(list) + 1));
 	ListCell   *cell;
 	int			n = 0;
 
 	foreach(cell, list)
-		values[n++] = ObjectIdGetDatum(lfirst_oid(cell));
-	return PointerGetDatum(construct_array(values, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
-}
-
-static Datum
-integers(List *list)
-{
-	Datum	   *values = palloc(sizeof(Datum) * (list_length(list) + 1));
-	ListCell   *cell;
-	int			n = 0;
-
-	foreach(cell, list)
-		values[n++] = Int32GetDatum(lfirst_int(cell));
-	return PointerGetDatum(construct_array(values, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+		values[n++] = type == OIDOID ? ObjectIdGetDatum(lfirst_oid(cell)) : Int32GetDatum(lfirst_int(cell));
+	return PointerGetDatum(construct_array(values, n, type, sizeof(int32), true, TYPALIGN_INT));
 }
 
 static int
@@ -804,12 +792,12 @@ as_row(FunctionCallInfo fcinfo, const Asked *asked, const Answer *answer, const 
 	nulls[3] = !TransactionIdIsValid(answer->xid);
 	values[3] = TransactionIdGetDatum(answer->xid);
 	/* Who is in the way; and where nobody is, who idles in a transaction and may stay. */
-	values[4] = integers(answer->present.busy != NIL ? answer->present.busy : answer->present.idle);
+	values[4] = array_of(INT4OID, answer->present.busy != NIL ? answer->present.busy : answer->present.idle);
 	values[5] = BoolGetDatum(answer->present.prepared);
 	values[6] = PointerGetDatum(advisory_locks(asked->lease, asked->ours, asked->nours));
-	values[7] = oids(answer->shared);
-	values[8] = oids(answer->present.temporary);
-	values[9] = oids(answer->touched);
+	values[7] = array_of(OIDOID, answer->shared);
+	values[8] = array_of(OIDOID, answer->present.temporary);
+	values[9] = array_of(OIDOID, answer->touched);
 	values[10] = Int64GetDatum(answer->upto > asked->since ? answer->upto - asked->since : 0);
 	values[11] = Int64GetDatum(work->compared);
 	values[12] = Int64GetDatum(work->written);

@@ -53,6 +53,21 @@ def test_of_a_table_that_was_made_and_is_no_more_nothing_stays(case: RewindCase,
         assert [oid for oid in made if session.value(COUNTED, (oid,))] == []
 
 
+def test_what_was_rolled_back_is_counted_no_more_already(case: RewindCase, app: Session) -> None:
+    """Its entry is dropped, and there as long as a session refers to it."""
+    with case.bench.app() as other:
+        for ending in ("rollback", "prepare transaction 'counted'; rollback prepared 'counted'"):
+            app.script("begin; create table made (id serial primary key); insert into made values (1)")
+            oid = app.value("select 'made'::regclass::oid::int8")
+            other.rows("select pg_stat_get_live_tuples(%s)", (oid,))
+            for statement in ending.split("; "):
+                app.execute(statement)
+            other.rows("select pg_stat_get_live_tuples(%s)", (oid,))
+            case.rewound()
+    app.rows("select 1")
+    case.assert_exact()
+
+
 def test_of_rows_that_are_undone_nothing_is_counted(case: RewindCase, app: Session) -> None:
     """As in a fresh clone; else autovacuum would come for what is not there any more."""
     counted = (
