@@ -11,7 +11,7 @@ from fix_rewind import RewindCase
 
 from harness.postgres.session import Session
 
-REWINDS = 5000 if os.environ.get("PGHARNESS_TEST_LONG") == "1" else 60
+REWINDS = 2000 if os.environ.get("PGHARNESS_TEST_LONG") == "1" else 60
 
 SCHEMA = """
 create table people (id serial primary key, v text);
@@ -34,7 +34,7 @@ def count(session: Session) -> None:
     session.rows("select 1")
 
 
-@pytest.mark.timeout(30 + REWINDS / 10)
+@pytest.mark.timeout(60 + REWINDS / 2)
 def test_of_a_table_that_was_made_and_is_no_more_nothing_stays(case: RewindCase, app: Session) -> None:
     made = []
     for number in range(REWINDS):
