@@ -42,7 +42,7 @@ PG_MODULE_MAGIC;
 #define FEW_PAGES 256			/* up to so many of indexes are compared all: to look for them in the buffers takes as long */
 
 /* The rest of the server's table of locks is others': whoever finds it full gets an error. */
-#define MOST_LOCKS (max_locks_per_xact * (MaxBackends + max_prepared_xacts) / 2)
+#define MOST_LOCKS (max_locks_per_xact * (MaxBackends + max_prepared_xacts) / 4 * 3)
 
 PG_FUNCTION_INFO_V1(pgh_rewind);
 PG_FUNCTION_INFO_V1(pgh_rewind_to);

@@ -232,7 +232,7 @@ def test_more_locks_than_are_ours_are_left_to_others(server: Server, schema: str
     try:
         with case.bench.app() as app:
             app.execute(
-                "do $$ begin for i in 1..2500 loop execute format('create table t%s (id integer primary key)', i); "
+                "do $$ begin for i in 1..3700 loop execute format('create table t%s (id integer primary key)', i); "
                 "end loop; end $$"
             )
         with pytest.raises(RecloneNeeded):
