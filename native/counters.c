@@ -24,8 +24,12 @@ forget_counters(const RewindPlan *plan, Oid lease)
 	bool		held = false;
 
 	foreach(cell, plan->fresh)
-		if (pgstat_have_entry(PGSTAT_KIND_RELATION, lease, lfirst_oid(cell)))
-			held |= !pgstat_drop_entry(PGSTAT_KIND_RELATION, lease, lfirst_oid(cell));
+	{
+		RelNumber	node = ((Dirty *) lfirst(cell))->node;
+
+		if (pgstat_have_entry(PGSTAT_KIND_RELATION, lease, node))
+			held |= !pgstat_drop_entry(PGSTAT_KIND_RELATION, lease, node);
+	}
 	/* Whoever holds them lets go when he counts for the next time. */
 	if (held)
 		pgstat_request_entry_refs_gc();

@@ -14,6 +14,7 @@
 #include "catalog/storage.h"
 #include "catalog/storage_xlog.h"
 #include "miscadmin.h"
+#include "storage/lwlock.h"
 #include "storage/md.h"
 #include "storage/procsignal.h"
 #include "utils/memutils.h"
@@ -43,7 +44,7 @@ may_have(const Target *target, ForkNumber fork)
 {
 	char		kind = target->known->kind;
 
-	if (kind == 'S' || kind == 'C')
+	if (kind == 'S')
 		return false;
 	/* The log says nothing of it. */
 	if (target->known->unlogged)
@@ -179,6 +180,22 @@ shorten_all(Work *work, RewindPlan *plan, Memory *memory)
 	}
 	work->truncated += n;
 
+#ifdef PGH_PLANT_SLOW_CUT
+	pg_usleep(1000000);
+#endif
+
+	/*
+	 * Pages that are cut off must not be pinned: smgrtruncate waits for each pin, and nothing interrupts it. A reader who is not
+	 * locked out may hold one until its client fetches on. So nobody may take a snapshot until they are gone.
+	 */
+	if (work->weak && n > 0)
+	{
+		LWLockAcquire(ProcArrayLock, LW_EXCLUSIVE);
+		if (anybody_reads(work->lease))
+			ereport(ERROR, errcode(ERRCODE_OBJECT_IN_USE),
+					errmsg("a session that was idle in its transaction went on before pages were cut off"));
+	}
+
 	/* As RelationTruncate does: no checkpoint between the records and the files, and no way back. */
 	MyProc->delayChkptFlags |= DELAY_CHKPT_START | DELAY_CHKPT_COMPLETE;
 	START_CRIT_SECTION();
@@ -212,6 +229,8 @@ shorten_all(Work *work, RewindPlan *plan, Memory *memory)
 	}
 	InRecovery = false;
 	END_CRIT_SECTION();
+	if (work->weak && n > 0)
+		LWLockRelease(ProcArrayLock);
 	drop_fresh(plan, memory, work->lease, work);
 	MyProc->delayChkptFlags &= ~(DELAY_CHKPT_START | DELAY_CHKPT_COMPLETE);
 }

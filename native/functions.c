@@ -17,28 +17,17 @@ PG_FUNCTION_INFO_V1(pgh_rewind);
 PG_FUNCTION_INFO_V1(pgh_rewind_to);
 PG_FUNCTION_INFO_V1(pgh_mark);
 
+/* Of a list of OIDs, or of int4. */
 static Datum
-oids(List *list)
+array_of(Oid type, const List *list)
 {
 	Datum	   *values = palloc(sizeof(Datum) * (list_length(list) + 1));
 	ListCell   *cell;
 	int			n = 0;
 
 	foreach(cell, list)
-		values[n++] = ObjectIdGetDatum(lfirst_oid(cell));
-	return PointerGetDatum(construct_array(values, n, OIDOID, sizeof(Oid), true, TYPALIGN_INT));
-}
-
-static Datum
-integers(List *list)
-{
-	Datum	   *values = palloc(sizeof(Datum) * (list_length(list) + 1));
-	ListCell   *cell;
-	int			n = 0;
-
-	foreach(cell, list)
-		values[n++] = Int32GetDatum(lfirst_int(cell));
-	return PointerGetDatum(construct_array(values, n, INT4OID, sizeof(int32), true, TYPALIGN_INT));
+		values[n++] = type == OIDOID ? ObjectIdGetDatum(lfirst_oid(cell)) : Int32GetDatum(lfirst_int(cell));
+	return PointerGetDatum(construct_array(values, n, type, sizeof(int32), true, TYPALIGN_INT));
 }
 
 static int
@@ -65,12 +54,12 @@ as_row(FunctionCallInfo fcinfo, const Asked *asked, const Answer *answer, const 
 	nulls[3] = !TransactionIdIsValid(answer->xid);
 	values[3] = TransactionIdGetDatum(answer->xid);
 	/* Who is in the way; and where nobody is, who idles in a transaction and may stay. */
-	values[4] = integers(answer->present.busy != NIL ? answer->present.busy : answer->present.idle);
+	values[4] = array_of(INT4OID, answer->present.busy != NIL ? answer->present.busy : answer->present.idle);
 	values[5] = BoolGetDatum(answer->present.prepared);
 	values[6] = PointerGetDatum(advisory_locks(asked->lease, asked->ours, asked->nours));
-	values[7] = oids(list_concat_unique_oid(list_copy(answer->shared), answer->owners));
-	values[8] = oids(answer->present.temporary);
-	values[9] = oids(answer->touched);
+	values[7] = array_of(OIDOID, list_concat_unique_oid(list_copy(answer->shared), answer->owners));
+	values[8] = array_of(OIDOID, answer->present.temporary);
+	values[9] = array_of(OIDOID, answer->touched);
 	values[10] = Int64GetDatum(answer->upto > asked->since ? answer->upto - asked->since : 0);
 	values[11] = Int64GetDatum(work->compared);
 	values[12] = Int64GetDatum(work->written);

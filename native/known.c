@@ -95,7 +95,7 @@ know_file(RelNumber node, Oid oid, Oid table, char kind, bool unlogged)
 	return known;
 }
 
-/* As it was told: pg_class.relkind, C, o, or b for a B-tree. */
+/* As it was told: pg_class.relkind, o, or b for a B-tree. */
 char
 kind_of(const Known *known)
 {

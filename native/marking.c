@@ -80,7 +80,7 @@ mark_target(Work *work, Target *target, MarkWriter *writer)
 	const Known *known = target->known;
 	bool		resized = false;
 
-	if (known->kind == 'S' || known->kind == 'C')
+	if (known->kind == 'S')
 		settle_sequence(work, target);
 	for (ForkNumber fork = MAIN_FORKNUM; fork < FORKS; fork++)
 	{

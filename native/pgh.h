@@ -13,6 +13,7 @@
  * fresh.c     files that the baseline has not: locked, dropped
  * pages.c     pages compared, copied, logged
  * counters.c  what the server has counted of relations
+ * room.c      whether the disk has room for it
  * tell.c      what other sessions are told
  * rewind.c    one rewind: the order of it all
  * marking.c   one mark set
@@ -127,7 +128,7 @@ typedef struct Known
 	RelNumber	node;			/* key: the number of its files, in the baseline and in the lease */
 	Oid			oid;			/* for locks and messages */
 	Oid			table;			/* the table whose heap, index, TOAST it is; its own OID else */
-	char		kind;			/* pg_class.relkind; C: a sequence whose sessions fetch values in advance; o: a table that is no heap */
+	char		kind;			/* pg_class.relkind; o: a table that is no heap */
 	bool		btree;
 	bool		unlogged;
 	bool		gone;			/* a mark's state has it no more */
@@ -227,6 +228,7 @@ typedef struct Present
 
 extern bool is_ours(int pid, const Datum *ours, int nours);
 extern Present look_around(Oid lease, const Datum *ours, int nours);
+extern bool anybody_reads(Oid lease);
 extern ArrayType *advisory_locks(Oid lease, const Datum *ours, int nours);
 extern const char *cannot_rewind(Oid lease);
 
@@ -317,7 +319,6 @@ typedef struct RewindPlan
 	List	   *touched;		/* OIDs of tables and sequences */
 	bool		catalogs;
 	bool		dropped;		/* files of the baseline were */
-	bool		advance;		/* a sequence with CACHE moved */
 	bool		weak;			/* sessions in a transaction hold locks on what was put back */
 	uint64		activity;		/* .. and what they did before */
 	bool		by_buffers;		/* of indexes only the pages in the buffers are compared */
@@ -329,6 +330,7 @@ typedef struct Work
 				baseline;
 	XLogRecPtr	end;			/* of our last record; what lies between the locks and it is ours alone, if .. */
 	bool		contiguous;		/* .. this holds */
+	bool		weak;			/* readers are not locked out */
 	int64		compared,
 				written,
 				truncated,
@@ -398,6 +400,10 @@ extern const char *mark_lease(const Asked *asked, Answer *answer, Work *work);
 /* --- counters.c --------------------------------------------------------------------------------------------------- */
 
 extern void forget_counters(const RewindPlan *plan, Oid lease);
+
+/* --- room.c ------------------------------------------------------------------------------------------------------- */
+
+extern const char *no_room_for(HTAB *targets);
 
 #pragma GCC visibility pop
 

@@ -30,7 +30,6 @@ add_target(RewindPlan *plan, Seen *seen, RelNumber node)
 		plan->locks = lappend_oid(plan->locks, target->known->oid);
 	plan->catalogs |= target->known->oid < FIRST_USER_OID;
 	plan->dropped |= target->remade;
-	plan->advance |= target->known->kind == 'C';
 	if (target->known->oid >= FIRST_USER_OID && target->known->kind != 'i' && target->known->kind != 't')
 		plan->touched = lappend_oid(plan->touched, target->known->oid);
 }

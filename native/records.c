@@ -69,9 +69,13 @@ load(Stream *stream)
 	{
 		const XLogPageHeaderData *header = (const XLogPageHeaderData *) (raw + (page - stream->from));
 
-		/* A checkpoint may have given this file another name, and pages of later. */
-		if (header->xlp_magic != XLOG_PAGE_MAGIC || header->xlp_pageaddr != page ||
-			(page >= stream->begin && (header->xlp_info & XLP_FIRST_IS_OVERWRITE_CONTRECORD)))
+		/*
+		 * A checkpoint may have given this file another name, and pages of later.  Behind a switch to the next segment
+		 * (pg_switch_wal, a base backup) there are zeros, without headers (CopyXLogRecordToWAL).
+		 */
+		if ((header->xlp_magic != XLOG_PAGE_MAGIC || header->xlp_pageaddr != page ||
+			 (page >= stream->begin && (header->xlp_info & XLP_FIRST_IS_OVERWRITE_CONTRECORD))) &&
+			(header->xlp_magic != 0 || header->xlp_pageaddr != 0))
 			ereport(ERROR, errcode(ERRCODE_UNDEFINED_FILE), errmsg("WAL at %X/%X was recycled", LSN_FORMAT_ARGS(page)));
 	}
 }

@@ -8,6 +8,7 @@
 
 #include <unistd.h>
 
+#include "access/twophase.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/catalog.h"
@@ -15,6 +16,9 @@
 #include "replication/message.h"
 #include "storage/lmgr.h"
 #include "utils/relcache.h"
+
+/* The rest of the server's table of locks is others': whoever finds it full gets an error. */
+#define MOST_LOCKS (max_locks_per_xact * (MaxBackends + max_prepared_xacts) / 4 * 3)
 
 /*
  * False where one is not to be had now.
@@ -136,11 +140,6 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 		return "rows";
 	*plan = make_plan(&seen);
 	answer->touched = plan->touched;
-	if (plan->advance)
-	{
-		answer->why = "a sequence with CACHE moved, whose values sessions keep";
-		return "rows";
-	}
 	if (hash_get_num_entries(plan->targets) == 0 && plan->fresh == NIL && plan->gone == NIL)
 		return "nothing";
 	pages = weigh(plan, work, memory, asked);
@@ -155,6 +154,11 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 		close_unlinked();
 	}
 	lock_fresh(plan, asked->lease);
+	if (list_length(plan->locks) > MOST_LOCKS)
+	{
+		answer->why = psprintf("%d relations would have to be locked", list_length(plan->locks));
+		return "rows";
+	}
 	if (!lock_all(plan, asked->lease))
 		return "locked";
 	/* Whoever came between the reading and the locks. */
@@ -164,10 +168,13 @@ approach(const Asked *asked, Answer *answer, RewindPlan *plan, Work *work)
 	plan->activity = answer->present.activity;
 	find_buffered(plan, work, memory);
 	measure_all(plan, asked->lease);
+	if (asked->name == NULL && (answer->why = no_room_for(plan->targets)) != NULL)
+		return "rows";
 	if (plan->catalogs && disturbs_temporary(asked, &answer->present, plan->targets))
 		return "temporary";
 	work->end = answer->upto;
 	work->contiguous = true;
+	work->weak = plan->weak;
 	return NULL;
 }
 

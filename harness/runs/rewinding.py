@@ -8,7 +8,7 @@ from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.errors import BackendError, BackendUnavailable
 from harness.postgres.session import Session
-from harness.reset.rewind import module
+from harness.reset.rewind import fit, leftovers, module
 from harness.reset.rewind.module import Prepared
 from harness.servers.handle import Server
 
@@ -69,6 +69,20 @@ def mark(project: Project, major: int) -> str:
 def known(project: Project, server: Server, session: Session) -> Rewinding | None:
     """The same without doing anything; None where nobody has tried it there."""
     return _by_settings(project, server) or module.known(session, places=module.folders(project.cache))
+
+
+def sweep(project: Project, server: Server, session: Session) -> None:
+    """Drop what modules of earlier versions, and processes that were killed, have left on a server of ours.
+
+    Raises:
+        HarnessError: not all of it could be.
+    """
+    if not server.info.ours:
+        return
+    places = module.folders(project.cache)
+    keep = {made.schema for made in fit.everything(places)}
+    # Asked for only where something is to be removed: a container has to be looked for.
+    leftovers.sweep(session, keep, lambda name: server.backend.shelf(server.info).remove(name))
 
 
 def told(answer: Rewinding | None) -> str:

@@ -19,7 +19,7 @@ from harness.postgres.session import Session, translated
 from harness.reset.baseline import BaselineStore
 from harness.reset.changes import RecloneNeeded
 from harness.reset.connections import Connections
-from harness.reset.rewind import facts, page_marks
+from harness.reset.rewind import facts, leftovers, page_marks
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
 from harness.reset.sessions import Sessions
 from harness.reset.sql import batch, owners, shared
@@ -35,7 +35,11 @@ _CALL_MARK = (
     "from {schema}.pgh_mark({asked}, $9::text[], $10::text[], $11::text, "
     "$12::oid[], $13::oid[], $14::oid[], $15::text, $16::oid[])"
 )
-_KNOW = "select {schema}.pgh_know($1::oid, $2::oid[], $3::oid[], $4::oid[], $5::text, $6::oid[])"
+# With the sign of life, without which another version of the harness would drop the schema.
+_KNOW = (
+    "select {schema}.pgh_know($1::oid, $2::oid[], $3::oid[], $4::oid[], $5::text, $6::oid[]), "
+    "pg_advisory_lock_shared({life})"
+)
 _REWIND, _REWIND_TO, _MARK = b"pgh_rewind", b"pgh_rewind_to", b"pgh_mark"
 
 PATIENCE = 0.2
@@ -94,18 +98,18 @@ class Rewinder:
         # Ids of the transactions that have written rows of who owns what for us, in this clone.
         self._wrote_owners: set[int] = set()
         self._schema = schema
-        self._swept = False
         self._calls = {
             name: f"select {COLUMNS} {call.format(schema=schema, asked=_ASKED)}".encode()
             for name, call in ((_REWIND, _CALL), (_REWIND_TO, _CALL_TO), (_MARK, _CALL_MARK))
         }
-        self._know = _KNOW.format(schema=schema).encode()
+        self._know = _KNOW.format(schema=schema, life=leftovers.sign_of_life(schema)).encode()
         self._most = str(most_bytes).encode()
         self._baseline: Session | None = None
         self._facts = facts.NOTHING
         # Namespaces for temporary tables that were empty in the baseline, and in which nothing has to be kept.
         self._unused = frozenset[int]()
         self._knows: Session | None = None
+        self._prepared: Session | None = None
 
     def rebase(self, connections: Connections, tracker: Tracker, marks: tuple[str, ...] = ()) -> None:
         """The lease is another clone, or one that another process has reset: read and tell what has to be known.
@@ -238,9 +242,6 @@ class Rewinder:
         """
         if self.off:
             return None
-        if not self._swept:
-            page_marks.sweep(connections.wal.session, self._schema)
-            self._swept = True
         below = (page_marks.array(marks), page_marks.array(self.above), name.encode())
         answer = self._ask(connections, tracker, _MARK, (*below, *_NO_RELATIONS), most=_MOST_MARKED)
         if answer is not None and answer.status == "relations":
@@ -400,9 +401,10 @@ class Rewinder:
             connection = session.connection
             connection.prepare(b"", self._know)
             connection.ask_prepared(b"", self._facts.values)
-            for name, call in self._calls.items():
+            # A session may be told again: of another baseline, or after it has forgotten.
+            for name, call in self._calls.items() if session is not self._prepared else ():
                 connection.prepare(name, call)
-        self._knows = session
+        self._knows = self._prepared = session
 
     def _refused(self, error: ServerRefused) -> None:
         """What the server said no to.
@@ -421,6 +423,8 @@ class Rewinder:
         elif error.sqlstate == sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE:
             self._stop(error.message)
         else:
+            # The baseline may be gone, or another one: it is read again, and told, before the next clone is rewound.
+            self._baseline = None
             raise RecloneNeeded(f"the pages cannot be put back: {error}") from error
 
     def _stop(self, why: str) -> None:

@@ -25,6 +25,7 @@ from harness.postgres.session import Session
 from harness.reset.rewind import fit, functions, module
 from harness.reset.rewind.module import Prepared
 from harness.runs import rewinding
+from harness.runs.session import ServerSession
 from harness.servers.handle import Server
 from harness.servers.port import Backend, ServerInfo, Shelf
 from harness.servers.process.backend import ProcessBackend
@@ -517,3 +518,19 @@ def test_what_cannot_be_had_on_somebody_elses_server_ends_the_run(
     assert "must be one of 'auto', 'rewind', 'rows'" in cli.fails(
         120, "run", "--", "true", PGHARNESS_ENGINE="page"
     )
+
+
+def test_a_run_drops_what_an_earlier_version_has_left(place: tuple[Server, Project]) -> None:
+    server, project = place
+    prepared = rewinding.prepare(project, server, server.session)
+    assert isinstance(prepared, Prepared)
+    own, old = Path(server.info.handle) / fit.file_of(prepared.schema), "pgharness_0123456789ab"
+    (own.parent / fit.file_of(old)).write_bytes(own.read_bytes())
+    functions.create(server.session, old, f"../{fit.file_of(old)}")
+    session = ServerSession(project, server)
+    session.sweep(dry_run=True)
+    assert server.session.value("select to_regnamespace(%s)::text", (old,)) == old
+    session.sweep()
+    assert server.session.value("select to_regnamespace(%s)::text", (old,)) is None
+    assert sorted(path.name for path in own.parent.glob("*.so")) == [own.name]
+    assert rewinding.prepare(project, server, server.session) == prepared

@@ -10,22 +10,19 @@ from __future__ import annotations
 import os
 import random
 import re
-import shlex
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 from diff_workloads import CONNECTIONS
-from fix_last_will import leave
 from fix_reset_bytes import Difference, compare_files, folder
-from fix_reset_servers import VERSIONS, Server, running
+from fix_reset_servers import VERSIONS, Server
 from fix_rewind import count_on
+from fix_rewind_hurt import PATIENCE, Hurt, hurt, log_of
 from fix_rewind_module import need_compiler
 from rw_operations import generate
 from rw_runner import Rounds
@@ -36,7 +33,6 @@ LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 KILLS = int(os.environ.get("PGHARNESS_TEST_KILLS", "200" if LONG else "16"))
 SEED = int(os.environ.get("PGHARNESS_TEST_SEED", "1"))
 PER_SCHEMA = 20
-PATIENCE = 60.0
 ENOUGH = 50
 _LONGEST = 0.008
 """Seconds after the begin of a rewind until which somebody is killed."""
@@ -57,57 +53,6 @@ VICTIMS = ("rewinder", "application", "postmaster", "checkpointer")
 _WRONG = re.compile(
     r"PANIC|TRAP|invalid page|does not exist in|WAL contains references|could not (read|write|open) (block|file)"
 )
-
-
-class Hurt:
-    """A server that may be killed: started again as it was, by this process, so that no zombie is taken for it."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.again: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> bool:
-        """Whether it stays: processes of the old one end when they notice that it is gone, and hold its memory until then."""
-        self.reap()
-        assert self.server.data is not None
-        command = shlex.split((self.server.data / "postmaster.opts").read_text())
-        with open(self.server.data.parent / "log", "ab") as log:
-            self.again = subprocess.Popen(
-                command, user="postgres" if os.geteuid() == 0 else None, cwd="/", stdout=log, stderr=log
-            )
-        leave("process", self.again.pid, str(self.server.data.parent))
-        with suppress(subprocess.TimeoutExpired):
-            self.again.wait(0.2)
-        return self.again.returncode is None
-
-    def reap(self) -> None:
-        """A postmaster that was killed is not there any more for the next one, which looks at ``postmaster.pid``."""
-        assert self.server.data is not None
-        if self.again is not None:
-            self.again.wait(PATIENCE)
-        with suppress(ChildProcessError, FileNotFoundError):
-            os.waitpid(int((self.server.data / "postmaster.pid").read_text().split()[0]), 0)
-
-    def stop(self) -> None:
-        if self.again is not None and self.again.poll() is None:
-            self.again.send_signal(signal.SIGQUIT)
-            self.again.wait(PATIENCE)
-
-
-@contextmanager
-def hurt(version: int, **settings: str) -> Iterator[Hurt]:
-    """A server that may be killed, ended at last, whoever has started it."""
-    with running(version, settings) as server:
-        found = Hurt(server)
-        try:
-            yield found
-        finally:
-            found.stop()
-
-
-def log_of(server: Server) -> str:
-    assert server.data is not None
-    return Path(server.data.parent / "log").read_text(errors="replace")
 
 
 class Killed(Rounds):

@@ -119,6 +119,22 @@ def test_a_standby_is_for_the_rows_and_is_not_led_astray(reset_server: Server) -
         dispose(case.bench)
 
 
+def test_a_log_that_went_on_in_the_next_file_is_read_on(case: RewindCase, app: Session) -> None:
+    """As a base backup and an archive have it: the rest of the file holds nothing, and no headers of pages."""
+    for _ in range(3):
+        writes(app)
+        with case.bench.server.session() as session:
+            for _ in range(2):
+                session.rows("select pg_switch_wal()")
+            writes(app)
+            session.rows("select pg_switch_wal()")
+        case.rewound("people")
+    app.rows("select 1")
+    with case.bench.server.session() as session:
+        session.rows("select pg_switch_wal()")
+    assert case.reset().strategy == "nothing"
+
+
 def test_fsync_is_for_the_rows(reset_server: Server) -> None:
     with running(reset_server.version, {"fsync": "on"}) as server:
         if server.data is None:

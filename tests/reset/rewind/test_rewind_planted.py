@@ -10,10 +10,11 @@ from collections import Counter
 
 import pytest
 from fix_reset_servers import VERSIONS, Server
+from fix_rewind_hurt import hurt
 from fix_rewind_module import need_compiler
 from rw_operations import generate
 from rw_runner import Rounds
-from test_killed import Killed, hurt
+from test_killed import Killed
 
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 BUDGET = 600 if LONG else 150
