@@ -248,3 +248,49 @@ def test_a_session_that_is_told_of_a_crash_in_the_middle_gets_an_error(own_serve
         rounds.come_back(False)
     finally:
         rounds.close()
+
+
+# Where images of pages are in the log, recovery has zeros in the hole of a page, and we what lay there before. And where a record
+# has made the main fork of a new unlogged relation, recovery could not make it anew at its end.
+SURE = {
+    "rows moved into the hole": (
+        "checkpoint",
+        "delete from uniq where id % 3 = 0",
+        "vacuum uniq",
+        "checkpoint",
+        "delete from uniq where id % 3 = 1",
+        "vacuum uniq",
+    ),
+    "new unlogged tables": (
+        "create unlogged table loose_new (k serial primary key, v text)",
+        "insert into loose_new (v) select repeat('x', 3000) from generate_series(1, 50)",
+        "create unlogged table loose_gone (k serial primary key)",
+        "drop table loose_gone",
+    ),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.timeout(300)
+@pytest.mark.server
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_recovery_makes_otherwise_comes_back_too(version: int) -> None:
+    need_compiler(version)
+    with hurt(version, full_page_writes="on") as server:
+        if server.server.data is None:
+            pytest.skip("its files are in a container")
+        for what, statements in SURE.items():
+            rounds = Killed(server, SEED)
+            try:
+                with server.server.session(rounds.name) as inside:
+                    for statement in statements:
+                        inside.execute(statement)
+                assert rounds.rewind().status == "rewound", what
+                rounds.flush()
+                rounds.kill("application", rounds.pids())
+                rounds.come_back(False)
+                rounds.rewinder.start()
+                found = [*rounds.rewinder.differences(hole=False), *rounds.files()]
+                assert [str(one) for one in found if not rounds.harmless(one)] == [], what
+            finally:
+                rounds.close()
