@@ -26,13 +26,7 @@ create table plain (id serial primary key, v text);
 create table other (id serial primary key, v text); insert into other (v) values ('kept');
 """
 
-SOURCES = Path(__file__).parents[1] / "fixtures" / "held_commit"
-BUILD = (
-    "sh",
-    "-c",
-    'exec cc -std=gnu99 -O2 -fPIC -shared -Wall -I"$1" -o "$2" "$0"',
-    SOURCES / "held_commit.c",
-)
+SOURCE = Path(__file__).parents[1] / "fixtures" / "held_commit" / "held_commit.c"
 PATIENCE = 10.0
 
 
@@ -59,7 +53,7 @@ class Committing:
         self.case = case
         server = case.bench.server
         assert server.data is not None
-        module = compiled([*BUILD], SOURCES, server.version, server.data.parent)
+        module = compiled(SOURCE, server.version, server.data.parent)
         self._file = module.with_name("held")
         self._session = case.bench.superuser()
         self._session.script(

@@ -24,7 +24,7 @@ from harness.reset.rewind import build, elf, fit, module
 
 C_LIBRARY = {"memcmp", "memcpy", "memset", "memmove", "strcmp", "strlen", "strncmp", "unlink", "__errno_location"} | {
     "__sigsetjmp", "siglongjmp", "strcpy", "strchr", "snprintf", "close", "open", "pread", "qsort", "abort",
-    "lseek", "mmap", "munmap", "pwrite", "strspn",
+    "lseek", "mmap", "munmap", "pwrite", "strspn", "truncate", "access", "statvfs",
 }  # fmt: skip
 """Functions that every C library has had for decades, under these names."""
 

@@ -92,7 +92,7 @@ def small_server(
         words = ["--wal-segsize=1", f"--waldir={for_wal.folder / 'log'}"]
         with hurt(version, settings, words, for_data.folder) as found:
             assert found.server.data is not None
-            prepared = module_on(found.server.port, found.server.data)
+            prepared = module_on(found.server)
             if not isinstance(prepared, Prepared):
                 pytest.skip(prepared)
             case = RewindCase(found.server, "rewindfull", SCHEMA, module=prepared.schema)

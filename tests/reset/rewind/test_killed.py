@@ -276,7 +276,7 @@ SURE = {
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_recovery_makes_otherwise_comes_back_too(version: int) -> None:
     need_compiler(version)
-    with hurt(version, full_page_writes="on") as server:
+    with hurt(version, {"full_page_writes": "on"}) as server:
         if server.server.data is None:
             pytest.skip("its files are in a container")
         for what, statements in SURE.items():

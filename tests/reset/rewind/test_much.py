@@ -52,7 +52,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
 def schema(server: Server) -> str:
     if server.data is None:
         pytest.skip("the server is in a container")
-    found = module_on(server.port, server.data)
+    found = module_on(server)
     if not isinstance(found, Prepared):
         pytest.skip(found)
     return found.schema

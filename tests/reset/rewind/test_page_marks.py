@@ -320,7 +320,7 @@ def test_whoever_is_killed_while_a_mark_is_set_or_gone_back_to(
         pytest.skip("its processes are in a container")
     with hurt(reset_server.version) as found:
         assert found.server.data is not None
-        prepared = module_on(found.server.port, found.server.data)
+        prepared = module_on(found.server)
         if not isinstance(prepared, Prepared):
             pytest.skip(prepared)
         # A crash empties unlogged tables, in the template too: that is tried elsewhere.

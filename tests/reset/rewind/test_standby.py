@@ -105,7 +105,7 @@ def test_a_standby_that_follows_after_rewinds_has_the_same_pages(version: int) -
         pytest.skip("the server is in a container")
     with running(version, {"wal_keep_size": "512MB", "max_wal_senders": "4"}) as server:
         assert server.data is not None
-        prepared = module_on(server.port, server.data)
+        prepared = module_on(server)
         if not isinstance(prepared, Prepared):
             pytest.skip(prepared)
         case = RewindCase(server, "rewindfollow", SCHEMA, module=prepared.schema)
