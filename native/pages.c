@@ -72,7 +72,6 @@ is_untouched(const Target *target, ForkNumber fork, BlockNumber block, Page page
 /* A page in words of eight bytes, to which tuples are aligned; which of them are logged is a bit each. */
 #define WORD ((int) sizeof(uint64))
 #define WORDS (BLCKSZ / WORD)
-#define IS_NEEDED(needed, word) ((needed)[(word) / 64] >> ((word) % 64) & 1)
 
 #define MOST_DELTA (BLCKSZ / 2)
 
@@ -114,26 +113,33 @@ need_differing(uint64 *needed, const char *is, const char *wanted)
 
 /*
  * Recovery has the same bytes of a heap's page as we but for what heap_mask (access/heap) leaves out where PostgreSQL compares the
- * two (wal_consistency_checking): hints in the page's header; and of rows that were touched hints, t_cid, t_ctid of a speculative
- * insertion, and what lies between the end of a row and the next one.  Who touches a row leaves his transaction's id in its header.
+ * two (wal_consistency_checking): the hole; hints in the page's header; and of rows hints, t_cid, t_ctid of a speculative insertion, and
+ * what lies between the end of a row and the next one.  So bytes of ours are only sure inside of rows, and where a row is the wanted
+ * one all of it: who touches a row leaves his transaction's id in its header.  The others may be the wanted ones here, and not there.
  */
 static void
-need_of_rows(uint64 *needed, Page wanted)
+need_unsure(uint64 *needed, Page is, Page wanted)
 {
-	for (OffsetNumber number = FirstOffsetNumber; number <= PageGetMaxOffsetNumber(wanted); number++)
-	{
-		ItemId		item = PageGetItemId(wanted, number);
-		int			begin = ItemIdGetOffset(item),
-					end = begin + ItemIdGetLength(item),
-					word = begin / WORD;
+	uint64		unsure[WORDS / 64] = {0};
+	OffsetNumber most = PageGetMaxOffsetNumber(wanted);
 
-		if (!ItemIdIsNormal(item) ||
-			!(IS_NEEDED(needed, word) || IS_NEEDED(needed, word + 1) || IS_NEEDED(needed, word + 2)))
+	need(unsure, ((PageHeader) is)->pd_lower, ((PageHeader) is)->pd_special);
+	for (OffsetNumber number = FirstOffsetNumber; number <= PageGetMaxOffsetNumber(is); number++)
+	{
+		ItemId		item = PageGetItemId(is, number);
+		int			begin = ItemIdGetOffset(item),
+					end = begin + ItemIdGetLength(item);
+
+		if (!ItemIdIsNormal(item))
 			continue;
-		need(needed, begin, begin + SizeofHeapTupleHeader);
-		if (end % WORD != 0)
-			need(needed, end - 1, end);
+		if (number <= most && memcmp(item, PageGetItemId(wanted, number), sizeof(ItemIdData)) == 0 &&
+			memcmp(is + begin, wanted + begin, SizeofHeapTupleHeader) == 0)
+			spare(unsure, begin, MAXALIGN(end));
+		else
+			spare(unsure, begin + SizeofHeapTupleHeader, end);
 	}
+	for (int group = 0; group < WORDS / 64; group++)
+		needed[group] |= unsure[group];
 }
 
 static bool
@@ -159,7 +165,7 @@ delta_of(const char *is, const char *wanted, bool heap, uint64 *needed, char *de
 	/* What lies in the hole of our page is in nobody's but ours: recovery may have zeros there. */
 	need(needed, ((const PageHeader) is)->pd_lower, ((const PageHeader) is)->pd_upper);
 	if (heap)
-		need_of_rows(needed, (Page) wanted);
+		need_unsure(needed, (Page) is, (Page) wanted);
 	/* Hints; of a B-tree's page its flags. */
 	need(needed, 0, SizeOfPageHeaderData);
 	need(needed, ((const PageHeader) wanted)->pd_special, BLCKSZ);

@@ -140,7 +140,9 @@ def test_a_standby_that_follows_after_rewinds_has_the_same_pages(version: int) -
                 mine = folder(admin, server.data, oid)
                 theirs = folder(admin, data, oid)
             differences = compare_files(theirs, mine, known, hole=False)
-            assert [one for one in differences if one.fork != "fsm"] == []
+            # Of a relation that a test made recovery leaves an empty file, which goes with the lease.
+            left = [one for one in differences if one.fork != "fsm" and not one.what.endswith("of 0 bytes")]
+            assert left == []
             for _ in range(3):
                 with case.bench.app() as app:
                     app.execute("insert into people (v) values ('x')")
