@@ -330,6 +330,7 @@ def test_whoever_is_killed_while_a_mark_is_set_or_gone_back_to(
         for number in range(KILLS):
             with case.bench.app() as session:
                 run(session, FAR)
+            marked = look(case)
             if what == "gone back to":
                 mark_, marked = mark(case)
                 with case.bench.app() as session:
@@ -339,7 +340,7 @@ def test_whoever_is_killed_while_a_mark_is_set_or_gone_back_to(
             killer.start()
             try:
                 if what == "set":
-                    mark_, marked = mark(case)
+                    mark_ = case.bench.engine.mark()
                 else:
                     case.reset(to=mark_)
             except (RecloneNeeded, LeaseError, ServerLost, ServerRefused, ProcessLookupError):
@@ -350,7 +351,9 @@ def test_whoever_is_killed_while_a_mark_is_set_or_gone_back_to(
             _recovered(case)
             # As a lease does after a crash: a clone, which becomes the marked state by the mark's file.
             case.bench.reclone()
-            assert different(look(case), marked if mark_ is not None else case.exact) == [], number
+            found_ = different(look(case), marked if mark_ is not None else case.exact)
+            # What sequences have logged in advance is settled where a mark is set.
+            assert [name for name in found_ if what != "set" or not name.endswith("_seq")] == [], number
             if mark_ is not None:
                 mark_.release()
             case.reset_or_clone()

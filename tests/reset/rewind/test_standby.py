@@ -15,6 +15,9 @@ from fix_last_will import leave
 from fix_reset_bytes import compare_files, folder, relations
 from fix_reset_servers import VERSIONS, Server, binaries, dispose, free_port, running
 from fix_rewind import RewindCase, exactly, module_on
+from fix_rewind_module import need_compiler
+from rw_operations import generate
+from rw_runner import Rounds
 
 from harness.errors import ServerLost, ServerRefused
 from harness.reset.rewind.module import Prepared
@@ -36,7 +39,11 @@ WINDOWS = (
     "refresh materialized view counted; create table made (id serial primary key, v text); insert into made (v) values ('x')",
     "reindex table people; cluster people using people_pkey; analyze; select nextval('people_id_seq') from generate_series(1, 40)",
 )
-PATIENCE = 60.0
+PATIENCE = 120.0
+SEED = int(os.environ.get("PGHARNESS_TEST_SEED", "1"))
+REPLAYED = int(
+    os.environ.get("PGHARNESS_TEST_REPLAYS", "300" if os.environ.get("PGHARNESS_TEST_LONG") == "1" else "20")
+)
 
 
 @contextmanager
@@ -151,3 +158,26 @@ def test_a_standby_that_follows_after_rewinds_has_the_same_pages(version: int) -
             else:
                 raise AssertionError(f"no rewind after the standby is gone: {case.rewinder}")
         dispose(case.bench)
+
+
+@pytest.mark.timeout(180 + 5 * REPLAYED)
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda v: f"pg{v}")
+def test_every_page_that_recovery_makes_is_the_one_that_was_logged(version: int) -> None:
+    """PostgreSQL itself compares them, record by record (``wal_consistency_checking``): random tests, and their rewinds."""
+    need_compiler(version)
+    settings = {"wal_consistency_checking": "all", "wal_keep_size": "4GB", "max_wal_senders": "4"}
+    with running(version, settings) as server:
+        rounds = Rounds(server, SEED)
+        try:
+            with copied(server) as data:
+                for seed in range(SEED, SEED + REPLAYED):
+                    found = rounds.round(seed, generate(seed, rounds.schema), thorough=False)
+                    assert not found, f"seed {seed}: {found[:10]}"
+                assert rounds.answers["rewound"] > REPLAYED / 2
+                with following(server, data) as standby:
+                    with standby.session() as session:
+                        assert session.value("select pg_is_in_recovery()") is True
+                    log = (data.parent / "standby-log").read_text()
+            assert "inconsistent page" not in log
+        finally:
+            rounds.close()
