@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Ten thousand resets, after which nothing may have grown: the database, the log, the memory of both ends.
+"""Ten thousand resets, after which nothing may have grown: the database, the log, files, the memory of both ends.
 
     python benchmarks/soak_resets.py [--engine rows|rewind] [--version N] [--resets 10000] [--json FILE]
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -66,7 +67,7 @@ FEW = 3
 
 @dataclass(frozen=True)
 class Sizes:
-    """What may not grow: bytes.
+    """What may not grow: bytes, and numbers of things.
 
     Attributes:
         database: on disk, of the lease.
@@ -75,6 +76,9 @@ class Sizes:
         backends: private memory of the harness's own sessions; None where it cannot be seen.
         application: of the application's session, which is kept; None where it was replaced, or cannot be seen.
         client: of this process.
+        files: in the folder of the lease, and of marks.
+        descriptors: open files of the harness's own sessions, of the application's session and of this process.
+        statistics: what the server counts for, of relations of the lease that are or were.
     """
 
     database: int
@@ -83,7 +87,13 @@ class Sizes:
     backends: int | None
     application: int | None
     client: int | None
+    files: int
+    descriptors: int | None
+    statistics: int
 
+
+BYTES = ("database", "log", "others", "backends", "application", "client")
+"""What is shown in kilobytes."""
 
 SLACK = {
     "database": 64 << 10,
@@ -92,8 +102,11 @@ SLACK = {
     "backends": 512 << 10,
     "application": 256 << 10,
     "client": 2 << 20,
+    "files": 8,
+    "descriptors": 16,
+    "statistics": 16,
 }
-"""Bytes that each may differ by: what is left is not worth a word."""
+"""What each may differ by: what is left is not worth a word."""
 
 
 def tests(engine: str, number: int) -> str:
@@ -114,6 +127,32 @@ def private(pid: int | str) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), None)
 
 
+def descriptors(pid: int | str) -> int | None:
+    """How many files a process has open; None where it cannot be seen."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return None
+
+
+def added(values: list[int | None]) -> int | None:
+    """The sum, where all are known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+FILES = """
+select (select count(*) from pg_ls_dir('base/' || oid)) + (select count(*) from pg_ls_dir('pgh_marks', true, false))
+from pg_database where datname = %s
+"""
+
+STATISTICS = """
+select count(*) from pg_database, generate_series(16384, (select next_oid::text::int8 from pg_control_checkpoint())) number
+where datname = %s and pg_stat_have_stats('relation', pg_database.oid, number::oid)
+"""
+"""Tables of tests have numbers that no catalog knows any more. (A checkpoint says which is the last one.)"""
+
+
 def look(admin: Session, lease: Lease, app: int) -> Sizes:
     """All sizes now, behind a checkpoint: it is what recycles the log."""
     admin.execute("checkpoint")
@@ -124,7 +163,7 @@ def look(admin: Session, lease: Lease, app: int) -> Sizes:
             (app,),
         )
     ]
-    found = [size for size in map(private, pids) if size is not None]
+    processes: list[int | str] = [*map(int, map(str, pids)), app, "self"]
     return Sizes(
         database=int(str(admin.value("select pg_database_size(%s)", (lease.dsn.database,)))),
         log=int(str(admin.value("select sum(size) from pg_ls_waldir()"))),
@@ -136,14 +175,24 @@ def look(admin: Session, lease: Lease, app: int) -> Sizes:
                 )
             )
         ),
-        backends=sum(found) if len(found) == len(pids) else None,
+        backends=added([private(pid) for pid in processes[:-2]]),
         application=private(app),
         client=private("self"),
+        files=int(str(admin.value(FILES, (lease.dsn.database,)))),
+        descriptors=added([descriptors(pid) for pid in processes]),
+        statistics=int(
+            str(
+                admin.value(
+                    STATISTICS if admin.server_version < 180000 else STATISTICS.replace("::oid)", ")"),
+                    (lease.dsn.database,),
+                )
+            )
+        ),
     )
 
 
 def grown(notes: list[Sizes], kept: int) -> dict[str, int | None]:
-    """Name → bytes by which the least of the last notes exceeds the most of the first; None where it cannot be seen.
+    """Name → by how much the least of the last notes exceeds the most of the first; None where it cannot be seen.
 
     Args:
         kept: bytes of log that the server keeps in any case.
@@ -155,6 +204,34 @@ def grown(notes: list[Sizes], kept: int) -> dict[str, int | None]:
         before = [*first, kept] if name == "log" else first
         told[name] = min(last) - max(before) if first and last else None
     return told
+
+
+def shown(name: str, value: int | None) -> str:
+    """Of a table."""
+    return "-" if value is None else f"{value / 1000:.1f}" if name in BYTES else str(value)
+
+
+MARKED = 50
+"""Each test of that number sets a mark, goes on, comes back to it, and releases it."""
+
+
+def marked(lease: Lease, app: Application, number: int) -> list[str]:
+    """A test with a mark; how its resets were made."""
+    app.script(tests(ROWS, number))
+    mark = lease.mark()
+    app.script(tests(ROWS, number + 1))
+    told = [reset(lease)]
+    mark.release()
+    return [*told, reset(lease)]
+
+
+def reset(lease: Lease) -> str:
+    """How one was made; and where pages were asked for in vain, what was answered last."""
+    report = lease.reset()
+    last = lease.rewound
+    if last is None or report.strategy in ("nothing", "rewind"):
+        return report.strategy
+    return f"{report.strategy} ({report.reason or last.why or last.status})"
 
 
 def soak(engine: str, version: str | None, resets: int, below: Path | None) -> dict[str, object]:
@@ -169,37 +246,48 @@ def soak(engine: str, version: str | None, resets: int, below: Path | None) -> d
         ):
             admin = first.link.session
             app.script(FILL)
+            with Application(lease) as other:
+                # It keeps temporary tables while catalogs change: then the way by rows takes over, and fills its caches.
+                other.script("create temp table stays (id int)")
+                app.script("create table x (id int); drop table x")
+                lease.reset()
             lease.reset()
             print(f"PostgreSQL {admin.server_version // 10000}, engine {engine}, {resets} resets {missing}")
-            print(f"{'resets':>8} " + " ".join(f"{name + ' kB':>15}" for name in SLACK), flush=True)
+            print(
+                f"{'resets':>8} "
+                + " ".join(f"{name + ' kB' if name in BYTES else name:>14}" for name in SLACK),
+                flush=True,
+            )
             began = time.monotonic()
             for note in range(NOTES + 1):
                 # The first one ends the warm-up.
                 until = resets // 10 + note * (resets - resets // 10) // NOTES
                 while number < until:
+                    if number % MARKED == 0:
+                        strategies.update(marked(lease, app, number))
+                        number += 2
+                        continue
                     app.script(tests(engine, number))
-                    strategies[lease.reset().strategy] += 1
+                    strategies[reset(lease)] += 1
                     number += 1
                 pid = int(str(app.session.value("select pg_backend_pid()")))
                 notes.append(look(admin, lease, pid))
-                row = (
-                    f"{value / 1000:15.1f}" if value is not None else f"{'-':>15}"
-                    for value in asdict(notes[-1]).values()
-                )
+                row = (f"{shown(name, value):>14}" for name, value in asdict(notes[-1]).items())
                 print(f"{number:8d} " + " ".join(row), flush=True)
             took = time.monotonic() - began
             kept = int(
                 str(
                     admin.value(
                         "select sum(pg_size_bytes(current_setting(name))) from unnest("
-                        "array['min_wal_size', 'wal_keep_size', 'wal_segment_size', 'wal_segment_size']) name"
+                        "array['min_wal_size', 'wal_keep_size', 'wal_segment_size', 'wal_segment_size', 'wal_segment_size']) name"
                     )
                 )
             )
     more = grown(notes, kept)
     verdict = {name: value is None or value <= SLACK[name] for name, value in more.items()}
     for name, value in more.items():
-        said = "cannot be seen" if value is None else f"{value / 1000:+.1f} kB"
+        unit = " kB" if name in BYTES else ""
+        said = "cannot be seen" if value is None else f"{shown(name, value)}{unit}"
         print(f"{name:12} {said:>16}  {'ok' if verdict[name] else 'HAS GROWN'}")
     told = ", ".join(f"{what} {count}" for what, count in sorted(strategies.items()))
     print(f"{number} resets in {took:.0f} s: {told}")

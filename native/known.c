@@ -81,7 +81,7 @@ know_file(RelNumber node, Oid oid, Oid table, char kind, bool unlogged)
 			family->nodes = NIL;
 		family->nodes = lappend_oid(family->nodes, node);
 		known->lease = InvalidOid;
-		known->smgr = NULL;
+		known->smgr = known->source = NULL;
 		known->measured = known->gone = false;
 		if (unlogged)
 			known_unlogged = lappend_oid(known_unlogged, node);
@@ -95,11 +95,20 @@ know_file(RelNumber node, Oid oid, Oid table, char kind, bool unlogged)
 	return known;
 }
 
-/* As it was told: pg_class.relkind, C, or b for a B-tree. */
+/* As it was told: pg_class.relkind, o, or b for a B-tree. */
 char
 kind_of(const Known *known)
 {
 	return known->btree ? 'b' : known->kind;
+}
+
+static void
+close_files(Known *known)
+{
+	if (known->smgr != NULL)
+		LET_CLOSE(known->smgr);
+	if (known->source != NULL)
+		LET_CLOSE(known->source);
 }
 
 void
@@ -114,8 +123,7 @@ forget_file(RelNumber node)
 	family = hash_search(families, &known->table, HASH_FIND, NULL);
 	family->nodes = list_delete_oid(family->nodes, node);
 	known_unlogged = list_delete_oid(known_unlogged, node);
-	if (known->smgr != NULL)
-		LET_CLOSE(known);
+	close_files(known);
 	(void) hash_search(files, &node, HASH_REMOVE, NULL);
 }
 
@@ -133,16 +141,27 @@ known_lease(Known *known, Oid lease)
 {
 	if (known->smgr != NULL && known->lease != lease)
 	{
-		LET_CLOSE(known);
+		LET_CLOSE(known->smgr);
 		known->smgr = NULL;
 	}
 	if (known->smgr == NULL)
 	{
 		known->smgr = OPEN(LOCATOR(DEFAULTTABLESPACE_OID, lease, known->node));
 		known->lease = lease;
-		KEEP_OPEN(known);
+		KEEP_OPEN(known->smgr);
 	}
 	return known->smgr;
+}
+
+SMgrRelation
+known_source(Known *known, Oid baseline)
+{
+	if (known->source == NULL)
+	{
+		known->source = OPEN(LOCATOR(DEFAULTTABLESPACE_OID, baseline, known->node));
+		KEEP_OPEN(known->source);
+	}
+	return known->source;
 }
 
 static void
@@ -162,8 +181,7 @@ forget_all(void)
 
 		hash_seq_init(&scan, files);
 		while ((known = hash_seq_search(&scan)) != NULL)
-			if (known->smgr != NULL)
-				LET_CLOSE(known);
+			close_files(known);
 		files = NULL;
 	}
 	if (context != NULL)

@@ -32,7 +32,7 @@ seen_file(Seen *seen, RelNumber node)
 
 	if (!found)
 	{
-		dirty->all = dirty->dropped = false;
+		dirty->all = dirty->dropped = dirty->unlinked = dirty->unlogged = dirty->btree = dirty->freed = false;
 		dirty->inserted = true;
 		memset(dirty->blocks, 0, sizeof dirty->blocks);
 	}
@@ -95,7 +95,11 @@ note_blocks(Seen *seen, const LogRecord *record, Oid lease)
 		Dirty	   *dirty;
 
 		if (SPC(at) == GLOBALTABLESPACE_OID)
-			seen->shared = list_append_unique_oid(seen->shared, record->header->xl_xid);
+		{
+			List	  **list = is_of_owners(REL(at)) ? &seen->owners : &seen->shared;
+
+			*list = list_append_unique_oid(*list, record->header->xl_xid);
+		}
 		if (DB(at) == known_baseline && !is_hint)
 			seen->refused = "the baseline was written";
 		if (DB(at) != lease)
@@ -105,12 +109,12 @@ note_blocks(Seen *seen, const LogRecord *record, Oid lease)
 			seen->refused = "a tablespace was written";
 			continue;
 		}
-		/* Records of one table come one after the other. */
-		if (seen->last != NULL && seen->last->node == REL(at))
-			dirty = seen->last;
-		else
-			dirty = seen->last = seen_file(seen, REL(at));
+		/* Records of one table and its indexes come one after the other. */
+		dirty = seen->recent[REL(at) % lengthof(seen->recent)];
+		if (dirty == NULL || dirty->node != REL(at))
+			dirty = seen->recent[REL(at) % lengthof(seen->recent)] = seen_file(seen, REL(at));
 		dirty->inserted &= inserts;
+		dirty->freed |= record->header->xl_rmid == RM_BTREE_ID && !inserts;
 		/* A block number is unsigned, a member of a set is not. */
 		if (block > (BlockNumber) PG_INT32_MAX)
 			dirty->all = true;
@@ -159,7 +163,7 @@ note_transaction(Seen *seen, const LogRecord *record, Oid lease)
 		Dirty	   *dirty = whole_file(seen, gone[i], lease);
 
 		if (dirty != NULL)
-			dirty->dropped = true;
+			dirty->dropped = dirty->unlinked = true;
 	}
 }
 
@@ -174,7 +178,12 @@ note_record(Seen *seen, const LogRecord *record, Oid lease)
 	{
 		case RM_SMGR_ID:
 			if (info == XLOG_SMGR_CREATE)
-				whole_file(seen, RECORD_LOCATOR((const xl_smgr_create *) data), lease);
+			{
+				Dirty	   *dirty = whole_file(seen, RECORD_LOCATOR((const xl_smgr_create *) data), lease);
+
+				if (dirty != NULL && ((const xl_smgr_create *) data)->forkNum == INIT_FORKNUM)
+					dirty->unlogged = true;
+			}
 			else if (info == XLOG_SMGR_TRUNCATE)
 				whole_file(seen, RECORD_LOCATOR((const xl_smgr_truncate *) data), lease);
 			break;

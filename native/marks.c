@@ -94,7 +94,7 @@ open_mark(const char *name)
 
 	MemoryContextSwitchTo(old);
 	path_of(path, name);
-	strlcpy(mark->name, name, LONGEST_NAME);
+	memcpy(mark->name, name, strlen(name) + 1);
 	fd = OpenTransientFile(path, O_RDONLY | PG_BINARY);
 	/* Not fstat: before 2.33 the GNU library has it under another name. */
 	if (fd < 0 || (length = lseek(fd, 0, SEEK_END)) < 0)

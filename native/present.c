@@ -87,6 +87,21 @@ look_around(Oid lease, const Datum *ours, int nours)
 	return found;
 }
 
+/* Whether a session of the lease has a snapshot, without which none reads; the caller holds ProcArrayLock. */
+bool
+anybody_reads(Oid lease)
+{
+	for (int i = 0; i < ProcGlobal->allProcCount; i++)
+	{
+		PGPROC	   *proc = &ProcGlobal->allProcs[i];
+
+		if (proc->databaseId == lease && proc->pid != 0 && proc->pid != MyProcPid && TransactionIdIsValid(proc->xmin) &&
+			!(proc->statusFlags & PROC_IS_AUTOVACUUM))
+			return true;
+	}
+	return false;
+}
+
 static void
 add_modes(ArrayBuildState **texts, int pid, const PROCLOCK *held)
 {

@@ -17,17 +17,22 @@
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
-#define AT_ONCE (64 * XLOG_BLCKSZ)
+#define AT_ONCE (16 * XLOG_BLCKSZ)	/* stays in the processor's cache, where it is read a second time */
+#define MOST_KEPT (64 * XLOG_BLCKSZ)
 
 typedef struct Stream
 {
-	XLogRecPtr	next,			/* what is read next */
-				until;
-	char	   *raw;			/* as it lies in the files */
-	char	   *bytes;			/* the same without the headers of pages, which are a multiple of 8 long */
-	Size		used,
-				room;
+	XLogRecPtr	begin,
+				at,				/* the next byte of a record: never a page's header */
+				until,
+				from,			/* what of the log lies in raw */
+				end;
 } Stream;
+
+/* Kept from one reading to the next: memory of this size comes from the system, and is cleared by it, each time. */
+static char *raw = NULL;
+static char *assembled = NULL;	/* a record that does not lie on one page */
+static Size room = 0;
 
 /* Opens the files; kept, since nothing closes one that an error leaves open. */
 static XLogReaderState *reader = NULL;
@@ -50,45 +55,121 @@ first_record(XLogRecPtr position)
 	return position;
 }
 
-/* More bytes behind those that are there; false where there are none. */
-static bool
-fill(Stream *stream)
+/* Read the page on which the next byte lies, and those behind it. */
+static void
+load(Stream *stream)
 {
-	XLogRecPtr	from = stream->next,
-				end = Min(stream->until, (from + AT_ONCE) / XLOG_BLCKSZ * XLOG_BLCKSZ);
 	WALReadError error;
 
-	if (from >= end)
-		return false;
-	if (!WALRead(reader, stream->raw, from, end - from, GetWALInsertionTimeLine(), &error))
+	stream->from = stream->at / XLOG_BLCKSZ * XLOG_BLCKSZ;
+	stream->end = Min(stream->until, stream->from + AT_ONCE);
+	if (!WALRead(reader, raw, stream->from, stream->end - stream->from, GetWALInsertionTimeLine(), &error))
 		WALReadRaiseError(&error);
-	if (stream->used + (end - from) > stream->room)
+	for (XLogRecPtr page = stream->from; page < stream->end; page += XLOG_BLCKSZ)
 	{
-		stream->room = 2 * (stream->used + (end - from));
-		stream->bytes = repalloc_huge(stream->bytes, stream->room);
+		const XLogPageHeaderData *header = (const XLogPageHeaderData *) (raw + (page - stream->from));
+
+		/*
+		 * A checkpoint may have given this file another name, and pages of later.  Behind a switch to the next segment
+		 * (pg_switch_wal, a base backup) there are zeros, without headers (CopyXLogRecordToWAL).
+		 */
+		if ((header->xlp_magic != XLOG_PAGE_MAGIC || header->xlp_pageaddr != page ||
+			 (page >= stream->begin && (header->xlp_info & XLP_FIRST_IS_OVERWRITE_CONTRECORD))) &&
+			(header->xlp_magic != 0 || header->xlp_pageaddr != 0))
+			ereport(ERROR, errcode(ERRCODE_UNDEFINED_FILE), errmsg("WAL at %X/%X was recycled", LSN_FORMAT_ARGS(page)));
 	}
-	for (XLogRecPtr at = first_record(from); at < end;)
+}
+
+/* How many bytes there are in one piece; 0 at the end. */
+static Size
+available(Stream *stream)
+{
+	if (stream->at >= stream->until)
+		return 0;
+	if (stream->at < stream->from || stream->at >= stream->end)
+		load(stream);
+	return Min(stream->until, stream->at / XLOG_BLCKSZ * XLOG_BLCKSZ + XLOG_BLCKSZ) - stream->at;
+}
+
+static const char *
+bytes_at(const Stream *stream)
+{
+	return raw + (stream->at - stream->from);
+}
+
+static void
+advance(Stream *stream, Size bytes)
+{
+	stream->at = first_record(stream->at + bytes);
+}
+
+/* The next record, which is this long; NULL where the log ends before it does. */
+static const XLogRecord *
+whole_record(Stream *stream, uint32 length)
+{
+	Size		there = available(stream),
+				used = 0;
+
+	if (length <= there)
 	{
-		XLogRecPtr	page = at / XLOG_BLCKSZ * XLOG_BLCKSZ,
-					stop = Min(end, page + XLOG_BLCKSZ);
+		const char *record = bytes_at(stream);
 
-		if (page >= from)
-		{
-			const XLogPageHeaderData *header = (const XLogPageHeaderData *) (stream->raw + (page - from));
-
-			/* A checkpoint may have given this file another name, and pages of later. */
-			if (header->xlp_magic != XLOG_PAGE_MAGIC || header->xlp_pageaddr != page ||
-				(header->xlp_info & XLP_FIRST_IS_OVERWRITE_CONTRECORD))
-				ereport(ERROR, errcode(ERRCODE_UNDEFINED_FILE),
-						errmsg("WAL at %X/%X was recycled", LSN_FORMAT_ARGS(page)));
-		}
-
-		memcpy(stream->bytes + stream->used, stream->raw + (at - from), stop - at);
-		stream->used += stop - at;
-		at = first_record(stop);
+		advance(stream, MAXALIGN(length));
+		return (const XLogRecord *) record;
 	}
-	stream->next = end;
-	return true;
+	if (length > room)
+	{
+		if (assembled != NULL)
+			pfree(assembled);
+		assembled = NULL;
+		room = 0;
+		assembled = MemoryContextAllocHuge(TopMemoryContext, Max(length, BLCKSZ));
+		room = Max(length, BLCKSZ);
+	}
+	while (used < length)
+	{
+		Size		piece = Min(available(stream), length - used);
+
+		if (piece == 0)
+			return NULL;
+		memcpy(assembled + used, bytes_at(stream), piece);
+		used += piece;
+		advance(stream, used == length ? MAXALIGN(piece) : piece);
+	}
+	return (const XLogRecord *) assembled;
+}
+
+static void
+open_stream(Stream *stream, XLogRecPtr from, XLogRecPtr until)
+{
+	if (reader == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		reader = XLogReaderAllocate(wal_segment_size, NULL,
+									XL_ROUTINE(.page_read = NULL, .segment_open = &wal_segment_open,
+											   .segment_close = &wal_segment_close), NULL);
+		MemoryContextSwitchTo(old);
+		if (reader == NULL)
+			ereport(ERROR, errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory"));
+	}
+	if (raw == NULL)
+		raw = MemoryContextAlloc(TopMemoryContext, AT_ONCE);
+	/* An error may have left it open. */
+	close_segment();
+	*stream = (Stream) {from, first_record(from), until, InvalidXLogRecPtr, InvalidXLogRecPtr};
+}
+
+static void
+close_stream(void)
+{
+	close_segment();
+	if (room > MOST_KEPT)
+	{
+		pfree(assembled);
+		assembled = NULL;
+		room = 0;
+	}
 }
 
 #define TAKE(what) \
@@ -197,71 +278,50 @@ parse(LogRecord *record)
 const char *
 each_record(XLogRecPtr from, XLogRecPtr until, void (*note) (const LogRecord *record, void *seen), void *seen)
 {
-	Stream		stream = {0};
-	LogRecord  *record = palloc0(sizeof *record);
-	Size		at = 0;
+	Stream		stream;
+	LogRecord  *record = palloc(sizeof *record);
 	bool		switched = false;
 	const char *problem = NULL;
 
-	if (reader == NULL)
+	open_stream(&stream, from, until);
+	record->data = palloc(record->room = 1024);
+	while (available(&stream) > 0)
 	{
-		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+		/* The first word of a record is never torn. */
+		uint32		length = ((const XLogRecord *) bytes_at(&stream))->xl_tot_len;
 
-		reader = XLogReaderAllocate(wal_segment_size, NULL,
-									XL_ROUTINE(.page_read = NULL, .segment_open = &wal_segment_open,
-											   .segment_close = &wal_segment_close), NULL);
-		MemoryContextSwitchTo(old);
-		if (reader == NULL)
-			ereport(ERROR, errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory"));
-	}
-	/* An error may have left it open. */
-	close_segment();
-	record->data = palloc(record->room = BLCKSZ);
-	stream.next = first_record(from);
-	stream.until = until;
-	stream.raw = palloc(AT_ONCE);
-	stream.room = 2 * AT_ONCE;
-	stream.bytes = palloc(stream.room);
-	for (;;)
-	{
-		Size		rest = stream.used - at;
-
-		record->header = (const XLogRecord *) (stream.bytes + at);
-		if (rest < SizeOfXLogRecord || rest < record->header->xl_tot_len)
-		{
-			memmove(stream.bytes, stream.bytes + at, rest);
-			stream.used = rest;
-			at = 0;
-			if (fill(&stream))
-				continue;
-			/* The last one is our own message, and ends where the reading does. */
-			problem = rest == 0 ? NULL : "the log ends in a record";
-			break;
-		}
-		if (record->header->xl_tot_len == 0 && switched)
+		if (length == 0 && switched)
 		{
 			/* The rest of a segment that was not filled. */
-			at += MAXIMUM_ALIGNOF;
+			advance(&stream, MAXIMUM_ALIGNOF);
 			continue;
 		}
-		if (record->header->xl_tot_len < SizeOfXLogRecord || !parse(record))
+		if (length < SizeOfXLogRecord)
 		{
 			problem = "a record of the log is not understood";
 			break;
 		}
-		at += MAXALIGN(record->header->xl_tot_len);
+		/* The last one is our own message, and ends where the reading does. */
+		if ((record->header = whole_record(&stream, length)) == NULL)
+		{
+			problem = "the log ends in a record";
+			break;
+		}
+		if (!parse(record))
+		{
+			problem = "a record of the log is not understood";
+			break;
+		}
 #ifdef PGH_PLANT_ONE_RECORD_SHORT
 		/* Our own message is the last one, and shorter than that. */
-		if (stream.next == until && stream.used - at <= 96)
+		if (stream.at + 96 >= until)
 			break;
 #endif
 		switched = record->header->xl_rmid == RM_XLOG_ID && (record->header->xl_info & ~XLR_INFO_MASK) == XLOG_SWITCH;
 		note(record, seen);
 		CHECK_FOR_INTERRUPTS();
 	}
-	close_segment();
-	pfree(stream.raw);
-	pfree(stream.bytes);
+	close_stream();
 	pfree(record->data);
 	pfree(record);
 	return problem;

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -68,6 +70,14 @@ def docker_problem() -> str:
             return f"the image {error.cmd[-1]} is missing: images/build-offline makes it"
         return "no Docker daemon answers"
     return ""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage_is_collected() -> Iterator[None]:
+    """Sessions that nobody closed are told of when the collector finds them, and that is an error: of this module's last test, and
+    not of whichever test runs by then. A twentieth of a second for each module."""
+    yield
+    gc.collect()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

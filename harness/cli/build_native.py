@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from pathlib import Path
 
 import click
@@ -10,8 +11,8 @@ import click
 from harness.cli.context import Context
 from harness.cli.options import FOLDER, json_flag
 from harness.errors import BackendError, BackendUnavailable
-from harness.reset.rewind import build, fit
-from harness.servers.process.binaries import wheel_folder
+from harness.reset.rewind import build, fit, module
+from harness.servers.process.binaries import choose, wheel_folder
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -53,12 +54,34 @@ def run(context: Context) -> int:
             "compiled for PostgreSQL %d on %s, with the headers in %s", each.major, each.machine, each.folder
         )
         made.append({"path": str(path), "major": each.major, "machine": each.machine})
+    if not given.get("headers"):
+        _say_what_lacks(context, [each.major for each in headers])
     if context.json:
         context.console.json(made)
     else:
         for line in made:
             context.console.answer(str(line["path"]))
     return 0
+
+
+def _say_what_lacks(context: Context, made: list[int]) -> None:
+    """Where the PostgreSQL that runs here is none of those: the headers of another were found, and resets stay as they are."""
+    try:
+        local = choose(context.environ, folder=context.settings.binaries, version=context.settings.version)
+    except BackendUnavailable:
+        return
+    major = local.major
+    modules = fit.everything(module.folders(context.project.cache))
+    there = [each.major for each in modules if each.machine == platform.machine()]
+    if not fit.OLDEST <= major <= fit.NEWEST or major in (*made, *there):
+        return
+    logger.warning(
+        "PostgreSQL %s in %s has no headers here, and no module: its resets stay row-wise. Install them, for "
+        "instance: apt install postgresql-server-dev-%d",
+        local.version,
+        local.folder,
+        major,
+    )
 
 
 def _headers(context: Context, folders: list[Path]) -> list[build.Headers]:

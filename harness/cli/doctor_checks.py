@@ -18,6 +18,7 @@ from harness.config import project
 from harness.config.environment import BENDING
 from harness.databases import freshness
 from harness.migrations.detect import detect, looked_for
+from harness.migrations.port import Configured
 from harness.migrations.registry import kinds, load, packages
 from harness.reset.rewind import module
 from harness.runs import rewinding
@@ -120,8 +121,11 @@ def migrations(context: Context) -> Iterator[Result]:
         elif not sources:
             yield "ok", f"{label}none, by the settings: the database is empty", ()
         for source in sources:
-            digest = load(source, found.root, cache=cache).fingerprint()
-            yield "ok", f"{label}{source.text} can be read ({digest[:8]})", ()
+            read = load(source, found.root, cache=cache)
+            yield "ok", f"{label}{source.text} can be read ({read.fingerprint()[:8]})", ()
+            # Packages' sources need not be ours in this.
+            if isinstance(read, Configured) and (lacking := read.lacking()):
+                yield "fail", f"{label}{source.text} cannot be applied: {lacking}", ()
     for word, package in packages().items():
         yield "ok", f"{package} adds {word}, written {kinds()[word].form}", ()
 
@@ -211,7 +215,16 @@ def servers(context: Context) -> Iterator[Result]:
             info = server.server.info
             yield "ok", f"{info.purpose}: {info.description} answers", ()
             answer = rewinding.known(server.project, server.server, server.link.session)
-            yield "ok", f"{info.purpose}: reset: {rewinding.told(answer)}", ()
+            told = f"{info.purpose}: reset: {rewinding.told(answer)}"
+            # A run ends at once where it is asked for and cannot be had.
+            if isinstance(answer, str) and context.settings.engine == "rewind":
+                yield (
+                    "fail",
+                    f'{told}, and engine = "rewind" ({context.settings.origin("engine")})',
+                    rewinding.remedies(context.settings, server.server, answer),
+                )
+            else:
+                yield "ok", told, ()
             left = server.sweep(dry_run=True)
             if left:
                 yield (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -353,7 +354,7 @@ class DatabaseReset:
         return connect_verified(link.dsn, link.server_id)
 
     def _open_baseline(self, settings: Mapping[str, str]) -> Session:
-        return self._open(ensure_baseline(self._clones, self._template), settings)
+        return open_baseline(self._clones, self._template, settings)
 
 
 def take_watermark(clones: Clones, template: Template, name: str) -> tuple[Watermark | None, str]:
@@ -391,26 +392,58 @@ def ensure_baseline(clones: Clones, template: Template) -> str:
     """
     template = clones.whole(template)
     name = names.baseline(clones.project, template.fingerprint)
-    session = clones.link.session
-    found = databases.find(session, name)
-    if _serves(found, template):
-        return name
-    with locks.exclusive(session, "baseline", name, timeout=60, waiting_for="the baseline of a template"):
-        found = databases.find(session, name)
-        if _serves(found, template):
-            return name
-        if found is not None:
-            databases.drop(session, name, clones.project)
-        databases.clone(
-            session, name, template=template.name, owner=session.dsn.user, strategy=template.strategy
-        )
-        label = Label(kind="baseline", fingerprint=template.fingerprint, unlogged=template.unlogged)
-        session.script(
-            f"revoke all on database {ident(name)} from public;" + databases.label_statement(name, label)
-        )
+    if not _serves(databases.find(clones.link.session, name), template):
+        with _baseline_alone(clones, name):
+            _make_baseline(clones, template, name)
     return name
 
 
+def open_baseline(clones: Clones, template: Template, settings: Mapping[str, str]) -> Session:
+    """A session of ours in it.
+
+    The door is open for this one log-in: a lease that is reset by pages is compared with the pages of the baseline, so nobody
+    may write there, neither `vacuumdb --all` nor a person, at whatever time.
+    """
+    template = clones.whole(template)
+    name = names.baseline(clones.project, template.fingerprint)
+    session = clones.link.session
+    with _baseline_alone(clones, name):
+        _make_baseline(clones, template, name)
+        session.execute(f"alter database {ident(name)} with allow_connections true")
+        try:
+            return Session.connect(clones.link.dsn.with_database(name), settings=settings)
+        finally:
+            session.execute(f"alter database {ident(name)} with allow_connections false")
+
+
+def _baseline_alone(clones: Clones, name: str) -> AbstractContextManager[None]:
+    return locks.exclusive(
+        clones.link.session, "baseline", name, timeout=60, waiting_for="the baseline of a template"
+    )
+
+
+def _make_baseline(clones: Clones, template: Template, name: str) -> None:
+    """Where it is not there, or cannot be trusted. The caller holds its lock."""
+    session = clones.link.session
+    found = databases.find(session, name)
+    if _serves(found, template):
+        return
+    if found is not None:
+        databases.drop(session, name, clones.project)
+    databases.clone(session, name, template=template.name, owner=session.dsn.user, strategy=template.strategy)
+    label = Label(kind="baseline", fingerprint=template.fingerprint, unlogged=template.unlogged)
+    session.script(
+        f"revoke all on database {ident(name)} from public;"
+        f"alter database {ident(name)} with allow_connections false;" + databases.label_statement(name, label)
+    )
+
+
 def _serves(found: databases.Database | None, template: Template) -> bool:
-    """Whether it is a baseline that is finished, and that no crash has emptied since the template was made."""
-    return found is not None and bool(found.label) and (found.label.unlogged or "") == template.unlogged
+    """Whether it is a baseline that is finished, that no crash has emptied since the template was made, and whose door is shut:
+    one that stands open, since a process was killed or somebody opened it, may have been written to."""
+    return (
+        found is not None
+        and bool(found.label)
+        and not found.allows_connections
+        and (found.label.unlogged or "") == template.unlogged
+    )

@@ -96,6 +96,10 @@ class Configured:
         """As written in the settings."""
         return self._spec.text
 
+    def lacking(self) -> str:
+        """What this machine lacks to apply it, and what to do; empty where nothing is known to be missing. For ``doctor``."""
+        return ""
+
     def failure(self, message: str, step: str = "") -> MigrationError:
         """What to raise, with the source named.
 

@@ -10,7 +10,6 @@ from harness.config.settings import Settings
 from harness.databases import freshness
 from harness.databases.spec import sources as sources_of
 from harness.pytest_plugin.state import Role, State
-from harness.runs import rewinding
 
 _MISSING_RIGHTS = "[42501]"
 _GRANT = (
@@ -94,11 +93,8 @@ def reset_lines(state: State) -> list[str]:
     """How resets are made, where there will be any: by pages, or row-wise and why."""
     if not freshness.of(state.settings).watches:
         return []
-    if state.lease is None:
-        # Each worker will find out for its own server; they start from the same.
-        return []
-    harness, _ = state.running
-    return [f"pg-harness: reset: {rewinding.told(harness.session.rewinding)}"]
+    told = state.run.reset_told
+    return [f"pg-harness: reset: {told}"] if told else []
 
 
 def template_line(state: State) -> str:

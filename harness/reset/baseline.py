@@ -171,6 +171,19 @@ class BaselineStore:
     def __init__(self, connect: Callable[[], Session]) -> None:
         self._connect = connect
         self._session: Session | None = None
+        try:
+            self._read_facts()
+        except BaseException:
+            # Nobody has this store, who could close it.
+            self.close()
+            raise
+        self._columns: dict[int, Columns] = {}
+        self._texts: dict[int, Blocks] = {}
+        self._places: dict[str, dict[int, set[tuple[Tid, int]]]] = {}
+        self._has_room: dict[int, bool] = {}
+        self._large_objects: dict[int, catalogs.LargeObject] | None = None
+
+    def _read_facts(self) -> None:
         self.relations: dict[int, Relation] = relations.relations(self.session)
         self.sequences: dict[int, SequenceState] = relations.sequences(
             self.session, [r for r in self.relations.values() if r.kind == "S"]
@@ -179,11 +192,6 @@ class BaselineStore:
         self.watchful = relations.watchful(self.session)
         self.unlogged_tables = tuple(r.oid for r in self._unlogged("rm"))
         self.unlogged_sequences = tuple(r.oid for r in self._unlogged("S"))
-        self._columns: dict[int, Columns] = {}
-        self._texts: dict[int, Blocks] = {}
-        self._places: dict[str, dict[int, set[tuple[Tid, int]]]] = {}
-        self._has_room: dict[int, bool] = {}
-        self._large_objects: dict[int, catalogs.LargeObject] | None = None
 
     @property
     def session(self) -> Session:

@@ -37,6 +37,7 @@ class Sessions:
         self._tracker = tracker
         self._deadline = time.monotonic() + timeout
         self._statements_ended = False
+        self._stuck = set[int]()
         self.ended: list[str] = []
         self.idle: tuple[int, ...] = ()
 
@@ -198,7 +199,15 @@ class Sessions:
             self.ended.append(f"prepared transaction {ident(gid)}")
 
     def end(self, pids: Sequence[int]) -> None:
-        """End these, and name them."""
+        """End these, and name them.
+
+        Raises:
+            RecloneNeeded: some do not go, as a process that was stopped in the middle of a statement.
+        """
         found = activity.describe(self._reader, self._tracker.database, self._connections.ours, pids)
-        ending.end(self._reader, [session.pid for session in found])
-        self.ended.extend(session.text for session in found)
+        new = [session for session in found if session.pid not in self._stuck]
+        self.ended.extend(session.text for session in new)
+        # Once is enough: each wait takes seconds, and nothing that a session may do lets it stay that long.
+        self._stuck.update(ending.end(self._reader, [session.pid for session in new]))
+        if left := [session.text for session in found if session.pid in self._stuck]:
+            raise RecloneNeeded(f"{len(left)} sessions do not end: {'; '.join(left[:3])}")

@@ -150,13 +150,13 @@ class Baker:
         try:
             # Tried here, once: servers that start from this know that it was.
             link = Link(server.admin_dsn, server.info.server_id, session=server.session)
-            rewinding.prepare(lean, server, link.session)
+            reset = rewinding.told(rewinding.prepare(lean, server, link.session))
             # A trial that crashes the server takes all sessions with it, and is no reason not to bake.
             link.surely(lambda: link.session.value("select 1"))
             self._fill(link.session, server.info.binaries, progress)
             link.close()
             server.close()
-            return self.store.keep(server.info, key, self._facts(fingerprints))
+            return self.store.keep(server.info, key, self._facts(fingerprints, reset))
         except (MigrationError, ServerLost) as error:
             if said := _no_room(error, server):
                 error.add_note(said)
@@ -186,11 +186,13 @@ class Baker:
             )
         session.execute(f"alter role {ident(owner.name)} password null")
 
-    def _facts(self, fingerprints: Mapping[str, str]) -> dict[str, str]:
+    def _facts(self, fingerprints: Mapping[str, str], reset: str) -> dict[str, str]:
         return {
             "root": str(self._settings.root),
             "databases": ", ".join(f"{name} {value[:8]}" for name, value in fingerprints.items()),
             "sources": ", ".join(source.text for spec in self._specs for source in spec.sources),
+            # For whoever has no server of its own, and is asked.
+            "reset": reset,
         }
 
 

@@ -213,6 +213,15 @@ class Harness:
         found = self.templates.get(database)
         return had("template", found.built, found.seconds) if found else self._placement.unmade
 
+    @property
+    def reset_told(self) -> str:
+        """How databases are reset, for people: ``"rewind"``, ``"rows (why)"``; empty where it is not known yet.
+
+        Raises:
+            BackendUnavailable: the settings ask for a way that cannot be had. ServerLost: the server is gone.
+        """
+        return self._placement.reset
+
     # --- leases ------------------------------------------------------------------------------------
 
     def lease(self, worker: str | None = None, *, watch: bool | None = None) -> Lease:

@@ -90,6 +90,11 @@ class ServerPerWorker:
         """What they all start from."""
         return had("base", self.baked.built, self.baked.seconds)
 
+    @property
+    def reset(self) -> str:
+        """As was found out when what they all start from was baked."""
+        return self.baked.snapshot.facts.get("reset", "")
+
     # --- servers -----------------------------------------------------------------------------------
 
     def session(self, worker: str) -> ServerSession:

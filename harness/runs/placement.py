@@ -13,6 +13,7 @@ from harness.config.project import Project
 from harness.databases.sweep import Leftover
 from harness.postgres import names
 from harness.postgres.databases import Database
+from harness.runs import rewinding
 from harness.runs.session import ServerSession
 
 
@@ -38,6 +39,14 @@ class Placement(Protocol):
     @property
     def unmade(self) -> str:
         """What the migrations come from as long as there is no server, for people."""
+
+    @property
+    def reset(self) -> str:
+        """How databases are reset there, for people: ``"rewind"``, ``"rows (why)"``; empty where it is not known yet.
+
+        Raises:
+            BackendUnavailable: the settings ask for a way that cannot be had. ServerLost: the server is gone.
+        """
 
     def session(self, worker: str) -> ServerSession:
         """The worker's server: always the same, or one that is started now.
@@ -102,6 +111,11 @@ class SharedServer:
     def description(self) -> str:
         """The backend's words for the server."""
         return self.shared.server.info.description
+
+    @property
+    def reset(self) -> str:
+        """As was found out on that server."""
+        return rewinding.told(self.shared.rewinding)
 
     def session(self, worker: str) -> ServerSession:
         """The same for every worker."""

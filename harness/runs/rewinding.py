@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from harness.config.project import Project
+from harness.config.settings import Settings
 from harness.errors import BackendError, BackendUnavailable
 from harness.postgres.session import Session
-from harness.reset.rewind import module
+from harness.reset.rewind import fit, leftovers, module
 from harness.reset.rewind.module import Prepared
 from harness.servers.handle import Server
 
 Rewinding = Prepared | str
 """What rewinds on a server; or why its resets are row-wise."""
 
-_REMEDIES = (
-    "pg-harness build-native compiles the module for the PostgreSQL of this machine (a C compiler and its headers)",
-    'or engine = "auto": resets are row-wise where they cannot rewind',
-)
+_ROWS = 'engine = "auto": resets are row-wise where they cannot rewind'
 
 
 def prepare(project: Project, server: Server, session: Session) -> Rewinding:
@@ -35,9 +33,27 @@ def prepare(project: Project, server: Server, session: Session) -> Rewinding:
         raise BackendUnavailable(
             f'engine = "rewind" ({project.settings.origin("engine")}), and databases cannot be reset by pages here',
             checked=[answer],
-            remedies=_REMEDIES,
+            remedies=remedies(project.settings, server, answer),
         )
     return answer
+
+
+def remedies(settings: Settings, server: Server, why: str) -> list[str]:
+    """What to do where the settings ask for ``engine = "rewind"`` and it cannot be had on a server.
+
+    Args:
+        why: what was answered there.
+    """
+    if not server.info.ours:
+        named = f" (it is set by {settings.origin('server_url')})" if settings.server_url else ""
+        return [f"without server_url{named}, pg-harness starts a server of its own, which can", f"or {_ROWS}"]
+    if "module" in why:
+        return [
+            "pg-harness build-native compiles the module for the PostgreSQL of this machine (a C compiler and its headers)",
+            f"or {_ROWS}",
+        ]
+    fits = "PostgreSQL 15 to 18 on Linux, fsync off, without page checksums, blocks of 8 kB"
+    return [f'take a server that can: {fits} (a container is one: backend = "docker")', f"or {_ROWS}"]
 
 
 def files(project: Project) -> Mapping[str, Mapping[str, bytes]]:
@@ -53,6 +69,20 @@ def mark(project: Project, major: int) -> str:
 def known(project: Project, server: Server, session: Session) -> Rewinding | None:
     """The same without doing anything; None where nobody has tried it there."""
     return _by_settings(project, server) or module.known(session, places=module.folders(project.cache))
+
+
+def sweep(project: Project, server: Server, session: Session) -> None:
+    """Drop what modules of earlier versions, and processes that were killed, have left on a server of ours.
+
+    Raises:
+        HarnessError: not all of it could be.
+    """
+    if not server.info.ours:
+        return
+    places = module.folders(project.cache)
+    keep = {made.schema for made in fit.everything(places)}
+    # Asked for only where something is to be removed: a container has to be looked for.
+    leftovers.sweep(session, keep, lambda name: server.backend.shelf(server.info).remove(name))
 
 
 def told(answer: Rewinding | None) -> str:

@@ -343,9 +343,13 @@ class ServerSession:
         """Drop what dead runs of this checkout left on this server."""
         settings = self.settings
         templates = Retention(settings.keep_templates, settings.template_age, settings=("keep_templates", ""))
-        return sweep.sweep(
+        left = sweep.sweep(
             self.link.session, self.project.id, templates, settings.keep_failed, dry_run=dry_run
         )
+        if not dry_run:
+            # After the databases: a mark whose database is gone is left over.
+            rewinding.sweep(self.project, self.server, self.link.session)
+        return left
 
     def drop_leases(self, workers: Sequence[str] | None = None) -> list[str]:
         """Drop every database that this run has leased here, in whatever process; return their names.

@@ -209,10 +209,12 @@ class Shelf:
         folder: as that process resolves it: absolute, or from its data directory.
         put: puts a file there, by name; one of that name is replaced in one act. It raises :class:`BackendError` where
             that fails.
+        remove: removes one of that name, if it is there and is this server's alone; likewise.
     """
 
     folder: str
     put: Callable[[str, bytes], None]
+    remove: Callable[[str], None] = lambda name: None
 
 
 @dataclass(frozen=True)

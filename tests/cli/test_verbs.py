@@ -282,6 +282,37 @@ def test_doctor(project: Project) -> None:
     assert {"ok", "note"} >= set(states.values())
 
 
+def test_doctor_says_which_migration_tool_is_missing(new_project: Callable[..., Project]) -> None:
+    """Their files can be read without it: a run would fail in the middle of its start."""
+    mine = new_project()
+    (mine.root / "pg-harness.toml").write_text('migrations = ["command:no-such-tool up", "alembic"]\n')
+    (mine.root / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/alembic\n")
+    (mine.root / "alembic").mkdir()
+    (mine.root / "alembic" / "env.py").write_text("")
+    # Without the site's packages there is no Alembic; ours come by their own path.
+    lacking = (
+        "import sys, harness.migrations.hashing.imports as imports\n"
+        "imports.installed_versions = lambda only=(): []\n"
+        "from harness.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", lacking, "doctor"],
+        cwd=mine.root,
+        env=mine.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = " ".join(done.stdout.split())
+    assert done.returncode != 0
+    assert "command:no-such-tool up cannot be applied: there is no program 'no-such-tool' on PATH" in said, (
+        done.stdout
+    )
+    assert "alembic cannot be applied: Alembic is not installed" in said, done.stdout
+    assert "pip install alembic" in said
+
+
 def test_doctor_says_what_shadows_the_package(new_project: Callable[..., Project]) -> None:
     mine = new_project()
     (mine.root / "harness").mkdir()

@@ -14,7 +14,7 @@ from fix_rewind import FOLDERS, REQUIRED
 
 from harness.databases.clones import Claim, Clones
 from harness.databases.lease import Lease
-from harness.databases.resetting import ensure_baseline
+from harness.databases.resetting import ensure_baseline, open_baseline
 from harness.databases.template import Template
 from harness.errors import LeaseClosed, LeaseError
 from harness.postgres import databases
@@ -162,15 +162,54 @@ def test_a_server_that_was_lost_is_noticed(lease_of: Callable[[str], Lease], lin
             assert connection.execute("select count(*) from users").fetchone() == (0,)
 
 
-def test_the_baseline_is_made_once_and_only_the_admin_enters(
+def test_the_baseline_is_made_once_and_nobody_enters(
     clones: Clones, made: Template, link: Link, lease: Lease
 ) -> None:
+    """Neither a test, nor a superuser, nor what goes through all databases: pages are compared with its pages."""
     name = ensure_baseline(clones, made)
     assert ensure_baseline(clones, made) == name
+    with open_baseline(clones, made, {}) as inside:
+        assert inside.value("select current_database()") == name
+        for dsn in (lease.dsn, link.dsn):
+            with pytest.raises(psycopg.OperationalError, match="not currently accepting connections"):
+                psycopg.connect(dsn.with_database(name).url)
     found = databases.find(link.session, name)
     assert found is not None
-    with pytest.raises(psycopg.OperationalError, match="permission denied"):
-        psycopg.connect(lease.dsn.with_database(name).url)
+    assert not found.allows_connections
+
+
+def test_a_baseline_whose_door_stood_open_is_made_anew(clones: Clones, made: Template, link: Link) -> None:
+    """Of a process that was killed while it logged in, or opened by hand: who knows what was written there."""
+    name = ensure_baseline(clones, made)
+    before = databases.find(link.session, name)
+    assert before is not None
+    link.session.execute(f"alter database {name} with allow_connections true")
+    with Session.connect(link.dsn.with_database(name)) as stranger:
+        stranger.execute("create table stranger (id integer)")
+    with open_baseline(clones, made, {}) as inside:
+        assert inside.value("select to_regclass('stranger')") is None
+    after = databases.find(link.session, name)
+    assert after is not None
+    assert after.oid != before.oid
+    assert not after.allows_connections
+
+
+def test_workers_that_log_in_to_the_baseline_at_once_all_get_in(
+    clones: Clones, made: Template, link: Link
+) -> None:
+    def log_in(_: int) -> str:
+        another = link.another()
+        try:
+            with open_baseline(
+                Clones(another, clones.project, clones.owner, connections=5), made, {}
+            ) as inside:
+                return str(inside.value("select current_database()"))
+        finally:
+            another.close()
+
+    with ThreadPoolExecutor(4) as threads:
+        names = list(threads.map(log_in, range(8)))
+    assert set(names) == {ensure_baseline(clones, made)}
 
 
 def test_released_leases_leave_no_session(lease_of: Callable[[str], Lease], link: Link) -> None:

@@ -15,8 +15,10 @@ from fix_reset_servers import Server, dispose
 from harness.errors import ServerLost, ServerRefused
 from harness.postgres import sqlstate
 from harness.postgres.session import Session
+from harness.reset.baseline import BaselineStore
 from harness.reset.changes import RecloneNeeded
 from harness.reset.engine import ResetEngine
+from harness.reset.sql import catalogs
 
 AS_ADMIN = """
 create table foreign_to_app (id serial primary key, v text);
@@ -274,6 +276,22 @@ def plain_role(case: Case) -> None:
         "do $$ begin if not exists (select from pg_roles where rolname = 'nobody') then "
         "create role nobody login; end if; end $$"
     )
+
+
+def test_a_baseline_that_cannot_be_read_leaves_no_session(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Session] = []
+
+    def connect() -> Session:
+        opened.append(case.bench.server.session(f"{case.bench.name}_z"))
+        return opened[-1]
+
+    # The third of its questions.
+    monkeypatch.setattr(catalogs, "_WITH_INDEX", "select 1 / 0")
+    with pytest.raises(ServerRefused, match="division by zero"):
+        BaselineStore(connect)
+    assert [session.closed for session in opened] == [True]
 
 
 def test_without_the_right_to_read_the_log_it_says_so_with_the_remedy(case: Case) -> None:

@@ -17,7 +17,7 @@ from fix_reset_servers import PATIENCE, VERSIONS, Server, binaries, running
 from harness.databases import sweep, template
 from harness.databases.clones import Clones
 from harness.databases.lease import Lease
-from harness.databases.resetting import DatabaseReset, ensure_baseline
+from harness.databases.resetting import DatabaseReset, open_baseline
 from harness.databases.spec import TemplateSpec
 from harness.databases.template import Template
 from harness.errors import LeaseError, LeaseLost, ServerLost, ServerRefused
@@ -374,7 +374,7 @@ def test_a_lease_gets_its_unlogged_rows_back(own_server: Server, checkout: str, 
             assert (report.strategy, "crashed" in report.reason) == ("clone", True)
             with of(link, one.dsn.database) as inside:
                 assert fast(inside) == (10, 10)
-        with of(link, ensure_baseline(clones, made)) as inside:
+        with open_baseline(clones, made, {}) as inside:
             assert fast(inside) == (10, 10)
         assert databases.find(link.session, stale) is None
         with lease.connect() as connection:

@@ -13,6 +13,8 @@ from harness.reset.wal.records import PAGE, TooMuch, Unreadable, kind, read
 MAGIC = 0xD118
 FIRST = 0x1000000 + PAGE
 MINE = 16384
+ROOM = PAGE - 24
+"""Bytes of records on a page."""
 
 
 def record(
@@ -86,6 +88,39 @@ def test_a_rollback_on_a_page_that_does_not_name_the_database() -> None:
     found = read(data, first=FIRST, start=FIRST + 24, stop=stop, magic=MAGIC, segment=1 << 24, database=MINE)
     assert (found.aborted, found.ended) == ({700}, {700})
     assert found.records == {(500, False, 700, 10, 0x00): {3: 1}}
+
+
+def others(size: int) -> bytes:
+    """Records that name no database: so many bytes of them, a multiple of 8, from 32."""
+    found = b""
+    while size - len(found) >= 256:
+        found += record(21, 0x00, xid=0, main=198)
+    return found + record(21, 0x00, xid=0, main=size - len(found) - 26)
+
+
+@pytest.mark.parametrize("between", [0, 40, ROOM - 8, ROOM, ROOM + 40, 40 * ROOM + 40])
+def test_a_rollback_however_many_pages_later(between: int) -> None:
+    """The last row ends where its page does, so the next page begins with what others wrote in between."""
+    written = record(10, 0x00, block=reference(500, 3))
+    log = others(ROOM - len(written)) + written + (others(between) if between else b"") + record(1, 0x20)
+    data, stop = pages(log + others(3 * ROOM))
+    found = read(data, first=FIRST, start=FIRST + 24, stop=stop, magic=MAGIC, segment=1 << 24, database=MINE)
+    assert (found.aborted, found.ended) == ({700}, {700})
+
+
+def test_the_rollback_of_many_subtransactions_pages_later() -> None:
+    """Only its list names them."""
+    log = b"".join(record(10, 0x00, xid=xid, block=reference(500, 3)) for xid in range(710, 740))
+    children = struct.pack("<QII30I", 0, 2, 30, *range(710, 740))
+    end = (
+        struct.pack("<IIQBB2xI", 26 + len(children), 709, 0, 0xA0, 1, 0)
+        + bytes([255, len(children)])
+        + children
+    )
+    log += others(3 * ROOM) + end.ljust(len(end) + 7 & ~7, b"\0")
+    data, stop = pages(log)
+    found = read(data, first=FIRST, start=FIRST + 24, stop=stop, magic=MAGIC, segment=1 << 24, database=MINE)
+    assert found.aborted == {*range(709, 740)}
 
 
 def test_what_does_not_fit_is_unreadable() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -245,10 +246,12 @@ def test_pytest_with_workers(estate: Estate) -> None:
         "from importlib.metadata import entry_points\n"
         # Installed, the plugin is there by itself; in a bare checkout it has to be named.
         "named = [] if entry_points(group='pytest11', name='pg_harness') else ['-p', 'pg_harness_pytest']\n"
-        "sys.exit(pytest.main(['-q', *named, '-n', '2', 'test_it.py']))\n"
+        "sys.exit(pytest.main([*named, '-n', '2', 'test_it.py']))\n"
     )
     out, err = child.communicate(timeout=100)
     assert child.returncode == 0, out + err
     pairs = {tuple(line.split()) for line in seen.read_text().splitlines()}
     assert {worker for worker, _ in pairs} == {"gw0", "gw1"}
     assert len({number for _, number in pairs}) == 2
+    # The controller has no server: it knows how resets are made from what the servers start from.
+    assert len(re.findall(r"^pg-harness: reset: (?:rewind|rows \(.+\))$", out, re.MULTILINE)) == 1, out

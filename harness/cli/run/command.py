@@ -17,12 +17,12 @@ from harness.cli.run.child import call
 from harness.cli.run.copies import run_copies
 from harness.cli.run.watch import not_isolated
 from harness.config import environment
+from harness.databases import freshness
 from harness.databases.lease import Lease
 from harness.errors import HarnessError
 from harness.runs import budget
 from harness.runs.harness import Harness
 from harness.runs.opening import open_run
-from harness.runs.rewinding import told
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -105,8 +105,8 @@ def _fits(harness: Harness, workers: int) -> None:
 
 
 def _say_how_resets_are_made(harness: Harness) -> None:
-    if harness.shared is not None and harness.shared.resets:
-        logger.debug("reset: %s", told(harness.shared.rewinding))
+    if freshness.of(harness.settings).watches and (told := harness.reset_told):
+        logger.debug("reset: %s", told)
 
 
 def _close(context: Context, harness: Harness) -> None:

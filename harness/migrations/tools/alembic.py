@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import sys
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +28,12 @@ class AlembicSource(Configured):
         return files.digest(
             [ADAPTER, *versions, *watched.hash_files(self._files, self._root, source=self.text)]
         )
+
+    def lacking(self) -> str:
+        # Not by an import: the project's own folder is often called alembic.
+        if imports.installed_versions(["alembic"]):
+            return ""
+        return f"Alembic is not installed for {sys.executable}: pip install alembic"
 
     def apply(self, context: MigrationContext) -> None:
         ini, toml = self._config

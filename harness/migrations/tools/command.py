@@ -7,6 +7,7 @@ import shutil
 from functools import cached_property
 from pathlib import Path
 
+from harness.errors import MigrationError
 from harness.migrations.hashing import files, watched
 from harness.migrations.port import Configured, MigrationContext
 from harness.migrations.tools import child
@@ -21,6 +22,13 @@ class CommandSource(Configured):
     def fingerprint(self) -> str:
         parts = [ADAPTER, self._spec.argument, *watched.hash_files(self._files, self._root, source=self.text)]
         return files.digest(parts)
+
+    def lacking(self) -> str:
+        try:
+            self.argv(self._environment.get("PATH"))
+        except MigrationError as error:
+            return error.message.removeprefix(f"{self.text}: ")
+        return ""
 
     def apply(self, context: MigrationContext) -> None:
         argv = self.argv(context.environment.get("PATH"))

@@ -171,18 +171,26 @@ def build(headers: Headers, out: Path, environ: Mapping[str, str]) -> Path:
 
     Raises:
         BackendUnavailable: no compiler.
-        BackendError: the compiler refused, or what it made would not load everywhere.
+        BackendError: the folder cannot be written to, the compiler refused, or what it made would not load everywhere.
     """
     if not fit.OLDEST <= headers.major <= fit.NEWEST:
         raise BackendError(f"PostgreSQL {headers.major} is not known: {fit.OLDEST} to {fit.NEWEST} are")
     files = sources()
     target = out / fit.name_of(headers.major, headers.machine)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as scratch:
+    compile_with = compiler(headers.machine, environ)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".build-", dir=out)
+    except OSError as error:
+        raise BackendError(
+            f"{out} cannot be written: {error.strerror or error}. --out names another folder, PGHARNESS_CACHE_DIR "
+            "that of all that pg-harness keeps"
+        ) from error
+    with folder as scratch:
         exports, made = Path(scratch, "exports"), Path(scratch, "module.so")
         exports.write_text(_EXPORTS)
         command = [
-            *compiler(headers.machine, environ), *_FLAGS, *_MACHINE_FLAGS.get(headers.machine, ()),
+            *compile_with, *_FLAGS, *_MACHINE_FLAGS.get(headers.machine, ()),
             f"-ffile-prefix-map={headers.folder}=.", f"-Wl,--version-script={exports}",
             "-I", str(headers.folder), "-o", str(made), *(file.name for file in files),
         ]  # fmt: skip

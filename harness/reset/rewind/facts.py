@@ -8,10 +8,11 @@ from typing import NamedTuple
 from harness.postgres.session import Session
 from harness.reset.sql import owners
 
-# Of an index its table; b for a B-tree. Shared catalogs have no file here, and temporary tables are their session's.
+# Of an index its table; b for a B-tree, o for a table that is no heap. Shared catalogs have no file here, and temporary tables are their session's.
 FACTS = """
 select pg_relation_filenode(c.oid)::int8, c.oid::int8, coalesce(i.indrelid, c.oid)::int8,
-       case when c.relkind = 'i' and c.relam = 403 then 'b' else c.relkind::text end,
+       case when c.relkind = 'i' and c.relam = 403 then 'b' when c.relkind in ('r', 'm') and c.relam <> 2 then 'o'
+            else c.relkind::text end,
        c.relpersistence = 'u'
   from pg_class c
   left join pg_index i on i.indexrelid = c.oid
@@ -38,6 +39,11 @@ class Facts(NamedTuple):
     temporary: bytes
     owned: owners.Owned
     values: tuple[bytes, ...]
+
+    @property
+    def namespaces(self) -> frozenset[int]:
+        """:attr:`temporary`, as numbers."""
+        return frozenset([int(number) for number in self.temporary[1:-1].split(b",") if number])
 
 
 NOTHING = Facts(b"0", {}, b"{}", owners.Owned(b"", ""), ())

@@ -49,12 +49,17 @@ class Module:
     @property
     def file(self) -> str:
         """What it is called beside a server: another content is another file."""
-        return f"pgh_rewind-{self.digest[:12]}.so"
+        return file_of(self.schema)
 
     @property
     def schema(self) -> str:
         """The schema that its functions have in the maintenance database."""
         return f"pgharness_{self.digest[:12]}"
+
+
+def file_of(schema: str) -> str:
+    """What the module of a schema (:attr:`Module.schema`) is called beside a server."""
+    return f"pgh_rewind-{schema.rpartition('_')[2]}.so"
 
 
 def name_of(major: int, machine: str) -> str:

@@ -19,7 +19,7 @@ from harness.postgres.session import Session, translated
 from harness.reset.baseline import BaselineStore
 from harness.reset.changes import RecloneNeeded
 from harness.reset.connections import Connections
-from harness.reset.rewind import facts, page_marks
+from harness.reset.rewind import facts, leftovers, page_marks
 from harness.reset.rewind.answer import COLUMNS, Answer, parse
 from harness.reset.sessions import Sessions
 from harness.reset.sql import batch, owners, shared
@@ -35,8 +35,12 @@ _CALL_MARK = (
     "from {schema}.pgh_mark({asked}, $9::text[], $10::text[], $11::text, "
     "$12::oid[], $13::oid[], $14::oid[], $15::text, $16::oid[])"
 )
-_KNOW = "select {schema}.pgh_know($1::oid, $2::oid[], $3::oid[], $4::oid[], $5::text, $6::oid[])"
-_REWIND, _REWIND_TO = b"pgh_rewind", b"pgh_rewind_to"
+# With the sign of life, without which another version of the harness would drop the schema.
+_KNOW = (
+    "select {schema}.pgh_know($1::oid, $2::oid[], $3::oid[], $4::oid[], $5::text, $6::oid[]), "
+    "pg_advisory_lock_shared({life})"
+)
+_REWIND, _REWIND_TO, _MARK = b"pgh_rewind", b"pgh_rewind_to", b"pgh_mark"
 
 PATIENCE = 0.2
 """Seconds to wait for whoever is in the way, before he is ended in place of all."""
@@ -94,17 +98,18 @@ class Rewinder:
         # Ids of the transactions that have written rows of who owns what for us, in this clone.
         self._wrote_owners: set[int] = set()
         self._schema = schema
-        self._swept = False
         self._calls = {
             name: f"select {COLUMNS} {call.format(schema=schema, asked=_ASKED)}".encode()
-            for name, call in ((_REWIND, _CALL), (_REWIND_TO, _CALL_TO))
+            for name, call in ((_REWIND, _CALL), (_REWIND_TO, _CALL_TO), (_MARK, _CALL_MARK))
         }
-        self._mark = f"select {COLUMNS} {_CALL_MARK.format(schema=schema, asked=_ASKED)}".encode()
-        self._know = _KNOW.format(schema=schema).encode()
+        self._know = _KNOW.format(schema=schema, life=leftovers.sign_of_life(schema)).encode()
         self._most = str(most_bytes).encode()
         self._baseline: Session | None = None
         self._facts = facts.NOTHING
+        # Namespaces for temporary tables that were empty in the baseline, and in which nothing has to be kept.
+        self._unused = frozenset[int]()
         self._knows: Session | None = None
+        self._prepared: Session | None = None
 
     def rebase(self, connections: Connections, tracker: Tracker, marks: tuple[str, ...] = ()) -> None:
         """The lease is another clone, or one that another process has reset: read and tell what has to be known.
@@ -237,16 +242,11 @@ class Rewinder:
         """
         if self.off:
             return None
-        if not self._swept:
-            page_marks.sweep(connections.wal.session, self._schema)
-            self._swept = True
-        with translated("prepare to mark"):
-            connections.wal.session.connection.prepare(b"", self._mark)
         below = (page_marks.array(marks), page_marks.array(self.above), name.encode())
-        answer = self._ask(connections, tracker, b"", (*below, *_NO_RELATIONS), most=_MOST_MARKED)
+        answer = self._ask(connections, tracker, _MARK, (*below, *_NO_RELATIONS), most=_MOST_MARKED)
         if answer is not None and answer.status == "relations":
             relations = facts.relations(connections.lease)
-            answer = self._ask(connections, tracker, b"", (*below, *relations), most=_MOST_MARKED)
+            answer = self._ask(connections, tracker, _MARK, (*below, *relations), most=_MOST_MARKED)
             if (
                 answer is not None
                 and answer.status == "marked"
@@ -266,11 +266,13 @@ class Rewinder:
 
     def _owned_now(self, session: Session, tracker: Tracker, answer: Answer, marks: tuple[str, ...]) -> Owned:
         """Who owns what in the state that was marked just now."""
+        below = self._owned[marks[-1]] if marks else self._facts.owned
+        if not (answer.shared or tracker.unsettled or self.above):
+            return below._replace(written=frozenset())
         written = frozenset([xid for xid in answer.shared if xid]).union(
             *(self._owned[file].written for file in self.above)
         )
         digest, _ = self._look_at_shared(session, tracker, written)
-        below = self._owned[marks[-1]] if marks else self._facts.owned
         if digest == below.digest:
             return Owned(digest, below.rows, written)
         (rows,) = batch.run(session, [owners.copied(tracker.database)])
@@ -341,7 +343,8 @@ class Rewinder:
         """Call a prepared statement; None where it is ``off`` now."""
         # Of an earlier call: where this one fails half-way, nobody is to go by it.
         self.last = None
-        for again in (False, True):
+        again = False
+        while True:
             session = connections.wal.session
             try:
                 if session is not self._knows:
@@ -353,22 +356,30 @@ class Rewinder:
                     tracker.clean.encode(),
                     facts.array(tracker.rewinds),
                     facts.array(connections.ours),
-                    self._facts.temporary,
+                    facts.array(self._unused),
                     self._most,
                     most,
                     *more,
                 )
                 with translated("rewind"):
                     result = session.connection.ask_prepared(name, values)
-                self.last = parse([result.get_value(0, column) for column in range(result.nfields)])
-                return self.last
+                answer = parse([result.get_value(0, column) for column in range(result.nfields)])
+                if not self._unused.issuperset(answer.temporary) and self._learn_unused(answer):
+                    continue
+                self.last = answer
+                return answer
             except ServerRefused as error:
                 if error.sqlstate == sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE and not again:
-                    self._knows = None
+                    self._knows, again = None, True
                     continue
                 self._refused(error)
                 return None
-        return None
+
+    def _learn_unused(self, answer: Answer) -> bool:
+        """Which namespaces sessions have made their own, of the hundreds that the baseline has; whether that may change the answer."""
+        known = self._facts.namespaces.intersection(answer.temporary) - self._unused
+        self._unused |= known
+        return bool(known) and answer.status == "temporary"
 
     def _same_build(self, connections: Connections, tracker: Tracker) -> bool:
         """Whether the lease is a copy of the same build of the template as the baseline: its namespaces for temporary tables have the
@@ -380,6 +391,7 @@ class Rewinder:
         """Read the facts of the baseline: once, as long as it is the same session that reads them."""
         if store.session is not self._baseline:
             self._facts, self._baseline = facts.read(store.session), store.session
+            self._unused = frozenset()
             self._knows = None
 
     def _tell(self, session: Session) -> None:
@@ -389,9 +401,10 @@ class Rewinder:
             connection = session.connection
             connection.prepare(b"", self._know)
             connection.ask_prepared(b"", self._facts.values)
-            for name, call in self._calls.items():
+            # A session may be told again: of another baseline, or after it has forgotten.
+            for name, call in self._calls.items() if session is not self._prepared else ():
                 connection.prepare(name, call)
-        self._knows = session
+        self._knows = self._prepared = session
 
     def _refused(self, error: ServerRefused) -> None:
         """What the server said no to.
@@ -410,6 +423,8 @@ class Rewinder:
         elif error.sqlstate == sqlstate.OBJECT_NOT_IN_PREREQUISITE_STATE:
             self._stop(error.message)
         else:
+            # The baseline may be gone, or another one: it is read again, and told, before the next clone is rewound.
+            self._baseline = None
             raise RecloneNeeded(f"the pages cannot be put back: {error}") from error
 
     def _stop(self, why: str) -> None:

@@ -77,8 +77,10 @@ class SequenceState:
 
 
 # Temporary relations are a session's own: a pool that keeps one has changed nothing.
+# As the row says: pg_relation_filenode() asks a cache, and a TRUNCATE that has ended for every snapshot tells caches a moment
+# later (xact.c: CommitTransaction). Its table would stay empty: no later record names it. Mapped catalogs have no number there.
 _FILES = (
-    "select oid::int8, pg_relation_filenode(oid)::int8 from pg_class "
+    "select oid::int8, coalesce(nullif(relfilenode, 0), pg_relation_filenode(oid))::int8 from pg_class "
     "where relkind in ('r','m','S','t','i') and relpersistence <> 't'"
 )
 

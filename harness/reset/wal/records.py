@@ -13,7 +13,7 @@ passed over at the speed of a search, and the rest costs a quarter of a microsec
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from math import inf
@@ -21,6 +21,12 @@ from time import thread_time
 
 PROBE = 64
 """Pages after which the time that all will take is estimated, again and again."""
+
+MOST_SOUGHT = 8
+"""Transactions whose end is looked for on pages that do not name the database: one that is not found costs a comparison."""
+
+MOST_WALKED = 8
+"""Pages that are taken apart for each of them."""
 
 PAGE = 8192
 """Bytes of a page of the log (``wal_block_size``)."""
@@ -141,8 +147,7 @@ def read(
         mine, shared = _NUMBER.pack(database), _NUMBER.pack(_GLOBAL) + _NUMBER.pack(0)
         next_mine, next_shared = _find(stream, mine, 0), _find(stream, shared, 0)
         began = thread_time()
-        following: list[tuple[int, int]] = []
-        naming = False
+        passed: list[tuple[int, int]] = []
         for page, (begin, end) in enumerate(zip(begins, [*begins[1:], length], strict=True)):
             if page % PROBE == PROBE - 1 and (thread_time() - began) * length > patience * begin:
                 raise TooMuch
@@ -151,20 +156,37 @@ def read(
             if next_shared < begin:
                 next_shared = _find(stream, shared, begin)
             if next_mine < end or next_shared < end:
-                naming = True
                 _walk(stream, begin, end, named, seen)
-            elif naming:
-                naming = False
-                following.append((begin, end))
+            elif seen:
+                passed.append((begin, end))
         _name(seen, database, named)
-        if following and any(xid and xid not in named.ended for _, _, xid, _, _ in named.records):
-            # Of a transaction that wrote last at the end of a page, the ROLLBACK may lie on the next one, which need
-            # not name the database: its rows would be taken for some that are there.
-            for begin, end in following:
-                _walk(stream, begin, end, named, {})
+        _find_ends(stream, passed, named)
         return named
     except (struct.error, IndexError) as error:
         raise Unreadable(f"a record goes on beyond the end: {error}") from error
+
+
+def _find_ends(stream: bytes, passed: Iterable[tuple[int, int]], named: Named) -> None:
+    """Where a transaction wrote last at the end of a page, its ROLLBACK lies on a later one, which need not name the database: that
+    of the next record, or any after it, where others write a lot. Without it the rows would be taken for some that are there.
+
+    Args:
+        passed: begin and end of the pages that were passed over.
+    """
+    ended, aborted = named.ended, named.aborted
+    sought = sorted({xid for _, _, xid, _, _ in named.records if xid and xid not in ended} - aborted)
+    pages = dict.fromkeys(passed)
+    # The latest first: a ROLLBACK lists all its subtransactions.
+    for xid in sought[: -MOST_SOUGHT - 1 : -1] if pages else ():
+        pattern, walked = _NUMBER.pack(xid), 0
+        for begin, end in list(pages):
+            if xid in ended or xid in aborted or walked == MOST_WALKED:
+                break
+            if stream.find(pattern, begin, end) >= 0:
+                # Or what looks like it; what is found on the page counts either way.
+                _walk(stream, begin, end, named, {})
+                del pages[begin, end]
+                walked += 1
 
 
 def _find(stream: bytes, pattern: bytes, begin: int) -> int:

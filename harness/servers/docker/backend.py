@@ -228,7 +228,12 @@ class DockerBackend(Backend):
                 container = self.daemon.client.containers.get(info.handle)
                 container.put_archive("/", spec.beside(name, content))
 
-        return Shelf(spec.HOME, put)
+        def remove(name: str) -> None:
+            with translated(f"remove a file from the container {info.handle[:12]}"):
+                container = self.daemon.client.containers.get(info.handle)
+                container.exec_run(["rm", "-f", f"{spec.HOME}/{name}"], user="root")
+
+        return Shelf(spec.HOME, put, remove)
 
     def _containers(self, project: str | None, purpose: str | None) -> Sequence[Any]:
         labels = [f"{LABEL}.project" if project is None else f"{LABEL}.project={project}"]

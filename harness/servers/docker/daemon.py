@@ -31,6 +31,7 @@ class Daemon:
         network: the network to join, where we run in a container ourselves; None: the default one.
         prefix: put before image names (``TESTCONTAINERS_HUB_IMAGE_NAME_PREFIX``).
         where: for people, for instance ``"unix:///var/run/docker.sock"``.
+        refused: image → why it cannot be had: whoever asks next in this run would wait for the registry once more.
     """
 
     client: Any
@@ -39,6 +40,7 @@ class Daemon:
     network: str | None
     prefix: str
     where: str
+    refused: dict[str, BackendUnavailable] = field(default_factory=dict, repr=False, compare=False)
     _about: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _turn: threading.Condition = field(default_factory=threading.Condition, repr=False, compare=False)
     _starting: set[int] = field(default_factory=set, repr=False, compare=False)

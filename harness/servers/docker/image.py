@@ -24,6 +24,8 @@ def ensure(daemon: Daemon, name: str) -> Any:
     full = daemon.prefix + name
     if (found := find(daemon, full)) is not None:
         return found
+    if (refused := daemon.refused.get(full)) is not None:
+        raise refused
     logger.info("docker: pulling %s", full)
     try:
         with translated(f"pull {full}"):
@@ -31,7 +33,7 @@ def ensure(daemon: Daemon, name: str) -> Any:
             return daemon.client.images.get(full)
     except BackendError as error:
         reason = text_of(error.__cause__ or error)
-    raise BackendUnavailable(
+    daemon.refused[full] = refused = BackendUnavailable(
         f"the image {full} is not on this Docker daemon and cannot be pulled: {reason}",
         checked=[f"images of {daemon.where}", f"the registry of {full}"],
         remedies=[
@@ -40,6 +42,7 @@ def ensure(daemon: Daemon, name: str) -> Any:
             'without a network: `docker load` it, build one with images/build-offline, or use backend = "process"',
         ],
     )
+    raise refused
 
 
 def baked(daemon: Daemon, reference: str) -> Any:

@@ -220,7 +220,7 @@ class ProcessBackend(Backend):
         except OSError as error:
             raise BackendError(f"the server's folder {folder}: {error.strerror}") from error
         # From the data directory: a server that is started from this one's data finds the file beside its own.
-        return Shelf("..", partial(_put, folder))
+        return Shelf("..", partial(_put, folder), partial(_take_away, folder))
 
     def _place(self, request: ServerRequest, user: ServerUser) -> tuple[str, Path]:
         """Storage, and the folder in which the server's own is made."""
@@ -314,6 +314,13 @@ def _put(folder: Path, name: str, content: bytes) -> None:
         put(folder / name, content)
     except OSError as error:
         raise BackendError(f"{folder / name} cannot be written: {error.strerror}") from error
+
+
+def _take_away(folder: Path, name: str) -> None:
+    try:
+        (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise BackendError(f"{folder / name} cannot be removed: {error.strerror}") from error
 
 
 def _info(folder: Path, record: Record) -> ServerInfo:

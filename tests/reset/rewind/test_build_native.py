@@ -9,18 +9,22 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from fix_cli import Project
 from fix_native import headers, lacking, packaged
 from fix_servers import binaries_of
 
+from harness.cli import build_native
+from harness.cli.context import Context
 from harness.errors import BackendError, BackendUnavailable
 from harness.reset.rewind import build, elf, fit, module
 
 C_LIBRARY = {"memcmp", "memcpy", "memset", "memmove", "strcmp", "strlen", "strncmp", "unlink", "__errno_location"} | {
     "__sigsetjmp", "siglongjmp", "strcpy", "strchr", "snprintf", "close", "open", "pread", "qsort", "abort",
-    "lseek", "mmap", "munmap", "pwrite", "strspn",
+    "lseek", "mmap", "munmap", "pwrite", "strspn", "truncate", "access", "statvfs",
 }  # fmt: skip
 """Functions that every C library has had for decades, under these names."""
 
@@ -175,6 +179,13 @@ def test_without_a_compiler_it_says_what_to_install() -> None:
         build.compiler("riscv64", {"PATH": "/nonexistent", "CC": "gcc"})
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    about = headers(18)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BackendError, match=r"file/out cannot be written: .*--out names another folder"):
+        build.build(about, tmp_path / "file" / "out", dict(os.environ))
+
+
 def test_headers_of_another_kind_are_none(tmp_path: Path) -> None:
     assert build.Headers.read(tmp_path) is None
     (tmp_path / "pg_config.h").write_text("#define PG_VERSION_NUM 150020\n")
@@ -210,6 +221,25 @@ def test_the_verb_compiles_into_the_cache_and_that_is_used_first(project: Projec
     made = project.root / "here" / "pgh_rewind-18-x86_64.so"
     assert answer == [{"path": str(made), "major": 18, "machine": "x86_64"}]
     assert made.read_bytes() == path.read_bytes()
+
+
+def test_the_verb_says_that_the_postgres_here_has_no_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Headers of another version were found: without a word, resets would stay row-wise as if nothing had been done."""
+    folder = binaries_of("15")
+    if folder is None:
+        lacking("PostgreSQL 15 is not installed on this machine")
+    settings = SimpleNamespace(binaries=folder, version=None)
+    context = cast(
+        Context,
+        SimpleNamespace(environ=os.environ, settings=settings, project=SimpleNamespace(cache=tmp_path)),
+    )
+    build_native._say_what_lacks(context, [15, 18])
+    assert caplog.records == []
+    monkeypatch.setattr(module.fit, "PACKAGED", tmp_path)
+    build_native._say_what_lacks(context, [18])
+    assert "apt install postgresql-server-dev-15" in caplog.text
 
 
 def test_the_verb_says_what_is_missing(project: Project, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from harness.postgres.session import Session
 from harness.reset.rewind import fit, functions, module
 from harness.reset.rewind.module import Prepared
 from harness.runs import rewinding
+from harness.runs.session import ServerSession
 from harness.servers.handle import Server
 from harness.servers.port import Backend, ServerInfo, Shelf
 from harness.servers.process.backend import ProcessBackend
@@ -361,7 +362,9 @@ def test_a_server_of_somebody_else_gets_nothing(place: tuple[Server, Project]) -
         rewinding.prepare(project.having(engine="rewind"), theirs, server.session)
     assert caught.value.checked == ("the server is somebody else's",)
     assert 'engine = "rewind" (default)' in caught.value.message
-    assert any("build-native" in line for line in caught.value.remedies)
+    # No module would help.
+    assert "pg-harness starts a server of its own" in caught.value.remedies[0]
+    assert not any("build-native" in line for line in caught.value.remedies)
     assert server.session.value("select count(*) from pg_namespace where nspname like 'pgharness%'") == 0
 
 
@@ -376,7 +379,11 @@ def test_a_server_that_is_started_otherwise(
     checkout = new_checkout()
     given = checkout.settings(backend="process", binaries=binaries_of("15"), postgres=settings)
     with checkout.ensure(given) as server:
-        assert rewinding.prepare(Project.of(given, checkout.environ), server, server.session) == why
+        project = Project.of(given, checkout.environ)
+        assert rewinding.prepare(project, server, server.session) == why
+        with pytest.raises(BackendUnavailable) as caught:
+            rewinding.prepare(project.having(engine="rewind"), server, server.session)
+        assert "fsync off" in caught.value.remedies[0]
 
 
 # --- which module fits -------------------------------------------------------------------------------
@@ -498,10 +505,32 @@ def test_what_cannot_be_had_on_somebody_elses_server_ends_the_run(
     said = cli.fails(121, "run", "--", "true", PGHARNESS_ENGINE="rewind", **given)
     assert 'engine = "rewind" (the variable PGHARNESS_ENGINE)' in said
     assert "the server is somebody else's" in said
-    assert "pg-harness build-native" in said
+    # No module would help there.
+    assert "without server_url (it is set by the variable PGHARNESS_SERVER_URL)" in said
+    assert "build-native" not in said
+    doctor = cli.run("doctor", PGHARNESS_ENGINE="rewind", **given)
+    assert re.search(r"fail +servers .*reset: rows \(the server is somebody else's\)", doctor.stdout), (
+        doctor.stdout
+    )
     auto = cli.run("run", "-vv", "--", "true", **given)
     assert auto.returncode == 0, auto.stderr
     assert "reset: rows (the server is somebody else's)" in auto.stderr
     assert "must be one of 'auto', 'rewind', 'rows'" in cli.fails(
         120, "run", "--", "true", PGHARNESS_ENGINE="page"
     )
+
+
+def test_a_run_drops_what_an_earlier_version_has_left(place: tuple[Server, Project]) -> None:
+    server, project = place
+    prepared = rewinding.prepare(project, server, server.session)
+    assert isinstance(prepared, Prepared)
+    own, old = Path(server.info.handle) / fit.file_of(prepared.schema), "pgharness_0123456789ab"
+    (own.parent / fit.file_of(old)).write_bytes(own.read_bytes())
+    functions.create(server.session, old, f"../{fit.file_of(old)}")
+    session = ServerSession(project, server)
+    session.sweep(dry_run=True)
+    assert server.session.value("select to_regnamespace(%s)::text", (old,)) == old
+    session.sweep()
+    assert server.session.value("select to_regnamespace(%s)::text", (old,)) is None
+    assert sorted(path.name for path in own.parent.glob("*.so")) == [own.name]
+    assert rewinding.prepare(project, server, server.session) == prepared

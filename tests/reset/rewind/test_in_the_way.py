@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fix_reset_case import at
-from fix_reset_servers import Server, dispose
+from fix_reset_servers import Server, dispose, drop, make_databases
 from fix_rewind import RewindCase
+from fix_rewind_module import Rewinder
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, ServerRefused
 from harness.postgres.session import Session
 from harness.reset.changes import RecloneNeeded
 
@@ -208,3 +209,36 @@ def test_readers_without_a_pause_are_no_reason_for_a_clone(case: RewindCase, app
             reader.exception()
     case.reset()
     case.assert_exact()
+
+
+def test_who_reads_what_is_to_be_cut_off_and_does_not_fetch_on_is_an_error(reset_server: Server) -> None:
+    """Whoever idles in his transaction may read on at any moment; a page that he holds could be waited for without an end."""
+    admin = make_databases(reset_server, "rewindpins", SCHEMA)
+    rewinder = Rewinder(reset_server, "rewindpins", "rewindpins_z", ("SLOW_CUT",))
+    try:
+        with (
+            Session.connect(reset_server.dsn("rewindpins", "app")) as reader,
+            Session.connect(reset_server.dsn("rewindpins", "app")) as writer,
+            ThreadPoolExecutor() as threads,
+        ):
+            reader.script("begin; select * from others")
+            writer.execute("insert into others (v) select repeat('x', 1000) from generate_series(1, 5000)")
+            rewind = threads.submit(rewinder.rewind)
+            while (
+                admin.value("select state from pg_stat_activity where pid = %s", (rewinder.admin.pid,))
+                != "active"
+            ):
+                time.sleep(0.005)
+            time.sleep(0.3)
+            reader.execute("declare c cursor for select id from others where id > 4000")
+            reader.rows("fetch 1 from c")
+            began = time.monotonic()
+            with pytest.raises(ServerRefused, match="went on before pages were cut off"):
+                rewind.result()
+            assert time.monotonic() - began < 5
+            assert len(reader.rows("fetch all from c")) == 999
+    finally:
+        rewinder.admin.close()
+        for suffix in ("", "_t", "_z"):
+            drop(admin, f"rewindpins{suffix}")
+        admin.close()

@@ -76,7 +76,7 @@ def test_a_replication_slot_of_the_database_is_for_the_rows(reset_server: Server
         pytest.skip("the server is in a container")
     with running(reset_server.version, {"wal_level": "logical"}) as server:
         assert server.data is not None
-        prepared = module_on(server.port, server.data)
+        prepared = module_on(server)
         if not isinstance(prepared, Prepared):
             pytest.skip(prepared)
         case = RewindCase(server, "rewindslot", SCHEMA, module=prepared.schema)
@@ -95,17 +95,18 @@ def test_a_replication_slot_of_the_database_is_for_the_rows(reset_server: Server
 def test_a_standby_is_for_the_rows_and_is_not_led_astray(reset_server: Server) -> None:
     if reset_server.data is None:
         pytest.skip("the server is in a container")
+    folders = (binaries(reset_server.version), binaries(18))
+    program = next((p for f in folders if f is not None and (p := f / "pg_receivewal").exists()), None)
+    if program is None:
+        pytest.skip("pg_receivewal of this version, or of a later one, is not here")
     with running(reset_server.version) as server:
         assert server.data is not None
-        prepared = module_on(server.port, server.data)
+        prepared = module_on(server)
         if not isinstance(prepared, Prepared):
             pytest.skip(prepared)
         case = RewindCase(server, "rewindstandby", SCHEMA, module=prepared.schema)
-        folder = binaries(server.version)
-        if folder is None or not (folder / "pg_receivewal").exists():
-            pytest.skip("pg_receivewal of this version is not here")
         to = ["-D", str(server.data.parent), "-h", "127.0.0.1", "-p", str(server.port), "-U", "postgres"]
-        receiver = subprocess.Popen([folder / "pg_receivewal", *to], stderr=subprocess.DEVNULL)
+        receiver = subprocess.Popen([program, *to], stderr=subprocess.DEVNULL)
         try:
             with server.session() as session, case.bench.app() as app:
                 while not session.value("select count(*) from pg_stat_replication"):
@@ -118,11 +119,27 @@ def test_a_standby_is_for_the_rows_and_is_not_led_astray(reset_server: Server) -
         dispose(case.bench)
 
 
+def test_a_log_that_went_on_in_the_next_file_is_read_on(case: RewindCase, app: Session) -> None:
+    """As a base backup and an archive have it: the rest of the file holds nothing, and no headers of pages."""
+    for _ in range(3):
+        writes(app)
+        with case.bench.server.session() as session:
+            for _ in range(2):
+                session.rows("select pg_switch_wal()")
+            writes(app)
+            session.rows("select pg_switch_wal()")
+        case.rewound("people")
+    app.rows("select 1")
+    with case.bench.server.session() as session:
+        session.rows("select pg_switch_wal()")
+    assert case.reset().strategy == "nothing"
+
+
 def test_fsync_is_for_the_rows(reset_server: Server) -> None:
     with running(reset_server.version, {"fsync": "on"}) as server:
         if server.data is None:
             pytest.skip("the server is in a container")
-        found = module_on(server.port, server.data)
+        found = module_on(server)
         assert isinstance(found, str), found
         assert "fsync" in found
 

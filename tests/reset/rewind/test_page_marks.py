@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +13,14 @@ from contextlib import suppress
 
 import pytest
 from fix_reset_servers import Server, dispose
-from fix_rewind import RewindCase, exactly
+from fix_rewind import RewindCase, count_on, exactly, module_on
+from fix_rewind_hurt import hurt, log_of
 
 from harness.errors import LeaseError, ServerLost, ServerRefused
 from harness.postgres.session import Session
 from harness.reset.changes import RecloneNeeded
 from harness.reset.marks import Mark
+from harness.reset.rewind.module import Prepared
 
 SCHEMA = """
 create table people (id serial primary key, v text);
@@ -152,13 +156,14 @@ POOL = [
 ]
 
 
+@pytest.mark.timeout(120 + 2 * ROUNDS)
 def test_any_states_come_back(case: RewindCase, app: Session) -> None:
     """Marks set, come back to and released at random, between statements of all kinds, and through clones."""
     chance = random.Random(case.bench.server.version)
     engine = case.bench.engine
     states: list[tuple[Mark, dict[str, str]]] = []
     story: list[str] = []
-    for _ in range(ROUNDS):
+    for _ in range(count_on(case.bench.server.version, "PGHARNESS_TEST_REWINDS", ROUNDS)):
         for statements in chance.sample(POOL, chance.randrange(1, 6)):
             story.append(statements)
             with suppress(ServerRefused, ServerLost), case.bench.app() as session:
@@ -298,3 +303,85 @@ def test_one_that_cannot_be_written_leaves_nothing(case: RewindCase, app: Sessio
     finally:
         folder.unlink()
     case.reset_or_clone()
+
+
+KILLS = int(
+    os.environ.get("PGHARNESS_TEST_MARK_KILLS", "40" if os.environ.get("PGHARNESS_TEST_LONG") == "1" else "3")
+)
+
+
+@pytest.mark.timeout(60 + 10 * KILLS)
+@pytest.mark.parametrize("what", ["set", "gone back to"])
+def test_whoever_is_killed_while_a_mark_is_set_or_gone_back_to(
+    reset_server: Server, rewind_schema: Callable[[Server], str], what: str
+) -> None:
+    """The server recovers; the state is that of the mark, or of the baseline, or an error: half of it never passes for it."""
+    if reset_server.data is None:
+        pytest.skip("its processes are in a container")
+    with hurt(reset_server.version) as found:
+        assert found.server.data is not None
+        prepared = module_on(found.server)
+        if not isinstance(prepared, Prepared):
+            pytest.skip(prepared)
+        # A crash empties unlogged tables, in the template too: that is tried elsewhere.
+        case = RewindCase(found.server, "markkilled", SCHEMA.replace("unlogged ", ""), module=prepared.schema)
+        chance = random.Random(reset_server.version)
+        folder = found.server.data / "pgh_marks"
+        for number in range(KILLS):
+            with case.bench.app() as session:
+                run(session, FAR)
+            marked = look(case)
+            if what == "gone back to":
+                mark_, marked = mark(case)
+                with case.bench.app() as session:
+                    run(session, FURTHER)
+            victim = chance.choice([*case.bench.engine.ours, _checkpointer(case)])
+            killer = threading.Timer(chance.random() * 0.03, os.kill, (victim, signal.SIGKILL))
+            killer.start()
+            try:
+                if what == "set":
+                    mark_ = case.bench.engine.mark()
+                else:
+                    case.reset(to=mark_)
+            except (RecloneNeeded, LeaseError, ServerLost, ServerRefused, ProcessLookupError):
+                mark_ = None if what == "set" else mark_
+            finally:
+                killer.join()
+            found.come_back()
+            _recovered(case)
+            # As a lease does after a crash: a clone, which becomes the marked state by the mark's file.
+            case.bench.reclone()
+            found_ = different(look(case), marked if mark_ is not None else case.exact)
+            # What sequences have logged in advance is settled where a mark is set.
+            assert [name for name in found_ if what != "set" or not name.endswith("_seq")] == [], number
+            if mark_ is not None:
+                mark_.release()
+            case.reset_or_clone()
+            case.assert_exact()
+            left = [path.name for path in folder.glob("*")]
+            # One that was cut off has no seal, and nobody knows its name: it goes with its database.
+            assert len(left) <= number + 1
+        assert re.search(r"PANIC|TRAP|invalid page|WAL contains references", log_of(found.server)) is None
+        case.bench.engine.close()
+        case.bench.admin.close()
+
+
+def _checkpointer(case: RewindCase) -> int:
+    return int(case.bench.admin.value("select pid from pg_stat_activity where backend_type = 'checkpointer'"))
+
+
+def _recovered(case: RewindCase) -> None:
+    """Sessions of before the crash are gone."""
+    with suppress(ServerLost, ServerRefused):
+        for _ in range(100):
+            case.bench.admin.rows("select pg_sleep(0.01)")
+    case.bench.admin.close()
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            case.bench.admin = case.bench.server.session()
+            case.bench.admin.rows("select 1")
+            return
+        except (ServerLost, ServerRefused):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)

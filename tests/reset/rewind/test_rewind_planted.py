@@ -10,10 +10,11 @@ from collections import Counter
 
 import pytest
 from fix_reset_servers import VERSIONS, Server
+from fix_rewind_hurt import hurt
 from fix_rewind_module import need_compiler
 from rw_operations import generate
 from rw_runner import Rounds
-from test_killed import Killed, hurt
+from test_killed import Killed
 
 LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 BUDGET = 600 if LONG else 150
@@ -60,8 +61,6 @@ def test_a_planted_bug_is_found(reset_server: Server, plant: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.timeout(600)
 @pytest.mark.server
-# Sessions of a server that crashed under them are thrown away as they are.
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_copy_that_is_not_logged_is_found_by_a_crash(version: int) -> None:
     need_compiler(version)
     with hurt(version) as server:
@@ -69,12 +68,15 @@ def test_a_copy_that_is_not_logged_is_found_by_a_crash(version: int) -> None:
             pytest.skip("its files are in a container")
         rounds = Killed(server, SEED, ("UNLOGGED_COPY",))
         found: list[str] = []
-        for seed in range(SEED, SEED + CRASHES):
-            try:
-                found = rounds.one(seed, Counter(), "after and flushed", "application")
-            except AssertionError as error:
-                found = [f"the server does not come back: {error}"]
-            if found:
-                break
+        try:
+            for seed in range(SEED, SEED + CRASHES):
+                try:
+                    found = rounds.one(seed, Counter(), "after and flushed", "application")
+                except AssertionError as error:
+                    found = [f"the server does not come back: {error}"]
+                if found:
+                    break
+        finally:
+            rounds.log_out()
     assert found, "pages that were copied without a record, and no crash showed it"
     print(f"\nPostgreSQL {version}: found in crash {seed}: {found[0][:200]}")

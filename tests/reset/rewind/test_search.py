@@ -1,6 +1,7 @@
 """Random writes and DDL, rewound without an engine: after each rewind every page is the baseline's, byte by byte.
 
-``PGHARNESS_TEST_REWINDS`` says how many rounds for each version, ``PGHARNESS_TEST_SEED`` where to begin. What is read
+``PGHARNESS_TEST_REWINDS`` says how many rounds for each version, ``PGHARNESS_TEST_REWINDS_17`` how many for that one,
+``PGHARNESS_TEST_SEED`` where to begin. What is read
 beside the pages: the same statements in sessions that were kept and in new ones, amcheck, the next test's first rows.
 """
 
@@ -11,6 +12,7 @@ from collections import Counter
 
 import pytest
 from fix_reset_servers import VERSIONS, Server, running
+from fix_rewind import count_on
 from fix_rewind_module import need_compiler
 from rw_company import company
 from rw_operations import KINDS, generate
@@ -20,8 +22,13 @@ LONG = os.environ.get("PGHARNESS_TEST_LONG") == "1"
 REWINDS = int(os.environ.get("PGHARNESS_TEST_REWINDS", "1000" if LONG else "60"))
 SEED = int(os.environ.get("PGHARNESS_TEST_SEED", "1"))
 PER_SCHEMA = 30
+FURTHER_VERSION = 16
 ENOUGH = 150
 """From so many rounds on it is asked whether all kinds of operations were among them."""
+
+
+def rewinds(version: int) -> int:
+    return count_on(version, "PGHARNESS_TEST_REWINDS", REWINDS)
 
 
 def search(server: Server, first: int, count: int) -> Counter[str]:
@@ -58,7 +65,16 @@ def search(server: Server, first: int, count: int) -> Counter[str]:
 @pytest.mark.timeout(120 + 2 * REWINDS)
 def test_every_page_is_the_baselines_again(reset_server: Server) -> None:
     need_compiler(reset_server.version)
-    search(reset_server, SEED, REWINDS)
+    search(reset_server, SEED, rewinds(reset_server.version))
+
+
+@pytest.mark.timeout(120 + 2 * REWINDS)
+@pytest.mark.server
+def test_on_a_version_that_no_other_test_has() -> None:
+    """It has a module, and is installed less often: a part of the search has to do."""
+    need_compiler(FURTHER_VERSION)
+    with running(FURTHER_VERSION) as server:
+        search(server, SEED + 600_000, max(PER_SCHEMA, REWINDS // 3))
 
 
 HOSTILE = {
@@ -80,4 +96,4 @@ def test_on_servers_with_other_settings_and_in_company(version: int, hostile: st
     need_compiler(version)
     settings, initdb, kinds = HOSTILE[hostile]
     with running(version, settings, initdb) as server, company(server, *kinds):
-        search(server, SEED + 100_000 * list(HOSTILE).index(hostile), max(PER_SCHEMA, REWINDS // 4))
+        search(server, SEED + 100_000 * list(HOSTILE).index(hostile), max(PER_SCHEMA, rewinds(version) // 4))
