@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fix_last_will import leave
 from fix_reset_bytes import compare_files, folder, relations
-from fix_reset_servers import VERSIONS, Server, binaries, dispose, free_port, running
+from fix_reset_servers import VERSIONS, Server, binaries, dispose, free_port, program, running
 from fix_rewind import RewindCase, exactly, module_on
 from fix_rewind_module import need_compiler
 from rw_operations import generate
@@ -46,23 +46,13 @@ REPLAYED = int(
 )
 
 
-def basebackup(version: int) -> Path:
-    """``pg_basebackup`` of that version, or of a later one; skips the test where there is none, before it has begun."""
-    folders = [folder for each in range(version, 19) if (folder := binaries(each)) is not None]
-    found = next((path for folder in folders if (path := folder / "pg_basebackup").exists()), None)
-    if found is None:
-        pytest.skip(f"pg_basebackup of PostgreSQL {version}, or later, is not here")
-    return found
-
-
 @contextmanager
 def copied(server: Server) -> Iterator[Path]:
     """A base backup of the server, set up to follow it; not started."""
     assert server.data is not None
-    program = basebackup(server.version)
     target = server.data.parent / "standby"
     subprocess.run(
-        [program, "-D", target, "-R", "-c", "fast", "-X", "stream", "-U", "postgres",
+        [program("pg_basebackup", server.version), "-D", target, "-R", "-c", "fast", "-X", "stream", "-U", "postgres",
          "-h", "127.0.0.1", "-p", str(server.port)],
         check=True, user="postgres" if os.geteuid() == 0 else None, cwd="/", capture_output=True, timeout=60,
     )  # fmt: skip
@@ -117,7 +107,7 @@ def _wait(server: Server, standby: Server) -> None:
 def test_a_standby_that_follows_after_rewinds_has_the_same_pages(version: int) -> None:
     if binaries(version) is None:
         pytest.skip("the server is in a container")
-    basebackup(version)
+    program("pg_basebackup", version)
     with running(version, {"wal_keep_size": "512MB", "max_wal_senders": "4"}) as server:
         assert server.data is not None
         prepared = module_on(server)
@@ -173,7 +163,7 @@ def test_a_standby_that_follows_after_rewinds_has_the_same_pages(version: int) -
 def test_every_page_that_recovery_makes_is_the_one_that_was_logged(version: int) -> None:
     """PostgreSQL itself compares them, record by record (``wal_consistency_checking``): random tests, and their rewinds."""
     need_compiler(version)
-    basebackup(version)
+    program("pg_basebackup", version)
     settings = {"wal_consistency_checking": "all", "wal_keep_size": "4GB", "max_wal_senders": "4"}
     with running(version, settings) as server:
         rounds = Rounds(server, SEED)
