@@ -69,7 +69,10 @@ as_row(FunctionCallInfo fcinfo, const Asked *asked, const Answer *answer, const 
 	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
 }
 
-/* The arguments that all of the functions below begin with; declared with fewer, they would be read from nowhere. */
+/*
+ * The arguments that the functions below begin with, and the marks of those that have more; declared with fewer, they would be read
+ * from nowhere.
+ */
 static Asked
 asked_by(FunctionCallInfo fcinfo, int arguments)
 {
@@ -85,6 +88,8 @@ asked_by(FunctionCallInfo fcinfo, int arguments)
 	asked.nempty = argument(fcinfo, 5, OIDOID, &asked.empty);
 	asked.most_bytes = PG_GETARG_INT64(6);
 	asked.most_pages = PG_GETARG_INT64(7);
+	asked.marks = arguments > 8 ? PG_GETARG_ARRAYTYPE_P(8) : construct_empty_array(TEXTOID);
+	asked.above = arguments > 8 ? PG_GETARG_ARRAYTYPE_P(9) : asked.marks;
 	if (!OidIsValid(asked.baseline) || asked.baseline != known_baseline)
 		ereport(ERROR, errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				errmsg("this session does not know the files of baseline %u", asked.baseline));
@@ -122,7 +127,6 @@ pgh_rewind(PG_FUNCTION_ARGS)
 {
 	Asked		asked = asked_by(fcinfo, 8);
 
-	asked.marks = asked.above = construct_empty_array(TEXTOID);
 	return rewind_as_asked(fcinfo, &asked);
 }
 
@@ -134,8 +138,6 @@ pgh_rewind_to(PG_FUNCTION_ARGS)
 {
 	Asked		asked = asked_by(fcinfo, 10);
 
-	asked.marks = PG_GETARG_ARRAYTYPE_P(8);
-	asked.above = PG_GETARG_ARRAYTYPE_P(9);
 	return rewind_as_asked(fcinfo, &asked);
 }
 
@@ -150,8 +152,6 @@ pgh_mark(PG_FUNCTION_ARGS)
 {
 	Asked		asked = asked_by(fcinfo, 16);
 
-	asked.marks = PG_GETARG_ARRAYTYPE_P(8);
-	asked.above = PG_GETARG_ARRAYTYPE_P(9);
 	asked.name = text_to_cstring(PG_GETARG_TEXT_PP(10));
 	asked.nnodes = argument(fcinfo, 11, OIDOID, &asked.nodes);
 	if (argument(fcinfo, 12, OIDOID, &asked.oids) != asked.nnodes ||

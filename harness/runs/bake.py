@@ -27,8 +27,7 @@ from harness.postgres import names
 from harness.postgres.admin import Link
 from harness.postgres.session import Session, ident
 from harness.runs import rewinding
-from harness.servers import acquire, registry
-from harness.servers.handle import Server
+from harness.servers import acquire, memory, registry
 from harness.servers.port import Backend, Snapshot, SnapshotStore
 
 logger = logging.getLogger("pg_harness.runs")
@@ -158,8 +157,8 @@ class Baker:
             server.close()
             return self.store.keep(server.info, key, self._facts(fingerprints, reset))
         except (MigrationError, ServerLost) as error:
-            if said := _no_room(error, server):
-                error.add_note(said)
+            if not memory.told_full(error.full_text) and (said := memory.logged_full(server)):
+                error.add_note(f"The server's log says: {said}")
             error.add_note(
                 "It was migrated in a server of its own, which is gone. To look at the half-migrated "
                 'database, run once with isolation = "database".'
@@ -209,17 +208,6 @@ def _store(backend: Backend, project: Project) -> SnapshotStore:
             f"or backend = {others}, without server_url",
         ],
     )
-
-
-def _no_room(error: HarnessError, server: Server) -> str:
-    """What the server's log says of a full disk: one that cannot write its WAL ends, and the client is not told why."""
-    if isinstance(error, MigrationError):
-        return ""
-    try:
-        said = [line for line in server.logs() if "No space left on device" in line]
-    except HarnessError:
-        return ""
-    return f"The server's log says: {said[-1]}" if said else ""
 
 
 def retention(settings: Settings) -> Retention:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,11 @@ PROCESSES = 48 * MB
 WRITES = 288 * MB
 """What a server's WAL (max_wal_size is soft), its own databases and a test's rows may take beside templates and clones."""
 
-FULL = "No space left on device"
-"""What a server says of a full file system; ours speak English (``lc_messages = C``)."""
+_FULL = re.compile(r"No space left on device|could not extend file .*: wrote only \d+ of \d+ bytes")
+"""What a server says of a full file system; ours speak English (``lc_messages = C``).
+
+A file whose last block fits in part is told by the second form alone (``mdextend`` in md.c).
+"""
 
 _UNITS = {"b": 1, "kb": 1024, "mb": MB, "gb": 1024 * MB, "tb": 1024 * 1024 * MB, "": 8192}
 
@@ -215,17 +219,18 @@ def grown(size: int, workers: int) -> int:
     return WRITES + size * (workers + 3)
 
 
-def full(error: HarnessError, server: Server) -> str:
-    """What the server said of a full file system; empty where it was something else.
+def told_full(text: str) -> bool:
+    """Whether this is what a server or a tool says of a full file system."""
+    return _FULL.search(text) is not None
+
+
+def logged_full(server: Server) -> str:
+    """The last line of a server's log that tells of a full file system; empty where none does.
 
     A server that cannot write its WAL ends: then only its log says why.
     """
-    if FULL in error.full_text:
-        return FULL
-    if not isinstance(error, ServerLost | MigrationError):
-        return ""
     try:
-        return next((line for line in server.logs() if FULL in line), "")
+        return next((line for line in reversed([*server.logs()]) if told_full(line)), "")
     except HarnessError:
         return ""
 
@@ -261,7 +266,7 @@ def ran_out(
     server: Server,
 ) -> bool:
     """Whether a migration failed because its data did not fit into memory, where disk may do; noted, and told."""
-    if not _may_move(project.settings, server) or not full(error, server):
+    if not _may_move(project.settings, server) or not (_told(error) or _logged(error, server)):
         return False
     # How much is needed is unknown: more than there is.
     remember(project, 2 * allowed(project.settings))
@@ -276,14 +281,23 @@ def _may_move(settings: Settings, server: Server) -> bool:
     return settings.storage == "auto" and server.info.storage == "memory"
 
 
+def _told(error: HarnessError) -> bool:
+    return told_full(error.full_text)
+
+
+def _logged(error: HarnessError, server: Server) -> str:
+    return logged_full(server) if isinstance(error, ServerLost | MigrationError) else ""
+
+
 def explain(error: HarnessError, server: Server) -> None:
     """Add to an error that a full file system has caused where the data lies, and what to do."""
-    if not (said := full(error, server)):
+    said = ""
+    if not _told(error) and not (said := _logged(error, server)):
         return
     where = {"memory": "in memory", "disk": f"on disk ({server.info.handle})"}.get(server.info.storage)
     if where is None:
         where = "on a server that is not ours"
-    if said != FULL:
+    if said:
         error.add_note(f"The server's log says: {said}")
     remedy = ""
     if server.info.storage == "memory":

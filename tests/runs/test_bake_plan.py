@@ -9,7 +9,7 @@ import pytest
 from harness.databases.sweep import Retention
 from harness.errors import BackendError
 from harness.runs.bake import plan
-from harness.servers.memory import MB, Room, bytes_of
+from harness.servers.memory import MB, Room, bytes_of, told_full
 from harness.servers.port import Snapshot
 
 DAY = 86400.0
@@ -72,3 +72,19 @@ def test_memory_that_was_asked_for_is_reckoned_with_the_data() -> None:
 )
 def test_memory_settings(text: str, number: int) -> None:
     assert bytes_of(text) == number
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        'ERROR:  could not extend file "base/5/16385": No space left on device',
+        'could not extend file "base/16405/16415": wrote only 4096 of 8192 bytes at block 9\nHINT: Check free disk space.',
+        "cp: error writing '/dev/shm/x/base/1/1259': No space left on device",
+    ],
+)
+def test_a_full_file_system_is_known_by_what_is_said(said: str) -> None:
+    assert told_full(said)
+
+
+def test_another_failure_is_not_taken_for_a_full_file_system() -> None:
+    assert not told_full('ERROR:  could not open file "base/5/16385": No such file or directory')

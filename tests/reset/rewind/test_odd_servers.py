@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fix_reset_servers import Server, binaries, dispose, running
+from fix_reset_servers import Server, dispose, program, running
 from fix_rewind import RewindCase, module_on
 
 from harness.errors import ServerRefused
@@ -95,10 +95,7 @@ def test_a_replication_slot_of_the_database_is_for_the_rows(reset_server: Server
 def test_a_standby_is_for_the_rows_and_is_not_led_astray(reset_server: Server) -> None:
     if reset_server.data is None:
         pytest.skip("the server is in a container")
-    folders = (binaries(reset_server.version), binaries(18))
-    program = next((p for f in folders if f is not None and (p := f / "pg_receivewal").exists()), None)
-    if program is None:
-        pytest.skip("pg_receivewal of this version, or of a later one, is not here")
+    receive = program("pg_receivewal", reset_server.version)
     with running(reset_server.version) as server:
         assert server.data is not None
         prepared = module_on(server)
@@ -106,7 +103,7 @@ def test_a_standby_is_for_the_rows_and_is_not_led_astray(reset_server: Server) -
             pytest.skip(prepared)
         case = RewindCase(server, "rewindstandby", SCHEMA, module=prepared.schema)
         to = ["-D", str(server.data.parent), "-h", "127.0.0.1", "-p", str(server.port), "-U", "postgres"]
-        receiver = subprocess.Popen([program, *to], stderr=subprocess.DEVNULL)
+        receiver = subprocess.Popen([receive, *to], stderr=subprocess.DEVNULL)
         try:
             with server.session() as session, case.bench.app() as app:
                 while not session.value("select count(*) from pg_stat_replication"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fix_last_will import leave
 from fix_reset_bytes import compare_files, folder, relations
-from fix_reset_servers import VERSIONS, Server, binaries, dispose, free_port, running
+from fix_reset_servers import VERSIONS, Server, binaries, dispose, free_port, program, running
 from fix_rewind import RewindCase, exactly, module_on
 from fix_rewind_module import need_compiler
 from rw_operations import generate
@@ -50,12 +50,9 @@ REPLAYED = int(
 def copied(server: Server) -> Iterator[Path]:
     """A base backup of the server, set up to follow it; not started."""
     assert server.data is not None
-    programs = binaries(server.version)
-    if programs is None or not (programs / "pg_basebackup").exists():
-        pytest.skip("pg_basebackup of this version is not here")
     target = server.data.parent / "standby"
     subprocess.run(
-        [programs / "pg_basebackup", "-D", target, "-R", "-c", "fast", "-X", "stream", "-U", "postgres",
+        [program("pg_basebackup", server.version), "-D", target, "-R", "-c", "fast", "-X", "stream", "-U", "postgres",
          "-h", "127.0.0.1", "-p", str(server.port)],
         check=True, user="postgres" if os.geteuid() == 0 else None, cwd="/", capture_output=True, timeout=60,
     )  # fmt: skip
@@ -110,6 +107,7 @@ def _wait(server: Server, standby: Server) -> None:
 def test_a_standby_that_follows_after_rewinds_has_the_same_pages(version: int) -> None:
     if binaries(version) is None:
         pytest.skip("the server is in a container")
+    program("pg_basebackup", version)
     with running(version, {"wal_keep_size": "512MB", "max_wal_senders": "4"}) as server:
         assert server.data is not None
         prepared = module_on(server)
@@ -165,6 +163,7 @@ def test_a_standby_that_follows_after_rewinds_has_the_same_pages(version: int) -
 def test_every_page_that_recovery_makes_is_the_one_that_was_logged(version: int) -> None:
     """PostgreSQL itself compares them, record by record (``wal_consistency_checking``): random tests, and their rewinds."""
     need_compiler(version)
+    program("pg_basebackup", version)
     settings = {"wal_consistency_checking": "all", "wal_keep_size": "4GB", "max_wal_senders": "4"}
     with running(version, settings) as server:
         rounds = Rounds(server, SEED)
