@@ -75,19 +75,62 @@ is_untouched(const Target *target, ForkNumber fork, BlockNumber block, Page page
 
 #define MOST_DELTA (BLCKSZ / 2)
 
-static void
+/* The bits of the words first .. end - 1 that one of the set's numbers holds. */
+static inline uint64
+bits_of(int number, int first, int end)
+{
+	int			from = Max(first - 64 * number, 0),
+				to = Min(end - 64 * number, 64);
+
+	return (PG_UINT64_MAX << from) & (PG_UINT64_MAX >> (64 - to));
+}
+
+static inline void
 need(uint64 *needed, int from, int end)
 {
-	for (int word = from / WORD; word * WORD < end; word++)
-		needed[word / 64] |= UINT64CONST(1) << (word % 64);
+	int			first = from / WORD,
+				last = (end + WORD - 1) / WORD;
+
+	for (int number = first / 64; 64 * number < last; number++)
+		needed[number] |= bits_of(number, first, last);
 }
 
 /* Words that lie between these places are not logged. */
-static void
+static inline void
 spare(uint64 *needed, int from, int end)
 {
-	for (int word = (from + WORD - 1) / WORD; word < end / WORD; word++)
-		needed[word / 64] &= ~(UINT64CONST(1) << (word % 64));
+	int			first = (from + WORD - 1) / WORD,
+				last = end / WORD;
+
+	for (int number = first / 64; 64 * number < last; number++)
+		needed[number] &= ~bits_of(number, first, last);
+}
+
+static inline bool
+is_needed(const uint64 *needed, int from, int end)
+{
+	uint64		any = 0;
+	int			first = from / WORD,
+				last = (end + WORD - 1) / WORD;
+
+	for (int number = first / 64; 64 * number < last; number++)
+		any |= needed[number] & bits_of(number, first, last);
+	return any != 0;
+}
+
+/* The first word from this one on that is needed, or is not; WORDS where there is none. */
+static inline int
+next_word(const uint64 *needed, int word, bool is)
+{
+	while (word < WORDS)
+	{
+		uint64		bits = (is ? needed[word / 64] : ~needed[word / 64]) >> (word % 64);
+
+		if (bits != 0)
+			return word + pg_rightmost_one_pos64(bits);
+		word = (word / 64 + 1) * 64;
+	}
+	return WORDS;
 }
 
 static bool
@@ -133,7 +176,7 @@ need_unsure(uint64 *needed, Page is, Page wanted)
 		if (!ItemIdIsNormal(item))
 			continue;
 		if (number <= most && memcmp(item, PageGetItemId(wanted, number), sizeof(ItemIdData)) == 0 &&
-			memcmp(is + begin, wanted + begin, SizeofHeapTupleHeader) == 0)
+			!is_needed(needed, begin, begin + SizeofHeapTupleHeader))
 			spare(unsure, begin, MAXALIGN(end));
 		else
 			spare(unsure, begin + SizeofHeapTupleHeader, end);
@@ -159,8 +202,6 @@ static Size
 delta_of(const char *is, const char *wanted, bool heap, uint64 *needed, char *delta)
 {
 	Size		length = 0;
-	OffsetNumber from = 0,
-				bytes = 0;
 
 	/* What lies in the hole of our page is in nobody's but ours: recovery may have zeros there. */
 	need(needed, ((const PageHeader) is)->pd_lower, ((const PageHeader) is)->pd_upper);
@@ -171,30 +212,21 @@ delta_of(const char *is, const char *wanted, bool heap, uint64 *needed, char *de
 	need(needed, ((const PageHeader) wanted)->pd_special, BLCKSZ);
 	/* And recovery puts zeros there in any case. */
 	spare(needed, ((const PageHeader) wanted)->pd_lower, ((const PageHeader) wanted)->pd_upper);
-	for (int group = 0; group < WORDS / 64; group++)
-		for (uint64 bits = needed[group]; bits != 0; bits &= bits - 1)
-		{
-			int			at = (64 * group + pg_rightmost_one_pos64(bits)) * WORD,
-						end = at + WORD;
+	/* Before it are the LSN and the checksum. */
+	for (int word = next_word(needed, CONTENT / WORD, true), end; word < WORDS; word = next_word(needed, end, true))
+	{
+		OffsetNumber from = Max(word * WORD, CONTENT),
+					bytes;
 
-			/* Before it are the LSN and the checksum. */
-			at = Max(at, CONTENT);
-			if (end <= CONTENT)
-				continue;
-			if (length + 2 * sizeof(OffsetNumber) + WORD > MOST_DELTA)
-				return 0;
-			if (from + bytes != at)
-			{
-				from = at;
-				bytes = 0;
-				length += 2 * sizeof(OffsetNumber);
-			}
-			memcpy(delta + length, wanted + at, end - at);
-			length += end - at;
-			bytes += end - at;
-			memcpy(delta + length - bytes - 2 * sizeof(OffsetNumber), &from, sizeof from);
-			memcpy(delta + length - bytes - sizeof(OffsetNumber), &bytes, sizeof bytes);
-		}
+		end = next_word(needed, word, false);
+		bytes = end * WORD - from;
+		if (length + 2 * sizeof(OffsetNumber) + bytes > MOST_DELTA)
+			return 0;
+		memcpy(delta + length, &from, sizeof from);
+		memcpy(delta + length + sizeof(OffsetNumber), &bytes, sizeof bytes);
+		memcpy(delta + length + 2 * sizeof(OffsetNumber), wanted + from, bytes);
+		length += 2 * sizeof(OffsetNumber) + bytes;
+	}
 	return length;
 }
 

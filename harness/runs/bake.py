@@ -157,8 +157,7 @@ class Baker:
             server.close()
             return self.store.keep(server.info, key, self._facts(fingerprints, reset))
         except (MigrationError, ServerLost) as error:
-            if not memory.told_full(error.full_text) and (said := memory.logged_full(server)):
-                error.add_note(f"The server's log says: {said}")
+            memory.explain(error, server)
             error.add_note(
                 "It was migrated in a server of its own, which is gone. To look at the half-migrated "
                 'database, run once with isolation = "database".'

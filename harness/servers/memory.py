@@ -224,17 +224,6 @@ def told_full(text: str) -> bool:
     return _FULL.search(text) is not None
 
 
-def logged_full(server: Server) -> str:
-    """The last line of a server's log that tells of a full file system; empty where none does.
-
-    A server that cannot write its WAL ends: then only its log says why.
-    """
-    try:
-        return next((line for line in reversed([*server.logs()]) if told_full(line)), "")
-    except HarnessError:
-        return ""
-
-
 def must_move(
     project: Project,
     server: Server,
@@ -266,7 +255,7 @@ def ran_out(
     server: Server,
 ) -> bool:
     """Whether a migration failed because its data did not fit into memory, where disk may do; noted, and told."""
-    if not _may_move(project.settings, server) or not (_told(error) or _logged(error, server)):
+    if not _may_move(project.settings, server) or not (told_full(error.full_text) or _logged(error, server)):
         return False
     # How much is needed is unknown: more than there is.
     remember(project, 2 * allowed(project.settings))
@@ -281,18 +270,23 @@ def _may_move(settings: Settings, server: Server) -> bool:
     return settings.storage == "auto" and server.info.storage == "memory"
 
 
-def _told(error: HarnessError) -> bool:
-    return told_full(error.full_text)
-
-
 def _logged(error: HarnessError, server: Server) -> str:
-    return logged_full(server) if isinstance(error, ServerLost | MigrationError) else ""
+    """The line of the server's log that tells of a full file system; empty where none does, or the error tells all there is.
+
+    A server that cannot write its WAL ends, and a tool may keep to itself what the server said.
+    """
+    if not isinstance(error, ServerLost | MigrationError):
+        return ""
+    try:
+        return next((line for line in server.logs() if told_full(line)), "")
+    except HarnessError:
+        return ""
 
 
 def explain(error: HarnessError, server: Server) -> None:
     """Add to an error that a full file system has caused where the data lies, and what to do."""
     said = ""
-    if not _told(error) and not (said := _logged(error, server)):
+    if not told_full(error.full_text) and not (said := _logged(error, server)):
         return
     where = {"memory": "in memory", "disk": f"on disk ({server.info.handle})"}.get(server.info.storage)
     if where is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.errors import ServerStartError
 from harness.postgres import roles
-from harness.servers import defaults
+from harness.servers import defaults, memory
 from harness.servers.process.binaries import Binaries
 from harness.servers.process.user import ServerUser, make_once, renamed_last
 
@@ -133,9 +133,9 @@ def copy(source: Path, target: Path, user: ServerUser) -> None:
             return
         said = done.stderr
         shutil.rmtree(target, ignore_errors=True)
-        if "No space left" in said:
+        if memory.told_full(said):
             break
-    full = " (the disk or memory file system is full)" if "No space left" in said else ""
+    full = " (the disk or memory file system is full)" if memory.told_full(said) else ""
     raise ServerStartError(
         f"the data directory cannot be copied to {target.parent}{full}", log_tail=defaults.tail(said)
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fix_reset_servers import VERSIONS, Server, running
@@ -97,3 +99,34 @@ def test_on_servers_with_other_settings_and_in_company(version: int, hostile: st
     settings, initdb, kinds = HOSTILE[hostile]
     with running(version, settings, initdb) as server, company(server, *kinds):
         search(server, SEED + 100_000 * list(HOSTILE).index(hostile), max(PER_SCHEMA, rewinds(version) // 4))
+
+
+HUGE = Path("/proc/sys/vm/nr_hugepages")
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """512 MB of them, where the kernel gives them: servers beside this one take some as well (``huge_pages = try``)."""
+    try:
+        before = HUGE.read_text()
+        HUGE.write_text(str(int(before) + 256))
+    except OSError as error:
+        pytest.skip(f"huge pages cannot be had here: {error}")
+    try:
+        if int(HUGE.read_text()) < int(before) + 256:
+            pytest.skip("the kernel has no memory left for huge pages")
+        yield
+    finally:
+        HUGE.write_text(before)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.timeout(180 + 2 * REWINDS)
+@pytest.mark.server
+def test_in_huge_pages(version: int, huge_pages: None) -> None:
+    need_compiler(version)
+    with (
+        running(version, {"huge_pages": "on", "shared_buffers": "16MB"}) as server,
+        company(server, "checkpoints", "reads"),
+    ):
+        search(server, SEED + 500_000, max(PER_SCHEMA, rewinds(version) // 4))
