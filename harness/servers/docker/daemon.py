@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket as socket_
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,12 @@ from harness.errors import BackendError, BackendUnavailable, ServerLost
 
 _one_at_a_time = threading.Lock()
 """The environment is the process's: of two threads, each would restore what the other has set."""
+
+SILENT = 60.0
+"""Seconds for which a daemon that did not answer is not asked again: a command has several questions, and one patience."""
+
+_silent: dict[str, float] = {}
+"""Address → when the wait for its answer was given up (``time.monotonic``)."""
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -106,6 +114,11 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
             absent=True,
         )
     where = environ.get("DOCKER_HOST") or socket or "the current Docker context"
+    silent = BackendUnavailable(
+        f"the Docker daemon at {where} did not answer within {timeout:.0f} s", remedies=_REMEDIES
+    )
+    if time.monotonic() - _silent.get(where, -math.inf) < SILENT:
+        raise silent
     if (reason := _refusal(where)) is not None:
         raise BackendUnavailable(
             f"the Docker daemon at {where} does not answer: {reason}", remedies=_REMEDIES
@@ -141,9 +154,8 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
     if found:
         return found[0]
     if not failures:
-        raise BackendUnavailable(
-            f"the Docker daemon at {where} did not answer within {timeout:.0f} s", remedies=_REMEDIES
-        )
+        _silent[where] = time.monotonic()
+        raise silent
     failure = failures[0]
     if not isinstance(failure, Exception):
         raise failure
