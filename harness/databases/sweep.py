@@ -38,7 +38,8 @@ class Retention:
 
     Attributes:
         count: at most.
-        age: seconds since one was last used.
+        age: seconds since one was last used. Where all are older, it says nothing: a clock that was set forward makes all of
+            them old at once, and what is needed now is among them.
         size: bytes of all together.
         settings: what the settings call ``count`` and ``size``, for people.
     """
@@ -65,11 +66,13 @@ class Retention:
         """
         found: list[Leftover[Item]] = []
         total = 0
-        for place, item in enumerate(sorted(items, key=used, reverse=True)):
+        items = sorted(items, key=used, reverse=True)
+        known = bool(items) and now - used(items[0]) <= self.age
+        for place, item in enumerate(items):
             age = now - used(item)
             if stays(item):
                 total += size(item)
-            elif age > self.age:
+            elif known and age > self.age:
                 found.append(Leftover(item, f"not used for {age // 86400:.0f} days"))
             elif place >= self.count:
                 found.append(Leftover(item, f"more than {self.settings[0]} = {self.count}"))

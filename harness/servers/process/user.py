@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -218,11 +219,29 @@ def make_once(target: Path, make: Callable[[], None], *, timeout: float, waiting
 def renamed_last(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` to be filled, which takes its name at the end: what was cut off is never used."""
     aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    held = os.open(aside, os.O_RDONLY)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX)
         yield aside
         aside.rename(target)
     finally:
+        os.close(held)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def being_filled(aside: Path) -> bool:
+    """Whether a living process fills that folder of :func:`renamed_last`: its age tells nothing where the clock was set."""
+    try:
+        held = os.open(aside, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(held)
+    return False
 
 
 def _copy_prefix(prefix: Path, target: Path) -> None:
