@@ -19,6 +19,12 @@ from harness.errors import BackendError, BackendUnavailable, ServerLost
 _one_at_a_time = threading.Lock()
 """The environment is the process's: of two threads, each would restore what the other has set."""
 
+TURN = 120.0
+"""Seconds that a start waits for others."""
+
+CALL_LIMIT = 60.0
+"""Seconds without a byte after which a call of the daemon fails, or a stream of its ends that nobody follows."""
+
 SILENT = 60.0
 """Seconds for which a daemon that did not answer is not asked again: a command has several questions, and one patience."""
 
@@ -74,7 +80,8 @@ class Daemon:
         most = max(2, int(self.about().get("NCPU") or 0))
         me = threading.get_ident()
         with self._turn:
-            self._turn.wait_for(lambda: len(self._starting) < most)
+            # No longer: it makes starts quicker, nothing else.
+            self._turn.wait_for(lambda: len(self._starting) < most, TURN)
             self._starting.add(me)
         try:
             yield
@@ -239,6 +246,8 @@ def _environment(host: str | None) -> Iterator[None]:
 
 
 def _describe(tc: Any, socket: str | None, prefix: str) -> Daemon:
+    # docker-py's own default is the same today.
+    tc.client.api.timeout = CALL_LIMIT
     mode = getattr(tc.get_connection_mode(), "value", "docker_host")
     host = tc.host()
     where = socket or os.environ.get("DOCKER_HOST") or str(tc.client.api.base_url)
