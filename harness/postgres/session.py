@@ -14,7 +14,7 @@ import psycopg
 from psycopg import pq, sql
 
 from harness.dsn import Dsn
-from harness.errors import ServerLost, ServerRefused
+from harness.errors import ServerLost, ServerRefused, out_of_files
 from harness.postgres import sqlstate
 from harness.postgres.watchdog import Connection
 
@@ -282,6 +282,7 @@ class translated:
     Raises:
         ServerLost: the connection could not be made or broke (no SQLSTATE, class 08, 57P01, 57P02).
         ServerRefused: everything that the server itself said.
+        BackendError: there is no file descriptor left for a connection.
     """
 
     # No generator: it is entered with every message to the server.
@@ -293,6 +294,8 @@ class translated:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, psycopg.Error):
+            if not error.sqlstate and (full := out_of_files(error)) is not None:
+                raise full from error
             raise _translate(error, self._statement) from error
 
 
