@@ -19,7 +19,7 @@ UNLIMITED = {
     "postgres/liveness.py: select.select": "a thread that waits for the loss of its session",
     "migrations/dump/load.py: subprocess.Popen": "waited for with a limit, and killed",
     "migrations/tools/child.py: subprocess.Popen": "waited for with a limit, and its group killed",
-    "servers/process/user.py: fcntl.flock": "on a folder that we have just made, or without waiting",
+    "servers/process/user.py: fcntl.flock": "without waiting",
     "bench/crowd.py: subprocess.Popen": "killed by a timer",
     "bench/crowd.py: worker.communicate": "killed by a timer",
     "bench/crowd.py: worker.wait": "it was killed",
@@ -91,14 +91,14 @@ def test_there_is_one_door_to_each_that_states_the_limit() -> None:
     assert "tc.client.api.timeout = " in (PACKAGE / "servers/docker/daemon.py").read_text()
 
 
-def test_only_migrations_have_sessions_without_limits() -> None:
-    """They have migration_timeout: what it takes to copy their data is nobody else's business."""
+def test_few_sessions_have_no_limits() -> None:
+    """Migrations have migration_timeout; who looks at a server of somebody else's changes nothing, and waits for nobody."""
     found = [
         file
         for file, call, name in calls()
         if name.endswith("Session.connect") and any(keyword.arg == "limited" for keyword in call.keywords)
     ]
-    assert found == ["postgres/script.py"]
+    assert found == ["postgres/script.py", "servers/external.py"]
 
 
 def test_whoever_waits_for_a_lock_in_the_server_says_for_how_long() -> None:

@@ -7,7 +7,6 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fix_backends import until
@@ -23,15 +22,6 @@ def with_settings(project: Project, **settings: object) -> Project:
         "\n".join(['migrations = ["sql:db/migrations"]', *lines, ""])
     )
     return project
-
-
-def test_of_sixty_four_runs_at_once_none_is_refused(new_project: Callable[..., Project]) -> None:
-    """Seventeen were: each claimed after it had counted, and what a run holds besides its databases was not counted."""
-    project = new_project("crowd")
-    project.ok("run", "--", "true")
-    with ThreadPoolExecutor(64) as threads:
-        done = list(threads.map(lambda _: project.run("run", "--", "sleep", "1"), range(64)))
-    assert [(d.returncode, d.stderr) for d in done if d.returncode] == []
 
 
 def test_runs_that_were_killed_take_no_room(new_project: Callable[..., Project], tmp_path: Path) -> None:
