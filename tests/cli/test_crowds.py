@@ -10,13 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
-from fix_cli import PATIENCE, Project
+import pytest
+from fix_cli import Project
+
+pytestmark = pytest.mark.timeout(900)
+"""On a quiet machine they take 5 to 20 s each; beside other suites many times that."""
+
+PATIENCE = 600.0
 
 Done = subprocess.CompletedProcess[str]
 
 
 def at_once(commands: Sequence[tuple[Project, tuple[str, ...]]]) -> list[Done]:
     """Call them all, wait for all: none may fail."""
+    for project, _ in commands:
+        project.patience = PATIENCE
     with ThreadPoolExecutor(len(commands)) as threads:
         done = list(threads.map(lambda command: command[0].run(*command[1]), commands))
     assert [(d.args, d.returncode, d.stderr) for d in done if d.returncode] == []
@@ -32,8 +40,9 @@ def nothing_is_left(project: Project) -> None:
 def test_sixty_four_runs_at_once(new_project: Callable[..., Project]) -> None:
     """Seventeen were refused: each claimed after it had counted, and what a run holds besides its databases was not counted."""
     project = new_project("crowd")
+    project.environ["PGHARNESS_LEASE_TIMEOUT"] = str(PATIENCE)
     project.ok("run", "--", "true")
-    done = at_once([(project, ("run", "--", "sh", "-c", "echo $DATABASE_URL; sleep 1"))] * 64)
+    done = at_once([(project, ("run", "--", "sh", "-c", "echo $DATABASE_URL; sleep 0.5"))] * 64)
     assert len({d.stdout for d in done}) == 64
     nothing_is_left(project)
 
