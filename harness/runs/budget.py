@@ -39,7 +39,7 @@ LEAST = 5
 """Below this a worker is of no use to most applications: rather fewer workers."""
 
 TURN = 60.0
-"""Seconds to wait for others to count: it takes each of them milliseconds."""
+"""Seconds, beyond ``lease_timeout``, to wait for others to count: it takes each of them milliseconds."""
 
 LOOK = (0.1, 0.5)
 """Seconds between two looks for room, at least and at most: many that wait must not ask in step."""
@@ -151,31 +151,43 @@ def check(server: ServerSession, workers: int, *, controller: bool = True) -> Bu
         ConfigError: they would not fit if nobody else was there; with the numbers and what fits.
         PoolTimeout: other runs had the connections all that time; likewise.
     """
-    deadline = time.monotonic() + server.settings.lease_timeout
+    patience = server.settings.lease_timeout
+    deadline = time.monotonic() + patience
     waiting = _Waiting()
     while True:
         with locks.exclusive(
-            server.link.session, "connections", "", timeout=TURN, waiting_for="the count of its connections"
+            server.link.session,
+            "connections",
+            "",
+            timeout=TURN + patience,
+            waiting_for="counting its connections",
         ):
-            # The controller's lease is open for conftests, which seldom use it: it counts as one more worker.
-            found = of(
-                server.link.session,
-                run=server.run,
-                workers=workers + controller,
-                per_worker=server.settings.connections_per_worker,
-                databases_each=len(server.settings.databases),
-            )
+            found = _look(server, workers, controller)
             if (fitted := _fitted(found, server)) is not None:
                 server.book(workers, fitted.needed)
                 break
-        if _fitted(found.alone, server) is None:
-            raise _too_much(found.alone, server, workers, controller)
-        if time.monotonic() > deadline:
-            raise _too_late(found, server, workers, controller)
-        waiting.tell(found)
-        time.sleep(random.uniform(*LOOK))
+        # Without the lock: who waits keeps nobody else from it.
+        while _fitted(found, server) is None:
+            if _fitted(found.alone, server) is None:
+                raise _too_much(found.alone, server, workers, controller)
+            if time.monotonic() > deadline:
+                raise _too_late(found, server, workers, controller)
+            waiting.tell(found)
+            time.sleep(random.uniform(*LOOK))
+            found = _look(server, workers, controller)
     server.limit_connections(fitted.per_worker // len(server.settings.databases))
     return fitted
+
+
+def _look(server: ServerSession, workers: int, controller: bool) -> Budget:
+    return of(
+        server.link.session,
+        run=server.run,
+        # The controller's lease is open for conftests, which seldom use it: it counts as one more worker.
+        workers=workers + controller,
+        per_worker=server.settings.connections_per_worker,
+        databases_each=len(server.settings.databases),
+    )
 
 
 def _fitted(found: Budget, server: ServerSession) -> Budget | None:
