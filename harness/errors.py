@@ -25,6 +25,8 @@ wrong, where it came from, what was tried, what to do. What is found out later, 
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -131,6 +133,28 @@ class ServerLost(BackendError):
     """The server answered before and does not any more."""
 
     exit_code = 122
+
+
+def out_of_files(error: BaseException) -> BackendError | None:
+    """What to raise instead, where this process or the machine may open no further file; None: it is another error."""
+    # libpq tells it in words only, and it would pass for a server that is gone.
+    full = getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
+    if (
+        not full
+        and os.strerror(errno.EMFILE) not in str(error)
+        and os.strerror(errno.ENFILE) not in str(error)
+    ):
+        return None
+    try:
+        import resource  # not on every system
+
+        limit = f"its limit is {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}"
+    except ImportError:
+        limit = "its limit is reached"
+    return BackendError(
+        f"this process may open no further file or connection ({limit}): {error}. Raise it, for instance with "
+        "`ulimit -n 1024` in the shell that calls it"
+    )
 
 
 class ServerRefused(BackendError):

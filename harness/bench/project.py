@@ -124,6 +124,7 @@ def project(schema: str, version: str | None, below: Path | None) -> Iterator[tu
             cwd=folder,
             env=environ_of(folder),
             check=False,
+            timeout=120,
         )
         shutil.rmtree(folder, ignore_errors=True)
 

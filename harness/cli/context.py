@@ -17,6 +17,7 @@ from harness.servers import registry as backends
 
 if TYPE_CHECKING:
     from harness.config.settings import Settings
+    from harness.servers.inventory import Asked
 
 OVERRIDES = ("backend", "image", "server_url", "isolation", "storage", "version", "binaries")
 """Options that are settings; the rest are in the file or in variables."""
@@ -84,6 +85,29 @@ class Context:
             ConfigError: as :attr:`settings`.
         """
         return Project.of(self.settings, self.environ)
+
+    @cached_property
+    def asked(self) -> Asked:
+        """The backends: asked once for all that a command wants to know, because one that is silent costs its time-out."""
+        from harness.servers.inventory import Asked
+
+        return Asked.of(self.project)
+
+    def check_asked(self, *, warn: bool = False) -> None:
+        """Before a command says that there is nothing, where it has asked the backends.
+
+        Args:
+            warn: there is something to tell all the same.
+
+        Raises:
+            BackendUnavailable: some could not be asked.
+        """
+        if "asked" not in self.__dict__:
+            return
+        if not warn:
+            self.asked.check("and there may be more")
+        for word, why in self.asked.silent.items():
+            self.console.warn(f"{word} could not be asked, and there may be more: {why}")
 
     @property
     def json(self) -> bool:

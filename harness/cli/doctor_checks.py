@@ -209,7 +209,10 @@ def psql(context: Context) -> Iterator[Result]:
 def servers(context: Context) -> Iterator[Result]:
     """Those of this checkout, and what dead runs left on them."""
     with lookup.servers(context) as found:
-        if not found:
+        silent = {} if found else context.asked.silent
+        for word, why in silent.items():
+            yield "note", f"{word} could not be asked: {why}", ()
+        if not found and not silent:
             yield "ok", "none of this checkout runs", ()
         for server in found:
             info = server.server.info
@@ -236,7 +239,7 @@ def servers(context: Context) -> Iterator[Result]:
 
 def orphaned(context: Context) -> Iterator[Result]:
     """Servers of checkouts that are gone: nobody will ever call `down` there."""
-    found = inventory.orphans(context.project)
+    found = inventory.orphans(context.project, context.asked)
     if not found:
         yield "ok", "no server's checkout is gone", ()
     for orphan in found:

@@ -49,7 +49,7 @@ def run(context: Context) -> int:
         if context.settings.server_url:
             ended = _drop_external(context, everything)
         else:
-            asked = inventory.Asked.of(context.project)
+            asked = context.asked
             ended = _end(context, everything, asked)
     if context.json:
         context.console.json({"ended": ended})

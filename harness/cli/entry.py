@@ -15,7 +15,7 @@ from harness.cli.console import Console, verbosity_count
 from harness.cli.context import Context
 from harness.cli.parser import Usage, parse
 from harness.config.logs import Verbosity
-from harness.errors import HarnessError
+from harness.errors import HarnessError, out_of_files
 
 
 class Terminated(BaseException):
@@ -64,6 +64,9 @@ def run(words: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 — the last line of defence: a person gets words, not a traceback
+        if (full := out_of_files(error)) is not None:
+            console.error(full.message)
+            return full.exit_code
         _unexpected(console, error, debug=bool(environ.get("PGHARNESS_DEBUG")))
         return 128 + asked[0] if asked else BUG
     finally:

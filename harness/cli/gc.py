@@ -51,7 +51,7 @@ def run(context: Context) -> int:
                 )
                 if not context.json:
                     context.console.answer(f"{name}  {doomed.reason}")
-    asked = inventory.Asked.of(context.project)
+    asked = context.asked
     for item in _bases(context, asked, dry_run) + _orphans(context, asked, dry_run):
         gone.append(item)
         if not context.json:

@@ -11,6 +11,7 @@ from harness.cli.context import Context
 from harness.cli.options import Word, completing
 from harness.errors import ConfigError, LeaseError
 from harness.servers import inventory, registry
+from harness.servers.port import ServerInfo
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -35,11 +36,9 @@ PARAMETERS: list[click.Parameter] = [
 def run(context: Context) -> int:
     """Print it, line by line."""
     wanted = getattr(context.arguments, "server", None)
-    # A server that has died is just the one whose log is wanted: all of them, running or not.
-    known = {info.purpose: info for info in inventory.servers(context.project)}
-    if context.settings.server_url is not None:
-        known = dict.fromkeys(["up"], registry.chosen(context.project)[0].list(None)[0])
+    known = _known(context)
     if not known:
+        context.check_asked()
         raise LeaseError("there is no server of this checkout: `pg-harness up` starts one")
     if wanted is not None and wanted not in known:
         lines = "\n".join(f"  {purpose:<6} {info.description}" for purpose, info in sorted(known.items()))
@@ -55,3 +54,16 @@ def run(context: Context) -> int:
         if follow and sys.stdout is not None:
             sys.stdout.flush()
     return 0
+
+
+def _known(context: Context) -> dict[str, ServerInfo]:
+    """Purpose → server.
+
+    Raises:
+        BackendUnavailable: somebody else's, that the settings name, does not answer.
+    """
+    if context.settings.server_url is not None:
+        found = registry.chosen(context.project)[0].find(context.project.id, "up")
+        return {"up": found} if found is not None else {}
+    # A server that has died is just the one whose log is wanted: all of them, running or not.
+    return {info.purpose: info for info in inventory.servers(context.project, asked=context.asked)}

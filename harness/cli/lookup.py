@@ -15,7 +15,12 @@ from harness.servers import inventory
 
 
 def nothing(context: Context) -> LeaseError:
-    """What to raise where there is nothing to name. With the folder: it may be the wrong one."""
+    """What to raise where there is nothing to name. With the folder: it may be the wrong one.
+
+    Raises:
+        BackendUnavailable: what may hold something could not be asked.
+    """
+    context.check_asked()
     return LeaseError(f"there is no database of {context.settings.root} yet: `pg-harness up` makes one")
 
 
@@ -36,7 +41,7 @@ def servers(context: Context, *, purposes: Sequence[str] = ()) -> Iterator[list[
 
 def open_one(context: Context, purpose: str) -> ServerSession | None:
     """A session on a running server; None where none runs."""
-    found = inventory.find(context.project, purpose=purpose)
+    found = inventory.find(context.project, purpose=purpose, asked=lambda: context.asked)
     return ServerSession(context.project, found) if found is not None else None
 
 

@@ -69,7 +69,7 @@ def _entered(context: Context, place: Place, database: str) -> Iterator[str]:
     session = server.link.session
     # As a lease of a run of its own: should we be killed, the run is dead and the copy is swept.
     run_id = names.run_id()
-    locks.hold_shared(session, "run", run_id)
+    locks.hold_shared(session, ("run", run_id))
     copy = names.lease(server.project.id, run_id, "psql", 0)
     logger.info("a template takes no connections: this is a copy of it, dropped when psql ends")
     try:

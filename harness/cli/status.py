@@ -47,6 +47,7 @@ def run(context: Context) -> int:
     else:
         for line in _lines(report):
             context.console.answer(line)
+    context.check_asked(warn=bool(report["servers"]))
     return 0
 
 

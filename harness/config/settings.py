@@ -107,6 +107,8 @@ class Settings:
     migration_timeout: float = 300
     reset_timeout: float = 5
     serial_timeout: float = 300
+    lease_timeout: float = 120
+    """How long a run waits for connections that other runs have."""
     allow_url_change: bool = False
     postgres: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)

@@ -200,6 +200,7 @@ READERS: Mapping[str, Reader] = {
     "migration_timeout": _duration,
     "reset_timeout": _duration,
     "serial_timeout": _duration,
+    "lease_timeout": _duration,
     "allow_url_change": _flag,
     "extensions": read_texts,
     "env": read_table_of_text,

@@ -80,6 +80,7 @@ class Clones:
         self.project = project
         self.owner = owner
         self.connections = connections
+        self._life: tuple[Session, str] | None = None
 
     def make_spare(self, template: Template) -> str:
         """A clone that nobody owns yet, complete: attributes, limit, label.
@@ -239,6 +240,7 @@ class Clones:
             worker=claim.worker,
             root=claim.root,
             created=_now(),
+            claimed=self._life_of(session),
         )
         candidates = self.spares(template, also=mine)
         if mine in candidates:
@@ -256,6 +258,12 @@ class Clones:
         session.script(";\n".join(self._finish(mine, template, label, new=True)))
         logger.debug("%s: cloned from %s", name, template.name)
         return mine
+
+    def _life_of(self, session: Session) -> str:
+        # No session outlives a life of its server: asked once for each.
+        if self._life is None or self._life[0] is not session:
+            self._life = session, str(session.value(f"select {incarnation.LIFE}"))
+        return self._life[1]
 
     def release(self, name: str) -> None:
         """Drop a lease's database, if it is there; its sessions are ended."""

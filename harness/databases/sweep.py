@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
 from harness.errors import HarnessError, MigrationError
-from harness.postgres import databases, locks, names, roles
+from harness.postgres import databases, incarnation, locks, names, roles
 from harness.postgres.databases import Database
 from harness.postgres.names import Kind
 from harness.postgres.session import Session
@@ -17,7 +17,8 @@ from harness.postgres.session import Session
 Item = TypeVar("Item")
 
 GRACE = timedelta(seconds=30)
-"""After a crash of the server every sign of life is gone at once; holders take theirs again within this time."""
+"""After a crash of the server every sign of life is gone at once; holders take theirs again within this time. What was leased
+since then shows one, or is a dead run's."""
 
 CUT_OFF = timedelta(seconds=60)
 """How old a retired or half-made database must be before somebody else than its maker drops it."""
@@ -37,7 +38,8 @@ class Retention:
 
     Attributes:
         count: at most.
-        age: seconds since one was last used.
+        age: seconds since one was last used. Where all are older, it says nothing: a clock that was set forward makes all of
+            them old at once, and what is needed now is among them.
         size: bytes of all together.
         settings: what the settings call ``count`` and ``size``, for people.
     """
@@ -64,11 +66,13 @@ class Retention:
         """
         found: list[Leftover[Item]] = []
         total = 0
-        for place, item in enumerate(sorted(items, key=used, reverse=True)):
+        items = sorted(items, key=used, reverse=True)
+        known = bool(items) and now - used(items[0]) <= self.age
+        for place, item in enumerate(items):
             age = now - used(item)
             if stays(item):
                 total += size(item)
-            elif age > self.age:
+            elif known and age > self.age:
                 found.append(Leftover(item, f"not used for {age // 86400:.0f} days"))
             elif place >= self.count:
                 found.append(Leftover(item, f"more than {self.settings[0]} = {self.count}"))
@@ -152,6 +156,18 @@ def alive_runs(session: Session, runs: Sequence[str]) -> frozenset[str]:
     return frozenset(run for run in set(runs) if locks.is_held(session, "run", run))
 
 
+def alive_owners(session: Session, observed: Iterable[Database]) -> frozenset[str]:
+    """The runs, of those that these databases were leased by, that are alive or have a moment left to show it again."""
+    leases = [d for d in observed if d.kind is Kind.LEASE and not d.sandbox]
+    alive = alive_runs(session, [d.owner for d in leases])
+    silent = [d for d in leases if d.owner not in alive]
+    if not silent or not in_grace(session):
+        return alive
+    life = session.value(f"select {incarnation.LIFE}")
+    # One without a label was cut off while it was copied, and its run takes it for that too.
+    return alive | {d.owner for d in silent if d.label and d.label.claimed != life}
+
+
 def in_grace(session: Session) -> bool:
     """Whether the server's sessions were all lost a moment ago (start, or crash and recovery).
 
@@ -171,12 +187,9 @@ def sweep(
     Only databases whose name carries this checkout's id are looked at.
     """
     observed = databases.list_ours(session, project)
-    if in_grace(session):
-        # Marks too: without their leases they would look abandoned.
-        observed = [d for d in observed if d.kind not in (Kind.LEASE, Kind.MARK)]
-    runs = [d.owner for d in observed if d.kind is Kind.LEASE]
+    alive = alive_owners(session, observed)
     building = locks.is_held(session, "build", "")
-    left = plan(observed, alive_runs(session, runs), building, datetime.now(UTC), templates, keep_failed)
+    left = plan(observed, alive, building, datetime.now(UTC), templates, keep_failed)
     if dry_run:
         return left
     return [found for found in left if _drop(session, project, found.item)]

@@ -22,6 +22,9 @@ STARTED = "extract(epoch from pg_postmaster_start_time())::text"
 CRASHED = "(select coalesce(extract(epoch from stats_reset)::text, 'never') from pg_stat_get_archiver())"
 """SQL: the last crash, likewise; of a server that never crashed, when its data directory was made."""
 
+LIFE = f"{STARTED} || ' ' || {CRASHED}"
+"""SQL: this life of the server, as text: no clock of ours is needed to tell what was made in an earlier one."""
+
 UNKNOWN = "unknown"
 """What stands for a life that is not known: it is not believed."""
 

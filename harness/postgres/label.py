@@ -34,6 +34,8 @@ class Label:
         root: likewise: the path of the checkout.
         created: when it was made, as ISO 8601; see :attr:`created_at`.
         used: of a template: when it was last used, likewise.
+        claimed: of a lease: the life of the server in which it was, see :data:`harness.postgres.incarnation.LIFE`; earlier
+            versions wrote none.
         unlogged: of which life of the server its unlogged tables are, see :func:`harness.postgres.incarnation.label`;
             earlier versions wrote none.
         number: of a mark: its place in the stack, from 1.
@@ -58,6 +60,7 @@ class Label:
     root: str | None = None
     created: str | None = None
     used: str | None = None
+    claimed: str | None = None
     unlogged: str | None = None
     number: int | None = None
     name: str | None = None

@@ -170,7 +170,7 @@ def open_script(
     Raises:
         ServerLost, ServerRefused: from connecting.
     """
-    session = Session.connect(dsn, application_name=MIGRATION_NAME)
+    session = Session.connect(dsn, application_name=MIGRATION_NAME, limited=False)
     if notice is not None:
         session.connection.add_notice_handler(
             lambda diagnostic: notice(f"{diagnostic.severity}: {diagnostic.message_primary}")

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import pq, sql
 
 from harness.dsn import Dsn
-from harness.errors import ServerLost, ServerRefused
+from harness.errors import ServerLost, ServerRefused, out_of_files
 from harness.postgres import sqlstate
 from harness.postgres.watchdog import Connection
 
@@ -23,6 +23,13 @@ APPLICATION_NAME = "pg-harness"
 
 CONNECT_TIMEOUT = 5
 """Seconds to wait for a connection. psycopg's own default is 130 s, which looks like a hang."""
+
+LOCK_LIMIT = 60.0
+"""Seconds that a statement of ours waits for a lock, unless its caller says otherwise."""
+
+STATEMENT_LIMIT = 3600.0
+"""Seconds that a statement of ours may take, likewise: to copy a large database takes minutes, to wait for a backend that was
+stopped takes for ever."""
 
 SERVER_ID = "harness.server_id"
 """The setting that names a server of ours; ``system_identifier`` identifies nothing: copies share it."""
@@ -104,6 +111,12 @@ def unbent() -> Iterator[None]:
             os.environ.update(hidden)
 
 
+_LIMITS = {
+    "lock_timeout": f"{1000 * LOCK_LIMIT:.0f}",
+    "statement_timeout": f"{1000 * STATEMENT_LIMIT:.0f}",
+}
+
+
 class Session:
     """One admin connection to one database of a server, in autocommit mode.
 
@@ -123,6 +136,7 @@ class Session:
         timeout: float = CONNECT_TIMEOUT,
         application_name: str = APPLICATION_NAME,
         settings: Mapping[str, str] | None = None,
+        limited: bool = True,
     ) -> Session:
         """Log in.
 
@@ -130,6 +144,8 @@ class Session:
             dsn: whom to connect to, and as whom.
             timeout: seconds (libpq rounds up, and takes 2 as the least).
             settings: server settings of this session, set with the start packet (no round trip).
+            limited: whether no statement waits longer than :data:`LOCK_LIMIT` or takes longer than :data:`STATEMENT_LIMIT`;
+                else its caller sees to that.
 
         Raises:
             ServerLost: nobody answers there.
@@ -138,8 +154,14 @@ class Session:
         """
         parameters: dict[str, Any] = conninfo(dsn, application_name=application_name)
         parameters["connect_timeout"] = str(max(2, round(timeout)))
-        if settings:
-            parameters["options"] = " ".join(f"-c {k}={_escape_option(v)}" for k, v in settings.items())
+        stated = {**(_LIMITS if limited else {}), **(settings or {})}
+        if stated:
+            # With what the URL says.
+            words = [
+                dsn.options.get("options", ""),
+                *(f"-c {k}={_escape_option(v)}" for k, v in stated.items()),
+            ]
+            parameters["options"] = " ".join(filter(None, words))
         with translated(f"connect to {dsn.masked}"), unbent():
             # prepare_threshold=None: admin statements are few, and a pooler in front forbids prepared ones.
             connection = Connection.connect(**parameters, autocommit=True, prepare_threshold=None)
@@ -260,6 +282,7 @@ class translated:
     Raises:
         ServerLost: the connection could not be made or broke (no SQLSTATE, class 08, 57P01, 57P02).
         ServerRefused: everything that the server itself said.
+        BackendError: there is no file descriptor left for a connection.
     """
 
     # No generator: it is entered with every message to the server.
@@ -271,6 +294,8 @@ class translated:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, psycopg.Error):
+            if not error.sqlstate and (full := out_of_files(error)) is not None:
+                raise full from error
             raise _translate(error, self._statement) from error
 
 

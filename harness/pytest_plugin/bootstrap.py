@@ -11,7 +11,7 @@ import pytest
 
 from harness.config import logs
 from harness.config.project import Project
-from harness.errors import HarnessError
+from harness.errors import HarnessError, out_of_files
 from harness.pytest_plugin import django, fixtures
 from harness.pytest_plugin.failures import Failures
 from harness.pytest_plugin.freshness import Refresher, Stop
@@ -42,6 +42,10 @@ def begin(config: pytest.Config, start: tuple[Path, str]) -> State:
             parts = host.parts(state)
     except HarnessError as error:
         raise pytest.UsageError(f"pg-harness: {error.full_text}") from None
+    except OSError as error:
+        if (full := out_of_files(error)) is None:
+            raise
+        raise pytest.UsageError(f"pg-harness: {full.message}") from None
     except KeyboardInterrupt:
         # Outside of a session pytest would show a traceback; 2 is what it calls an interrupted run.
         print("\npg-harness: interrupted", file=sys.stderr)

@@ -15,6 +15,9 @@ from harness.pytest_plugin.state import Role, State
 if TYPE_CHECKING:
     from harness.runs.harness import Harness
 
+BESIDE = 3600.0
+"""Seconds that a test waits for a serial one: however long that may take, one that hangs must not hold up the run for ever."""
+
 _TIMED_OUT = pytest.StashKey[str]()
 
 
@@ -43,17 +46,22 @@ class Turns:
         """Wait until the test may run.
 
         Args:
-            alone_within: seconds to wait for all others; None: it may run beside others, and waits for as long as it takes.
+            alone_within: seconds to wait for all others; None: it may run beside others, and waits for a serial one for
+                :data:`BESIDE` seconds.
 
         Raises:
             PoolTimeout: others did not let go; the text lists who holds: worker, test, seconds.
         """
-        lock, timeout = "pg_advisory_lock_shared", 0
+        lock, within, missed = "pg_advisory_lock_shared", BESIDE, "a serial_only test of the run did not end"
         if alone_within is not None:
-            lock, timeout = "pg_advisory_lock", max(1, int(alone_within * 1000))
+            lock, within, missed = (
+                "pg_advisory_lock",
+                alone_within,
+                "serial_only: other tests of the run did not end",
+            )
         # The comment is what `_holders` of another worker reads; escaped, for it must end with the line.
         statement = (
-            f"set local lock_timeout = {timeout}; "
+            f"set local lock_timeout = {max(1, int(within * 1000))}; set local statement_timeout = 0; "
             f"select {lock}({self._key}) -- {self._worker}: {ascii(test)[1:-1]}"
         )
         try:
@@ -62,8 +70,8 @@ class Turns:
             if error.sqlstate != sqlstate.LOCK_NOT_AVAILABLE:
                 raise
             raise PoolTimeout(
-                f"serial_only: other tests of the run did not end within {alone_within:g} s "
-                f"(setting serial_timeout):\n{self._holders()}"
+                f"{missed} within {within:g} s{' (setting serial_timeout)' if alone_within is not None else ''}:\n"
+                f"{self._holders()}"
             ) from error
 
     def leave(self) -> None:

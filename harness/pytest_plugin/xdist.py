@@ -41,8 +41,9 @@ class Controller:
         try:
             with self._state.telling:
                 run.check_room(len(specs))
-            if run.shared is not None:
-                self._tell(budget.check(run.shared, len(specs)))
+                found = budget.check(run.shared, len(specs)) if run.shared is not None else None
+            if found is not None:
+                self._tell(found)
             path = self._run_file(len(specs)).write(self._state.project.state / "runs")
         except HarnessError as error:
             raise pytest.UsageError(f"pg-harness: {error.full_text}") from None

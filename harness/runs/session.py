@@ -26,6 +26,7 @@ from harness.postgres.admin import Link
 from harness.postgres.databases import Database
 from harness.postgres.liveness import SignOfLife
 from harness.runs import rewinding
+from harness.runs.booking import Booking
 
 if TYPE_CHECKING:
     from harness.databases.pool import Filler
@@ -214,7 +215,13 @@ class ServerSession:
         held = [("run", self.run)]
         if self.server.info.server_id:
             held.append(("server", self.server.info.server_id))
-        self._life = SignOfLife(self.link.another(), held)
+        self._life = SignOfLife(self.link.another(), held, Booking(self.run, os.getpid()).shown)
+
+    def book(self, workers: int, connections: int) -> None:
+        """Say that this run takes so many of the server's connections, until it ends."""
+        self._show_life()
+        if self._life is not None:
+            self._life.show(Booking(self.run, os.getpid(), workers, connections).shown)
 
     def epoch(self) -> int:
         """How many times the server's sessions were lost so far."""

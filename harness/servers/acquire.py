@@ -19,7 +19,7 @@ from pathlib import Path
 
 from harness.config.project import Project, file_lock
 from harness.config.settings import Settings
-from harness.errors import BackendUnavailable, ServerLost
+from harness.errors import BackendUnavailable, PoolTimeout, ServerLost
 from harness.postgres.session import Session
 from harness.servers import defaults, drift, registry
 from harness.servers.handle import Server
@@ -90,6 +90,7 @@ class _Search:
         self._purpose = purpose
         self._began = time.monotonic()
         self._refused: dict[Hint, tuple[ServerInfo | None, str]] = {}
+        self._kept: dict[str, str] = {}
         self.hints = [Hint.of(project, purpose)]
         if purpose != "up":
             self.hints.append(Hint.of(project, f"{purpose}-{drift.mark(project.settings)}"))
@@ -103,11 +104,20 @@ class _Search:
                 self._refused.setdefault(hint, (info, reason))
                 continue
             if drift.fits(info, self._settings, self._purpose):
-                session, reason = attach(info)
+                session, reason = self._attach(info)
                 if session is not None:
                     return self.result(info, session, hint)
             self._refused[hint] = info, reason
         return None
+
+    def _attach(self, info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
+        """As :func:`attach`; where somebody keeps its sign of life from everybody, that is waited for once."""
+        if info.server_id not in self._kept:
+            try:
+                return attach(info, patience)
+            except PoolTimeout as error:
+                self._kept[info.server_id] = error.message
+        return None, self._kept[info.server_id]
 
     def tell_refused(self) -> None:
         """Say why what was noted is not used."""
@@ -143,7 +153,7 @@ class _Search:
             if info is None:
                 return None, hint
             # Its backend says that it runs: it may be starting (`docker restart`).
-            session, why = attach(info, patience=RESTART_PATIENCE)
+            session, why = self._attach(info, RESTART_PATIENCE)
             if session is None:
                 silent = self._pass_over(info, why, hint)
                 continue

@@ -170,7 +170,8 @@ class ExternalBackend(Backend):
             BackendUnavailable: it does not answer, refuses us, or cannot be used.
         """
         try:
-            with Session.connect(self.dsn) as session:
+            # A pooler refuses settings at log-in, and is to be named.
+            with Session.connect(self.dsn, limited=False) as session:
                 found = _ask(session)
         except ServerLost as error:
             raise BackendUnavailable(

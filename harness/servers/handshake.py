@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from harness.dsn import Dsn
-from harness.errors import ServerLost, ServerRefused, ServerStartError
+from harness.errors import PoolTimeout, ServerLost, ServerRefused, ServerStartError
 from harness.postgres import locks, sqlstate
 from harness.postgres.session import Session, greet, lock_key
 from harness.servers.port import ServerInfo, ServerRequest
@@ -35,6 +35,7 @@ def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
         patience: seconds to wait for a server that does not answer at all.
 
     Raises:
+        PoolTimeout: it is the right server, and somebody keeps its sign of life from everybody.
         ServerRefused: it is the right server, and it has no connection left.
         ServerLost, ServerRefused: it is not ours, and does not answer, or does not let us in.
     """
@@ -47,9 +48,13 @@ def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
             session = greet(info.dsn, info.server_id)
             if session is None:
                 return None, f"another server answers at {info.dsn.host}:{info.dsn.port}"
-            # Blocking: where the server is ending itself, this waits until it is gone and then says so.
-            locks.hold_shared(session, "server", info.server_id)
+            # A wait: where the server is ending itself, until it is gone, which is said then.
+            locks.hold_shared(session, ("server", info.server_id))
             return session, ""
+        except PoolTimeout:
+            if session is not None:
+                session.close()
+            raise
         except (ServerLost, ServerRefused) as error:
             if session is not None:
                 session.close()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Self
 
 from harness.config.project import Project, project_id
-from harness.errors import BackendError, BackendUnavailable, ServerRefused
+from harness.errors import BackendError, BackendUnavailable, PoolTimeout, ServerRefused
 from harness.servers import registry
 from harness.servers.acquire import external, locked
 from harness.servers.handle import Server
@@ -26,8 +26,13 @@ _MOUNTS = ("/mnt", "/media", "/run/media", "/Volumes", "/net")
 """Below these a missing folder may be a disk that is not plugged in."""
 
 
-def find(project: Project, *, purpose: str = "run") -> Server | None:
+def find(
+    project: Project, *, purpose: str = "run", asked: Callable[[], Asked] | None = None
+) -> Server | None:
     """The server that runs for this checkout and purpose; never starts one.
+
+    Args:
+        asked: gives the backends, where the command asks for more than this server.
 
     Raises:
         BackendUnavailable: an external server that is named does not answer.
@@ -37,7 +42,7 @@ def find(project: Project, *, purpose: str = "run") -> Server | None:
     began = time.monotonic()
     hint = Hint.of(project, purpose)
     noted, _ = hint.read()
-    for info in chain((noted,), _running(project, purpose)):
+    for info in chain((noted,), _running(project, purpose, asked or (lambda: Asked.of(project)))):
         session = attach(info)[0] if info is not None else None
         if info is None or session is None:
             continue
@@ -47,9 +52,9 @@ def find(project: Project, *, purpose: str = "run") -> Server | None:
     return None
 
 
-def _running(project: Project, purpose: str) -> Iterator[ServerInfo | None]:
+def _running(project: Project, purpose: str, asked: Callable[[], Asked]) -> Iterator[ServerInfo | None]:
     # Lazily: as a rule the noted one answers, and no backend is asked.
-    yield from (backend.find(project.id, purpose) for backend in Asked.of(project).working)
+    yield from (backend.find(project.id, purpose) for backend in asked().working)
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,18 @@ class Asked:
                 working.append(backend)
         return cls(working, silent)
 
-    def check(self) -> None:
-        """What a command that ends things says at its end.
+    def check(self, told: str = "and what runs there was not ended") -> None:
+        """What a command says at its end that ends things, or has found nothing.
+
+        Args:
+            told: what it means, for people.
 
         Raises:
             BackendUnavailable: some could not be asked: what they hold is still there.
         """
         if self.silent:
             raise BackendUnavailable(
-                f"not everything could be asked, and what runs there was not ended: {', '.join(self.silent)}",
+                f"not everything could be asked, {told}: {', '.join(self.silent)}",
                 checked=[f"{word}: {why}" for word, why in self.silent.items()],
                 remedies=["call it again once that answers"],
             )
@@ -144,7 +152,11 @@ def forget_gone(project: Project) -> list[str]:
     for path in sorted(project.folder.glob("run-*.json")):
         hint = Hint.of(project, path.stem)
         info, _ = hint.read()
-        session = attach(info)[0] if info is not None else None
+        try:
+            session = attach(info)[0] if info is not None else None
+        except PoolTimeout:
+            # It is there, and somebody has been let in that should not.
+            continue
         if session is None:
             hint.forget()
             gone.append(path.stem)
@@ -173,6 +185,8 @@ class Orphan:
             session, _ = attach(self.info)
         except ServerRefused as error:
             return f"it has no connection left to ask: {error.message}"
+        except PoolTimeout as error:
+            return error.message
         if session is None:
             # Stopped, or it answers to nobody: there is nobody to ask.
             self.backend.stop(self.info)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import psycopg
@@ -82,6 +83,20 @@ def test_templates_go_by_age_and_count_but_not_while_they_are_leased() -> None:
         templates[3].name: "more than keep_templates = 3",
         templates[4].name: "not used for 4 days",
     }
+
+
+@pytest.mark.parametrize("jump", [-400, 400])
+def test_a_clock_that_jumps_evicts_nothing_that_is_fresh(jump: int) -> None:
+    """Days: with the clock set forward, every template was old at once."""
+    templates = [
+        database(names.template(PROJECT, f), age=(day - jump) * 86400, fingerprint=f)
+        for day, f in enumerate([c * 64 for c in "abc"])
+    ]
+    lease = database(names.lease(PROJECT, RUN, "1", 0), age=-jump * 86400)
+    assert (
+        reasons(*templates, lease, database(names.retired(PROJECT), age=-jump * 86400 if jump > 0 else 5))
+        == {}
+    )
 
 
 def test_kept_databases_are_bounded_the_oldest_go() -> None:
@@ -219,3 +234,19 @@ def wait_for_server(link: Link, act: Callable[[], object]) -> object:
         except (HarnessError, psycopg.Error):
             link.close()
             assert datetime.now(UTC) < deadline, "the server did not come back"
+
+
+def test_the_grace_period_is_for_what_was_leased_before_the_crash(
+    link: Link, clones: Clones, made: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a server that has just been started, nothing is older: six killed runs kept a new one out for half a minute."""
+    monkeypatch.setattr(sweep, "GRACE", timedelta(days=1))
+    dead, before, unsaid = (make_lease(clones, made, names.run_id()) for _ in range(3))
+    for lease, claimed in ((before, "another life"), (unsaid, None)):
+        name = lease.dsn.database
+        label = databases.find(link.session, name).label  # type: ignore[union-attr]
+        link.session.execute(databases.label_statement(name, replace(label, claimed=claimed)))
+    left = sweep.sweep(link.session, clones.project, MANY, 3)
+    assert [found.item.name for found in left] == [dead.dsn.database]
+    assert before.exists()
+    assert unsaid.exists()

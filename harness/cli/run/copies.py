@@ -17,6 +17,9 @@ LONGEST = 64 * 1024
 DRAIN = 2.0
 """Seconds to wait for the rest of the output: a background process of the command may hold the pipe for ever."""
 
+GRACE = 10.0
+"""Seconds that a copy may take to end, before it is killed."""
+
 
 def run_copies(context: Context, command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:
     """Run one copy for each environment; return the worst exit code."""
@@ -41,7 +44,7 @@ def run_copies(context: Context, command: Sequence[str], environments: Sequence[
             for child in children:
                 child.terminate()
             for child in children:
-                child.wait()
+                _end(child)
             raise
         for pump in pumps:
             pump.join(DRAIN)
@@ -49,6 +52,15 @@ def run_copies(context: Context, command: Sequence[str], environments: Sequence[
         if code:
             context.console.warn(f"copy {number} of {len(codes)} ended with exit code {code}")
     return max(codes)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Wait for one that was asked to end, and kill it where it does not."""
+    try:
+        child.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait(GRACE)
 
 
 def _pump(

@@ -25,6 +25,9 @@ from harness.postgres.session import Session
 if TYPE_CHECKING:
     from harness.migrations.dump.source import DumpSource
 
+_ENDS = 30.0
+"""Seconds that pg_restore may take to end once it has written everything, or was killed."""
+
 _OWNER = re.compile(r"ALTER\s.*\sOWNER\s+TO\s+\S+\Z", re.IGNORECASE | re.DOTALL)
 _RIGHTS = re.compile(r"(?:GRANT|REVOKE|ALTER\s+DEFAULT\s+PRIVILEGES)\s", re.IGNORECASE)
 _SETTING = re.compile(r"SET\s+\w+\s*=", re.IGNORECASE)
@@ -114,11 +117,16 @@ def _open_sql(dump: DumpSource, context: MigrationContext) -> Iterator[IO[bytes]
         try:
             with process.stdout as stream:
                 yield stream
-            code = process.wait()
+            # It has closed its output: it ends.
+            code = process.wait(_ENDS)
+        except subprocess.TimeoutExpired as error:
+            raise dump.failure(
+                f"{program} wrote all of {dump.shown} and did not end within {_ENDS:.0f} s", dump.shown
+            ) from error
         finally:
             with contextlib.suppress(OSError):
                 process.kill()
-            process.wait()
+            process.wait(_ENDS)
         if code != 0:
             complaints.seek(0)
             said = complaints.read().decode("utf-8", "replace").strip()[-1500:]

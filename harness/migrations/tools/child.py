@@ -154,7 +154,7 @@ def _read(process: subprocess.Popen[bytes], kept: deque[str], line: Callable[[st
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     if not hasattr(os, "killpg"):
         process.kill()
-        process.wait()
+        process.wait(_TERM_GRACE)
         return
     # start_new_session made the child's pid the id of its group, and the group outlives the child.
     for sign, grace in ((signal.SIGTERM, _TERM_GRACE), (signal.SIGKILL, _TERM_GRACE)):
@@ -165,7 +165,9 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.01)
         if not _group_lives(process):
             break
-    process.wait()
+    # Killed, unless it hangs in the kernel: its disk is gone, say.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_TERM_GRACE)
 
 
 def _group_lives(process: subprocess.Popen[bytes]) -> bool:

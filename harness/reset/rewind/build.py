@@ -24,6 +24,9 @@ _HERE = Path(__file__).parent
 _SOURCES = (_HERE / "native", _HERE.parents[2] / "native")
 """Where the sources lie: in an installed package; in a checkout."""
 
+COMPILE = 300.0
+"""Seconds that a compiler may take: it takes two."""
+
 _FLAGS = (
     "-std=gnu11", "-O2", "-fPIC", "-shared", "-nostdlib", "-fno-strict-aliasing", "-fwrapv", "-Wall",
     # These two would want functions that only glibc has.
@@ -195,9 +198,13 @@ def build(headers: Headers, out: Path, environ: Mapping[str, str]) -> Path:
             "-I", str(headers.folder), "-o", str(made), *(file.name for file in files),
         ]  # fmt: skip
         # In the sources' folder, by plain names: paths of this machine would be in the messages.
-        done = subprocess.run(
-            command, cwd=files[0].parent, capture_output=True, text=True, errors="replace", check=False
-        )
+        try:
+            done = subprocess.run(
+                command, cwd=files[0].parent, capture_output=True, text=True, errors="replace", check=False,
+                timeout=COMPILE,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise BackendError(f"{command[0]} did not compile the module within {COMPILE:.0f} s") from error
         if done.returncode != 0:
             raise BackendError(f"the module cannot be compiled with {command[0]}:\n{done.stderr.strip()}")
         if why := unportable(made.read_bytes(), headers.machine):

@@ -35,10 +35,11 @@ _CALL_MARK = (
     "from {schema}.pgh_mark({asked}, $9::text[], $10::text[], $11::text, "
     "$12::oid[], $13::oid[], $14::oid[], $15::text, $16::oid[])"
 )
-# With the sign of life, without which another version of the harness would drop the schema.
+# With the sign of life, without which another version of the harness would drop the schema. Not waited for: who keeps it from us
+# drops the schema just now, and the next call says that it is gone; or he has no business with it.
 _KNOW = (
     "select {schema}.pgh_know($1::oid, $2::oid[], $3::oid[], $4::oid[], $5::text, $6::oid[]), "
-    "pg_advisory_lock_shared({life})"
+    "pg_try_advisory_lock_shared({life})"
 )
 _REWIND, _REWIND_TO, _MARK = b"pgh_rewind", b"pgh_rewind_to", b"pgh_mark"
 

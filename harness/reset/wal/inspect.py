@@ -14,6 +14,7 @@ import json
 from time import perf_counter
 from typing import Any
 
+from harness.postgres import locks
 from harness.postgres.session import Session, literal, translated
 from harness.reset.wal.bytes import measure_commit
 from harness.reset.wal.reader import (
@@ -122,10 +123,16 @@ class InspectReader:
         self._rate = 36000.0 if session.server_version >= 160000 else 10500.0  # bytes in a millisecond
         session.execute("set synchronous_commit = on")
         session.execute("set client_min_messages = error")
-        # Two workers may do this at the same moment: the second must not fail over the first's row.
-        session.script(
-            "begin; select pg_advisory_xact_lock(7164101315); create extension if not exists pg_walinspect; commit"
-        )
+        if not session.value("select exists (select from pg_extension where extname = 'pg_walinspect')"):
+            # Two workers may do this at the same moment: the second must not fail over the first's row.
+            with locks.exclusive(
+                session,
+                "extension",
+                "pg_walinspect",
+                timeout=30,
+                waiting_for="making the extension pg_walinspect",
+            ):
+                session.execute("create extension if not exists pg_walinspect")
         read = (_READ_16 if session.server_version >= 160000 else _READ_15).format(
             indexes=", ".join(literal(name) for name in INDEX_MANAGERS)
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket as socket_
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,18 @@ from harness.errors import BackendError, BackendUnavailable, ServerLost
 
 _one_at_a_time = threading.Lock()
 """The environment is the process's: of two threads, each would restore what the other has set."""
+
+TURN = 120.0
+"""Seconds that a start waits for others."""
+
+CALL_LIMIT = 60.0
+"""Seconds without a byte after which a call of the daemon fails, or a stream of its ends that nobody follows."""
+
+SILENT = 60.0
+"""Seconds for which a daemon that did not answer is not asked again: a command has several questions, and one patience."""
+
+_silent: dict[str, float] = {}
+"""Address → when the wait for its answer was given up (``time.monotonic``)."""
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -66,7 +80,8 @@ class Daemon:
         most = max(2, int(self.about().get("NCPU") or 0))
         me = threading.get_ident()
         with self._turn:
-            self._turn.wait_for(lambda: len(self._starting) < most)
+            # No longer: it makes starts quicker, nothing else.
+            self._turn.wait_for(lambda: len(self._starting) < most, TURN)
             self._starting.add(me)
         try:
             yield
@@ -106,6 +121,11 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
             absent=True,
         )
     where = environ.get("DOCKER_HOST") or socket or "the current Docker context"
+    silent = BackendUnavailable(
+        f"the Docker daemon at {where} did not answer within {timeout:.0f} s", remedies=_REMEDIES
+    )
+    if time.monotonic() - _silent.get(where, -math.inf) < SILENT:
+        raise silent
     if (reason := _refusal(where)) is not None:
         raise BackendUnavailable(
             f"the Docker daemon at {where} does not answer: {reason}", remedies=_REMEDIES
@@ -141,9 +161,8 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
     if found:
         return found[0]
     if not failures:
-        raise BackendUnavailable(
-            f"the Docker daemon at {where} did not answer within {timeout:.0f} s", remedies=_REMEDIES
-        )
+        _silent[where] = time.monotonic()
+        raise silent
     failure = failures[0]
     if not isinstance(failure, Exception):
         raise failure
@@ -227,6 +246,8 @@ def _environment(host: str | None) -> Iterator[None]:
 
 
 def _describe(tc: Any, socket: str | None, prefix: str) -> Daemon:
+    # docker-py's own default is the same today.
+    tc.client.api.timeout = CALL_LIMIT
     mode = getattr(tc.get_connection_mode(), "value", "docker_host")
     host = tc.host()
     where = socket or os.environ.get("DOCKER_HOST") or str(tc.client.api.base_url)

@@ -157,9 +157,17 @@ def _runs(pid: int, script: Path) -> bool:
         if sys.platform == "linux":
             return False
         # macOS has no /proc.
-        shown = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, check=False)
-        words = shown.stdout
+        words = _told_by_ps(pid)
     return os.fsencode(script) in words
+
+
+def _told_by_ps(pid: int) -> bytes:
+    try:
+        return subprocess.run(
+            ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, check=False, timeout=10
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return b""
 
 
 class Process:

@@ -17,7 +17,7 @@ from harness.errors import ServerStartError
 from harness.servers.port import CUT_OFF, STOP_PATIENCE, Origin, ServerInfo, Snapshot, SnapshotStore, private
 from harness.servers.process import cluster
 from harness.servers.process.record import Record, log_tail
-from harness.servers.process.user import ServerUser, make_folder, renamed_last
+from harness.servers.process.user import ServerUser, being_filled, make_folder, renamed_last
 
 if TYPE_CHECKING:
     from harness.servers.process.backend import ProcessBackend
@@ -131,7 +131,7 @@ class ProcessSnapshots(SnapshotStore):
         """Half-written and half-removed snapshots, and servers that were cut off before they ran."""
         gone = []
         for path in sorted(self.folder.glob(f"{_PREFIX}*.*")):
-            if path.is_dir() and _old(path):
+            if path.is_dir() and _old(path) and not being_filled(path):
                 shutil.rmtree(path, ignore_errors=True)
                 gone.append(str(path))
         for info in self._backend.list(None):

@@ -219,10 +219,49 @@ def renamed_last(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` to be filled, which takes its name at the end: what was cut off is never used."""
     aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
-        yield aside
-        aside.rename(target)
+        with _held(aside):
+            yield aside
+            aside.rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def being_filled(aside: Path) -> bool:
+    """Whether a living process fills that folder of :func:`renamed_last`: its age tells nothing where the clock was set."""
+    try:
+        with _held(aside):
+            return False
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Lock a folder while the block runs; the kernel lets go of it when we die.
+
+    Raises:
+        BlockingIOError: somebody else holds it.
+    """
+    if os.name == "nt":
+        # There a folder cannot be opened.
+        yield
+        return
+    import fcntl
+
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            # A file system without locks: the folder's age has to do.
+            pass
+        yield
+    finally:
+        os.close(held)
 
 
 def _copy_prefix(prefix: Path, target: Path) -> None:
