@@ -178,11 +178,18 @@ class Build:
             user_comment=attributes.comment,
             strategy=self._fastest(name),
         )
-        session.execute(f"alter database {ident(name)} rename to {ident(final)}")
-        # CREATE DATABASE wants a checkpointed source; the flags and the label come last and together.
-        session.script(
-            f"alter database {ident(final)} with is_template true allow_connections false;"
-            + databases.label_statement(final, label, attributes.comment)
+        # CREATE DATABASE wants a checkpointed source; the flags and the label come last and together. From here on it is
+        # the admin's: its owner could let himself in, and the next run would start from what he wrote.
+        databases.seal(
+            session,
+            final,
+            label,
+            attributes.comment,
+            [
+                f"alter database {ident(name)} rename to {ident(final)}",
+                f"alter database {ident(final)} owner to current_user",
+                f"alter database {ident(final)} with is_template true",
+            ],
         )
         return label
 

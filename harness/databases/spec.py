@@ -18,7 +18,7 @@ from harness.postgres.session import Session
 if TYPE_CHECKING:
     from harness.migrations.port import MigrationSource
 
-FORMAT = 1
+FORMAT = 2
 """Part of every fingerprint: raised when templates are built differently from the same."""
 
 

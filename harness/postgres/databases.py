@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.errors import LeaseInUse, ServerLost, ServerRefused
@@ -27,6 +27,7 @@ class Database:
         label: what we have written of it; false where the database carries no label.
         comment: the comment without our label; None where there is none.
         connection_limit: its CONNECTION LIMIT; -1 for none.
+        written: the transaction that wrote its row of ``pg_database`` last.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Database:
     label: Label = field(default_factory=Label)
     comment: str | None = None
     connection_limit: int = -1
+    written: str = ""
 
     @property
     def parsed(self) -> names.DatabaseName | None:
@@ -68,7 +70,7 @@ class Database:
 _SELECT = """
 select d.datname, d.oid::int8, d.datistemplate, d.datallowconn, pg_get_userbyid(d.datdba),
        (select count(*) from pg_stat_get_activity(null) a where a.datid = d.oid)::int,
-       shobj_description(d.oid, 'pg_database'), d.datconnlimit
+       shobj_description(d.oid, 'pg_database'), d.datconnlimit, d.xmin::text
   from pg_database d
 """
 
@@ -91,12 +93,30 @@ def list_ours(session: Session, project: str | None) -> list[Database]:
 
 def _database(row: tuple[Any, ...]) -> Database:
     comment, label = labels.split(row[6])
-    return Database(row[0], row[1], row[2], row[3], row[4], row[5], label, comment, row[7])
+    return Database(row[0], row[1], row[2], row[3], row[4], row[5], label, comment, row[7], row[8])
 
 
 def label_statement(name: str, label: Label, comment: str | None = None) -> str:
     """``COMMENT ON DATABASE`` with our label below the user's comment."""
     return f"comment on database {ident(name)} is {literal(labels.join(comment, label))}"
+
+
+def seal(session: Session, name: str, label: Label, comment: str | None, statements: Sequence[str]) -> None:
+    """Run statements on a database and label it, in one act; the label tells the transaction (:attr:`Label.sealed`).
+
+    Args:
+        name: what it is called afterwards.
+    """
+    # The last one writes the database's row in any case.
+    acts = [*statements, f"alter database {ident(name)} with allow_connections false"]
+    noted = literal(label_statement(name, replace(label, sealed=_XID), comment))
+    body = "".join(f"execute {literal(act)}; " for act in acts)
+    body += f"execute replace({noted}, '{_XID}', pg_current_xact_id()::xid::text);"
+    session.execute(f"do {literal(f'begin {body} end')}")
+
+
+_XID = "@transaction@"
+"""What stands for the transaction's own id until it runs."""
 
 
 def create_empty(session: Session, name: str, *, owner: str, locale: str) -> None:
