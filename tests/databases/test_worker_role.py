@@ -158,7 +158,8 @@ def test_roles_of_dead_runs_go_with_what_they_created(
     with Session.connect(lease.dsn) as session:
         session.execute("create database created_by_a_test")
     kept_as = kept.keep()["default"]
-    # In the first half minute nobody can be told from the dead.
+    # Soon after a crash nobody can be told from the dead.
+    monkeypatch.setattr(sweep, "GRACE", timedelta(days=1))
     assert sweep.drop_logins(link.session, checkout) == []
     monkeypatch.setattr(sweep, "GRACE", timedelta(0))
     assert sweep.drop_logins(link.session, checkout) == ["created_by_a_test"]
