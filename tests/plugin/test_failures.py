@@ -55,7 +55,7 @@ def test_the_report(folder: Folder, place: Place) -> None:
         r"  kinds: 1 updated",
         r"  users: 1 inserted",
         r"sessions \(2 of 10\):",
-        r"pid \d+, the holder, role app, idle in transaction",
+        r"pid \d+, the holder, role \S+, idle in transaction",
         r"locks:",
         r"pid \d+, the holder: ShareRowExclusiveLock on 1 relations",
         r"python -m harness psql pgh_\w+_k_\w+",
