@@ -162,12 +162,12 @@ class Clones:
     def _finish(
         self, name: str, template: Template, label: Label, *, new: bool, login: Owner | None = None
     ) -> list[str]:
-        mine = login is not None and login.group
+        owned = login is not None and login.group
         given = databases.apply_unowned if self.owner.each else databases.apply_statements
         return [
             *(given(name, template.attributes, self.holder) if new else ()),
             *(self.closing(name) if new else ()),
-            *(databases.apply_owned(name, template.attributes, login.name) if login and mine else ()),
+            *(databases.apply_owned(name, template.attributes, login.name) if login and owned else ()),
             # A spare of an earlier run has the limit that was right for that run.
             self._limit(name),
             databases.label_statement(name, label, template.attributes.comment),
