@@ -99,6 +99,7 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
                     continue
                 logger.info("dropped %s", database.name)
                 dropped.append({"database": database.name})
+            sweep.drop_logins(session, server.project.id, sandbox=True)
             if everything and not databases.list_ours(session, server.project.id):
                 # Named after this checkout, so nobody else's. One that owns something elsewhere stays.
                 roles.drop_ours(session, f"{PREFIX}_{server.project.id}")

@@ -17,6 +17,7 @@ from harness.cli.context import Context
 from harness.cli.options import flag, lease_words
 from harness.cli.run.child import call
 from harness.config.environment import child_environment
+from harness.databases.clones import Claim
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable
 from harness.postgres import databases, locks, names
@@ -52,31 +53,35 @@ def run(context: Context) -> int:
     """Run psql; return its exit code."""
     given = context.arguments
     # The session stays open meanwhile: it is what keeps a server with a TTL from ending itself.
-    with lookup.resolved(context, given.worker) as place, _entered(context, place, given.database) as name:
-        dsn = place.dsn(given.database, admin=getattr(given, "admin", False)).with_database(name)
+    admin = bool(getattr(given, "admin", False))
+    with lookup.resolved(context, given.worker) as place, _entered(place, given.database, admin) as dsn:
         return call(*_command(context, place, dsn, context.command or []))
 
 
 @contextmanager
-def _entered(context: Context, place: Place, database: str) -> Iterator[str]:
-    """The name to connect to: for a template, that of a copy."""
+def _entered(place: Place, database: str, admin: bool) -> Iterator[Dsn]:
+    """The address to connect to: for a template, that of a copy."""
     found = place.database(database)
     if place.kind is not Kind.TEMPLATE:
-        yield found.name
+        yield place.dsn(database, admin=admin)
         return
     server = place.session
-    owner, _ = server.expected_owner()
     session = server.link.session
     # As a lease of a run of its own: should we be killed, the run is dead and the copy is swept.
     run_id = names.run_id()
     locks.hold_shared(session, ("run", run_id))
-    copy = names.lease(server.project.id, run_id, "psql", 0)
+    claim = Claim(run_id, "psql")
+    copy, login = claim.name(server.project.id), server.clones.make_login(claim)
     logger.info("a template takes no connections: this is a copy of it, dropped when psql ends")
     try:
-        databases.clone(session, copy, template=found.name, owner=owner.name, strategy=found.label.cloned_by)
-        yield copy
+        databases.clone(session, copy, template=found.name, owner=login.name, strategy=found.label.cloned_by)
+        for statement in server.clones.closing(copy):
+            session.execute(statement)
+        dsn = server.link.dsn.with_database(copy)
+        yield dsn if admin else dsn.with_user(login.name, login.password)
     finally:
         databases.drop(session, copy, server.project.id)
+        server.clones.drop_logins(run_id)
 
 
 def _command(

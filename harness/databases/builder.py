@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from harness.databases import sweep
+from harness.databases import role, sweep
 from harness.databases.spec import Owner, TemplateSpec
 from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
 from harness.migrations.port import MigrationContext, Progress
@@ -18,6 +18,9 @@ from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
 
 logger = logging.getLogger("pg_harness.databases")
+
+FAILED = "failed"
+"""The worker whose role half-migrated databases belong to, where workers have roles of their own."""
 
 LINGER = 5.0
 """Seconds that a migration tool's last session may take to end after the tool has ended."""
@@ -49,6 +52,9 @@ class Build:
             MigrationError: a source failed. What it left is kept, and named in the error.
             TemplateBusy: a source left a session open.
         """
+        if self.owner.managed:
+            # Under the lock: on a server of somebody else's, another checkout may log in as the same role.
+            role.make(self.session, replace(self.owner, each=False))
         before = roles.all_roles(self.session)
         try:
             return self._attempt(before)
@@ -158,7 +164,10 @@ class Build:
             inside.execute("vacuum (freeze) pg_catalog.pg_statistic, pg_catalog.pg_class")
             unlogged = incarnation.label(inside)
             size = int(inside.value("select pg_database_size(current_database())"))
+            own_schema = _own_schema(inside, self.owner.name)
         self._wait_for_empty(name)
+        if self.owner.confined:
+            _let_in(session, name, self.owner, created_roles)
         attributes = read_attributes(session, name)
         final = names.template(self.project, self.fingerprint)
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -174,15 +183,22 @@ class Build:
             settled=settled,
             unlogged=unlogged,
             roles=tuple(created_roles),
-            attributes=attributes.statements,
+            attributes=(*attributes.statements, *own_schema),
             user_comment=attributes.comment,
             strategy=self._fastest(name),
         )
-        session.execute(f"alter database {ident(name)} rename to {ident(final)}")
-        # CREATE DATABASE wants a checkpointed source; the flags and the label come last and together.
-        session.script(
-            f"alter database {ident(final)} with is_template true allow_connections false;"
-            + databases.label_statement(final, label, attributes.comment)
+        # CREATE DATABASE wants a checkpointed source; the flags and the label come last and together. From here on it is
+        # the admin's: its owner could let himself in, and the next run would start from what he wrote.
+        databases.seal(
+            session,
+            final,
+            label,
+            attributes.comment,
+            [
+                f"alter database {ident(name)} rename to {ident(final)}",
+                f"alter database {ident(final)} owner to current_user",
+                f"alter database {ident(final)} with is_template true",
+            ],
         )
         return label
 
@@ -206,15 +222,44 @@ class Build:
         return best
 
 
+def _let_in(session: Session, name: str, owner: Owner, created: list[str]) -> None:
+    """Let the other roles that log in to it do so in clones too, which take from everybody the right to enter."""
+    found = session.column(
+        "select rolname from pg_roles r where rolcanlogin and not rolsuper and rolname not in (%s, current_user) "
+        "and (rolname = any(%s) or exists (select from pg_shdepend s join pg_database d on d.oid = s.dbid "
+        "where d.datname = %s and s.refclassid = 'pg_authid'::regclass and s.refobjid = r.oid))",
+        (owner.name, created, name),
+    )
+    if found:
+        session.execute(f"grant connect on database {ident(name)} to {', '.join(map(ident, found))}")
+
+
+def _own_schema(inside: Session, role: str) -> list[str]:
+    """A search path for workers' roles, where the database has a schema of the role's name: ``"$user"`` is another to them."""
+    path = inside.value(
+        "select coalesce((select substr(s.setting, 13) from pg_db_role_setting r, unnest(r.setconfig) s(setting) "
+        "where r.setdatabase = d.oid and r.setrole = to_regrole(%s) and s.setting like 'search\\_path=%%'), "
+        "(select reset_val from pg_settings where name = 'search_path')) from pg_database d "
+        "where d.datname = current_database() and to_regnamespace(%s) is not null",
+        (ident(role), ident(role)),
+    )
+    own = ident(role)
+    if not path or '"$user"' not in path:
+        return []
+    path = path.replace('"$user"', own).replace("{", "{{").replace("}", "}}")
+    return [f"{databases.FOR_EACH}alter role {{owner}} in database {{db}} set search_path to {path}"]
+
+
 def keep_failed(session: Session, project: str, name: str, owner: Owner, error: MigrationError) -> None:
     """Keep the half-migrated database under another name, and complete the error with where and why."""
-    error.database = _rename(session, project, name, error)
+    error.database = _rename(session, project, name, owner, error)
     # A migration may create extensions by itself, as rights allow.
     for extension in re.findall(r'extension "([\w-]+)" is not available', error.message):
         if reason := why_missing(session, extension):
             error.add_note(reason)
     if error.database:
-        url = session.dsn.with_database(error.database).with_user(owner.name, "").masked
+        login = owner.of(project, names.SANDBOX, FAILED)
+        url = session.dsn.with_database(error.database).with_user(login.name, "").masked
         error.add_note(
             f"The half-migrated database is kept: {url} "
             f"(look at it with: python -m harness psql {error.database})"
@@ -243,7 +288,7 @@ def why_missing(session: Session, extension: str) -> str:
     )
 
 
-def _rename(session: Session, project: str, name: str, error: MigrationError) -> str:
+def _rename(session: Session, project: str, name: str, owner: Owner, error: MigrationError) -> str:
     kept = names.kept(project, names.SANDBOX)
     label = Label(
         kind="kept",
@@ -257,6 +302,13 @@ def _rename(session: Session, project: str, name: str, error: MigrationError) ->
             if old.kind is names.Kind.KEPT and old.sandbox:
                 databases.drop(session, old.name, project)
         session.execute(databases.label_statement(name, label))
+        if (login := owner.of(project, names.SANDBOX, FAILED)).group:
+            # Every worker's role has the rights of the one that migrates: tests would enter it.
+            role.make(session, login)
+            session.script(
+                f"alter database {ident(name)} owner to {ident(login.name)};"
+                f"revoke connect on database {ident(name)} from public"
+            )
         databases.rename(session, name, kept)
     except HarnessError as problem:
         error.add_note(f"the half-migrated database could not be kept: {problem}")

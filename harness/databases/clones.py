@@ -14,9 +14,8 @@ from harness.databases import role
 from harness.databases.spec import Owner
 from harness.databases.template import Template
 from harness.errors import LeaseLost, ServerRefused
-from harness.postgres import databases, incarnation, names, sqlstate
+from harness.postgres import databases, incarnation, names, roles, sqlstate
 from harness.postgres.admin import Link
-from harness.postgres.databases import apply_statements
 from harness.postgres.label import Label, split
 from harness.postgres.session import Session, ident
 
@@ -131,7 +130,7 @@ class Clones:
     def _copy(self, session: Session, name: str, template: Template) -> None:
         try:
             databases.clone(
-                session, name, template=template.name, owner=self.owner.name, strategy=template.strategy
+                session, name, template=template.name, owner=self.holder, strategy=template.strategy
             )
         except ServerRefused as error:
             if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
@@ -140,9 +139,36 @@ class Clones:
                 ) from error
             raise
 
-    def _finish(self, name: str, template: Template, label: Label, *, new: bool) -> list[str]:
+    @property
+    def holder(self) -> str:
+        """Whom a database belongs to as long as it is nobody's: who owns it may enter it, and write."""
+        return self.link.dsn.user if self.owner.each else self.owner.name
+
+    def login(self, claim: Claim) -> Owner:
+        """The role that the application logs in as to what is claimed so."""
+        return self.owner.of(self.project, claim.run, claim.worker)
+
+    def make_login(self, claim: Claim) -> Owner:
+        """The same, made or put right where it is the worker's own."""
+        login = self.login(claim)
+        if login.group:
+            role.make(self.link.session, login)
+        return login
+
+    def closing(self, name: str) -> list[str]:
+        """Statements that let nobody enter a database but its owner, and whom its grants name."""
+        closed = self.owner.each and self.owner.confined
+        return [f"revoke connect on database {ident(name)} from public"] if closed else []
+
+    def _finish(
+        self, name: str, template: Template, label: Label, *, new: bool, login: Owner | None = None
+    ) -> list[str]:
+        owned = login is not None and login.group
+        given = databases.apply_unowned if self.owner.each else databases.apply_statements
         return [
-            *(apply_statements(name, template.attributes) if new else ()),
+            *(given(name, template.attributes, self.holder) if new else ()),
+            *(self.closing(name) if new else ()),
+            *(databases.apply_owned(name, template.attributes, login.name) if login and owned else ()),
             # A spare of an earlier run has the limit that was right for that run.
             self._limit(name),
             databases.label_statement(name, label, template.attributes.comment),
@@ -205,6 +231,7 @@ class Clones:
         name = claim.name(self.project)
         if databases.find(self.link.session, name) is not None:
             databases.drop(self.link.session, name, self.project)
+        self.make_login(claim)
         fresh = self._take(template, claim, name)
         if before is not None:
             before(fresh)
@@ -231,7 +258,7 @@ class Clones:
         """A spare, or a new clone, that is ours alone and complete but for its name: its name is of our run, so that
         our sign of life protects it from sweeps."""
         template = self.whole(template)
-        session, mine = self.link.session, names.claiming(name)
+        session, mine, login = self.link.session, names.claiming(name), self.login(claim)
         label = Label(
             kind="lease",
             fingerprint=template.fingerprint,
@@ -251,11 +278,11 @@ class Clones:
         random.shuffle(candidates)
         for spare in candidates:
             rename = f"alter database {ident(spare)} rename to {ident(mine)}"
-            if _won(session, [rename, *self._finish(mine, template, label, new=False)]):
+            if _won(session, [rename, *self._finish(mine, template, label, new=False, login=login)]):
                 logger.debug("%s: taken from spare %s", name, spare)
                 return mine
         self._copy(session, mine, template)
-        session.script(";\n".join(self._finish(mine, template, label, new=True)))
+        session.script(";\n".join(self._finish(mine, template, label, new=True, login=login)))
         logger.debug("%s: cloned from %s", name, template.name)
         return mine
 
@@ -286,17 +313,38 @@ class Clones:
         )
         return kept
 
-    def drop_created_by_tests(self) -> list[str]:
-        """Drop databases that the application's role created itself; return their names."""
-        found = databases.created_by_tests(self.link.session, self.owner.name)
+    def drop_created_by_tests(self, owners: Sequence[str] | None = None) -> list[str]:
+        """Drop databases that these roles created themselves; return their names.
+
+        Args:
+            owners: None: the application's role, whom all workers log in as.
+        """
+        found = databases.created_by_tests(self.link.session, owners or [self.owner.name])
         for name in found:
             databases.drop(self.link.session, name, self.project)
         return found
 
-    def restore_role(self) -> None:
-        """Put the application's role back: password, attributes, settings. A test may have changed them."""
-        if self.owner.managed:
-            role.make(self.link.session, self.owner)
+    def drop_logins(self, run: str) -> list[str]:
+        """Drop the roles of a run's workers, with the databases that they created; return the names of those.
+
+        A role of which something is kept for people stays as long as that does.
+        """
+        found = [r for r in roles.of_workers(self.link.session, self.project) if names.run_of_role(r) == run]
+        if not found:
+            return []
+        dropped = self.drop_created_by_tests(found)
+        roles.drop_idle(self.link.session, found)
+        return dropped
+
+    def restore_role(self, name: str) -> None:
+        """Put the role of a worker back: password, attributes, settings. A test may have changed them.
+
+        Args:
+            name: whom its databases are entered as.
+        """
+        login = self.owner.named(name)
+        if login.managed:
+            role.make(self.link.session, login)
 
     def __repr__(self) -> str:
         return f"<Clones of {self.project} at {self.link.dsn.masked}>"

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 from harness.databases import kept_dump, kept_rows, sweep
 from harness.errors import HarnessError, LeaseLost
 from harness.postgres import databases, names
-from harness.postgres.session import Session
+from harness.postgres.session import Session, ident
 
 if TYPE_CHECKING:
     from harness.databases.lease import Lease, LeasedDatabase
-    from harness.databases.template import Template
     from harness.runs.session import ServerSession
 
 MOST_BYTES = 512 * 1024**2
@@ -75,7 +74,7 @@ def _keep(server: ServerSession, lease: Lease, database: str, why: str, schema_c
     if size > MOST_BYTES:
         raise HarnessError(f"database {leased.dsn.database} is too large to be kept ({size / 1e6:.0f} MB)")
     label = replace(found.label, kind="kept", why=why[:500], created=_now())
-    name = _claimed(server, leased.template)
+    name = _claimed(server, leased)
     try:
         whole, lacking = _fill(server, leased, name, schema_changed)
         admin.script(databases.label_statement(name, label, found.comment))
@@ -85,11 +84,13 @@ def _keep(server: ServerSession, lease: Lease, database: str, why: str, schema_c
     return Kept(name, database, whole, lacking)
 
 
-def _claimed(server: ServerSession, template: Template) -> str:
+def _claimed(server: ServerSession, leased: LeasedDatabase) -> str:
     """A clone under its final name. As a spare, another worker would take it with half of the rows in it."""
     name = names.kept(server.project.id, server.run)
-    while not databases.rename(server.link.session, server.clones.make_spare(template), name):
+    while not databases.rename(server.link.session, server.clones.make_spare(leased.template), name):
         pass  # somebody took the spare before we could
+    # Whose role stays as long as it does.
+    server.link.session.execute(f"alter database {ident(name)} owner to {ident(leased.dsn.user)}")
     return name
 
 
@@ -111,8 +112,10 @@ def _fill(
         return False, (f"the test changed the schema, which is not in the copy: {needed}", *lacking)
     databases.drop(session, name, server.project.id)
     databases.create_empty(
-        session, name, owner=server.owner.name, locale=databases.deterministic_locale(session)
+        session, name, owner=leased.dsn.user, locale=databases.deterministic_locale(session)
     )
+    for statement in server.clones.closing(name):
+        session.execute(statement)
     dsn = server.link.dsn
     problem = kept_dump.copy_whole(
         programs, dsn.with_database(source), dsn.with_database(name), server.project.environ

@@ -65,6 +65,7 @@ class DatabaseReset:
         self._database = database.database
         self._template = template
         self._claim = claim
+        self._role = clones.login(claim).name
         self._timeout = reset_timeout
         self._filler = filler
         self._engine: ResetEngine | None = None
@@ -81,7 +82,7 @@ class DatabaseReset:
             self._open_engine()
 
     def _take_watermark(self, name: str) -> tuple[Watermark | None, str]:
-        noted, why = take_watermark(self._clones, self._template, name)
+        noted, why = take_watermark(self._clones, self._template, name, self._role)
         self._life = noted.life if noted is not None else Incarnation()
         return noted, why
 
@@ -185,7 +186,7 @@ class DatabaseReset:
             reader=self._open_reader,
             restorer=lambda settings: self._open(self._database, settings),
             baseline=self._open_baseline,
-            role=self._clones.owner.name,
+            role=self._role,
             reset_timeout=self._timeout,
             rewinder=Rewinder(schema, most_bytes=MOST_BYTES) if schema else None,
         )
@@ -241,7 +242,7 @@ class DatabaseReset:
         began = time.monotonic()
         self._check_template()
         # A test may have changed its password: roles are the server's, and no clone brings them back.
-        self._clones.restore_role()
+        self._clones.restore_role(self._role)
         self._noted = noted = None
 
         def before(name: str) -> None:
@@ -357,18 +358,19 @@ class DatabaseReset:
         return open_baseline(self._clones, self._template, settings)
 
 
-def take_watermark(clones: Clones, template: Template, name: str) -> tuple[Watermark | None, str]:
+def take_watermark(clones: Clones, template: Template, name: str, role: str) -> tuple[Watermark | None, str]:
     """What is true of a clone that is pristine now; or None, and why a reset cannot go on from there.
 
     Args:
         name: what the clone is called at present.
+        role: whom the application enters it as.
     """
     if not template.settled:
         return (
             None,
             "its template has sequences that are logged ahead: `pg-harness up --rebuild` makes it again",
         )
-    return watermark_of(clones.link.session, name, clones.owner.name)
+    return watermark_of(clones.link.session, name, role)
 
 
 def watermark_of(session: Session, name: str, role: str) -> tuple[Watermark | None, str]:

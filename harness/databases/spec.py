@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -13,12 +13,13 @@ from harness.config import environment as env
 from harness.config.project import Project
 from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings, SourceSpec
 from harness.dsn import Dsn
+from harness.postgres import names, roles
 from harness.postgres.session import Session
 
 if TYPE_CHECKING:
     from harness.migrations.port import MigrationSource
 
-FORMAT = 1
+FORMAT = 2
 """Part of every fingerprint: raised when templates are built differently from the same."""
 
 
@@ -31,6 +32,8 @@ class Owner:
         password: in clear text; never in ``repr``.
         attributes, superuser: what it was made with.
         managed: whether it is ours to put right; False where the application uses the admin's own role.
+        each: whether every worker logs in as a role of its own, a member of this one: see :meth:`of`.
+        group: of a worker's role: the role that it is a member of.
     """
 
     name: str
@@ -38,6 +41,24 @@ class Owner:
     attributes: tuple[str, ...] = ()
     superuser: bool = False
     managed: bool = False
+    each: bool = False
+    group: str = ""
+
+    @property
+    def confined(self) -> bool:
+        """Whether rights keep it out of anything: nobody keeps a superuser out, nor who gives himself what rights he likes."""
+        return not self.superuser and "CREATEROLE" not in {a.upper() for a in self.attributes}
+
+    def of(self, project: str, run: str, worker: str) -> Owner:
+        """The role that one worker of one run logs in as, or did: this one, where all have the same."""
+        return self.named(names.role(project, run, worker)) if self.each else self
+
+    def named(self, role: str) -> Owner:
+        """The worker's role of that name; this one, where it is none."""
+        if not self.each or not names.run_of_role(role):
+            return self
+        password = roles.derived_password(self.password, role)
+        return replace(self, name=role, password=password, each=False, group=self.name)
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,30 @@ def sweep(
     return [found for found in left if _drop(session, project, found.item)]
 
 
+def drop_logins(session: Session, project: str, *, sandbox: bool = False) -> list[str]:
+    """Drop the roles of dead runs' workers, with the databases that tests created as them; return the names of those.
+
+    A role of which something is kept for people stays as long as that does.
+
+    Args:
+        sandbox: those of a person's databases that are gone, too. The caller sees to it that none are made meanwhile.
+    """
+    runs = {name: names.run_of_role(name) for name in roles.of_workers(session, project)}
+    persons = [name for name, run in runs.items() if run == names.SANDBOX]
+    tests = [name for name in runs if name not in persons]
+    dropped: list[str] = []
+    if tests and not in_grace(session):
+        alive = alive_runs(session, sorted({runs[name] for name in tests}))
+        dead = [name for name in tests if runs[name] not in alive]
+        dropped = databases.created_by_tests(session, dead)
+        for name in dropped:
+            databases.drop(session, name, project)
+        roles.drop_idle(session, dead)
+    if sandbox:
+        roles.drop_idle(session, persons)
+    return dropped
+
+
 def _drop(session: Session, project: str, database: Database) -> bool:
     try:
         if database.kind is Kind.TEMPLATE:

@@ -15,7 +15,7 @@ from harness.databases import sweep
 from harness.databases.spec import Owner, TemplateSpec
 from harness.errors import ServerRefused
 from harness.migrations.port import Progress, unseen
-from harness.postgres import databases, incarnation, locks, names
+from harness.postgres import databases, incarnation, locks, names, sqlstate
 from harness.postgres.databases import Attributes, Database
 from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
@@ -94,6 +94,8 @@ def ensure(
                 spec.database,
             )
             sweep.drop_template(session, project, doubtful)
+        elif not rebuild:
+            _drop_altered(session, project, wanted, spec.database)
         _drop_leftovers(session, project, wanted, rebuild)
         # Only where it has to be built: what runs migrations takes a while to import.
         from harness.databases.builder import Build
@@ -139,24 +141,61 @@ def _look_into(session: Session, project: str, wanted: str) -> Database | None:
             # In which life it was made, nobody knows.
             labelled = incarnation.label(inside) and incarnation.UNKNOWN
         databases.terminate(session, found.name)
-        session.script(
-            f"alter database {ident(found.name)} with allow_connections false;"
-            + databases.label_statement(found.name, replace(found.label, unlogged=labelled), found.comment)
-        )
+        databases.seal(session, found.name, replace(found.label, unlogged=labelled), found.comment, ())
     return found
+
+
+def _drop_altered(session: Session, project: str, wanted: str, database: str) -> None:
+    """Drop the template of a fingerprint where somebody else has been at it, with all that was made of it."""
+    found = databases.find(session, names.template(project, wanted))
+    if found is not None and (why := _altered(found, wanted)):
+        logger.warning(
+            "%s: the template %s was altered since it was built (%s): building it again",
+            database,
+            found.name,
+            why,
+        )
+        sweep.drop_template(session, project, found)
 
 
 def _adopt(session: Session, project: str, wanted: str) -> bool:
     """Whether the server was started from a baked base: its template belongs to nobody yet, and becomes ours."""
     baked = names.template(names.BAKED, wanted)
     # Looked for first: a rename that fails would stand as an error in everybody's server log.
-    if databases.find(session, baked) is None:
+    found = databases.find(session, baked)
+    if found is None or not _finished(found, wanted):
         return False
-    return databases.rename(session, baked, names.template(project, wanted))
+    name = names.template(project, wanted)
+    try:
+        databases.seal(
+            session,
+            name,
+            found.label,
+            found.comment,
+            [f"alter database {ident(baked)} rename to {ident(name)}"],
+        )
+    except ServerRefused as error:
+        if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
+            return False
+        raise
+    return True
 
 
 def _finished(found: Database, wanted: str) -> bool:
-    return found.label.fingerprint == wanted and found.is_template and not found.allows_connections
+    return found.label.fingerprint == wanted and found.is_template and not _altered(found, wanted)
+
+
+def _altered(found: Database, wanted: str) -> str:
+    """What somebody else than us has done to a template, for people; empty where nothing is seen, or it is half-built."""
+    if not (found.is_template or found.label):
+        return ""
+    if found.label.fingerprint != wanted:
+        return "its comment is another one"
+    if not found.is_template:
+        return "it was no template any more"
+    if found.allows_connections:
+        return "it took connections"
+    return "" if found.label.sealed == found.written else "its row in pg_database was written"
 
 
 def _from_label(name: str, label: Label, database: str) -> Template:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.errors import LeaseInUse, ServerLost, ServerRefused
@@ -27,6 +27,7 @@ class Database:
         label: what we have written of it; false where the database carries no label.
         comment: the comment without our label; None where there is none.
         connection_limit: its CONNECTION LIMIT; -1 for none.
+        written: the transaction that wrote its row of ``pg_database`` last.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Database:
     label: Label = field(default_factory=Label)
     comment: str | None = None
     connection_limit: int = -1
+    written: str = ""
 
     @property
     def parsed(self) -> names.DatabaseName | None:
@@ -68,7 +70,7 @@ class Database:
 _SELECT = """
 select d.datname, d.oid::int8, d.datistemplate, d.datallowconn, pg_get_userbyid(d.datdba),
        (select count(*) from pg_stat_get_activity(null) a where a.datid = d.oid)::int,
-       shobj_description(d.oid, 'pg_database'), d.datconnlimit
+       shobj_description(d.oid, 'pg_database'), d.datconnlimit, d.xmin::text
   from pg_database d
 """
 
@@ -91,12 +93,30 @@ def list_ours(session: Session, project: str | None) -> list[Database]:
 
 def _database(row: tuple[Any, ...]) -> Database:
     comment, label = labels.split(row[6])
-    return Database(row[0], row[1], row[2], row[3], row[4], row[5], label, comment, row[7])
+    return Database(row[0], row[1], row[2], row[3], row[4], row[5], label, comment, row[7], row[8])
 
 
 def label_statement(name: str, label: Label, comment: str | None = None) -> str:
     """``COMMENT ON DATABASE`` with our label below the user's comment."""
     return f"comment on database {ident(name)} is {literal(labels.join(comment, label))}"
+
+
+def seal(session: Session, name: str, label: Label, comment: str | None, statements: Sequence[str]) -> None:
+    """Run statements on a database and label it, in one act; the label tells the transaction (:attr:`Label.sealed`).
+
+    Args:
+        name: what it is called afterwards.
+    """
+    # The last one writes the database's row in any case.
+    acts = [*statements, f"alter database {ident(name)} with allow_connections false"]
+    noted = literal(label_statement(name, replace(label, sealed=_XID), comment))
+    body = "".join(f"execute {literal(act)}; " for act in acts)
+    body += f"execute replace({noted}, '{_XID}', pg_current_xact_id()::xid::text);"
+    session.execute(f"do {literal(f'begin {body} end')}")
+
+
+_XID = "@transaction@"
+"""What stands for the transaction's own id until it runs."""
 
 
 def create_empty(session: Session, name: str, *, owner: str, locale: str) -> None:
@@ -299,17 +319,18 @@ def drop(session: Session, name: str, project: str) -> bool:
     return True
 
 
-def created_by_tests(session: Session, owner: str) -> list[str]:
-    """Databases that the application's role created itself: not of our grammar, owned by that role."""
+def created_by_tests(session: Session, owners: Sequence[str]) -> list[str]:
+    """Databases that an application's role created itself: not of our grammar, owned by one of these roles."""
     rows = session.rows(
-        "select datname from pg_database where pg_get_userbyid(datdba) = %s and not datistemplate", (owner,)
+        "select datname from pg_database where pg_get_userbyid(datdba) = any(%s) and not datistemplate",
+        (list(owners),),
     )
     return [name for (name,) in rows if names.parse(name) is None]
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What ``CREATE DATABASE … TEMPLATE`` does not copy, as statements with ``{db}`` for the name.
+    """What ``CREATE DATABASE … TEMPLATE`` does not copy, as statements with ``{db}`` for the name, ``{owner}`` for its owner's.
 
     Attributes:
         statements: GRANT, REVOKE and ALTER DATABASE/ROLE … SET, in order.
@@ -326,12 +347,16 @@ def read_attributes(session: Session, name: str) -> Attributes:
     found = find(session, name)
     if found is None:
         return Attributes()
+
+    def called(role: str) -> str:
+        return "{owner}" if role == found.role else _name(role)
+
     grants = session.rows(
         """
-        select case when grantee = 0 then 'public' else quote_ident(pg_get_userbyid(grantee)) end,
+        select case when grantee = 0 then null else pg_get_userbyid(grantee) end,
                privilege_type, is_grantable
           from pg_database d left join aclexplode(d.datacl) on true
-         where datname = %s and d.datacl is not null order by 1, 2
+         where datname = %s and d.datacl is not null order by 1 nulls first, 2
         """,
         (name,),
     )
@@ -339,12 +364,13 @@ def read_attributes(session: Session, name: str) -> Attributes:
     if grants:
         statements += [
             "revoke all on database {db} from public",
-            f"revoke all on database {{db}} from {_name(found.role)}",
+            "revoke all on database {db} from {owner}",
         ]
     for grantee, privilege, grantable in grants:
         if privilege is not None:
             option = " with grant option" if grantable else ""
-            statements.append(f"grant {privilege} on database {{db}} to {_brace(grantee)}{option}")
+            whom = "public" if grantee is None else called(grantee)
+            statements.append(f"grant {privilege} on database {{db}} to {whom}{option}")
     for role, setting in session.rows(
         """
         select case when setrole = 0 then null else pg_get_userbyid(setrole) end, unnest(setconfig)
@@ -354,7 +380,7 @@ def read_attributes(session: Session, name: str) -> Attributes:
         (name,),
     ):
         key, _, value = setting.partition("=")
-        target = "alter database {db}" if role is None else f"alter role {_name(role)} in database {{db}}"
+        target = "alter database {db}" if role is None else f"{_TO_ROLE}{called(role)} in database {{db}}"
         statements.append(
             f"{target} set {_brace(_setting_name(key))} to {_brace(_setting_value(key, value))}"
         )
@@ -384,9 +410,35 @@ def _setting_value(key: str, value: str) -> str:
     return value or "''"
 
 
-def apply_statements(name: str, attributes: Attributes) -> list[str]:
-    """The statements of :class:`Attributes` for one database."""
-    return [statement.format(db=ident(name)) for statement in attributes.statements]
+FOR_EACH = "/* for each worker */ "
+"""What a statement begins with that is for a database of a worker with a role of its own only."""
+
+_TO_ROLE = "alter role "
+
+_TO_OWNER = (f"{_TO_ROLE}{{owner}} ", FOR_EACH)
+
+
+def apply_statements(name: str, attributes: Attributes, owner: str) -> list[str]:
+    """The statements of :class:`Attributes` for one database.
+
+    Args:
+        owner: whom it belongs to.
+    """
+    found = [s for s in attributes.statements if not s.startswith(FOR_EACH)]
+    return [statement.format(db=ident(name), owner=ident(owner)) for statement in found]
+
+
+def apply_unowned(name: str, attributes: Attributes, owner: str) -> list[str]:
+    """Those of the statements that can be run while it belongs to somebody else than it will: :func:`apply_owned` runs the rest."""
+    found = [s for s in attributes.statements if not s.startswith(_TO_OWNER)]
+    return [statement.format(db=ident(name), owner=ident(owner)) for statement in found]
+
+
+def apply_owned(name: str, attributes: Attributes, owner: str) -> list[str]:
+    """Hand it to the owner that it will have, a worker's role of its own, with that role's settings."""
+    found = [s for s in attributes.statements if s.startswith(_TO_OWNER)]
+    statements = ["alter database {db} owner to {owner}", *found]
+    return [statement.format(db=ident(name), owner=ident(owner)) for statement in statements]
 
 
 def settle_sequences(inside: Session) -> bool:

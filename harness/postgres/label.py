@@ -49,6 +49,8 @@ class Label:
         attributes: of a template: statements of :class:`harness.postgres.databases.Attributes`.
         user_comment: of a template: the comment that its migrations wrote. A template without one says ``null``.
         strategy: of a template: how it is cloned; see :attr:`cloned_by`.
+        sealed: of a template: the transaction that wrote its row of ``pg_database`` last: whoever enters a template has to
+            write there first.
         others: what else is written, as it is: of other versions, or of another type than ours. It is kept.
     """
 
@@ -73,6 +75,7 @@ class Label:
     attributes: tuple[str, ...] | None = None
     user_comment: str | None = None
     strategy: str | None = None
+    sealed: str | None = None
     others: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -10,6 +10,7 @@ is (``project``), what it is (``kind``) and what it belongs to::
     pgh_3f9a1c02be_s_9c1185a5c5e9fc54_a81f02c9   spare: a clone that nobody owns yet
     pgh_3f9a1c02be_l_5f0c3d2e1b7a9988_2_0        lease of run 5f0c…, worker 2, its first database
     pgh_3f9a1c02be_l_5f0c3d2e1b7a9988_2_0_n      what becomes it next: a clone that is being claimed
+    pgh_3f9a1c02be_r_5f0c3d2e1b7a9988_2          a role: whom worker 2 of that run logs in as
 """
 
 from __future__ import annotations
@@ -167,6 +168,32 @@ def mark(project: str, run: str, tail: str, number: int) -> str:
 def retired(project: str) -> str:
     """A fresh name for a database that waits to be dropped."""
     return str(DatabaseName(project, Kind.RETIRED, secrets.token_hex(8), token()))
+
+
+def role(project: str, run: str, worker: str) -> str:
+    """The role that one worker of one run logs in as.
+
+    Args:
+        run: sixteen hex digits, see :func:`run_id`.
+        worker: any text, as for :func:`lease`.
+    """
+    return f"{role_prefix(project)}{run}_{plain(worker)}"
+
+
+def role_prefix(project: str) -> str:
+    """What the names of all workers' roles of a checkout begin with."""
+    return f"{PREFIX}_{project}_{_ROLE}_"
+
+
+def run_of_role(name: str) -> str:
+    """The run in a name that :func:`role` has made; empty for another one."""
+    return match["run"] if (match := _ROLES.fullmatch(name)) else ""
+
+
+_ROLE = "r"
+"""What a role's name has where a database's has its kind."""
+
+_ROLES = re.compile(rf"{PREFIX}_(?P<project>[0-9a-f]{{10}})_{_ROLE}_(?P<run>[0-9a-f]{{16}})_[0-9a-z]{{1,12}}")
 
 
 def token() -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 
 from harness.errors import ConfigError, HarnessError, ServerRefused
-from harness.postgres import sqlstate
+from harness.postgres import names, sqlstate
 from harness.postgres.session import Session, ident, literal
 
 USUAL_ROUNDS = 4096
@@ -44,10 +44,11 @@ def ensure(
     session: Session,
     role: str,
     *,
-    password: str,
+    password: str | None,
     attributes: Sequence[str],
     superuser: bool,
     must_be_ours: bool = False,
+    group: str = "",
 ) -> None:
     """Create the application's role, or bring its password, attributes and settings back to what they must be.
 
@@ -55,7 +56,9 @@ def ensure(
     the server's log with its text.
 
     Args:
+        password: None leaves it as it is.
         must_be_ours: refuse to alter a role that does not carry our comment (servers that we did not start).
+        group: a role that it is a member of, where it is made here.
 
     Raises:
         ConfigError: the role is somebody else's.
@@ -68,8 +71,8 @@ def ensure(
         f"from (select) as one left join {catalog} r on rolname = %s",
         (role,),
     ) or (None, [], False, None, True)
-    # The password is random on our servers; on others it follows from one that a person may have thought up.
-    hashed = verifier(role, password, rounds=1 if ours else USUAL_ROUNDS)
+    # Ours are random. Elsewhere, others may have given the role a password before.
+    hashed = stored if password is None else verifier(role, password, rounds=1 if ours else USUAL_ROUNDS)
     wanted = ["login", "superuser" if superuser else "nosuperuser", *_complete(attributes, superuser)]
     exists = found is not None
     # Who is no superuser may not even name most of them, although nothing would change.
@@ -81,21 +84,25 @@ def ensure(
             key="role",
             value=role,
         )
-    verb = "alter" if exists else "create"
-    statement = f"{verb} role {ident(role)} with {options} password {literal(hashed)}"
+    secret = f" password {literal(hashed)}" if password is not None else ""
     if exists:
         # Only what differs: each clone asks, and a role is one row for the whole server.
-        different = [statement] if options or stored != hashed else []
+        different = (
+            [f"alter role {ident(role)} with {options}{secret}"] if options or stored != hashed else []
+        )
         if configured:
             # A test's `ALTER ROLE app SET search_path …` holds for every later session of every worker.
             different.append(f"alter role {ident(role)} reset all")
         _until_alone(session, *different)
         return
-    session.execute(statement)
-    session.execute(f"comment on role {ident(role)} is {literal(COMMENT)}")
+    made = [
+        f"create role {ident(role)} with {options}{secret}" + (f" in role {ident(group)}" if group else ""),
+        f"comment on role {ident(role)} is {literal(COMMENT)}",
+    ]
     if not session.superuser:
         # Else CREATE DATABASE … OWNER is refused: since 16 a creator may administer a role, not act as it.
-        session.execute(f"grant {ident(role)} to current_user")
+        made.append(f"grant {ident(role)} to current_user")
+    session.script("; ".join(made))
 
 
 def _until_alone(session: Session, *statements: str) -> None:
@@ -141,7 +148,11 @@ def verifier(role: str, password: str, *, rounds: int) -> str:
 
 
 def derived_password(secret: str, role: str) -> str:
-    """A password that everybody who knows the admin's can work out: nothing more to store, or to leak."""
+    """A password that everybody who knows the secret can work out: nothing more to store, or to leak.
+
+    Args:
+        secret: random; of a word, the password would tell whether it is the word.
+    """
     return hmac.new(secret.encode(), f"pg-harness role {role}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
@@ -155,8 +166,27 @@ def drop_ours(session: Session, role: str) -> None:
 
 
 def all_roles(session: Session) -> set[str]:
-    """Names of all roles but PostgreSQL's own."""
-    return set(session.column("select rolname from pg_roles where rolname !~ '^pg_'"))
+    """Names of all roles but PostgreSQL's own, and the workers', which come and go at any time."""
+    found = session.column("select rolname from pg_roles where rolname !~ '^pg_'")
+    return {name for name in found if not names.run_of_role(name)}
+
+
+def of_workers(session: Session, project: str) -> list[str]:
+    """Names of the workers' roles of one checkout."""
+    prefix = names.role_prefix(project)
+    found = session.column("select rolname from pg_roles where starts_with(rolname, %s)", (prefix,))
+    return [name for name in found if names.run_of_role(name)]
+
+
+def drop_idle(session: Session, given: Sequence[str]) -> None:
+    """Drop those of the roles that own nothing any more, and were granted nothing."""
+    # Looked for first: a DROP that fails would stand as an error in everybody's server log.
+    idle = session.column(
+        "select rolname from pg_roles r where rolname = any(%s) and not exists (select from pg_shdepend "
+        "where refclassid = 'pg_authid'::regclass and refobjid = r.oid)",
+        (list(given),),
+    )
+    drop(session, idle)
 
 
 def drop(session: Session, roles: Sequence[str]) -> list[str]:

@@ -112,7 +112,7 @@ class Failures:
         for database, pid in activity.changers_of_roles(harness.link.session, lease.dsn.user):
             worker = parsed.worker if (parsed := names.parse(database)) else ""
             lines.append(f"  altered by pid {pid}" + (f", in a test of worker {worker}" if worker else ""))
-        harness.clones.restore_role()
+        harness.clones.restore_role(lease.dsn.user)
         lines.append("  it was put right")
 
     def _keep(self, item: pytest.Item, lines: list[str], schema_changed: bool) -> None:

@@ -65,7 +65,8 @@ class Place:
         if admin:
             return dsn
         owner, _ = self.session.expected_owner()
-        return dsn.with_user(owner.name, owner.password)
+        login = owner.named(database.role)
+        return dsn.with_user(login.name, login.password)
 
     def dsns(self) -> dict[str, Dsn]:
         """Name in the settings → address as the application's role, ``default`` first."""

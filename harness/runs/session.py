@@ -98,14 +98,14 @@ class ServerSession:
     def owner(self) -> Owner:
         """The role that the application logs in as: made or put right here, when it is first needed."""
         if self._owner is None:
-            self._owner = role.ensure(self.link.session, self.server.info, self.settings, self.project.id)
+            self._owner = role.ensure(self.link.session, self.server.info, self.project)
         return self._owner
 
     def expected_owner(self) -> tuple[Owner, bool]:
         """The role that the application logs in as, without touching it; and whether we may make it."""
         if self._owner is not None:
             return self._owner, False
-        return role.expected(self.link.session, self.server.info, self.settings, self.project.id)
+        return role.expected(self.link.session, self.server.info, self.project)
 
     @property
     def clones(self) -> Clones:
@@ -261,7 +261,8 @@ class ServerSession:
         leased = {}
         for index, database in enumerate(self.settings.databases):
             claim = self._claim(worker, index)
-            dsn = self.link.dsn.with_user(self.owner.name, self.owner.password)
+            login = self.clones.login(claim)
+            dsn = self.link.dsn.with_user(login.name, login.password)
             leased[database.name] = LeasedDatabase(
                 database.name,
                 dsn.with_database(claim.name(self.project.id)),
@@ -356,6 +357,8 @@ class ServerSession:
         if not dry_run:
             # After the databases: a mark whose database is gone is left over.
             rewinding.sweep(self.project, self.server, self.link.session)
+            for name in sweep.drop_logins(self.link.session, self.project.id):
+                logger.info("dropped %s: a test of an earlier run created it", name)
         return left
 
     def drop_leases(self, workers: Sequence[str] | None = None) -> list[str]:
@@ -386,6 +389,8 @@ class ServerSession:
             if wanted is None or found.name in wanted:
                 self.clones.release(found.name)
                 dropped.append(found.name)
+        if workers is None:
+            self.clones.drop_logins(self.run)
         return dropped
 
     def kept(self) -> list[str]:
@@ -398,6 +403,8 @@ class ServerSession:
 
     def _drop_created_by_tests(self) -> list[str]:
         """Databases that tests created carry no run's name: only the last run of a server may drop them."""
+        if self.owner.each:
+            return self.clones.drop_logins(self.run) if self.run != names.SANDBOX else []
         if not self._tests_own_databases or self._others_alive():
             return []
         return self.clones.drop_created_by_tests()

@@ -100,7 +100,6 @@ def save(
     leased: Mapping[str, Database],
     name: str | None,
     *,
-    role: str,
     strategy: str | None,
     reset_timeout: float,
 ) -> tuple[SavedMark, list[str], dict[str, Watermark]]:
@@ -110,7 +109,6 @@ def save(
 
     Args:
         name: what to call it; None for its number.
-        role: the application's.
         strategy: how to clone, see :func:`harness.postgres.databases.clone`.
         reset_timeout: seconds to wait for open transactions.
 
@@ -139,7 +137,9 @@ def save(
             # Of one that was interrupted: it is no mark, but it is in the way.
             drop_of(session, project, database.name, but=marks)
             made[key] = copy
-            noted, gone, unlogged = _copy(session, database.name, copy, role, strategy, reset_timeout)
+            noted, gone, unlogged = _copy(
+                session, database.name, copy, database.role, strategy, reset_timeout
+            )
             ended += gone
             if noted is not None:
                 notes[copy] = noted
@@ -198,7 +198,7 @@ def _copy(
     session.script(
         ";\n".join(
             [
-                *apply_statements(copy, attributes),
+                *apply_statements(copy, attributes, owner),
                 f"alter database {ident(copy)} with allow_connections false",
             ]
         )
@@ -261,7 +261,7 @@ def put_back(
         raise
     limit = clones.connections + RESERVED_CONNECTIONS
     session.script(";\n".join([
-        *apply_statements(fresh, attributes),
+        *apply_statements(fresh, attributes, database.role),
         f"alter database {ident(fresh)} with connection limit {limit}",
         databases.label_statement(fresh, database.label, attributes.comment),
     ]))  # fmt: skip

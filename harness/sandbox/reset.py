@@ -53,11 +53,12 @@ class MarkReset(DatabaseReset):
         # Neither a template nor a claim of one is needed: what would use them is replaced here.
         stands_for = Template(copy.name, "", "", strategy=strategy)
         super().__init__(clones, dsn, stands_for, Claim("", ""), reset_timeout=reset_timeout)
+        self._role = database.role
         self._name, self._copy, self._marked, self._strategy = name, copy, database, strategy
         self._is_open = False
 
     def _take_watermark(self, name: str) -> tuple[Watermark | None, str]:
-        return watermark_of(self._clones.link.session, name, self._clones.owner.name)
+        return watermark_of(self._clones.link.session, name, self._role)
 
     def _replace(self, before: BeforeRename | None) -> str:
         return marks.put_back(
@@ -173,7 +174,8 @@ def store_new(clones: Clones, store: WatermarkStore, origin: Template, name: str
     """
     # First the server's life, then the note: a crash in between makes the note one of a life that is over.
     provenance = Provenance.of(clones.link.session, clones.link.server_id, origin.name)
-    noted, _ = take_watermark(clones, origin, present)
+    found = databases.find(clones.link.session, present)
+    noted, _ = take_watermark(clones, origin, present, found.role if found is not None else "")
     if noted is not None:
         store.write(name, provenance, noted)
 

@@ -221,7 +221,6 @@ class Sandbox:
                 session.project.id,
                 place.databases,
                 name,
-                role=session.clones.owner.name,
                 strategy=reset.strategy_of(place),
                 reset_timeout=session.settings.reset_timeout,
             )

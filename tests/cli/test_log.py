@@ -160,7 +160,7 @@ def test_no_argument_of_a_record_holds_a_password(
         lease.renew()
         members = [run] if isinstance(run, Harness) else list(run.members.values())  # type: ignore[attr-defined]
         for member in members:
-            strict.secrets |= {member.server.info.dsn.password, member.owner.password}
+            strict.secrets |= {member.server.info.dsn.password, member.owner.password, lease.dsn.password}
     for info in inventory.servers(checkout):
         strict.secrets.add(info.dsn.password)
         inventory.stop(checkout, purpose=info.purpose)

@@ -183,7 +183,7 @@ def test_what_a_test_does_to_its_role_is_put_right(lease: Lease, clones: Clones)
         connection.execute("alter role current_user set search_path = nowhere")
     with pytest.raises(ServerRefused, match="password"), lease.connect():
         pass
-    clones.restore_role()
+    clones.restore_role(lease.dsn.user)
     with lease.connect() as connection:
         assert connection.execute("show search_path").fetchone() == ('"$user", public',)
 

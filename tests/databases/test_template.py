@@ -76,7 +76,7 @@ def test_a_template_is_built_once_and_found_again(link: Link, project: str) -> N
     assert source.applied == 1
     found = databases.find(link.session, first.name)
     assert found is not None
-    assert (found.is_template, found.allows_connections, found.role) == (True, False, "app")
+    assert (found.is_template, found.allows_connections, found.role) == (True, False, link.dsn.user)
     encoding, collate = link.session.row(
         "select pg_encoding_to_char(encoding), datcollate from pg_database where datname = %s", (first.name,)
     ) or ("", "")
@@ -262,8 +262,10 @@ def test_a_clone_has_what_create_database_loses(link: Link, project: str) -> Non
     before, after = link.session.row(look, (made.name,)), link.session.row(look, (lease,))
     assert before is not None
     assert after is not None
-    assert sorted(after[1].strip("{}").split(",")) == sorted(before[1].strip("{}").split(","))
-    assert (before[0], after[0], after[2]) == ("app", "app", 8)
+    # The template is the admin's, the lease the application's.
+    grants = before[1].replace(link.dsn.user, "app")
+    assert sorted(after[1].strip("{}").split(",")) == sorted(grants.strip("{}").split(","))
+    assert (before[0], after[0], after[2]) == (link.dsn.user, "app", 8)
     assert read_attributes(link.session, lease) == made.attributes
     found = databases.find(link.session, lease)
     assert found is not None

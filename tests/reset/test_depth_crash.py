@@ -444,7 +444,6 @@ def test_a_persons_mark_that_a_crash_emptied_is_refused(
             checkout,
             {"default": found},
             "one",
-            role="app",
             strategy="file_copy",
             reset_timeout=1,
         )

@@ -20,7 +20,7 @@ from fix_servers import binaries_of
 from harness.config.project import Project
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
 from harness.errors import BackendUnavailable, MigrationError, ServerLost
-from harness.postgres import databases
+from harness.postgres import databases, roles
 from harness.postgres.session import Session
 from harness.runs.harness import Harness
 from harness.servers import acquire, inventory, memory
@@ -161,7 +161,11 @@ def test_who_the_application_and_its_migrations_are(
     settings = migrated(
         "create table t as select current_user::text as migrated_by; grant all on t to public;"
     )
-    who = "select current_user::text, rolsuper, rolcreaterole, rolcreatedb, migrated_by from t, pg_roles where rolname = current_user"
+    # A test is a member of the application's role, with a name of its own.
+    who = (
+        "select rolsuper, rolcreaterole, rolcreatedb, migrated_by, (select string_agg(g.rolname, ',') from pg_auth_members m "
+        "join pg_roles g on g.oid = m.roleid where m.member = r.oid) from t, pg_roles r where rolname = current_user"
+    )
 
     def seen(**changes: Any) -> tuple[Any, ...]:
         with (
@@ -174,12 +178,12 @@ def test_who_the_application_and_its_migrations_are(
         assert row is not None
         return row
 
-    assert seen() == ("app", False, False, True, "app")
-    assert seen(role_attributes=("CREATEDB", "CREATEROLE")) == ("app", False, True, True, "app")
+    assert seen() == (False, False, True, "app", "app")
+    assert seen(role_attributes=("CREATEDB", "CREATEROLE")) == (False, True, True, "app", "app")
     # What the admin's migrations make is the admin's: the application has what they grant.
-    assert seen(migrate_as="admin") == ("app", False, False, True, "postgres")
-    assert seen(superuser=True)[:2] == ("app", True)
-    assert seen(role="shop_ä") == ("shop_ä", False, False, True, "shop_ä")
+    assert seen(migrate_as="admin") == (False, False, True, "postgres", "app")
+    assert seen(superuser=True)[0] is True
+    assert seen(role="shop_ä") == (False, False, True, "shop_ä", "shop_ä")
 
 
 @pytest.mark.parametrize("worker", ["Ümläut-ß " * 20, "gw'; drop database x --", "日本語"])
@@ -245,6 +249,29 @@ def test_an_external_server_with_few_rights(
     left = _leftovers(server, place)
     assert [name for name in left if "_l_" in name] == []
     _drop(server, left)
+
+
+def test_passwords_on_an_external_server_follow_from_no_word(
+    place: Checkout, migrated: Callable[..., Settings], server: ServerInfo
+) -> None:
+    """An HMAC of the admin's password told whether that was a word. What they follow from is kept, for other commands."""
+    settings = _external(place, migrated, server, "CREATEDB CREATEROLE")
+    found = []
+    for _ in range(2):
+        with Harness.open_with(settings, place.environ) as harness, harness.lease("1") as lease:
+            owner = harness.owner
+            found.append(owner)
+            assert owner.password not in ("secret", roles.derived_password("secret", owner.name))
+            assert lease.dsn.password == roles.derived_password(owner.password, lease.dsn.user)
+            with lease.connect() as connection:
+                assert connection.execute("select count(*) from users").fetchone() == (1,)
+    assert found[0] == found[1]
+    (kept,) = Path(place.environ["PGHARNESS_STATE_DIR"]).glob(f"{place.project}/passwords-*.secret")
+    assert kept.stat().st_mode & 0o077 == 0
+    assert "secret" not in "\n".join(place.told)
+    with Session.connect(server.dsn) as session:
+        assert roles.of_workers(session, place.project) == []
+    _drop(server, _leftovers(server, place))
 
 
 def _drop(info: ServerInfo, names: list[str]) -> None:

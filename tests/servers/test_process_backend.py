@@ -17,7 +17,8 @@ from fix_backends import Checkout, processes_naming, until
 from fix_servers import binaries_of
 
 from harness.config import project
-from harness.errors import BackendUnavailable, ServerLost, ServerStartError
+from harness.errors import BackendUnavailable, ServerLost, ServerRefused, ServerStartError
+from harness.postgres import roles
 from harness.postgres.session import Session
 from harness.servers.handshake import life_key
 from harness.servers.process import backend as process
@@ -59,6 +60,28 @@ def test_initialised_once(place: Checkout) -> None:
     # At most the first of this session's cache; never both.
     assert sum("initialising" in line for line in place.told) <= 1
     assert len(ours.list(place.project)) == 2
+
+
+@pytest.mark.parametrize("version", ["15", "18"])
+def test_each_has_a_password_of_its_own(place: Checkout, version: str) -> None:
+    """Whoever had one record was admin of every local server of that user."""
+    ours = backend(place, version)
+    one, two = (ours.start(place.request(purpose)) for purpose in ("run-1", "run-2"))
+    cached = {path.read_text().strip() for path in Path(ours.cache).rglob("initdb-*/password")}
+    assert cached
+    assert len({one.dsn.password, two.dsn.password, *cached}) == 2 + len(cached)
+    for password in (one.dsn.password, *cached):
+        with pytest.raises(ServerRefused, match="password authentication failed"):
+            Session.connect(two.dsn.with_user("postgres", password))
+    with Session.connect(two.dsn) as session:
+        stored = session.value("select rolpassword from pg_authid where rolname = 'postgres'")
+        assert stored == roles.verifier("postgres", two.dsn.password, rounds=1)
+    for info in (one, two):
+        record = Path(info.handle) / "server.json"
+        assert record.stat().st_mode & 0o077 == 0
+        assert info.dsn.password in record.read_text()
+        assert info.dsn.password not in repr(info) + repr(Record.read(Path(info.handle)))
+        assert processes_naming(info.dsn.password) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user's server")

@@ -137,7 +137,7 @@ class ProcessBackend(Backend):
             purpose=request.purpose,
             server_id=request.server_id,
             root=str(request.root),
-            password=cluster.password,
+            password=request.password,
             storage=storage,
             binaries=str(binaries.folder),
             version=binaries.version,
@@ -147,6 +147,7 @@ class ProcessBackend(Backend):
         try:
             record.write(folder)
             cluster_.copy(cluster.data, folder / "data", user)
+            cluster_.change_password(folder / "data", cluster.password, record.password)
             info = self._launch(folder, record, request, user)
         except BaseException as error:
             _remove(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import secrets
 import shutil
 import subprocess
@@ -32,7 +33,8 @@ class Cluster:
 
     Attributes:
         data: to be copied.
-        password: of its superuser ``postgres``; one per machine, version and user, in a file only they read.
+        password: of its superuser ``postgres``, in a file that its user alone reads. A server's is another one, see
+            :func:`change_password`.
     """
 
     data: Path
@@ -94,6 +96,34 @@ def _initialise(binaries: Binaries, user: ServerUser, target: Path) -> None:
                 )
     except (OSError, subprocess.SubprocessError) as error:
         raise ServerStartError(f"initdb of PostgreSQL {binaries.version} failed: {error}") from error
+
+
+def change_password(data: Path, old: str, new: str) -> None:
+    """Give a copy that no server runs on, and that was stopped cleanly, a superuser's password of its own.
+
+    Written into the file of ``pg_authid``: a server that had to be asked would let everybody in who knows the cached
+    directory's password until it was. A verifier has the same length as every other, and no page of a data directory of
+    ours has a checksum.
+
+    Raises:
+        ServerStartError: its password is another one.
+    """
+    before, after = (roles.verifier("postgres", password, rounds=1).encode() for password in (old, new))
+    changed = False
+    for path in (data / "global").iterdir():
+        # By its content: VACUUM FULL in a migration gives the catalog another file.
+        if not path.name.isdecimal():
+            continue
+        with open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
+            content = file.read()
+            if before in content:
+                file.seek(0)
+                file.write(content.replace(before, after))
+                changed = True
+    if not changed:
+        raise ServerStartError(
+            f"{data} has another superuser's password than was noted: remove what it was copied from"
+        )
 
 
 def _options(major: int) -> list[str]:

@@ -211,7 +211,9 @@ class Marked(Processes):
         marks.shut(bench.admin, copy)
         drop(bench.admin, bench.name)
         clone(bench.admin, copy, bench.name)
-        bench.admin.script(";\n".join(apply_statements(bench.name, read_attributes(bench.admin, copy))))
+        bench.admin.script(
+            ";\n".join(apply_statements(bench.name, read_attributes(bench.admin, copy), "app"))
+        )
         noted, why = watermark_of(bench.admin, bench.name, "app")
         assert noted is not None, why
         self.notes.write(bench.name, life(bench), noted)
