@@ -10,8 +10,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.console import Console
+from harness.config import decisions
 from harness.config.project import Project
-from harness.errors import ConfigError
+from harness.errors import ConfigError, HarnessError
 from harness.migrations import registry as sources
 from harness.servers import registry as backends
 
@@ -84,6 +85,11 @@ class Context:
             ConfigError: as :attr:`settings`.
         """
         return Project.of(self.settings, self.environ)
+
+    def note(self, error: HarnessError) -> None:
+        """Keep an error for a later report, where it is known of which project it is."""
+        if "project" in self.__dict__:
+            decisions.note(self.project, "error", error.full_text)
 
     @property
     def json(self) -> bool:
