@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Self
@@ -26,8 +26,11 @@ _MOUNTS = ("/mnt", "/media", "/run/media", "/Volumes", "/net")
 """Below these a missing folder may be a disk that is not plugged in."""
 
 
-def find(project: Project, *, purpose: str = "run") -> Server | None:
+def find(project: Project, *, purpose: str = "run", guard: bool = True) -> Server | None:
     """The server that runs for this checkout and purpose; never starts one.
+
+    Args:
+        guard: whether its dead-man's switch is started again where that has died.
 
     Raises:
         BackendUnavailable: an external server that is named does not answer.
@@ -43,7 +46,10 @@ def find(project: Project, *, purpose: str = "run") -> Server | None:
             continue
         if info is not noted:
             hint.write(info)
-        return Server(info, session, False, time.monotonic() - began, project, hint.forget)
+        found = Server(info, session, False, time.monotonic() - began, project, hint.forget)
+        if guard:
+            found.guard()
+        return found
     return None
 
 
@@ -59,10 +65,13 @@ class Asked:
     Attributes:
         working: those that answer.
         silent: word → why not, of those that may hold one all the same.
+        unseen: servers that run, and that their backend does not see (data in memory, and no ``/dev/shm`` where we are);
+            filled by :func:`stop`.
     """
 
     working: Sequence[Backend]
     silent: Mapping[str, str]
+    unseen: list[ServerInfo] = field(default_factory=list)
 
     @classmethod
     def of(cls, project: Project) -> Self:
@@ -96,6 +105,14 @@ class Asked:
                 checked=[f"{word}: {why}" for word, why in self.silent.items()],
                 remedies=["call it again once that answers"],
             )
+        if self.unseen:
+            raise BackendUnavailable(
+                "not everything was ended: servers run whose data cannot be seen from here",
+                checked=[
+                    f"{info.description} answers, and {info.handle} is not there" for info in self.unseen
+                ],
+                remedies=["call it again where that can be seen (outside of a container or sandbox)"],
+            )
 
 
 def _hinted(project: Project) -> set[str]:
@@ -127,9 +144,25 @@ def stop(project: Project, *, purpose: str = "run", asked: Asked | None = None) 
             logger.info("%s: ended %s", info.backend, info.description)
         noted, _ = hint.read()
         # The word of a server that may still run, and that nobody could ask, is kept: the next `down` needs it.
-        if noted is None or noted.backend not in asked.silent:
+        if noted is None or (noted.backend not in asked.silent and not _runs_unseen(noted, found, asked)):
             hint.forget()
     return bool(found)
+
+
+def _runs_unseen(noted: ServerInfo, found: Mapping[str, object], asked: Asked) -> bool:
+    if noted.handle in found:
+        return False
+    session, _ = attach(noted)
+    if session is None:
+        return False
+    session.close()
+    asked.unseen.append(noted)
+    return True
+
+
+def noted_purposes(project: Project) -> list[str]:
+    """Of the servers that were noted for this checkout; they may be gone."""
+    return sorted(path.stem for path in project.folder.glob("*.json") if Hint(path).read()[0] is not None)
 
 
 def servers(project: Project, *, everywhere: bool = False, asked: Asked | None = None) -> list[ServerInfo]:

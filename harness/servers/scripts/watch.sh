@@ -11,6 +11,7 @@ set -u
 mode=$1
 pid=$2
 psql=$3
+# By this name others see that it runs (harness/servers/handshake.py).
 export PGUSER=postgres PGDATABASE=postgres PGCONNECT_TIMEOUT=5 PGAPPNAME='pg-harness watcher'
 # A TERM meant for the group must not end the switch before the server.
 trap '' HUP
@@ -96,9 +97,11 @@ BEGIN
         PERFORM pg_sleep(tick);
     END LOOP;
 END \$\$"
-# Settings of the server that would end the loop; which of them exist depends on the version.
-free="SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('statement_timeout',
-    'transaction_timeout', 'lock_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout')"
+# Settings of the server that would end the loop; which of them exist depends on the version. And one by which the session
+# ends within a second of a psql that was killed: a loop without its client ends nothing, and would look like a switch.
+free="SELECT set_config(name, CASE name WHEN 'client_connection_check_interval' THEN '1s' ELSE '0' END, false)
+    FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout', 'lock_timeout', 'idle_session_timeout',
+    'idle_in_transaction_session_timeout', 'client_connection_check_interval')"
 
 misses=0
 ours=
