@@ -154,6 +154,12 @@ class Build:
                 autovacuum.spare_shared_catalogs(inside)
             # Frozen rows need no freezing, no hint bits and no pruning later: nothing that a reset would have to explain.
             inside.execute("vacuum (freeze, analyze)")
+            if inside.superuser:
+                # ANALYZE copied the verifiers of all roles, a baked image would keep them; a new file holds no dead rows.
+                inside.execute(
+                    "delete from pg_catalog.pg_statistic where starelid = 'pg_catalog.pg_authid'::regclass"
+                )
+                inside.execute("vacuum (full, freeze) pg_catalog.pg_statistic")
             # ANALYZE wrote to these after the VACUUM of them: whoever plans a query in a clone would prune their pages.
             inside.execute("vacuum (freeze) pg_catalog.pg_statistic, pg_catalog.pg_class")
             unlogged = incarnation.label(inside)
