@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +40,8 @@ _FULL = re.compile(r"No space left on device|could not extend file .*: wrote onl
 
 A file whose last block fits in part is told by the second form alone (``mdextend`` in md.c).
 """
+
+_CHECKPOINT = "checkpoint request failed"
 
 _UNITS = {"b": 1, "kb": 1024, "mb": MB, "gb": 1024 * MB, "tb": 1024 * 1024 * MB, "": 8192}
 
@@ -286,7 +291,20 @@ def _told(error: HarnessError) -> bool:
 
 
 def _logged(error: HarnessError, server: Server) -> str:
-    return logged_full(server) if isinstance(error, ServerLost | MigrationError) else ""
+    # Every copy of a database begins with a checkpoint, and of one that failed only the server's log says why.
+    asked = isinstance(error, ServerLost | MigrationError) or _CHECKPOINT in error.full_text
+    # The log lies on the same disk: its last words may be missing.
+    return (logged_full(server) or _seen_full(server)) if asked else ""
+
+
+def _seen_full(server: Server) -> str:
+    """That the file system of a local server's data is full, as a line of a log; empty where it is not."""
+    try:
+        free = shutil.disk_usage(server.info.handle).free
+    except (OSError, ValueError):
+        # A container's id is no folder.
+        return ""
+    return f"(nothing; {server.info.handle}: No space left on device)" if free < MB else ""
 
 
 def explain(error: HarnessError, server: Server) -> None:
@@ -303,6 +321,16 @@ def explain(error: HarnessError, server: Server) -> None:
     if server.info.storage == "memory":
         remedy = ' Set storage = "disk" (PGHARNESS_STORAGE), or more memory_limit.'
     error.add_note(f"The server's data is {where}, and there is no room left.{remedy}")
+
+
+@contextmanager
+def explaining(server: Server) -> Iterator[None]:
+    """Does so for the errors of a block."""
+    try:
+        yield
+    except HarnessError as error:
+        explain(error, server)
+        raise
 
 
 def with_storage(project: Project) -> Project:
