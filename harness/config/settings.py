@@ -108,6 +108,8 @@ class Settings:
     reset_timeout: float = 5
     serial_timeout: float = 300
     allow_url_change: bool = False
+    allow_foreign: bool = False
+    """Use a ``server_url`` although it holds databases of others, or looks like production."""
     postgres: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
 
