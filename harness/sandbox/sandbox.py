@@ -229,13 +229,14 @@ class Sandbox:
         return made, ended
 
     def release(
-        self, place: Place, name: str | None = None, *, everything: bool = False
+        self, place: Place, name: str | None = None, *, everything: bool = False, dry_run: bool = False
     ) -> tuple[list[SavedMark], list[SavedMark]]:
         """Forget a mark and those above it; the databases stay as they are.
 
         Args:
             name: None for the top mark.
             everything: forget all marks, also where there is none.
+            dry_run: only tell what would be.
 
         Returns:
             What was released, the top first; what is left, the lowest first.
@@ -248,7 +249,10 @@ class Sandbox:
             if not there and not everything:
                 raise LeaseError(f"{place.what}: nothing is marked")
             lowest = None if everything else marks.choose(there, name) if name else there[-1]
-            gone = self._release(there, lowest)
+            if dry_run:
+                gone = [mark for mark in reversed(there) if lowest is None or mark.number >= lowest.number]
+            else:
+                gone = self._release(there, lowest)
         return gone, there[: len(there) - len(gone)]
 
     def _release(self, there: Sequence[SavedMark], lowest: SavedMark | None) -> list[SavedMark]:
