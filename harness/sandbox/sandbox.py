@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self
@@ -21,7 +21,7 @@ from harness.sandbox import marks, reset
 from harness.sandbox.marks import SavedMark
 from harness.sandbox.reset import SandboxReset
 from harness.sandbox.watermarks import Provenance, WatermarkStore
-from harness.servers import acquire
+from harness.servers import acquire, memory
 from harness.servers.handle import Server
 
 if TYPE_CHECKING:
@@ -306,14 +306,17 @@ class Sandbox:
 
     # --- one at a time -----------------------------------------------------------------------------
 
-    def _changing(self, place: Place) -> AbstractContextManager[None]:
+    @contextmanager
+    def _changing(self, place: Place) -> Iterator[None]:
         """Marks and resets are for what `up` has made."""
         if not place.sandbox:
             raise LeaseError(
                 f"{place.words[0]} is not yours ({place.what}): marks are for databases of `pg-harness up`; "
                 "a test takes lease.mark()"
             )
-        return self._alone()
+        # Both copy databases, and a copy that found the disk full says so in the server's log only.
+        with memory.explaining(self.server), self._alone():
+            yield
 
     def _alone(self) -> AbstractContextManager[None]:
         """Only one of `up`, `mark` and `reset` at a time changes these databases."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config.project import Project, cache_dir, file_lock
+from harness.config.project import Project, cache_dir, file_lock, make_folder
 from harness.errors import BackendError, ServerStartError
 from harness.servers import memory
 from harness.servers.docker import container as container_
@@ -193,6 +193,8 @@ class DockerBackend(Backend):
 
     def watch(self, info: ServerInfo) -> None:
         """Start it in the container, by scripts of today: those that lie there may know no such mode."""
+        # Before the lock makes it, closed to others: it is the local servers' cache too.
+        make_folder(self._cache, 0o755)
         with (
             file_lock(self._cache / "switch.lock", timeout=30, waiting_for="starting a server's switch"),
             translated(f"start the switch in the container {info.handle[:12]}"),

@@ -97,18 +97,20 @@ BEGIN
         PERFORM pg_sleep(tick);
     END LOOP;
 END \$\$"
-# Settings of the server that would end the loop; which of them exist depends on the version. And one by which the session
-# ends within a second of a psql that was killed: a loop without its client ends nothing, and would look like a switch.
-free="SELECT set_config(name, CASE name WHEN 'client_connection_check_interval' THEN '1s' ELSE '0' END, false)
-    FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout', 'lock_timeout', 'idle_session_timeout',
-    'idle_in_transaction_session_timeout', 'client_connection_check_interval')"
+# Settings of the server that would end the loop; which of them exist depends on the version.
+free="SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('statement_timeout',
+    'transaction_timeout', 'lock_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout')"
+# And the session ends within a second of a psql that was killed, where version and system can do that: a loop without its
+# client ends nothing, and would look like a switch.
+noticed="DO \$\$ BEGIN PERFORM set_config('client_connection_check_interval', '1s', false);
+    EXCEPTION WHEN OTHERS THEN NULL; END \$\$"
 
 misses=0
 ours=
 while alive; do
     # The kill is psql's own last command: its session still holds the lock exclusively, so a client that
     # comes too late waits for the lock and is told of the shutdown, and never works on a dying server.
-    said=$("$psql" -XAtq -v ON_ERROR_STOP=1 -f - -c '\echo connected' -c "$free" -c "$loop" \
+    said=$("$psql" -XAtq -v ON_ERROR_STOP=1 -f - -c '\echo connected' -c "$free" -c "$noticed" -c "$loop" \
         -c "\\! kill -INT $pid" 2>/dev/null <<END
 $first
 END
