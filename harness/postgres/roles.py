@@ -152,6 +152,11 @@ def forget_verifiers(session: Session) -> None:
     For a server of ours that is about to be copied, and that removes segments instead of using them again
     (``wal_recycle = off``).
     """
+    # Rows that somebody's snapshot may see are copied too: the dead-man's switch has one while it sleeps, and comes back.
+    session.column(
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+        " where backend_type = 'client backend' and pid <> pg_backend_pid()"
+    )
     # A new file: VACUUM alone leaves the bytes of dead rows where they were.
     session.execute("vacuum full pg_authid")
     # The first writes all that the log so far is needed for; the second, in a new segment, removes the log so far.
