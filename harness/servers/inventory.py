@@ -67,11 +67,13 @@ class Asked:
         silent: word → why not, of those that may hold one all the same.
         unseen: servers that run, and that their backend does not see (data in memory, and no ``/dev/shm`` where we are);
             filled by :func:`stop`.
+        ended: handles of what was ended by this command; one server may serve two purposes.
     """
 
     working: Sequence[Backend]
     silent: Mapping[str, str]
     unseen: list[ServerInfo] = field(default_factory=list)
+    ended: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, project: Project) -> Self:
@@ -141,16 +143,18 @@ def stop(project: Project, *, purpose: str = "run", asked: Asked | None = None) 
         }
         for backend, info in found.values():
             backend.stop(info)
+            asked.ended.add(info.handle)
             logger.info("%s: ended %s", info.backend, info.description)
         noted, _ = hint.read()
         # The word of a server that may still run, and that nobody could ask, is kept: the next `down` needs it.
-        if noted is None or (noted.backend not in asked.silent and not _runs_unseen(noted, found, asked)):
+        if noted is None or (noted.backend not in asked.silent and not _runs_unseen(noted, asked)):
             hint.forget()
     return bool(found)
 
 
-def _runs_unseen(noted: ServerInfo, found: Mapping[str, object], asked: Asked) -> bool:
-    if noted.handle in found:
+def _runs_unseen(noted: ServerInfo, asked: Asked) -> bool:
+    # Data on disk, and a daemon's, is seen from everywhere on this machine.
+    if noted.storage != "memory" or noted.handle in asked.ended:
         return False
     session, _ = attach(noted)
     if session is None:
