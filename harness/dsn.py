@@ -9,6 +9,15 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from harness.errors import ConfigError
 
 
+class Secret(str):
+    """A text that shows itself to whoever uses it, and not to whoever prints a variable that holds it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'" if self else "''"
+
+
 @dataclass(frozen=True, repr=False)
 class Dsn:
     """Where a database is and how to log in.
@@ -28,6 +37,10 @@ class Dsn:
     password: str
     database: str
     options: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Tools that print a traceback's variables (pytest --showlocals, rich) print it by its repr.
+        object.__setattr__(self, "password", Secret(self.password))
 
     @classmethod
     def parse(cls, url: str, *, origin: str = "a URL") -> Dsn:

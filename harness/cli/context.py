@@ -10,8 +10,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from harness.cli.console import Console
+from harness.config import decisions
 from harness.config.project import Project
-from harness.errors import ConfigError
+from harness.errors import ConfigError, HarnessError
 from harness.migrations import registry as sources
 from harness.servers import registry as backends
 
@@ -108,6 +109,11 @@ class Context:
             self.asked.check("and there may be more")
         for word, why in self.asked.silent.items():
             self.console.warn(f"{word} could not be asked, and there may be more: {why}")
+
+    def note(self, error: HarnessError) -> None:
+        """Keep an error for a later report, where it is known of which project it is."""
+        if "project" in self.__dict__:
+            decisions.note(self.project, "error", error.full_text)
 
     @property
     def json(self) -> bool:

@@ -46,20 +46,21 @@ PARAMETERS: list[click.Parameter] = [
 def run(context: Context) -> int:
     """Print one line for each check."""
     code = 0
-    lines: list[Line] = []
-    for line in _all(context):
-        lines.append(line)
+    told: list[Line] = []
+    for line in lines(context):
+        told.append(line)
         code = code or line.exit_code
         if not context.json:
             context.console.answer(f"{line.state:<4}  {line.check:<11} {line.detail}")
             for remedy in line.remedies:
                 context.console.answer(f"      {'':<11} → {remedy}")
     if context.json:
-        context.console.json([asdict(line) for line in lines])
+        context.console.json([asdict(line) for line in told])
     return code
 
 
-def _all(context: Context) -> Iterator[Line]:
+def lines(context: Context) -> Iterator[Line]:
+    """All checks, one after the other."""
     for name, check in checks.WITHOUT_SETTINGS:
         yield from _lines(name, check, context)
     settings = list(_lines("settings", checks.settings, context))

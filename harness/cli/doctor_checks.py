@@ -208,7 +208,7 @@ def psql(context: Context) -> Iterator[Result]:
 
 def servers(context: Context) -> Iterator[Result]:
     """Those of this checkout, and what dead runs left on them."""
-    with lookup.servers(context) as found:
+    with lookup.servers(context, guard=False) as found:
         silent = {} if found else context.asked.silent
         for word, why in silent.items():
             yield "note", f"{word} could not be asked: {why}", ()
@@ -217,6 +217,14 @@ def servers(context: Context) -> Iterator[Result]:
         for server in found:
             info = server.server.info
             yield "ok", f"{info.purpose}: {info.description} answers", ()
+            if not server.server.guarded:
+                yield (
+                    "note",
+                    f"{info.purpose}: its dead-man's switch is dead: it would outlive its ttl of {info.ttl:g} s",
+                    [
+                        "the next command that uses this server starts the switch again, for instance `pg-harness status`"
+                    ],
+                )
             answer = rewinding.known(server.project, server.server, server.link.session)
             told = f"{info.purpose}: reset: {rewinding.told(answer)}"
             # A run ends at once where it is asked for and cannot be had.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -11,14 +12,20 @@ from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.options import flag, json_flag
 from harness.databases import sweep
+from harness.errors import HarnessError
 from harness.postgres import databases, roles
 from harness.postgres.names import PREFIX, Kind
+from harness.postgres.session import greet
 from harness.runs.places import places_on
 from harness.sandbox.watermarks import WatermarkStore
 from harness.servers import inventory
 from harness.servers.acquire import alone
+from harness.servers.port import ServerInfo
 
 logger = logging.getLogger("pg_harness.cli")
+
+_NAMED = 8
+"""Databases that a line of the log names; --dry-run names all."""
 
 DESCRIPTION = """\
 End the server that `up` started in this checkout, and remove its data: your databases are gone.
@@ -33,6 +40,7 @@ your databases, and `down --all` all of this checkout's: templates, spares and k
 
 PARAMETERS: list[click.Parameter] = [
     flag("--all", help="the servers of test runs too, with templates and kept databases"),
+    flag("--dry-run", help="only tell what would go"),
     json_flag(),
 ]
 
@@ -44,15 +52,16 @@ def run(context: Context) -> int:
         BackendUnavailable: what may hold more of them could not be asked.
     """
     everything = bool(getattr(context.arguments, "all", False))
+    dry_run = bool(getattr(context.arguments, "dry_run", False))
     asked: inventory.Asked | None = None
     with alone(context.project):
         if context.settings.server_url:
-            ended = _drop_external(context, everything)
+            ended = _drop_external(context, everything, dry_run)
         else:
             asked = context.asked
-            ended = _end(context, everything, asked)
+            ended = _end(context, everything, asked, dry_run)
     if context.json:
-        context.console.json({"ended": ended})
+        context.console.json({"dry_run": dry_run, "ended": ended})
     if asked is not None:
         asked.check()
     if not ended and not context.json:
@@ -60,18 +69,53 @@ def run(context: Context) -> int:
     return 0
 
 
-def _end(context: Context, everything: bool, asked: inventory.Asked) -> list[dict[str, Any]]:
+def _end(context: Context, everything: bool, asked: inventory.Asked, dry_run: bool) -> list[dict[str, Any]]:
     ended: list[dict[str, Any]] = []
     for info in inventory.servers(context.project, asked=asked):
         if info.purpose == "up" or everything:
-            ended.append({"purpose": info.purpose, "backend": info.backend, "description": info.description})
-    for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended)]):
+            names = _databases(context, info)
+            ended.append(
+                {
+                    "purpose": info.purpose,
+                    "backend": info.backend,
+                    "description": info.description,
+                    "databases": names,
+                }
+            )
+            _tell(context, f"{info.purpose}: {info.description}", names, dry_run)
+    if dry_run:
+        return ended
+    noted = inventory.noted_purposes(context.project) if everything else ()
+    for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended), *noted]):
         inventory.stop(context.project, purpose=purpose, asked=asked)
     WatermarkStore.of(context.project).forget_all()
     return ended
 
 
-def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
+def _databases(context: Context, info: ServerInfo) -> list[str]:
+    """What somebody may miss: leased, marked and kept databases. None of a server that does not answer soon."""
+    try:
+        session = greet(info.dsn, info.server_id, timeout=2)
+    except HarnessError:
+        return []
+    if session is None:
+        return []
+    with session:
+        found = databases.list_ours(session, context.project.id)
+    return [database.name for database in found if database.kind in (Kind.LEASE, Kind.MARK, Kind.KEPT)]
+
+
+def _tell(context: Context, what: str, names: Sequence[str], dry_run: bool) -> None:
+    if not dry_run:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        logger.info("ending %s%s", what, f", with {', '.join(names[:_NAMED])}{more}" if names else "")
+    elif not context.json:
+        context.console.answer(what)
+        for name in names:
+            context.console.answer(f"  {name}")
+
+
+def _drop_external(context: Context, everything: bool, dry_run: bool) -> list[dict[str, Any]]:
     dropped: list[dict[str, Any]] = []
     with lookup.servers(context) as found:
         for server in found:
@@ -93,14 +137,20 @@ def _drop_external(context: Context, everything: bool) -> list[dict[str, Any]]:
                         f"left alone: {database.name}, the test run {database.owner[:8]} is alive"
                     )
                     continue
+                if dry_run:
+                    dropped.append({"database": database.name})
+                    if not context.json:
+                        context.console.answer(database.name)
+                    continue
                 if database.kind is Kind.TEMPLATE:
                     sweep.drop_template(session, server.project.id, database)
                 elif not databases.drop(session, database.name, server.project.id):
                     continue
                 logger.info("dropped %s", database.name)
                 dropped.append({"database": database.name})
-            sweep.drop_logins(session, server.project.id, sandbox=True)
-            if everything and not databases.list_ours(session, server.project.id):
+            if not dry_run:
+                sweep.drop_logins(session, server.project.id, sandbox=True)
+            if everything and not dry_run and not databases.list_ours(session, server.project.id):
                 # Named after this checkout, so nobody else's. One that owns something elsewhere stays.
                 roles.drop_ours(session, f"{PREFIX}_{server.project.id}")
     return dropped

@@ -40,6 +40,7 @@ def run(words: Sequence[str]) -> int:
         return answer(environ)
     console = Console(environ)
     asked: list[int] = []
+    context: Context | None = None
     try:
         with signals(console, asked):
             verb, arguments, command = parse(words)
@@ -51,6 +52,8 @@ def run(words: Sequence[str]) -> int:
         return usage.exit_code
     except HarnessError as error:
         console.error(error.full_text)
+        if context is not None:
+            context.note(error)
         if environ.get("PGHARNESS_DEBUG"):
             _traceback()
         # What could not be undone was told; that somebody asked us to end is why we end.

@@ -25,23 +25,26 @@ def nothing(context: Context) -> LeaseError:
 
 
 @contextmanager
-def servers(context: Context, *, purposes: Sequence[str] = ()) -> Iterator[list[ServerSession]]:
+def servers(
+    context: Context, *, purposes: Sequence[str] = (), guard: bool = True
+) -> Iterator[list[ServerSession]]:
     """A session on each server of this checkout that answers; no template is looked for.
 
     Args:
         purposes: which of them; empty for all.
+        guard: as in :func:`harness.servers.inventory.find`.
     """
     with ExitStack() as stack:
         yield [
             stack.enter_context(found)
             for purpose in purposes or all_purposes(context)
-            if (found := open_one(context, purpose)) is not None
+            if (found := open_one(context, purpose, guard=guard)) is not None
         ]
 
 
-def open_one(context: Context, purpose: str) -> ServerSession | None:
+def open_one(context: Context, purpose: str, *, guard: bool = True) -> ServerSession | None:
     """A session on a running server; None where none runs."""
-    found = inventory.find(context.project, purpose=purpose, asked=lambda: context.asked)
+    found = inventory.find(context.project, purpose=purpose, guard=guard, asked=lambda: context.asked)
     return ServerSession(context.project, found) if found is not None else None
 
 

@@ -56,6 +56,7 @@ PARAMETERS: list[click.Parameter] = [
         shell_complete=completing("marks"),
     ),
     flag("--release-all", help="forget all of them"),
+    flag("--dry-run", help="with --release and --release-all: only tell what would be forgotten"),
     json_flag(),
 ]
 
@@ -68,6 +69,9 @@ def run(context: Context) -> int:
         raise Usage("--name, --list, --release and --release-all do not go together")
     if chosen == {"listed"}:
         return _list(context, given.get("worker"))
+    dry_run = bool(given.get("dry_run"))
+    if dry_run and not chosen & {"release", "release_all"}:
+        raise Usage("--dry-run goes with --release and --release-all: a new mark replaces nothing")
     name = given.get("name")
     if name is not None and (not name.strip() or name == TEMPLATE):
         raise Usage(
@@ -77,7 +81,9 @@ def run(context: Context) -> int:
         lookup.refuse_template(place, "mark")
         report: object
         if chosen & {"release", "release_all"}:
-            report = _release(place, given.get("release"), everything="release_all" in chosen)
+            report = _release(
+                place, given.get("release"), everything="release_all" in chosen, dry_run=dry_run
+            )
         else:
             report = _set(context, place, name)
     if context.json:
@@ -93,11 +99,12 @@ def _set(context: Context, place: Place, name: str | None) -> dict[str, Any]:
     return {**told(place, made), "ended": ended}
 
 
-def _release(place: Place, name: str | None, *, everything: bool) -> list[dict[str, Any]]:
-    gone, left = Sandbox(place.session).release(place, name, everything=everything)
+def _release(place: Place, name: str | None, *, everything: bool, dry_run: bool) -> list[dict[str, Any]]:
+    gone, left = Sandbox(place.session).release(place, name, everything=everything, dry_run=dry_run)
     where = f"mark {left[-1].name!r}" if left else "their migrations' state"
     names = ", ".join(repr(mark.name) for mark in gone) or "nothing"
-    logger.info("%s: released %s; `pg-harness reset` goes to %s", place.what, names, where)
+    did, goes = ("would release", "would go") if dry_run else ("released", "goes")
+    logger.info("%s: %s %s; `pg-harness reset` %s to %s", place.what, did, names, goes, where)
     return [told(place, mark) for mark in gone]
 
 

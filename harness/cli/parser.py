@@ -32,6 +32,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "bench": ("bench", "measure on this machine"),
     "gc": ("gc", "drop what dead runs left behind"),
     "doctor": ("doctor", "check everything, one line each, with remedies"),
+    "report": ("report", "all that a bug report needs, without secrets"),
     "init": ("init", "look at the project and write the settings"),
     "completion": ("completion", "print what bash, zsh or fish needs to complete all this"),
 }

@@ -14,6 +14,7 @@ from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.options import Word, completing, flag, json_flag
 from harness.cli.parser import Usage
+from harness.config import decisions
 from harness.errors import LeaseError
 from harness.postgres.names import Kind
 from harness.reset.report import STRATEGIES, ResetReport
@@ -87,8 +88,12 @@ def _reset(context: Context, place: Place, to: str | None) -> dict[str, Any]:
     _refuse(place)
     began = time.monotonic()
     if place.sandbox:
-        back = Sandbox(place.session).reset(place, to)
+        sandbox = Sandbox(place.session)
+        there = sandbox.marks(place)
+        back = sandbox.reset(place, to)
         state, reports = _named(back.mark), back.reports
+        if above := _above(there, back.mark):
+            logger.info("%s: released %s", place.what, above)
     elif to not in (None, TEMPLATE):
         raise LeaseError(f"{place.words[0]} is not yours ({place.what}): it has no marks of a person's")
     else:
@@ -142,11 +147,17 @@ def _say(context: Context, report: dict[str, Any]) -> None:
         why = f" ({report['reason']})" if report["reason"] else ""
         did = f"{clones} fresh clone(s){why}"
     logger.info("%s: %s, %s in %.0f ms", report["what"], report["state"], did, report["milliseconds"])
+    decisions.note(context.project, "reset", f"{report['what']}: {report['state']}, {did}")
 
 
 def _listed(tables: Sequence[str]) -> str:
     more = f" and {len(tables) - NAMED} more" if len(tables) > NAMED else ""
     return ", ".join(tables[:NAMED]) + more
+
+
+def _above(there: Sequence[SavedMark], mark: SavedMark | None) -> str:
+    """The marks that a reset to this one releases, for people; empty where there is none."""
+    return ", ".join(repr(one.name) for one in there if mark is None or one.number > mark.number)
 
 
 def _named(mark: SavedMark | None) -> str:
@@ -161,8 +172,11 @@ def _tell(context: Context, place: Place, to: str | None) -> dict[str, Any]:
             f"{place.words[0]} is not yours ({place.what}): what changed there only its own process knows, "
             "as lease.changes()"
         )
-    found = Sandbox(place.session).changes(place, to)
+    sandbox = Sandbox(place.session)
+    found = sandbox.changes(place, to)
     state = _named(found.mark)
+    if above := _above(sandbox.marks(place), found.mark):
+        logger.info("%s: a reset releases %s", place.what, above)
     told: dict[str, dict[str, Any]] = {}
     for name, changes in found.databases.items():
         unknown = str(changes) if isinstance(changes, LeaseError) else ""

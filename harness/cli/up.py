@@ -39,6 +39,7 @@ PARAMETERS: list[click.Parameter] = [
         ["-n", "workers"], type=NUMBER, metavar="N", help="how many; default: as many as there are, else 1"
     ),
     flag("--fresh", help="drop your databases and make new ones from today's migrations"),
+    flag("--dry-run", help="with --fresh: only tell what would be dropped"),
     flag("--yes", help="do not ask (needed for --fresh where there is no terminal)"),
     flag("--rebuild", help="run the migrations again although nothing changed"),
     click.Option(
@@ -54,6 +55,8 @@ PARAMETERS: list[click.Parameter] = [
 def run(context: Context) -> int:
     """Print the URLs."""
     given = vars(context.arguments)
+    if given.get("dry_run"):
+        return _tell_fresh(context, given)
     if not given.keys() & {"fresh", "rebuild", "ttl"} and not context.json:
         found_urls = urls(context.project, given.get("workers"))
         if found_urls:
@@ -61,6 +64,27 @@ def run(context: Context) -> int:
                 context.console.answer(url)
             return 0
     return _at_length(context, given)
+
+
+def _tell_fresh(context: Context, given: Mapping[str, Any]) -> int:
+    from harness.cli import lookup
+    from harness.sandbox.sandbox import Sandbox
+
+    if not given.get("fresh"):
+        raise ConfigError("--dry-run goes with --fresh: `up` alone drops nothing", key="dry_run")
+    told: list[str] = []
+    with lookup.servers(context, purposes=["up"]) as found:
+        for server in found:
+            sandbox = Sandbox(server)
+            told += _doomed(sandbox, list(sandbox.workers().values()))
+    if context.json:
+        context.console.json({"dry_run": True, "dropped": told})
+        return 0
+    for line in told:
+        context.console.answer(line)
+    if not told:
+        logger.info("there is nothing to drop")
+    return 0
 
 
 def _at_length(context: Context, given: Mapping[str, Any]) -> int:
@@ -114,14 +138,8 @@ def _confirm(context: Context, sandbox: Sandbox, doomed: Sequence[Place], *, yes
     say(
         f"--fresh drops {total} database{'s' if total != 1 else ''} with all that is in {'them' if total != 1 else 'it'}:"
     )
-    for place in doomed:
-        marks = sandbox.marks(place)
-        if marks:
-            say(f"  worker {place.worker}: its marks {', '.join(repr(mark.name) for mark in marks)}")
-        for name, database in place.databases.items():
-            created = (database.label.created or "")[:19].replace("T", " ")
-            open_ = f", {database.sessions} open sessions" if database.sessions else ""
-            say(f"  worker {place.worker} ({name}): {database.name}, made {created}{open_}")
+    for line in _doomed(sandbox, doomed):
+        say(f"  {line}")
     if yes:
         return
     if not context.console.can_ask:
@@ -130,6 +148,20 @@ def _confirm(context: Context, sandbox: Sandbox, doomed: Sequence[Place], *, yes
         )
     if not context.console.ask("drop and make new ones?"):
         raise ConfigError("nothing was dropped", key="yes")
+
+
+def _doomed(sandbox: Sandbox, places: Sequence[Place]) -> list[str]:
+    """What goes with a worker's databases, one line each."""
+    lines = []
+    for place in places:
+        marks = sandbox.marks(place)
+        if marks:
+            lines.append(f"worker {place.worker}: its marks {', '.join(repr(mark.name) for mark in marks)}")
+        for name, database in place.databases.items():
+            created = (database.label.created or "")[:19].replace("T", " ")
+            open_ = f", {database.sessions} open sessions" if database.sessions else ""
+            lines.append(f"worker {place.worker} ({name}): {database.name}, made {created}{open_}")
+    return lines
 
 
 def _workers(places: Sequence[Place]) -> str:

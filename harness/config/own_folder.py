@@ -64,8 +64,13 @@ def make(folder: Path, mode: int = 0o700) -> None:
         if folder.parent == folder:
             raise
         make(folder.parent, mode)
-        make(folder, mode)
-        return
+        try:
+            os.mkdir(folder, mode)
+        except FileExistsError:
+            # Somebody else was quicker. Not called again: in some places (/proc) a folder is missing for ever.
+            if not folder.is_dir():
+                raise
+            return
     # mkdir(2) takes the umask off: with 0 others could write, with 0777 we could not.
     os.chmod(folder, mode)
 

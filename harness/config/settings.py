@@ -110,6 +110,8 @@ class Settings:
     lease_timeout: float = 120
     """How long a run waits for connections that other runs have."""
     allow_url_change: bool = False
+    allow_foreign: bool = False
+    """Use a ``server_url`` although it holds databases of others, or looks like production."""
     postgres: Mapping[str, str] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
 

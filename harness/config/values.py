@@ -67,6 +67,15 @@ def read_table_of_text(raw: Any, _text: bool = False) -> dict[str, str]:
     return table
 
 
+def _variables(raw: Any, text: bool) -> dict[str, str]:
+    table = read_table_of_text(raw, text)
+    for name, value in table.items():
+        # Else the command would be refused when it is started, after all has been made ready for it.
+        if not name or "=" in name or "\0" in name + value:
+            raise WrongValue(f"holds {name!r}: no variable can have that name, or that value")
+    return table
+
+
 def read_sources(raw: Any, key: str, origin: str) -> tuple[SourceSpec, ...]:
     """Migration sources in order: one text, or a list of texts and tables."""
     items = [raw] if isinstance(raw, (str, Mapping)) else raw
@@ -202,8 +211,9 @@ READERS: Mapping[str, Reader] = {
     "serial_timeout": _duration,
     "lease_timeout": _duration,
     "allow_url_change": _flag,
+    "allow_foreign": _flag,
     "extensions": read_texts,
-    "env": read_table_of_text,
+    "env": _variables,
     "postgres": _postgres,
 }
 

@@ -159,7 +159,7 @@ class Build:
                 namespaces.make_temporary(inside)
                 autovacuum.spare_shared_catalogs(inside)
             # Frozen rows need no freezing, no hint bits and no pruning later: nothing that a reset would have to explain.
-            inside.execute("vacuum (freeze, analyze)")
+            _vacuum(inside)
             # ANALYZE wrote to these after the VACUUM of them: whoever plans a query in a clone would prune their pages.
             inside.execute("vacuum (freeze) pg_catalog.pg_statistic, pg_catalog.pg_class")
             unlogged = incarnation.label(inside)
@@ -248,6 +248,25 @@ def _own_schema(inside: Session, role: str) -> list[str]:
         return []
     path = path.replace('"$user"', own).replace("{", "{{").replace("}", "}}")
     return [f"{databases.FOR_EACH}alter role {{owner}} in database {{db}} set search_path to {path}"]
+
+
+def _vacuum(inside: Session) -> None:
+    """Freeze and analyze everything but the passwords: ANALYZE copies values of ``pg_authid`` too, and a baked image would
+    keep the verifiers of all roles in ``pg_statistic``."""
+    if not inside.superuser:
+        # Who is none is not shown them.
+        inside.execute("vacuum (freeze, analyze)")
+        return
+    everything = inside.value(
+        """
+        select string_agg(format('%I.%I', nspname, relname), ', ' order by c.oid)
+          from pg_class c join pg_namespace n on n.oid = relnamespace
+         where relkind in ('r', 'm', 'p') and not relispartition and relpersistence <> 't'
+           and c.oid <> 'pg_catalog.pg_authid'::regclass
+        """
+    )
+    inside.execute(f"vacuum (freeze, analyze) {everything}")
+    inside.execute("vacuum (freeze) pg_catalog.pg_authid")
 
 
 def keep_failed(session: Session, project: str, name: str, owner: Owner, error: MigrationError) -> None:

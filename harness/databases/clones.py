@@ -13,7 +13,7 @@ from functools import partial
 from harness.databases import role
 from harness.databases.spec import Owner
 from harness.databases.template import Template
-from harness.errors import LeaseLost, ServerRefused
+from harness.errors import HarnessError, LeaseLost, ServerRefused
 from harness.postgres import databases, incarnation, names, roles, sqlstate
 from harness.postgres.admin import Link
 from harness.postgres.label import Label, split
@@ -64,15 +64,18 @@ class Clones:
         connections: int,
         remake: Callable[[Template], Template] | None = None,
         rewinds: Callable[[], str] = lambda: "",
+        explain: Callable[[HarnessError], None] = lambda error: None,
     ) -> None:
         """
         Args:
+            explain: adds to an error what the server's log knows of its cause.
             rewinds: the schema of what resets by pages on this server, in the maintenance database; empty: resets are by
                 rows. Asked when a reset is first prepared.
             remake: makes a template again of which a crash of the server has emptied unlogged tables; None: that is
                 an error.
         """
         self._remake = remake
+        self._explain = explain
         self.rewinds = rewinds
         self._remade: dict[str, Template] = {}
         self.link = link
@@ -132,11 +135,12 @@ class Clones:
             databases.clone(
                 session, name, template=template.name, owner=self.holder, strategy=template.strategy
             )
-        except ServerRefused as error:
-            if error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
+        except HarnessError as error:
+            if isinstance(error, ServerRefused) and error.sqlstate == sqlstate.INVALID_CATALOG_NAME:
                 raise LeaseLost(
                     f"the template {template.name} is gone: another run or `gc` has dropped it. Run again."
                 ) from error
+            self._explain(error)
             raise
 
     @property

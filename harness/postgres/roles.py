@@ -156,6 +156,26 @@ def derived_password(secret: str, role: str) -> str:
     return hmac.new(secret.encode(), f"pg-harness role {role}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
+def forget_verifiers(session: Session) -> None:
+    """Leave no trace of passwords that were taken away or changed: not in dead rows, and not in the log.
+
+    Who has a copy of the data directory could log in with them to whatever server took them again, or guess them.
+    For a server of ours that is about to be copied, and that removes segments instead of using them again
+    (``wal_recycle = off``).
+    """
+    # Rows that somebody's snapshot may see are copied too: the dead-man's switch has one while it sleeps, and comes back.
+    session.column(
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+        " where backend_type = 'client backend' and pid <> pg_backend_pid()"
+    )
+    # A new file: VACUUM alone leaves the bytes of dead rows where they were.
+    session.execute("vacuum full pg_authid")
+    # The first writes all that the log so far is needed for; the second, in a new segment, removes the log so far.
+    session.execute("checkpoint")
+    session.value("select pg_switch_wal()")
+    session.execute("checkpoint")
+
+
 def drop_ours(session: Session, role: str) -> None:
     """Drop a role that carries our comment; one that something still depends on stays."""
     comment = session.value(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -94,6 +95,9 @@ def conninfo(dsn: Dsn, *, application_name: str = APPLICATION_NAME) -> dict[str,
     }
 
 
+_CONNECTING = "connect to "
+"""What a log-in is called in errors."""
+
 _hiding = threading.Lock()
 
 
@@ -162,7 +166,7 @@ class Session:
                 *(f"-c {k}={_escape_option(v)}" for k, v in stated.items()),
             ]
             parameters["options"] = " ".join(filter(None, words))
-        with translated(f"connect to {dsn.masked}"), unbent():
+        with translated(_CONNECTING + dsn.masked), unbent():
             # prepare_threshold=None: admin statements are few, and a pooler in front forbids prepared ones.
             connection = Connection.connect(**parameters, autocommit=True, prepare_threshold=None)
         connection.server = (dsn.host, dsn.port)
@@ -293,10 +297,37 @@ class translated:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, psycopg.Error):
-            if not error.sqlstate and (full := out_of_files(error)) is not None:
-                raise full from error
-            raise _translate(error, self._statement) from error
+        if not isinstance(error, psycopg.Error):
+            return
+        told = (None if error.sqlstate else out_of_files(error)) or _translate(error, self._statement)
+        secret = without_secrets(self._statement) != self._statement
+        if secret or self._statement.startswith(_CONNECTING):
+            # Its frames hold the password in clear text: whoever prints a traceback's variables (pytest --showlocals,
+            # rich) would print it.
+            _forget_frames(error)
+        # The server quotes the line that it could not parse.
+        raise told from (None if secret else error)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Of an error, and of what it came from (one for each address of a host that was tried)."""
+    seen: set[int] = set()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        each = chain.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            chain += [each.__cause__, each.__context__]
+
+
+_PASSWORD = re.compile(r"(\bpassword\s+)E?'(?!\*\*\*')(?:[^']|'')*('|$)", re.IGNORECASE)
+_VERIFIER = re.compile(r"SCRAM-SHA-256\$[^\s']*|\bmd5[0-9a-f]{32}\b")
+
+
+def without_secrets(text: str) -> str:
+    """A statement, or a line of a log that quotes one, without passwords and without what a server keeps in their place."""
+    return _VERIFIER.sub("***", _PASSWORD.sub(r"\1'***'", text))
 
 
 # libpq keeps the SQLSTATE of a refused login to itself: only the text tells. Our servers speak English
@@ -330,13 +361,14 @@ def _login_sqlstate(text: str) -> str:
 
 def _translate(error: psycopg.Error, statement: str) -> ServerLost | ServerRefused:
     code = error.sqlstate or ""
-    if not code and statement.startswith("connect to "):
+    if not code and statement.startswith(_CONNECTING):
         code = _login_sqlstate(str(error))
     text = (error.diag.message_primary or str(error)).strip()
     for extra in (error.diag.message_detail, error.diag.message_hint):
         if extra:
             text += f" ({extra})"
-    line = " ".join(statement.split())
+    # Before it is cut: a fragment tells enough.
+    text, line = without_secrets(text), without_secrets(" ".join(statement.split()))
     line = line if len(line) <= 160 else line[:157] + "…"
     if is_lost(error, code):
         return ServerLost(f"the PostgreSQL server is not there: {text} (while: {line})")
@@ -365,7 +397,7 @@ def open_application(dsn: Dsn, options: Mapping[str, Any] | None = None) -> psyc
     """
     parameters: dict[str, Any] = conninfo(dsn, application_name="pg-harness-test")
     parameters["connect_timeout"] = CONNECT_TIMEOUT
-    with translated(f"connect to {dsn.masked}"), unbent():
+    with translated(_CONNECTING + dsn.masked), unbent():
         return psycopg.connect(**{**parameters, **(options or {})})
 
 

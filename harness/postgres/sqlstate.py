@@ -17,7 +17,7 @@ ACTIVE_SQL_TRANSACTION = "25001"
 INVALID_AUTHORIZATION_SPECIFICATION = "28000"
 """A log-in that is refused for another reason than its password."""
 
-INVALID_PASSWORD = "28P01"
+INVALID_PASSWORD = "28P01"  # noqa: S105 - what PostgreSQL calls a wrong one
 """A log-in with a wrong password, or with none."""
 
 INVALID_CATALOG_NAME = "3D000"

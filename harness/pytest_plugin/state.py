@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from harness.config import environment
+from harness.config import decisions, environment
 from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.databases import freshness
@@ -153,6 +153,7 @@ class State:
     def _let_go(self, run: Harness) -> None:
         try:
             if self.role is Role.HOST:
+                self._note()
                 run.release_run()
                 run.sweep()
         except HarnessError as error:
@@ -162,6 +163,12 @@ class State:
                 run.close()
             except HarnessError as error:
                 complain(error.full_text)
+
+    def _note(self) -> None:
+        """How the tests were reset, and what came up: for a bug report."""
+        for told in (self.summary.resets(), *self.summary.lines()):
+            if told:
+                decisions.note(self.project, "tests", told)
 
 
 def _fill(harness: Harness, workers: int) -> None:

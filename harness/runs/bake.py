@@ -32,7 +32,7 @@ from harness.servers.port import Backend, Snapshot, SnapshotStore
 
 logger = logging.getLogger("pg_harness.runs")
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raised when this module bakes differently."""
 
 TTL = 60.0
@@ -42,6 +42,8 @@ _LEAN = {
     # Whatever lies in pg_wal is copied at every start.
     "min_wal_size": "8MB",
     "wal_keep_size": "0",
+    # A segment that is used again holds what was in it: the verifiers of passwords, see roles.forget_verifiers.
+    "wal_recycle": "off",
     # Writing statistics and freezing by themselves would only race with the clean stop.
     "autovacuum": "off",
 }

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
+from harness.config import decisions
 from harness.config.load import load
 from harness.config.project import Project
 from harness.config.settings import Settings
@@ -140,10 +141,23 @@ def shared(project: Project, run: str, options: RunOptions) -> SharedServer:
         session.abandon()
         raise
     if not moving:
+        _note(session, purpose)
         return SharedServer(session)
     session.abandon()
     # The server in memory is replaced there, or left to the runs that use it: see docs/decisions/0013.
     return shared(project.having(storage="disk"), run, options)
+
+
+def _note(session: ServerSession, purpose: str) -> None:
+    """What was decided for this run, for a bug report."""
+    made = ", ".join(
+        f"{name}: template {'built' if found.built else 'found'}" for name, found in session.templates.items()
+    )
+    engine = rewinding.told(session.rewinding) if session.resets else "not asked for"
+    fresh = session.settings.fresh
+    decisions.note(
+        session.project, "run", f"{purpose} {session.run}: fresh = {fresh}, reset: {engine}; {made}"
+    )
 
 
 def _prepare_or_move(session: ServerSession, *, rebuild: bool, may_move: bool) -> bool:

@@ -103,5 +103,7 @@ def _by_server(project: Project, server: Server, session: Session) -> Rewinding:
     try:
         shelf = server.backend.shelf(server.info)
     except BackendError as error:
-        return error.message
+        # A server in memory, and no `/dev/shm` where we are: what was brought there before is there still.
+        there = module.known(session, places=module.folders(project.cache))
+        return there if isinstance(there, Prepared) else error.message
     return module.prepare(session, shelf, project=project.id, places=module.folders(project.cache))

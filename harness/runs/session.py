@@ -122,7 +122,14 @@ class ServerSession:
             connections=self.settings.connections_per_worker,
             remake=partial(self._remake, link),
             rewinds=self._rewinds,
+            explain=self._explain,
         )
+
+    def _explain(self, error: HarnessError) -> None:
+        # Here: a worker that joins pays for it only where something is wrong.
+        from harness.servers import memory
+
+        memory.explain(error, self.server)
 
     def _rewinds(self) -> str:
         answer = self.rewinding

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self
@@ -21,7 +21,7 @@ from harness.sandbox import marks, reset
 from harness.sandbox.marks import SavedMark
 from harness.sandbox.reset import SandboxReset
 from harness.sandbox.watermarks import Provenance, WatermarkStore
-from harness.servers import acquire
+from harness.servers import acquire, memory
 from harness.servers.handle import Server
 
 if TYPE_CHECKING:
@@ -228,13 +228,14 @@ class Sandbox:
         return made, ended
 
     def release(
-        self, place: Place, name: str | None = None, *, everything: bool = False
+        self, place: Place, name: str | None = None, *, everything: bool = False, dry_run: bool = False
     ) -> tuple[list[SavedMark], list[SavedMark]]:
         """Forget a mark and those above it; the databases stay as they are.
 
         Args:
             name: None for the top mark.
             everything: forget all marks, also where there is none.
+            dry_run: only tell what would be.
 
         Returns:
             What was released, the top first; what is left, the lowest first.
@@ -247,7 +248,10 @@ class Sandbox:
             if not there and not everything:
                 raise LeaseError(f"{place.what}: nothing is marked")
             lowest = None if everything else marks.choose(there, name) if name else there[-1]
-            gone = self._release(there, lowest)
+            if dry_run:
+                gone = [mark for mark in reversed(there) if lowest is None or mark.number >= lowest.number]
+            else:
+                gone = self._release(there, lowest)
         return gone, there[: len(there) - len(gone)]
 
     def _release(self, there: Sequence[SavedMark], lowest: SavedMark | None) -> list[SavedMark]:
@@ -301,14 +305,17 @@ class Sandbox:
 
     # --- one at a time -----------------------------------------------------------------------------
 
-    def _changing(self, place: Place) -> AbstractContextManager[None]:
+    @contextmanager
+    def _changing(self, place: Place) -> Iterator[None]:
         """Marks and resets are for what `up` has made."""
         if not place.sandbox:
             raise LeaseError(
                 f"{place.words[0]} is not yours ({place.what}): marks are for databases of `pg-harness up`; "
                 "a test takes lease.mark()"
             )
-        return self._alone()
+        # Both copy databases, and a copy that found the disk full says so in the server's log only.
+        with memory.explaining(self.server), self._alone():
+            yield
 
     def _alone(self) -> AbstractContextManager[None]:
         """Only one of `up`, `mark` and `reset` at a time changes these databases."""

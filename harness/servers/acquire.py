@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from harness.config import decisions
 from harness.config.project import Project, file_lock
 from harness.config.settings import Settings
 from harness.errors import BackendUnavailable, PoolTimeout, ServerLost
@@ -124,6 +125,7 @@ class _Search:
         for _, reason in self._refused.values():
             if reason:
                 logger.info("server: the noted one is not used: %s", reason)
+                decisions.note(self._project, "server", f"the noted one is not used: {reason}")
 
     def listed_or_new(
         self, backend: Backend, ttl: float | None, base: str | None, files: Callable[[], Files]
@@ -176,8 +178,15 @@ class _Search:
                 ", ".join(changed),
             )
         seconds = time.monotonic() - self._began
+        did = "started" if started else "found"
+        decisions.note(
+            self._project, "server", f"{self._purpose}: {did} {info.description} in {seconds:.2f} s"
+        )
         logger.debug("server: %s %s in %.3f s", "started" if started else "using", info.description, seconds)
-        return Server(info, session, started, seconds, self._project, hint.forget)
+        found = Server(info, session, started, seconds, self._project, hint.forget)
+        if not started:
+            found.guard()
+        return found
 
     def _pass_over(self, info: ServerInfo, why: str, hint: Hint) -> str:
         """Leave alone a server that runs and does not answer *us*: others may be using it. Returns what to say of it.
@@ -191,6 +200,7 @@ class _Search:
                 f"because its data would be lost: look at its log, or end it with `pg-harness down`."
             )
         told = f"the server {info.description} runs and does not answer ({why}). It is left alone, others may be using it"
+        decisions.note(self._project, "server", told)
         logger.warning("%s: a second one is used beside it. `pg-harness down --all` ends both", told)
         # So that the next start does not wait for it again.
         hint.forget()
@@ -200,6 +210,7 @@ class _Search:
         """End a server that other settings started, unless somebody uses it; never a restart under others."""
         with session:
             told = f"{info.description} was started with other settings ({changed})"
+            decisions.note(self._project, "server", told)
             if not claim_alone(info, session):
                 logger.info("server: %s and is in use: a second one is used beside it", told)
                 return False

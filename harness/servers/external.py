@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.config.project import Project
 from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerRefused
 from harness.postgres.session import Session
+from harness.servers import foreign
 from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, Shelf
 
 logger = logging.getLogger("pg_harness.servers")
@@ -29,6 +30,7 @@ class Capabilities:
         read_only: new transactions may not write.
         max_connections: in all, for everybody.
         pooler: something between us and the server keeps no session for us (pgbouncer).
+        foreign: names of the databases there that are not ours, see :mod:`harness.servers.foreign`.
     """
 
     version: int
@@ -40,6 +42,7 @@ class Capabilities:
     read_only: bool
     max_connections: int
     pooler: bool
+    foreign: tuple[str, ...] = ()
 
     @property
     def major(self) -> int:
@@ -97,11 +100,13 @@ class ExternalBackend(Backend):
     Args:
         url: ``postgresql://user:password@host:port/database``; the database is the maintenance database.
         origin: where the URL came from, for messages.
+        allow_foreign: use it although it holds others' databases, or looks like production.
     """
 
     name = "external"
 
-    def __init__(self, url: str, *, origin: str = "the server URL") -> None:
+    def __init__(self, url: str, *, origin: str = "the server URL", allow_foreign: bool = False) -> None:
+        self._allow_foreign = allow_foreign
         self.dsn = Dsn.parse(url, origin=origin)
         self.origin = origin
 
@@ -109,7 +114,11 @@ class ExternalBackend(Backend):
     def of(cls, project: Project, *, timeout: float) -> Backend:
         """The server that the settings name; that they name one was checked by :mod:`harness.servers.registry`."""
         settings = project.settings
-        return cls(settings.server_url or "", origin=settings.origin("server_url"))
+        return cls(
+            settings.server_url or "",
+            origin=settings.origin("server_url"),
+            allow_foreign=settings.allow_foreign,
+        )
 
     def available(self) -> str:
         """Where the server answers, and its version.
@@ -123,6 +132,9 @@ class ExternalBackend(Backend):
         """The server, and what we may do on it."""
         found = self.capabilities()
         yield Finding("ok", self._answers(found))
+        if not self._allow_foreign:
+            foreign.refuse_production(self.dsn, self.origin)
+            foreign.refuse(found.foreign, self.dsn, self.origin)
         rights = (
             ("superuser", found.superuser, "extensions that are not trusted must be there already"),
             ("CREATEDB", found.superuser or found.createdb, "needed for every clone"),
@@ -150,7 +162,7 @@ class ExternalBackend(Backend):
         Raises:
             BackendUnavailable: it does not answer, refuses us, or cannot be used.
         """
-        return self._info(purpose, self.capabilities())
+        return self._info(purpose, self._meant())
 
     def start(self, request: ServerRequest) -> ServerInfo:
         """As :meth:`find`, telling what will not work.
@@ -158,10 +170,23 @@ class ExternalBackend(Backend):
         Raises:
             BackendUnavailable: as :meth:`find`.
         """
-        found = self.capabilities()
+        found = self._meant()
         for line in found.warnings():
             logger.info("external: %s", line)
         return self._info(request.purpose, found)
+
+    def _meant(self) -> Capabilities:
+        """What the server allows, unless it seems to be another one than the user means.
+
+        Raises:
+            BackendUnavailable: it does, or as :meth:`capabilities`.
+        """
+        if self._allow_foreign:
+            return self.capabilities()
+        foreign.refuse_production(self.dsn, self.origin)
+        found = self.capabilities()
+        foreign.refuse(found.foreign, self.dsn, self.origin)
+        return found
 
     def capabilities(self) -> Capabilities:
         """What the server allows.
@@ -239,4 +264,4 @@ def _ask(session: Session) -> Capabilities:
     )
     if row is None:
         raise ServerRefused("the server does not show us our own role in pg_roles")
-    return Capabilities(session.server_version, *row)
+    return replace(Capabilities(session.server_version, *row), foreign=foreign.databases(session))

@@ -5,16 +5,19 @@ Apart from :mod:`harness.servers.acquire`, which looks for one and starts it: a 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from harness.config.project import Project
 from harness.dsn import Dsn
-from harness.errors import ServerLost
+from harness.errors import HarnessError, ServerLost
 from harness.postgres.session import Session
-from harness.servers.handshake import attach
+from harness.servers.handshake import attach, watched
 from harness.servers.port import Backend, ServerInfo
+
+logger = logging.getLogger("pg_harness.servers")
 
 
 @dataclass
@@ -49,6 +52,31 @@ class Server:
         from harness.servers import registry
 
         return registry.named(self.info.backend, self._project)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether it will end itself, if it is to do so at all.
+
+        Raises:
+            BackendError: whoever knows does not tell.
+        """
+        return self.info.ttl is None or watched(self.session) or self.backend.watched(self.info)
+
+    def guard(self) -> None:
+        """Start the dead-man's switch again where it has died with its psql: the server would outlive its TTL."""
+        try:
+            if self.guarded:
+                return
+            self.backend.watch(self.info)
+        except HarnessError as error:
+            # Whoever asked has a server that works: that it will not end by itself is no reason to stop.
+            logger.warning(
+                "%s does not end by itself, its switch is dead: %s", self.info.description, error.message
+            )
+        else:
+            logger.info(
+                "server: its switch was dead, and is started again: it ends itself when nobody uses it"
+            )
 
     def logs(self, follow: bool = False) -> Iterator[str]:
         """Lines of the server's log."""

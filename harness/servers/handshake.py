@@ -69,6 +69,21 @@ def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
             return None, error.message
 
 
+WATCHER = "pg-harness watcher"
+"""What ``pg_stat_activity`` shows for the dead-man's switch."""
+
+
+def watched(session: Session) -> bool:
+    """Whether the dead-man's switch looks at the server just now. Between two looks it logs in anew: False is no proof."""
+    # Of the superuser alone (its OID is always 10): a test may call its sessions as it likes.
+    return bool(
+        session.value(
+            "select exists (select from pg_stat_get_activity(null) where application_name = %s and usesysid = 10)",
+            (WATCHER,),
+        )
+    )
+
+
 def claim_alone(info: ServerInfo, session: Session) -> bool:
     """Take the sign of life exclusively, for an end of the server; False where anybody else holds it.
 

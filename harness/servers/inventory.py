@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Self
@@ -27,11 +27,16 @@ _MOUNTS = ("/mnt", "/media", "/run/media", "/Volumes", "/net")
 
 
 def find(
-    project: Project, *, purpose: str = "run", asked: Callable[[], Asked] | None = None
+    project: Project,
+    *,
+    purpose: str = "run",
+    guard: bool = True,
+    asked: Callable[[], Asked] | None = None,
 ) -> Server | None:
     """The server that runs for this checkout and purpose; never starts one.
 
     Args:
+        guard: whether its dead-man's switch is started again where that has died.
         asked: gives the backends, where the command asks for more than this server.
 
     Raises:
@@ -48,7 +53,10 @@ def find(
             continue
         if info is not noted:
             hint.write(info)
-        return Server(info, session, False, time.monotonic() - began, project, hint.forget)
+        found = Server(info, session, False, time.monotonic() - began, project, hint.forget)
+        if guard:
+            found.guard()
+        return found
     return None
 
 
@@ -64,10 +72,15 @@ class Asked:
     Attributes:
         working: those that answer.
         silent: word → why not, of those that may hold one all the same.
+        unseen: servers that run, and that their backend does not see (data in memory, and no ``/dev/shm`` where we are);
+            filled by :func:`stop`.
+        ended: handles of what was ended by this command; one server may serve two purposes.
     """
 
     working: Sequence[Backend]
     silent: Mapping[str, str]
+    unseen: list[ServerInfo] = field(default_factory=list)
+    ended: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, project: Project) -> Self:
@@ -104,6 +117,14 @@ class Asked:
                 checked=[f"{word}: {why}" for word, why in self.silent.items()],
                 remedies=["call it again once that answers"],
             )
+        if self.unseen:
+            raise BackendUnavailable(
+                "not everything was ended: servers run whose data cannot be seen from here",
+                checked=[
+                    f"{info.description} answers, and {info.handle} is not there" for info in self.unseen
+                ],
+                remedies=["call it again where that can be seen (outside of a container or sandbox)"],
+            )
 
 
 def _hinted(project: Project) -> set[str]:
@@ -132,12 +153,30 @@ def stop(project: Project, *, purpose: str = "run", asked: Asked | None = None) 
         }
         for backend, info in found.values():
             backend.stop(info)
+            asked.ended.add(info.handle)
             logger.info("%s: ended %s", info.backend, info.description)
         noted, _ = hint.read()
         # The word of a server that may still run, and that nobody could ask, is kept: the next `down` needs it.
-        if noted is None or noted.backend not in asked.silent:
+        if noted is None or (noted.backend not in asked.silent and not _runs_unseen(noted, asked)):
             hint.forget()
     return bool(found)
+
+
+def _runs_unseen(noted: ServerInfo, asked: Asked) -> bool:
+    # Data on disk, and a daemon's, is seen from everywhere on this machine.
+    if noted.storage != "memory" or noted.handle in asked.ended:
+        return False
+    session, _ = attach(noted)
+    if session is None:
+        return False
+    session.close()
+    asked.unseen.append(noted)
+    return True
+
+
+def noted_purposes(project: Project) -> list[str]:
+    """Of the servers that were noted for this checkout; they may be gone."""
+    return sorted(path.stem for path in project.folder.glob("*.json") if Hint(path).read()[0] is not None)
 
 
 def servers(project: Project, *, everywhere: bool = False, asked: Asked | None = None) -> list[ServerInfo]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +40,8 @@ _FULL = re.compile(r"No space left on device|could not extend file .*: wrote onl
 
 A file whose last block fits in part is told by the second form alone (``mdextend`` in md.c).
 """
+
+_CHECKPOINT = "checkpoint request failed"
 
 _UNITS = {"b": 1, "kb": 1024, "mb": MB, "gb": 1024 * MB, "tb": 1024 * 1024 * MB, "": 8192}
 
@@ -110,7 +115,7 @@ def _room(limit: Path, usage: Path) -> list[int]:
 
 def shared_memory() -> Path | None:
     """A folder in memory that every user may write to; None where there is none (macOS, Windows)."""
-    folder = Path("/dev/shm")
+    folder = Path("/dev/shm")  # noqa: S108 - what lies there is believed by its owner only (config/own_folder.py)
     if sys.platform != "linux" or not os.access(folder, os.W_OK):
         return None
     return folder if os.path.ismount(folder) else None
@@ -271,16 +276,30 @@ def _may_move(settings: Settings, server: Server) -> bool:
 
 
 def _logged(error: HarnessError, server: Server) -> str:
-    """The line of the server's log that tells of a full file system; empty where none does, or the error tells all there is.
+    """A line that tells of a full file system where the error itself does not; empty where none does.
 
-    A server that cannot write its WAL ends, and a tool may keep to itself what the server said.
+    Its checkpoint fails, with which every copy of a database begins; or a server that cannot write its WAL ends: then only
+    its log says why. A tool may keep to itself what the server said.
     """
-    if not isinstance(error, ServerLost | MigrationError):
+    if not isinstance(error, ServerLost | MigrationError) and _CHECKPOINT not in error.full_text:
         return ""
     try:
-        return next((line for line in server.logs() if told_full(line)), "")
+        # The last one: the log may tell of earlier ones too.
+        told = next((line for line in reversed([*server.logs()]) if told_full(line)), "")
     except HarnessError:
+        told = ""
+    # The log lies on the same disk: its last words may be missing.
+    return told or _seen_full(server)
+
+
+def _seen_full(server: Server) -> str:
+    """That the file system of a local server's data is full, as a line of a log; empty where it is not."""
+    try:
+        free = shutil.disk_usage(server.info.handle).free
+    except (OSError, ValueError):
+        # A container's id is no folder.
         return ""
+    return f"(nothing; {server.info.handle}: No space left on device)" if free < MB else ""
 
 
 def explain(error: HarnessError, server: Server) -> None:
@@ -297,6 +316,16 @@ def explain(error: HarnessError, server: Server) -> None:
     if server.info.storage == "memory":
         remedy = ' Set storage = "disk" (PGHARNESS_STORAGE), or more memory_limit.'
     error.add_note(f"The server's data is {where}, and there is no room left.{remedy}")
+
+
+@contextmanager
+def explaining(server: Server) -> Iterator[None]:
+    """Does so for the errors of a block."""
+    try:
+        yield
+    except HarnessError as error:
+        explain(error, server)
+        raise
 
 
 def with_storage(project: Project) -> Project:

@@ -54,11 +54,11 @@ class ServerRequest:
         """Whether nobody expects the data to be there after a reboot."""
         return self.ttl is not None or self.purpose != "up"
 
-    @property
-    def watched(self) -> Mapping[str, str]:
-        """Variables of the watcher: on a person's server what the application does is a sign of life too, while of a
-        test run only the run's own lock is: a child that hangs must not keep its server for ever."""
-        return {"PGHARNESS_USE": "yes"} if self.purpose == "up" else {}
+
+def watching(purpose: str) -> Mapping[str, str]:
+    """Variables of the watcher: on a person's server what the application does is a sign of life too, while of a
+    test run only the run's own lock is: a child that hangs must not keep its server for ever."""
+    return {"PGHARNESS_USE": "yes"} if purpose == "up" else {}
 
 
 def private(purpose: str) -> bool:
@@ -163,6 +163,21 @@ class Backend(Protocol):
     def list(self, project: str | None) -> list[ServerInfo]:
         """All servers of the checkout, running or stopped; of all checkouts with None."""
         ...
+
+    def watched(self, info: ServerInfo) -> bool:
+        """Whether the dead-man's switch of a running server with a TTL is alive, as far as can be told.
+
+        Raises:
+            BackendError: whoever knows does not tell.
+        """
+        return True
+
+    def watch(self, info: ServerInfo) -> None:
+        """Start that switch again, unless it is alive; of several callers at once, one does.
+
+        Raises:
+            BackendError: it cannot be started.
+        """
 
     def logs(self, info: ServerInfo, follow: bool) -> Iterator[str]:
         """Lines of the server's log, without line ends."""

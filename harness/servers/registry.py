@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from harness.config import decisions
 from harness.config.extensions import Extensions, resolved
 from harness.config.project import Project
 from harness.config.settings import Settings
@@ -170,6 +171,7 @@ def choose(project: Project) -> Backend:
     backend, why = chosen(project)
     if why:
         logger.info("backend: %s, %s", backend.name, why)
+        decisions.note(project, "backend", f"{backend.name}, {why}")
     return backend
 
 

@@ -136,7 +136,7 @@ def test_bash_completes(mine: Project) -> None:
             _pg_harness_completion pg-harness
             echo "${COMPREPLY[*]}"
         }
-        try pg-harness re
+        try pg-harness res
         try pg-harness up --fr
         try pg-harness reset 1 --to lo
         try pg-harness run -- xyz

@@ -59,6 +59,17 @@ def test_exit_codes(project: Project) -> None:
     assert left_over(project) == []
 
 
+@pytest.mark.parametrize("words", [(), ("--copies", "2"), ("-n", "2")])
+def test_a_path_by_which_the_command_is_not_found(project: Project, words: tuple[str, ...]) -> None:
+    """`[env] PATH = ""` ended in a traceback: the command was looked for by our PATH, and started by this one."""
+    said = project.fails(127, "run", *words, "--", "ls", PGHARNESS_ENV="PATH=")
+    assert "'ls' cannot be started" in said
+    assert "(PATH is '' for it)" in said
+    assert "bug" not in said
+    assert project.run("run", *words, "--", "/bin/true", PGHARNESS_ENV="PATH=").returncode == 0
+    assert left_over(project) == []
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_signals_are_passed_on(project: Project, interrupt: Interrupt, signum: int) -> None:
     name = signal.Signals(signum).name.removeprefix("SIG")

@@ -224,3 +224,9 @@ def test_a_wrong_server_url_is_told_with_its_origin_and_without_its_password(tmp
         load(tmp_path, {"PGHARNESS_SERVER_URL": "mysql://u:topsecret@h/d"})
     assert "the variable PGHARNESS_SERVER_URL" in str(caught.value)
     assert "topsecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("table", [{"A=B": "x"}, {"": "x"}, {"A": "x\0y"}, {"A\0": "x"}])
+def test_variables_that_no_process_can_have(tmp_path: Path, table: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="no variable can have"):
+        load(tmp_path, env=table)

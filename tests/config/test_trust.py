@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.config import own_folder
 from harness.config.files import locate
 from harness.config.load import load
 from harness.errors import ConfigError
@@ -147,3 +148,9 @@ def test_neither_pytest_nor_the_command_line_runs_them(
     assert "is not obeyed" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_folder_that_can_never_be_made_is_an_error() -> None:
+    """mkdir(2) below /proc says that a folder above is missing, which is there: it was asked for ever."""
+    with pytest.raises(OSError, match="No such file"):
+        own_folder.make(Path("/proc/no/such"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from fix_fleets import Estate
 from harness.config.project import Project
 from harness.databases.sweep import Retention
 from harness.errors import MigrationError, ServerStartError
+from harness.postgres import roles
 from harness.runs import bake
 from harness.runs.harness import Harness
 from harness.servers import inventory
@@ -36,6 +38,23 @@ def test_two_bakes_at_once_are_one(estate: Estate) -> None:
     assert baked[0].snapshot == replace(baked[1].snapshot, used=baked[0].snapshot.used)
     assert estate.purposes() == []
     assert not (Path(baked[0].snapshot.ref) / "data" / "postmaster.pid").exists()
+
+
+def test_a_base_holds_no_password_that_was_discarded(estate: Estate) -> None:
+    """The application's, of the bake alone: its verifier stayed in a dead row, and in the log of the time before."""
+    base = Path(estate.ensure().snapshot.ref)
+    found = {
+        verifier
+        for path in (base / "data").rglob("*")
+        if path.is_file()
+        for verifier in re.findall(
+            rb"SCRAM-SHA-256\$\d+:[A-Za-z0-9+/=]+\$[A-Za-z0-9+/=]+:[A-Za-z0-9+/=]+", path.read_bytes()
+        )
+    }
+    superuser = roles.verifier("postgres", (base / "password").read_text().strip(), rounds=1)
+    assert found == {superuser.encode()}
+    with estate.open() as fleet, fleet.lease().connect() as connection:
+        assert connection.execute("select name from users").fetchall() == [("a",)]
 
 
 def test_after_many_migrations_the_cache_is_bounded(estate: Estate) -> None:

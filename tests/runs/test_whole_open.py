@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,20 @@ from fix_servers import binaries_of
 
 from harness.config.project import Project
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
-from harness.errors import BackendUnavailable, MigrationError, ServerLost
+from harness.errors import (
+    BackendError,
+    BackendUnavailable,
+    HarnessError,
+    MigrationError,
+    ServerLost,
+    ServerRefused,
+)
 from harness.postgres import databases, roles
 from harness.postgres.session import Session
 from harness.runs.harness import Harness
 from harness.servers import acquire, inventory, memory
-from harness.servers.port import ServerInfo
+from harness.servers.port import ServerInfo, Shelf
+from harness.servers.process.backend import ProcessBackend
 
 TABLES = "create table users (id serial primary key, name text); insert into users (name) values ('Ada');"
 
@@ -218,7 +228,9 @@ def _external(
     name = f"ext_{os.urandom(4).hex()}"
     with Session.connect(info.dsn) as session:
         session.execute(f"create role {name} login password 'secret' {attributes}")
-    return migrated(TABLES, backend="auto", server_url=info.dsn.with_user(name, "secret").url, **values)
+    # Other tests have made databases there.
+    url = info.dsn.with_user(name, "secret").url
+    return migrated(TABLES, backend="auto", server_url=url, allow_foreign=True, **values)
 
 
 def _leftovers(info: ServerInfo, place: Checkout) -> list[str]:
@@ -279,3 +291,81 @@ def _drop(info: ServerInfo, names: list[str]) -> None:
         for name in names:
             session.execute(f'alter database "{name}" is_template false')
             session.execute(f'drop database "{name}" with (force)')
+
+
+def test_a_disk_that_is_full_when_a_database_is_cloned(
+    place: Checkout, migrated: Callable[..., Settings], small_disk: Path
+) -> None:
+    """It said "checkpoint request failed", and not a word of the disk: only the server's log has that."""
+    elsewhere = place.environ["PGHARNESS_STATE_DIR"]
+    place.environ["PGHARNESS_STATE_DIR"] = str(small_disk)
+    settings = migrated(TABLES, storage="disk", postgres={"wal_keep_size": "0", "max_wal_size": "32MB"})
+    filler = small_disk / "filler"
+    try:
+        harness = Harness.open_with(settings, place.environ)
+        try:
+            with filler.open("wb", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(1 << 16)):
+                    pass
+            assert shutil.disk_usage(small_disk).free == 0
+            with pytest.raises(HarnessError) as caught:
+                harness.lease()
+        finally:
+            # Where the checkpoint could not write, the server crashed, and recovers once there is room again.
+            with suppress(HarnessError):
+                harness.close()
+        told = caught.value.full_text
+        assert memory.told_full(told)
+        assert "The server's data is on disk" in told
+    finally:
+        filler.unlink(missing_ok=True)
+        inventory.stop(Project.of(settings, place.environ))
+        place.environ["PGHARNESS_STATE_DIR"] = elsewhere
+
+
+def test_a_checkpoint_that_failed_is_explained_by_the_log(
+    place: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = 'ERROR:  could not write to file "pg_wal/xlogtemp.1": No space left on device'
+    with place.ensure(place.settings(backend="process")) as found:
+        monkeypatch.setattr(
+            type(found), "logs", lambda self, follow=False: iter(["LOG:  ready", line, "LOG:  x"])
+        )
+        error = ServerRefused(
+            "PostgreSQL refused: checkpoint request failed (Consult recent messages)", sqlstate="XX000"
+        )
+        memory.explain(error, found)
+        assert f"The server's log says: {line}" in error.full_text
+        assert "there is no room left" in error.full_text
+        other = ServerRefused("PostgreSQL refused: permission denied", sqlstate="42501")
+        memory.explain(other, found)
+        assert other.full_text == other.message
+
+
+def test_a_warm_start_where_the_memory_cannot_be_seen(
+    place: Checkout, migrated: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a sandbox without `/dev/shm`: a cold start went to disk there, and a warm one failed."""
+    settings = migrated(TABLES, storage="memory", engine="rewind", version="15")
+    with Harness.open_with(settings, place.environ) as harness:
+        if not harness.reset_told.startswith("rewind"):
+            pytest.skip(harness.reset_told)
+        folder = Path(harness.server.info.handle)
+
+    def shelf(self: ProcessBackend, info: ServerInfo) -> Shelf:
+        raise BackendError(f"the server's folder {info.handle}: No such file or directory")
+
+    monkeypatch.setattr(memory, "shared_memory", lambda: None)
+    monkeypatch.setattr(ProcessBackend, "shelf", shelf)
+    with Harness.open_with(settings, place.environ) as harness:
+        assert not harness.server.started
+        assert harness.reset_told == "rewind"
+        harness.lease().release()
+    # And `down` does not say that there was nothing.
+    project = Project.of(settings, place.environ)
+    asked = inventory.Asked.of(project)
+    assert not inventory.stop(project, asked=asked)
+    with pytest.raises(BackendUnavailable, match=f"answers, and {folder} is not there"):
+        asked.check()
+    assert place.hint().exists()
+    monkeypatch.undo()

@@ -35,7 +35,7 @@ def environ(old: Server, tmp_path: Path) -> dict[str, str]:
     )
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PGHARNESS_", "PG"))}
     state, cache = str(tmp_path / "state"), str(tmp_path / "cache")
-    names = {"SERVER_URL": old.dsn().url, "STATE_DIR": state, "CACHE_DIR": cache}
+    names = {"SERVER_URL": old.dsn().url, "STATE_DIR": state, "CACHE_DIR": cache, "ALLOW_FOREIGN": "1"}
     return {**clean, **{f"PGHARNESS_{name}": value for name, value in names.items()}}
 
 

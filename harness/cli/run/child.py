@@ -17,6 +17,20 @@ FORWARDED = tuple(
 )
 
 
+class NotStarted(Exception):
+    """The system did not start the command.
+
+    Attributes:
+        message: why, for people.
+        exit_code: as shells have it: 127 where it was not found, else 126.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+
+
 def call(command: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run the command, passing signals on to it; return its exit code."""
     with passing_on() as children:
@@ -32,15 +46,25 @@ def start(
 
     Args:
         piped: take its output instead of letting it through.
+
+    Raises:
+        NotStarted: it is not found by the PATH that it is given, or the system refuses it.
     """
     pipe = subprocess.PIPE if piped else None
-    return subprocess.Popen(
-        list(command),
-        env=dict(environ),
-        stdin=subprocess.DEVNULL if piped else None,
-        stdout=pipe,
-        stderr=pipe,
-    )
+    try:
+        return subprocess.Popen(
+            list(command),
+            env=dict(environ),
+            stdin=subprocess.DEVNULL if piped else None,
+            stdout=pipe,
+            stderr=pipe,
+        )
+    except OSError as error:
+        path = (
+            f" (PATH is {environ.get('PATH', '')!r} for it)" if isinstance(error, FileNotFoundError) else ""
+        )
+        code = 127 if isinstance(error, FileNotFoundError) else 126
+        raise NotStarted(f"{command[0]!r} cannot be started: {error.strerror}{path}", code) from error
 
 
 def exit_code(returned: int) -> int:

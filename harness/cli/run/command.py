@@ -13,7 +13,7 @@ import click
 from harness.cli.context import Context
 from harness.cli.options import NUMBER, flag
 from harness.cli.parser import Usage
-from harness.cli.run.child import call
+from harness.cli.run.child import NotStarted, call
 from harness.cli.run.copies import run_copies
 from harness.cli.run.watch import not_isolated
 from harness.config import environment
@@ -90,6 +90,10 @@ def run(context: Context) -> int:
             result = run_copies(context, context.command, [_child(context, v) for v in values])
         else:
             result = _run_one(context, harness, leases, context.command)
+    except NotStarted as error:
+        # It was found before, by the PATH of ours: `env` in the settings may give it another one.
+        context.console.error(error.message)
+        result = error.exit_code
     except BaseException:
         _close(context, harness)
         raise

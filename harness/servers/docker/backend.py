@@ -6,11 +6,12 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config.project import Project, cache_dir
+from harness.config.project import Project, cache_dir, file_lock, make_folder
 from harness.errors import BackendError, ServerStartError
 from harness.servers import memory
 from harness.servers.docker import container as container_
@@ -180,6 +181,35 @@ class DockerBackend(Backend):
         """Remove the container and its volumes. 404 and 409 (a removal under way) are success."""
         with translated(f"remove the container {info.handle}"):
             container_.remove(self.daemon, info.handle)
+
+    def watched(self, info: ServerInfo) -> bool:
+        """By the processes of the container; of one that has ended there is nothing to watch."""
+        with translated(f"look at the processes of {info.handle[:12]}"):
+            container = self.daemon.client.containers.get(info.handle)
+            if container.status != "running":
+                return True
+            lines = container.top(ps_args="-eo pid,args")["Processes"] or ()
+        return any(f"{spec.HOME}/watch.sh watch" in " ".join(line) for line in lines)
+
+    def watch(self, info: ServerInfo) -> None:
+        """Start it in the container, by scripts of today: those that lie there may know no such mode."""
+        # Before the lock makes it, closed to others: it is the local servers' cache too.
+        make_folder(self._cache, 0o755)
+        with (
+            file_lock(self._cache / "switch.lock", timeout=30, waiting_for="starting a server's switch"),
+            translated(f"start the switch in the container {info.handle[:12]}"),
+        ):
+            if self.watched(info):
+                return
+            container = self.daemon.client.containers.get(info.handle)
+            container.put_archive("/", spec.scripts())
+            container.exec_run(["/bin/sh", f"{spec.HOME}/entrypoint.sh", "watch"], user="0:0", detach=True)
+            # It runs once its psql shows: until then another caller would start one more.
+            deadline = time.monotonic() + 5
+            while not self.watched(info):
+                if time.monotonic() > deadline:
+                    raise BackendError("it did not start within 5 s")
+                time.sleep(0.05)
 
     def list(self, project: str | None) -> list[ServerInfo]:
         """All containers of ours, running or stopped."""

@@ -261,7 +261,7 @@ def _describe(tc: Any, socket: str | None, prefix: str) -> Daemon:
     bind = (
         host
         if str(tc.client.api.base_url).startswith(("http+unix", "unix")) and host[:1].isdigit()
-        else "0.0.0.0"
+        else "0.0.0.0"  # noqa: S104 - with a password; of that machine no other address is known here
     )
     return Daemon(tc.client, host, bind, None, prefix, where)
 

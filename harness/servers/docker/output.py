@@ -54,7 +54,7 @@ class Output:
                 self._lines.extend(line.rstrip("\r") for line in lines)
                 if any(self._sign in line for line in lines):
                     self._told.set()
-        except Exception:  # noqa: BLE001 - the stream breaks in many ways when either side closes it
+        except Exception:  # noqa: BLE001, S110 - the stream breaks in many ways when either side closes it
             pass
         finally:
             if rest:

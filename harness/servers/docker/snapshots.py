@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config.state_file import StateFile
 from harness.errors import BackendError, ServerStartError
+from harness.postgres import roles
 from harness.postgres.session import Session
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
@@ -80,6 +81,7 @@ class DockerSnapshots(SnapshotStore):
         """Forget the passwords, stop, commit; the tag, which makes it findable, comes with the last step."""
         with Session.connect(info.dsn) as session:
             session.execute("alter role postgres password null")
+            roles.forget_verifiers(session)
         daemon = self._backend.daemon
         with translated("stop the container that was baked"):
             container = daemon.client.containers.get(info.handle)
@@ -154,6 +156,20 @@ class DockerSnapshots(SnapshotStore):
                 with translated(f"remove the container {container.short_id}"):
                     container_.remove(daemon, container.id)
                 gone.append(container.name)
+        return [*gone, *self._untagged()]
+
+    def _untagged(self) -> Sequence[str]:
+        """Remove images that lost their tag to one that was baked again, or whose maker was killed before it had one."""
+        with translated("list its images"):
+            images = self._backend.daemon.client.images.list(filters={"label": f"{LABEL}.baked"})
+        made = [(image, snapshot) for image in images if (snapshot := _snapshot(image)) is not None]
+        tagged = {snapshot.key for image, snapshot in made if snapshot.name in image.tags}
+        gone = []
+        for image, snapshot in made:
+            # Of another bake that is being committed now, the tag comes with the next moment.
+            over = snapshot.key in tagged or time.time() - snapshot.created > CUT_OFF
+            if snapshot.name not in image.tags and over and self.remove(snapshot):
+                gone.append(f"{snapshot.name} without its tag ({image.short_id})")
         return gone
 
 

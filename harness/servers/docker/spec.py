@@ -15,7 +15,7 @@ from typing import Any
 from harness.servers import defaults, memory
 from harness.servers.docker.daemon import Daemon, translated
 from harness.servers.handshake import life_key
-from harness.servers.port import ServerRequest
+from harness.servers.port import ServerRequest, watching
 
 LABEL = "dev.pg-harness"
 HOME = "/pgharness"
@@ -135,7 +135,7 @@ def create(daemon: Daemon, made_of: ContainerSpec, request: ServerRequest, *, fe
         "PGHARNESS_USER": (made_of.image.attrs.get("Config") or {}).get("User") or "",
         "PGHARNESS_TTL": "" if request.ttl is None else f"{request.ttl:g}",
         "PGHARNESS_LOCK_KEY": str(life_key(request)),
-        **request.watched,
+        **watching(request.purpose),
     }
     options: dict[str, Any] = {}
     if fed:
@@ -205,6 +205,11 @@ def scripts_mark() -> str:
 
 def _script(name: str) -> bytes:
     return resources.files("harness.servers").joinpath("scripts", name).read_bytes()
+
+
+def scripts() -> bytes:
+    """The scripts alone, as a tar file, for a container that runs."""
+    return _tar((), [(name, 0o755, _script(name)) for name in _SCRIPTS])
 
 
 def entrypoint() -> bytes:

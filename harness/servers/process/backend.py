@@ -15,12 +15,12 @@ from importlib import resources
 from pathlib import Path
 
 from harness.config import own_folder
-from harness.config.project import Project
+from harness.config.project import Project, file_lock
 from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerStartError
 from harness.servers import defaults, handshake
 from harness.servers import memory as memory_
-from harness.servers.port import Backend, ServerInfo, ServerRequest, Shelf, SnapshotStore
+from harness.servers.port import Backend, ServerInfo, ServerRequest, Shelf, SnapshotStore, watching
 from harness.servers.process import cluster as cluster_
 from harness.servers.process import folders
 from harness.servers.process.binaries import Binaries, choose
@@ -168,6 +168,24 @@ class ProcessBackend(Backend):
         if Record.read(folder) is not None:
             _remove(folder)
 
+    def watched(self, info: ServerInfo) -> bool:
+        """By its record; of a server that has ended there is nothing to watch."""
+        folder = Path(info.handle)
+        record = Record.read(folder)
+        return record is None or not record.running(folder) or record.watched(folder)
+
+    def watch(self, info: ServerInfo) -> None:
+        """Start it beside the postmaster, as at the server's own start."""
+        folder = Path(info.handle)
+        with file_lock(self._state / "switch.lock", timeout=30, waiting_for="starting a server's switch"):
+            record = Record.read(folder)
+            if record is None or self.watched(info):
+                return
+            try:
+                self._run_launcher(folder, record, handshake.life_key(info), ServerUser.find())
+            except OSError as error:
+                raise BackendError(f"it cannot be started in {folder}: {error.strerror}") from error
+
     def list(self, project: str | None) -> list[ServerInfo]:
         """All servers of ours, running or stopped."""
         return [_info(folder, record) for folder, record in self._records(project, None)]
@@ -286,18 +304,22 @@ class ProcessBackend(Backend):
         if record.storage == "memory":
             # Kept with the data: a postmaster killed with SIGKILL left its segments in /dev/shm for ever.
             settings.setdefault("dynamic_shared_memory_type", "mmap")
-        for name in ("launch.sh", "watch.sh"):
-            # A copy: the package may lie where the server's user may not enter.
-            put(folder / name, resources.files("harness.servers").joinpath("scripts", name).read_bytes())
         put(folder / "settings", defaults.render(settings).encode(), mode=0o600, user=user)
         put(folder / "log", b"", mode=0o600, user=user)
         user.write_secret(folder / "pgpass", f"*:*:*:postgres:{record.password}")
+        return self._run_launcher(folder, replace(record, pid=0), handshake.life_key(request), user)
+
+    def _run_launcher(self, folder: Path, record: Record, key: int, user: ServerUser) -> Record:
+        """Start the postmaster of a record, unless it runs, and its switch, where it has a TTL; note their numbers."""
+        for name in ("launch.sh", "watch.sh"):
+            # A copy: the package may lie where the server's user may not enter.
+            put(folder / name, resources.files("harness.servers").joinpath("scripts", name).read_bytes())
         command: list[str | Path] = ["/bin/sh", folder / "launch.sh", record.binaries, folder / "data"]
         command += [folder / "log", folder / "settings"]
         if record.ttl is not None:
-            command += [str(handshake.life_key(request)), f"{record.ttl:g}", folder]
+            command += [str(key), f"{record.ttl:g}", folder, *([str(record.pid)] if record.pid else ())]
         watcher = {"PGHOST": _ADDRESS, "PGPORT": str(record.port), "PGPASSFILE": str(folder / "pgpass")}
-        watcher |= request.watched
+        watcher |= watching(record.purpose)
         try:
             done = user.run(command, timeout=30, env={**cluster_.BASE_ENVIRONMENT, **watcher})
             pid, watcher_pid = (int(number) for number in done.stdout.split())

@@ -87,9 +87,13 @@ class Record:
         except OSError:
             return sys.platform != "linux"
 
+    def watched(self, folder: Path) -> bool:
+        """Whether its dead-man's switch runs."""
+        return alive(self.watcher) and _runs(self.watcher, folder / "watch.sh")
+
     def kill_watcher(self, folder: Path) -> None:
         """End the dead-man's switch, which would remove the folder once the server has ended."""
-        with Process.of(self.watcher, lambda: _runs(self.watcher, folder / "watch.sh")) as watcher:
+        with Process.of(self.watcher, lambda: self.watched(folder)) as watcher:
             watcher.send(signal.SIGKILL)
 
     def end(self, folder: Path, *, patience: float) -> None:

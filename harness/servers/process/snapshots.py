@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.config.state_file import StateFile
-from harness.errors import ServerStartError
+from harness.errors import BackendError, ServerStartError
+from harness.postgres import roles
+from harness.postgres.session import Session
 from harness.servers.port import CUT_OFF, STOP_PATIENCE, Origin, ServerInfo, Snapshot, SnapshotStore, private
 from harness.servers.process import cluster
 from harness.servers.process.record import Record, log_tail
@@ -65,6 +67,14 @@ class ProcessSnapshots(SnapshotStore):
         record = Record.read(folder)
         if record is None:
             raise ServerStartError(f"the server that was baked is gone: {folder}")
+        try:
+            with Session.connect(info.dsn) as session:
+                roles.forget_verifiers(session)
+        except BackendError as error:
+            raise ServerStartError(
+                f"the server that was baked has ended before its time: {error.message}",
+                log_tail=log_tail(folder),
+            ) from error
         self._end_cleanly(folder, record)
         target = make_folder(self.folder, ServerUser(), 0o755) / f"{_PREFIX}{key}"
         try:

@@ -59,7 +59,7 @@ find_user() {
 }
 
 as_user() {
-    export PGHARNESS_STAGE=server PGHARNESS_BASE="$base" PGHARNESS_BIN="$bin"
+    export PGHARNESS_STAGE="$1" PGHARNESS_BASE="$base" PGHARNESS_BIN="$bin"
     # busybox has a setpriv without --reuid: try before use.
     if setpriv --reuid="$uid" --regid="$gid" --clear-groups /bin/sh -c : 2>/dev/null; then
         exec setpriv --reuid="$uid" --regid="$gid" --clear-groups /bin/sh "$0"
@@ -153,19 +153,36 @@ serve() {
     exec "$bin/postgres" -D "$data" -c "unix_socket_directories=$socket" "$@"
 }
 
+# The switch alone, for a server that runs and whose switch has died.
+watch() {
+    PGHARNESS_DATA=$("$PGHARNESS_BIN/psql" -XAtq -h "$base" -U postgres -d postgres -c 'SHOW data_directory')
+    read -r pid <"$PGHARNESS_DATA/postmaster.pid"
+    export PGHARNESS_DATA PGHOST="$base"
+    exec /bin/sh "$here/watch.sh" watch "$pid" "$PGHARNESS_BIN/psql" "$PGHARNESS_LOCK_KEY" "$PGHARNESS_TTL" </dev/null
+}
+
 # An image's own PG* variables would bend initdb and psql.
 unset PGDATA PGHOST PGPORT PGUSER PGPASSWORD PGDATABASE PGOPTIONS PGSERVICE PGHOSTADDR PGSSLMODE PGPASSFILE 2>/dev/null || :
 export LC_ALL=C
 
-if [ "${PGHARNESS_STAGE:-}" = server ]; then
-    serve
-fi
+case ${PGHARNESS_STAGE:-} in
+server) serve ;;
+watch) watch ;;
+esac
 find_binaries
 if [ "${1:-}" = version ]; then
     exec "$bin/postgres" --version
 fi
 if [ "${1:-}" = healthy ]; then
     exec "$bin/psql" -XAtq -h "$base" -U postgres -d postgres -c 'SELECT 1'
+fi
+if [ "${1:-}" = watch ]; then
+    if [ -w /etc/passwd ]; then
+        find_user
+        as_user watch
+    fi
+    export PGHARNESS_BIN="$bin"
+    watch
 fi
 if [ -n "${PGHARNESS_STDIN:-}" ] && [ ! -e "$here/password" ]; then
     # The image has these scripts already: all that is new comes by standard input, up to an empty line.
@@ -194,7 +211,7 @@ fi
 # Who may write there is root; an image without the file gets one.
 if [ -w /etc/passwd ] || { [ ! -e /etc/passwd ] && [ -w /etc ]; }; then
     find_user
-    as_user
+    as_user server
 fi
 # Not root: the image or the daemon forces a user.
 export PGHARNESS_BIN="$bin"

@@ -11,6 +11,7 @@ set -u
 mode=$1
 pid=$2
 psql=$3
+# By this name others see that it runs (harness/servers/handshake.py).
 export PGUSER=postgres PGDATABASE=postgres PGCONNECT_TIMEOUT=5 PGAPPNAME='pg-harness watcher'
 # A TERM meant for the group must not end the switch before the server.
 trap '' HUP
@@ -99,13 +100,17 @@ END \$\$"
 # Settings of the server that would end the loop; which of them exist depends on the version.
 free="SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('statement_timeout',
     'transaction_timeout', 'lock_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout')"
+# And the session ends within a second of a psql that was killed, where version and system can do that: a loop without its
+# client ends nothing, and would look like a switch.
+noticed="DO \$\$ BEGIN PERFORM set_config('client_connection_check_interval', '1s', false);
+    EXCEPTION WHEN OTHERS THEN NULL; END \$\$"
 
 misses=0
 ours=
 while alive; do
     # The kill is psql's own last command: its session still holds the lock exclusively, so a client that
     # comes too late waits for the lock and is told of the shutdown, and never works on a dying server.
-    said=$("$psql" -XAtq -v ON_ERROR_STOP=1 -f - -c '\echo connected' -c "$free" -c "$loop" \
+    said=$("$psql" -XAtq -v ON_ERROR_STOP=1 -f - -c '\echo connected' -c "$free" -c "$noticed" -c "$loop" \
         -c "\\! kill -INT $pid" 2>/dev/null <<END
 $first
 END

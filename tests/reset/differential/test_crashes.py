@@ -122,6 +122,8 @@ class Crashes(Runner):
         )
         environ = {
             **os.environ, "PGHARNESS_SERVER_URL": server.dsn().url, "PGHARNESS_BACKEND": "external",
+            # Other tests have made databases there.
+            "PGHARNESS_ALLOW_FOREIGN": "1",
             "PGHARNESS_STATE_DIR": str(folder / "state"), "PGHARNESS_CACHE_DIR": str(folder / "cache"),
         }  # fmt: skip
         self.harness = Harness.open_with(load(environ, start=folder), environ)

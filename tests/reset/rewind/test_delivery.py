@@ -501,7 +501,9 @@ def test_what_cannot_be_had_on_somebody_elses_server_ends_the_run(
     new_project: Callable[..., CliProject], server: ServerInfo
 ) -> None:
     cli = new_project("theirs")
-    given = {"PGHARNESS_BACKEND": "external", "PGHARNESS_SERVER_URL": server.dsn.url}
+    # Other tests have made databases there.
+    allowed = {"PGHARNESS_ALLOW_FOREIGN": "1"}
+    given = {"PGHARNESS_BACKEND": "external", "PGHARNESS_SERVER_URL": server.dsn.url, **allowed}
     said = cli.fails(121, "run", "--", "true", PGHARNESS_ENGINE="rewind", **given)
     assert 'engine = "rewind" (the variable PGHARNESS_ENGINE)' in said
     assert "the server is somebody else's" in said

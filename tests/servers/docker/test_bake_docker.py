@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import tarfile
 from collections.abc import Callable
@@ -74,6 +75,36 @@ def test_an_image_holds_the_data_and_no_password(estate: Estate) -> None:
         assert estate.purposes() == []
     finally:
         docker("rm", "-f", started)
+
+
+def test_an_image_holds_no_verifier(estate: Estate) -> None:
+    """Of passwords that were discarded: they stayed in dead rows, and in the log of the time before."""
+    base = estate.ensure().snapshot
+    container = docker("create", base.ref)
+    try:
+        archive = _archive(container, "/pgharness")
+    finally:
+        docker("rm", container)
+    assert b"PG_VERSION" in archive
+    assert re.findall(rb"SCRAM-SHA-256\$[^\0]{0,20}", archive) == []
+
+
+def test_an_image_without_its_tag_is_swept(estate: Estate) -> None:
+    """`bake --rebuild`, killed between the commit, which takes the tag away, and the removal of the one before."""
+    base = estate.ensure().snapshot
+    store = estate.baker().store
+    # What a kill leaves: the same image, without any name.
+    container = docker("create", base.ref)
+    try:
+        dangling = docker("commit", container)
+    finally:
+        docker("rm", container)
+    told = store.leftovers()
+    assert len([line for line in told if base.key in line]) == 1, told
+    assert dangling not in docker(
+        "images", "-q", "--no-trunc", "--filter", f"label=dev.pg-harness.baked={base.key}"
+    )
+    assert [one.ref for one in estate.bases()] == [base.ref]
 
 
 def _archive(container: str, path: str) -> bytes:
