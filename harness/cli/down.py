@@ -68,6 +68,7 @@ def _end(context: Context, everything: bool, asked: inventory.Asked) -> list[dic
     for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended)]):
         inventory.stop(context.project, purpose=purpose, asked=asked)
     WatermarkStore.of(context.project).forget_all()
+    inventory.forget_cut_off(context.project)
     return ended
 
 

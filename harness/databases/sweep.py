@@ -19,9 +19,6 @@ Item = TypeVar("Item")
 GRACE = timedelta(seconds=30)
 """After a crash of the server every sign of life is gone at once; holders take theirs again within this time."""
 
-CUT_OFF = timedelta(seconds=60)
-"""How old a retired or half-made database must be before somebody else than its maker drops it."""
-
 
 @dataclass(frozen=True)
 class Leftover(Generic[Item]):
@@ -91,7 +88,7 @@ def plan(
 
     Args:
         observed: all databases of one checkout.
-        alive: ids of the runs that show a sign of life.
+        alive: ids of the runs that show a sign of life; of ``up``'s, where a command changes a person's databases.
         building: whether somebody builds a template just now.
         now: with time zone.
         templates: how many of them may stay.
@@ -111,7 +108,7 @@ def plan(
     leftovers = []
     for database in observed:
         if database.kind is Kind.MARK:
-            reason = "" if database.marked_lease in leases else "the database that was marked is gone"
+            reason = _reason_of_mark(database, alive, leases)
         else:
             reason = _reason(database, alive, building, now, fingerprints, too_many)
         # A session in it: somebody still looks. It goes another time.
@@ -137,14 +134,29 @@ def _reason(
     kind = database.kind
     if kind is Kind.LEASE:
         run = database.owner
-        return "" if run == names.SANDBOX or run in alive else f"its run {run} is dead"
+        if run in alive:
+            return ""
+        if run == names.SANDBOX:
+            half = database.parsed is not None and database.parsed.claiming
+            return "the command that made it was cut off" if half else ""
+        return f"its run {run} is dead"
     if kind is Kind.BUILDING:
         return "" if building else "its migration was cut off"
     if kind in (Kind.SPARE, Kind.BASELINE) and not building:
         return "" if database.owner in fingerprints else "its template is gone"
     if kind is Kind.RETIRED:
-        return "retired" if now - database.label.created_at > CUT_OFF else ""
+        # Whoever retired it, and drops it now, is told that it is gone, which is success.
+        return "retired"
     return "more are kept than keep_failed allows" if database.name in too_many else ""
+
+
+def _reason_of_mark(mark: Database, alive: frozenset[str], leases: set[str]) -> str:
+    if mark.marked_lease not in leases:
+        return "the database that was marked is gone"
+    # The label comes last.
+    return (
+        "" if mark.label.kind == "mark" or names.SANDBOX in alive else "the command that made it was cut off"
+    )
 
 
 def alive_runs(session: Session, runs: Sequence[str]) -> frozenset[str]:
@@ -176,7 +188,10 @@ def sweep(
         observed = [d for d in observed if d.kind not in (Kind.LEASE, Kind.MARK)]
     runs = [d.owner for d in observed if d.kind is Kind.LEASE]
     building = locks.is_held(session, "build", "")
-    left = plan(observed, alive_runs(session, runs), building, datetime.now(UTC), templates, keep_failed)
+    alive = alive_runs(session, runs)
+    if locks.is_held(session, "person", project):
+        alive |= {names.SANDBOX}
+    left = plan(observed, alive, building, datetime.now(UTC), templates, keep_failed)
     if dry_run:
         return left
     return [found for found in left if _drop(session, project, found.item)]

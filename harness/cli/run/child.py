@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from harness.errors import HarnessError
+
 FORWARDED = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -32,15 +34,21 @@ def start(
 
     Args:
         piped: take its output instead of letting it through.
+
+    Raises:
+        HarnessError: the system starts no more programs (processes, memory).
     """
     pipe = subprocess.PIPE if piped else None
-    return subprocess.Popen(
-        list(command),
-        env=dict(environ),
-        stdin=subprocess.DEVNULL if piped else None,
-        stdout=pipe,
-        stderr=pipe,
-    )
+    try:
+        return subprocess.Popen(
+            list(command),
+            env=dict(environ),
+            stdin=subprocess.DEVNULL if piped else None,
+            stdout=pipe,
+            stderr=pipe,
+        )
+    except OSError as error:
+        raise HarnessError(f"{command[0]} cannot be started: {error.strerror}") from error
 
 
 def exit_code(returned: int) -> int:

@@ -17,7 +17,7 @@ from harness.errors import ServerStartError
 from harness.servers.port import CUT_OFF, STOP_PATIENCE, Origin, ServerInfo, Snapshot, SnapshotStore, private
 from harness.servers.process import cluster
 from harness.servers.process.record import Record, log_tail
-from harness.servers.process.user import ServerUser, make_folder, renamed_last
+from harness.servers.process.user import ServerUser, make_folder, remove_cut_off, renamed_last
 
 if TYPE_CHECKING:
     from harness.servers.process.backend import ProcessBackend
@@ -128,12 +128,8 @@ class ProcessSnapshots(SnapshotStore):
         return _remove(Path(snapshot.ref))
 
     def leftovers(self) -> Sequence[str]:
-        """Half-written and half-removed snapshots, and servers that were cut off before they ran."""
-        gone = []
-        for path in sorted(self.folder.glob(f"{_PREFIX}*.*")):
-            if path.is_dir() and _old(path):
-                shutil.rmtree(path, ignore_errors=True)
-                gone.append(str(path))
+        """Half-written and half-removed folders of the cache, and servers that were cut off before they ran."""
+        gone = remove_cut_off(self.folder)
         for info in self._backend.list(None):
             # Those that run end by their switch; the others may be starting just now.
             own = private(info.purpose)

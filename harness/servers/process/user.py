@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -217,12 +218,56 @@ def make_once(target: Path, make: Callable[[], None], *, timeout: float, waiting
 @contextmanager
 def renamed_last(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` to be filled, which takes its name at the end: what was cut off is never used."""
-    aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    while True:
+        aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+        with _held(aside) as held:
+            if not held:
+                continue
+            try:
+                yield aside
+                aside.rename(target)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+            return
+
+
+_ASIDE = re.compile(r".+\.[a-z0-9_]{8}")
+
+
+def remove_cut_off(folder: Path) -> list[str]:
+    """Remove what is being filled, or taken away, by nobody any more; return the paths."""
+    gone = []
+    for path in sorted(folder.glob("*-*")):
+        if not _ASIDE.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        with _held(path) as held:
+            if held:
+                shutil.rmtree(path, ignore_errors=True)
+                gone.append(str(path))
+    return gone
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Whether a folder is there and nobody else holds it; held meanwhile, until we die at the latest."""
+    # Here: Windows has no such module, and no local servers of ours.
+    import fcntl
+
     try:
-        yield aside
-        aside.rename(target)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between its making and this lock somebody may have taken it for cut off.
+        held = folder.is_dir()
+    except BlockingIOError:
+        held = False
+    try:
+        yield held
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _copy_prefix(prefix: Path, target: Path) -> None:
