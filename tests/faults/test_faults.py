@@ -18,9 +18,9 @@ from harness.servers.port import ServerInfo
 SEED = int(os.environ.get("PGHARNESS_TEST_FAULT_SEED") or random.randrange(10**6))
 
 SIZES = {
-    "up": 32, "run": 32, "down": 16, "bake": 24, "own": 16, "up-again": 24, "fresh": 24, "reset": 36, "mark": 32,
-    "run-warm": 32, "gc": 20, "pytest": 10, "worker": 10, "docker-up": 8, "docker-run": 6, "docker-down": 6,
-    "docker-bake": 6,
+    "up": 20, "run": 18, "down": 8, "bake": 10, "own": 8, "up-again": 40, "fresh": 40, "reset": 52, "mark": 40,
+    "run-warm": 40, "gc": 20, "pytest": 6, "worker": 6, "docker-up": 6, "docker-run": 5, "docker-down": 5,
+    "docker-bake": 5,
 }  # fmt: skip
 """How many of each command: more than 300 on local servers."""
 
