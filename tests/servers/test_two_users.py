@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +96,9 @@ def with_an_open_umask(stranger: User, victim: User) -> None:
 def reads(stranger: User, victim: User) -> None:
     """Looks for passwords in files and in the list of processes. Root reads everything."""
     secrets = [victim.hint("up").password, victim.hint("run").password, str(Dsn.parse(victim.url).password)]
-    files = [str(path) for top in (victim.state, victim.memory) for path in top.rglob("*") if path.is_file()]
+    files = [
+        str(path) for top in (victim.state, *victim.folders) for path in top.rglob("*") if path.is_file()
+    ]
     assert files
     # Backwards: what he asks for stands in the list of processes too.
     code = f"""
@@ -146,16 +150,15 @@ def names_his_processes(stranger: User, victim: User) -> None:
         if stranger.uid
         else Path("/var/lib/pg-harness/servers").glob(f"{project_id(stranger.root)}-up-*")
     )
-    his = [
-        Path(path)
-        for path in (*victim.memory.glob("*/server.json"), *(victim.state / "servers").glob("*/server.json"))
-    ]
+    folders = [*victim.folders, *(victim.state / "servers").glob("*-up-*")]
+    his = [path / "server.json" for path in folders if (path / "server.json").exists()]
     number = json.loads(his[0].read_text())["pid"] if his else 1
     whole = json.loads((folder / "server.json").read_text())
     (folder / "server.json").write_text(json.dumps({**whole, "pid": number, "watcher": number}))
     stranger.ok("down", "--all")
     # His own has gone on without a word of it: no record names it any more.
-    os.kill(whole["pid"], 3)
+    with suppress(ProcessLookupError):
+        os.kill(whole["pid"], signal.SIGQUIT)
 
 
 TABLE = [
