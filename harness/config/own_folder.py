@@ -31,7 +31,7 @@ def distrust(folder: Path, owners: Collection[int] | None = None, *, links: bool
         about = os.lstat(folder)
         if links and stat.S_ISLNK(about.st_mode) and about.st_uid in owners:
             about = os.stat(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
         return f"it cannot be looked at ({error.strerror})"

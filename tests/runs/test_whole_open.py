@@ -90,7 +90,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 160 MB."""
     folder = Path(f"/dev/shm/pgharness-small-{uuid.uuid4().hex[:8]}")
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=160m,mode=1777", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160m,mode=0755", "tmpfs", str(folder)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         folder.rmdir()
         pytest.skip("mounting a small file system is not allowed here")

@@ -130,7 +130,7 @@ def test_a_name_that_a_stranger_took_first(
 def test_a_planted_record_is_never_executed(place: Checkout, shared: Path, tmp_path: Path) -> None:
     proof = planted(place, usual(shared) / f"{place.project}-up-12345678", tmp_path / "programs")
     here = backend(place, shared)
-    assert here.list(None) == []
+    assert here.list(place.project) == []
     assert here.find(place.project, "up") is None
     info = here.start(place.request("up", storage="memory"))
     assert info.server_id != "planted"
@@ -151,7 +151,7 @@ def test_what_the_servers_own_user_plants_is_not_roots(place: Checkout, shared: 
         user.give(path)
         path.chmod(0o700 if path.is_dir() else 0o600)
     folder.parent.chmod(0o711)
-    assert here.list(None) == [first]
+    assert here.list(place.project) == [first]
     info = here.start(place.request("up", storage="memory"))
     assert not proof.exists()
     # A server that was stopped, and whose folder was dressed up before it is started again.
