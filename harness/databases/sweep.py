@@ -142,6 +142,9 @@ def _reason(
         return f"its run {run} is dead"
     if kind is Kind.BUILDING:
         return "" if building else "its migration was cut off"
+    if kind is Kind.SPARE and not database.label:
+        # Whoever is at work on it just now makes another one.
+        return "the command that made it was cut off"
     if kind in (Kind.SPARE, Kind.BASELINE) and not building:
         return "" if database.owner in fingerprints else "its template is gone"
     if kind is Kind.RETIRED:

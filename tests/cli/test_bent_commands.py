@@ -82,6 +82,8 @@ def warm(new_project: Callable[..., Project]) -> Project:
     """A project whose servers run."""
     made = new_project("bent")
     (made.root / "test_it.py").write_text(TEST)
+    # The plugin does nothing in a project that has not asked for it.
+    (made.root / "pg-harness.toml").write_text('migrations = ["sql:db/migrations"]\n')
     made.ok("up")
     made.ok("run", "--", "true")
     return made
@@ -92,6 +94,8 @@ def cold(new_project: Callable[..., Project]) -> Iterator[Project]:
     """A project without a server."""
     made = new_project("bent-cold")
     (made.root / "test_it.py").write_text(TEST)
+    # The plugin does nothing in a project that has not asked for it.
+    (made.root / "pg-harness.toml").write_text('migrations = ["sql:db/migrations"]\n')
     yield made
     made.ok("down", "--all")
 

@@ -70,6 +70,12 @@ def test_spares_and_baselines_go_with_their_template() -> None:
     assert sorted(found) == sorted([lost, base])
 
 
+def test_half_a_spare_goes() -> None:
+    template = database(names.template(PROJECT, "f" * 64))
+    half = replace(database(names.spare(PROJECT, "f" * 64)), label=Label())
+    assert list(reasons(template, half, database(names.spare(PROJECT, "f" * 64)))) == [half.name]
+
+
 def test_templates_go_by_age_and_count_but_not_while_they_are_leased() -> None:
     fingerprints = [c * 64 for c in "abcdef"]
     templates = [

@@ -50,6 +50,31 @@ def test_a_folder_without_a_record_is_known_by_its_name(place: Checkout, backend
     assert not folder.exists()
 
 
+def test_half_a_copy_is_no_stopped_servers_data(
+    place: Checkout, backend: ProcessBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[Path] = []
+
+    def cut_off(source: Path, target: Path, user: ServerUser) -> None:
+        target.mkdir()
+        (target / "PG_VERSION").write_text("15\n")
+        copied.append(target.parent)
+        # As by SIGKILL: nothing is removed.
+        monkeypatch.setattr(process, "_remove", lambda folder: None)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process.cluster_, "copy", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            backend.start(place.request("up", storage="disk"))
+    monkeypatch.undo()
+    assert (copied[0] / "server.json").exists()
+    info = backend.start(place.request("up", storage="disk"))
+    assert Path(info.handle) != copied[0]
+    assert not copied[0].exists()
+    backend.stop(info)
+
+
 def test_a_server_whose_starter_died_before_it_knew_its_number(
     place: Checkout, backend: ProcessBackend
 ) -> None:

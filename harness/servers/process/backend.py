@@ -147,7 +147,9 @@ class ProcessBackend(Backend):
         try:
             make_folder(folder, user)
             record.write(folder)
-            cluster_.copy(cluster.data, folder / "data", user)
+            # Half a copy is nobody's data: a start that finds `data` takes it for a stopped server's.
+            cluster_.copy(cluster.data, folder / "copied", user)
+            (folder / "copied").rename(folder / "data")
             info = self._launch(folder, record, request, user)
         except BaseException as error:
             _remove(folder)
