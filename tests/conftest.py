@@ -23,6 +23,7 @@ pytest_plugins = [
     "fix_migrations",
     "fix_fleets",
     "fix_daemons",
+    "fix_users",
 ]
 
 REQUIRE_DOCKER = os.environ.get("PGHARNESS_TEST_REQUIRE_DOCKER") == "1"

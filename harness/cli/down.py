@@ -89,6 +89,7 @@ def _end(context: Context, everything: bool, asked: inventory.Asked, dry_run: bo
     for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended), *noted]):
         inventory.stop(context.project, purpose=purpose, asked=asked)
     WatermarkStore.of(context.project).forget_all()
+    inventory.forget_cut_off(context.project)
     return ended
 
 

@@ -51,6 +51,8 @@ def run(context: Context) -> int:
                 )
                 if not context.json:
                     context.console.answer(f"{name}  {doomed.reason}")
+    if not dry_run:
+        inventory.forget_cut_off(context.project)
     asked = context.asked
     for item in _bases(context, asked, dry_run) + _orphans(context, asked, dry_run):
         gone.append(item)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from harness.config import own_folder
+from harness.config import own_folder, processes
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -123,7 +125,7 @@ def replace_file(
 
     if folder_mode is not None:
         own_folder.make(path.parent, folder_mode)
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.{os.getpid()}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content if isinstance(content, bytes) else content.encode())
@@ -133,6 +135,21 @@ def replace_file(
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+_ASIDE = re.compile(r"\..+\.(\d+)\.[a-z0-9_]{8}")
+"""What a file is called that does not have its name yet: whose it will be, and the process that writes it."""
+
+
+def sweep(folder: Path) -> list[str]:
+    """Remove what processes that were killed have left beside the state files of a folder; return the paths."""
+    gone = []
+    for path in sorted(folder.glob(".*")):
+        if (match := _ASIDE.fullmatch(path.name)) and not processes.alive(int(match[1])):
+            with suppress(OSError):
+                path.unlink()
+                gone.append(str(path))
+    return gone
 
 
 def decode(kind: type[Made], content: object, *, ignore_unknown: bool = False) -> Made:

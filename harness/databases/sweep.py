@@ -20,9 +20,6 @@ GRACE = timedelta(seconds=30)
 """After a crash of the server every sign of life is gone at once; holders take theirs again within this time. What was leased
 since then shows one, or is a dead run's."""
 
-CUT_OFF = timedelta(seconds=60)
-"""How old a retired or half-made database must be before somebody else than its maker drops it."""
-
 
 @dataclass(frozen=True)
 class Leftover(Generic[Item]):
@@ -95,7 +92,7 @@ def plan(
 
     Args:
         observed: all databases of one checkout.
-        alive: ids of the runs that show a sign of life.
+        alive: ids of the runs that show a sign of life; of ``up``'s, where a command changes a person's databases.
         building: whether somebody builds a template just now.
         now: with time zone.
         templates: how many of them may stay.
@@ -115,7 +112,7 @@ def plan(
     leftovers = []
     for database in observed:
         if database.kind is Kind.MARK:
-            reason = "" if database.marked_lease in leases else "the database that was marked is gone"
+            reason = _reason_of_mark(database, alive, leases)
         else:
             reason = _reason(database, alive, building, now, fingerprints, too_many)
         # A session in it: somebody still looks. It goes another time.
@@ -141,14 +138,32 @@ def _reason(
     kind = database.kind
     if kind is Kind.LEASE:
         run = database.owner
-        return "" if run == names.SANDBOX or run in alive else f"its run {run} is dead"
+        if run in alive:
+            return ""
+        if run == names.SANDBOX:
+            half = database.parsed is not None and database.parsed.claiming
+            return "the command that made it was cut off" if half else ""
+        return f"its run {run} is dead"
     if kind is Kind.BUILDING:
         return "" if building else "its migration was cut off"
+    if kind is Kind.SPARE and not database.label:
+        # Whoever is at work on it just now makes another one.
+        return "the command that made it was cut off"
     if kind in (Kind.SPARE, Kind.BASELINE) and not building:
         return "" if database.owner in fingerprints else "its template is gone"
     if kind is Kind.RETIRED:
-        return "retired" if now - database.label.created_at > CUT_OFF else ""
+        # Whoever retired it, and drops it now, is told that it is gone, which is success.
+        return "retired"
     return "more are kept than keep_failed allows" if database.name in too_many else ""
+
+
+def _reason_of_mark(mark: Database, alive: frozenset[str], leases: set[str]) -> str:
+    if mark.marked_lease not in leases:
+        return "the database that was marked is gone"
+    # The label comes last.
+    return (
+        "" if mark.label.kind == "mark" or names.SANDBOX in alive else "the command that made it was cut off"
+    )
 
 
 def alive_runs(session: Session, runs: Sequence[str]) -> frozenset[str]:
@@ -189,6 +204,8 @@ def sweep(
     observed = databases.list_ours(session, project)
     alive = alive_owners(session, observed)
     building = locks.is_held(session, "build", "")
+    if locks.is_held(session, "person", project):
+        alive |= {names.SANDBOX}
     left = plan(observed, alive, building, datetime.now(UTC), templates, keep_failed)
     if dry_run:
         return left

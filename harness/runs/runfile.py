@@ -6,11 +6,11 @@ imported. And all workers have the same settings, whatever happens to the projec
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.config import processes
 from harness.config.settings import Settings
 from harness.config.state_file import StateFile, Unreadable
 from harness.databases.spec import Owner
@@ -83,20 +83,8 @@ def _forget_the_dead(folder: Path) -> None:
     """Remove what killed controllers left: the files hold passwords."""
     for path in folder.glob("*.json"):
         try:
-            alive = _alive(int(StateFile(path).read()["pid"]))
+            alive = processes.alive(int(StateFile(path).read()["pid"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
         if not alive:
             path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # os.kill(pid, 0) ends a process on Windows
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

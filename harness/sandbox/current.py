@@ -47,6 +47,8 @@ def urls(project: Project, workers: int | None) -> list[str]:
             ):
                 continue
             name = label.name_in_settings
+            if not database.allows_connections:
+                return []
             if label.kind == "lease" and label.fingerprint == wanted.get(name):
                 mine.setdefault(label.worker or "", {})[name] = database.name
             elif name in wanted:

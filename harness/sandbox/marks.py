@@ -266,12 +266,14 @@ def put_back(
         databases.label_statement(fresh, database.label, attributes.comment),
     ]))  # fmt: skip
     away = names.retired(clones.project)
-    gone = databases.retire(session, database.name, away)
     if before is not None:
         before(fresh)
+    # In one act: without a database of that name, its marks would be left over.
+    if databases.retire(session, database.name, away, successor=fresh):
+        return away
     if not databases.rename(session, fresh, database.name):
         raise LeaseLost(f"the copy of the mark {saved!r} was dropped by somebody else")
-    return away if gone else ""
+    return ""
 
 
 def check(session: Session, saved: str, copy: Database) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from harness.config.project import Project
 from harness.errors import LeaseError
 from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, locks
+from harness.postgres.session import ident
 from harness.reset.report import ResetReport
 from harness.runs import rewinding
 from harness.runs.bake import baked_base
@@ -115,7 +116,7 @@ class Sandbox:
         return {place.worker: place for place in places_on(self._session) if place.sandbox}
 
     def missing(self, workers: Sequence[str], there: Mapping[str, Place] | None = None) -> list[str]:
-        """Those of the workers of which a database is missing.
+        """Those of the workers of which a database is missing, or shut: a command that changed it was killed.
 
         Args:
             there: what :meth:`workers` found; None: look now.
@@ -123,7 +124,9 @@ class Sandbox:
         there = self.workers() if there is None else there
         wanted = {database.name for database in self._session.settings.databases}
         return [
-            worker for worker in workers if worker not in there or wanted - there[worker].databases.keys()
+            worker
+            for worker in workers
+            if worker not in there or wanted - there[worker].databases.keys() or _shut(there[worker])
         ]
 
     def stale(self, places: Sequence[Place]) -> list[Place]:
@@ -159,6 +162,7 @@ class Sandbox:
         self._session.prepare(rebuild=rebuild)
         # Two `up` at once: the second one finds the first one's databases, and must not make them again.
         with self._alone():
+            self._open_again(self.workers().values())
             missing = self.missing(workers)
             if len(missing) > 1:
                 self._session.fill(len(missing))
@@ -315,7 +319,13 @@ class Sandbox:
             )
         # Both copy databases, and a copy that found the disk full says so in the server's log only.
         with memory.explaining(self.server), self._alone():
+            self._open_again([place])
             yield
+
+    def _open_again(self, places: Iterable[Place]) -> None:
+        """Let people into databases that a killed command has shut: nobody else changes them now, nor did it get further."""
+        for name in (name for place in places for name in _shut(place)):
+            self._session.link.session.execute(f"alter database {ident(name)} with allow_connections true")
 
     def _alone(self) -> AbstractContextManager[None]:
         """Only one of `up`, `mark` and `reset` at a time changes these databases."""
@@ -332,3 +342,7 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self._session.close(release=False)
+
+
+def _shut(place: Place) -> list[str]:
+    return [database.name for database in place.databases.values() if not database.allows_connections]

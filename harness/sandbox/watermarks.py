@@ -8,6 +8,7 @@ and has not crashed since, and where the database and its template are the very 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,9 @@ class WatermarkStore:
     def forget_all(self) -> None:
         """Remove them all: the server of these databases was ended."""
         for path in [*self.folder.glob("*.json"), *self.folder.glob(".*.json.*")]:
-            path.unlink(missing_ok=True)
+            # One that stays names a server that is gone, and is not believed.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def _file(self, name: str) -> StateFile:
         return StateFile(self.folder / f"{name}.json", _FORMAT, compact=True)

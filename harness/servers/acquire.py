@@ -36,6 +36,9 @@ Files = Mapping[str, Mapping[str, bytes]]
 RESTART_PATIENCE = 5.0
 """Seconds to wait for a server whose backend says that it runs, and which does not answer."""
 
+START_PATIENCE = 20.0
+"""As that, for a person's: beside it no other is started, and it may be initialising, because whoever started it was killed."""
+
 
 def ensure(
     project: Project,
@@ -155,7 +158,8 @@ class _Search:
             if info is None:
                 return None, hint
             # Its backend says that it runs: it may be starting (`docker restart`).
-            session, why = self._attach(info, RESTART_PATIENCE)
+            patience = START_PATIENCE if self._purpose == "up" else RESTART_PATIENCE
+            session, why = self._attach(info, patience)
             if session is None:
                 silent = self._pass_over(info, why, hint)
                 continue

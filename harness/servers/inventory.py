@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Self
 
+from harness.config import state_file
 from harness.config.project import Project, project_id
 from harness.errors import BackendError, BackendUnavailable, PoolTimeout, ServerRefused
 from harness.servers import registry
@@ -183,6 +184,12 @@ def servers(project: Project, *, everywhere: bool = False, asked: Asked | None =
     """All servers of this checkout, running or stopped, of all backends that work here."""
     mine = None if everywhere else project.id
     return [info for backend in (asked or Asked.of(project)).working for info in backend.list(mine)]
+
+
+def forget_cut_off(project: Project) -> list[str]:
+    """Remove notes of this checkout, and of the cache, that a killed process did not finish; return their paths."""
+    folders = [project.cache, project.folder, *(path for path in project.folder.glob("*") if path.is_dir())]
+    return [path for folder in folders for path in state_file.sweep(folder)]
 
 
 def forget_gone(project: Project) -> list[str]:

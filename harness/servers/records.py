@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,9 @@ class Hint:
         self._file.note(info)
 
     def forget(self) -> None:
-        """Remove the file, if it is there."""
-        self._file.forget()
+        """Remove the file, if it is there. One that cannot be removed names a server that does not answer."""
+        with suppress(OSError):
+            self._file.forget()
 
 
 def root_of(hint: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.config.state_file import StateFile, Unreadable, decode, replace_file
+from harness.config.state_file import StateFile, Unreadable, decode, replace_file, sweep
 from harness.dsn import Dsn
 from harness.servers.port import ServerInfo
 from harness.servers.process.record import Record
@@ -200,3 +200,16 @@ def test_a_server_that_was_removed_meanwhile_stays_removed(tmp_path: Path) -> No
     with pytest.raises(FileNotFoundError):
         record.write(tmp_path / "gone")
     assert not (tmp_path / "gone").exists()
+
+
+def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    left, mine = tmp_path / f".up.json.{child}.0a1b_2c3", tmp_path / f".up.json.{os.getpid()}.0a1b_2c3"
+    others = [tmp_path / ".env", tmp_path / f"up.json.{child}.0a1b_2c3", tmp_path / "up.json"]
+    for path in (left, mine, *others):
+        path.write_text("")
+    assert sweep(tmp_path) == [str(left)]
+    assert all(path.exists() for path in (mine, *others))

@@ -70,6 +70,12 @@ def test_spares_and_baselines_go_with_their_template() -> None:
     assert sorted(found) == sorted([lost, base])
 
 
+def test_half_a_spare_goes() -> None:
+    template = database(names.template(PROJECT, "f" * 64))
+    half = replace(database(names.spare(PROJECT, "f" * 64)), label=Label())
+    assert list(reasons(template, half, database(names.spare(PROJECT, "f" * 64)))) == [half.name]
+
+
 def test_templates_go_by_age_and_count_but_not_while_they_are_leased() -> None:
     fingerprints = [c * 64 for c in "abcdef"]
     templates = [
@@ -104,9 +110,23 @@ def test_kept_databases_are_bounded_the_oldest_go() -> None:
     assert sorted(reasons(*kept, keep_failed=2)) == sorted(d.name for d in kept[2:])
 
 
-def test_retired_ones_are_left_to_their_owner_for_a_while() -> None:
-    old, new = database(names.retired(PROJECT), age=120), database(names.retired(PROJECT), age=5)
-    assert list(reasons(old, new)) == [old.name]
+def test_retired_ones_go_at_once() -> None:
+    """Whoever retired one may have been killed, and is told that it is gone where he was not."""
+    new, entered = database(names.retired(PROJECT), age=5), database(names.retired(PROJECT), sessions=1)
+    assert list(reasons(new, entered)) == [new.name]
+
+
+def test_what_a_killed_command_was_making_of_a_persons_goes() -> None:
+    lease = names.lease(PROJECT, names.SANDBOX, "1", 0)
+    half, mark = names.claiming(lease), names.mark(PROJECT, names.SANDBOX, "1_0", 1)
+    whole = replace(
+        database(names.mark(PROJECT, names.SANDBOX, "1_0", 2)), label=Label(kind="mark", number=2)
+    )
+    observed = [database(lease), database(half), database(mark), whole]
+    assert sorted(reasons(*observed)) == sorted([half, mark])
+    # As long as one is at work, it is its own.
+    left = sweep.plan(observed, frozenset({names.SANDBOX}), False, NOW, MANY, 3)
+    assert left == []
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from harness.postgres import roles
 from harness.runs import bake
 from harness.runs.harness import Harness
 from harness.servers import inventory
+from harness.servers.process.user import renamed_last
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_a_shared_server_starts_from_the_base_too(estate: Estate) -> None:
 
 
 def test_a_start_that_was_cut_off_is_removed_when_it_is_old(estate: Estate) -> None:
-    baked = estate.ensure()
+    estate.ensure()
     with estate.open() as fleet:
         fleet.lease()
         folder = Path(fleet.members["1"].server.info.handle)
@@ -190,17 +191,26 @@ def test_a_start_that_was_cut_off_is_removed_when_it_is_old(estate: Estate) -> N
         (cut_off / "server.json").write_text(
             json.dumps({**record, "purpose": "run-cutoff-1", "pid": 0, "watcher": 0})
         )
-        half = Path(baked.snapshot.ref + ".half")
-        half.mkdir()
         fleet.sweep()
         assert cut_off.exists()
-        assert half.exists()
-        for path in (cut_off, half, folder):
+        for path in (cut_off, folder):
             os.utime(path, (1, 1))
         fleet.sweep()
         assert not cut_off.exists()
-        assert not half.exists()
         assert folder.exists()
+
+
+def test_half_a_base_goes_as_soon_as_nobody_fills_it(estate: Estate) -> None:
+    target = Path(estate.ensure().snapshot.ref)
+    half = target.with_name(f"{target.name}.0123abcd")
+    half.mkdir()
+    # Its own user's: no data directory of that name is at work.
+    with renamed_last(target.with_name("base-other")) as filled:
+        assert str(half) in estate.baker().store.leftovers()
+        assert filled.exists()
+        assert target.exists()
+    assert not half.exists()
+    shutil.rmtree(target.with_name("base-other"))
 
 
 def test_bake_by_hand(estate: Estate) -> None:

@@ -128,3 +128,28 @@ def test_a_test_runs_databases_are_refused(settings: Settings, environ: dict[str
         ):
             with pytest.raises(LeaseError, match="gw0 is not yours"):
                 act(place)
+
+
+@pytest.mark.parametrize("then", ["up", "reset", "mark"])
+def test_a_database_that_a_killed_command_has_shut_is_opened_again(
+    settings: Settings, environ: dict[str, str], then: str
+) -> None:
+    project = Project.of(settings, environ)
+    with Sandbox.open(project) as sandbox:
+        sandbox.ensure(["1"])
+        place = sandbox.workers()["1"]
+        url = place.dsn().url
+        add(url, "a")
+        name = place.dsn().database
+        # What a retirement, and a mark, begin with.
+        sandbox.server.session.execute(f'alter database "{name}" with allow_connections false')
+        assert urls(project, None) == []
+        assert sandbox.missing(["1"]) == ["1"]
+        if then == "up":
+            sandbox.ensure(["1"])
+        elif then == "mark":
+            sandbox.mark(sandbox.workers()["1"])
+        else:
+            sandbox.reset(sandbox.workers()["1"])
+    assert users(url) == ([] if then == "reset" else ["a"])
+    assert urls(project, None) == [url]

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.project import Project, cache_dir, file_lock, make_folder
+from harness.dsn import Dsn
 from harness.errors import BackendError, ServerStartError
 from harness.servers import memory
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
-from harness.servers.docker.daemon import Daemon, connect, translated
+from harness.servers.docker.daemon import Daemon, connect, gone, translated
 from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, Shelf, SnapshotStore
 
 logger = logging.getLogger("pg_harness.servers.docker")
@@ -119,13 +120,14 @@ class DockerBackend(Backend):
             ServerStartError: the container ended or did not become ready; its log is in the error.
         """
         for container in self._containers(request.project, request.purpose):
+            if container.status == "created":
+                # Its maker was killed before it started: no server, no data, and nobody else's (there is a lock).
+                with translated(f"remove the container {container.short_id}"):
+                    container_.remove(self.daemon, container.id)
+                continue
             info = self._revive(container, request)
             if info is not None:
                 return info
-            if request.purpose != "up" and container.status == "created":
-                # Its maker was killed before it started: no server, and nobody else's (there is a lock).
-                with translated(f"remove the container {container.short_id}"):
-                    container_.remove(self.daemon, container.id)
         if request.snapshot is None:
             image = image_.ensure(self.daemon, self.image)
         else:
@@ -164,7 +166,7 @@ class DockerBackend(Backend):
             if state == "paused":
                 logger.info("docker: container %s was paused: going on with it", container.short_id)
                 container.unpause()
-            elif state in ("exited", "created") and request.purpose == "up":
+            elif state == "exited" and request.purpose == "up":
                 logger.info(
                     "docker: container %s was stopped: starting it again, with its data", container.short_id
                 )
@@ -212,8 +214,11 @@ class DockerBackend(Backend):
                 time.sleep(0.05)
 
     def list(self, project: str | None) -> list[ServerInfo]:
-        """All containers of ours, running or stopped."""
-        infos = [self._info(container) for container in self._containers(project, None)]
+        """All containers of ours, running or stopped; half made ones and those that were committed too, to be ended."""
+        infos = [
+            self._info(container) or (container_.info_of(_NOWHERE, container) if _idle(container) else None)
+            for container in self._containers(project, None)
+        ]
         return [info for info in infos if info is not None]
 
     def logs(self, info: ServerInfo, follow: bool) -> Iterator[str]:
@@ -273,7 +278,8 @@ class DockerBackend(Backend):
             found: Sequence[Any] = self.daemon.client.containers.list(
                 all=True, filters={"label": labels}, ignore_removed=True
             )
-        return found
+        # A daemon that several users share, and a checkout that several enter: each has servers of his own.
+        return [container for container in found if spec.mine(container)]
 
     def _info(self, container: Any) -> ServerInfo | None:
         try:
@@ -285,3 +291,18 @@ class DockerBackend(Backend):
             # Removed between two looks, or half made: not a server.
             return None
         return container_.info_of(dsn, container)
+
+
+_NOWHERE = Dsn("127.0.0.1", 1, "postgres", "", "postgres")
+
+
+def _idle(container: Any) -> bool:
+    """Whether a container that is there does not run: it was not started yet, or has ended."""
+    with translated(f"look at the container {container.short_id}"):
+        try:
+            container.reload()
+        except Exception as error:
+            if gone(error):
+                return False
+            raise
+    return container.status in ("created", "exited", "dead")

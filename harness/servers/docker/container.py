@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import tarfile
 import time
 from contextlib import nullcontext
 from typing import Any
 
+from harness.config import processes
+from harness.config.project import machine_id
 from harness.dsn import Dsn
 from harness.errors import BackendError, ServerStartError
 from harness.servers import defaults, handshake, memory
@@ -105,7 +108,10 @@ def version_in(daemon: Daemon, image: Any, name: str) -> str:
             user="0:0",
             network_mode="none",
             healthcheck={"test": ["NONE"]},
-            labels={f"{spec.LABEL}.version-of": name},
+            labels={
+                f"{spec.LABEL}.version-of": name,
+                f"{spec.LABEL}.asked-by": f"{os.getpid()} {machine_id()}",
+            },
         )
     try:
         with translated(f"ask {name} for its version"):
@@ -120,6 +126,12 @@ def version_in(daemon: Daemon, image: Any, name: str) -> str:
     finally:
         with translated(f"remove the container {container.short_id}"):
             remove(daemon, container.id)
+
+
+def asked_by_nobody(container: Any) -> bool:
+    """Whether a container of :func:`version_in` is left over: the process of this machine that made it is gone."""
+    pid, _, machine = container.labels.get(f"{spec.LABEL}.asked-by", "").partition(" ")
+    return machine == machine_id() and pid.isdecimal() and not processes.alive(int(pid))
 
 
 def wait(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,9 +138,10 @@ class DockerSnapshots(SnapshotStore):
         return True
 
     def leftovers(self) -> Sequence[str]:
-        """Containers that do not run and whose maker was killed: builders before their commit, servers before their start."""
-        gone = []
+        """Containers that do not run and whose maker was killed: builders before their commit, servers before their start,
+        those that tell an image's version; and images that another one has taken the tag from."""
         daemon = self._backend.daemon
+        gone = [*self._untagged(), *self._asked_by_nobody()]
         with translated("list its containers"):
             containers = daemon.client.containers.list(
                 all=True,
@@ -172,11 +173,35 @@ class DockerSnapshots(SnapshotStore):
                 gone.append(f"{snapshot.name} without its tag ({image.short_id})")
         return gone
 
+    def _untagged(self) -> Iterator[str]:
+        daemon = self._backend.daemon
+        with translated("list its images"):
+            images = daemon.client.images.list(filters={"label": f"{LABEL}.baked", "dangling": True})
+        for image in images:
+            found = _snapshot(image)
+            if found is not None and self.remove(found):
+                yield image.short_id
+
+    def _asked_by_nobody(self) -> Iterator[str]:
+        daemon = self._backend.daemon
+        with translated("list its containers"):
+            containers = daemon.client.containers.list(
+                all=True, filters={"label": f"{LABEL}.version-of"}, ignore_removed=True
+            )
+        for container in containers:
+            if container_.asked_by_nobody(container):
+                with translated(f"remove the container {container.short_id}"):
+                    container_.remove(daemon, container.id)
+                yield container.name
+
 
 def _changes(key: str, facts: Mapping[str, str]) -> list[str]:
     labels = {
         # The builder's own would pass on to every container that a person runs from this image.
-        **{f"{LABEL}.{name}": "" for name in ("project", "purpose", "server-id", "root", "ttl", "storage")},
+        **{
+            f"{LABEL}.{name}": ""
+            for name in ("project", "purpose", "server-id", "root", "owner", "ttl", "storage")
+        },
         f"{LABEL}.baked": key,
         # They lie in it, with the settings: a later start has to bring neither.
         spec.SCRIPTS: spec.scripts_mark(),

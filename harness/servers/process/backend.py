@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import resources
@@ -24,7 +25,7 @@ from harness.servers.port import Backend, ServerInfo, ServerRequest, Shelf, Snap
 from harness.servers.process import cluster as cluster_
 from harness.servers.process import folders
 from harness.servers.process.binaries import Binaries, choose
-from harness.servers.process.record import Record, alive, log_tail, open_log
+from harness.servers.process.record import NAME, Record, alive, folder_name, log_tail, open_log
 from harness.servers.process.user import COMMON, ServerUser, enterable_binaries, make_folder, put
 
 logger = logging.getLogger("pg_harness.servers.process")
@@ -118,7 +119,7 @@ class ProcessBackend(Backend):
         for folder, record in self._records(request.project, request.purpose):
             if record.running(folder):
                 return _wait(folder, record, request)
-            if request.purpose == "up" and (folder / "data" / "PG_VERSION").exists():
+            if request.purpose == "up" and record.whole and (folder / "data" / "PG_VERSION").exists():
                 logger.info("process: the server in %s was stopped: starting it again, with its data", folder)
                 return self._launch(folder, _renewed(record, request), request, user)
             # What a server left that was killed together with its watcher.
@@ -130,8 +131,7 @@ class ProcessBackend(Backend):
         else:
             cluster = cluster_.cached(binaries, user, cache)
         storage, parent = self._place(request, user)
-        folder = parent / f"{request.project}-{request.purpose}-{request.server_id[:8]}"
-        make_folder(folder, user)
+        folder = parent / folder_name(request.project, request.purpose, request.server_id)
         record = Record(
             project=request.project,
             purpose=request.purpose,
@@ -145,9 +145,12 @@ class ProcessBackend(Backend):
             made_with=request.made_with,
         )
         try:
+            make_folder(folder, user)
             record.write(folder)
-            cluster_.copy(cluster.data, folder / "data", user)
-            cluster_.change_password(folder / "data", cluster.password, record.password)
+            # Half a copy is nobody's data: a start that finds `data` takes it for a stopped server's.
+            cluster_.copy(cluster.data, folder / "copied", user)
+            cluster_.change_password(folder / "copied", cluster.password, record.password)
+            (folder / "copied").rename(folder / "data")
             info = self._launch(folder, record, request, user)
         except BaseException as error:
             _remove(folder)
@@ -321,6 +324,8 @@ class ProcessBackend(Backend):
         watcher = {"PGHOST": _ADDRESS, "PGPORT": str(record.port), "PGPASSFILE": str(folder / "pgpass")}
         watcher |= watching(record.purpose)
         try:
+            # Where it listens is known to all before it does.
+            replace(record, pid=0, watcher=0).write(folder)
             done = user.run(command, timeout=30, env={**cluster_.BASE_ENVIRONMENT, **watcher})
             pid, watcher_pid = (int(number) for number in done.stdout.split())
         except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -397,6 +402,9 @@ def _remove(folder: Path) -> None:
     if record is not None:
         record.end(folder, patience=10)
         record.kill_watcher(folder)
+        # First: a start that finds half of the data, because we were cut off, must not take it for a server's.
+        with suppress(OSError):
+            (folder / NAME).unlink(missing_ok=True)
     # A watcher may be removing it at the same moment.
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)

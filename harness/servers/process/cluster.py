@@ -158,7 +158,13 @@ def copy(source: Path, target: Path, user: ServerUser) -> None:
         commands = [["cp", "-cpR"], ["cp", "-pR"]]
     said = ""
     for command in commands:
-        done = user.run([*command, source, target], timeout=300, env=BASE_ENVIRONMENT)
+        try:
+            done = user.run([*command, source, target], timeout=300, env=BASE_ENVIRONMENT)
+        except subprocess.SubprocessError as error:
+            shutil.rmtree(target, ignore_errors=True)
+            raise ServerStartError(
+                f"the data directory cannot be copied to {target.parent}: {error}"
+            ) from error
         if done.returncode == 0:
             return
         said = done.stderr

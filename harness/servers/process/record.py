@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import stat
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +21,31 @@ from harness.config.state_file import StateFile, Unreadable
 from harness.servers import defaults
 
 NAME = "server.json"
+
+LAUNCHED = "launched"
+"""The file in which ``launch.sh`` notes the two numbers before it tells us: we may not live to write them down."""
+
+_FOLDER = re.compile(r"([0-9a-f]{10})-(.+)-([0-9a-f]{8})")
+"""What a server's folder is called: checkout, purpose, the beginning of its id."""
+
+
+def folder_name(project: str, purpose: str, server_id: str) -> str:
+    """What the folder of a server is called."""
+    return f"{project}-{purpose}-{server_id[:8]}"
+
+
+def launched(folder: Path) -> tuple[int, int] | None:
+    """The postmaster's and its watcher's number as ``launch.sh`` noted them; None where it did not.
+
+    Whoever uses one asks first whether the process of that number is the one: the server's own user can write them.
+    """
+    try:
+        descriptor = os.open(folder / LAUNCHED, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            pid, watcher = (int(number) for number in file.read(100).split())
+    except (OSError, ValueError):
+        return None
+    return pid, watcher
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,7 +86,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
-        """None for a folder without a whole, well-formed file of ours."""
+        """None for a folder that is none of ours, or whose file somebody else has put there."""
         try:
             # It says which programs are started: one that the server's own user has put there is not ours either.
             about = os.lstat(folder / NAME)
@@ -69,9 +95,30 @@ class Record:
             ):
                 return None
             # Of any version: its server must be found, and ended, by all of them.
-            return StateFile(folder / NAME).read_as(cls, ignore_unknown=True)
+            record = StateFile(folder / NAME).read_as(cls, ignore_unknown=True)
+        except FileNotFoundError:
+            return cls._cut_off(folder)
         except (OSError, Unreadable):
             return None
+        if record.pid:
+            return record
+        pid, watcher = launched(folder) or (0, 0)
+        return replace(record, pid=pid, watcher=watcher)
+
+    @classmethod
+    def _cut_off(cls, folder: Path) -> Record | None:
+        """What the name of a folder says that has no file yet, or no more: whoever made or removed it was killed."""
+        if (match := _FOLDER.fullmatch(folder.name)) is None:
+            return None
+        pid, watcher = launched(folder) or (0, 0)
+        storage = "memory" if folder.parent.name.startswith("pg-harness-") else "disk"
+        project, purpose, server_id = match.groups()
+        return cls(project, purpose, server_id, "", "", storage, "", "", pid=pid, watcher=watcher)
+
+    @property
+    def whole(self) -> bool:
+        """Whether there was a file; else nothing but the folder's name is known."""
+        return bool(self.version)
 
     def running(self, folder: Path) -> bool:
         """Whether its postmaster runs: by PostgreSQL's own pid file, and not another process of that number."""
@@ -83,7 +130,9 @@ class Record:
         if self.pid <= 0 or first.strip() != str(self.pid) or not alive(self.pid):
             return False
         try:
-            return os.path.samefile(f"/proc/{self.pid}/cwd", data)
+            process = os.stat(f"/proc/{self.pid}")
+            # The server's own user writes those numbers, and must not have somebody else's process ended.
+            return process.st_uid == data.stat().st_uid and os.path.samefile(f"/proc/{self.pid}/cwd", data)
         except OSError:
             return sys.platform != "linux"
 

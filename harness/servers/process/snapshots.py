@@ -16,10 +16,10 @@ from harness.config.state_file import StateFile
 from harness.errors import BackendError, ServerStartError
 from harness.postgres import roles
 from harness.postgres.session import Session
-from harness.servers.port import CUT_OFF, STOP_PATIENCE, Origin, ServerInfo, Snapshot, SnapshotStore, private
+from harness.servers.port import STOP_PATIENCE, Origin, ServerInfo, Snapshot, SnapshotStore, private
 from harness.servers.process import cluster
 from harness.servers.process.record import Record, log_tail
-from harness.servers.process.user import ServerUser, being_filled, make_folder, renamed_last
+from harness.servers.process.user import ServerUser, is_old, make_folder, remove_cut_off, renamed_last
 
 if TYPE_CHECKING:
     from harness.servers.process.backend import ProcessBackend
@@ -138,26 +138,15 @@ class ProcessSnapshots(SnapshotStore):
         return _remove(Path(snapshot.ref))
 
     def leftovers(self) -> Sequence[str]:
-        """Half-written and half-removed snapshots, and servers that were cut off before they ran."""
-        gone = []
-        for path in sorted(self.folder.glob(f"{_PREFIX}*.*")):
-            if path.is_dir() and _old(path) and not being_filled(path):
-                shutil.rmtree(path, ignore_errors=True)
-                gone.append(str(path))
+        """Half-written and half-removed folders of the cache, and servers that were cut off before they ran."""
+        gone = remove_cut_off(self.folder)
         for info in self._backend.list(None):
             # Those that run end by their switch; the others may be starting just now.
             own = private(info.purpose)
-            if own and _old(Path(info.handle)) and self._backend.find(info.project, info.purpose) is None:
+            if own and is_old(Path(info.handle)) and self._backend.find(info.project, info.purpose) is None:
                 self._backend.stop(info)
                 gone.append(info.handle)
         return gone
-
-
-def _old(path: Path) -> bool:
-    try:
-        return time.time() - path.stat().st_mtime > CUT_OFF
-    except OSError:
-        return False
 
 
 def _read(path: Path) -> Snapshot | None:

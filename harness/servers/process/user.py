@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from typing import Any
 from harness.config import own_folder
 from harness.config.project import file_lock, not_ours, unwritable
 from harness.errors import BackendUnavailable, ServerStartError
+from harness.servers.port import CUT_OFF
 from harness.servers.process.binaries import Binaries
 
 COMMON = Path("/var/lib/pg-harness")
@@ -217,51 +220,70 @@ def make_once(target: Path, make: Callable[[], None], *, timeout: float, waiting
 @contextmanager
 def renamed_last(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` to be filled, which takes its name at the end: what was cut off is never used."""
-    aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
-    try:
-        with _held(aside):
-            yield aside
-            aside.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    while True:
+        aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+        with _held(aside) as held:
+            if held is False:
+                continue
+            try:
+                yield aside
+                aside.rename(target)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+            return
 
 
-def being_filled(aside: Path) -> bool:
-    """Whether a living process fills that folder of :func:`renamed_last`: its age tells nothing where the clock was set."""
+_ASIDE = re.compile(r".+\.[a-z0-9_]{8}")
+
+
+def remove_cut_off(folder: Path) -> list[str]:
+    """Remove what is being filled, or taken away, by nobody any more; return the paths."""
+    gone = []
+    for path in sorted(folder.glob("*-*")):
+        if not _ASIDE.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        with _held(path) as held:
+            if held or (held is None and is_old(path)):
+                shutil.rmtree(path, ignore_errors=True)
+                gone.append(str(path))
+    return gone
+
+
+def is_old(path: Path) -> bool:
+    """Whether it was last changed so long ago that its maker must be dead."""
     try:
-        with _held(aside):
-            return False
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
+        return time.time() - path.stat().st_mtime > CUT_OFF
+    except OSError:
         return False
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Lock a folder while the block runs; the kernel lets go of it when we die.
+def _held(folder: Path) -> Iterator[bool | None]:
+    """Whether a folder is there and nobody else holds it; held meanwhile, until we die at the latest.
 
-    Raises:
-        BlockingIOError: somebody else holds it.
+    Its age would tell nothing where the clock was set. None on a file system without locks.
     """
-    if os.name == "nt":
-        # There a folder cannot be opened.
-        yield
-        return
+    # Here: Windows has no such module, and no local servers of ours.
     import fcntl
 
-    held = os.open(folder, os.O_RDONLY)
+    held: bool | None
     try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:
-            # A file system without locks: the folder's age has to do.
-            pass
-        yield
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between its making and this lock somebody may have taken it for cut off.
+        held = folder.is_dir()
+    except BlockingIOError:
+        held = False
+    except OSError:
+        held = None
+    try:
+        yield held
     finally:
-        os.close(held)
+        os.close(descriptor)
 
 
 def _copy_prefix(prefix: Path, target: Path) -> None:

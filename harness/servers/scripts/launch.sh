@@ -3,6 +3,7 @@
 #   launch.sh BIN DATA LOG SETTINGS [KEY TTL DIRECTORY [PID]]  with PID, of the postmaster: the watcher alone
 # PGHOST, PGPORT and PGPASSFILE are the watcher's.
 set -eu
+umask 077
 here=${0%/*}
 bin=$1 data=$2 log=$3 settings=$4
 shift 4
@@ -20,4 +21,6 @@ if [ -n "$ttl" ]; then
     /bin/sh "$here/watch.sh" watch "$pid" "$bin/psql" "$key" "$ttl" "$directory" </dev/null >>"$log" 2>&1 &
     watcher=$!
 fi
+# Whoever called may be gone by now, and must be able to find them the next time.
+echo "$pid $watcher" >"$here/launched"
 echo "$pid $watcher"

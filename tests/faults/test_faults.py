@@ -1,0 +1,77 @@
+"""A sample of all faults: wherever a command fails, hangs or is killed, the next one works and a sweep leaves nothing.
+
+``scripts/faults --all`` tries all of them; a failure prints the line that tries it again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+
+import pytest
+from fix_faults import COMMANDS, Search, docker, plant
+from fix_servers import enterable_folder
+
+from harness.servers.port import ServerInfo
+
+SEED = int(os.environ.get("PGHARNESS_TEST_FAULT_SEED") or random.randrange(10**6))
+
+SIZES = {
+    "up": 20, "run": 18, "down": 8, "bake": 10, "own": 8, "up-again": 40, "fresh": 40, "reset": 52, "mark": 40,
+    "run-warm": 40, "gc": 20, "pytest": 6, "worker": 6, "docker-up": 6, "docker-run": 5, "docker-down": 5,
+    "docker-bake": 5,
+}  # fmt: skip
+"""How many of each command: more than 300 on local servers."""
+
+
+@pytest.fixture
+def search(
+    server_of: Callable[[str], ServerInfo], capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], Search]:
+    """Tries a sample on one backend, beside somebody else's server."""
+
+    def run(backend: str) -> Search:
+        canary = server_of("15").dsn
+        plant(canary)
+
+        def tell(line: str) -> None:
+            with capsys.disabled():
+                print(f"\n{line}", end="", flush=True)
+
+        commands = [command for command in COMMANDS if command.backend == backend]
+        with enterable_folder("faults") as top:
+            search = Search(
+                top, commands, SEED, lambda command: SIZES[command.name], tell=tell, canary=canary
+            )
+            tell(f"faults of the seed {SEED} (PGHARNESS_TEST_FAULT_SEED):")
+            search.run()
+            tell(search.table())
+        return search
+
+    return run
+
+
+@pytest.mark.server
+@pytest.mark.timeout(900)
+def test_faults_of_local_servers(search: Callable[[str], Search]) -> None:
+    found = search("process")
+    assert found.failures == []
+    assert sum(found.tried.values()) >= 300
+
+
+@pytest.mark.docker
+@pytest.mark.server
+@pytest.mark.timeout(600)
+def test_faults_of_the_daemon(search: Callable[[str], Search]) -> None:
+    container = docker(
+        "run", "-d", "--name", f"pgh-canary-{os.getpid()}", "pgharness-test:busybox", "sleep", "900"
+    )
+    looks = "{{.Id}} {{.State.StartedAt}} {{.State.Status}} {{.RestartCount}} {{json .Config}}"
+    try:
+        before = docker("inspect", "-f", looks, *container)
+        found = search("docker")
+        assert found.failures == []
+        assert docker("inspect", "-f", looks, *container) == before
+    finally:
+        docker("rm", "-f", *container)
