@@ -141,7 +141,7 @@ class DockerSnapshots(SnapshotStore):
         """Containers that do not run and whose maker was killed: builders before their commit, servers before their start,
         those that tell an image's version; and images that another one has taken the tag from."""
         daemon = self._backend.daemon
-        gone = [*self._untagged(), *self._asked_by_nobody()]
+        gone = [*self._asked_by_nobody()]
         with translated("list its containers"):
             containers = daemon.client.containers.list(
                 all=True,
@@ -172,15 +172,6 @@ class DockerSnapshots(SnapshotStore):
             if snapshot.name not in image.tags and over and self.remove(snapshot):
                 gone.append(f"{snapshot.name} without its tag ({image.short_id})")
         return gone
-
-    def _untagged(self) -> Iterator[str]:
-        daemon = self._backend.daemon
-        with translated("list its images"):
-            images = daemon.client.images.list(filters={"label": f"{LABEL}.baked", "dangling": True})
-        for image in images:
-            found = _snapshot(image)
-            if found is not None and self.remove(found):
-                yield image.short_id
 
     def _asked_by_nobody(self) -> Iterator[str]:
         daemon = self._backend.daemon
