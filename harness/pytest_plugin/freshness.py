@@ -96,7 +96,10 @@ class Refresher:
         """Before every fixture of the test."""
         if self._off:
             return (yield)
-        self._begin(item)
+        try:
+            self._begin(item)
+        except HarnessError as error:
+            self._problem = f"pg-harness: the database could not be looked at: {error}"
         try:
             return (yield)
         finally:

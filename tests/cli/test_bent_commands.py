@@ -122,7 +122,7 @@ def lines(text: str) -> dict[str, str]:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
-def tested(project: Project, environ: dict[str, str]) -> dict[str, str]:
+def by_pytest(project: Project, environ: dict[str, str]) -> dict[str, str]:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider"], cwd=project.root, text=True,
         env={**project.environ, "PYTHONPATH": str(INSTALLED), **environ}, capture_output=True, check=False, timeout=120,
@@ -146,7 +146,7 @@ def test_warm_up_and_run(warm: Project, name: str) -> None:
 @pytest.mark.parametrize("names", COSTLY)
 def test_warm_pytest(warm: Project, names: list[str]) -> None:
     before = servers(warm)
-    check(tested(warm, bent(*names)), names)
+    check(by_pytest(warm, bent(*names)), names)
     assert servers(warm) == before
 
 
@@ -163,7 +163,7 @@ def test_cold(cold: Project, names: list[str]) -> None:
 
 def test_cold_pytest(cold: Project) -> None:
     names = variables()
-    check(tested(cold, bent(*names)), names)
+    check(by_pytest(cold, bent(*names)), names)
 
 
 def test_all_at_once_for_every_other_command(warm: Project) -> None:

@@ -90,7 +90,8 @@ def test_grants_and_settings_of_the_owner_are_the_workers(link: Link, leasing: L
     )
     with leasing(migrated) as lease:
         assert acl(link, lease) == {f"{lease.dsn.user}=Cc/{lease.dsn.user}"}
-        with Session.connect(lease.dsn) as session:
+        # A session of ours has limits of its own.
+        with Session.connect(lease.dsn, limited=False) as session:
             shown = "select current_setting('work_mem'), current_setting('statement_timeout')"
             assert session.row(shown) == ("5MB", "90s")
 

@@ -21,7 +21,7 @@ def test_a_snapshot_that_is_being_made_is_not_left_over(folders: tuple[Path, Pat
         assert (aside / "half").exists()
     made = store.folder / "base-0123"
     # Cut off: nobody holds it any more.
-    half = made.rename(store.folder / "base-0123.cut")
+    half = made.rename(store.folder / "base-0123.0a1b2c3d")
     os.utime(half, (1, 1))
     assert store.leftovers() == [str(half)]
     assert not half.exists()

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from harness.errors import out_of_files
+
 FORWARDED = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -49,6 +51,7 @@ def start(
 
     Raises:
         NotStarted: it is not found by the PATH that it is given, or the system refuses it.
+        BackendError: we may open no further file.
     """
     pipe = subprocess.PIPE if piped else None
     try:
@@ -60,6 +63,8 @@ def start(
             stderr=pipe,
         )
     except OSError as error:
+        if (full := out_of_files(error)) is not None:
+            raise full from error
         path = (
             f" (PATH is {environ.get('PATH', '')!r} for it)" if isinstance(error, FileNotFoundError) else ""
         )

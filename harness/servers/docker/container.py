@@ -182,12 +182,13 @@ def _plainly(text: str, image: str, foreign: str) -> str | None:
 
 
 def _state(container: Any) -> dict[str, Any] | None:
-    try:
-        container.reload()
-    except Exception as error:
-        if gone(error):
-            return None
-        raise
+    with translated(f"look at the container {container.short_id}"):
+        try:
+            container.reload()
+        except Exception as error:
+            if gone(error):
+                return None
+            raise
     state: dict[str, Any] = container.attrs["State"]
     return state
 
