@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -242,7 +242,7 @@ def remove_cut_off(folder: Path) -> list[str]:
     for path in sorted(folder.glob("*-*")):
         if not _ASIDE.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
             continue
-        with _held(path) as held:
+        with suppress(OSError), _held(path) as held:
             if held or (held is None and is_old(path)):
                 shutil.rmtree(path, ignore_errors=True)
                 gone.append(str(path))
@@ -262,6 +262,9 @@ def _held(folder: Path) -> Iterator[bool | None]:
     """Whether a folder is there and nobody else holds it; held meanwhile, until we die at the latest.
 
     Its age would tell nothing where the clock was set. None on a file system without locks.
+
+    Raises:
+        OSError: it cannot be opened (no right, no file descriptor left).
     """
     # Here: Windows has no such module, and no local servers of ours.
     import fcntl
@@ -269,7 +272,7 @@ def _held(folder: Path) -> Iterator[bool | None]:
     held: bool | None
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
+    except FileNotFoundError:
         yield False
         return
     try:
