@@ -228,6 +228,8 @@ def _external(
     name = f"ext_{os.urandom(4).hex()}"
     with Session.connect(info.dsn) as session:
         session.execute(f"create role {name} login password 'secret' {attributes}")
+        # Ours, which a run of ours may have closed.
+        session.execute(f"grant connect on database postgres to {name}")
     # Other tests have made databases there.
     url = info.dsn.with_user(name, "secret").url
     return migrated(TABLES, backend="auto", server_url=url, allow_foreign=True, **values)
