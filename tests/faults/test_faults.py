@@ -19,8 +19,8 @@ SEED = int(os.environ.get("PGHARNESS_TEST_FAULT_SEED") or random.randrange(10**6
 
 SIZES = {
     "up": 20, "run": 18, "down": 8, "bake": 10, "own": 8, "up-again": 40, "fresh": 40, "reset": 52, "mark": 40,
-    "run-warm": 40, "gc": 20, "pytest": 6, "worker": 6, "docker-up": 6, "docker-run": 5, "docker-down": 5,
-    "docker-bake": 5,
+    "run-warm": 40, "gc": 20, "pytest": 6, "worker": 6, "docker-up": 4, "docker-run": 4, "docker-down": 3,
+    "docker-bake": 4,
 }  # fmt: skip
 """How many of each command: more than 300 on local servers."""
 
