@@ -91,6 +91,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def _on_17(item: pytest.Item) -> bool:
+    return (
+        isinstance(item, pytest.Function)
+        and getattr(item, "callspec", None) is not None
+        and (item.callspec.params.get("reset_server") == 17)
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
@@ -98,6 +106,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("server")
         if fixtures & DOCKER_FIXTURES:
             item.add_marker("docker")
+        if item.path.name.startswith("test_depth_") and _on_17(item):
+            # What the log says there, 15 or 18 says too; the random workloads run on all three.
+            item.add_marker("slow")
         if item.get_closest_marker("slow") is not None and os.environ.get("PGHARNESS_TEST_LONG") != "1":
             item.add_marker(pytest.mark.skip(reason="a longer search: PGHARNESS_TEST_LONG=1 runs it"))
     # The longest files: one of them that begins last is waited for, alone.
