@@ -90,15 +90,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(problem)
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def _on_17(item: pytest.Item) -> bool:
-    return (
-        isinstance(item, pytest.Function)
-        and getattr(item, "callspec", None) is not None
-        and (item.callspec.params.get("reset_server") == 17)
-    )
+    chosen = getattr(item, "callspec", None)
+    return chosen is not None and chosen.params.get("reset_server") == 17
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
