@@ -55,24 +55,27 @@ def make(folder: Path, mode: int = 0o700) -> None:
         OSError: it cannot be made.
     """
     try:
-        os.mkdir(folder, mode)
-    except FileExistsError:
-        if not folder.is_dir():
-            raise
-        return
+        new = _new(folder, mode)
     except FileNotFoundError:
         if folder.parent == folder:
             raise
         make(folder.parent, mode)
-        try:
-            os.mkdir(folder, mode)
-        except FileExistsError:
-            # Somebody else was quicker. Not called again: in some places (/proc) a folder is missing for ever.
-            if not folder.is_dir():
-                raise
-            return
-    # mkdir(2) takes the umask off: with 0 others could write, with 0777 we could not.
-    os.chmod(folder, mode)
+        # Not `make` again: in some places (/proc) a folder is missing for ever.
+        new = _new(folder, mode)
+    if new:
+        # mkdir(2) takes the umask off: with 0 others could write, with 0777 we could not.
+        os.chmod(folder, mode)
+
+
+def _new(folder: Path, mode: int) -> bool:
+    """Make it; False where it is there, or somebody else was quicker."""
+    try:
+        os.mkdir(folder, mode)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return False
+    return True
 
 
 def user_name(uid: int) -> str:
