@@ -172,7 +172,8 @@ def _servers(context: Context) -> Iterator[str]:
     if context.settings.server_url is not None:
         yield "an external server is named: its log is with whoever runs it"
         return
-    asked = inventory.Asked.of(context.project)
+    # Not anew: `doctor` has asked, and one that is silent costs its time-out.
+    asked = context.asked
     for word, why in asked.silent.items():
         yield f"{word} cannot be asked: {why}"
     found = inventory.servers(context.project, asked=asked)

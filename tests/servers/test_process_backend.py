@@ -223,13 +223,15 @@ def test_a_killed_postmaster_is_replaced(place: Checkout) -> None:
         assert second.info.server_id != first.info.server_id
 
 
-@pytest.mark.parametrize("pinned", [True, False], ids=["with pidfd", "without"])
-def test_a_number_that_is_another_process_by_now_is_not_signalled(
-    place: Checkout, monkeypatch: pytest.MonkeyPatch, pinned: bool
-) -> None:
-    """Of the postmaster and of its watcher: both have ended, and others have got their numbers."""
-    if not pinned:
+@pytest.fixture(params=[True, False], ids=["with pidfd", "without"])
+def pidfd(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to hold a process: not every system has descriptors of them."""
+    if not request.param:
         monkeypatch.delattr(os, "pidfd_open", raising=False)
+
+
+def test_a_number_that_is_another_process_by_now_is_not_signalled(place: Checkout, pidfd: None) -> None:
+    """Of the postmaster and of its watcher: both have ended, and others have got their numbers."""
     ours = backend(place)
     info = ours.start(place.request())
     folder = Path(info.handle)
@@ -250,12 +252,7 @@ def test_a_number_that_is_another_process_by_now_is_not_signalled(
         second.kill()
 
 
-@pytest.mark.parametrize("pinned", [True, False], ids=["with pidfd", "without"])
-def test_server_and_watcher_end_with_and_without_pidfd(
-    place: Checkout, monkeypatch: pytest.MonkeyPatch, pinned: bool
-) -> None:
-    if not pinned:
-        monkeypatch.delattr(os, "pidfd_open", raising=False)
+def test_server_and_watcher_end_with_and_without_pidfd(place: Checkout, pidfd: None) -> None:
     ours = backend(place)
     info = ours.start(place.request())
     record = Record.read(Path(info.handle))

@@ -18,7 +18,7 @@ from harness.servers import memory
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
-from harness.servers.docker.daemon import Daemon, connect, gone, translated
+from harness.servers.docker.daemon import Daemon, connect, translated
 from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, Shelf, SnapshotStore
 
 logger = logging.getLogger("pg_harness.servers.docker")
@@ -298,11 +298,5 @@ _NOWHERE = Dsn("127.0.0.1", 1, "postgres", "", "postgres")
 
 def _idle(container: Any) -> bool:
     """Whether a container that is there does not run: it was not started yet, or has ended."""
-    with translated(f"look at the container {container.short_id}"):
-        try:
-            container.reload()
-        except Exception as error:
-            if gone(error):
-                return False
-            raise
-    return container.status in ("created", "exited", "dead")
+    state = container_.state_of(container)
+    return state is not None and state["Status"] in ("created", "exited", "dead")

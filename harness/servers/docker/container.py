@@ -148,7 +148,7 @@ def wait(
     def died() -> str | None:
         if output is not None and not output.ended.is_set():
             return None
-        state = _state(container)
+        state = state_of(container)
         if state is None:
             return f"the container of {info.description} ended at once"
         if state.get("Running"):
@@ -181,7 +181,8 @@ def _plainly(text: str, image: str, foreign: str) -> str | None:
     return None
 
 
-def _state(container: Any) -> dict[str, Any] | None:
+def state_of(container: Any) -> dict[str, Any] | None:
+    """What the daemon says of it now; None where it is gone."""
     with translated(f"look at the container {container.short_id}"):
         try:
             container.reload()
@@ -225,7 +226,7 @@ def _ask_to_remove(daemon: Daemon, handle: str) -> int:
 
 
 def _wait_for_address(daemon: Daemon, container: Any, password: str) -> Dsn:
-    state = _state(container)
+    state = state_of(container)
     if state is None or not state.get("Running"):
         # It ended at once: any address will do, the wait sees the end and shows the log.
         return Dsn("127.0.0.1", 1, "postgres", password, "postgres")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from harness.config import own_folder
+from harness.config import own_folder, processes
 from harness.config.state_file import StateFile, Unreadable
 from harness.servers import defaults
 
@@ -186,14 +186,8 @@ def open_log(folder: Path) -> IO[str]:
 
 def alive(pid: int) -> bool:
     """Whether a process runs; one that ended and waits for its parent does not count."""
-    if pid <= 0:
+    if not processes.alive(pid):
         return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
