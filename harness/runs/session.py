@@ -79,6 +79,7 @@ class ServerSession:
         self.link = Link(server.admin_dsn, server.info.server_id, session=server.session)
         self.templates = dict(templates or {})
         self.leases: list[Lease] = []
+        self._links: dict[Lease, Link] = {}
         self.lock = threading.RLock()
         self._workers = workers
         self._progress = progress
@@ -236,16 +237,17 @@ class ServerSession:
 
     # --- leases ------------------------------------------------------------------------------------
 
-    def lease(self, worker: str, *, watch: bool | None = None) -> Lease:
+    def lease(self, worker: str, *, watch: bool | None = None, apart: bool = False) -> Lease:
         """A fresh clone of every database for one worker.
 
         Args:
             watch: see :meth:`harness.runs.harness.Harness.lease`.
+            apart: it is reset over a connection of its own, so that leases can be reset side by side, in threads.
         """
         with self.lock:
             for index, database in enumerate(self.settings.databases):
                 self.clones.claim(self.templates[database.name], self._claim(worker, index))
-            lease = self._leased(worker)
+            lease = self._leased(worker, apart=apart)
         if freshness.of(self.settings).watches if watch is None else watch:
             lease.watch()
         return lease
@@ -264,7 +266,9 @@ class ServerSession:
                     made = self.templates[database.name]
                     self.clones.claim(made, claim, before=partial(before, made, name))
 
-    def _leased(self, worker: str) -> Lease:
+    def _leased(self, worker: str, *, apart: bool) -> Lease:
+        # An advisory lock belongs to a connection: two threads on one would both have it.
+        link = self.link.another() if apart else None
         leased = {}
         for index, database in enumerate(self.settings.databases):
             claim = self._claim(worker, index)
@@ -277,7 +281,7 @@ class ServerSession:
                 claim,
             )
         lease = Lease(
-            self.clones,
+            self.clones if link is None else self._clones_over(link),
             leased,
             run=self.run,
             worker=worker,
@@ -287,6 +291,8 @@ class ServerSession:
             reset_timeout=self.settings.reset_timeout,
         )
         self.leases.append(lease)
+        if link is not None:
+            self._links[lease] = link
         return lease
 
     def _claim(self, worker: str, index: int) -> Claim:
@@ -295,6 +301,8 @@ class ServerSession:
     def _released(self, lease: Lease) -> None:
         if lease in self.leases:
             self.leases.remove(lease)
+        if (link := self._links.pop(lease, None)) is not None:
+            link.close()
         if not self.leases:
             self._unused(self)
 
@@ -459,6 +467,8 @@ class ServerSession:
     def _leave(self) -> None:
         for lease in self.leases:
             lease.disconnect()
+        for link in self._links.values():
+            link.close()
         if self._life is not None:
             self._life.close()
         self.link.close()

@@ -17,6 +17,7 @@ from harness.cli.run.child import NotStarted, call
 from harness.cli.run.copies import run_copies
 from harness.cli.run.watch import not_isolated
 from harness.config import environment
+from harness.control.serving import Serving
 from harness.databases import freshness
 from harness.databases.lease import Lease
 from harness.errors import HarnessError
@@ -40,6 +41,9 @@ EPILOG = """\
 Variables of libpq that would bend these addresses (PGHOSTADDR, PGSERVICE, PGOPTIONS, PGSSLMODE, …) are removed.
 
   PGHARNESS_WORKERS   how many databases the command has (-n)
+  PGHARNESS_CONTROL_URL, PGHARNESS_CONTROL_TOKEN
+                      resets and leases over HTTP for any language (docs/control.md); `pg-harness reset 2`, `mark`,
+                      `url`, `env` and `psql` inside the command mean this run's databases
   PGHARNESS_COPY      with --copies: which copy this is, from 1
   PGHARNESS_COPIES    with --copies: how many there are
   NAME, NAME_1 …      your own variables of [tool.pg-harness.env], one for each worker with -n
@@ -48,7 +52,9 @@ Signals are passed on. The exit code is the command's own, 128 + n where signal 
 not exist, 126 where it cannot be run; with --copies the worst of them all.
 """
 
-_OF_AN_OUTER_RUN = re.compile(r"DATABASE_URL_\d+|PGHARNESS_(WORKERS|COPY|COPIES|RUN)")
+_OF_AN_OUTER_RUN = re.compile(
+    r"DATABASE_URL_\d+|PGHARNESS_(WORKERS|COPY|COPIES|RUN|LEASE|CONTROL_URL|CONTROL_TOKEN)"
+)
 
 
 TAKES_COMMAND = True
@@ -84,12 +90,14 @@ def run(context: Context) -> int:
     try:
         _fits(harness, workers)
         _say_how_resets_are_made(harness)
-        leases = harness.leases(workers)
-        if copies:
-            values = [_of_copy(harness, lease, copies) for lease in leases]
-            result = run_copies(context, context.command, [_child(context, v) for v in values])
-        else:
-            result = _run_one(context, harness, leases, context.command)
+        # Whoever shares a server is reset beside the others: see ServerSession.lease.
+        leases = harness.leases(workers, watch=None, apart=harness.shared is not None)
+        with Serving(harness, leases, each=copies is not None) as serving:
+            if copies:
+                values = [_of_copy(harness, lease, copies, serving) for lease in leases]
+                result = run_copies(context, context.command, [_child(context, v) for v in values])
+            else:
+                result = _run_one(context, harness, leases, serving, context.command)
     except NotStarted as error:
         # It was found before, by the PATH of ours: `env` in the settings may give it another one.
         context.console.error(error.message)
@@ -124,8 +132,10 @@ def _close(context: Context, harness: Harness) -> None:
         )
 
 
-def _run_one(context: Context, harness: Harness, leases: Sequence[Lease], command: Sequence[str]) -> int:
-    code = call(command, _child(context, _of_all(harness, leases)))
+def _run_one(
+    context: Context, harness: Harness, leases: Sequence[Lease], serving: Serving, command: Sequence[str]
+) -> int:
+    code = call(command, _child(context, {**_of_all(harness, leases), **serving.variables()}))
     # With a server each there is nobody's first database to be in.
     if len(leases) > 1 and harness.shared is not None:
         for line in not_isolated(harness.shared.link.session, [lease.dsn.database for lease in leases]):
@@ -137,13 +147,14 @@ def _of_all(harness: Harness, leases: Sequence[Lease]) -> dict[str, str]:
     """Worker 1's variables, and everybody's with a number."""
     each = {str(number): harness.variables(lease) for number, lease in enumerate(leases, 1)}
     tables = (database.env for database in harness.settings.databases)
-    return {**each["1"], **environment.numbered(tables, each), "PGHARNESS_RUN": harness.run}
+    return {**each["1"], **environment.numbered(tables, each)}
 
 
-def _of_copy(harness: Harness, lease: Lease, copies: int) -> dict[str, str]:
+def _of_copy(harness: Harness, lease: Lease, copies: int, serving: Serving) -> dict[str, str]:
     """A copy looks like a run with one database: it must not find the others' by accident."""
     return {
         **_of_all(harness, [lease]),
+        **serving.variables(int(lease.worker)),
         "PGHARNESS_COPY": lease.worker,
         "PGHARNESS_COPIES": str(copies),
     }

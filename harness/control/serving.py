@@ -1,0 +1,69 @@
+"""A run's control interface as a whole: the table of its leases, the server, tokens, and the variables that lead there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+from harness.control.leases import LeaseTable
+from harness.control.server import ControlServer, Waits, new_token
+from harness.control.variables import LEASE, RUN, TOKEN, URL
+
+if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+    from harness.databases.lease import Lease
+    from harness.runs.harness import Harness
+
+
+class Serving:
+    """The control interface of a run, while it is served. A context manager.
+
+    Args:
+        leases: in the order of their numbers.
+        port: 0: any that is free.
+        each: a token for each lease, besides the one that is good for all.
+
+    Raises:
+        As :class:`harness.control.server.ControlServer`.
+    """
+
+    def __init__(
+        self, harness: Harness, leases: Sequence[Lease], *, port: int = 0, each: bool = False
+    ) -> None:
+        self.table = LeaseTable(harness, leases)
+        self._token = new_token()
+        self._each = {number: new_token() for number in range(1, len(leases) + 1)} if each else {}
+        self.server = ControlServer(self._application, port=port)
+
+    def _application(self, waits: Waits) -> WSGIApplication:
+        # When the first client connects.
+        from harness.control.api import ControlApi
+
+        scopes = {token: number for number, token in self._each.items()}
+        return ControlApi(self.table, {self._token: None, **scopes}, waits=waits)
+
+    def variables(self, number: int | None = None) -> dict[str, str]:
+        """What leads a program here.
+
+        Args:
+            number: with the token of one lease; None: with that of the run.
+        """
+        found = {URL: self.server.url, RUN: self.table.run}
+        if number is None:
+            return {**found, TOKEN: self._token}
+        return {**found, TOKEN: self._each[number], LEASE: str(number)}
+
+    def close(self) -> None:
+        """Answer nobody any more. Twice is once."""
+        self.table.close()
+        self.server.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Serving {self.server.url} {self.table!r}>"
