@@ -173,6 +173,8 @@ def _waitress(application: WSGIApplication, bound: socket.socket) -> Any:
         max_request_body_size=LONGEST_BODY,
         max_request_header_size=LONGEST_BODY,
         channel_timeout=IDLE,
+        # Else nobody notices that a client which waits has gone, and it is given a lease.
+        channel_request_lookahead=1,
         connection_limit=MOST_CONNECTIONS,
         asyncore_use_poll=True,
         log_socket_errors=False,
