@@ -15,6 +15,7 @@ from harness.cli.context import Context
 from harness.cli.options import Word, completing, flag, json_flag
 from harness.cli.parser import Usage
 from harness.config import decisions
+from harness.control.variables import URL
 from harness.errors import LeaseError
 from harness.postgres.names import Kind
 from harness.reset.report import STRATEGIES, ResetReport
@@ -78,6 +79,10 @@ def run(context: Context) -> int:
                 everything=bool(given.get("all")),
                 dry_run=bool(given.get("dry_run")),
             )
+    if given.get("all") and inside.run_of(context):
+        raise Usage(
+            f"inside a run, --all means the databases of that run; {URL}, which leads to them, is not set here"
+        )
     act = _tell if given.get("dry_run") else _reset
     reports: list[dict[str, Any]] = []
     if given.get("all"):
