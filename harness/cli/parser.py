@@ -23,6 +23,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "url": ("url", "the URL of one database"),
     "env": ("env", "the environment variables of one database"),
     "run": ("run.command", "run a command with databases of its own, and drop them when it ends"),
+    "serve": ("serve", "serve a run's databases without a command, until it is told to stop"),
     "psql": ("psql", "open psql on one database"),
     "mark": ("mark", "make your databases' present state the one that `reset` comes back to"),
     "reset": ("reset", "bring databases back to your mark, or to their migrations' state"),

@@ -93,10 +93,19 @@ class ControlApi:
         table: the leases.
         tokens: bearer token → what it is good for.
         waits: see :data:`harness.control.server.Waits`.
+        stop: what ends the run; None: the end of its command.
     """
 
-    def __init__(self, table: LeaseTable, tokens: Mapping[str, Scope], *, waits: Waits = nullcontext) -> None:
+    def __init__(
+        self,
+        table: LeaseTable,
+        tokens: Mapping[str, Scope],
+        *,
+        waits: Waits = nullcontext,
+        stop: Callable[[], None] | None = None,
+    ) -> None:
         self._table = table
+        self._stop = stop
         self._waits = waits
         self._tokens = {token.encode(): scope for token, scope in tokens.items()}
         self._routes: list[tuple[str, re.Pattern[str], Callable[..., Answer]]] = [
@@ -108,6 +117,7 @@ class ControlApi:
             ("GET", re.compile(r"/v1/changes/(?P<id>[^/]+)"), self._changes),
             ("GET", re.compile(r"/v1/env/(?P<id>[^/]+)"), self._env),
             ("GET", re.compile(r"/v1/status"), self._status),
+            ("POST", re.compile(r"/v1/stop"), self._end),
         ]
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -231,6 +241,15 @@ class ControlApi:
 
     def _status(self, request: Request, scope: Scope) -> Answer:
         return Answer(HTTPStatus.OK, self._table.status())
+
+    def _end(self, request: Request, scope: Scope) -> Answer:
+        if self._stop is None or scope is not None:
+            raise Refused(
+                HTTPStatus.FORBIDDEN,
+                "this run ends with the command that it was started for; what `pg-harness serve` serves can be stopped",
+            )
+        self._stop()
+        return Answer(HTTPStatus.NO_CONTENT)
 
 
 def _number(word: str, scope: Scope) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from harness.control.variables import LEASE, RUN, TOKEN, URL
 from harness.errors import BackendError, ConfigError, HarnessError, LeaseError, LeaseLost
@@ -19,7 +20,7 @@ class ControlClient:
     """The control interface of the run that this process belongs to.
 
     Args:
-        url: ``http://HOST:PORT``.
+        url: ``http://HOST:PORT``, or ``unix://PATH``.
         token: its bearer token.
         run: sixteen hex digits that name the run; empty where it is not known.
         lease: the one that the token is good for; None: all.
@@ -29,8 +30,12 @@ class ControlClient:
     """
 
     def __init__(self, url: str, token: str, *, run: str = "", lease: int | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            right = parts.scheme == "unix" or (parts.scheme == "http" and parts.hostname and parts.port)
+        except ValueError:
+            right = None
+        if not right:
             raise ConfigError(
                 f"{URL} must be an address such as http://127.0.0.1:41234", key=URL, origin=URL, value=url
             )
@@ -38,7 +43,11 @@ class ControlClient:
         self.run = run
         self.lease = lease
         self._token = token
-        self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=PATIENCE)
+        self._connection = (
+            _OverPath(unquote(parts.path))
+            if parts.scheme == "unix"
+            else http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=PATIENCE)
+        )
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Self | None:
@@ -88,6 +97,14 @@ class ControlClient:
         """``urls`` of the databases and ``env`` of one lease."""
         return self._ask("GET", f"/v1/env/{number}")
 
+    def stop(self) -> None:
+        """End what ``serve`` serves.
+
+        Raises:
+            ConfigError: it is the run of a command.
+        """
+        self._ask("POST", "/v1/stop")
+
     def status(self) -> dict[str, Any]:
         """Who holds which lease."""
         return self._ask("GET", "/v1/status")
@@ -124,6 +141,19 @@ class ControlClient:
 
     def __repr__(self) -> str:
         return f"<ControlClient {self.url} run {self.run}>"
+
+
+class _OverPath(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
 
 
 def _json(raw: bytes) -> dict[str, Any]:

@@ -235,6 +235,13 @@ _PATHS: dict[str, Any] = {
             "status", "Who holds which lease; no password.", {**_answer("Status"), **_refusals("413")}
         )
     },
+    "/v1/stop": {
+        "post": _operation(
+            "stop",
+            "End what `pg-harness serve` serves; its databases go.",
+            {**_DONE, **_refusals("403", "413")},
+        )
+    },
     "/healthz": {
         "get": _operation("health", "Whether it answers. Needs no token.", _answer("Health"), security=[])
     },

@@ -1,10 +1,11 @@
-"""The door to waitress: a socket on loopback that is bound at once, and served from the first connection on.
+"""The door to waitress: a socket, of loopback or of a path, that is bound at once, and served from the first connection on.
 
 A run whose command asks for nothing imports no HTTP library for it (docs/decisions/0085).
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -13,7 +14,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote
 
 from harness.errors import ConfigError, out_of_files
 
@@ -49,20 +52,21 @@ def new_token() -> str:
 
 
 class ControlServer:
-    """An HTTP server on loopback for one WSGI application, in a thread of its own. A context manager.
+    """An HTTP server for one WSGI application, in a thread of its own. A context manager.
 
     Args:
         application: makes it, with all that it imports, when the first client connects.
-        port: 0: any that is free.
+        at: a port of loopback (0: any that is free), or the path of a Unix socket, which its owner alone may use.
 
     Raises:
-        ConfigError: the port is not to be had. BackendError: we may open no further file.
+        ConfigError: the port or path is not to be had. BackendError: we may open no further file.
     """
 
-    def __init__(self, application: Callable[[Waits], WSGIApplication], *, port: int = 0) -> None:
+    def __init__(self, application: Callable[[Waits], WSGIApplication], *, at: int | Path = 0) -> None:
         self._application = application
-        self._socket = _bound(port)
-        self.port: int = self._socket.getsockname()[1]
+        self._path = at if isinstance(at, Path) else None
+        self._socket = _bound_to_path(at) if isinstance(at, Path) else _bound(at)
+        self.port: int = 0 if self._path else self._socket.getsockname()[1]
         self._stopping, self._stop = os.pipe()
         self._server: Any = None
         self._pid = os.getpid()
@@ -74,7 +78,9 @@ class ControlServer:
 
     @property
     def url(self) -> str:
-        """``http://127.0.0.1:PORT``."""
+        """``http://127.0.0.1:PORT``, or ``unix://PATH``."""
+        if self._path is not None:
+            return f"unix://{quote(str(self._path))}"
         return f"http://{LOOPBACK}:{self.port}"
 
     def _serve(self) -> None:
@@ -123,6 +129,8 @@ class ControlServer:
         if self._server is not None:
             self._server.task_dispatcher.shutdown(timeout=ENDING)
         self._socket.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
         os.close(self._stopping)
 
     def _end(self) -> None:
@@ -157,6 +165,38 @@ def _bound(port: int) -> socket.socket:
             value=str(port),
         ) from error
     return bound
+
+
+def _bound_to_path(path: Path) -> socket.socket:
+    """A Unix socket that listens. One that nobody answers at any more is replaced; whatever else is there stays."""
+    bound = socket.socket(socket.AF_UNIX)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        before = os.umask(0o177)
+        try:
+            bound.bind(str(path))
+        finally:
+            os.umask(before)
+        bound.listen(128)
+    except OSError as error:
+        bound.close()
+        why = (
+            "there is one already, or a file" if error.errno == errno.EADDRINUSE else error.strerror or error
+        )
+        raise ConfigError(
+            f"the control interface cannot listen at {path}: {why}", key="socket", value=str(path)
+        ) from error
+    return bound
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+    return True
 
 
 def _waitress(application: WSGIApplication, bound: socket.socket) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from harness.config import environment
 from harness.control.leases import LeaseTable
 from harness.control.server import ControlServer, Waits, new_token
 from harness.control.variables import LEASE, RUN, TOKEN, URL
@@ -21,7 +23,9 @@ class Serving:
 
     Args:
         leases: in the order of their numbers.
-        port: 0: any that is free.
+        at: where to listen; default: any free port of loopback.
+        token: default: a random one.
+        stop: called when a client asks for the end; None: only the end of the command ends it.
         each: a token for each lease, besides the one that is good for all.
 
     Raises:
@@ -29,19 +33,34 @@ class Serving:
     """
 
     def __init__(
-        self, harness: Harness, leases: Sequence[Lease], *, port: int = 0, each: bool = False
+        self,
+        harness: Harness,
+        leases: Sequence[Lease],
+        *,
+        at: int | Path = 0,
+        token: str = "",
+        stop: Callable[[], None] | None = None,
+        each: bool = False,
     ) -> None:
         self.table = LeaseTable(harness, leases)
-        self._token = new_token()
+        self._harness, self._leases = harness, list(leases)
+        self._token = token or new_token()
+        self._stop = stop
         self._each = {number: new_token() for number in range(1, len(leases) + 1)} if each else {}
-        self.server = ControlServer(self._application, port=port)
+        self.server = ControlServer(self._application, at=at)
 
     def _application(self, waits: Waits) -> WSGIApplication:
         # When the first client connects.
         from harness.control.api import ControlApi
 
         scopes = {token: number for number, token in self._each.items()}
-        return ControlApi(self.table, {self._token: None, **scopes}, waits=waits)
+        return ControlApi(self.table, {self._token: None, **scopes}, waits=waits, stop=self._stop)
+
+    def environment(self) -> dict[str, str]:
+        """All of a command's that has the whole run: worker 1's, everybody's with a number, and what leads here."""
+        each = {str(number): self._harness.variables(lease) for number, lease in enumerate(self._leases, 1)}
+        tables = (database.env for database in self._harness.settings.databases)
+        return {**each["1"], **environment.numbered(tables, each), **self.variables()}
 
     def variables(self, number: int | None = None) -> dict[str, str]:
         """What leads a program here.

@@ -135,7 +135,8 @@ def each(script: str, verbs: tuple[str, ...] = VERBS) -> str:
 
 
 @pytest.mark.parametrize(
-    ("word", "says"), [("3", "2 databases"), ("gw2", "they have numbers"), ("up", "numbers"), ("0", "numbers")]
+    ("word", "says"),
+    [("3", "2 databases"), ("gw2", "they have numbers"), ("up", "numbers"), ("0", "numbers")],
 )
 def test_a_word_that_the_run_has_not_is_an_error(project: Project, mine: str, word: str, says: str) -> None:
     out, err = inside(project, each(f"{PGH} VERB {word}"), "-n", "2")

@@ -88,7 +88,7 @@ def run(context: Context) -> int:
         progress=context.console.progress,
     )
     try:
-        _fits(harness, workers)
+        fits(harness, workers)
         _say_how_resets_are_made(harness)
         # Whoever shares a server is reset beside the others: see ServerSession.lease.
         leases = harness.leases(workers, watch=None, apart=harness.shared is not None)
@@ -103,13 +103,13 @@ def run(context: Context) -> int:
         context.console.error(error.message)
         result = error.exit_code
     except BaseException:
-        _close(context, harness)
+        close(context, harness)
         raise
-    _close(context, harness)
+    close(context, harness)
     return result
 
 
-def _fits(harness: Harness, workers: int) -> None:
+def fits(harness: Harness, workers: int) -> None:
     """Before anything is leased: else the last worker would fail with the server's own words, in mid-run."""
     # With a server each, nobody takes another's connections.
     if harness.shared is not None:
@@ -121,8 +121,8 @@ def _say_how_resets_are_made(harness: Harness) -> None:
         logger.debug("reset: %s", told)
 
 
-def _close(context: Context, harness: Harness) -> None:
-    """Release; what cannot be released now is swept later, and must not hide the command's own exit code."""
+def close(context: Context, harness: Harness) -> None:
+    """Release all of a run's; what cannot be released now is swept later, and must not hide the command's own exit code."""
     try:
         harness.sweep()
         harness.close()
@@ -135,7 +135,7 @@ def _close(context: Context, harness: Harness) -> None:
 def _run_one(
     context: Context, harness: Harness, leases: Sequence[Lease], serving: Serving, command: Sequence[str]
 ) -> int:
-    code = call(command, _child(context, {**_of_all(harness, leases), **serving.variables()}))
+    code = call(command, _child(context, serving.environment()))
     # With a server each there is nobody's first database to be in.
     if len(leases) > 1 and harness.shared is not None:
         for line in not_isolated(harness.shared.link.session, [lease.dsn.database for lease in leases]):
@@ -143,17 +143,12 @@ def _run_one(
     return code
 
 
-def _of_all(harness: Harness, leases: Sequence[Lease]) -> dict[str, str]:
-    """Worker 1's variables, and everybody's with a number."""
-    each = {str(number): harness.variables(lease) for number, lease in enumerate(leases, 1)}
-    tables = (database.env for database in harness.settings.databases)
-    return {**each["1"], **environment.numbered(tables, each)}
-
-
 def _of_copy(harness: Harness, lease: Lease, copies: int, serving: Serving) -> dict[str, str]:
     """A copy looks like a run with one database: it must not find the others' by accident."""
+    own = harness.variables(lease)
     return {
-        **_of_all(harness, [lease]),
+        **own,
+        **environment.numbered((d.env for d in harness.settings.databases), {"1": own}),
         **serving.variables(int(lease.worker)),
         "PGHARNESS_COPY": lease.worker,
         "PGHARNESS_COPIES": str(copies),
