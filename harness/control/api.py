@@ -37,7 +37,9 @@ LONGEST_WAIT = 3600.0
 """Seconds that a client may wait for a lease."""
 
 LONGEST_WORD = 200
-"""Characters of a worker's name."""
+"""Characters of a worker's name, or a mark's."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 Scope = int | None
 """What a token is good for: one lease, by its number; None: the whole run."""
@@ -216,9 +218,9 @@ class ControlApi:
     def _mark(self, request: Request, scope: Scope, id: str) -> Answer:
         number = _number(id, scope)
         name = request.query.get("name", "")
-        if len(name) > LONGEST_WORD or not (name + " ").isprintable() or name == TEMPLATE:
+        if len(name) > LONGEST_WORD or _CONTROL.search(name) or name == TEMPLATE:
             raise _unprocessable(
-                f"a mark's name is up to {LONGEST_WORD} printable characters, and not {TEMPLATE!r}"
+                f"a mark's name is up to {LONGEST_WORD} characters, none of them a control character, and not {TEMPLATE!r}"
             )
         return Answer(HTTPStatus.OK, {"id": number, "mark": self._table.mark(number, name)})
 
@@ -297,11 +299,17 @@ def _lease_request(body: Mapping[str, Any]) -> dict[str, Any]:
     worker, pid, wait = body.get("worker"), body.get("pid"), body.get("wait")
     asked: dict[str, Any] = {}
     if worker is not None:
-        text = str(worker) if isinstance(worker, int) and not isinstance(worker, bool) else worker
-        if not isinstance(text, str) or not 0 < len(text) <= LONGEST_WORD or not text.isprintable():
-            raise _unprocessable(f'worker must be 1 to {LONGEST_WORD} printable characters, for instance "3"')
+        text = worker
+        if isinstance(worker, int | float) and not isinstance(worker, bool) and float(worker).is_integer():
+            text = str(int(worker))
+        if not isinstance(text, str) or not 0 < len(text) <= LONGEST_WORD or _CONTROL.search(text):
+            raise _unprocessable(
+                f'worker must be 1 to {LONGEST_WORD} characters, none of them a control character, for instance "3"'
+            )
         asked["worker"] = text
     if pid is not None:
+        # 7.0 is an integer, as JSON Schema has it.
+        pid = int(pid) if isinstance(pid, float) and pid.is_integer() else pid
         if not isinstance(pid, int) or isinstance(pid, bool) or not 0 < pid < 1 << 31:
             raise _unprocessable(f"pid must be the number of a process (it is {pid!r:.40})")
         asked["pid"] = pid
@@ -350,7 +358,7 @@ def _problem(status: HTTPStatus, detail: str, more: Mapping[str, Any]) -> Answer
 def _send(
     answer: Answer, kind: str, headers: Mapping[str, str], start_response: StartResponse
 ) -> Iterable[bytes]:
-    payload = b"" if answer.body is None else json.dumps(answer.body, ensure_ascii=False).encode()
+    payload = b"" if answer.body is None else json.dumps(answer.body).encode()
     # An environment holds passwords.
     sent = [("Cache-Control", "no-store"), *headers.items()]
     if answer.status is not HTTPStatus.NO_CONTENT:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config.processes import alive
 from harness.databases import freshness
-from harness.errors import ConfigError, LeaseClosed, LeaseError, PoolTimeout
+from harness.errors import LeaseClosed, LeaseError, PoolTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,7 @@ class Process:
     """A process that holds a lease, and whether it has gone: its number may be another's by then.
 
     Raises:
-        ConfigError: no process has that number here.
+        LeaseError: no process has that number here.
     """
 
     def __init__(self, pid: int) -> None:
@@ -69,11 +69,9 @@ class Process:
         with suppress(OSError):
             self._descriptor = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
         if self._descriptor is None and not alive(pid):
-            raise ConfigError(
+            raise LeaseError(
                 f"there is no process {pid} here: pid is the client's own number, as this machine counts; "
-                "from inside a container leave it out",
-                key="pid",
-                value=str(pid),
+                "from inside a container leave it out"
             )
 
     @property
@@ -196,7 +194,7 @@ class LeaseTable:
             The number and its environment.
 
         Raises:
-            AllLeased: none came back in time; names the holders. ConfigError: no process has that number.
+            AllLeased: none came back in time; names the holders. LeaseError: no process has that number.
             LeaseClosed: the run has ended, or whoever asked has gone. HarnessError: it cannot be made pristine.
         """
         process = Process(pid) if pid is not None else None

@@ -7,6 +7,7 @@ from typing import Any
 from harness import __version__
 
 _STRING = {"type": "string"}
+_NO_CONTROL = r"^[^\u0000-\u001F\u007F-\u009F]*$"
 _STRINGS = {"type": "array", "items": _STRING}
 _NUMBER = {"type": "number"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -48,18 +49,20 @@ _SCHEMAS: dict[str, Any] = {
         "type": "object",
         "properties": {
             "worker": {
-                "type": ["string", "integer"],
+                "type": ["string", "integer", "null"],
                 "description": "Who asks: the same once more gets the same lease. Without it, somebody new each time.",
                 "minLength": 1,
                 "maxLength": 200,
+                "pattern": _NO_CONTROL,
             },
             "pid": {
-                "type": "integer",
+                "type": ["integer", "null"],
+                "maximum": 2147483647,
                 "minimum": 1,
                 "description": "The process that holds it, on this machine: the lease is free when that has gone.",
             },
             "wait": {
-                "type": "number",
+                "type": ["number", "null"],
                 "minimum": 0,
                 "maximum": 3600,
                 "default": 60,
@@ -167,7 +170,7 @@ _TO = {
 _NAME = {
     "name": "name",
     "in": "query",
-    "schema": {**_STRING, "maxLength": 200},
+    "schema": {**_STRING, "maxLength": 200, "pattern": _NO_CONTROL, "not": {"const": "template"}},
     "description": "What it is called; default: a number.",
 }
 _DONE = {"204": {"description": "Done."}}

@@ -373,7 +373,7 @@ def test_a_body_that_is_no_json_is_told(served: Run) -> None:
 def test_a_process_that_is_not_there_holds_nothing(served: Run) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    assert str(child.pid) in served.client.refused(422, "POST", "/v1/lease", {"pid": child.pid})["detail"]
+    assert str(child.pid) in served.client.refused(409, "POST", "/v1/lease", {"pid": child.pid})["detail"]
     assert [lease["state"] for lease in served.client.ok("GET", "/v1/status")["leases"]] == ["free", "free"]
 
 
