@@ -299,8 +299,8 @@ def _lease_request(body: Mapping[str, Any]) -> dict[str, Any]:
     worker, pid, wait = body.get("worker"), body.get("pid"), body.get("wait")
     asked: dict[str, Any] = {}
     if worker is not None:
-        text = worker
-        if isinstance(worker, int | float) and not isinstance(worker, bool) and float(worker).is_integer():
+        text = str(worker) if isinstance(worker, int) and not isinstance(worker, bool) else worker
+        if isinstance(worker, float) and worker.is_integer():
             text = str(int(worker))
         if not isinstance(text, str) or not 0 < len(text) <= LONGEST_WORD or _CONTROL.search(text):
             raise _unprocessable(
