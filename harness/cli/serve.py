@@ -68,6 +68,10 @@ PARAMETERS: list[click.Parameter] = [
         ["--format"], type=click.Choice(FORMATS), default="shell", help="of what is printed; default: shell"
     ),
     click.Option(["--ttl"], type=seconds, metavar="TIME", help="end after this long, for instance 90m or 2h"),
+    flag(
+        "--integresql",
+        help="serve IntegreSQL's REST interface too (/api/v1), N test databases for each template",
+    ),
     flag("--detach", help="go on in the background, and return once all is ready"),
     flag("--stop", help="end what this checkout serves"),
     flag("--rebuild", help="run the migrations again although nothing changed"),
@@ -93,6 +97,10 @@ def _serve(context: Context, given: Mapping[str, Any], ready: Callable[[], None]
         ready: called once the answer is given.
     """
     workers: int = given.get("workers") or 1
+    if given.get("integresql") and context.settings.isolation == "server":
+        raise Usage(
+            '--integresql makes its templates on one server: it does not go with isolation = "server"'
+        )
     token = _token(Path(given["token_file"])) if "token_file" in given else ""
     at: int | Path = Path(given["socket"]).absolute() if "socket" in given else given.get("port") or 0
     harness = open_run(
@@ -104,9 +112,11 @@ def _serve(context: Context, given: Mapping[str, Any], ready: Callable[[], None]
     asked = threading.Event()
     note: StateFile | None = None
     try:
-        fits(harness, workers)
+        # Test databases of a client's template come beside the numbered ones.
+        fits(harness, 2 * workers if given.get("integresql") else workers)
         leases = harness.leases(workers, watch=None, apart=harness.shared is not None)
-        with Serving(harness, leases, at=at, token=token, stop=asked.set) as serving:
+        most = workers if given.get("integresql") else 0
+        with Serving(harness, leases, at=at, token=token, integresql=most, stop=asked.set) as serving:
             variables = serving.environment()
             note = StateFile(context.project.folder / _FOLDER / f"{harness.run}.json", _FORM)
             note.write({name: variables[name] for name in (URL, TOKEN, RUN)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -12,8 +12,9 @@ from harness.control.server import ControlServer, Waits, new_token
 from harness.control.variables import LEASE, RUN, TOKEN, URL
 
 if TYPE_CHECKING:
-    from wsgiref.types import WSGIApplication
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from harness.control.integresql import ClientTemplates
     from harness.databases.lease import Lease
     from harness.runs.harness import Harness
 
@@ -25,6 +26,7 @@ class Serving:
         leases: in the order of their numbers.
         at: where to listen; default: any free port of loopback.
         token: default: a random one.
+        integresql: the most test databases that each template of IntegreSQL's interface has; 0: it is not served.
         stop: called when a client asks for the end; None: only the end of the command ends it.
         each: a token for each lease, besides the one that is good for all.
 
@@ -39,6 +41,7 @@ class Serving:
         *,
         at: int | Path = 0,
         token: str = "",
+        integresql: int = 0,
         stop: Callable[[], None] | None = None,
         each: bool = False,
     ) -> None:
@@ -46,6 +49,8 @@ class Serving:
         self._harness, self._leases = harness, list(leases)
         self._token = token or new_token()
         self._stop = stop
+        self._most = integresql
+        self._templates: ClientTemplates | None = None
         self._each = {number: new_token() for number in range(1, len(leases) + 1)} if each else {}
         self.server = ControlServer(self._application, at=at)
 
@@ -54,7 +59,21 @@ class Serving:
         from harness.control.api import ControlApi
 
         scopes = {token: number for number, token in self._each.items()}
-        return ControlApi(self.table, {self._token: None, **scopes}, waits=waits, stop=self._stop)
+        api = ControlApi(self.table, {self._token: None, **scopes}, waits=waits, stop=self._stop)
+        return self._beside(api, waits) if self._most else api
+
+    def _beside(self, api: WSGIApplication, waits: Waits) -> WSGIApplication:
+        from harness.control.integresql import ClientTemplates
+        from harness.control.integresql_api import PREFIX, IntegresqlApi
+
+        self._templates = ClientTemplates(self._harness.session, most=self._most)
+        theirs = IntegresqlApi(self._templates, waits=waits)
+
+        def choose(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            chosen = theirs if environ.get("PATH_INFO", "").startswith(PREFIX) else api
+            return chosen(environ, start_response)
+
+        return choose
 
     def environment(self) -> dict[str, str]:
         """All of a command's that has the whole run: worker 1's, everybody's with a number, and what leads here."""
@@ -76,6 +95,8 @@ class Serving:
     def close(self) -> None:
         """Answer nobody any more. Twice is once."""
         self.table.close()
+        if self._templates is not None:
+            self._templates.close()
         self.server.close()
 
     def __enter__(self) -> Self:

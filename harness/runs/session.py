@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from harness.config import environment as env
 from harness.config.project import Project
-from harness.config.settings import DatabaseSettings, Settings
+from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings
 from harness.databases import freshness, role, sweep, template
 from harness.databases.clones import Claim, Clones
 from harness.databases.lease import Lease, LeasedDatabase
@@ -138,9 +138,9 @@ class ServerSession:
 
     def _remake(self, link: Link, emptied: Template) -> Template:
         """A template of this run, made again: by whichever worker notices first."""
-        settings = next(d for d in self.settings.databases if d.name == emptied.database)
-        spec = self.spec(settings)
-        if spec.fingerprint(link.session) != emptied.fingerprint:
+        settings = next((d for d in self.settings.databases if d.name == emptied.database), None)
+        spec = self.spec(settings) if settings is not None else None
+        if spec is None or spec.fingerprint(link.session) != emptied.fingerprint:
             raise LeaseLost(
                 f"a crash of the server has emptied the unlogged tables of the template {emptied.name}, and the "
                 "migrations are others now: run again"
@@ -247,8 +247,22 @@ class ServerSession:
         with self.lock:
             for index, database in enumerate(self.settings.databases):
                 self.clones.claim(self.templates[database.name], self._claim(worker, index))
-            lease = self._leased(worker, apart=apart)
+            chosen = {
+                database.name: (self.templates[database.name], self._claim(worker, index))
+                for index, database in enumerate(self.settings.databases)
+            }
+            lease = self._leased(worker, chosen, apart=apart)
         if freshness.of(self.settings).watches if watch is None else watch:
+            lease.watch()
+        return lease
+
+    def lease_of(self, template: Template, worker: str) -> Lease:
+        """A fresh clone of one template, whatever the settings' databases are; reset over a connection of its own."""
+        claim = self._claim(worker, 0)
+        with self.lock:
+            self.clones.claim(template, claim)
+            lease = self._leased(worker, {DEFAULT_DATABASE: (template, claim)}, apart=True)
+        if freshness.of(self.settings).watches:
             lease.watch()
         return lease
 
@@ -266,20 +280,14 @@ class ServerSession:
                     made = self.templates[database.name]
                     self.clones.claim(made, claim, before=partial(before, made, name))
 
-    def _leased(self, worker: str, *, apart: bool) -> Lease:
+    def _leased(self, worker: str, chosen: Mapping[str, tuple[Template, Claim]], *, apart: bool) -> Lease:
         # An advisory lock belongs to a connection: two threads on one would both have it.
         link = self.link.another() if apart else None
         leased = {}
-        for index, database in enumerate(self.settings.databases):
-            claim = self._claim(worker, index)
+        for name, (made, claim) in chosen.items():
             login = self.clones.login(claim)
             dsn = self.link.dsn.with_user(login.name, login.password)
-            leased[database.name] = LeasedDatabase(
-                database.name,
-                dsn.with_database(claim.name(self.project.id)),
-                self.templates[database.name],
-                claim,
-            )
+            leased[name] = LeasedDatabase(name, dsn.with_database(claim.name(self.project.id)), made, claim)
         lease = Lease(
             self.clones if link is None else self._clones_over(link),
             leased,
