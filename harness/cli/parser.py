@@ -29,6 +29,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "reset": ("reset", "bring databases back to your mark, or to their migrations' state"),
     "logs": ("logs", "the server's log"),
     "bake": ("bake", "keep a migrated server, for later ones to start from"),
+    "fingerprint": ("fingerprint", "all that decides the migrated state, as one word: a key for CI's caches"),
     "build-native": ("build_native", "compile the module that resets by pages"),
     "bench": ("bench", "measure on this machine"),
     "gc": ("gc", "drop what dead runs left behind"),

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -46,6 +47,9 @@ Variables of libpq that would bend these addresses (PGHOSTADDR, PGSERVICE, PGOPT
                       `url`, `env` and `psql` inside the command mean this run's databases
   PGHARNESS_COPY      with --copies: which copy this is, from 1
   PGHARNESS_COPIES    with --copies: how many there are
+  PGHARNESS_SHARD, PGHARNESS_SHARDS
+                      with --copies or --shards: which part of the suite is this command's, from 1, and of how many:
+                      npx vitest run --shard=$PGHARNESS_SHARD/$PGHARNESS_SHARDS
   NAME, NAME_1 …      your own variables of [tool.pg-harness.env], one for each worker with -n
 
 Signals are passed on. The exit code is the command's own, 128 + n where signal n ended it, 127 where it does
@@ -53,16 +57,42 @@ not exist, 126 where it cannot be run; with --copies the worst of them all.
 """
 
 _OF_AN_OUTER_RUN = re.compile(
-    r"DATABASE_URL_\d+|PGHARNESS_(WORKERS|COPY|COPIES|RUN|LEASE|CONTROL_URL|CONTROL_TOKEN)"
+    r"DATABASE_URL_\d+|PGHARNESS_(WORKERS|COPY|COPIES|SHARDS?|RUN|LEASE|CONTROL_URL|CONTROL_TOKEN)"
 )
 
 
 TAKES_COMMAND = True
 
+
+class Shards(click.ParamType[tuple[int, int]]):
+    """``2/4``: the second of four machines."""
+
+    name = "shards"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Read it.
+
+        Raises:
+            click.BadParameter: it is no such pair.
+        """
+        found = re.fullmatch(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})", str(value))
+        if found is None or int(found[1]) > int(found[2]):
+            self.fail(f"{value!r} is not K/N with K from 1 to N, for instance 2/4", param, ctx)
+        return int(found[1]), int(found[2])
+
+
 PARAMETERS: list[click.Parameter] = [
     click.Option(["-n", "workers"], type=NUMBER, metavar="N", help="how many databases; default: 1"),
     click.Option(
         ["--copies"], type=NUMBER, metavar="N", help="run N copies, each with a database of its own"
+    ),
+    click.Option(
+        ["--shards"],
+        type=Shards(),
+        metavar="K/N",
+        help="this is machine K of N: with --copies, each copy is one of N × COPIES shards",
     ),
     flag("--rebuild", help="run the migrations again although nothing changed"),
 ]
@@ -94,10 +124,14 @@ def run(context: Context) -> int:
         leases = harness.leases(workers, watch=None, apart=harness.shared is not None)
         with Serving(harness, leases, each=copies is not None) as serving:
             if copies:
-                values = [_of_copy(harness, lease, copies, serving) for lease in leases]
+                values = [
+                    _of_copy(harness, lease, copies, serving) | _shard(given, int(lease.worker), copies)
+                    for lease in leases
+                ]
                 result = run_copies(context, context.command, [_child(context, v) for v in values])
             else:
-                result = _run_one(context, harness, leases, serving, context.command)
+                values = [serving.environment() | _shard(given)]
+                result = _run_one(context, harness, leases, _child(context, values[0]), context.command)
     except NotStarted as error:
         # It was found before, by the PATH of ours: `env` in the settings may give it another one.
         context.console.error(error.message)
@@ -133,9 +167,13 @@ def close(context: Context, harness: Harness) -> None:
 
 
 def _run_one(
-    context: Context, harness: Harness, leases: Sequence[Lease], serving: Serving, command: Sequence[str]
+    context: Context,
+    harness: Harness,
+    leases: Sequence[Lease],
+    environ: Mapping[str, str],
+    command: Sequence[str],
 ) -> int:
-    code = call(command, _child(context, serving.environment()))
+    code = call(command, environ)
     # With a server each there is nobody's first database to be in.
     if len(leases) > 1 and harness.shared is not None:
         for line in not_isolated(harness.shared.link.session, [lease.dsn.database for lease in leases]):
@@ -152,6 +190,17 @@ def _of_copy(harness: Harness, lease: Lease, copies: int, serving: Serving) -> d
         **serving.variables(int(lease.worker)),
         "PGHARNESS_COPY": lease.worker,
         "PGHARNESS_COPIES": str(copies),
+    }
+
+
+def _shard(given: Mapping[str, Any], copy: int = 1, copies: int = 1) -> dict[str, str]:
+    """Which part of the suite is a command's, over all machines and copies; nothing where it is the whole."""
+    machine, machines = given.get("shards") or (1, 1)
+    if machines * copies == 1 and "shards" not in given:
+        return {}
+    return {
+        "PGHARNESS_SHARD": str((machine - 1) * copies + copy),
+        "PGHARNESS_SHARDS": str(machines * copies),
     }
 
 
