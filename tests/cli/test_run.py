@@ -222,7 +222,7 @@ def test_the_command_has_our_standard_input(project: Project) -> None:
 def test_parameters_that_are_joined_to_a_url(project: Project) -> None:
     told = {"PGHARNESS_ENV": "OWN={url:application_name=worker {worker}&options=-c%20lock_timeout=7s}"}
     ask = "select current_setting('application_name'), current_setting('lock_timeout'), current_database()"
-    script = f"for u in $OWN_1 $OWN_2; do psql -XAtqc \"{ask}\" $u; done; echo $PGDATABASE"
+    script = f'for u in $OWN_1 $OWN_2; do psql -XAtqc "{ask}" $u; done; echo $PGDATABASE'
     out = project.ok("run", "-n", "2", "--", "sh", "-c", script, **told).splitlines()
     first, second, database = out
     assert first == f"worker 1|7s|{database}"

@@ -15,6 +15,7 @@ from harness.cli.options import NUMBER, flag
 from harness.cli.parser import Usage
 from harness.cli.run.child import NotStarted, call
 from harness.cli.run.copies import run_copies
+from harness.cli.run.reaper import Reaper
 from harness.cli.run.watch import not_isolated
 from harness.config import environment
 from harness.databases import freshness
@@ -75,10 +76,18 @@ def run(context: Context) -> int:
         return code
     copies: int | None = given.get("copies")
     workers: int = copies or given.get("workers") or 1
+    # Before the databases, which take as long as it takes to be there.
+    with Reaper.beside() as reaper:
+        return _run(context, context.command, workers, copies, reaper)
+
+
+def _run(
+    context: Context, command: Sequence[str], workers: int, copies: int | None, reaper: Reaper | None
+) -> int:
     harness = open_run(
         context.project,
         workers=workers,
-        rebuild=bool(given.get("rebuild")),
+        rebuild=bool(vars(context.arguments).get("rebuild")),
         progress=context.console.progress,
     )
     try:
@@ -87,9 +96,9 @@ def run(context: Context) -> int:
         leases = harness.leases(workers)
         if copies:
             values = [_of_copy(harness, lease, copies) for lease in leases]
-            result = run_copies(context, context.command, [_child(context, v) for v in values])
+            result = run_copies(context, command, [_child(context, v) for v in values], reaper)
         else:
-            result = _run_one(context, harness, leases, context.command)
+            result = _run_one(context, harness, leases, command, reaper)
     except NotStarted as error:
         # It was found before, by the PATH of ours: `env` in the settings may give it another one.
         context.console.error(error.message)
@@ -124,8 +133,14 @@ def _close(context: Context, harness: Harness) -> None:
         )
 
 
-def _run_one(context: Context, harness: Harness, leases: Sequence[Lease], command: Sequence[str]) -> int:
-    code = call(command, _child(context, _of_all(harness, leases)))
+def _run_one(
+    context: Context,
+    harness: Harness,
+    leases: Sequence[Lease],
+    command: Sequence[str],
+    reaper: Reaper | None,
+) -> int:
+    code = call(command, _child(context, _of_all(harness, leases)), reaper)
     # With a server each there is nobody's first database to be in.
     if len(leases) > 1 and harness.shared is not None:
         for line in not_isolated(harness.shared.link.session, [lease.dsn.database for lease in leases]):
