@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-
 STAYS = {"PGHARNESS_RUN": ""}
 """Variables of a process that outlives the run in which it was started, see :mod:`harness.cli.run.reaper_process`."""
 

@@ -197,7 +197,7 @@ def test_shells(suite: Suite, stranger: subprocess.Popen[bytes], script: str, si
     code, err = end(child, signum)
     assert code == (-signum if signum == signal.SIGKILL else 128 + signum), err
     if signum != signal.SIGKILL:
-        assert "ended what the command had left: " in err
+        assert "ended what the command had started: " in err
         # Before the databases went, and not after.
         assert not suite.all_left()
     suite.nothing_is_left()
@@ -249,7 +249,7 @@ def test_what_a_command_leaves_is_ended_with_its_databases(suite: Suite) -> None
     done = suite.project.run("run", "--", "sh", "-c", script)
     assert done.returncode == 3
     pid = suite.noted()[0]
-    assert f"ended what the command had left: sleep ({pid}), sleep (" in done.stderr
+    assert f"ended what the command had started: sleep ({pid}), sleep (" in done.stderr
     suite.nothing_is_left()
 
 
@@ -299,7 +299,7 @@ def test_a_command_that_does_not_end(tmp_path: Path) -> None:
     _, err = child.communicate(timeout=30)
     assert child.returncode == 128 + signal.SIGKILL
     assert "the command has not ended 0.5 s after signal 15" in err
-    assert "ended what the command had left: " in err
+    assert "ended what the command had started: " in err
     assert not [pid for pid in (tmp_path / "noted").read_text().split() if running(int(pid))]
 
 
@@ -353,6 +353,26 @@ def test_a_reaper_that_is_killed(suite: Suite) -> None:
     assert child.returncode == 128 + signal.SIGKILL
     assert "was killed" in err
     suite.nothing_is_left()
+
+
+def test_a_reaper_that_cannot_be_there(tmp_path: Path) -> None:
+    """The command is run all the same, and a warning tells what is missing."""
+    (tmp_path / "reaper_process.py").write_text("raise SystemExit(1)\n")
+    script = (
+        "import os, sys, time, logging\n"
+        "from harness.cli.run import child, reaper\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "reaper.reaper_process.__file__ = sys.argv[1]\n"
+        "with reaper.Reaper.beside() as beside:\n"
+        "    time.sleep(float(sys.argv[2]))\n"
+        "    sys.exit(child.call(['sh', '-c', 'sleep 0.2; exit 3'], dict(os.environ), beside))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "reaper_process.py"), "0.5"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert "can outlive its databases" in done.stderr
 
 
 def parent(pid: int) -> int:

@@ -118,7 +118,7 @@ def test_ctrl_c_ends_what_the_command_has_started(project: Project, terminal: Ca
     pid = int(shell.see("\r\n"))
     assert os.path.exists(f"/proc/{pid}")
     shell.type("\x03")
-    assert f"ended what the command had left: sleep ({pid})" in shell.see("$ ")
+    assert f"ended what the command had started: sleep ({pid})" in shell.see("$ ")
     assert shell.code() == 130
     assert not os.path.exists(f"/proc/{pid}")
 

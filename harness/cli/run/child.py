@@ -101,8 +101,8 @@ def start(
         BackendError: we may open no further file.
     """
     try:
-        if reaper is not None:
-            return reaper.start(command, environ, piped=piped)
+        if reaper is not None and (reaped := reaper.start(command, environ, piped=piped)) is not None:
+            return reaped
         pipe = subprocess.PIPE if piped else None
         return subprocess.Popen(
             list(command),
@@ -142,6 +142,7 @@ class Children:
         self._heard = 0
         self._asked = 0.0
         """When somebody wanted us to end (``time.monotonic``); 0: nobody did."""
+        self._asked_by = 0
 
     def start(self, command: Sequence[str], environ: Mapping[str, str], *, piped: bool = False) -> Child:
         """Start one more, as :func:`start` does; what arrived before it was there is passed on now."""
@@ -158,24 +159,28 @@ class Children:
         Not ``child.wait()``: a signal that arrives just before its system call begins, or in another thread,
         does not interrupt it, and would be passed on only when the command has ended by itself.
         """
+        forced = False
         while None in (codes := [child.poll() for child in self._running]):
-            if self._reaper is None or not self._asked:
+            if self._reaper is None or not self._asked or forced:
                 self._sleep(None)
             elif (left := self._asked + ENDING_GRACE - time.monotonic()) > 0:
                 self._sleep(left)
             else:
                 logger.warning(
                     "the command has not ended %g s after signal %d: ending it, with all that it has started",
-                    ENDING_GRACE, self._arrived[-1],
-                )  # fmt: skip
+                    ENDING_GRACE,
+                    self._asked_by,
+                )
                 self.end()
+                # One that cannot be ended (sudo) is waited for, as ever.
+                forced = True
         # Who was told to end has had his time.
         self._end_rest(0 if self._asked else LINGER)
         return [code for code in codes if code is not None]
 
     def end(self) -> None:
         """End them, and what they have started."""
-        if self._reaper is not None:
+        if self._reaper is not None and not self._reaper.gone:
             self._end_rest(0)
             return
         for child in self._running:
@@ -202,9 +207,9 @@ class Children:
                 heard = self._heard
                 self._reaper.ask_to_end(0, 0)
         if rest.ended:
-            logger.warning("ended what the command had left: %s", ", ".join(rest.ended))
+            logger.warning("ended what the command had started: %s", ", ".join(rest.ended))
         if rest.stay:
-            logger.warning("the command has left what cannot be ended: %s", ", ".join(rest.stay))
+            logger.warning("the command has started what cannot be ended: %s", ", ".join(rest.stay))
 
     def _sleep(self, seconds: float | None) -> None:
         """Until something happens."""
@@ -224,7 +229,7 @@ class Children:
             return
         self._arrived.append(signum)
         if signum in ENDING and not self._asked:
-            self._asked = time.monotonic()
+            self._asked, self._asked_by = time.monotonic(), signum
         for child in self._running:
             child.send_signal(signum)
 

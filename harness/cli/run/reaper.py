@@ -82,7 +82,6 @@ class Rest:
 
     ended: list[str] = field(default_factory=list)
     stay: list[str] = field(default_factory=list)
-    done: bool = False
 
 
 class Reaper:
@@ -101,6 +100,7 @@ class Reaper:
         self._all: list[Reaped] = []
         self._answers: list[Reaped | int] = []
         self._rest = Rest()
+        self._asked = self._done = 0
         self._text = b""
         # Never waits, but where it is said: a signal must find us in `select`.
         door.setblocking(False)
@@ -123,7 +123,7 @@ class Reaper:
         try:
             ours, its = socket.socketpair()
         except OSError as error:
-            _tell_not_launched(error)
+            _warn(f"the process that would end it cannot be started: {error.strerror}")
             return None
         with its:
             try:
@@ -139,7 +139,7 @@ class Reaper:
                 )
             except OSError as error:
                 ours.close()
-                _tell_not_launched(error)
+                _warn(f"the process that would end it cannot be started: {error.strerror}")
                 return None
         return cls(process, ours)
 
@@ -147,8 +147,10 @@ class Reaper:
         """Readable when there is something to :meth:`read`."""
         return self._door.fileno()
 
-    def start(self, command: Sequence[str], environ: Mapping[str, str], *, piped: bool = False) -> Reaped:
-        """Start a command in our own process group.
+    def start(
+        self, command: Sequence[str], environ: Mapping[str, str], *, piped: bool = False
+    ) -> Reaped | None:
+        """Start a command in our own process group; None where this process cannot: it was killed before the first.
 
         Args:
             piped: take its output instead of letting it through; its input is empty then.
@@ -163,25 +165,22 @@ class Reaper:
             return self._start(
                 command, environ, {number: number for number, its in standard if its is not None}
             )
-        with ExitStack() as undo:
+        with ExitStack() as outputs, ExitStack() as ours:
             ends = {}
-            outputs = []
+            streams = []
             for number in (1, 2):
-                reading, writing = os.pipe()
-                undo.callback(os.close, writing)
-                outputs.append(undo.enter_context(os.fdopen(reading, "rb")))
-                ends[number] = writing
+                reading, ends[number] = os.pipe()
+                ours.callback(os.close, ends[number])
+                streams.append(outputs.enter_context(os.fdopen(reading, "rb")))
             started = self._start(command, environ, ends)
-            started.stdout, started.stderr = outputs
-            # What is read from stays open; our copies of what is written to do not.
-            undo.pop_all()
-            for writing in ends.values():
-                os.close(writing)
+            if started is not None:
+                started.stdout, started.stderr = streams
+                outputs.pop_all()
         return started
 
     def _start(
         self, command: Sequence[str], environ: Mapping[str, str], streams: Mapping[int, int]
-    ) -> Reaped:
+    ) -> Reaped | None:
         words = [
             str(os.getpgrp()),
             " ".join(map(str, streams)),
@@ -189,7 +188,12 @@ class Reaper:
             *command,
             *(f"{name}={value}" for name, value in environ.items()),
         ]
-        self._ask(b"S", b"\0".join(map(os.fsencode, words)), list(streams.values()))
+        if not self._ask(b"S", b"\0".join(map(os.fsencode, words)), list(streams.values())):
+            if self._all:
+                raise _silent()
+            _warn("the process that would end it has ended")
+            self.gone = True
+            return None
         deadline = time.monotonic() + START
         while not self._answers:
             self._wait(deadline)
@@ -205,19 +209,17 @@ class Reaper:
             linger: seconds to wait until they are asked.
             grace: seconds from there until they are killed.
         """
-        if self._rest.done:
-            self._rest = Rest()
-        # One that is gone has ended them: see `_lost`.
-        with suppress(BackendError):
-            self._ask(b"E", reaper_process.DEADLINES.pack(linger, grace))
+        self._asked += 1
+        self._ask(b"E", reaper_process.END.pack(self._asked, linger, grace))
 
     @property
     def rest(self) -> Rest | None:
-        """What was ended; None as long as there is something left."""
+        """What was ended since this was asked before; None as long as there is something left."""
         self.read()
-        if self.gone:
-            self._rest.done = True
-        return self._rest if self._rest.done else None
+        if self._done != self._asked and not self.gone:
+            return None
+        found, self._rest = self._rest, Rest()
+        return found
 
     def read(self) -> None:
         """Take in what it has said. Waits for nothing."""
@@ -226,8 +228,8 @@ class Reaper:
                 data, descriptors = reaper_process.receive(self._door, 4096)
             except BlockingIOError:
                 return
-            # It was killed, and had not read all that we had written.
             except OSError:
+                # It was killed, and had not read all that we had written.
                 data, descriptors = b"", []
             if not data:
                 self._lost()
@@ -251,17 +253,18 @@ class Reaper:
                 self._rest.ended.append(f"{name} ({pid})")
             case ["stays", pid, name]:
                 self._rest.stay.append(f"{name} ({pid})")
-            case ["done"]:
-                self._rest.done = True
+            case ["done", number]:
+                self._done = int(number)
 
     def _lost(self) -> None:
         """It was killed: nobody tells any more when a command ends, nor finds what it leaves."""
         self.gone = True
-        for command in self._commands.values():
+        if self._commands:
             logger.warning(
-                "the process that looks after the command was killed: the command and what runs below it are ended, what it left in "
-                "the background may not be"
+                "the process that looks after the command was killed: the command is ended, and what runs below it; what it has "
+                "left in the background may not be"
             )
+        for command in self._commands.values():
             below = reaper_process.descendants(command.pid)
             command.send_signal(signal.SIGKILL)
             for process in below:
@@ -269,16 +272,24 @@ class Reaper:
             command.returncode = -signal.SIGKILL
         self._commands.clear()
 
-    def _ask(self, letter: bytes, body: bytes, descriptors: Sequence[int] = ()) -> None:
+    def _ask(self, letter: bytes, body: bytes, descriptors: Sequence[int] = ()) -> bool:
+        """Whether it is there to be asked.
+
+        Raises:
+            BackendError: it is, and does not listen.
+        """
         try:
             self._door.settimeout(START)
             header = reaper_process.HEADER.pack(letter, len(body))
             sent = socket.send_fds(self._door, [header], list(descriptors))
             self._door.sendall(header[sent:] + body)
-        except OSError as error:
-            raise _silent() from error
+        except TimeoutError:
+            raise _silent() from None
+        except ConnectionError:
+            return False
         finally:
             self._door.setblocking(False)
+        return True
 
     def _wait(self, deadline: float) -> None:
         poll = select.poll()
@@ -305,8 +316,5 @@ def _silent() -> BackendError:
     return BackendError("the process that starts the command was killed, or does not answer")
 
 
-def _tell_not_launched(error: OSError) -> None:
-    logger.warning(
-        "what the command leaves in the background can outlive its databases: the process that would end it cannot be started (%s)",
-        error.strerror,
-    )
+def _warn(why: str) -> None:
+    logger.warning("what the command leaves in the background can outlive its databases: %s", why)

@@ -9,7 +9,8 @@ Over the socket FD come requests, one letter and the length of what follows:
 
 - ``S``: start the command whose words and variables follow, with the descriptors beside it. Answer: ``started PID`` with a
   descriptor of the process (pidfd_open(2)) where there is one, or ``failed ERRNO``.
-- ``E``: end what there is, and tell of each one ``ended PID NAME``, ``stays PID NAME``, then ``done``.
+- ``E``: end what there is, and tell of each one ``ended PID NAME``, ``stays PID NAME``, then ``done NUMBER``: of the last such
+  request, a later one being to be quicker.
 
 ``exited PID CODE`` comes when a command has. Once the socket is closed, whatever is left is ended, and so is this program.
 """
@@ -27,7 +28,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 HEADER = struct.Struct("!cI")
-DEADLINES = struct.Struct("!dd")
+END = struct.Struct("!Idd")
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -207,6 +208,7 @@ class Reaper:
         self._woken = woken
         self._commands: set[int] = set()
         self._ending: Ending | None = None
+        self._asked = 0
         self._open = True
 
     def serve(self) -> None:
@@ -230,7 +232,7 @@ class Reaper:
                 for line in self._ending.told():
                     self._tell(line)
                 self._ending = None
-                self._tell("done")
+                self._tell(f"done {self._asked}")
             else:
                 pause = min(2 * pause, RESCAN[1])
 
@@ -248,7 +250,8 @@ class Reaper:
         if letter == b"S":
             self._start(body, descriptors)
         else:
-            self._end(*DEADLINES.unpack(body))
+            self._asked, linger, grace = END.unpack(body)
+            self._end(linger, grace)
         return True
 
     def _exactly(self, length: int) -> bytes:
