@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import fix_maven
 import pytest
 from fix_backends import until
 from fix_cli import Project
@@ -209,6 +210,19 @@ def test_shells(suite: Suite, stranger: subprocess.Popen[bytes], script: str, si
 def test_npm(suite: Suite, name: str, signum: int) -> None:
     command, count = NODE[name]
     child = suite.begin(*command, count=count)
+    code, err = end(child, signum)
+    assert code != 0, err
+    if signum != signal.SIGKILL:
+        assert not suite.all_left()
+    suite.nothing_is_left()
+
+
+@pytest.mark.parametrize("signum", [*SIGNALS, signal.SIGHUP, signal.SIGINT])
+def test_maven(suite: Suite, maven: tuple[str, ...], signum: int) -> None:
+    """A script of the shell's, a machine, a shell for each fork, and a machine in each."""
+    if not (suite.project.root / "pom.xml").exists():
+        fix_maven.make(suite.project.root)
+    child = suite.begin(*maven, count=2)
     code, err = end(child, signum)
     assert code != 0, err
     if signum != signal.SIGKILL:
