@@ -88,6 +88,10 @@ class Dsn:
         """The same server and database, another role."""
         return replace(self, user=user, password=password)
 
+    def with_options(self, options: Mapping[str, str]) -> Dsn:
+        """The same address with further parameters; one that it has already is replaced."""
+        return replace(self, options={**self.options, **options})
+
     @property
     def url(self) -> str:
         """``postgresql://user:password@host:port/database``, every part percent-encoded."""

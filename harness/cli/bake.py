@@ -35,10 +35,10 @@ PARAMETERS: list[click.Parameter] = [
 def run(context: Context) -> int:
     """Print what later servers start from."""
     console = context.console
-    baker = bake.Baker(context.project, registry.choose(context.project))
     if getattr(context.arguments, "list", False):
-        return _list(context, baker.store.list())
-    baked = baker.ensure(
+        return _list(context, bake.Baker(context.project, registry.choose(context.project)).store.list())
+    _, _, baked = bake.Baker.with_backend(
+        context.project,
         rebuild=bool(getattr(context.arguments, "rebuild", False)),
         progress=console.progress,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from harness.dsn import Dsn
 from harness.errors import ConfigError
@@ -28,6 +29,12 @@ PLACEHOLDERS = (
     "url", "host", "port", "user", "password", "database", "sqlalchemy", "asyncpg", "jdbc", "worker", "workers",
     "connections",
 )  # fmt: skip
+
+URLS = ("url", "sqlalchemy", "asyncpg", "jdbc")
+"""Those of them that are URLs, and take parameters: ``{url:connection_limit=5}``."""
+
+_PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 # Parts that stand inside a URL in the user's template must be escaped there, and only there.
 _ESCAPED_IN_URL = frozenset({"user", "password", "database"})
@@ -83,38 +90,95 @@ def numbered(tables: Iterable[Mapping[str, str]], each: Mapping[str, Mapping[str
 
 
 def render(template: str, own: str, dsns: Mapping[str, Dsn], slot: Slot, variable: str) -> str:
-    """One of the user's templates, filled in. ``{url}`` is the table's own database, ``{analytics.url}`` another."""
+    """One of the user's templates, filled in. ``{url}`` is the table's own database, ``{analytics.url}`` another,
+    ``{url:connection_limit=5&pool_timeout=20}`` its URL with further parameters.
+
+    Raises:
+        ConfigError: a placeholder is none, or its parameters are; or parameters follow a URL as plain text.
+    """
     is_url = "://" in template.split("{", 1)[0]
     parts: list[str] = []
+    url = ""
     try:
         for text, placeholder, spec, conversion in string.Formatter().parse(template):
+            if url and text[:1] in ("?", "&"):
+                raise ValueError(_joined_by_hand(url, text, placeholder))
             parts.append(text)
+            url = "" if text else url
             if placeholder is None:
                 continue
-            if spec or conversion:
-                raise ValueError("a placeholder takes no format")
-            parts.append(_value(placeholder, own, dsns, slot, is_url))
+            if conversion:
+                raise ValueError(f"{placeholder!r} takes no conversion")
+            parts.append(_value(placeholder, spec or "", own, dsns, slot, is_url))
+            is_address = placeholder.rpartition(".")[2] in URLS
+            url = f"{placeholder}:{spec}" if is_address and spec else placeholder if is_address else ""
     except ValueError as error:
         known = ", ".join("{" + p + "}" for p in PLACEHOLDERS)
         others = ", ".join("{" + name + ".url}" for name in dsns)
         raise ConfigError(
-            f"env.{variable} = {template!r}: {error}. There are {known}, and {others}; write {{{{ for a brace",
+            f"env.{variable} = {template!r}: {error}. There are {known}, and {others}; parameters of a URL stand in "
+            "its placeholder, as in {url:connection_limit=5}; write {{ for a brace",
             key=f"env.{variable}",
             value=template,
         ) from None
     return "".join(parts)
 
 
-def _value(placeholder: str, own: str, dsns: Mapping[str, Dsn], slot: Slot, is_url: bool) -> str:
+def _value(placeholder: str, spec: str, own: str, dsns: Mapping[str, Dsn], slot: Slot, is_url: bool) -> str:
     database, dot, key = placeholder.rpartition(".")
     if dot and database not in dsns:
         raise ValueError(f"there is no database {database!r}")
     if key not in PLACEHOLDERS:
         raise ValueError(f"there is no placeholder {key!r}")
+    if spec and key not in URLS:
+        raise ValueError(f"{key!r} takes no parameters, and no format")
     if key in ("worker", "workers", "connections"):
         return str(getattr(slot, key))
-    value = str(getattr(dsns[database if dot else own], key))
+    dsn = dsns[database if dot else own]
+    if spec:
+        dsn = dsn.with_options(_parameters(spec, own, dsns, slot))
+    value = str(getattr(dsn, key))
     return quote(value, safe="") if is_url and key in _ESCAPED_IN_URL else value
+
+
+def _parameters(spec: str, own: str, dsns: Mapping[str, Dsn], slot: Slot) -> dict[str, str]:
+    """What stands behind the colon: ``name=value&name=value``, escaped as in a URL or not at all."""
+    found: dict[str, str] = {}
+    # Taken apart before anything is filled in: a password may hold any character.
+    for pair in spec.split("&"):
+        name, equals, value = pair.partition("=")
+        if not equals or not _PARAMETER.fullmatch(name):
+            raise ValueError(f"{pair!r} is no parameter: write name=value, and & between two")
+        if name in found:
+            raise ValueError(f"the parameter {name!r} is given twice")
+        parts: list[str] = []
+        for text, placeholder, inner, conversion in string.Formatter().parse(value):
+            parts.append(_unescaped(text))
+            if placeholder is not None:
+                if conversion:
+                    raise ValueError(f"{placeholder!r} takes no conversion")
+                parts.append(_value(placeholder, inner or "", own, dsns, slot, False))
+        found[name] = "".join(parts)
+    return found
+
+
+def _unescaped(text: str) -> str:
+    try:
+        if _LONE_PERCENT.search(text):
+            raise UnicodeError
+        return unquote(text, errors="strict")
+    except UnicodeError:
+        raise ValueError(f"{text!r} has a % that is none of a URL: write %25") from None
+
+
+def _joined_by_hand(url: str, text: str, following: str | None) -> str:
+    """Why parameters behind a URL are refused, even where it has none yet: by a socket, or with sslmode, it has."""
+    name, colon, before = url.partition(":")
+    wanted = text[1:] or "name=value"
+    if following is not None and text.endswith("="):
+        wanted += "{" + following + "}"
+    joined = f"{before}&{wanted}" if colon else wanted
+    return f"the URL may have parameters already, before {text!r}: write {{{name}:{joined}}}"
 
 
 def patch(environ: MutableMapping[str, str], values: Mapping[str, str]) -> Callable[[], None]:

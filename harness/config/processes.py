@@ -1,8 +1,11 @@
-"""Whether another process of this machine is still there."""
+"""Processes of this machine: whether one is still there, and which are to stay."""
 
 from __future__ import annotations
 
 import os
+
+STAYS = {"PGHARNESS_RUN": ""}
+"""Variables of a process that outlives the run in which it was started, see :mod:`harness.cli.run.reaper_process`."""
 
 
 def alive(pid: int) -> bool:

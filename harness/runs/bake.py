@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from harness.config.project import Project, file_lock, make_folder
 from harness.config.settings import Settings
@@ -115,6 +116,26 @@ class Baker:
         for old in evict(self.store, retention(self._settings), keep=key):
             logger.info("bake: removed %s (%s)", old.item.key[:8], old.reason)
         return baked
+
+    @classmethod
+    def with_backend(
+        cls, project: Project, *, rebuild: bool = False, progress: Progress = unseen
+    ) -> tuple[Backend, Self, Baked]:
+        """The backend that the settings mean, and the snapshot there, found or baked.
+
+        ``auto`` goes on where a backend answers and cannot start a server (a daemon without the image), as it does
+        for a server that all workers share.
+
+        Raises:
+            As :meth:`ensure`; ConfigError: there is no such backend.
+        """
+        backend = registry.choose(project)
+        while True:
+            try:
+                baker = cls(project, backend)
+                return backend, baker, baker.ensure(rebuild=rebuild, progress=progress)
+            except BackendUnavailable as error:
+                backend = registry.fallback(error, backend, project)
 
     def look(self) -> Snapshot | None:
         """The snapshot of these migrations, where there is one; bakes nothing."""

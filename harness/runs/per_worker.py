@@ -66,11 +66,13 @@ class ServerPerWorker:
         Raises:
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, PoolTimeout.
         """
-        self.project = project
-        self.backend = registry.choose(project)
+        self.backend, self._baker, self.baked = Baker.with_backend(
+            project, rebuild=rebuild, progress=progress
+        )
+        # Named from here on: each worker that joins would ask the same registry for the same image once more.
+        named = registry.wanted(project.settings) != registry.AUTO
+        self.project = project if named else project.having(backend=self.backend.name)
         self.members: dict[str, ServerSession] = {}
-        self._baker = Baker(project, self.backend)
-        self.baked = self._baker.ensure(rebuild=rebuild, progress=progress)
         self._run = run
         self._workers = workers
         self._worker = worker

@@ -218,6 +218,24 @@ def test_the_command_has_our_standard_input(project: Project) -> None:
     assert os.path.isdir(project.root)
 
 
+@needs_psql
+def test_parameters_that_are_joined_to_a_url(project: Project) -> None:
+    told = {"PGHARNESS_ENV": "OWN={url:application_name=worker {worker}&options=-c%20lock_timeout=7s}"}
+    ask = "select current_setting('application_name'), current_setting('lock_timeout'), current_database()"
+    script = f'for u in $OWN_1 $OWN_2; do psql -XAtqc "{ask}" $u; done; echo $PGDATABASE'
+    out = project.ok("run", "-n", "2", "--", "sh", "-c", script, **told).splitlines()
+    first, second, database = out
+    assert first == f"worker 1|7s|{database}"
+    assert second.startswith("worker 2|7s|")
+    assert second != first
+
+
+def test_parameters_that_are_written_behind_a_url(project: Project) -> None:
+    said = project.fails(120, "run", "--", "true", PGHARNESS_ENV="PRISMA_URL={url}?connection_limit=5")
+    assert "write {url:connection_limit=5}" in said
+    assert "PGHARNESS_ENV" in said
+
+
 def test_more_workers_than_the_server_has_connections_for(project: Project) -> None:
     limits = {"PGHARNESS_MAX_CONNECTIONS": "500", "PGHARNESS_CONNECTIONS_PER_WORKER": "20"}
     said = project.fails(120, "run", "-n", "40", "--", "true", **limits)

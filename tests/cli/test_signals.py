@@ -18,16 +18,17 @@ from harness.errors import HarnessError, ServerLost
 # timed by a test, but one that another thread receives leaves the main thread's system call alone just so.
 SCRIPT = """
 import os, signal, sys, threading
-from harness.cli.run.child import exit_code, passing_on, start
+from contextlib import nullcontext
+from harness.cli.run.child import exit_code, passing_on
+from harness.cli.run.reaper import Reaper
 
-with passing_on() as children:
+with Reaper.beside() if "reaper" in sys.argv else nullcontext() as reaper, passing_on(reaper) as children:
     if "early" in sys.argv:
         signal.raise_signal(signal.SIGUSR1)
         command = "kill -0 $PPID; exec sleep 60"
     else:
         command = "trap 'exit 9' USR1; echo ready; while :; do sleep 0.05; done"
-    child = start(["sh", "-c", command], dict(os.environ), piped=True)
-    children.add(child)
+    child = children.start(["sh", "-c", command], dict(os.environ), piped=True)
 
     def send():
         child.stdout.readline()
@@ -35,13 +36,14 @@ with passing_on() as children:
 
     if "thread" in sys.argv:
         threading.Thread(target=send, daemon=True).start()
-    sys.exit(exit_code(children.wait(child)))
+    sys.exit(exit_code(children.wait()[0]))
 """
 
 
+@pytest.mark.parametrize("whose", ["ours", "reaper"])
 @pytest.mark.parametrize(("how", "code"), [("thread", 9), ("early", 128 + 10)])
-def test_no_signal_is_lost(how: str, code: int) -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT, how], timeout=30, check=False)
+def test_no_signal_is_lost(how: str, code: int, whose: str) -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT, how, whose], timeout=30, check=False)
     assert done.returncode == code
 
 

@@ -1,22 +1,43 @@
-"""A command that runs in our stead: how it is started, that signals are its business, and what its end means."""
+"""A command that runs in our stead: how it is started, that signals are its business, what its end means and what it leaves."""
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import IO, Protocol
 
+from harness.cli.run.reaper import Reaper
 from harness.errors import out_of_files
+
+logger = logging.getLogger("pg_harness.cli")
 
 FORWARDED = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 )
+
+
+ENDING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
+)
+"""Those of them by which somebody wants us to end."""
+
+ENDING_GRACE = 10.0
+"""Seconds that a command may take to end after such a signal, before it is ended with all that it has started."""
+
+LINGER = 1.0
+"""Seconds that processes may outlive their command by themselves: workers that only now hear that it is gone."""
+
+TERM_GRACE = 5.0
+"""Seconds between SIGTERM and SIGKILL for what a command leaves."""
 
 
 class NotStarted(Exception):
@@ -33,28 +54,56 @@ class NotStarted(Exception):
         self.exit_code = exit_code
 
 
-def call(command: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run the command, passing signals on to it; return its exit code."""
-    with passing_on() as children:
-        child = start(command, environ)
-        children.add(child)
-        return exit_code(children.wait(child))
+class Child(Protocol):
+    """A command that was started."""
+
+    @property
+    def stdout(self) -> IO[bytes] | None:
+        """Its output, where that was asked for."""
+
+    @property
+    def stderr(self) -> IO[bytes] | None:
+        """Likewise."""
+
+    def poll(self) -> int | None:
+        """Its exit code, or -n for signal n; None while it runs."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal, unless it has ended."""
+
+
+def call(command: Sequence[str], environ: Mapping[str, str], reaper: Reaper | None = None) -> int:
+    """Run the command, passing signals on to it; return its exit code.
+
+    Args:
+        reaper: ends what the command leaves, or that and the command where it takes too long after a signal.
+    """
+    with passing_on(reaper) as children:
+        children.start(command, environ)
+        return exit_code(children.wait()[0])
 
 
 def start(
-    command: Sequence[str], environ: Mapping[str, str], *, piped: bool = False
-) -> subprocess.Popen[bytes]:
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    reaper: Reaper | None = None,
+    *,
+    piped: bool = False,
+) -> Child:
     """Start the command in our own process group, so that a terminal's Ctrl-C and Ctrl-Z reach it as ever.
 
     Args:
+        reaper: whose child it shall be; None: ours.
         piped: take its output instead of letting it through.
 
     Raises:
         NotStarted: it is not found by the PATH that it is given, or the system refuses it.
         BackendError: we may open no further file.
     """
-    pipe = subprocess.PIPE if piped else None
     try:
+        if reaper is not None and (reaped := reaper.start(command, environ, piped=piped)) is not None:
+            return reaped
+        pipe = subprocess.PIPE if piped else None
         return subprocess.Popen(
             list(command),
             env=dict(environ),
@@ -78,54 +127,120 @@ def exit_code(returned: int) -> int:
 
 
 class Children:
-    """The processes that signals are passed on to.
+    """The commands: signals are passed on to them, and what they leave is ended.
 
     Args:
         wakeup: becomes readable with each signal (``signal.set_wakeup_fd``).
+        reaper: whose children they are; None: ours, and nobody looks for what they leave.
     """
 
-    def __init__(self, wakeup: int) -> None:
+    def __init__(self, wakeup: int, reaper: Reaper | None = None) -> None:
         self._wakeup = wakeup
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._reaper = reaper
+        self._running: list[Child] = []
         self._arrived: list[int] = []
+        self._heard = 0
+        self._asked = 0.0
+        """When somebody wanted us to end (``time.monotonic``); 0: nobody did."""
+        self._asked_by = 0
 
-    def add(self, child: subprocess.Popen[bytes]) -> None:
-        """One more; what arrived before it was there is passed on now."""
+    def start(self, command: Sequence[str], environ: Mapping[str, str], *, piped: bool = False) -> Child:
+        """Start one more, as :func:`start` does; what arrived before it was there is passed on now."""
+        child = start(command, environ, self._reaper, piped=piped)
         arrived = len(self._arrived)
         self._running.append(child)
         for signum in self._arrived[:arrived]:
             child.send_signal(signum)
+        return child
 
-    def wait(self, child: subprocess.Popen[bytes]) -> int:
-        """Wait until one has ended; return its code as :class:`subprocess.Popen` has it.
+    def wait(self) -> list[int]:
+        """Wait until all have ended, and nothing is left of them; return their codes as :class:`subprocess.Popen` has them.
 
         Not ``child.wait()``: a signal that arrives just before its system call begins, or in another thread,
         does not interrupt it, and would be passed on only when the command has ended by itself.
         """
-        while (code := child.poll()) is None:
-            select.select([self._wakeup], [], [])
+        forced = False
+        while None in (codes := [child.poll() for child in self._running]):
+            if self._reaper is None or not self._asked or forced:
+                self._sleep(None)
+            elif (left := self._asked + ENDING_GRACE - time.monotonic()) > 0:
+                self._sleep(left)
+            else:
+                logger.warning(
+                    "the command has not ended %g s after signal %d: ending it, with all that it has started",
+                    ENDING_GRACE,
+                    self._asked_by,
+                )
+                self.end()
+                # One that cannot be ended (sudo) is waited for, as ever.
+                forced = True
+        # Who was told to end has had his time.
+        self._end_rest(0 if self._asked else LINGER)
+        return [code for code in codes if code is not None]
+
+    def end(self) -> None:
+        """End them, and what they have started."""
+        if self._reaper is not None and not self._reaper.gone:
+            self._end_rest(0)
+            return
+        for child in self._running:
+            child.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + ENDING_GRACE
+        while any(child.poll() is None for child in self._running):
+            if (left := deadline - time.monotonic()) > 0:
+                self._sleep(left)
+                continue
+            for child in self._running:
+                child.send_signal(signal.SIGKILL)
+            deadline = time.monotonic() + ENDING_GRACE
+
+    def _end_rest(self, linger: float) -> None:
+        """Before the databases go: what is left would only fail, and hold connections."""
+        if self._reaper is None:
+            return
+        self._reaper.ask_to_end(linger, TERM_GRACE)
+        heard = self._heard
+        while (rest := self._reaper.rest) is None:
+            self._sleep(None)
+            if self._heard > heard:
+                # Somebody is impatient.
+                heard = self._heard
+                self._reaper.ask_to_end(0, 0)
+        if rest.ended:
+            logger.warning("ended what the command had started: %s", ", ".join(rest.ended))
+        if rest.stay:
+            logger.warning("the command has started what cannot be ended: %s", ", ".join(rest.stay))
+
+    def _sleep(self, seconds: float | None) -> None:
+        """Until something happens."""
+        poll = select.poll()
+        poll.register(self._wakeup, select.POLLIN)
+        if self._reaper is not None and not self._reaper.gone:
+            poll.register(self._reaper, select.POLLIN)
+        poll.poll(None if seconds is None else seconds * 1000)
+        with suppress(BlockingIOError):
             os.read(self._wakeup, 512)
-        return code
 
     def handle(self, signum: int, _frame: FrameType | None) -> None:
         """Pass a signal on, unless the terminal has sent it to the whole group already."""
+        self._heard += 1
         if signum in (signal.SIGINT, signal.SIGQUIT) and _in_foreground():
             # Twice would be a second Ctrl-C, which pytest and others take for "at once, without teardown".
             return
         self._arrived.append(signum)
+        if signum in ENDING and not self._asked:
+            self._asked, self._asked_by = time.monotonic(), signum
         for child in self._running:
-            # poll() first: the number of a process that has ended may be somebody else's by now.
-            if child.poll() is None:
-                child.send_signal(signum)
+            child.send_signal(signum)
 
 
 @contextmanager
-def passing_on() -> Iterator[Children]:
+def passing_on(reaper: Reaper | None = None) -> Iterator[Children]:
     """While the block runs, signals are passed on, and waiting for a child never misses one."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     os.set_blocking(writing, False)
-    children = Children(reading)
+    children = Children(reading, reaper)
     before = {signal.SIGCHLD: signal.signal(signal.SIGCHLD, lambda signum, frame: None)}
     woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for signum in FORWARDED:

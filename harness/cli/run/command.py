@@ -16,6 +16,7 @@ from harness.cli.options import NUMBER, flag
 from harness.cli.parser import Usage
 from harness.cli.run.child import NotStarted, call
 from harness.cli.run.copies import run_copies
+from harness.cli.run.reaper import Reaper
 from harness.cli.run.watch import not_isolated
 from harness.config import environment
 from harness.control.serving import Serving
@@ -111,6 +112,15 @@ def run(context: Context) -> int:
         return code
     copies: int | None = given.get("copies")
     workers: int = copies or given.get("workers") or 1
+    # Before the databases, which take as long as it takes to be there.
+    with Reaper.beside() as reaper:
+        return _run(context, context.command, workers, copies, reaper)
+
+
+def _run(
+    context: Context, command: Sequence[str], workers: int, copies: int | None, reaper: Reaper | None
+) -> int:
+    given = vars(context.arguments)
     harness = open_run(
         context.project,
         workers=workers,
@@ -128,10 +138,10 @@ def run(context: Context) -> int:
                     _of_copy(harness, lease, copies, serving) | _shard(given, int(lease.worker), copies)
                     for lease in leases
                 ]
-                result = run_copies(context, context.command, [_child(context, v) for v in values])
+                result = run_copies(context, command, [_child(context, v) for v in values], reaper)
             else:
-                values = [serving.environment() | _shard(given)]
-                result = _run_one(context, harness, leases, _child(context, values[0]), context.command)
+                environ = _child(context, serving.environment() | _shard(given))
+                result = _run_one(context, harness, leases, environ, command, reaper)
     except NotStarted as error:
         # It was found before, by the PATH of ours: `env` in the settings may give it another one.
         context.console.error(error.message)
@@ -172,8 +182,9 @@ def _run_one(
     leases: Sequence[Lease],
     environ: Mapping[str, str],
     command: Sequence[str],
+    reaper: Reaper | None,
 ) -> int:
-    code = call(command, environ)
+    code = call(command, environ, reaper)
     # With a server each there is nobody's first database to be in.
     if len(leases) > 1 and harness.shared is not None:
         for line in not_isolated(harness.shared.link.session, [lease.dsn.database for lease in leases]):

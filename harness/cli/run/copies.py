@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import IO, TextIO
 
 from harness.cli.context import Context
-from harness.cli.run.child import exit_code, passing_on, start
+from harness.cli.run.child import exit_code, passing_on
+from harness.cli.run.reaper import Reaper
 
 LONGEST = 64 * 1024
 """Bytes of a line; what never ends its line is cut there instead of filling the memory."""
@@ -17,34 +17,34 @@ LONGEST = 64 * 1024
 DRAIN = 2.0
 """Seconds to wait for the rest of the output: a background process of the command may hold the pipe for ever."""
 
-GRACE = 10.0
-"""Seconds that a copy may take to end, before it is killed."""
 
+def run_copies(
+    context: Context,
+    command: Sequence[str],
+    environments: Sequence[Mapping[str, str]],
+    reaper: Reaper | None = None,
+) -> int:
+    """Run one copy for each environment; return the worst exit code.
 
-def run_copies(context: Context, command: Sequence[str], environments: Sequence[Mapping[str, str]]) -> int:
-    """Run one copy for each environment; return the worst exit code."""
+    Args:
+        reaper: ends what they leave, see :func:`harness.cli.run.child.call`.
+    """
     lock = threading.Lock()
     width = len(str(len(environments)))
-    children: list[subprocess.Popen[bytes]] = []
     pumps: list[threading.Thread] = []
-    with passing_on() as passing:
+    with passing_on(reaper) as children:
         try:
             for number, environ in enumerate(environments, 1):
-                child = start(command, environ, piped=True)
-                passing.add(child)
-                children.append(child)
+                child = children.start(command, environ, piped=True)
                 prefix = f"[{number:>{width}}] ".encode()
                 pumps += [
                     _pump(child.stdout, sys.stdout, prefix, lock),
                     _pump(child.stderr, sys.stderr, prefix, lock),
                 ]
-            codes = [exit_code(passing.wait(child)) for child in children]
+            codes = [exit_code(code) for code in children.wait()]
         except BaseException:
             # A copy could not be started: the others must not go on without us.
-            for child in children:
-                child.terminate()
-            for child in children:
-                _end(child)
+            children.end()
             raise
         for pump in pumps:
             pump.join(DRAIN)
@@ -52,15 +52,6 @@ def run_copies(context: Context, command: Sequence[str], environments: Sequence[
         if code:
             context.console.warn(f"copy {number} of {len(codes)} ended with exit code {code}")
     return max(codes)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Wait for one that was asked to end, and kill it where it does not."""
-    try:
-        child.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait(GRACE)
 
 
 def _pump(

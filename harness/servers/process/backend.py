@@ -15,7 +15,7 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
-from harness.config import own_folder
+from harness.config import own_folder, processes
 from harness.config.project import Project, file_lock
 from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerStartError
@@ -326,7 +326,9 @@ class ProcessBackend(Backend):
         try:
             # Where it listens is known to all before it does.
             replace(record, pid=0, watcher=0).write(folder)
-            done = user.run(command, timeout=30, env={**cluster_.BASE_ENVIRONMENT, **watcher})
+            # A server that somebody starts inside a run (`up`, pytest) is not the run's.
+            environ = {**cluster_.BASE_ENVIRONMENT, **watcher, **processes.STAYS}
+            done = user.run(command, timeout=30, env=environ)
             pid, watcher_pid = (int(number) for number in done.stdout.split())
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise ServerStartError(
