@@ -72,14 +72,13 @@ def _compact(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
 
 
-def _modes() -> str:
-    return f"\n// Pristine before each 'test', before each 'file', or back to a 'mark' that is set after the file's beforeAll.\nsetUp('test');\n"
+_MODES = "\n// Pristine before each 'test', before each 'file', or back to a 'mark' that is set after the file's beforeAll.\n"
 
 
 RUNNERS: Mapping[str, Runner] = {
     "vitest": Runner(
         "Vitest",
-        {"pg-harness.vitest.mjs": lambda: single("vitest", _modes())},
+        {"pg-harness.vitest.mjs": lambda: single("vitest", _MODES + "await setUp('test');\n")},
         "vitest.config, test: {\n"
         "  setupFiles: ['./pg-harness.vitest.mjs'],                    // before your own\n"
         "  maxWorkers: Number(process.env.PGHARNESS_WORKERS ?? 1),\n"
@@ -88,7 +87,7 @@ RUNNERS: Mapping[str, Runner] = {
     ),
     "jest": Runner(
         "Jest",
-        {"pg-harness.jest.cjs": lambda: commonjs(single("jest", _modes()))},
+        {"pg-harness.jest.cjs": lambda: commonjs(single("jest", _MODES + "setUp('test');\n"))},
         "jest.config: {\n"
         "  setupFilesAfterEnv: ['<rootDir>/pg-harness.jest.cjs'],     // before your own\n"
         "  maxWorkers: Number(process.env.PGHARNESS_WORKERS ?? 1),\n"
@@ -107,7 +106,7 @@ RUNNERS: Mapping[str, Runner] = {
     ),
     "node": Runner(
         "node:test",
-        {"pg-harness.node.mjs": lambda: single("node", _modes())},
+        {"pg-harness.node.mjs": lambda: single("node", _MODES + "setUp('test');\n")},
         "package.json, scripts: {\n"
         '  "test": "node --import ./pg-harness.node.mjs --test"\n'
         "}",
@@ -115,7 +114,7 @@ RUNNERS: Mapping[str, Runner] = {
     ),
     "bun": Runner(
         "Bun",
-        {"pg-harness.bun.mjs": lambda: single("bun", _modes())},
+        {"pg-harness.bun.mjs": lambda: single("bun", _MODES + "setUp('test');\n")},
         'bunfig.toml:\n  [test]\n  preload = ["./pg-harness.bun.mjs"]',
         "pg-harness run -- bun test",
     ),

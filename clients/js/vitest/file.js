@@ -1,3 +1,3 @@
 import { setUp } from '../edges/vitest.js';
 
-setUp('file');
+await setUp('file');

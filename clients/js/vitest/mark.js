@@ -1,3 +1,3 @@
 import { setUp } from '../edges/vitest.js';
 
-setUp('mark');
+await setUp('mark');
