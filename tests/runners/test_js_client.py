@@ -81,8 +81,16 @@ void unmark(3);
 def test_its_types_are_strict(javascript: Callable[..., Javascript]) -> None:
     project = javascript("types", "typescript", "@types/node", "@playwright/test")
     project.write({"use.ts": USES, "package.json": '{"private": true, "type": "module"}'})
-    for module in (["--module", "nodenext"], ["--module", "esnext", "--moduleResolution", "bundler"]):
-        done = project.call(
-            "tsc", "--noEmit", "--strict", *module, "--target", "es2022", "--types", "node", "use.ts"
-        )
-        assert done.returncode == 0, done.stdout
+    done = project.call(
+        "tsc",
+        "--noEmit",
+        "--strict",
+        "--module",
+        "nodenext",
+        "--target",
+        "es2022",
+        "--types",
+        "node",
+        "use.ts",
+    )
+    assert done.returncode == 0, done.stdout

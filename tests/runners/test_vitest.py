@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from fix_examples import Javascript
+from fix_examples import Javascript, entered
 from fix_snippets import files, runs
 
 MODES = """
@@ -59,17 +59,6 @@ def vitest(javascript: Callable[..., Javascript]) -> Javascript:
         **{f"{mode}/{number}.test.mjs": MODES % mode for mode in ("test", "file", "mark") for number in range(2)},
     })  # fmt: skip
     return project
-
-
-def entered(project: Javascript) -> dict[str, set[str]]:
-    """Worker → the databases that its tests saw."""
-    path = project.root / "entered.txt"
-    found: dict[str, set[str]] = {}
-    for line in path.read_text().splitlines():
-        worker, database = line.split()
-        found.setdefault(worker, set()).add(database)
-    path.unlink()
-    return found
 
 
 @pytest.mark.parametrize(
