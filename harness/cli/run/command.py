@@ -16,6 +16,7 @@ from harness.cli.options import NUMBER, flag
 from harness.cli.parser import Usage
 from harness.cli.run.child import NotStarted, call
 from harness.cli.run.copies import run_copies
+from harness.cli.run.elsewhere import led_elsewhere
 from harness.cli.run.reaper import Reaper
 from harness.cli.run.watch import not_isolated
 from harness.config import environment
@@ -189,6 +190,9 @@ def _run_one(
     if len(leases) > 1 and harness.shared is not None:
         for line in not_isolated(harness.shared.link.session, [lease.dsn.database for lease in leases]):
             context.console.warn(line)
+    databases = [dsn.database for lease in leases for dsn in lease.dsns.values()]
+    for line in led_elsewhere(harness, databases, list(harness.variables(leases[0]))):
+        context.console.warn(line)
     return code
 
 
