@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from harness.cli.context import Context
+from harness.cli.context import Context, working_directory
 from harness.cli.options import NUMBER, flag
 from harness.cli.parser import Usage
 from harness.cli.run.child import NotStarted, call
@@ -21,7 +21,7 @@ from harness.config import environment
 from harness.databases import freshness
 from harness.databases.lease import Lease
 from harness.errors import HarnessError
-from harness.runs import budget
+from harness.runs import budget, refused
 from harness.runs.harness import Harness
 from harness.runs.opening import open_run
 
@@ -43,13 +43,13 @@ Variables of libpq that would bend these addresses (PGHOSTADDR, PGSERVICE, PGOPT
   PGHARNESS_WORKERS   how many databases the command has (-n)
   PGHARNESS_COPY      with --copies: which copy this is, from 1
   PGHARNESS_COPIES    with --copies: how many there are
-  NAME, NAME_1 …      your own variables of [tool.pg-harness.env], one for each worker with -n
+  NAME, NAME_1 …      your own variables of [tool.pg-harness.env], and PGHOST … PGDATABASE, one for each worker with -n
 
 Signals are passed on. The exit code is the command's own, 128 + n where signal n ended it, 127 where it does
 not exist, 126 where it cannot be run; with --copies the worst of them all.
 """
 
-_OF_AN_OUTER_RUN = re.compile(r"DATABASE_URL_\d+|PGHARNESS_(WORKERS|COPY|COPIES|RUN)")
+_OF_AN_OUTER_RUN = re.compile(r"PGHARNESS_(WORKERS|COPY|COPIES|RUN)")
 
 
 TAKES_COMMAND = True
@@ -99,6 +99,7 @@ def _run(
             result = run_copies(context, command, [_child(context, v) for v in values], reaper)
         else:
             result = _run_one(context, harness, leases, command, reaper)
+        _tell_what_was_refused(context, harness, "copy" if copies else "worker")
     except NotStarted as error:
         # It was found before, by the PATH of ours: `env` in the settings may give it another one.
         context.console.error(error.message)
@@ -122,6 +123,16 @@ def _say_how_resets_are_made(harness: Harness) -> None:
         logger.debug("reset: %s", told)
 
 
+def _tell_what_was_refused(context: Context, harness: Harness, noun: str) -> None:
+    try:
+        found = harness.refused()
+    except HarnessError:
+        # The server went away: the command itself will have said so.
+        return
+    for line in refused.told(found, harness.settings, noun=noun):
+        context.console.warn(line)
+
+
 def _close(context: Context, harness: Harness) -> None:
     """Release; what cannot be released now is swept later, and must not hide the command's own exit code."""
     try:
@@ -143,7 +154,8 @@ def _run_one(
     code = call(command, _child(context, _of_all(harness, leases)), reaper)
     # With a server each there is nobody's first database to be in.
     if len(leases) > 1 and harness.shared is not None:
-        for line in not_isolated(harness.shared.link.session, [lease.dsn.database for lease in leases]):
+        names = [lease.dsn.database for lease in leases]
+        for line in not_isolated(harness.shared.link.session, names, command, working_directory()):
             context.console.warn(line)
     return code
 
@@ -165,7 +177,13 @@ def _of_copy(harness: Harness, lease: Lease, copies: int) -> dict[str, str]:
 
 
 def _child(context: Context, values: Mapping[str, str]) -> dict[str, str]:
-    outer = [name for name in context.environ if _OF_AN_OUTER_RUN.fullmatch(name)]
+    # It may have had more workers.
+    numbered = {name.removesuffix("_1") for name in values if name.endswith("_1")} & values.keys()
+    outer = [
+        name
+        for name in context.environ
+        if _OF_AN_OUTER_RUN.fullmatch(name) or re.sub(r"_\d+$", "", name) in numbered - {name}
+    ]
     return environment.child_environment(context.environ, values, drop=outer)
 
 
