@@ -25,6 +25,9 @@ BENDING = frozenset(
 """Variables of libpq (PostgreSQL docs, 34.15) that bend a URL: PGHOSTADDR sent a session to another server
 than its URL named, PGOPTIONS changes what every session does. PGPORT and its like are set, not removed."""
 
+PARTS = ("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE")
+"""The variables of libpq that are set, see :meth:`harness.dsn.Dsn.libpq`: for clients that connect without an address."""
+
 PLACEHOLDERS = (
     "url", "host", "port", "user", "password", "database", "sqlalchemy", "asyncpg", "jdbc", "worker", "workers",
     "connections",
@@ -82,7 +85,7 @@ def numbered(tables: Iterable[Mapping[str, str]], each: Mapping[str, Mapping[str
         tables: the ``env`` tables of all databases.
         each: worker → its variables.
     """
-    own = ["DATABASE_URL", *(variable for table in tables for variable in table)]
+    own = ["DATABASE_URL", *PARTS, *(variable for table in tables for variable in table)]
     values = {"PGHARNESS_WORKERS": str(len(each))}
     for worker, theirs in each.items():
         values |= {f"{variable}_{worker}": theirs[variable] for variable in own if variable in theirs}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from harness.runs.bake import Baked
     from harness.runs.opening import Purpose, RunOptions
     from harness.runs.per_worker import ServerPerWorker
+    from harness.runs.refused import Refused
     from harness.runs.runfile import RunFile
     from harness.servers.handle import Server
     from harness.servers.port import Backend
@@ -311,6 +312,17 @@ class Harness:
         """
         if self.shared is not None:
             self.shared.keep_spares(count)
+
+    def refused(self) -> list[Refused]:
+        """Connections of the run's workers that were refused, on the servers that this process has.
+
+        Raises:
+            ServerLost: one of them has gone.
+        """
+        # Here: for who ends a run.
+        from harness.runs.refused import refused
+
+        return [found for session in list(self._placement.members.values()) for found in refused(session)]
 
     # --- environment -------------------------------------------------------------------------------
 

@@ -120,6 +120,45 @@ def test_the_environment_of_the_command(project: Project) -> None:
     assert values["PGDATABASE"] in values["DATABASE_URL"]
 
 
+PARTS = {"PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE"}
+
+
+def variables(out: str) -> dict[str, str]:
+    return dict(line.partition("=")[::2] for line in out.splitlines() if "=" in line)
+
+
+def test_the_parts_of_each_workers_address(project: Project) -> None:
+    """For clients that connect without an address: `new pg.Pool()` was worker 1's in every worker."""
+    own = {"PGHARNESS_ENV": "OWN={database}"}
+    values = variables(project.ok("run", "-n", "2", "--", "env", **own))
+    for name in ("DATABASE_URL", "OWN", *PARTS):
+        assert values[name] == values[f"{name}_1"]
+    for n in ("1", "2"):
+        host, port, user, password, database = (
+            values[f"PG{part}_{n}"] for part in ("HOST", "PORT", "USER", "PASSWORD", "DATABASE")
+        )
+        assert values[f"DATABASE_URL_{n}"] == f"postgresql://{user}:{password}@{host}:{port}/{database}"
+        assert values[f"OWN_{n}"] == database
+    assert values["PGDATABASE_2"] != values["PGDATABASE_1"]
+    assert not [name for name in values if name.endswith("_3")]
+    # Of databases that stay, the same.
+    values = variables(project.ok("env", "--format", "dotenv", **own))
+    assert {f"{name}_{n}" for name in ("DATABASE_URL", "OWN", *PARTS) for n in (1, 2)} <= values.keys()
+
+
+def test_a_run_in_a_run_has_its_own_numbers_only(project: Project) -> None:
+    own = {"PGHARNESS_ENV": "OWN={database}"}
+    inner = " ".join(f"'{word}'" for word in project.command("-q", "run", "-n", "2", "--", "env"))
+    outer = variables(
+        project.ok("run", "-n", "3", "--", "sh", "-c", f"env | sed s/^/outer_/; {inner}", **own)
+    )
+    for name in ("DATABASE_URL", "OWN", *PARTS):
+        assert f"outer_{name}_3" in outer
+        assert f"{name}_2" in outer
+        assert f"{name}_3" not in outer
+    assert outer["PGDATABASE_2"] != outer["outer_PGDATABASE_2"]
+
+
 @needs_psql
 def test_a_runner_that_ignores_the_numbers_is_told(project: Project) -> None:
     script = f"for i in 1 2 3; do {SLOW_QUERY} $DATABASE_URL >/dev/null & done; wait"

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from harness.cli.context import Context
+from harness.cli.context import Context, working_directory
 from harness.cli.options import NUMBER, flag
 from harness.cli.parser import Usage
 from harness.cli.run.child import NotStarted, call
@@ -24,7 +24,7 @@ from harness.control.serving import Serving
 from harness.databases import freshness
 from harness.databases.lease import Lease
 from harness.errors import HarnessError
-from harness.runs import budget
+from harness.runs import budget, refused
 from harness.runs.harness import Harness
 from harness.runs.opening import open_run
 
@@ -52,15 +52,13 @@ Variables of libpq that would bend these addresses (PGHOSTADDR, PGSERVICE, PGOPT
   PGHARNESS_SHARD, PGHARNESS_SHARDS
                       with --copies or --shards: which part of the suite is this command's, from 1, and of how many:
                       npx vitest run --shard=$PGHARNESS_SHARD/$PGHARNESS_SHARDS
-  NAME, NAME_1 …      your own variables of [tool.pg-harness.env], one for each worker with -n
+  NAME, NAME_1 …      your own variables of [tool.pg-harness.env], and PGHOST … PGDATABASE, one for each worker with -n
 
 Signals are passed on. The exit code is the command's own, 128 + n where signal n ended it, 127 where it does
 not exist, 126 where it cannot be run; with --copies the worst of them all.
 """
 
-_OF_AN_OUTER_RUN = re.compile(
-    r"DATABASE_URL_\d+|PGHARNESS_(WORKERS|COPY|COPIES|SHARDS?|RUN|LEASE|CONTROL_URL|CONTROL_TOKEN)"
-)
+_OF_AN_OUTER_RUN = re.compile(r"PGHARNESS_(WORKERS|COPY|COPIES|SHARDS?|RUN|LEASE|CONTROL_URL|CONTROL_TOKEN)")
 
 
 TAKES_COMMAND = True
@@ -143,6 +141,7 @@ def _run(
             else:
                 environ = _child(context, serving.environment() | _shard(given))
                 result = _run_one(context, harness, leases, environ, command, reaper)
+        _tell_what_was_refused(context, harness, "copy" if copies else "worker")
     except NotStarted as error:
         # It was found before, by the PATH of ours: `env` in the settings may give it another one.
         context.console.error(error.message)
@@ -164,6 +163,16 @@ def fits(harness: Harness, workers: int) -> None:
 def _say_how_resets_are_made(harness: Harness) -> None:
     if freshness.of(harness.settings).watches and (told := harness.reset_told):
         logger.debug("reset: %s", told)
+
+
+def _tell_what_was_refused(context: Context, harness: Harness, noun: str) -> None:
+    try:
+        found = harness.refused()
+    except HarnessError:
+        # The server went away: the command itself will have said so.
+        return
+    for line in refused.told(found, harness.settings, noun=noun):
+        context.console.warn(line)
 
 
 def close(context: Context, harness: Harness) -> None:
@@ -188,7 +197,8 @@ def _run_one(
     code = call(command, environ, reaper)
     # With a server each there is nobody's first database to be in.
     if len(leases) > 1 and harness.shared is not None:
-        for line in not_isolated(harness.shared.link.session, [lease.dsn.database for lease in leases]):
+        names = [lease.dsn.database for lease in leases]
+        for line in not_isolated(harness.shared.link.session, names, command, working_directory()):
             context.console.warn(line)
     databases = [dsn.database for lease in leases for dsn in lease.dsns.values()]
     for line in led_elsewhere(harness, databases, list(harness.variables(leases[0]))):
@@ -220,7 +230,13 @@ def _shard(given: Mapping[str, Any], copy: int = 1, copies: int = 1) -> dict[str
 
 
 def _child(context: Context, values: Mapping[str, str]) -> dict[str, str]:
-    outer = [name for name in context.environ if _OF_AN_OUTER_RUN.fullmatch(name)]
+    # It may have had more workers.
+    numbered = {name.removesuffix("_1") for name in values if name.endswith("_1")} & values.keys()
+    outer = [
+        name
+        for name in context.environ
+        if _OF_AN_OUTER_RUN.fullmatch(name) or re.sub(r"_\d+$", "", name) in numbered - {name}
+    ]
     return environment.child_environment(context.environ, values, drop=outer)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.cli.run.watch import entered
+from harness.cli.run.watch import used
 from harness.config import dotenv
 from harness.errors import HarnessError
 
@@ -24,12 +24,13 @@ def led_elsewhere(harness: Harness, names: Sequence[str], variables: Sequence[st
     if not found or harness.shared is None:
         return []
     try:
-        if entered(harness.shared.link.session, names):
+        if used(harness.shared.link.session, names):
             return []
     except HarnessError:
         # The server went away: the command itself will have said so.
         return []
-    return [
+    line = (
         f"none of this run's databases was used, and {found[0]}: a loader that overrides what is set (`source .env`, dotenv's "
         "`override`) leads the command to another database. Leave it out where tests run, or load it without override"
-    ]
+    )
+    return [line]

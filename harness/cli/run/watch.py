@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from harness.cli.run import runners
 from harness.errors import HarnessError
 from harness.postgres.session import APPLICATION_NAME, Session
 
@@ -15,20 +17,25 @@ LATE = 1.0
 """Seconds by which PostgreSQL 14 may tell too little: its statistics pass through a file."""
 
 
-def not_isolated(session: Session, names: Sequence[str]) -> list[str]:
+MOST = 2
+"""Runners that are named: a project may have more of them than anybody wants to read of."""
+
+
+def not_isolated(session: Session, names: Sequence[str], command: Sequence[str], root: Path) -> list[str]:
     """Lines for the end of the run, where somebody was in the first database and nobody in any other; else none.
 
     Args:
         session: of the maintenance database.
         names: the databases, worker 1's first.
+        command: what was run. root: of the project. By both the runner is known, and what to do.
     """
     first, many = {names[0]}, len(names)
     try:
-        entered = _entered(session, names)
+        entered = used(session, names)
         if entered == first and session.server_version < 150000:
             # Sessions that have just ended: a runner that does as it should must not be blamed.
             time.sleep(LATE)
-            entered = _entered(session, names)
+            entered = used(session, names)
     except HarnessError:
         # The server went away: the command itself will have said so.
         return []
@@ -37,14 +44,21 @@ def not_isolated(session: Session, names: Sequence[str]) -> list[str]:
         return []
     return [
         f"not isolated: only worker 1's database was used, of {many}: DATABASE_URL_2 … were ignored",
-        (
-            f"each worker of the runner must take its own of DATABASE_URL_1 … DATABASE_URL_{many} (Vitest: by "
-            f"VITEST_POOL_ID, Jest: by JEST_WORKER_ID); or let `pg-harness run --copies {many} -- …` start it several times"
-        ),
+        *_remedies(command, root, many),
     ]
 
 
-def _entered(session: Session, names: Sequence[str]) -> set[str]:
+def _remedies(command: Sequence[str], root: Path, many: int) -> list[str]:
+    known = [
+        f"{runner.name}: {runner.remedy.format(n=many)}" for runner in runners.found(command, root)[:MOST]
+    ]
+    copies = f"let `pg-harness run --copies {many} -- …` start it several times"
+    return known or [
+        f"each worker of the runner must take its own of DATABASE_URL_1 … DATABASE_URL_{many}, by the runner's number for it; or {copies}"
+    ]
+
+
+def used(session: Session, names: Sequence[str]) -> set[str]:
     """Those in which a client has been, or is."""
     rows = session.rows(
         "select datname from pg_stat_database where datname = any(%s) and sessions > 0"
