@@ -54,8 +54,9 @@ Variables of libpq that would bend these addresses (PGHOSTADDR, PGSERVICE, PGOPT
                       npx vitest run --shard=$PGHARNESS_SHARD/$PGHARNESS_SHARDS
   NAME, NAME_1 …      your own variables of [tool.pg-harness.env], and PGHOST … PGDATABASE, one for each worker with -n
 
-Signals are passed on. The exit code is the command's own, 128 + n where signal n ended it, 127 where it does
-not exist, 126 where it cannot be run; with --copies the worst of them all.
+Signals are passed on; what the command leaves behind is ended before its databases are dropped (Linux), unless it was
+started with an empty PGHARNESS_RUN. The exit code is the command's own, 128 + n where signal n ended it, 127 where it
+does not exist, 126 where it cannot be run; with --copies the worst of them all.
 """
 
 _OF_AN_OUTER_RUN = re.compile(r"PGHARNESS_(WORKERS|COPY|COPIES|SHARDS?|RUN|LEASE|CONTROL_URL|CONTROL_TOKEN)")
