@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import select
+import selectors
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -67,7 +68,8 @@ class ControlServer:
         self._path = at if isinstance(at, Path) else None
         self._socket = _bound_to_path(at) if isinstance(at, Path) else _bound(at)
         self.port: int = 0 if self._path else self._socket.getsockname()[1]
-        self._stopping, self._stop = os.pipe()
+        # Not a pipe: on Windows only sockets can be waited for.
+        self._stopping, self._stop = socket.socketpair()
         self._server: Any = None
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -84,11 +86,10 @@ class ControlServer:
         return f"http://{LOOPBACK}:{self.port}"
 
     def _serve(self) -> None:
-        # poll, not select: that takes no descriptor beyond 1023.
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        poll.register(self._stopping, select.POLLIN)
-        poll.poll()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            selector.register(self._stopping, selectors.EVENT_READ)
+            selector.select()
         with self._lock:
             if self._ended:
                 return
@@ -96,6 +97,8 @@ class ControlServer:
                 self._server = _waitress(self._application(self._waits), self._socket)
             except Exception:
                 logger.exception("the control interface cannot be served")
+                # Else whoever has connected waits for ever.
+                self._socket.close()
                 return
         self._server.run()
 
@@ -122,7 +125,7 @@ class ControlServer:
             already, self._ended = self._ended, True
         if already:
             return
-        os.close(self._stop)
+        self._stop.close()
         if self._server is not None:
             self._server.trigger.pull_trigger(self._end)
         self._thread.join(ENDING)
@@ -131,7 +134,7 @@ class ControlServer:
         self._socket.close()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
-        os.close(self._stopping)
+        self._stopping.close()
 
     def _end(self) -> None:
         """In waitress's own thread: once nothing is left to look after, its loop ends."""
@@ -216,6 +219,7 @@ def _waitress(application: WSGIApplication, bound: socket.socket) -> Any:
         # Else nobody notices that a client which waits has gone, and it is given a lease.
         channel_request_lookahead=1,
         connection_limit=MOST_CONNECTIONS,
-        asyncore_use_poll=True,
+        # select takes no descriptor beyond 1023.
+        asyncore_use_poll=hasattr(select, "poll"),
         log_socket_errors=False,
     )
