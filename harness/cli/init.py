@@ -151,7 +151,7 @@ def _replace(target: Path, content: bytes) -> None:
         # Through a link, so that the file it points to changes and not the link.
         real = Path(os.path.realpath(target))
         mode = real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~_umask()
-        replace_file(real, content, mode=mode)
+        replace_file(real, content, mode=mode, folder_mode=0o777 & ~_umask())
     except OSError as error:
         raise ConfigError(
             f"cannot write {target}: {error.strerror}", key="init", origin=str(target)

@@ -118,5 +118,14 @@ RUNNERS: Mapping[str, Runner] = {
         'bunfig.toml:\n  [test]\n  preload = ["./pg-harness.bun.mjs"]',
         "pg-harness run -- bun test",
     ),
+    "go": Runner(
+        "Go",
+        {"internal/testdb/testdb.go": lambda: source("go/testdb/testdb.go")},
+        "once in each package with such tests:\n"
+        "  func TestMain(m *testing.M) { testdb.Main(m) }\n"
+        "at the top of a test:\n"
+        "  testdb.Reset(t)                    // under t.Parallel(): db := testdb.New(t), and open db.URL",
+        "pg-harness run -n 4 -- go test ./...",
+    ),
 }  # fmt: skip
 """Word of ``init`` → what it writes and says."""
