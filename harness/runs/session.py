@@ -247,11 +247,7 @@ class ServerSession:
         with self.lock:
             for index, database in enumerate(self.settings.databases):
                 self.clones.claim(self.templates[database.name], self._claim(worker, index))
-            chosen = {
-                database.name: (self.templates[database.name], self._claim(worker, index))
-                for index, database in enumerate(self.settings.databases)
-            }
-            lease = self._leased(worker, chosen, apart=apart)
+            lease = self._leased(worker, apart=apart)
         if freshness.of(self.settings).watches if watch is None else watch:
             lease.watch()
         return lease
@@ -280,7 +276,15 @@ class ServerSession:
                     made = self.templates[database.name]
                     self.clones.claim(made, claim, before=partial(before, made, name))
 
-    def _leased(self, worker: str, chosen: Mapping[str, tuple[Template, Claim]], *, apart: bool) -> Lease:
+    def _leased(
+        self, worker: str, chosen: Mapping[str, tuple[Template, Claim]] | None = None, *, apart: bool = False
+    ) -> Lease:
+        """The lease of databases that were claimed already: of the settings', or of others."""
+        if chosen is None:
+            chosen = {
+                database.name: (self.templates[database.name], self._claim(worker, index))
+                for index, database in enumerate(self.settings.databases)
+            }
         # An advisory lock belongs to a connection: two threads on one would both have it.
         link = self.link.another() if apart else None
         leased = {}

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 import yaml
 from fix_cli import Project
+from fix_servers import enterable_folder
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -112,6 +113,12 @@ def runner(project: Project, tmp_path: Path) -> Iterator[Runner]:
     environ = {name: value for name, value in project.environ.items() if name != "PYTHONPATH"}
     yield Runner(tmp_path, environ)
     project.ok("serve", "--stop")
+
+
+@pytest.fixture
+def enterable() -> Iterator[Path]:
+    with enterable_folder("ci") as folder:
+        yield folder
 
 
 def installed(runner: Runner) -> None:
@@ -219,10 +226,12 @@ def test_a_fingerprint_changes_with_what_is_migrated(project: Project) -> None:
     assert project.ok("fingerprint", PGHARNESS_ROLE="other").strip() != before
 
 
-def test_what_is_baked_is_found_by_it(project: Project) -> None:
-    assert json.loads(project.ok("fingerprint", "--json"))["baked"] is None
-    baked = project.ok("bake").strip()
-    assert json.loads(project.ok("fingerprint", "--json"))["baked"] == baked
+def test_what_is_baked_is_found_by_it(project: Project, enterable: Path) -> None:
+    # A cache of its own: servers of other tests would start from it.
+    own = {"PGHARNESS_CACHE_DIR": str(enterable)}
+    assert json.loads(project.ok("fingerprint", "--json", **own))["baked"] is None
+    baked = project.ok("bake", **own).strip()
+    assert json.loads(project.ok("fingerprint", "--json", **own))["baked"] == baked
 
 
 # --- shards ------------------------------------------------------------------------------------------------
