@@ -127,5 +127,16 @@ RUNNERS: Mapping[str, Runner] = {
         "  testdb.Reset(t)                    // under t.Parallel(): db := testdb.New(t), and open db.URL",
         "pg-harness run -n 4 -- go test ./...",
     ),
+    "junit": Runner(
+        "JUnit 5",
+        {
+            "src/test/java/pgharness/PgHarness.java": lambda: source("jvm/PgHarness.java"),
+            "src/test/resources/META-INF/services/org.junit.jupiter.api.extension.Extension": lambda: "pgharness.PgHarness\n",
+        },
+        "src/test/resources/junit-platform.properties:\n"
+        "  junit.jupiter.extensions.autodetection.enabled=true\n"
+        "tests connect to PgHarness.jdbcUrl(), or to the system property pgharness.jdbc.url",
+        "pg-harness run -n 3 -- mvn test",
+    ),
 }  # fmt: skip
 """Word of ``init`` → what it writes and says."""
