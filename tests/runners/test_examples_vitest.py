@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
 from collections.abc import Callable
 
 import pytest
 from fix_examples import Javascript
-
-
-def command(project: Javascript, number: int) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The words of the README's ``number``-th call of pg-harness, and the variables before it."""
-    lines = re.findall(
-        r"^\$ ((?:\w+=\S+ )*)pg-harness (.+)$", (project.root / "README.md").read_text(), re.MULTILINE
-    )
-    before, words = lines[number]
-    return tuple(shlex.split(words, comments=True)), dict(word.split("=", 1) for word in before.split())
-
-
-def results(project: Javascript) -> dict[str, str]:
-    """Full name of each test → passed, failed …, as Vitest's own report has it."""
-    told = json.loads((project.root / "results.json").read_text())
-    found = {}
-    for file in told["testResults"]:
-        for test in file["assertionResults"]:
-            found[f"{file['name']} {test['fullName']}"] = test["status"]
-    assert len(found) == told["numTotalTests"]
-    return found
-
-
-REPORT = ("--", "--reporter=default", "--reporter=json", "--outputFile=results.json")
+from fix_vitest import REPORT, command, results
 
 
 @pytest.fixture(scope="module")
@@ -65,4 +41,41 @@ def test_bookings_on_eight_workers(bookings: Javascript) -> None:
     done = bookings.run(*words, *REPORT, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(results(bookings).values()) == ["passed"] * 96
+    assert "not isolated" not in done.stderr
+
+
+# --- Nest ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def forum(example: Callable[[str], Javascript]) -> Javascript:
+    project = example("vitest-nest-prisma")
+    done = project.call("prisma", "generate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+@pytest.mark.timeout(180)
+def test_a_forum_fails_on_one_database(forum: Javascript) -> None:
+    words, variables = command(forum, 2)
+    done = forum.run(*words, *REPORT, **variables)
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = results(forum)
+    failed = [name for name, status in found.items() if status == "failed"]
+    assert len(found) == 26
+    assert len(failed) > 4, done.stdout
+    assert re.search(
+        "Unique constraint failed|Foreign key constraint violated|users_email_key", done.stdout + done.stderr
+    )
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("number", [0, 1], ids=["a database for each worker", "a schema in it"])
+def test_a_forum_on_three_workers(forum: Javascript, number: int) -> None:
+    for path in (forum.root / "test").glob("*.spec.ts"):
+        assert not re.search("afterEach|beforeAll|TRUNCATE|cleanup", path.read_text()), path
+    words, variables = command(forum, number)
+    done = forum.run(*words, *REPORT, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(results(forum).values()) == ["passed"] * 26
     assert "not isolated" not in done.stderr
