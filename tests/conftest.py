@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -95,8 +96,33 @@ def _on_17(item: pytest.Item) -> bool:
     return chosen is not None and chosen.params.get("reset_server") == 17
 
 
+BY_TURNS = 6
+"""Parameters that a depth must have for each version, to be tried on one of the two by turns."""
+
+
+def _not_this_turn(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of the depths on 15 and 18, every other parameter on each: all are tried, on one of the two. The long searches have both."""
+    groups: dict[tuple[Path, str], dict[str, dict[int, pytest.Item]]] = {}
+    for item in items:
+        chosen = getattr(item, "callspec", None)
+        version = chosen.params.get("reset_server") if chosen is not None else None
+        if item.path.name.startswith("test_depth_") and version in (15, 18):
+            rest = "-".join(part for part in chosen.id.split("-") if part != f"pg{version}")
+            group = groups.setdefault((item.path, item.function.__name__), {})  # type: ignore[attr-defined]
+            group.setdefault(rest, {})[version] = item
+    left = set()
+    for group in groups.values():
+        if len(group) < BY_TURNS:
+            continue
+        for turn, versions in enumerate(group.values()):
+            if len(versions) == 2:
+                left.add(versions[18 if turn % 2 else 15])
+    return left
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    elsewhere = _not_this_turn(items)
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & SERVER_FIXTURES:
@@ -105,6 +131,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("docker")
         if item.path.name.startswith("test_depth_") and _on_17(item):
             # What the log says there, 15 or 18 says too; the random workloads run on all three.
+            item.add_marker("slow")
+        if item in elsewhere:
             item.add_marker("slow")
         if item.get_closest_marker("slow") is not None and os.environ.get("PGHARNESS_TEST_LONG") != "1":
             item.add_marker(pytest.mark.skip(reason="a longer search: PGHARNESS_TEST_LONG=1 runs it"))

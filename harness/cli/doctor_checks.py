@@ -14,7 +14,7 @@ import harness
 from harness.cli import lookup
 from harness.cli.context import Context, working_directory
 from harness.cli.psql import local_psql
-from harness.config import project
+from harness.config import dotenv, project
 from harness.config.environment import BENDING
 from harness.databases import freshness
 from harness.migrations.detect import detect, looked_for
@@ -128,6 +128,24 @@ def migrations(context: Context) -> Iterator[Result]:
                 yield "fail", f"{label}{source.text} cannot be applied: {lacking}", ()
     for word, package in packages().items():
         yield "ok", f"{package} adds {word}, written {kinds()[word].form}", ()
+
+
+def env_files(context: Context) -> Iterator[Result]:
+    """Files for dotenv that set what a run sets."""
+    found = dotenv.settings(context.settings.root, _exported(context))
+    for setting in found:
+        yield (
+            "note",
+            f"{setting}: a loader that overrides what is set leads tests there, and suites truncate",
+            ("load it without override (dotenv's default), or leave it out where tests run",),
+        )
+    if not found:
+        yield "ok", "no .env file sets what a run sets", ()
+
+
+def _exported(context: Context) -> set[str]:
+    own = {name for database in context.settings.databases for name in database.env}
+    return {"DATABASE_URL", "PGHOST", "PGPORT", "PGDATABASE", *own}
 
 
 def folders(context: Context) -> Iterator[Result]:
@@ -266,6 +284,7 @@ WITHOUT_SETTINGS: Sequence[tuple[str, Check]] = (
 )
 WITH_SETTINGS: Sequence[tuple[str, Check]] = (
     ("migrations", migrations),
+    ("env files", env_files),
     ("folders", folders),
     ("storage", storage),
     ("reset", modules),

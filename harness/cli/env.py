@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from harness.cli import lookup
+from harness.cli import inside, lookup
 from harness.cli.context import Context
 from harness.cli.options import flag, lease_words
 from harness.config import environment
@@ -33,7 +33,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=~^-]*")
 
 
 PARAMETERS: list[click.Parameter] = [
-    *lease_words(default=None),
+    *lease_words(),
     click.Option(["--format"], type=click.Choice(FORMATS), default="shell", help="default: shell"),
     flag("--json", help="the same as --format json"),
 ]
@@ -44,7 +44,10 @@ def run(context: Context) -> int:
     given = context.arguments
     form = "json" if context.json else given.format
     worker: str | None = getattr(given, "worker", None)
-    with lookup.resolved(context, worker or "1") as place:
+    if (client := inside.client_of(context)) is not None:
+        with client:
+            return _answer(context, inside.variables(client, worker), form)
+    with lookup.resolved(context, worker) as place:
         lookup.refuse_template(place, "name")
         mine = [place]
         if worker is None and place.sandbox:
@@ -53,6 +56,10 @@ def run(context: Context) -> int:
         if len(mine) > 1:
             each = {other.worker: _of_one(context, other, len(mine)) for other in mine}
             values |= environment.numbered((d.env for d in context.settings.databases), each)
+    return _answer(context, values, form)
+
+
+def _answer(context: Context, values: Mapping[str, str], form: str) -> int:
     # What would bend these addresses goes away with them, where the format can say so.
     bending = sorted(name for name in environment.BENDING if name in context.environ and name not in values)
     if bending and form != "shell":

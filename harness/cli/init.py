@@ -1,4 +1,4 @@
-"""``init``: look at the project, write the settings."""
+"""``init``: look at the project, write the settings; with a word, the file by which a runner's workers take their databases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import click
 
 from harness.cli.console import Console
 from harness.cli.context import Context, working_directory
-from harness.cli.options import flag
+from harness.cli.options import Word, flag
+from harness.cli.runner_files import RUNNERS, Runner
 from harness.config.files import FILE, locate
 from harness.config.sources import EXAMPLE
 from harness.config.state_file import replace_file
@@ -19,19 +20,59 @@ from harness.migrations.detect import detect, looked_for, propose
 
 logger = logging.getLogger("pg_harness.cli")
 
+USAGE = "[RUNNER] [options]"
+
 DESCRIPTION = """\
 Look at the project, say what was found, and write the settings: [tool.pg-harness] into pyproject.toml, or a
 pg-harness.toml where there is no pyproject.toml. Settings that are there already are never overwritten.
+
+With the name of a test runner: write the one file, without dependencies, by which each of its workers takes a database
+of `pg-harness run` and finds it pristine, and print the lines that belong into the runner's own settings.
 """
 
 
 PARAMETERS: list[click.Parameter] = [
-    flag("--dry-run", help="print the settings, write nothing"),
+    Word("runner", metavar="RUNNER", type=click.Choice(list(RUNNERS)), help=", ".join(RUNNERS)),
+    flag("--dry-run", help="print the settings, or the file, and write nothing"),
+    flag("--yes", help="do not ask before a file of RUNNER that you changed is overwritten"),
 ]
 
 
 def run(context: Context) -> int:
     """Write them; what was written is the answer."""
+    if word := getattr(context.arguments, "runner", None):
+        return _write_for(RUNNERS[word], context)
+    return _write_settings(context)
+
+
+def _write_for(runner: Runner, context: Context) -> int:
+    """The files of a runner, beside its own settings: in the working directory."""
+    folder = working_directory()
+    given = vars(context.arguments)
+    texts = {folder / name: make() for name, make in runner.files.items()}
+    if given.get("dry_run"):
+        for text in texts.values():
+            context.console.answer(text.rstrip())
+        return 0
+    changed = [path for path, text in texts.items() if path.exists() and _read(path) != text.encode()]
+    if changed and not given.get("yes"):
+        names = ", ".join(path.name for path in changed)
+        if not context.console.can_ask:
+            raise ConfigError(
+                f"{names} in {folder} is there already, with another content, and this is no terminal to ask on: "
+                "add --yes to overwrite it, or move it away",
+                key="yes",
+            )
+        if not context.console.ask(f"overwrite {names}?"):
+            raise ConfigError("nothing was written", key="yes")
+    for path, text in texts.items():
+        _replace(path, text.encode())
+        logger.info("wrote %s", path)
+    context.console.answer(f"{runner.lines}\n\n{runner.command}")
+    return 0
+
+
+def _write_settings(context: Context) -> int:
     location = locate(working_directory(), context.environ)
     if location.configured:
         raise ConfigError(
@@ -88,17 +129,29 @@ def _say_none(console: Console, root: Path, so: str = "") -> None:
 
 def _write(target: Path, text: str) -> None:
     """Add the text to the file, complete or not at all, whatever its line ends are."""
+    old = _read(target) if target.is_file() else b""
+    new = text.encode()
+    if b"\r\n" in old:
+        new = new.replace(b"\n", b"\r\n")
+    end = b"\r\n" if b"\r\n" in old else b"\n"
+    gap = b"" if not old else end if old.endswith(b"\n") else end + end
+    _replace(target, old + gap + new)
+
+
+def _read(path: Path) -> bytes:
     try:
-        old = target.read_bytes() if target.is_file() else b""
-        new = text.encode()
-        if b"\r\n" in old:
-            new = new.replace(b"\n", b"\r\n")
-        end = b"\r\n" if b"\r\n" in old else b"\n"
-        gap = b"" if not old else end if old.endswith(b"\n") else end + end
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", key="init", origin=str(path)) from error
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Write it, complete or not at all."""
+    try:
         # Through a link, so that the file it points to changes and not the link.
         real = Path(os.path.realpath(target))
         mode = real.stat().st_mode & 0o777 if real.exists() else 0o666 & ~_umask()
-        replace_file(real, old + gap + new, mode=mode)
+        replace_file(real, content, mode=mode, folder_mode=0o777 & ~_umask())
     except OSError as error:
         raise ConfigError(
             f"cannot write {target}: {error.strerror}", key="init", origin=str(target)

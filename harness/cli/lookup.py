@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from harness.cli.context import Context
 from harness.config.load import nearest
+from harness.control.variables import RUN
 from harness.errors import ConfigError, LeaseError
 from harness.postgres.names import Kind
 from harness.runs.places import Place, places_on
@@ -58,13 +59,17 @@ def all_purposes(context: Context) -> list[str]:
 
 
 @contextmanager
-def resolved(context: Context, word: str) -> Iterator[Place]:
-    """What the word names, on whichever server of this checkout it is.
+def resolved(context: Context, word: str | None) -> Iterator[Place]:
+    """What the word names, on whichever server of this checkout it is; without a word, the first.
+
+    Inside a run it is that run's, or a template; never another's.
 
     Raises:
         LeaseError: there is nothing to name.
         ConfigError: nothing has that name, or several have; the text lists the choices.
     """
+    word = word or "1"
+    run = context.environ.get(RUN, "")
     with ExitStack() as stack:
         known: list[Place] = []
         for purpose in all_purposes(context):
@@ -72,12 +77,21 @@ def resolved(context: Context, word: str) -> Iterator[Place]:
             if server is None:
                 continue
             stack.enter_context(server)
-            known += places_on(server)
+            known += [
+                place
+                for place in places_on(server)
+                if not run or place.run == run or place.kind is Kind.TEMPLATE
+            ]
             # Yours come first: then the other servers need not be asked for at all.
             found = [place for place in known if word in place.words]
             if found and found[0].sandbox:
                 yield found[0]
                 return
+        if run and not any(place.run == run for place in known):
+            raise LeaseError(
+                f"this command belongs to the run {run[:8]} ({RUN}), which has no database of {context.settings.root}: "
+                "it is over, or of another project. No others are taken in their stead"
+            )
         if not known:
             raise nothing(context)
         yield choose(word, known)

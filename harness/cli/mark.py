@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.cli import lookup
+from harness.cli import inside, lookup
 from harness.cli.context import Context
 from harness.cli.options import Word, completing, flag, json_flag
 from harness.cli.parser import Usage
@@ -67,8 +67,6 @@ def run(context: Context) -> int:
     chosen = given.keys() & {"name", "listed", "release", "release_all"}
     if len(chosen) > 1:
         raise Usage("--name, --list, --release and --release-all do not go together")
-    if chosen == {"listed"}:
-        return _list(context, given.get("worker"))
     dry_run = bool(given.get("dry_run"))
     if dry_run and not chosen & {"release", "release_all"}:
         raise Usage("--dry-run goes with --release and --release-all: a new mark replaces nothing")
@@ -77,7 +75,12 @@ def run(context: Context) -> int:
         raise Usage(
             f"{name!r} cannot be a mark's name" + (": it is the migrations' state" if name.strip() else "")
         )
-    with lookup.resolved(context, given.get("worker") or "1") as place:
+    if (client := inside.client_of(context)) is not None:
+        with client:
+            return inside.mark(context, client, given)
+    if chosen == {"listed"}:
+        return _list(context, given.get("worker"))
+    with lookup.resolved(context, given.get("worker")) as place:
         lookup.refuse_template(place, "mark")
         report: object
         if chosen & {"release", "release_all"}:

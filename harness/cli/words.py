@@ -48,7 +48,7 @@ def marks(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     context = _context(ctx)
     if not noted(context):
         return []
-    with lookup.resolved(context, getattr(context.arguments, "worker", None) or "1") as place:
+    with lookup.resolved(context, getattr(context.arguments, "worker", None)) as place:
         found = stack(place.session.link.session, place.session.project.id, place.databases)
     items = {mark.name: mark.created[:19].replace("T", " ") for mark in reversed(found)}
     if ctx.command.name == "reset":

@@ -29,8 +29,8 @@ KEYS = (*READERS, "migrations", "seeds")
 CONTROL_VARIABLES = frozenset(
     PREFIX + name
     for name in (
-        "CONFIG", "STATE_DIR", "CACHE_DIR", "RUN_FILE", "RUN", "WORKERS", "COPY", "COPIES", "DEBUG",
-        "LOG",
+        "CONFIG", "STATE_DIR", "CACHE_DIR", "RUN_FILE", "RUN", "WORKERS", "COPY", "COPIES", "SHARD", "SHARDS", "LEASE", "CONTROL_URL",
+        "CONTROL_TOKEN", "DEBUG", "LOG",
     )
 )  # fmt: skip
 

@@ -189,6 +189,7 @@ READERS: Mapping[str, Reader] = {
     "server_url": _url,
     "role": _role,
     "role_attributes": _attributes,
+    "scram_iterations": _count(1),
     "superuser": _flag,
     "migrate_as": _choice("role", "admin"),
     "isolation": _choice("database", "server"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from harness.databases.clones import Claim, Clones
 from harness.databases.resetting import DatabaseReset
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from harness.reset.rewind.answer import Answer
 
 logger = logging.getLogger("pg_harness.databases")
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class LeasedDatabase:
@@ -115,6 +118,17 @@ def _together(reports: list[ResetReport], milliseconds: float) -> ResetReport:
     )
 
 
+def _alone(method: _Method) -> _Method:
+    """A method of a lease that runs in one thread at a time."""
+
+    @wraps(method)
+    def locked(self: Lease, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return cast(_Method, locked)
+
+
 class Lease:
     """One clone of each configured database; claimed, reset and released together.
 
@@ -148,6 +162,8 @@ class Lease:
         self._seen_epoch = epoch()
         self._on_release = on_release
         self._released = False
+        # Tests in one thread, and clients of the control interface in others.
+        self._lock = threading.RLock()
         self._resets = {
             name: DatabaseReset(
                 clones, d.dsn, d.template, d.claim, reset_timeout=reset_timeout, filler=filler
@@ -229,6 +245,7 @@ class Lease:
         """
         return self._resets["default"].rewound
 
+    @_alone
     def reset(self, *, to: LeaseMark | None = None, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
         """Bring every database of the lease back to the top mark, to ``to``, or to its template. The URLs stay.
 
@@ -256,6 +273,7 @@ class Lease:
         ]
         return self._told("reset", reports, began)
 
+    @_alone
     def renew(self, *, reason: str = "asked for") -> ResetReport:
         """A fresh clone of every database under the same URL. Sessions of the application are ended."""
         self._check()
@@ -269,6 +287,7 @@ class Lease:
         logger.debug("worker %s: %s: %s", self.worker, what, report)
         return report
 
+    @_alone
     def mark(self) -> LeaseMark:
         """Make the present state the one that :meth:`reset` comes back to; marks stack.
 
@@ -285,6 +304,7 @@ class Lease:
             raise
         return LeaseMark(marks)
 
+    @_alone
     def changes(self) -> LeaseChanges:
         """What changed since the databases were pristine, or marked. Resets nothing.
 
@@ -294,6 +314,7 @@ class Lease:
         self._check()
         return LeaseChanges({name: reset.changes() for name, reset in self._resets.items()})
 
+    @_alone
     def keep(self, why: str = "asked for") -> dict[str, str]:
         """Keep the databases for people to look at, under new names; the lease ends.
 
@@ -307,6 +328,7 @@ class Lease:
         self._on_release(self)
         return kept
 
+    @_alone
     def release(self) -> None:
         """Give the databases back: they are dropped. Releasing twice is one release."""
         if self._released:

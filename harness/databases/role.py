@@ -36,8 +36,45 @@ def expected(session: Session, info: ServerInfo, project: Project) -> tuple[Owne
         settings.superuser,
         managed=True,
         each=shared(info),
+        rounds=_rounds(project),
     )
     return owner, True
+
+
+_OF_THE_JVM = (
+    "pom.xml",
+    "build.gradle",
+    "build.gradle.kts",
+    "settings.gradle.kts",
+    "build.sbt",
+    "project.clj",
+    "deps.edn",
+)
+
+
+def _rounds(project: Project) -> int:
+    """How often a password is hashed at each log-in.
+
+    The JVM's drivers (pgJDBC, R2DBC: the library com.ongres.scram) refuse fewer than RFC 7677's 4096: "the server
+    requested an iteration count of 1". Everybody else is spared the milliseconds.
+    """
+    settings = project.settings
+    if settings.scram_iterations:
+        return settings.scram_iterations
+    texts = [text for database in settings.databases for text in database.env.values()]
+    if any("jdbc" in text for text in texts):
+        return roles.USUAL_ROUNDS
+    root = settings.root
+    folders = [root, *(folder for folder in _folders(root) if not folder.name.startswith("."))]
+    jvm = any((folder / name).exists() for folder in folders for name in _OF_THE_JVM)
+    return roles.USUAL_ROUNDS if jvm else 1
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return [folder for folder in root.iterdir() if folder.is_dir()]
+    except OSError:
+        return []
 
 
 def _secret(session: Session, info: ServerInfo, project: Project) -> str:
@@ -112,6 +149,7 @@ def make(session: Session, owner: Owner, *, must_be_ours: bool = False) -> None:
         superuser=owner.superuser,
         must_be_ours=must_be_ours,
         group=owner.group,
+        rounds=owner.rounds,
     )
 
 

@@ -34,6 +34,7 @@ class Owner:
         managed: whether it is ours to put right; False where the application uses the admin's own role.
         each: whether every worker logs in as a role of its own, a member of this one: see :meth:`of`.
         group: of a worker's role: the role that it is a member of.
+        rounds: of hashing, on a server of ours; 1: a random password gains nothing from more.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Owner:
     managed: bool = False
     each: bool = False
     group: str = ""
+    rounds: int = 1
 
     @property
     def confined(self) -> bool:

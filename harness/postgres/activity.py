@@ -246,3 +246,43 @@ def changers_of_roles(session: Session, role: str) -> list[tuple[str, int]]:
         (role,),
     )
     return [(database, pid) for database, pid in rows]
+
+
+@dataclass(frozen=True)
+class Connections:
+    """The application's connections to one database.
+
+    Attributes:
+        states: ``"active"``, ``"waiting"`` (for a lock), ``"idle in transaction"``, ``"idle"`` → how many.
+        limit: the database's CONNECTION LIMIT; None where it has none.
+        longest: seconds since its oldest open transaction began.
+    """
+
+    states: dict[str, int]
+    limit: int | None
+    longest: float
+
+
+def connections(session: Session) -> dict[str, Connections]:
+    """Database → connections of clients that are not ours, on the whole server; also of databases that nobody is in."""
+    rows = session.rows(
+        """
+        select d.datname, nullif(d.datconnlimit, -1), s.state, coalesce(s.number, 0)::int, coalesce(s.longest, 0)::float8
+          from pg_database d
+          left join (select datid,
+                            case when state = 'active' and wait_event_type = 'Lock' then 'waiting'
+                                 when starts_with(state, 'idle in transaction') then 'idle in transaction'
+                                 when state in ('active', 'fastpath function call') then 'active'
+                                 else coalesce(state, 'starting') end as state,
+                            count(*) as number, max(extract(epoch from clock_timestamp() - xact_start)) as longest
+                       from pg_stat_activity
+                      where backend_type = 'client backend' and application_name !~ '^pg-harness( |$)'
+                      group by 1, 2) s on s.datid = d.oid
+        """
+    )
+    found: dict[str, Connections] = {}
+    for name, limit, state, number, longest in rows:
+        before = found.get(name, Connections({}, limit, 0.0))
+        states = {**before.states, **({state: number} if state else {})}
+        found[name] = Connections(states, limit, max(before.longest, longest))
+    return found

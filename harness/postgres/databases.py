@@ -181,6 +181,16 @@ def sessions_of(session: Session, database: str) -> list[str]:
     ]
 
 
+def use_of(session: Session, database: str, role: str) -> tuple[int, int]:
+    """How many sessions a role has in a database now, and how many sessions there ever were in it, whoever's."""
+    row = session.row(
+        "select (select count(*)::int from pg_stat_activity where datname = d.datname and usename = %s), s.sessions::int "
+        "from pg_database d left join pg_stat_database s on s.datid = d.oid where d.datname = %s",
+        (role, database),
+    )
+    return (row[0], row[1] or 0) if row else (0, 0)
+
+
 def terminate(session: Session, database: str, *, but: Sequence[int] = ()) -> None:
     """End every session of the database, and wait until they are gone.
 

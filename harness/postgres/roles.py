@@ -49,6 +49,7 @@ def ensure(
     superuser: bool,
     must_be_ours: bool = False,
     group: str = "",
+    rounds: int = 1,
 ) -> None:
     """Create the application's role, or bring its password, attributes and settings back to what they must be.
 
@@ -59,6 +60,7 @@ def ensure(
         password: None leaves it as it is.
         must_be_ours: refuse to alter a role that does not carry our comment (servers that we did not start).
         group: a role that it is a member of, where it is made here.
+        rounds: of hashing, on a server that we started.
 
     Raises:
         ConfigError: the role is somebody else's.
@@ -72,7 +74,7 @@ def ensure(
         (role,),
     ) or (None, [], False, None, True)
     # Ours are random. Elsewhere, others may have given the role a password before.
-    hashed = stored if password is None else verifier(role, password, rounds=1 if ours else USUAL_ROUNDS)
+    hashed = stored if password is None else verifier(role, password, rounds=rounds if ours else USUAL_ROUNDS)
     wanted = ["login", "superuser" if superuser else "nosuperuser", *_complete(attributes, superuser)]
     exists = found is not None
     # Who is no superuser may not even name most of them, although nothing would change.

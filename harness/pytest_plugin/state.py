@@ -17,6 +17,7 @@ import pytest
 from harness.config import decisions, environment
 from harness.config.project import Project
 from harness.config.settings import Settings
+from harness.control.serving import Serving
 from harness.databases import freshness
 from harness.dsn import Dsn
 from harness.errors import HarnessError
@@ -68,6 +69,8 @@ class State:
     """Database name → the address at which nobody answers, where nothing was leased."""
     telling: AbstractContextManager[object] = field(default_factory=nullcontext)
     """A block in which the log is written to stderr; entered wherever the plugin works for itself."""
+    serving: Serving | None = None
+    """What programs of the tests ask; None where nothing was leased."""
     _ended: bool = False
     _filler: threading.Thread | None = None
 
@@ -87,7 +90,9 @@ class State:
                 harness.keep_spares(spares)
             lease = harness.lease(worker, watch=None if tests else False)
             state = cls(project, role, harness, lease)
-            state.export(harness.variables(lease))
+            # A program that a test starts may ask for a reset: of this worker's databases, and no one else's.
+            state.serving = Serving(harness, [lease], each=True)
+            state.export({**harness.variables(lease), **state.serving.variables(1)})
         except BaseException:
             harness.close()
             raise
@@ -140,6 +145,8 @@ class State:
             return
         self._ended = True
         self.undo()
+        if self.serving is not None:
+            self.serving.close()
         if self._filler is not None:
             # A half-made clone would be in the way of the release.
             self._filler.join(timeout=30)

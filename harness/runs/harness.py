@@ -240,12 +240,15 @@ class Harness:
         with self._named(worker) as name:
             return self._placement.session(name).lease(name, watch=watch)
 
-    def leases(self, count: int, *, first: int = 1, watch: bool | None = False) -> list[Lease]:
+    def leases(
+        self, count: int, *, first: int = 1, watch: bool | None = False, apart: bool = False
+    ) -> list[Lease]:
         """Leases for workers ``first`` … ``first + count - 1``; clones and servers are made side by side.
 
         Args:
-            watch: as for :meth:`lease`. Whoever leases many hands them to other programs: those cannot ask for
-                a reset.
+            watch: as for :meth:`lease`. Whoever leases many hands them to other programs: those ask for resets only
+                where a control interface is served.
+            apart: each is reset over a connection of its own, so that they can be reset side by side, in threads.
         """
         workers = [str(number) for number in range(first, first + count)]
         places = list(zip(workers, self._placement.sessions(workers), strict=True))
@@ -255,7 +258,7 @@ class Harness:
         def on(session: ServerSession) -> None:
             for worker, its in places:
                 if its is session:
-                    found[worker] = session.lease(worker, watch=watch)
+                    found[worker] = session.lease(worker, watch=watch, apart=apart)
 
         try:
             run_all([partial(on, session) for session in dict.fromkeys(its for _, its in places)])
@@ -396,9 +399,11 @@ class Fleet(Harness):
         """Worker → its server, of those that this process has started."""
         return self._placement.members
 
-    def leases(self, count: int, *, first: int = 1, watch: bool | None = None) -> list[Lease]:
+    def leases(
+        self, count: int, *, first: int = 1, watch: bool | None = None, apart: bool = False
+    ) -> list[Lease]:
         """As :meth:`Harness.leases`; watched where the strategy that ``fresh`` names does so."""
-        return super().leases(count, first=first, watch=watch)
+        return super().leases(count, first=first, watch=watch, apart=apart)
 
     def end(self, worker: str) -> None:
         """End one worker's server."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from harness.config import environment as env
 from harness.config.project import Project
-from harness.config.settings import DatabaseSettings, Settings
+from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings
 from harness.databases import freshness, role, sweep, template
 from harness.databases.clones import Claim, Clones
 from harness.databases.lease import Lease, LeasedDatabase
@@ -79,6 +79,7 @@ class ServerSession:
         self.link = Link(server.admin_dsn, server.info.server_id, session=server.session)
         self.templates = dict(templates or {})
         self.leases: list[Lease] = []
+        self._links: dict[Lease, Link] = {}
         self.lock = threading.RLock()
         self._workers = workers
         self._progress = progress
@@ -137,9 +138,9 @@ class ServerSession:
 
     def _remake(self, link: Link, emptied: Template) -> Template:
         """A template of this run, made again: by whichever worker notices first."""
-        settings = next(d for d in self.settings.databases if d.name == emptied.database)
-        spec = self.spec(settings)
-        if spec.fingerprint(link.session) != emptied.fingerprint:
+        settings = next((d for d in self.settings.databases if d.name == emptied.database), None)
+        spec = self.spec(settings) if settings is not None else None
+        if spec is None or spec.fingerprint(link.session) != emptied.fingerprint:
             raise LeaseLost(
                 f"a crash of the server has emptied the unlogged tables of the template {emptied.name}, and the "
                 "migrations are others now: run again"
@@ -236,17 +237,28 @@ class ServerSession:
 
     # --- leases ------------------------------------------------------------------------------------
 
-    def lease(self, worker: str, *, watch: bool | None = None) -> Lease:
+    def lease(self, worker: str, *, watch: bool | None = None, apart: bool = False) -> Lease:
         """A fresh clone of every database for one worker.
 
         Args:
             watch: see :meth:`harness.runs.harness.Harness.lease`.
+            apart: it is reset over a connection of its own, so that leases can be reset side by side, in threads.
         """
         with self.lock:
             for index, database in enumerate(self.settings.databases):
                 self.clones.claim(self.templates[database.name], self._claim(worker, index))
-            lease = self._leased(worker)
+            lease = self._leased(worker, apart=apart)
         if freshness.of(self.settings).watches if watch is None else watch:
+            lease.watch()
+        return lease
+
+    def lease_of(self, template: Template, worker: str) -> Lease:
+        """A fresh clone of one template, whatever the settings' databases are; reset over a connection of its own."""
+        claim = self._claim(worker, 0)
+        with self.lock:
+            self.clones.claim(template, claim)
+            lease = self._leased(worker, {DEFAULT_DATABASE: (template, claim)}, apart=True)
+        if freshness.of(self.settings).watches:
             lease.watch()
         return lease
 
@@ -264,20 +276,24 @@ class ServerSession:
                     made = self.templates[database.name]
                     self.clones.claim(made, claim, before=partial(before, made, name))
 
-    def _leased(self, worker: str) -> Lease:
+    def _leased(
+        self, worker: str, chosen: Mapping[str, tuple[Template, Claim]] | None = None, *, apart: bool = False
+    ) -> Lease:
+        """The lease of databases that were claimed already: of the settings', or of others."""
+        if chosen is None:
+            chosen = {
+                database.name: (self.templates[database.name], self._claim(worker, index))
+                for index, database in enumerate(self.settings.databases)
+            }
+        # An advisory lock belongs to a connection: two threads on one would both have it.
+        link = self.link.another() if apart else None
         leased = {}
-        for index, database in enumerate(self.settings.databases):
-            claim = self._claim(worker, index)
+        for name, (made, claim) in chosen.items():
             login = self.clones.login(claim)
             dsn = self.link.dsn.with_user(login.name, login.password)
-            leased[database.name] = LeasedDatabase(
-                database.name,
-                dsn.with_database(claim.name(self.project.id)),
-                self.templates[database.name],
-                claim,
-            )
+            leased[name] = LeasedDatabase(name, dsn.with_database(claim.name(self.project.id)), made, claim)
         lease = Lease(
-            self.clones,
+            self.clones if link is None else self._clones_over(link),
             leased,
             run=self.run,
             worker=worker,
@@ -287,6 +303,8 @@ class ServerSession:
             reset_timeout=self.settings.reset_timeout,
         )
         self.leases.append(lease)
+        if link is not None:
+            self._links[lease] = link
         return lease
 
     def _claim(self, worker: str, index: int) -> Claim:
@@ -295,6 +313,8 @@ class ServerSession:
     def _released(self, lease: Lease) -> None:
         if lease in self.leases:
             self.leases.remove(lease)
+        if (link := self._links.pop(lease, None)) is not None:
+            link.close()
         if not self.leases:
             self._unused(self)
 
@@ -459,6 +479,8 @@ class ServerSession:
     def _leave(self) -> None:
         for lease in self.leases:
             lease.disconnect()
+        for link in self._links.values():
+            link.close()
         if self._life is not None:
             self._life.close()
         self.link.close()

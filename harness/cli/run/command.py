@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -15,9 +16,11 @@ from harness.cli.options import NUMBER, flag
 from harness.cli.parser import Usage
 from harness.cli.run.child import NotStarted, call
 from harness.cli.run.copies import run_copies
+from harness.cli.run.elsewhere import led_elsewhere
 from harness.cli.run.reaper import Reaper
 from harness.cli.run.watch import not_isolated
 from harness.config import environment
+from harness.control.serving import Serving
 from harness.databases import freshness
 from harness.databases.lease import Lease
 from harness.errors import HarnessError
@@ -41,8 +44,14 @@ EPILOG = """\
 Variables of libpq that would bend these addresses (PGHOSTADDR, PGSERVICE, PGOPTIONS, PGSSLMODE, …) are removed.
 
   PGHARNESS_WORKERS   how many databases the command has (-n)
+  PGHARNESS_CONTROL_URL, PGHARNESS_CONTROL_TOKEN
+                      resets and leases over HTTP for any language (docs/control.md); `pg-harness reset 2`, `mark`,
+                      `url`, `env` and `psql` inside the command mean this run's databases
   PGHARNESS_COPY      with --copies: which copy this is, from 1
   PGHARNESS_COPIES    with --copies: how many there are
+  PGHARNESS_SHARD, PGHARNESS_SHARDS
+                      with --copies or --shards: which part of the suite is this command's, from 1, and of how many:
+                      npx vitest run --shard=$PGHARNESS_SHARD/$PGHARNESS_SHARDS
   NAME, NAME_1 …      your own variables of [tool.pg-harness.env], and PGHOST … PGDATABASE, one for each worker with -n
 
 Signals are passed on; what the command leaves behind is ended before its databases are dropped (Linux), unless it was
@@ -50,15 +59,41 @@ started with an empty PGHARNESS_RUN. The exit code is the command's own, 128 + n
 does not exist, 126 where it cannot be run; with --copies the worst of them all.
 """
 
-_OF_AN_OUTER_RUN = re.compile(r"PGHARNESS_(WORKERS|COPY|COPIES|RUN)")
+_OF_AN_OUTER_RUN = re.compile(r"PGHARNESS_(WORKERS|COPY|COPIES|SHARDS?|RUN|LEASE|CONTROL_URL|CONTROL_TOKEN)")
 
 
 TAKES_COMMAND = True
+
+
+class Shards(click.ParamType[tuple[int, int]]):
+    """``2/4``: the second of four machines."""
+
+    name = "shards"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Read it.
+
+        Raises:
+            click.BadParameter: it is no such pair.
+        """
+        found = re.fullmatch(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})", str(value))
+        if found is None or int(found[1]) > int(found[2]):
+            self.fail(f"{value!r} is not K/N with K from 1 to N, for instance 2/4", param, ctx)
+        return int(found[1]), int(found[2])
+
 
 PARAMETERS: list[click.Parameter] = [
     click.Option(["-n", "workers"], type=NUMBER, metavar="N", help="how many databases; default: 1"),
     click.Option(
         ["--copies"], type=NUMBER, metavar="N", help="run N copies, each with a database of its own"
+    ),
+    click.Option(
+        ["--shards"],
+        type=Shards(),
+        metavar="K/N",
+        help="this is machine K of N: with --copies, each copy is one of N × COPIES shards",
     ),
     flag("--rebuild", help="run the migrations again although nothing changed"),
 ]
@@ -85,34 +120,41 @@ def run(context: Context) -> int:
 def _run(
     context: Context, command: Sequence[str], workers: int, copies: int | None, reaper: Reaper | None
 ) -> int:
+    given = vars(context.arguments)
     harness = open_run(
         context.project,
         workers=workers,
-        rebuild=bool(vars(context.arguments).get("rebuild")),
+        rebuild=bool(given.get("rebuild")),
         progress=context.console.progress,
     )
     try:
-        _fits(harness, workers)
+        fits(harness, workers)
         _say_how_resets_are_made(harness)
-        leases = harness.leases(workers)
-        if copies:
-            values = [_of_copy(harness, lease, copies) for lease in leases]
-            result = run_copies(context, command, [_child(context, v) for v in values], reaper)
-        else:
-            result = _run_one(context, harness, leases, command, reaper)
+        # Whoever shares a server is reset beside the others: see ServerSession.lease.
+        leases = harness.leases(workers, watch=None, apart=harness.shared is not None)
+        with Serving(harness, leases, each=copies is not None) as serving:
+            if copies:
+                values = [
+                    _of_copy(harness, lease, copies, serving) | _shard(given, int(lease.worker), copies)
+                    for lease in leases
+                ]
+                result = run_copies(context, command, [_child(context, v) for v in values], reaper)
+            else:
+                environ = _child(context, serving.environment() | _shard(given))
+                result = _run_one(context, harness, leases, environ, command, reaper)
         _tell_what_was_refused(context, harness, "copy" if copies else "worker")
     except NotStarted as error:
         # It was found before, by the PATH of ours: `env` in the settings may give it another one.
         context.console.error(error.message)
         result = error.exit_code
     except BaseException:
-        _close(context, harness)
+        close(context, harness)
         raise
-    _close(context, harness)
+    close(context, harness)
     return result
 
 
-def _fits(harness: Harness, workers: int) -> None:
+def fits(harness: Harness, workers: int) -> None:
     """Before anything is leased: else the last worker would fail with the server's own words, in mid-run."""
     # With a server each, nobody takes another's connections.
     if harness.shared is not None:
@@ -134,8 +176,8 @@ def _tell_what_was_refused(context: Context, harness: Harness, noun: str) -> Non
         context.console.warn(line)
 
 
-def _close(context: Context, harness: Harness) -> None:
-    """Release; what cannot be released now is swept later, and must not hide the command's own exit code."""
+def close(context: Context, harness: Harness) -> None:
+    """Release all of a run's; what cannot be released now is swept later, and must not hide the command's own exit code."""
     try:
         harness.sweep()
         harness.close()
@@ -149,31 +191,42 @@ def _run_one(
     context: Context,
     harness: Harness,
     leases: Sequence[Lease],
+    environ: Mapping[str, str],
     command: Sequence[str],
     reaper: Reaper | None,
 ) -> int:
-    code = call(command, _child(context, _of_all(harness, leases)), reaper)
+    code = call(command, environ, reaper)
     # With a server each there is nobody's first database to be in.
     if len(leases) > 1 and harness.shared is not None:
         names = [lease.dsn.database for lease in leases]
         for line in not_isolated(harness.shared.link.session, names, command, working_directory()):
             context.console.warn(line)
+    databases = [dsn.database for lease in leases for dsn in lease.dsns.values()]
+    for line in led_elsewhere(harness, databases, list(harness.variables(leases[0]))):
+        context.console.warn(line)
     return code
 
 
-def _of_all(harness: Harness, leases: Sequence[Lease]) -> dict[str, str]:
-    """Worker 1's variables, and everybody's with a number."""
-    each = {str(number): harness.variables(lease) for number, lease in enumerate(leases, 1)}
-    tables = (database.env for database in harness.settings.databases)
-    return {**each["1"], **environment.numbered(tables, each), "PGHARNESS_RUN": harness.run}
-
-
-def _of_copy(harness: Harness, lease: Lease, copies: int) -> dict[str, str]:
+def _of_copy(harness: Harness, lease: Lease, copies: int, serving: Serving) -> dict[str, str]:
     """A copy looks like a run with one database: it must not find the others' by accident."""
+    own = harness.variables(lease)
     return {
-        **_of_all(harness, [lease]),
+        **own,
+        **environment.numbered((d.env for d in harness.settings.databases), {"1": own}),
+        **serving.variables(int(lease.worker)),
         "PGHARNESS_COPY": lease.worker,
         "PGHARNESS_COPIES": str(copies),
+    }
+
+
+def _shard(given: Mapping[str, Any], copy: int = 1, copies: int = 1) -> dict[str, str]:
+    """Which part of the suite is a command's, over all machines and copies; nothing where it is the whole."""
+    machine, machines = given.get("shards") or (1, 1)
+    if machines * copies == 1 and "shards" not in given:
+        return {}
+    return {
+        "PGHARNESS_SHARD": str((machine - 1) * copies + copy),
+        "PGHARNESS_SHARDS": str(machines * copies),
     }
 
 

@@ -31,11 +31,11 @@ def not_isolated(session: Session, names: Sequence[str], command: Sequence[str],
     """
     first, many = {names[0]}, len(names)
     try:
-        entered = _entered(session, names)
+        entered = used(session, names)
         if entered == first and session.server_version < 150000:
             # Sessions that have just ended: a runner that does as it should must not be blamed.
             time.sleep(LATE)
-            entered = _entered(session, names)
+            entered = used(session, names)
     except HarnessError:
         # The server went away: the command itself will have said so.
         return []
@@ -58,7 +58,7 @@ def _remedies(command: Sequence[str], root: Path, many: int) -> list[str]:
     ]
 
 
-def _entered(session: Session, names: Sequence[str]) -> set[str]:
+def used(session: Session, names: Sequence[str]) -> set[str]:
     """Those in which a client has been, or is."""
     rows = session.rows(
         "select datname from pg_stat_database where datname = any(%s) and sessions > 0"

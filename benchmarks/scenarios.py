@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""The suites of examples/ in parallel here, without any clean-up, against the same serially on one database that is cleaned by hand, in turn.
+
+python benchmarks/scenarios.py [ROUNDS] [EXAMPLE …]
+
+Both exit codes are counted: a round of ours that fails is a failure. JavaScript examples are installed by npm first (Node 22.12 or
+later on PATH). Seconds of wall-clock and of processor time; on an idle machine.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.bench.project import environ_of
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+HARNESS = (sys.executable, "-m", "harness", "-q")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One example.
+
+    Attributes:
+        ours: the command of its README.
+        serial: the same suite, one file at a time, on one database.
+        shared: variables that make it clean up by hand.
+    """
+
+    ours: Sequence[str]
+    serial: Sequence[str]
+    shared: Mapping[str, str] = field(default_factory=dict)
+    prepare: Sequence[Sequence[str]] = ()
+
+
+NPM = (("npm", "install", "--no-audit", "--no-fund"),)
+
+SCENARIOS = {
+    "vitest-prisma": Scenario(
+        (*HARNESS, "run", "-n", "8", "--", "npm", "test"),
+        (*HARNESS, "run", "--", "npm", "test", "--", "--maxWorkers=1"),
+        {"SHARED": "1"},
+        NPM,
+    ),
+    "vitest-nest-prisma": Scenario(
+        (*HARNESS, "run", "-n", "3", "--", "npm", "test"),
+        (*HARNESS, "run", "--", "npm", "test", "--", "--maxWorkers=1"),
+        {"SHARED": "1"},
+        NPM,
+    ),
+    "jest-nest-mikroorm": Scenario(
+        (*HARNESS, "run", "-n", "3", "--", "npm", "test"),
+        (*HARNESS, "run", "--", "npm", "test", "--", "--runInBand"),
+        {"SHARED": "1"},
+        NPM,
+    ),
+}
+
+
+def once(command: Sequence[str], folder: Path, environ: Mapping[str, str]) -> tuple[float, float, int]:
+    """Wall-clock seconds, seconds of processor time, exit code."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, env=environ, check=False, capture_output=True, timeout=600)
+    took = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.returncode
+
+
+def compare(name: str, rounds: int) -> None:
+    """One scenario, in turn; a line for each side."""
+    scenario = SCENARIOS[name]
+    with tempfile.TemporaryDirectory(prefix="pg-harness-bench-") as place:
+        Path(place).chmod(0o755)
+        root = Path(place) / "clone"
+        # The client is taken from the checkout that the example lies in.
+        shutil.copytree(EXAMPLES.parent / "clients", root / "clients")
+        folder = root / "examples" / name
+        shutil.copytree(EXAMPLES / name, folder, ignore=shutil.ignore_patterns("node_modules", "generated"))
+        environ = {**environ_of(folder), "PRISMA_SCHEMA_ENGINE_BINARY": "/bin/true", "CI": "true"}
+        for command in scenario.prepare:
+            subprocess.run(command, cwd=folder, env=environ, check=True, capture_output=True, timeout=600)
+        # The first starts the server and migrates.
+        once(scenario.ours, folder, environ)
+        pairs = [
+            (
+                once(scenario.ours, folder, environ),
+                once(scenario.serial, folder, {**environ, **scenario.shared}),
+            )
+            for _ in range(rounds)
+        ]
+        once([*HARNESS, "down", "--all"], folder, environ)
+    for side, what in enumerate(("in parallel, no clean-up", "serial, cleaned by hand")):
+        wall, processor = (statistics.median(pair[side][i] for pair in pairs) for i in (0, 1))
+        failed = sum(pair[side][2] != 0 for pair in pairs)
+        print(
+            f"{name:20} {what:26} {wall:6.1f} s {processor:6.1f} s of processor, {failed} of {rounds} runs failed",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """The table."""
+    words = sys.argv[1:]
+    rounds = int(words.pop(0)) if words and words[0].isdigit() else 10
+    print(f"{os.cpu_count()} processors; medians of {rounds} rounds, in turn")
+    for name in words or [name for name in SCENARIOS if (EXAMPLES / name).is_dir()]:
+        compare(name, rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+import { setUp } from '../edges/bun.js';
+
+setUp('file');

@@ -1,0 +1,3 @@
+const { setUp } = require('../edges/jest.cjs');
+
+setUp('file');

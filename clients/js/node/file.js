@@ -1,0 +1,3 @@
+import { setUp } from '../edges/node.js';
+
+setUp('file');

@@ -1,0 +1,2 @@
+/** A set-up file: importing it is all. */
+export {};

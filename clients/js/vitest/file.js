@@ -1,0 +1,3 @@
+import { setUp } from '../edges/vitest.js';
+
+await setUp('file');

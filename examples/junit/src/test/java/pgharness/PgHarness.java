@@ -1,0 +1,1 @@
+../../../../../../clients/jvm/PgHarness.java
