@@ -129,7 +129,7 @@ def test_a_run_without_trouble_reads_no_log(mine: Project, monkeypatch: pytest.M
         with pytest.raises(psycopg.OperationalError, match="too many connections"):
             psycopg.connect(second.url)
         # Whoever was refused knows it before the server's process has counted it, and ended.
-        until(lambda: harness.refused(), seconds=20, what="the server to count it")
+        until(harness.refused, seconds=20, what="the server to count it")
         assert read == ["log"]
         assert harness.refused() == [Refused("2", "default", 1, True)]
         for connection in held:
