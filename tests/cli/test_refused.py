@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from fix_backends import until
 from fix_cli import Project
 
 from harness.config.load import load
@@ -127,7 +128,9 @@ def test_a_run_without_trouble_reads_no_log(mine: Project, monkeypatch: pytest.M
         held = [psycopg.connect(second.url) for _ in range(6 + 3)]
         with pytest.raises(psycopg.OperationalError, match="too many connections"):
             psycopg.connect(second.url)
-        assert harness.refused() == [Refused("2", "default", 1, True)]
+        # Whoever was refused knows it before the server's process has counted it, and ended.
+        until(harness.refused, seconds=20, what="the server to count it")
         assert read == ["log"]
+        assert harness.refused() == [Refused("2", "default", 1, True)]
         for connection in held:
             connection.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fix_cli import Project
 
+from harness.cli import runner_files
 from harness.cli.run import runners
 
 CALLS = [
@@ -44,7 +45,7 @@ CALLS = [
 def test_by_the_command(tmp_path: Path, command: str, name: str, remedy: str) -> None:
     for words in (command.split(), ["sh", "-c", command]):
         assert [runner.name for runner in runners.found(words, tmp_path)] == [name]
-    assert remedy in runners.found([command], tmp_path)[0].remedy.format(n=4)
+    assert remedy in runners.found([command], tmp_path)[0].told(4)
 
 
 @pytest.mark.parametrize(
@@ -55,9 +56,11 @@ def test_what_is_none(tmp_path: Path, command: str) -> None:
     assert runners.found(command.split(), tmp_path) == []
 
 
-def test_every_remedy_can_be_written() -> None:
+def test_every_remedy_can_be_written_and_followed() -> None:
     for runner in runners.RUNNERS:
-        assert "{" not in runner.remedy.format(n=4).replace("${surefire.forkNumber}", ""), runner
+        assert "{" not in runner.told(4).replace("${surefire.forkNumber}", ""), runner
+        assert not runner.word or runner.word in runner_files.RUNNERS
+    assert {runner.word for runner in runners.RUNNERS} >= set(runner_files.RUNNERS)
 
 
 @pytest.mark.parametrize(

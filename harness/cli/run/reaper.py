@@ -23,6 +23,11 @@ from harness.errors import BackendError
 
 logger = logging.getLogger("pg_harness.cli")
 
+PROGRAM = (
+    "import sys; sys.path.append(sys.argv[1]); import reaper_process; reaper_process.main(int(sys.argv[2]))"
+)
+"""Imported, because what is called by its name is compiled each time."""
+
 START = 30.0
 """Seconds that it may take to start a command: a busy machine, or a home on a slow file server."""
 
@@ -128,7 +133,15 @@ class Reaper:
         with its:
             try:
                 process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", reaper_process.__file__, str(its.fileno())],
+                    [
+                        sys.executable,
+                        "-I",
+                        "-S",
+                        "-c",
+                        PROGRAM,
+                        os.path.dirname(reaper_process.__file__),
+                        str(its.fileno()),
+                    ],
                     pass_fds=[its.fileno()],
                     # Whoever waits for the end of our output must not wait for this one.
                     stdin=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """The parent of a run's command, which ends all that the command has started, also when ``run`` was killed.
 
-A program of the standard library alone, called as ``python -I -S reaper_process.py FD`` by :mod:`harness.cli.run.reaper`:
-whatever ``run`` has imported would make it late. It is a *subreaper* (prctl(2), ``PR_SET_CHILD_SUBREAPER``): a process whose parent
+A program of the standard library alone, started by :mod:`harness.cli.run.reaper`, of which even the imports are chosen: it is started
+with each run, and the processor is busy then. It is a *subreaper* (prctl(2), ``PR_SET_CHILD_SUBREAPER``): a process whose parent
 has ended becomes its child, not init's, whatever shell, session or group it was started in. So all that is left is below it, and
 nothing else is.
 
@@ -17,17 +17,29 @@ Over the socket FD come requests, one letter and the length of what follows:
 
 from __future__ import annotations
 
-import array
 import os
 import select
-import signal
-import socket
 import struct
-import sys
 import time
-from collections.abc import Iterator, Sequence
+
+TYPE_CHECKING = False
+"""As ``typing`` has it, which is not imported either."""
+
+if TYPE_CHECKING:
+    import signal
+    import socket
+    from collections.abc import Iterator, Sequence
+else:
+    try:
+        # Without the enumerations that the modules around them make, which take longer than the interpreter's own start.
+        import _signal as signal
+        import _socket as socket
+    except ImportError:
+        import signal
+        import socket
 
 HEADER = struct.Struct("!cI")
+INT = struct.Struct("i")
 END = struct.Struct("!Idd")
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -53,13 +65,13 @@ def receive(door: socket.socket, size: int) -> tuple[bytes, list[int]]:
     Raises:
         OSError.
     """
-    numbers = array.array("i")
-    room = socket.CMSG_SPACE(3 * numbers.itemsize)
-    data, beside, _, _ = door.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    data, beside, _, _ = door.recvmsg(size, socket.CMSG_SPACE(3 * INT.size), socket.MSG_CMSG_CLOEXEC)
+    descriptors: list[int] = []
     for level, kind, content in beside:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
-    return data, list(numbers)
+            whole = content[: len(content) - len(content) % INT.size]
+            descriptors += [number for (number,) in INT.iter_unpack(whole)]
+    return data, descriptors
 
 
 class Process:
@@ -311,7 +323,9 @@ class Reaper:
 
     def _tell(self, line: str, descriptors: Sequence[int] = ()) -> None:
         try:
-            socket.send_fds(self._door, [f"{line}\n".encode("utf-8", "replace")], list(descriptors))
+            beside = b"".join(map(INT.pack, descriptors))
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, beside)] if beside else []
+            self._door.sendmsg([f"{line}\n".encode("utf-8", "replace")], rights)
         except OSError:
             # Nobody listens: that is found out where the next request is read.
             return
@@ -339,7 +353,7 @@ def spawn(
                 os.dup2(descriptor, target)
             for number in (*HANDLED, signal.SIGPIPE, signal.SIGXFSZ):
                 # Python itself ignores the last two.
-                if number not in HANDLED or signal.getsignal(number) is not signal.SIG_IGN:
+                if number not in HANDLED or signal.getsignal(number) != signal.SIG_IGN:
                     signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, everything)
             os.execvpe(arguments[0], list(arguments), environ)  # noqa: S606 - no shell is meant
@@ -370,10 +384,9 @@ def main(number: int) -> None:
     woken, waking = os.pipe()
     os.set_blocking(waking, False)
     for each in HANDLED:
-        if each == signal.SIGCHLD or signal.getsignal(each) is not signal.SIG_IGN:
+        if each == signal.SIGCHLD or signal.getsignal(each) != signal.SIG_IGN:
             signal.signal(each, lambda signum, frame: None)
     signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
-    # Here: `run` imports this module for what it shares with it.
     import ctypes
 
     # Where it is refused, what loses its parent is lost to us; the rest is found all the same.
@@ -381,9 +394,5 @@ def main(number: int) -> None:
     # The command's until here: it would keep the door open when this program is gone.
     os.set_inheritable(number, False)
     Reaper(socket.socket(fileno=number), woken).serve()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
     # Without the interpreter's own tidying up: whoever waits for us, waits for that.
     os._exit(0)

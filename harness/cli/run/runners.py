@@ -25,6 +25,7 @@ class Runner:
         files: what its projects have at their root.
         remedy: what to do, beginning with who; ``{n}`` is the number of databases.
         packages: of npm, by which it is known.
+        word: by which ``pg-harness init`` writes a file that does it.
     """
 
     name: str
@@ -32,24 +33,34 @@ class Runner:
     remedy: str
     files: Sequence[str] = ()
     packages: Sequence[str] = ()
+    word: str = ""
+
+    def told(self, many: int) -> str:
+        """What to do, for people.
+
+        Args:
+            many: how many databases there are.
+        """
+        file = f" (`pg-harness init {self.word}` writes the file that does it)" if self.word else ""
+        return f"{self.name}: {self.remedy.format(n=many)}{file}"
 
 
 RUNNERS = (
     Runner(
         "Vitest", r"\bvitest\b", "each worker takes DATABASE_URL_<VITEST_POOL_ID>, and maxWorkers is {n}",
-        packages=["vitest"],
+        packages=["vitest"], word="vitest",
     ),
     Runner(
-        "Jest", r"\bjest\b", "each worker takes DATABASE_URL_<JEST_WORKER_ID>, with --maxWorkers={n}", packages=["jest"],
+        "Jest", r"\bjest\b", "each worker takes DATABASE_URL_<JEST_WORKER_ID>, with --maxWorkers={n}", packages=["jest"], word="jest",
     ),
     Runner(
         "Playwright", r"\bplaywright\b",
-        "each worker takes DATABASE_URL_<TEST_PARALLEL_INDEX + 1>, and workers is {n}", packages=["@playwright/test"],
+        "each worker takes DATABASE_URL_<TEST_PARALLEL_INDEX + 1>, and workers is {n}", packages=["@playwright/test"], word="playwright",
     ),
     Runner(
         "node:test", r"\b(node|nodejs|tsx|c8)\b(?=.*\s--test(\s|$))",
         "each file takes DATABASE_URL_<NODE_TEST_WORKER_ID> where Node sets it, with --test-concurrency={n}; else let each "
-        f"{_LEASE}",
+        f"{_LEASE}", word="node",
     ),
     Runner(
         "Rstest", r"\brstest\b", "each worker takes DATABASE_URL_<RSTEST_WORKER_ID>, and maxWorkers is {n}",
@@ -58,24 +69,24 @@ RUNNERS = (
     Runner(
         "Bun", r"\bbun\s+(.*\s)?test\b",
         "each worker takes DATABASE_URL_<JEST_WORKER_ID>",
-        files=["bunfig.toml"],
+        files=["bunfig.toml"], word="bun",
     ),
     Runner(
         "Surefire", r"\bmvnw?\b",
         "<forkCount>{n}</forkCount> and <argLine>-Dworker=${{surefire.forkNumber}}</argLine>: each fork takes "
         "DATABASE_URL_<worker>. Tests that run in threads of one machine: let each " + _LEASE,
-        files=["pom.xml"],
+        files=["pom.xml"], word="junit",
     ),
     Runner(
         "Gradle", r"\bgradlew?\b",
         "its workers' numbers (org.gradle.test.worker) do not begin with 1 again: with maxParallelForks = {n}, let each "
         f"{_LEASE}",
-        files=["build.gradle", "build.gradle.kts"],
+        files=["build.gradle", "build.gradle.kts"], word="junit",
     ),
     Runner(
         "Go", r"\b(go\s+(.*\s)?test|gotestsum)\b",
         f"it runs packages side by side and numbers none: let each {_LEASE}, in TestMain, or in each test with t.Parallel",
-        files=["go.mod"],
+        files=["go.mod"], word="go",
     ),
     Runner(
         "nextest", r"\bnextest\b",

@@ -49,9 +49,7 @@ def not_isolated(session: Session, names: Sequence[str], command: Sequence[str],
 
 
 def _remedies(command: Sequence[str], root: Path, many: int) -> list[str]:
-    known = [
-        f"{runner.name}: {runner.remedy.format(n=many)}" for runner in runners.found(command, root)[:MOST]
-    ]
+    known = [runner.told(many) for runner in runners.found(command, root)[:MOST]]
     copies = f"let `pg-harness run --copies {many} -- …` start it several times"
     return known or [
         f"each worker of the runner must take its own of DATABASE_URL_1 … DATABASE_URL_{many}, by the runner's number for it; or {copies}"
