@@ -305,9 +305,9 @@ public final class PgHarness
     synchronized (PgHarness.class) {
       number = ++leases;
     }
-    String wait = System.getProperty("pgharness.wait", "300");
-    if (!wait.matches("[0-9]{1,4}")) {
-      throw problem("-Dpgharness.wait is a number of seconds, not '" + wait + "'");
+    String wait = variable("PGHARNESS_LEASE_WAIT") == null ? "300" : variable("PGHARNESS_LEASE_WAIT");
+    if (!wait.matches("[0-9]{1,4}") || Integer.parseInt(wait) > 3600) {
+      throw problem("PGHARNESS_LEASE_WAIT is a number of seconds up to 3600, not '" + wait + "'");
     }
     long pid = ProcessHandle.current().pid();
     String name = who.replaceAll("[^ -~]|[\"\\\\]", "?");

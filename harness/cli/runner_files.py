@@ -138,5 +138,14 @@ RUNNERS: Mapping[str, Runner] = {
         "tests connect to PgHarness.jdbcUrl(), or to the system property pgharness.jdbc.url",
         "pg-harness run -n 3 -- mvn test",
     ),
+    "rust": Runner(
+        "Rust",
+        {"tests/pg_harness/mod.rs": lambda: source("rust/pg_harness.rs")},
+        "each file of tests/:\n"
+        "  mod pg_harness;\n"
+        "each test:\n"
+        "  let db = pg_harness::lease();       // given back when it is dropped; connect to db.url()",
+        "pg-harness run -n 4 -- cargo test",
+    ),
 }  # fmt: skip
 """Word of ``init`` → what it writes and says."""

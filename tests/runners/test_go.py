@@ -19,11 +19,9 @@ CLIENT = CLIENTS / "go" / "testdb" / "testdb.go"
 LEASES = """package leases
 import (
 	"testing"
-	"time"
 	"example.com/app/internal/testdb"
 )
 func TestLease(t *testing.T) {
-	testdb.Wait = 300 * time.Millisecond
 	db := testdb.New(t)
 	t.Log("lease", db.ID, db.URL == db.Env["DATABASE_URL"])
 }
@@ -38,7 +36,6 @@ import (
 	"example.com/app/internal/testdb"
 )
 func TestMain(m *testing.M) {
-	testdb.Wait = 10 * time.Second
 	testdb.Main(m)
 }
 func TestVariables(t *testing.T) {
@@ -182,9 +179,10 @@ def test_what_is_refused_and_who_is_gone(app: Project) -> None:
         assert done.returncode == 0, done.stdout
 
         run.ask("POST", "/v1/lease", worker="the greedy one")
-        done = call(app, *test, **run.environ)
-        assert done.returncode == 1
-        assert "1: the greedy one, for" in done.stdout
+        for wait, said in (("1", "1: the greedy one, for"), ("long", 'seconds up to 3600, not "long"')):
+            done = call(app, *test, PGHARNESS_LEASE_WAIT=wait, **run.environ)
+            assert done.returncode == 1
+            assert said in done.stdout
 
         run.kill()
         done = call(app, *test, **run.environ)

@@ -226,19 +226,20 @@ def test_variables_and_what_is_refused(app: Project, page: subprocess.CompletedP
     assert "is DATABASE_URL" not in done.stdout
 
     with living(app) as run:
-        done = call(app, *console(app, "SmallCase", pgharness_wait="1"), **run.environ)
+        done = call(app, *console(app, "SmallCase"), **run.environ)
         assert done.returncode == 0, done.stdout
         told = dict(re.findall(r"is (\w+) (\S+)", done.stdout))
         assert told["DATABASE_URL"] == run.environ["DATABASE_URL"]
         assert told["PGDATABASE"] == run.environ["PGDATABASE"]
         assert told["OWN"].startswith("jdbc:postgresql://")
 
-        done = call(app, *console(app, "SmallCase", pgharness_wait="1"), KILL="1", **run.environ)
+        done = call(app, *console(app, "SmallCase"), KILL="1", **run.environ)
         assert done.returncode == 9
         run.ask("POST", "/v1/lease", worker="the greedy one", wait=10)
 
         for options, environ, said in (
-            ({"pgharness_wait": "1"}, {}, "1: the greedy one, for"),
+            ({}, {"PGHARNESS_LEASE_WAIT": "1"}, "1: the greedy one, for"),
+            ({}, {"PGHARNESS_LEASE_WAIT": "-1"}, "is a number of seconds up to 3600, not '-1'"),
             ({"pgharness_worker": "1"}, {}, "database 1 is leased by the greedy one, and worker 1"),
             ({"pgharness_worker": "2"}, {}, "worker '2' (pgharness.worker) has no database: this run has 1"),
             ({"pgharness_worker": "x"}, {}, "worker 'x' (pgharness.worker) has no database"),

@@ -20,14 +20,15 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 )
 
-// Wait is how long a test, or the process, waits for a database while others have all of them.
-var Wait = 5 * time.Minute
+// A test, or the process, waits this long for a database while others have all of them; PGHARNESS_LEASE_WAIT says another number of seconds.
+const wait = 300
 
 // patience is for any other answer: a reset may be a fresh clone on a busy machine.
 const patience = 2 * time.Minute
@@ -203,14 +204,21 @@ func lease(who string) (*Database, error) {
 	if os.Getenv("PGHARNESS_COPIES") != "" {
 		return nil, errors.New("a copy of `pg-harness run --copies` has one database, and the processes of `go test` would share it. Run `" + command + "` instead")
 	}
+	seconds := wait
+	if text := os.Getenv("PGHARNESS_LEASE_WAIT"); text != "" {
+		var err error
+		if seconds, err = strconv.Atoi(text); err != nil || seconds < 0 || seconds > 3600 {
+			return nil, fmt.Errorf("PGHARNESS_LEASE_WAIT is a number of seconds up to 3600, not %q", text)
+		}
+	}
 	taken.Lock()
 	taken.count++
 	worker := fmt.Sprintf(" (%d.%d)", os.Getpid(), taken.count)
 	taken.Unlock()
 	// A name that no other lease has: the same worker would be given the same database once more.
-	asked := map[string]any{"worker": printable(who, 150) + worker, "pid": os.Getpid(), "wait": Wait.Seconds()}
+	asked := map[string]any{"worker": printable(who, 150) + worker, "pid": os.Getpid(), "wait": seconds}
 	database := &Database{}
-	if err := call(http.MethodPost, "/v1/lease", asked, database, Wait+patience); err != nil {
+	if err := call(http.MethodPost, "/v1/lease", asked, database, time.Duration(seconds)*time.Second+patience); err != nil {
 		return nil, err
 	}
 	return database, nil

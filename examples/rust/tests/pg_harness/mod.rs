@@ -1,0 +1,1 @@
+../../../../clients/rust/pg_harness.rs
