@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.cli import lookup
 from harness.cli.context import Context
+from harness.errors import ServerLost
 from harness.postgres import activity
 from harness.postgres.activity import Connections
 from harness.runs.places import Place, places_on
@@ -63,15 +64,27 @@ def watch(context: Context, interval: float) -> int:
     try:
         while True:
             began = time.monotonic()
-            show(context, look(context))
+            show(context, _surely(context))
             time.sleep(max(0.05, interval - (time.monotonic() - began)))
     except KeyboardInterrupt:
         # How it is meant to end.
         return 0
 
 
+def _surely(context: Context) -> Look:
+    """One look; a server that ends in the middle of it is one that is not there, and no reason to stop."""
+    try:
+        return look(context)
+    except ServerLost:
+        return Look(time.time(), [], 0, 0)
+
+
 def look(context: Context) -> Look:
-    """Look once."""
+    """Look once.
+
+    Raises:
+        ServerLost: a server ended meanwhile.
+    """
     lines: list[Line] = []
     used = most = 0
     # Anew each time: a run that begins meanwhile may start a server.

@@ -147,5 +147,33 @@ RUNNERS: Mapping[str, Runner] = {
         "  let db = pg_harness::lease();       // given back when it is dropped; connect to db.url()",
         "pg-harness run -n 4 -- cargo test",
     ),
+    "ruby": Runner(
+        "Ruby",
+        {"spec/support/pg_harness.rb": lambda: source("ruby/pg_harness.rb")},
+        "spec_helper.rb, before the application is loaded:\n"
+        "  require_relative 'support/pg_harness'; PgHarness.use\n"
+        "RSpec.configure (Minitest: def setup = PgHarness.reset):\n"
+        "  config.before { PgHarness.reset }",
+        "pg-harness run -n 4 -- parallel_rspec -n 4",
+    ),
+    "php": Runner(
+        "PHP",
+        {"tests/PgHarness.php": lambda: source("php/PgHarness.php")},
+        "the bootstrap file of the tests:\n"
+        "  require __DIR__ . '/PgHarness.php'; PgHarness::use();\n"
+        "setUp() of the tests' base class:\n"
+        "  PgHarness::reset();",
+        "pg-harness run -n 4 -- vendor/bin/paratest -p 4",
+    ),
+    "elixir": Runner(
+        "Elixir",
+        {"test/support/pg_harness.ex": lambda: source("elixir/pg_harness.ex")},
+        "the top of test/test_helper.exs:\n"
+        '  Code.require_file("support/pg_harness.ex", __DIR__)\n'
+        "  PgHarness.use!()\n"
+        "a case's setup:\n"
+        "  PgHarness.reset!()                  # with async: true: db = PgHarness.lease!(), and use db.url",
+        "pg-harness run -n 4 -- mix test",
+    ),
 }  # fmt: skip
 """Word of ``init`` → what it writes and says."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 from fix_cli import Project
-from fix_languages import CLIENTS, EXAMPLES, call, commands, copy_example, living, need, write
+from fix_languages import CLIENTS, EXAMPLES, call, commands, copy_example, living, need, served, write
 from fix_snippets import files, runs
 
 CLIENT = CLIENTS / "go" / "testdb" / "testdb.go"
@@ -102,7 +102,7 @@ def test_the_file_is_as_go_wants_it(app: Project) -> None:
     )
     assert done.stdout == ""
     done = call(app, "go", "vet", "./...")
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
     # The standard library only.
     imports = re.search(r"import \((.*?)\)", CLIENT.read_text(), re.DOTALL)
     assert imports is not None
@@ -189,6 +189,13 @@ def test_what_is_refused_and_who_is_gone(app: Project) -> None:
         assert done.returncode == 1
         assert f"nobody answers at {run.environ['PGHARNESS_CONTROL_URL']}" in done.stdout
         assert "no others are taken in their stead" in done.stdout
+
+
+def test_over_a_unix_socket(app: Project) -> None:
+    with served(app) as environ:
+        done = call(app, "go", "test", "-count=1", "-v", "./leases", **environ)
+        assert done.returncode == 0, done.stdout
+        assert "lease 1 true" in done.stdout
 
 
 def test_two_tests_at_once_on_one_database(app: Project) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fix_cli import Project
-from fix_languages import CLIENTS, EXAMPLES, call, commands, copy_example, living, need, write
+from fix_languages import CLIENTS, EXAMPLES, call, commands, copy_example, living, need, served, write
 from fix_snippets import files, runs
 
 CLIENT = CLIENTS / "rust" / "pg_harness.rs"
@@ -186,3 +186,10 @@ def test_variables_and_what_is_refused(small: Project) -> None:
         assert done.returncode == 101
         assert f"nobody answers at {run.environ['PGHARNESS_CONTROL_URL']}" in done.stdout
         assert "no others are taken in their stead" in done.stdout
+
+
+def test_over_a_unix_socket(small: Project) -> None:
+    with served(small) as environ:
+        done = call(small, "./small", "--nocapture", **environ)
+        assert done.returncode == 0, done.stdout
+        assert "has 1 true" in done.stdout

@@ -91,25 +91,26 @@ RUNNERS = (
     Runner(
         "nextest", r"\bnextest\b",
         "each test takes DATABASE_URL_<NEXTEST_TEST_GLOBAL_SLOT + 1>, with --test-threads={n}",
-        files=[".config/nextest.toml"],
+        files=[".config/nextest.toml"], word="rust",
     ),
     Runner(
         "cargo test", r"\bcargo\s+(.*\s)?test\b", f"its tests are threads without a number: let each {_LEASE}",
-        files=["Cargo.toml"],
+        files=["Cargo.toml"], word="rust",
     ),
     Runner(
         "parallel_tests", r"\b(parallel_)?(rspec|cucumber|minitest)\b|\b(parallel_test|turbo_tests|rails\s+test)\b",
         "each process takes DATABASE_URL_<TEST_ENV_NUMBER>, of which the first is empty and means 1, with -n {n}",
-        files=[".rspec", "Gemfile"],
+        files=[".rspec", "Gemfile"], word="ruby",
     ),
     Runner(
         "ParaTest", r"\b(paratest|phpunit|pest)\b",
         "each process takes DATABASE_URL_<TEST_TOKEN>, with paratest --processes={n}",
-        files=["phpunit.xml", "phpunit.xml.dist"],
+        files=["phpunit.xml", "phpunit.xml.dist"], word="php",
     ),
     Runner(
         "ExUnit", r"\bmix\s+(.*\s)?test\b",
         "each partition takes DATABASE_URL_<MIX_TEST_PARTITION>, with mix test --partitions {n}", files=["mix.exs"],
+        word="elixir",
     ),
     Runner(
         "dotnet test", r"\bdotnet\s+(.*\s)?(test|vstest)\b", f"its workers have no number: let each {_LEASE}",
