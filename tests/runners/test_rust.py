@@ -14,6 +14,9 @@ from fix_cli import Project
 from fix_languages import CLIENTS, EXAMPLES, call, commands, copy_example, living, need, served, write
 from fix_snippets import files, runs
 
+# It compiles for a minute of both processors: with the long ones.
+pytestmark = pytest.mark.slow
+
 CLIENT = CLIENTS / "rust" / "pg_harness.rs"
 
 SMALL = """
