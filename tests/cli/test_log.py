@@ -26,8 +26,15 @@ from harness.servers import inventory
 DETAILED = re.compile(r"pg-harness: +\d+\.\d{3} s  [a-z.]+: \S")
 
 
-def test_how_much_is_told(new_project: Callable[..., Project]) -> None:
+def unlike_others(new_project: Callable[..., Project], word: str = "log") -> Project:
+    """A project whose migrations no other test has: what another one has baked would else be found, and nothing migrated."""
     mine = new_project()
+    mine.migrate("001_users_of_the_log.sql", f"create table of_the_log_{word} (id int);\n")
+    return mine
+
+
+def test_how_much_is_told(new_project: Callable[..., Project]) -> None:
+    mine = unlike_others(new_project)
     usual = mine.run("up").stderr
     assert "migrating default: sql:db/migrations" in usual
     assert "pg_harness" not in usual
@@ -148,7 +155,7 @@ def test_no_argument_of_a_record_holds_a_password(
 ) -> None:
     from harness.runs.opening import open_run
 
-    mine = new_project()
+    mine = unlike_others(new_project, isolation)
     settings = load(mine.environ, start=mine.root, overrides={"isolation": isolation})
     checkout = Checkout.of(settings, mine.environ)
     with open_run(checkout) as run:

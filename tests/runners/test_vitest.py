@@ -28,7 +28,7 @@ test.each([1, 2, 3])('alone %%i', async (n) => {
   const { rows: [{ pid, name }] } = await pool.query('select pg_backend_pid() as pid, current_database()::text as name');
   backends.add(pid);
   expect(backends.size).toBe(1);                                               // the pool stayed connected over the reset
-  expect(process.env.OWN).toBe(`${process.env.DATABASE_URL}?own`);
+  expect(process.env.OWN).toBe(`${process.env.DATABASE_URL}?application_name=own`);
   appendFileSync('entered.txt', `${process.env.VITEST_POOL_ID} ${name}\\n`);
 });
 """
@@ -46,7 +46,7 @@ SETTINGS = """
 migrations = ["sql:db/migrations"]
 
 [env]
-OWN = "{url}?own"
+OWN = "{url:application_name=own}"
 """
 
 
