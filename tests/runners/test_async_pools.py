@@ -12,6 +12,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fix_backends import ROOT
@@ -93,6 +94,20 @@ def test_the_pool_has_the_workers_share_of_the_server(pools: Project) -> None:
 
 
 def test_connections_are_seen_live(pools: Project) -> None:
+    for _ in range(3):
+        seen = watched(pools)
+        busiest = max((worker["total"] for look in seen for worker in look["workers"]), default=0)
+        # On a busy machine a look may come between two tests, each time.
+        if busiest > 1:
+            break
+    assert busiest > 1
+    for look in seen:
+        for worker in look["workers"]:
+            assert worker["total"] <= worker["limit"]
+
+
+def watched(pools: Project) -> list[dict[str, Any]]:
+    """What ``status --watch`` saw while the suite ran once."""
     watch = subprocess.Popen(
         pools.command("status", "--watch=100ms", "--json"), cwd=pools.root, env=pools.environ,
         stdout=subprocess.PIPE, text=True, start_new_session=True,
@@ -104,8 +119,4 @@ def test_connections_are_seen_live(pools: Project) -> None:
     # The last one may have been cut off.
     seen = [json.loads(line) for line in out.splitlines(keepends=True) if line.endswith("\n")]
     assert seen, watch.returncode
-    busiest = max((worker["total"] for look in seen for worker in look["workers"]), default=0)
-    assert busiest > 1
-    for look in seen:
-        for worker in look["workers"]:
-            assert worker["total"] <= worker["limit"]
+    return seen
