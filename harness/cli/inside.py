@@ -13,8 +13,8 @@ from typing import Any
 from harness.cli.console import Console
 from harness.cli.context import Context
 from harness.cli.parser import Usage
+from harness.config.run_variables import LEASE, RUN
 from harness.control.client import ControlClient, numbers
-from harness.control.variables import RUN
 from harness.dsn import Dsn
 from harness.errors import ConfigError, LeaseError
 
@@ -81,11 +81,11 @@ def variables(client: ControlClient, word: str | None) -> dict[str, str]:
     if word is not None or client.lease is not None:
         return first
     values = dict(first)
-    del values["PGHARNESS_LEASE"]
+    del values[LEASE]
     all_of_them = numbers(client.status())
     for each in all_of_them:
         for name, value in client.environment(each)["env"].items():
-            if name != "PGHARNESS_LEASE":
+            if name != LEASE:
                 values[f"{name}_{each}"] = value
     return {**values, "PGHARNESS_WORKERS": str(len(all_of_them))}
 

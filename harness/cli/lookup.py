@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from harness.cli.context import Context
 from harness.config.load import nearest
-from harness.control.variables import RUN
+from harness.config.run_variables import RUN
 from harness.errors import ConfigError, LeaseError
 from harness.postgres.names import Kind
 from harness.runs.places import Place, places_on

@@ -15,7 +15,7 @@ from harness.cli.context import Context
 from harness.cli.options import Word, completing, flag, json_flag
 from harness.cli.parser import Usage
 from harness.config import decisions
-from harness.control.variables import URL
+from harness.config.run_variables import URL
 from harness.errors import LeaseError
 from harness.postgres.names import Kind
 from harness.reset.report import STRATEGIES, ResetReport

@@ -18,11 +18,11 @@ from harness.cli.env import FORMATS, render
 from harness.cli.options import NUMBER, flag, seconds
 from harness.cli.parser import Usage
 from harness.cli.run.command import close, fits
+from harness.config.run_variables import RUN, TOKEN, URL
 from harness.config.state_file import StateFile, Unreadable, replace_file
 from harness.control.client import ControlClient
 from harness.control.server import new_token
 from harness.control.serving import Serving
-from harness.control.variables import RUN, TOKEN, URL
 from harness.errors import ConfigError, LeaseLost, ServerLost
 from harness.runs.opening import open_run
 
@@ -114,7 +114,7 @@ def _serve(context: Context, given: Mapping[str, Any], ready: Callable[[], None]
     try:
         # Test databases of a client's template come beside the numbered ones.
         fits(harness, 2 * workers if given.get("integresql") else workers)
-        leases = harness.leases(workers, watch=None, apart=harness.shared is not None)
+        leases = harness.leases(workers, watch=None, apart=True)
         most = workers if given.get("integresql") else 0
         with Serving(harness, leases, at=at, token=token, integresql=most, stop=asked.set) as serving:
             variables = serving.environment()

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-URL = "PGHARNESS_CONTROL_URL"
+from harness.config.run_variables import URL
 
 FILES = (".env", ".env.local", ".env.test", ".env.test.local", ".env.development", ".env.development.local")
 """What loaders look for, in the order of their documentations."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 from urllib.parse import quote, unquote, urlsplit
 
-from harness.control.variables import LEASE, RUN, TOKEN, URL
+from harness.config.run_variables import LEASE, RUN, TOKEN, URL
 from harness.errors import BackendError, ConfigError, HarnessError, LeaseError, LeaseLost
 
 PATIENCE = 120.0

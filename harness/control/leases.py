@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
-import select
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.config.processes import alive
+from harness.config.processes import Process, alive
+from harness.config.run_variables import LEASE
 from harness.databases import freshness
 from harness.errors import LeaseClosed, LeaseError, PoolTimeout
 
@@ -55,39 +54,31 @@ class AllLeased(PoolTimeout):
         self.holders = tuple(holders)
 
 
-class Process:
-    """A process that holds a lease, and whether it has gone: its number may be another's by then.
+class Holder:
+    """A process that holds a lease, and whether it has gone.
 
     Raises:
         LeaseError: no process has that number here.
     """
 
     def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._descriptor: int | None = None
-        # In a sandbox the call may be forbidden; macOS has none.
-        with suppress(OSError):
-            self._descriptor = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
-        if self._descriptor is None and not alive(pid):
+        if not alive(pid):
             raise LeaseError(
                 f"there is no process {pid} here: pid is the client's own number, as this machine counts; "
                 "from inside a container leave it out"
             )
+        self.pid = pid
+        self._watching = ExitStack()
+        self._process = self._watching.enter_context(Process.of(pid, lambda: True))
 
     @property
     def gone(self) -> bool:
-        """Whether it has ended."""
-        if self._descriptor is None:
-            return not alive(self.pid)
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN)
-        return bool(poll.poll(0))
+        """Whether it has ended; its number may be another's by then."""
+        return self._process.ended(0)
 
     def close(self) -> None:
         """Watch it no longer. Twice is once."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._watching.close()
 
 
 @dataclass
@@ -107,7 +98,7 @@ class Entry:
     lease: Lease
     state: State = "free"
     worker: str = ""
-    process: Process | None = None
+    process: Holder | None = None
     since: float = 0.0
     resets: Counter[str] = field(default_factory=Counter)
     marks: dict[str, LeaseMark] = field(default_factory=dict)
@@ -117,7 +108,7 @@ class Entry:
     marked: int = 0
     """How many marks it ever had: a name is given once."""
 
-    def belonged_to(self, worker: str, process: Process | None) -> bool:
+    def belonged_to(self, worker: str, process: Holder | None) -> bool:
         """Whether its last holder was the same worker, or the same process."""
         if self.last is None:
             return False
@@ -166,7 +157,7 @@ class LeaseTable:
         return self._variables(self._entry(number))
 
     def _variables(self, entry: Entry) -> dict[str, str]:
-        return {**self._harness.variables(entry.lease), "PGHARNESS_LEASE": str(entry.id)}
+        return {**self._harness.variables(entry.lease), LEASE: str(entry.id)}
 
     def urls(self, number: int) -> dict[str, str]:
         """Database name → URL of one lease."""
@@ -197,7 +188,7 @@ class LeaseTable:
             AllLeased: none came back in time; names the holders. LeaseError: no process has that number.
             LeaseClosed: the run has ended, or whoever asked has gone. HarnessError: it cannot be made pristine.
         """
-        process = Process(pid) if pid is not None else None
+        process = Holder(pid) if pid is not None else None
         try:
             entry, same = self._wait_for(worker, process, wait, still)
         except BaseException:
@@ -216,7 +207,7 @@ class LeaseTable:
         return entry.id, self._variables(entry)
 
     def _wait_for(
-        self, worker: str, process: Process | None, wait: float, still: Callable[[], bool]
+        self, worker: str, process: Holder | None, wait: float, still: Callable[[], bool]
     ) -> tuple[Entry, bool]:
         """The lease that is theirs now, and whether its sessions are."""
         deadline, ticket = time.monotonic() + wait, object()
@@ -248,12 +239,12 @@ class LeaseTable:
             return None
         return next((e for e in self._entries.values() if e.state == "leased" and e.worker == worker), None)
 
-    def _free_one(self, worker: str, process: Process | None) -> Entry | None:
+    def _free_one(self, worker: str, process: Holder | None) -> Entry | None:
         """One that is free: rather the one that they had, whose connections they may still have open."""
         free = [entry for entry in self._entries.values() if entry.state == "free"]
         return next((e for e in free if e.belonged_to(worker, process)), next(iter(free), None))
 
-    def _hold(self, entry: Entry, state: State, worker: str, process: Process | None) -> None:
+    def _hold(self, entry: Entry, state: State, worker: str, process: Holder | None) -> None:
         if entry.process is not None:
             entry.process.close()
         entry.state, entry.worker, entry.process, entry.since = state, worker, process, time.monotonic()

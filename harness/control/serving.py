@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from harness.config import environment
+from harness.config.run_variables import LEASE, RUN, TOKEN, URL
 from harness.control.leases import LeaseTable
 from harness.control.server import ControlServer, Waits, new_token
-from harness.control.variables import LEASE, RUN, TOKEN, URL
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -75,11 +75,16 @@ class Serving:
 
         return choose
 
-    def environment(self) -> dict[str, str]:
-        """All of a command's that has the whole run: worker 1's, everybody's with a number, and what leads here."""
-        each = {str(number): self._harness.variables(lease) for number, lease in enumerate(self._leases, 1)}
+    def environment(self, number: int | None = None) -> dict[str, str]:
+        """All variables of a command: the first worker's, everybody's with a number, and what leads here.
+
+        Args:
+            number: of the one lease that the command has, as in a run of its own; None: it has the whole run.
+        """
+        leases = self._leases if number is None else [self._leases[number - 1]]
+        each = {str(worker): self._harness.variables(lease) for worker, lease in enumerate(leases, 1)}
         tables = (database.env for database in self._harness.settings.databases)
-        return {**each["1"], **environment.numbered(tables, each), **self.variables()}
+        return {**each["1"], **environment.numbered(tables, each), **self.variables(number)}
 
     def variables(self, number: int | None = None) -> dict[str, str]:
         """What leads a program here.

@@ -253,12 +253,14 @@ class Harness:
         workers = [str(number) for number in range(first, first + count)]
         places = list(zip(workers, self._placement.sessions(workers), strict=True))
         self.workers = max(count, self.workers)
+        # On a server of its own, a lease has its connection to itself anyway.
+        shared = self.shared is not None
         found: dict[str, Lease] = {}
 
         def on(session: ServerSession) -> None:
             for worker, its in places:
                 if its is session:
-                    found[worker] = session.lease(worker, watch=watch, apart=apart)
+                    found[worker] = session.lease(worker, watch=watch, apart=apart and shared)
 
         try:
             run_all([partial(on, session) for session in dict.fromkeys(its for _, its in places)])

@@ -8,7 +8,6 @@ import signal
 import socket
 import stat
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,5 +179,4 @@ def test_the_databases_outlive_whoever_called(project: Project) -> None:
     run = dict(
         line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("PGHARNESS_CONTROL")
     )
-    time.sleep(0.1)
     assert lives(run, project)

@@ -27,7 +27,7 @@ def run_with(tmp_path: Path, folders: tuple[Path, Path]) -> Iterator[Any]:
         def make(**settings: Any) -> Any:
             changed: Project = project.having(**settings)
             harness = open_run(changed, workers=2)
-            leases = harness.leases(2, watch=None, apart=harness.shared is not None)
+            leases = harness.leases(2, watch=None, apart=True)
             return harness, leases
 
         yield make

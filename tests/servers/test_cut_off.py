@@ -11,10 +11,11 @@ from fix_backends import Checkout, processes_naming, until
 from fix_servers import binaries_of
 
 from harness.config import project
+from harness.config.processes import running as alive
 from harness.errors import ServerStartError
 from harness.servers.process import backend as process
 from harness.servers.process.backend import ProcessBackend
-from harness.servers.process.record import LAUNCHED, Record, alive, folder_name, launched
+from harness.servers.process.record import LAUNCHED, Record, folder_name, launched
 from harness.servers.process.user import ServerUser, make_folder
 
 pytestmark = pytest.mark.server

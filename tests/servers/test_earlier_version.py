@@ -18,12 +18,13 @@ from types import SimpleNamespace
 import pytest
 from fix_backends import INSTALLED, Checkout, until
 
+from harness.config.processes import running as alive
 from harness.config.settings import Settings
 from harness.dsn import Dsn
 from harness.servers import drift
 from harness.servers.docker.container import info_of
 from harness.servers.port import ServerInfo
-from harness.servers.process.record import Record, alive
+from harness.servers.process.record import Record
 
 UP_RECORD = """{"project": "b273bb3440", "purpose": "up", "server_id": "a9f8b73d-9270-4f40-9b44-b7cd943f1b64", "root": "/home/ann/shop", "password": "658e9a62ca5e3c18e7c12b6457749e4f7c326290a3a11175", "storage": "disk", "binaries": "/usr/lib/postgresql/15/bin", "version": "15.20", "ttl": null, "pid": 31389, "watcher": 0, "port": 54565, "made_with": {"max_connections": "500", "storage": "auto", "version": "any", "binaries": "any", "image": "any"}}"""
 """``server.json`` in the server's folder."""

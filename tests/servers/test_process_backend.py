@@ -18,13 +18,14 @@ from fix_backends import Checkout, processes_naming, until
 from fix_servers import binaries_of
 
 from harness.config import project
+from harness.config.processes import running as alive
 from harness.errors import BackendUnavailable, ServerLost, ServerRefused, ServerStartError
 from harness.postgres import roles
 from harness.postgres.session import Session
 from harness.servers.handshake import life_key
 from harness.servers.process import backend as process
 from harness.servers.process.backend import ProcessBackend
-from harness.servers.process.record import Record, alive
+from harness.servers.process.record import Record
 
 
 def backend(place: Checkout, major: str | None = "15", **options: Any) -> ProcessBackend:

@@ -19,11 +19,12 @@ from fix_servers import binaries_of
 
 from harness.config import own_folder, project
 from harness.config.load import load
+from harness.config.processes import running as alive
 from harness.config.project import Project
 from harness.errors import ConfigError
 from harness.postgres.session import Session
 from harness.servers.process.backend import ProcessBackend
-from harness.servers.process.record import Record, alive
+from harness.servers.process.record import Record
 from harness.servers.process.user import ServerUser
 
 STRANGER = 54321

@@ -130,13 +130,12 @@ def _run(
     try:
         fits(harness, workers)
         _say_how_resets_are_made(harness)
-        # Whoever shares a server is reset beside the others: see ServerSession.lease.
-        leases = harness.leases(workers, watch=None, apart=harness.shared is not None)
+        leases = harness.leases(workers, watch=None, apart=True)
         with Serving(harness, leases, each=copies is not None) as serving:
             if copies:
                 values = [
-                    _of_copy(harness, lease, copies, serving) | _shard(given, int(lease.worker), copies)
-                    for lease in leases
+                    _of_copy(serving, copy, copies) | _shard(given, copy, copies)
+                    for copy in range(1, copies + 1)
                 ]
                 result = run_copies(context, command, [_child(context, v) for v in values], reaper)
             else:
@@ -207,14 +206,11 @@ def _run_one(
     return code
 
 
-def _of_copy(harness: Harness, lease: Lease, copies: int, serving: Serving) -> dict[str, str]:
+def _of_copy(serving: Serving, copy: int, copies: int) -> dict[str, str]:
     """A copy looks like a run with one database: it must not find the others' by accident."""
-    own = harness.variables(lease)
     return {
-        **own,
-        **environment.numbered((d.env for d in harness.settings.databases), {"1": own}),
-        **serving.variables(int(lease.worker)),
-        "PGHARNESS_COPY": lease.worker,
+        **serving.environment(copy),
+        "PGHARNESS_COPY": str(copy),
         "PGHARNESS_COPIES": str(copies),
     }
 

@@ -25,7 +25,7 @@ from harness.servers.port import Backend, ServerInfo, ServerRequest, Shelf, Snap
 from harness.servers.process import cluster as cluster_
 from harness.servers.process import folders
 from harness.servers.process.binaries import Binaries, choose
-from harness.servers.process.record import NAME, Record, alive, folder_name, log_tail, open_log
+from harness.servers.process.record import NAME, Record, folder_name, log_tail, open_log
 from harness.servers.process.user import COMMON, ServerUser, enterable_binaries, make_folder, put
 
 logger = logging.getLogger("pg_harness.servers.process")
@@ -377,7 +377,7 @@ def _wait(folder: Path, record: Record, request: ServerRequest) -> ServerInfo:
         info.dsn,
         info.server_id,
         timeout=request.start_timeout,
-        died=lambda: None if alive(record.pid) else "the server ended at once",
+        died=lambda: None if processes.running(record.pid) else "the server ended at once",
         tail=lambda: log_tail(folder),
     )
     return info

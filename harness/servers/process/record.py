@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from harness.config import own_folder, processes
+from harness.config import own_folder
+from harness.config.processes import Process, running
 from harness.config.state_file import StateFile, Unreadable
 from harness.servers import defaults
 
@@ -127,7 +125,7 @@ class Record:
             first = (data / "postmaster.pid").read_text().splitlines()[0]
         except (OSError, IndexError):
             return False
-        if self.pid <= 0 or first.strip() != str(self.pid) or not alive(self.pid):
+        if self.pid <= 0 or first.strip() != str(self.pid) or not running(self.pid):
             return False
         try:
             process = os.stat(f"/proc/{self.pid}")
@@ -138,7 +136,7 @@ class Record:
 
     def watched(self, folder: Path) -> bool:
         """Whether its dead-man's switch runs."""
-        return alive(self.watcher) and _runs(self.watcher, folder / "watch.sh")
+        return running(self.watcher) and _runs(self.watcher, folder / "watch.sh")
 
     def kill_watcher(self, folder: Path) -> None:
         """End the dead-man's switch, which would remove the folder once the server has ended."""
@@ -184,18 +182,6 @@ def open_log(folder: Path) -> IO[str]:
     )
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and waits for its parent does not count."""
-    if not processes.alive(pid):
-        return False
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return sys.platform != "linux"
-    # proc(5): the state follows the name, which is in brackets and may hold anything.
-    return text.rpartition(")")[2].split()[0] not in ("Z", "X")
-
-
 def _runs(pid: int, script: Path) -> bool:
     """Whether a process runs that script."""
     try:
@@ -215,56 +201,3 @@ def _told_by_ps(pid: int) -> bytes:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return b""
-
-
-class Process:
-    """A process that was recorded, if its number still is its own: else another one would be ended.
-
-    Nobody else gets the number while it is held by a descriptor (pidfd_open(2)); elsewhere than on Linux there is none.
-    """
-
-    def __init__(self, pid: int, descriptor: int | None) -> None:
-        self._pid = pid
-        self._descriptor = descriptor
-
-    @classmethod
-    @contextmanager
-    def of(cls, pid: int, is_it: Callable[[], bool]) -> Iterator[Process]:
-        """Hold it for a while.
-
-        Args:
-            is_it: whether the process of that number is the one that was recorded.
-        """
-        descriptor = None
-        try:
-            # In a sandbox the call may be forbidden.
-            with suppress(OSError):
-                descriptor = os.pidfd_open(pid) if pid > 0 and hasattr(os, "pidfd_open") else None
-            yield cls(pid if pid > 0 and is_it() else 0, descriptor)
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal, unless the process has ended or is not the one that was recorded."""
-        if not self._pid:
-            return
-        with suppress(ProcessLookupError, PermissionError):
-            if self._descriptor is not None:
-                signal.pidfd_send_signal(self._descriptor, number)
-            else:
-                os.kill(self._pid, number)
-
-    def ended(self, patience: float) -> bool:
-        """Whether it ends within so many seconds."""
-        if self._pid and self._descriptor is not None:
-            # poll, not select: that takes no descriptor beyond 1023.
-            poll = select.poll()
-            poll.register(self._descriptor, select.POLLIN)
-            return bool(poll.poll(patience * 1000))
-        deadline = time.monotonic() + patience
-        while alive(self._pid):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.005)
-        return True

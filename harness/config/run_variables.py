@@ -1,4 +1,4 @@
-"""The variables that lead a program of a run to its control interface."""
+"""The variables by which a program knows the run that it belongs to, and finds its control interface."""
 
 URL = "PGHARNESS_CONTROL_URL"
 """``http://127.0.0.1:PORT``."""
