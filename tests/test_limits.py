@@ -13,7 +13,12 @@ PACKAGE = Path(harness.__file__).parent
 
 UNLIMITED = {
     "cli/run/child.py: subprocess.Popen": "the user's own command: it takes as long as it takes",
-    "cli/run/child.py: select.select": "its end, or a signal",
+    "cli/run/child.py: children.wait": "its end, or a signal",
+    "cli/run/copies.py: children.wait": "likewise",
+    "cli/run/reaper.py: subprocess.Popen": "it ends with the command whose descendants it ends, or with us",
+    "cli/run/reaper_process.py: os.waitpid": "of one that has ended (WNOHANG), or that ends because it could not be started",
+    "cli/serve.py: os.waitpid": "it has closed its pipe: it is ending",
+    "control/integresql.py: found.settled.wait": "its client is done: a freeze, whose every statement has a limit",
     "databases/clones.py: future.result": "acts whose every statement has a limit",
     "databases/pool.py: self._condition.wait_for": "a thread that waits for work, and holds nobody up",
     "postgres/liveness.py: select.select": "a thread that waits for the loss of its session",
