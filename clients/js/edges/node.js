@@ -20,6 +20,21 @@ if (!runner) {
   }
 }
 
+let running = [];
+
+/** A hook for tests that are not part of another: what that one has written is what its subtests are about. */
+const outermost = (hook) => async (test) => {
+  // Not by an afterEach: none comes behind a test that skips itself.
+  running = running.filter(({ signal }) => !signal.aborted);
+  const others = running;
+  running = [...others, test];
+  if (others.length === 0) return hook();
+  // Versions without fullName (before 20.16) cannot tell one that runs beside it from one within it.
+  if (test.fullName !== undefined && !others.some(({ fullName }) => test.fullName.startsWith(`${fullName} > `))) {
+    throw new PgHarnessError('tests of one file that run at once (`concurrency`) share its database: use pg-harness/node/file for them');
+  }
+};
+
 /** Called once by a module that is given to `node --import`. */
 function setUp(before) {
   if (runner) return;
@@ -27,7 +42,7 @@ function setUp(before) {
     throw new PgHarnessError(`without a process for each file, resets come before each test: use pg-harness/node instead of pg-harness/node/${before}`);
   }
   pristine(before, {
-    beforeEach: (hook) => beforeEach(hook, { timeout: PATIENCE }),
+    beforeEach: (hook) => beforeEach(outermost(hook), { timeout: PATIENCE }),
     afterAll: (hook) => after(hook, { timeout: PATIENCE }),
   });
 }
