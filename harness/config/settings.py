@@ -80,8 +80,8 @@ class Settings:
     role: str = "app"
     role_attributes: tuple[str, ...] = ("CREATEDB",)
     scram_iterations: int = 0
-    """Rounds of hashing at each log-in (SCRAM-SHA-256). 0: 4096 where the project is one of the JVM, whose drivers refuse
-    fewer; else one, which spares a client some milliseconds of each log-in."""
+    """Rounds of hashing at each log-in (SCRAM-SHA-256). 0: 4096 where the project is one of the JVM or of Bun, whose drivers
+    refuse fewer; else one, which spares a client some milliseconds of each log-in."""
     superuser: bool = False
     migrate_as: str = "role"
     """``role`` or ``admin``: who runs the migrations. What the admin makes is the admin's: grant what the role needs."""
