@@ -15,7 +15,7 @@ from harness.cli import lookup
 from harness.cli.context import Context, working_directory
 from harness.cli.psql import local_psql
 from harness.config import dotenv, project
-from harness.config.environment import BENDING
+from harness.config.environment import BENDING, names
 from harness.databases import freshness
 from harness.migrations.detect import detect, looked_for
 from harness.migrations.port import Configured
@@ -132,7 +132,8 @@ def migrations(context: Context) -> Iterator[Result]:
 
 def env_files(context: Context) -> Iterator[Result]:
     """Files for dotenv that set what a run sets."""
-    found = dotenv.settings(context.settings.root, _exported(context))
+    variables = names(database.env for database in context.settings.databases)
+    found = dotenv.settings(context.settings.root, variables)
     for setting in found:
         yield (
             "note",
@@ -141,11 +142,6 @@ def env_files(context: Context) -> Iterator[Result]:
         )
     if not found:
         yield "ok", "no .env file sets what a run sets", ()
-
-
-def _exported(context: Context) -> set[str]:
-    own = {name for database in context.settings.databases for name in database.env}
-    return {"DATABASE_URL", "PGHOST", "PGPORT", "PGDATABASE", *own}
 
 
 def folders(context: Context) -> Iterator[Result]:

@@ -78,6 +78,11 @@ def variables(
     return result
 
 
+def names(tables: Iterable[Mapping[str, str]]) -> list[str]:
+    """The variables that say where a worker's databases are: ours, and those of the ``env`` tables of all databases."""
+    return ["DATABASE_URL", *PARTS, *(variable for table in tables for variable in table)]
+
+
 def numbered(tables: Iterable[Mapping[str, str]], each: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """What a parallel runner's workers take their own from: variables with the worker behind them, and how many workers.
 
@@ -85,7 +90,7 @@ def numbered(tables: Iterable[Mapping[str, str]], each: Mapping[str, Mapping[str
         tables: the ``env`` tables of all databases.
         each: worker → its variables.
     """
-    own = ["DATABASE_URL", *PARTS, *(variable for table in tables for variable in table)]
+    own = names(tables)
     values = {"PGHARNESS_WORKERS": str(len(each))}
     for worker, theirs in each.items():
         values |= {f"{variable}_{worker}": theirs[variable] for variable in own if variable in theirs}

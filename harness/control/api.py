@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs
 
 from harness.control import openapi
 from harness.control.leases import TEMPLATE, AllLeased, LeaseTable, UnknownLease, UnknownMark
@@ -115,7 +115,7 @@ class ControlApi:
             ("POST", re.compile(r"/v1/lease"), self._lease),
             ("POST", re.compile(r"/v1/release/(?P<id>[^/]+)"), self._release),
             ("POST", re.compile(r"/v1/mark/(?P<id>[^/]+)"), self._mark),
-            ("DELETE", re.compile(r"/v1/mark/(?P<id>[^/]+)/(?P<mark>[^/]+)"), self._unmark),
+            ("DELETE", re.compile(r"/v1/mark/(?P<id>[^/]+)/(?P<mark>.+)"), self._unmark),
             ("GET", re.compile(r"/v1/changes/(?P<id>[^/]+)"), self._changes),
             ("GET", re.compile(r"/v1/env/(?P<id>[^/]+)"), self._env),
             ("GET", re.compile(r"/v1/status"), self._status),
@@ -225,7 +225,8 @@ class ControlApi:
         return Answer(HTTPStatus.OK, {"id": number, "mark": self._table.mark(number, name)})
 
     def _unmark(self, request: Request, scope: Scope, id: str, mark: str) -> Answer:
-        self._table.unmark(_number(id, scope), unquote(mark))
+        # WSGI has undone the percent signs, and says bytes as Latin-1 (PEP 3333).
+        self._table.unmark(_number(id, scope), mark.encode("latin-1").decode(errors="replace"))
         return Answer(HTTPStatus.NO_CONTENT)
 
     def _changes(self, request: Request, scope: Scope, id: str) -> Answer:

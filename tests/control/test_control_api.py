@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -85,6 +86,16 @@ def test_marks_stack(served: Run) -> None:
     assert served.rows() == ["seed", "of the file", "again"]
     served.client.ok("POST", "/v1/reset/1")
     assert served.rows() == ["seed"]
+
+
+@pytest.mark.parametrize("name", ["users/with ada", "été", "50%41", "a?b#c", "/", "."])
+def test_any_name_of_a_mark_can_be_said_in_an_address(served: Run, name: str) -> None:
+    quoted = quote(name, safe="")
+    served.client.ok("POST", f"/v1/mark/1?name={quoted}")
+    assert served.client.ok("GET", "/v1/status")["leases"][0]["marks"] == [name]
+    served.client.ok("POST", f"/v1/reset/1?to={quoted}")
+    served.client.ok("DELETE", f"/v1/mark/1/{quoted}")
+    assert served.client.ok("GET", "/v1/status")["leases"][0]["marks"] == []
 
 
 def test_the_template_is_below_all_marks(served: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -63,7 +64,7 @@ def test_generated_requests_are_answered_as_described(served: Run, tmp_path: Pat
 def test_every_route_is_described_and_every_description_is_a_route(served: Run) -> None:
     api = ControlApi(served.serving.table, {})
     routes = {
-        (method.lower(), pattern.pattern.replace("(?P<", "{").replace(">[^/]+)", "}"))
+        (method.lower(), re.sub(r"\(\?P<(\w+)>[^)]+\)", r"{\1}", pattern.pattern))
         for method, pattern, _ in api._routes
     }
     paths = openapi.document()["paths"]
