@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from fix_examples import CLIENT, Javascript
+from fix_snippets import files, runs
 
 from harness.cli.runner_files import RUNNERS, commonjs
 
@@ -94,3 +95,30 @@ def test_its_types_are_strict(javascript: Callable[..., Javascript]) -> None:
         "use.ts",
     )
     assert done.returncode == 0, done.stdout
+
+
+PAGE = """
+import assert from 'node:assert/strict';
+import pg from 'pg';
+import { pristine } from './setup.mjs';
+const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL });
+for (const time of [1, 2]) {
+  await pristine();
+  assert.deepEqual((await pool.query("insert into users (name) values ('ada') returning id")).rows, [{ id: 1 }]);
+}
+assert.equal(process.env.DATABASE_URL, process.env.DATABASE_URL_2);
+await pool.end();
+console.log('as the page says');
+"""
+
+
+def test_the_page_of_other_runners(javascript: Callable[..., Javascript]) -> None:
+    project = javascript("page", "pg")
+    project.write({**files("javascript.md"), "tests.mjs": PAGE})
+    (words,) = runs("javascript.md")
+    assert "database 1, true" in project.ok(*words)
+    said = project.ok("run", "-n", "2", "--", "node", "tests.mjs", RSTEST_WORKER_ID="2")
+    assert "as the page says" in said
+    done = project.run("run", "-n", "2", "--", "node", "tests.mjs", RSTEST_WORKER_ID="3")
+    assert done.returncode == 1
+    assert 'worker "3" has no database: this run has 2' in done.stderr
