@@ -26,7 +26,7 @@ function rows(worker: number, tables: string[]) {
   if (each.length === 0) return {};
   const query = `select json_object_agg(name, rows) from (${each.join(' union all ')}) t`;
   try {
-    return JSON.parse(execFileSync('pg-harness', ['psql', String(worker), '--', '-XAtqc', query], { encoding: 'utf8' }));
+    return JSON.parse(execFileSync('pg-harness', ['psql', String(worker), '--', '-XAtqc', query], { encoding: 'utf8', timeout: 30_000 }));
   } catch (error) {
     return String(error);
   }

@@ -46,6 +46,7 @@ test('forty queries at once take three sessions', async () => {
 
 test('a client that somebody makes besides cannot take more than this worker has', async () => {
   const another = new PrismaClient({ adapter: new PrismaPg({ connectionString: process.env.DATABASE_URL, max: 5 }) });
+  await Promise.all(sleeps(db, 3));
   const [ours, others] = await Promise.all([Promise.allSettled(sleeps(db, 3)), Promise.allSettled(sleeps(another, 5))]);
   expect(ours.map(({ status }) => status)).toEqual(Array(3).fill('fulfilled'));
   const refused = others.flatMap((one) => (one.status === 'rejected' ? [one.reason.message] : []));
