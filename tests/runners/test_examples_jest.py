@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from fix_compose import COMPOSE, Run
 from fix_examples import Javascript
 from fix_vitest import command, results
+
+from harness.dsn import Dsn
+from harness.postgres.session import Session
 
 REPORT = ("--", "--json", "--outputFile=results.json")
 TESTS = 68
@@ -62,3 +69,39 @@ def test_orders_on_three_containers(orders: Javascript) -> None:
     done = orders.run(*words, *REPORT, **variables, **contained)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(results(orders).values()) == ["passed"] * TESTS
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(240)
+def test_orders_in_three_parts_on_servers_of_compose(
+    orders: Javascript, compose: Run, tmp_path: Path
+) -> None:
+    told = (orders.root / "README.md").read_text().replace("../../compose/", f"{COMPOSE}/")
+    up, parts, down = (
+        line.split() for line in re.findall(rf"^\$ (.*{re.escape(str(COMPOSE))}.*)$", told, re.MULTILINE)
+    )
+    assert up[:4] == ["docker", "compose", "-f", str(COMPOSE / "workers.yml")]
+    done = compose("workers.yml", *up[4:])
+    assert done.returncode == 0, done.stderr
+    urls, words = parts[: parts.index("|")], parts[parts.index("|") + 1 :]
+    addresses = compose("workers.yml", *urls[1:], program=urls[0])
+    assert addresses.returncode == 0, addresses.stderr
+    program = tmp_path / "bin" / "pg-harness"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m harness "$@"\n')
+    program.chmod(0o755)
+    environ = {name: value for name, value in orders.environ.items() if name != "PGHARNESS_BACKEND"}
+    environ["PATH"] = f"{program.parent}:{environ['PATH']}"
+    ran = subprocess.run(
+        words, cwd=orders.root, env=environ, input=addresses.stdout, text=True, capture_output=True,
+        timeout=orders.patience, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    reports = [results(orders, f"results-{number}.json") for number in (1, 2, 3)]
+    assert all(reports)
+    assert [status for report in reports for status in report.values()] == ["passed"] * TESTS
+    # Migrated on each of them, once.
+    for line in addresses.stdout.splitlines():
+        with Session.connect(Dsn.parse(line.split("=", 1)[1])) as session:
+            assert session.value("select count(*) from pg_database where datname ~ '^pgh_.*_t_'") == 1
+    assert down[-2:] == ["down", "-v"]  # as the fixture does
