@@ -1,4 +1,4 @@
-import { Entity, ManyToOne, PrimaryKey, Property } from '@mikro-orm/core';
+import { Check, Entity, ManyToOne, PrimaryKey, Property } from '@mikro-orm/core';
 import type { Rel } from '@mikro-orm/core';
 import { Order } from './order';
 import { Product } from './product';
@@ -8,12 +8,13 @@ export class OrderLine {
   @PrimaryKey()
   id!: number;
 
-  @ManyToOne(() => Order)
+  @ManyToOne(() => Order, { deleteRule: 'cascade' })
   order!: Rel<Order>;
 
   @ManyToOne(() => Product)
   product!: Rel<Product>;
 
+  @Check({ expression: 'quantity > 0' })
   @Property()
   quantity!: number;
 

@@ -1,4 +1,4 @@
-import { Entity, PrimaryKey, Property, Unique } from '@mikro-orm/core';
+import { Check, Entity, PrimaryKey, Property, Unique } from '@mikro-orm/core';
 import type { Opt } from '@mikro-orm/core';
 
 @Entity({ tableName: 'products' })
@@ -13,6 +13,7 @@ export class Product {
   @Property()
   title!: string;
 
+  @Check({ expression: 'price_cents > 0' })
   @Property()
   priceCents!: number;
 

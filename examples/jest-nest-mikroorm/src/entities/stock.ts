@@ -1,4 +1,4 @@
-import { Entity, ManyToOne, PrimaryKey, Property, Unique } from '@mikro-orm/core';
+import { Check, Entity, ManyToOne, PrimaryKey, Property, Unique } from '@mikro-orm/core';
 import type { Opt, Rel } from '@mikro-orm/core';
 import { Product } from './product';
 import { Warehouse } from './warehouse';
@@ -15,6 +15,7 @@ export class Stock {
   @ManyToOne(() => Product)
   product!: Rel<Product>;
 
+  @Check({ expression: 'quantity >= 0' })
   @Property()
   quantity: number & Opt = 0;
 }
