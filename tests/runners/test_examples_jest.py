@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fix_backends import docker
 from fix_compose import COMPOSE, Run
 from fix_examples import Javascript
 from fix_vitest import command, results
@@ -61,14 +63,38 @@ def test_orders_on_four_workers(orders: Javascript) -> None:
     assert "not isolated" not in done.stderr
 
 
+@pytest.fixture
+def contained(orders: Javascript) -> Iterator[dict[str, str]]:
+    """Variables for servers in containers. The migrated image that is baked for them is removed, and one that an earlier run has left."""
+    environ = {
+        "PGHARNESS_BACKEND": "docker",
+        "PGHARNESS_IMAGE": "pgharness-test:15",
+        "TESTCONTAINERS_RYUK_DISABLED": "true",
+    }
+
+    def baked() -> str | None:
+        told = json.loads(orders.ok("fingerprint", "--json", PGHARNESS_ISOLATION="server", **environ))
+        found: str | None = told["baked"]
+        return found
+
+    if left := baked():
+        docker("rmi", "-f", left)
+    yield environ
+    made = baked()
+    assert made is not None
+    docker("rmi", "-f", made)
+
+
 @pytest.mark.docker
 @pytest.mark.timeout(180)
-def test_orders_on_three_containers(orders: Javascript) -> None:
+def test_orders_on_three_containers(orders: Javascript, contained: dict[str, str]) -> None:
     words, variables = command(orders, 1)
-    contained = {"PGHARNESS_BACKEND": "docker", "PGHARNESS_IMAGE": "pgharness-test:15", "TESTCONTAINERS_RYUK_DISABLED": "true"}  # fmt: skip
     done = orders.run(*words, *REPORT, **variables, **contained)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(results(orders).values()) == ["passed"] * TESTS
+    # Migrated once, before there were three.
+    assert done.stderr.count("migrating default: command:npx mikro-orm migration:up") == 1
+    assert done.stderr.count("started pgharness-test:15 in container") == 4
 
 
 @pytest.mark.docker
