@@ -21,6 +21,7 @@ pytest_plugins = [
     "fix_servers",
     "fix_leases",
     "fix_backends",
+    "fix_compose",
     "fix_migrations",
     "fix_fleets",
     "fix_daemons",

@@ -3,96 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
-from fix_backends import INSTALLED, ROOT, docker
+from fix_backends import INSTALLED
+from fix_compose import COMPOSE, Run
 
 from harness.dsn import Dsn
 from harness.postgres.session import Session
 
-COMPOSE = ROOT / "compose"
-
-
-@cache
-def problem() -> str:
-    """Why compose cannot be tested here; empty where it can."""
-    done = subprocess.run(
-        ["docker", "compose", "version", "--short"], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        return "docker compose v2 is not installed (Debian 13 packages it: docker-compose)"
-    numbers = done.stdout.strip().lstrip("v").split("-")[0].split("+")[0].split(".")
-    if tuple(int(number) for number in numbers[:2]) < (2, 24):
-        return f"docker compose {done.stdout.strip()} does not know !override (2.24 does)"
-    return ""
-
-
 pytestmark = [pytest.mark.docker]
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(scope="module")
-def image() -> Iterator[str]:
-    if reason := problem():
-        if (
-            os.environ.get("PGHARNESS_TEST_REQUIRE_DOCKER") == "1"
-            and os.environ.get("PGHARNESS_TEST_REQUIRE_COMPOSE") == "1"
-        ):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    tag = f"pgharness-compose-{os.getpid()}"
-    docker("build", "-q", "-f", str(ROOT / "images" / "Dockerfile"), "--build-arg", "BASE=pgharness-test:17", "-t", tag,
-           str(ROOT), environ={**os.environ, "DOCKER_BUILDKIT": "0"})  # fmt: skip
-    yield tag
-    docker("rmi", "-f", tag)
-
-
-@pytest.fixture
-def compose(image: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
-    """Calls compose on one file, under a project name of this test's own; takes all of it down afterwards."""
-    name = f"pghtest-{os.getpid()}-{request.node.name.lower().replace('_', '-')}"
-    (tmp_path / "migrations").mkdir()
-    (tmp_path / "migrations" / "001.sql").write_text(
-        "create table users (name text); insert into users values ('a');"
-    )
-    (tmp_path / "pg-harness.toml").write_text('migrations = ["sql:migrations"]\n')
-    environ = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("PGHARNESS_", "POSTGRES_"))},
-        "PGHARNESS_IMAGE": image, "POSTGRES_PASSWORD": "compose_1", "POSTGRES_PORT": "0", "COMPOSE_PROJECT_NAME": name,
-        "PGHARNESS_PROJECT": str(tmp_path),
-        # The interpreter and packages that run this test, in an image that has neither: nothing is downloaded.
-        "PGHARNESS_PYTHON_IMAGE": "pgharness-test:17", "PGHARNESS_INSTALL": "",
-        "PGHARNESS_COMMAND": f"env PYTHONPATH={INSTALLED} {sys.executable} -m harness",
-        "TEST_IMAGE": "pgharness-test:17", "TEST_COMMAND": "true",
-    }  # fmt: skip
-    files: list[str] = []
-
-    def run(
-        file: str, *arguments: str, extra: str | None = None, program: str = "", **more: str
-    ) -> subprocess.CompletedProcess[str]:
-        files[:] = [file, *([extra] if extra else [])]
-        named = [part for path in files for part in ("-f", str(COMPOSE / path))]
-        command = [program, *arguments] if program else ["docker", "compose", *named, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
-                              env={**environ, **more}, stdin=subprocess.DEVNULL)  # fmt: skip
-
-    yield run
-    done = run(
-        files[0],
-        "down",
-        "-v",
-        "--timeout",
-        "5",
-        "--remove-orphans",
-        extra=files[1] if len(files) > 1 else None,
-    )
-    assert done.returncode == 0, done.stderr
-    assert docker("ps", "-aq", "--filter", f"label=com.docker.compose.project={name}") == ""
 
 
 def test_one_server(compose: Run) -> None:
