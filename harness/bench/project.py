@@ -81,6 +81,13 @@ def knows_engines() -> bool:
     return "engine" in {field.name for field in fields(Settings)}
 
 
+def version_key() -> str:
+    """The setting of PostgreSQL's version: older checkouts have another word for it."""
+    from harness.config.settings import Settings
+
+    return "pg_version" if "pg_version" in {field.name for field in fields(Settings)} else "version"
+
+
 def open_run(folder: Path, version: str | None, engine: str = ROWS, **settings: Any) -> Harness:
     """A run in a benchmark's project, by public names alone: older checkouts are measured by this code, too.
 
@@ -91,7 +98,7 @@ def open_run(folder: Path, version: str | None, engine: str = ROWS, **settings: 
     if knows_engines():
         settings["engine"] = engine
     if version:
-        settings |= {"version": version, "backend": "process"}
+        settings |= {version_key(): version, "backend": "process"}
     return Harness.open(root=folder, environ=environ_of(folder), fresh="reset", **settings)
 
 

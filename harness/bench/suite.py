@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.bench.measuring import Row, Table, done
 from harness.bench.processes import ServerProcesses
-from harness.bench.project import WORKLOAD, environ_of, knows_engines
+from harness.bench.project import WORKLOAD, environ_of, knows_engines, version_key
 
 TESTS = f"""
 import os
@@ -114,7 +114,7 @@ def _run(
     if engine and knows_engines():
         told["PGHARNESS_ENGINE"] = engine
     if version:
-        told |= {"PGHARNESS_VERSION": version, "PGHARNESS_BACKEND": "process"}
+        told |= {f"PGHARNESS_{version_key().upper()}": version, "PGHARNESS_BACKEND": "process"}
     busy, spent, began = processes.seconds(), _children(), time.perf_counter()
     ended = subprocess.run(
         command, cwd=folder, env={**environ, **told}, text=True, check=False, capture_output=True,

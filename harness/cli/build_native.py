@@ -67,7 +67,7 @@ def run(context: Context) -> int:
 def _say_what_lacks(context: Context, made: list[int]) -> None:
     """Where the PostgreSQL that runs here is none of those: the headers of another were found, and resets stay as they are."""
     try:
-        local = choose(context.environ, folder=context.settings.binaries, version=context.settings.version)
+        local = choose(context.environ, folder=context.settings.binaries, version=context.settings.pg_version)
     except BackendUnavailable:
         return
     major = local.major

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.config.settings import Settings
     from harness.servers.inventory import Asked
 
-OVERRIDES = ("backend", "image", "server_url", "isolation", "storage", "version", "binaries")
+OVERRIDES = ("backend", "image", "server_url", "isolation", "storage", "pg_version", "binaries")
 """Options that are settings; the rest are in the file or in variables."""
 
 
@@ -54,12 +54,12 @@ class Context:
             ConfigError: names file, key and the nearest right key, kind of migrations, backend or word.
         """
         # Not for `--help`: it reads no file, and needs no reader of TOML.
-        from harness.config.load import UnknownVariable, load
+        from harness.config.load import SettingWarning, load
 
         given: dict[str, Any] = {name: getattr(self.arguments, name, None) for name in OVERRIDES}
         explicit = getattr(self.arguments, "config", None)
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UnknownVariable)
+            warnings.simplefilter("always", SettingWarning)
             settings = load(
                 self.environ,
                 start=working_directory(),

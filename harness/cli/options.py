@@ -104,7 +104,7 @@ COMMON: Sequence[click.Option] = (
     click.Option(["--server-url"], metavar="URL", help="an external server; DATABASE_URL is never taken"),
     click.Option(["--isolation"], type=click.Choice(["database", "server"]), help="what each worker gets"),
     click.Option(["--storage"], type=click.Choice(["auto", "memory", "disk"]), help="where data lies"),
-    click.Option(["--pg-version", "version"], metavar="N", help="version of the local binaries"),
+    click.Option(["--pg-version"], metavar="N", help="version of PostgreSQL, for instance 17"),
     click.Option(["--binaries"], type=FOLDER, metavar="DIR", help="folder with postgres and initdb"),
 )
 """The options of the project: before the verb or after it."""

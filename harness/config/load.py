@@ -10,10 +10,11 @@ from typing import Any
 
 from harness.config import environment
 from harness.config.files import locate
-from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings
+from harness.config.settings import DEFAULT_DATABASE, IMAGE_OF, DatabaseSettings, Settings
 from harness.config.values import (
     READERS,
     RELATIVE_PATHS,
+    RENAMED,
     WrongValue,
     read_sources,
 )
@@ -38,8 +39,16 @@ CONTROL_VARIABLES = frozenset(
 _TEST_PREFIX = PREFIX + "TEST_"
 
 
-class UnknownVariable(UserWarning):
+class SettingWarning(UserWarning):
+    """A setting that does not do what its writer may think."""
+
+
+class UnknownVariable(SettingWarning):
     """A ``PGHARNESS_*`` variable that nearly matches one of ours, and does nothing."""
+
+
+class RenamedSetting(SettingWarning):
+    """A setting under the name that it had before; it is read."""
 
 
 def load(
@@ -71,18 +80,21 @@ def load(
     tables: dict[str, dict[str, Any]] = {DEFAULT_DATABASE: {}}
 
     def take(key: str, raw: Any, origin: str, *, text: bool) -> None:
+        if key in RENAMED:
+            warnings.warn(f"{origin}: {key} is called {RENAMED[key]} now", RenamedSetting, stacklevel=3)
+            key = RENAMED[key]
         kept = tables[DEFAULT_DATABASE] if key in DATABASE_KEYS else values
         kept[key] = _read(key, raw, origin, text=text)
         origins[key] = origin
 
     file_origin = location.text_origin
-    for key, raw in location.table.items():
+    for key, raw in _old_first(location.table):
         if key == "databases":
             tables.update(_read_databases(raw, file_origin))
             continue
         _check_key(key, file_origin)
         take(key, raw, file_origin, text=False)
-    for variable, raw in environ.items():
+    for variable, raw in _old_first(environ):
         key = variable.removeprefix(PREFIX).lower()
         if (
             not variable.startswith(PREFIX)
@@ -90,11 +102,11 @@ def load(
             or variable.startswith(_TEST_PREFIX)
         ):
             continue
-        if key in KEYS:
+        if key in KEYS or key in RENAMED:
             take(key, raw, f"the variable {variable}", text=True)
         else:
             _warn_if_near(variable)
-    for key, raw in (overrides or {}).items():
+    for key, raw in _old_first(overrides or {}):
         if raw is None:
             continue
         _check_key(key, override_origin)
@@ -103,6 +115,8 @@ def load(
     for key in RELATIVE_PATHS & values.keys():
         if values[key] is not None:
             values[key] = location.root / values[key]
+    if "image" not in values and values.get("pg_version"):
+        values["image"] = IMAGE_OF.format(values["pg_version"])
     _check_together(values, origins)
     databases = tuple(_database(name, table) for name, table in tables.items())
     _check_env(databases, origins.get("env", file_origin))
@@ -116,9 +130,14 @@ def load(
     )
 
 
+def _old_first(table: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Keys and values; the old word of a setting before the new one, which decides where both are there."""
+    return sorted(table.items(), key=lambda item: item[0].removeprefix(PREFIX).lower() not in RENAMED)
+
+
 def _check_key(key: str, origin: str) -> None:
     known = (*KEYS, "databases")
-    if key not in known:
+    if key not in known and key not in RENAMED:
         raise ConfigError(f"{origin}: unknown key {key!r}{nearest(key, known)}", key=key, origin=origin)
 
 

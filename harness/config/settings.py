@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DEFAULT_IMAGE = "postgres:17"
+IMAGE_OF = "postgres:{}"
+"""The image of a version."""
 DEFAULT_DATABASE = "default"
 
 
@@ -72,7 +74,9 @@ class Settings:
     root_origin: str = "the working directory"
     backend: str = "auto"
     image: str = DEFAULT_IMAGE
-    version: str | None = None
+    """Where it is not named, :attr:`pg_version` decides: ``postgres:18``."""
+    pg_version: str | None = None
+    """Of PostgreSQL: ``"17"`` or ``"17.2"``. A server of another version is never taken in its place."""
     binaries: Path | None = None
     """A folder with ``postgres`` and ``initdb`` in it (process backend)."""
     server_url: str | None = field(default=None, repr=False)

@@ -181,10 +181,22 @@ def _attributes(raw: Any, _text: bool) -> tuple[str, ...]:
     return found
 
 
+def _pg_version(raw: Any, _text: bool) -> str:
+    # A float of TOML has lost digits: 17.10 would be 17.1.
+    if isinstance(raw, float) or not re.fullmatch(
+        r"\d{1,2}(\.\d{1,2}|(beta|rc)\d+)?", word := read_text(raw)
+    ):
+        raise WrongValue('must be a version of PostgreSQL, as "17" or "17.2"')
+    return word
+
+
+RENAMED = {"version": "pg_version"}
+"""Old word → the word since. The old one is read with a warning."""
+
 READERS: Mapping[str, Reader] = {
     "backend": read_text,
     "image": read_text,
-    "version": read_text,
+    "pg_version": _pg_version,
     "binaries": _path,
     "server_url": _url,
     "role": _role,

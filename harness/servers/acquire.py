@@ -27,6 +27,7 @@ from harness.servers.handle import Server
 from harness.servers.handshake import attach, claim_alone
 from harness.servers.port import Backend, ServerInfo, ServerRequest
 from harness.servers.records import Hint
+from harness.servers.version import other_version
 
 logger = logging.getLogger("pg_harness.servers")
 
@@ -137,12 +138,20 @@ class _Search:
         found, hint = self.listed(backend)
         if found is not None:
             return found
+        # A person's that was stopped starts again, with its data: it is used as it is, whatever is asked for now.
+        stopped = self._purpose == "up" and any(
+            one.purpose == hint.purpose for one in backend.list(self._project.id)
+        )
         request = new_request(self._project, hint.purpose, ttl)
         marked = drift.of(self._settings, backend.name)
         info = backend.start(replace(request, snapshot=base, made_with=marked, files=files()))
         session, why = attach(info)
         if session is None:
             raise gone_again(info, why)
+        if not stopped and (wrong := other_version(self._settings, info, session)):
+            session.close()
+            backend.stop(info)
+            raise wrong
         hint.write(info)
         return self.result(info, session, hint, started=True)
 
@@ -250,6 +259,10 @@ def private(
     if session is None:
         backend.stop(info)
         raise gone_again(info, why)
+    if wrong := other_version(project.settings, info, session):
+        session.close()
+        backend.stop(info)
+        raise wrong
     hint.write(info)
     return Server(info, session, True, time.monotonic() - began, project, hint.forget)
 
@@ -258,7 +271,7 @@ def external(project: Project, *, purpose: str) -> Server:
     """The server that someone else runs, and that the settings name.
 
     Raises:
-        BackendUnavailable: it does not answer, or cannot be used.
+        BackendUnavailable: it does not answer, or cannot be used. ConfigError: another version is asked for.
     """
     began = time.monotonic()
     hint = Hint.of(project, purpose)
@@ -267,6 +280,9 @@ def external(project: Project, *, purpose: str) -> Server:
     session, why = attach(info)
     if session is None:
         raise ServerLost(f"the server {info.description} does not answer as itself: {why}")
+    if wrong := other_version(project.settings, info, session):
+        session.close()
+        raise wrong
     return Server(info, session, False, time.monotonic() - began, project, hint.forget)
 
 

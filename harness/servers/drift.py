@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
-from harness.config.settings import Settings
+from harness.config.settings import IMAGE_OF, Settings
 from harness.postgres import names
 from harness.servers import registry
 from harness.servers.port import ServerInfo
 
 _POSTGRES = "postgres."
+
+_NOTED_AS = {"pg_version": "version"}
+"""Setting → the word that is noted: the one that it had first, because :func:`mark` is part of the names of servers that run."""
 
 _DEFAULTS = {each.name: each.default for each in fields(Settings)}
 
@@ -25,8 +28,8 @@ def of(settings: Settings, backend: str) -> dict[str, str]:
     kind = registry.find_kind(backend)
     for key, word in (kind.decided_by if kind is not None else {}).items():
         value = getattr(settings, key)
-        default = not value or value == _DEFAULTS[key]
-        facts[key] = word if word and default else str(value)
+        default = not value or value in (_DEFAULTS[key], IMAGE_OF.format(settings.pg_version))
+        facts[_NOTED_AS.get(key, key)] = word if word and default else str(value)
     return facts | {_POSTGRES + name: names.digest(text, 8) for name, text in settings.postgres.items()}
 
 
@@ -71,5 +74,6 @@ def _changed(before: Mapping[str, str], now: Mapping[str, str], storage: str) ->
         if key.startswith(_POSTGRES):
             found.append(f"[tool.pg-harness.postgres] {key.removeprefix(_POSTGRES)}")
         else:
-            found.append(f"{key} {old or 'unset'} → {new or 'unset'}")
+            word = next((word for word, noted in _NOTED_AS.items() if noted == key), key)
+            found.append(f"{word} {old or 'unset'} → {new or 'unset'}")
     return found

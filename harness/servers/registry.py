@@ -70,7 +70,7 @@ BACKENDS: Mapping[str, BackendKind] = {
         lacking="no local binaries were found",
         auto=True,
         # The image too: `auto` takes local binaries only while nobody names one.
-        decided_by={"version": "any", "binaries": "any", "image": "any"},
+        decided_by={"pg_version": "any", "binaries": "any", "image": "any"},
     ),
     "external": BackendKind(
         "harness.servers.external:ExternalBackend.of", address="server_url", title="server URL"
@@ -191,6 +191,8 @@ def chosen(project: Project) -> tuple[Backend, str]:
             reason = backend.available()
         except BackendUnavailable as error:
             failures[word] = error
+            if asked := _asked_of(word, project.settings):
+                raise _demanded(asked, word, error, project.settings) from error
             continue
         because = f" ({_tried(failures)[0]})" if failures else ""
         return backend, f"{reason}{because}"
@@ -199,6 +201,26 @@ def chosen(project: Project) -> tuple[Backend, str]:
         f"no PostgreSQL server can be started here: {' and '.join(lacking)}",
         checked=_tried(failures),
         remedies=_remedies(failures),
+    )
+
+
+def _asked_of(word: str, settings: Settings) -> str:
+    """The setting by which a user means this backend without naming it; empty: there is none."""
+    kind = find_kind(word)
+    implied = kind.implied_by if kind is not None else {}
+    return next((key for key in implied if settings.origin(key) != "default"), "")
+
+
+def _demanded(asked: str, word: str, error: BackendUnavailable, settings: Settings) -> BackendUnavailable:
+    """What to raise where the backend that somebody means cannot be used: another server would be a surprise."""
+    return BackendUnavailable(
+        f"{settings.origin(asked)} names {kinds()[word].implied_by[asked]}, {getattr(settings, asked)}, "
+        f"and {kinds()[word].lacking or error.message.splitlines()[0]}",
+        checked=_tried({word: error}),
+        remedies=[
+            *error.remedies,
+            f'or leave {asked} out, or name a backend: then it does not count (backend = "process", PGHARNESS_BACKEND)',
+        ],
     )
 
 
@@ -211,10 +233,10 @@ def fallback(error: BackendUnavailable, backend: Backend, project: Project) -> B
     """
     order = list(_automatic()) if wanted(project.settings) == AUTO else []
     after = order[order.index(backend.name) + 1 :] if backend.name in order else []
+    if not after or _asked_of(backend.name, project.settings):
+        raise error
     kind = find_kind(backend.name)
     implied = kind.implied_by if kind is not None else {}
-    if not after or any(project.settings.origin(key) != "default" for key in implied):
-        raise error
     failures: dict[str, BackendUnavailable] = {}
     for word in after:
         other = named(word, project)

@@ -105,7 +105,13 @@ def parsed(*words: str) -> dict[str, object]:
 
 
 def test_options_of_the_project_stand_before_or_after_the_command() -> None:
-    everything = {"backend": "process", "config": "x.toml", "server_url": "u", "version": "16", "image": "up"}
+    everything = {
+        "backend": "process",
+        "config": "x.toml",
+        "server_url": "u",
+        "pg_version": "16",
+        "image": "up",
+    }
     options = [
         "--backend",
         "process",

@@ -348,7 +348,7 @@ def test_a_warm_start_where_the_memory_cannot_be_seen(
     place: Checkout, migrated: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a sandbox without `/dev/shm`: a cold start went to disk there, and a warm one failed."""
-    settings = migrated(TABLES, storage="memory", engine="rewind", version="15")
+    settings = migrated(TABLES, storage="memory", engine="rewind", pg_version="15")
     with Harness.open_with(settings, place.environ) as harness:
         if not harness.reset_told.startswith("rewind"):
             pytest.skip(harness.reset_told)

@@ -123,7 +123,7 @@ def test_a_persons_server_is_kept_and_says_so(place: Checkout) -> None:
     with place.ensure(settings, purpose="up") as first:
         first.session.execute("CREATE TABLE precious AS SELECT 1 AS n")
         pid = int((Path(first.info.handle) / "data" / "postmaster.pid").read_text().splitlines()[0])
-    changed = replace(settings, max_connections=90, version="3")
+    changed = replace(settings, max_connections=90, pg_version="3")
     with place.ensure(changed, purpose="up") as again:
         assert again.info == first.info
     told = [line for line in place.told if "is used as it is" in line]
@@ -178,7 +178,7 @@ def test_what_counts_as_changed() -> None:
     assert drift.changes(info(base, "docker", "memory"), base) == []
     assert drift.changes(info(base, "process", "memory"), base) == []
     # Local programs do not concern a container, nor the size of its /dev/shm a process.
-    assert drift.changes(info(base, "docker", "memory"), replace(base, version="17")) == []
+    assert drift.changes(info(base, "docker", "memory"), replace(base, pg_version="17")) == []
     assert drift.changes(info(base, "process", "memory"), replace(base, shm_size=1)) == []
     # An image that is named means Docker, also where `auto` took local binaries before.
     assert drift.changes(info(base, "process", "disk"), replace(base, image="x:1")) == ["image any → x:1"]

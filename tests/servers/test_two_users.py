@@ -263,7 +263,7 @@ def test_a_daemon_that_both_use(new_user: Callable[..., User]) -> None:
     stranger, victim = new_user("sdock", docker=group), new_user("vdock", docker=group)
     for user in (stranger, victim):
         user.environ |= {"PGHARNESS_BACKEND": "docker", "PGHARNESS_IMAGE": "pgharness-test:15"}
-        user.environ.pop("PGHARNESS_VERSION")
+        user.environ.pop("PGHARNESS_PG_VERSION")
     url = victim.ok("up").strip()
     label = f"label=dev.pg-harness.project={project_id(victim.root)}"
     mine = docker("ps", "-aq", "--no-trunc", "--filter", label).split()

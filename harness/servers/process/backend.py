@@ -79,7 +79,7 @@ class ProcessBackend(Backend):
             state=project.state,
             cache=project.cache,
             binaries=settings.binaries,
-            version=settings.version,
+            version=settings.pg_version,
             memory_limit=settings.memory_limit,
         )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import BackendUnavailable
+from harness.servers.version import matches
 
 _FOLDERS = (
     "/usr/lib/postgresql/*/bin",  # Debian, Ubuntu
@@ -78,7 +79,7 @@ def choose(environ: Mapping[str, str], *, folder: Path | None, version: str | No
         found = _version(programs[0])
         if found is None:
             checked.append(f"{origin}: {programs[0]} does not run on this machine")
-        elif version is not None and not _matches(found, version):
+        elif version is not None and not matches(found, version):
             checked.append(f"{origin}: {place} is version {found}, not {version}")
         else:
             return Binaries(place, found, origin)
@@ -162,10 +163,6 @@ def _version(program: Path) -> str | None:
         return None
     found = re.search(r"\(PostgreSQL\) (\S+)", done.stdout)
     return found[1] if found and done.returncode == 0 else None
-
-
-def _matches(found: str, wanted: str) -> bool:
-    return re.match(re.escape(wanted.strip()) + r"(?!\d)", found) is not None
 
 
 def _numbers(place: str) -> tuple[float, ...]:

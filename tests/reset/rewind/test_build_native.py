@@ -230,7 +230,7 @@ def test_the_verb_says_that_the_postgres_here_has_no_headers(
     folder = binaries_of("15")
     if folder is None:
         lacking("PostgreSQL 15 is not installed on this machine")
-    settings = SimpleNamespace(binaries=folder, version=None)
+    settings = SimpleNamespace(binaries=folder, pg_version=None)
     context = cast(
         Context,
         SimpleNamespace(environ=os.environ, settings=settings, project=SimpleNamespace(cache=tmp_path)),
