@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,66 @@ def test_without_docker_the_server_runs_in_the_jobs_own_container(project: Path)
     assert "process: started PostgreSQL 15" in err
     assert "rows|0" in out.splitlines()
     assert "address|127.0.0.1" in out.splitlines()
+
+
+DAEMON = """
+mount -o remount,rw /sys
+mount -o remount,rw /proc/sys
+exec dockerd --host tcp://0.0.0.0:2375 --tls=false
+"""
+
+
+@pytest.fixture
+def inner() -> Iterator[str]:
+    """The address of a daemon that runs in a container, as CI's service ``docker:dind`` does; it has one image."""
+    rights = [word for right in ("NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE") for word in ("--cap-add", right)]
+    # The machine's own programs, in a system of the same distribution.
+    mounts = [
+        "-v",
+        "/usr:/usr:ro",
+        "-v",
+        "/etc/alternatives:/etc/alternatives:ro",
+        "-v",
+        "/sys/fs/cgroup:/sys/fs/cgroup",
+    ]
+    name = f"pgh-dind-{os.getpid()}"
+    docker(
+        "run", "-d", "--name", name, "--label", "pg-harness-test=inside", *rights, "--security-opt", "seccomp=unconfined", *mounts,
+        "-v", "/var/lib/docker", "--tmpfs", "/run", "--entrypoint", "sh", "pgharness-test:15", "-ec", DAEMON,
+    )  # fmt: skip
+    try:
+        address = docker("inspect", "-f", "{{.NetworkSettings.IPAddress}}", name).strip()
+        here = ["docker", "--host", f"tcp://{address}:2375"]
+        deadline = time.monotonic() + 40
+        while subprocess.run([*here, "version"], capture_output=True, check=False, timeout=20).returncode:
+            if time.monotonic() > deadline or docker("inspect", "-f", "{{.State.Running}}", name) == "false":
+                pytest.skip(
+                    f"no daemon starts in a container of this engine: {docker('logs', '--tail', '3', name)}"
+                )
+            time.sleep(0.3)
+        with subprocess.Popen(["docker", "save", "pgharness-test:15"], stdout=subprocess.PIPE) as saved:
+            subprocess.run([*here, "load"], stdin=saved.stdout, capture_output=True, check=True, timeout=120)
+        yield address
+    finally:
+        docker("rm", "-f", "-v", name)
+
+
+def test_with_docker_in_docker_the_server_is_the_other_daemons(project: Path, inner: str) -> None:
+    out, err = job(
+        project, "--add-host", f"docker:{inner}", "-e", "DOCKER_HOST=tcp://docker:2375", "-e", "PGHARNESS_IMAGE=pgharness-test:15",
+    )  # fmt: skip
+    assert "started pgharness-test:15 in container" in err
+    assert "rows|0" in out.splitlines()
+    here = ["docker", "--host", f"tcp://{inner}:2375"]
+    (ours,) = subprocess.run(
+        [*here, "ps", "-q", "--filter", "name=pg-harness-"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    ).stdout.split()
+    address = subprocess.run(
+        [*here, "inspect", "-f", "{{.NetworkSettings.IPAddress}}", ours], capture_output=True, text=True, check=True, timeout=30,
+    ).stdout.strip()  # fmt: skip
+    # The server's own address is one of the inner daemon's network; the job reached it by the daemon's.
+    assert out.rsplit("address|", 1)[1].strip() == address
