@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -15,8 +16,10 @@ from harness.cli.runner_files import RUNNERS, Runner
 from harness.config.files import FILE, locate
 from harness.config.sources import EXAMPLE
 from harness.config.state_file import replace_file
-from harness.errors import ConfigError
-from harness.migrations.detect import detect, looked_for, propose
+from harness.errors import ConfigError, HarnessError
+from harness.migrations import registry
+from harness.migrations.detect import Finding, detect, looked_for, propose
+from harness.migrations.port import Configured
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -89,10 +92,11 @@ def _write_settings(context: Context) -> int:
             logger.info("  %s", remark)
     if not found:
         _say_none(console, root)
+    further = _further(found, context, root)
     target = root / "pyproject.toml"
-    text = propose(root)
+    text = propose(root, further=further)
     if not target.is_file():
-        target, text = root / FILE, propose(root, table="")
+        target, text = root / FILE, propose(root, table="", further=further)
     if getattr(context.arguments, "dry_run", False):
         console.answer(text.rstrip())
         return 0
@@ -102,6 +106,29 @@ def _write_settings(context: Context) -> int:
     if found:
         logger.info("next: `pg-harness up`")
     return 0
+
+
+def _further(found: Sequence[Finding], context: Context, root: Path) -> list[str]:
+    """The databases that the project has beside the default one."""
+    if not found:
+        return []
+    source = registry.load(found[0].spec, root, environment=context.environ)
+    if not isinstance(source, Configured):
+        return []
+    try:
+        names = source.further()
+    except HarnessError as error:
+        context.console.warn(
+            f"whether there is more than one database could not be asked: {error.message.splitlines()[0]}. "
+            "Each further one needs a table, [tool.pg-harness.databases.NAME], with migrations"
+        )
+        return []
+    for name in names:
+        if not name.isidentifier():
+            context.console.warn(
+                f"the database {name!r} is left out: only letters, digits and _ can be its name here"
+            )
+    return [name for name in names if name.isidentifier()]
 
 
 def say_what_was_found(context: Context) -> None:

@@ -147,11 +147,12 @@ def looked_for() -> list[str]:
     return [line for kind in registry.kinds().values() for line in kind.looks_for]
 
 
-def propose(root: Path, *, table: str = "tool.pg-harness") -> str:
+def propose(root: Path, *, table: str = "tool.pg-harness", further: Sequence[str] = ()) -> str:
     """The settings to write, as TOML, with what was found as comments.
 
     Args:
         table: the table's name; empty for a ``pg-harness.toml``, whose top level it is.
+        further: databases beside the default one, which the same entry migrates.
     """
     found = detect(root)
     lines = [f"[{table}]"] if table else []
@@ -168,7 +169,10 @@ def propose(root: Path, *, table: str = "tool.pg-harness") -> str:
             f"# also found: {json.dumps(other.text, ensure_ascii=False)} ({other.tool}: {other.evidence})"
         ]
     # JSON's quoting is TOML's for basic strings.
-    lines += [f"migrations = [{json.dumps(best.text, ensure_ascii=False)}]"]
+    migrations = f"migrations = [{json.dumps(best.text, ensure_ascii=False)}]"
+    lines.append(migrations)
+    for name in further:
+        lines += ["", f"[{table}.databases.{name}]" if table else f"[databases.{name}]", migrations]
     return "\n".join(lines) + "\n"
 
 

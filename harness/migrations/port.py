@@ -96,6 +96,14 @@ class Configured:
         """As written in the settings."""
         return self._spec.text
 
+    def further(self) -> list[str]:
+        """Names of databases that the project has beside the default one, which the same entry migrates. For ``init``.
+
+        Raises:
+            MigrationError: the project cannot be asked.
+        """
+        return []
+
     def lacking(self) -> str:
         """What this machine lacks to apply it, and what to do; empty where nothing is known to be missing. For ``doctor``."""
         return ""

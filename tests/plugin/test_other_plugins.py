@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from fix_plugin import USUAL, Folder
+from fix_plugin import USUAL, Folder, Place
+
+from harness.servers.port import ServerInfo
 
 # Plugin module → what it is installed as; the suite's requirements name them.
 ASYNC = ("pytest_asyncio.plugin", "anyio.pytest_plugin")
@@ -200,20 +207,12 @@ TESTS = """
 """
 
 
-def test_django(folder: Folder) -> None:
-    plugins = need("pytest_django.plugin", "django")[:-1]
+def shop(folder: Folder, settings: str, tests: str) -> None:
+    """A Django project with one app, and tests of it."""
     (folder.path / "shop" / "migrations").mkdir(parents=True)
     folder.write(
-        settings=SETTINGS,
-        test_shop=TESTS,
-        conftest="""
-        import pytest
-        @pytest.fixture(scope="session")
-        def django_db_setup(django_db_setup, django_db_blocker):
-            from shop.models import Item
-            with django_db_blocker.unblock():
-                Item.objects.create(name="from the set-up")
-        """,
+        settings=settings,
+        test_shop=tests,
         **{
             "shop/__init__": "",
             "shop/models": MODELS,
@@ -222,6 +221,29 @@ def test_django(folder: Folder) -> None:
         },
     )
     (folder.path / "pytest.ini").write_text("[pytest]\nDJANGO_SETTINGS_MODULE = settings\npythonpath = .\n")
+
+
+def end_servers(folder: Folder) -> None:
+    from harness.config.load import load
+    from harness.config.project import Project
+    from harness.servers import inventory
+
+    inventory.stop(Project.of(load(folder.place.environ, start=folder.path), folder.place.environ))
+
+
+def test_django(folder: Folder) -> None:
+    plugins = need("pytest_django.plugin", "django")[:-1]
+    shop(folder, SETTINGS, TESTS)
+    folder.write(
+        conftest="""
+        import pytest
+        @pytest.fixture(scope="session")
+        def django_db_setup(django_db_setup, django_db_blocker):
+            from shop.models import Item
+            with django_db_blocker.unblock():
+                Item.objects.create(name="from the set-up")
+        """
+    )
     root = (folder.place.root / "pg-harness.toml").read_text()
     (folder.path / "pg-harness.toml").write_text(
         root.replace('migrations = ["sql:migrations"]', 'migrations = ["django:settings"]')
@@ -233,8 +255,64 @@ def test_django(folder: Folder) -> None:
         folder.pytest("--reuse-db", "-n", "2", plugins=tuple(reversed(plugins))).ok(9)
         folder.pytest("--create-db", plugins=plugins).ok(9)
     finally:
-        from harness.config.load import load
-        from harness.config.project import Project
-        from harness.servers import inventory
+        end_servers(folder)
 
-        inventory.stop(Project.of(load(folder.place.environ, start=folder.path), folder.place.environ))
+
+DATABASES = """
+    import pytest
+    from django.db import connections
+    from shop.models import Item
+
+    @pytest.mark.django_db(transaction=True, databases=["default", "analytics", "replica"])
+    @pytest.mark.parametrize("i", range(3))
+    def test_it(i, pg):
+        assert [Item.objects.using(alias).count() for alias in connections] == [1, 1, 1]
+        Item.objects.create(name="x"); Item.objects.using("analytics").create(name="x")
+        names = [connections[alias].settings_dict["NAME"] for alias in ("default", "analytics", "replica")]
+        assert names[0] == names[2] == pg.dsn.database
+        open("names.txt", "w").write(names[1])
+"""
+
+
+def test_django_with_the_databases_that_init_finds(place: Place, tmp_path: Path) -> None:
+    """`init` wrote the default one alone, and Django found a circle in what the further one depends on."""
+    plugins = need("pytest_django.plugin", "django")[:-1]
+    # Not below the others' settings.
+    folder = Folder(place, tmp_path)
+    shop(folder, SETTINGS, DATABASES)
+    (folder.path / "manage.py").write_text("os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'settings')\n")
+    (folder.path / "pyproject.toml").write_text('[project]\nname = "shop"\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", "init"], cwd=folder.path, env=folder.env(), capture_output=True, text=True, check=True
+    )  # fmt: skip
+    written = tomllib.loads((folder.path / "pyproject.toml").read_text())["tool"]["pg-harness"]
+    assert written == {"migrations": ["django"], "databases": {"analytics": {"migrations": ["django"]}}}
+    assert "[tool.pg-harness.databases.analytics]" in done.stdout
+    try:
+        folder.pytest(plugins=plugins, env={"PGHARNESS_BACKEND": "process"}).ok(3)
+        assert (folder.path / "names.txt").read_text().startswith("pgh_")
+    finally:
+        end_servers(folder)
+
+
+def test_django_makes_the_databases_that_are_not_ours(
+    folder: Folder, server_of: Callable[[str], ServerInfo]
+) -> None:
+    plugins = need("pytest_django.plugin", "django")[:-1]
+    theirs = server_of("15").dsn
+    name = f"theirs_{folder.path.name}"
+    entry = {
+        "ENGINE": "django.db.backends.postgresql", "NAME": name, "HOST": theirs.host, "PORT": theirs.port,
+        "USER": theirs.user, "PASSWORD": "".join(theirs.password),
+    }  # fmt: skip
+    hard = '{"ENGINE": "django.db.backends.postgresql", "NAME": "prod", "HOST": "192.0.2.1"},'
+    # What migrations have inserted there, Django's own flush loses.
+    tests = DATABASES.replace("] == [1, 1, 1]", "][::2] == [1, 1]")
+    shop(folder, SETTINGS.replace(hard, f"{entry},"), tests)
+    (folder.path / "pg-harness.toml").write_text('migrations = ["django:settings"]\n')
+    try:
+        result = folder.pytest(plugins=plugins, env={"PGHARNESS_BACKEND": "process"}).ok(3)
+        assert "Django makes analytics itself" in result.text
+        assert (folder.path / "names.txt").read_text() == f"test_{name}"
+    finally:
+        end_servers(folder)

@@ -51,6 +51,11 @@ class DjangoSource(Configured):
     def apply(self, context: MigrationContext) -> None:
         self._child(context, "manage.py migrate", list_to="")
 
+    def further(self) -> list[str]:
+        """The aliases of PostgreSQL beside ``default``; a mirror, or the same database under another name, is none."""
+        found: list[str] = self._listing["databases"]
+        return found
+
     def _child(self, context: MigrationContext, step: str, *, list_to: str) -> None:
         module, project = self._settings
         project_child.run(
@@ -133,7 +138,10 @@ class DjangoSource(Configured):
             fits = record["key"] == files.digest(self._key()) and all(
                 _state(Path(name)) == state for name, state in record["states"].items()
             )
-            if fits and all(isinstance(folder, str) for folder in record["listing"]["folders"].values()):
+            if fits and all(
+                isinstance(word, str)
+                for word in (*record["listing"]["folders"].values(), *record["listing"]["databases"])
+            ):
                 listing: dict[str, Any] = record["listing"]
                 return listing
         except (FileNotFoundError, Unreadable, KeyError, TypeError, AttributeError):

@@ -26,11 +26,12 @@ def run(parameters):
     os.environ["DJANGO_SETTINGS_MODULE"] = parameters["settings"]
     databases = settings.DATABASES  # imports the settings module
     alias = parameters["alias"] if parameters["alias"] in databases else "default"
+    further = [name for name, entry in databases.items() if is_further(name, entry, databases)]
     point(databases, alias, parameters)
     django.setup()
     if parameters["list"]:
         with open(parameters["list"], "w", encoding="utf-8") as stream:
-            json.dump(listing(parameters["root"]), stream)
+            json.dump({"databases": further, **listing(parameters["root"])}, stream)
         return
     call_command("migrate", database=alias, interactive=False, verbosity=1, no_color=True)
 
@@ -54,6 +55,14 @@ def point(databases, alias, parameters):
         entry["PORT"] = parameters["port"]
         entry["CONN_MAX_AGE"] = 0
         entry["OPTIONS"] = {k: v for k, v in (entry.get("OPTIONS") or {}).items() if k not in BENDING}
+
+
+def is_further(name, entry, databases):
+    """Whether it is a database of PostgreSQL beside the default one, with tables of its own."""
+    vendor = entry.get("ENGINE", "").rpartition(".")[2]
+    mirror = (entry.get("TEST") or {}).get("MIRROR")
+    twin = same(entry, databases.get("default", {}))
+    return name != "default" and vendor not in ("", *OTHER_VENDORS) and not mirror and not twin
 
 
 def same(entry, target):
