@@ -103,9 +103,13 @@ class Pages:
             if answer.status == "marked":
                 mark = Mark(self._marks.next_number(), self._marks, self.release_top)
                 self._marks.push(Layer(mark, {}, {}, Changes(), pages=name))
-                if answer.shared and self._tracker.shared_changed:
+                try:
+                    if answer.shared and self._tracker.shared_changed:
+                        raise LeaseError(marking.NOT_SHARED)
+                except BaseException:
+                    # The server may be lost while it is asked: a mark that nobody was given would be gone back to for ever.
                     self.release_top()
-                    raise LeaseError(marking.NOT_SHARED)
+                    raise
                 return mark
             if answer.status not in ("busy", "locked"):
                 break
