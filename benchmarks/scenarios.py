@@ -4,7 +4,8 @@
 python benchmarks/scenarios.py [ROUNDS] [EXAMPLE …]
 
 Both exit codes are counted: a round of ours that fails is a failure. JavaScript examples are installed by npm first (Node 22.12 or
-later on PATH). Seconds of wall-clock and of processor time; on an idle machine.
+later on PATH). Seconds of wall-clock and of processor time; on an idle machine. Examples without a serial line have no
+clean-up by hand to compare with.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ class Scenario:
 
     Attributes:
         ours: the command of its README.
-        serial: the same suite, one file at a time, on one database.
+        serial: the same suite, one file at a time, on one database; empty: there is none.
         shared: variables that make it clean up by hand.
     """
 
     ours: Sequence[str]
-    serial: Sequence[str]
+    serial: Sequence[str] = ()
     shared: Mapping[str, str] = field(default_factory=dict)
     prepare: Sequence[Sequence[str]] = ()
 
@@ -59,10 +60,27 @@ SCENARIOS = {
         NPM,
     ),
     "jest-nest-mikroorm": Scenario(
-        (*HARNESS, "run", "-n", "3", "--", "npm", "test"),
+        (*HARNESS, "run", "-n", "4", "--", "npm", "test"),
         (*HARNESS, "run", "--", "npm", "test", "--", "--runInBand"),
         {"SHARED": "1"},
         NPM,
+    ),
+    "tenants": Scenario(
+        (*HARNESS, "run", "-n", "4", "--", "npm", "test"),
+        (*HARNESS, "run", "--", "npm", "run", "test:serial"),
+        {"SHARED": "1", "PGHARNESS_CONNECTIONS_PER_WORKER": "16"},
+        NPM,
+    ),
+    "async-pools": Scenario((sys.executable, "-m", "pytest", "-q", "-n", "4")),
+    "go": Scenario(
+        (*HARNESS, "run", "-n", "4", "--", "go", "test", "-count=1", "./..."),
+        prepare=(("go", "mod", "download"), ("go", "vet", "./...")),
+    ),
+    "junit": Scenario(
+        (*HARNESS, "run", "-n", "3", "--", "mvn", "-q", "test"), prepare=(("mvn", "-q", "test-compile"),)
+    ),
+    "playwright": Scenario(
+        (*HARNESS, "run", "-n", "4", "--", "npm", "test", "--", "--project=api"), prepare=NPM
     ),
 }
 
@@ -92,17 +110,14 @@ def compare(name: str, rounds: int) -> None:
             subprocess.run(command, cwd=folder, env=environ, check=True, capture_output=True, timeout=600)
         # The first starts the server and migrates.
         once(scenario.ours, folder, environ)
-        pairs = [
-            (
-                once(scenario.ours, folder, environ),
-                once(scenario.serial, folder, {**environ, **scenario.shared}),
-            )
-            for _ in range(rounds)
-        ]
+        sides = [("in parallel, no clean-up", scenario.ours, environ)]
+        if scenario.serial:
+            sides.append(("serial, cleaned by hand", scenario.serial, {**environ, **scenario.shared}))
+        taken = [[once(command, folder, variables) for _, command, variables in sides] for _ in range(rounds)]
         once([*HARNESS, "down", "--all"], folder, environ)
-    for side, what in enumerate(("in parallel, no clean-up", "serial, cleaned by hand")):
-        wall, processor = (statistics.median(pair[side][i] for pair in pairs) for i in (0, 1))
-        failed = sum(pair[side][2] != 0 for pair in pairs)
+    for side, (what, _, _) in enumerate(sides):
+        wall, processor = (statistics.median(each[side][i] for each in taken) for i in (0, 1))
+        failed = sum(each[side][2] != 0 for each in taken)
         print(
             f"{name:20} {what:26} {wall:6.1f} s {processor:6.1f} s of processor, {failed} of {rounds} runs failed",
             flush=True,
