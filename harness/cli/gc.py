@@ -10,6 +10,7 @@ import click
 from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.options import flag, json_flag
+from harness.databases import sweep
 from harness.runs import bake
 from harness.servers import inventory
 
@@ -24,12 +25,16 @@ beyond keep_baked, baked_size and template_age, go as well.
 
 So do whole servers of checkouts of this machine that are gone, with their data, unless somebody uses them.
 
+For half a minute after a server's start or crash the runs that use it are not told from dead ones: what would go
+then waits, unless --now says that there are none.
+
 Your own databases, those of runs that are alive, and everything of other checkouts that are there stay.
 """
 
 
 PARAMETERS: list[click.Parameter] = [
     flag("--dry-run", help="only tell what would go"),
+    flag("--now", help="do not wait for runs to show a sign of life after their server's start"),
     json_flag(),
 ]
 
@@ -41,16 +46,27 @@ def run(context: Context) -> int:
         BackendUnavailable: what may hold more could not be asked.
     """
     dry_run = bool(getattr(context.arguments, "dry_run", False))
+    at_once = bool(getattr(context.arguments, "now", False))
     gone: list[dict[str, Any]] = []
+    waiting: list[dict[str, Any]] = []
     with lookup.servers(context) as found:
         for server in found:
-            for doomed in server.sweep(dry_run=dry_run):
+            for doomed in server.sweep(dry_run=dry_run, graceful=not at_once):
                 name = doomed.item.name
                 gone.append(
                     {"database": name, "reason": doomed.reason, "server": server.server.info.description}
                 )
                 if not context.json:
                     context.console.answer(f"{name}  {doomed.reason}")
+            names, seconds = sweep.waiting(server.link.session, context.project.id)
+            if names and not at_once:
+                waiting.append(
+                    {
+                        "databases": names,
+                        "seconds": round(seconds, 1),
+                        "server": server.server.info.description,
+                    }
+                )
     if not dry_run:
         inventory.forget_cut_off(context.project)
     asked = context.asked
@@ -59,12 +75,19 @@ def run(context: Context) -> int:
         if not context.json:
             context.console.answer(f"{item.get('base') or item['server']}  {item['reason']}")
     if context.json:
-        context.console.json({"dry_run": dry_run, "dropped": gone})
+        context.console.json({"dry_run": dry_run, "dropped": gone, "waiting": waiting})
     elif gone:
         logger.info("%d %s dropped", len(gone), "would be" if dry_run else "were")
     if context.settings.server_url is None:
         asked.check()
-    if not gone and not context.json:
+    for wait in [] if context.json else waiting:
+        many = len(wait["databases"])
+        logger.info(
+            "%d database%s on %s show%s no sign of life, which a run may take again within %.0f s after its server's start: "
+            "`pg-harness gc` then, or `gc --now`",
+            many, "" if many == 1 else "s", wait["server"], "s" if many == 1 else "", wait["seconds"],
+        )  # fmt: skip
+    if not gone and not waiting and not context.json:
         logger.info("nothing is left over")
     return 0
 

@@ -171,38 +171,58 @@ def alive_runs(session: Session, runs: Sequence[str]) -> frozenset[str]:
     return frozenset(run for run in set(runs) if locks.is_held(session, "run", run))
 
 
-def alive_owners(session: Session, observed: Iterable[Database]) -> frozenset[str]:
-    """The runs, of those that these databases were leased by, that are alive or have a moment left to show it again."""
+def alive_owners(session: Session, observed: Iterable[Database], *, graceful: bool = True) -> frozenset[str]:
+    """The runs, of those that these databases were leased by, that are alive or have a moment left to show it again.
+
+    Args:
+        graceful: whether they have that moment.
+    """
     leases = [d for d in observed if d.kind is Kind.LEASE and not d.sandbox]
     alive = alive_runs(session, [d.owner for d in leases])
     silent = [d for d in leases if d.owner not in alive]
-    if not silent or not in_grace(session):
+    if not graceful or not silent or not in_grace(session):
         return alive
     life = session.value(f"select {incarnation.LIFE}")
     # One without a label was cut off while it was copied, and its run takes it for that too.
     return alive | {d.owner for d in silent if d.label and d.label.claimed != life}
 
 
-def in_grace(session: Session) -> bool:
-    """Whether the server's sessions were all lost a moment ago (start, or crash and recovery).
+def in_grace(session: Session) -> float:
+    """For how many seconds more the dead are not told from the living: their sessions were all lost (start, or crash and recovery).
 
     ``pg_postmaster_start_time()`` does not change in a crash; the checkpointer is started anew.
     """
     seconds = session.value(
         "select extract(epoch from now() - backend_start) from pg_stat_activity where backend_type = 'checkpointer'"
     )
-    return seconds is not None and timedelta(seconds=float(seconds)) < GRACE
+    return 0.0 if seconds is None else max(0.0, GRACE.total_seconds() - float(seconds))
+
+
+def waiting(session: Session, project: str) -> tuple[list[str], float]:
+    """Databases of runs that show no sign of life and have a moment left to show it again; and how many seconds."""
+    observed = databases.list_ours(session, project)
+    spared = alive_owners(session, observed) - alive_owners(session, observed, graceful=False)
+    return [d.name for d in observed if d.kind is Kind.LEASE and d.owner in spared], in_grace(session)
 
 
 def sweep(
-    session: Session, project: str, templates: Retention, keep_failed: int, *, dry_run: bool = False
+    session: Session,
+    project: str,
+    templates: Retention,
+    keep_failed: int,
+    *,
+    dry_run: bool = False,
+    graceful: bool = True,
 ) -> list[Leftover[Database]]:
     """Drop what is left over of one checkout on one server; return what went (or would go). See :func:`plan`.
 
     Only databases whose name carries this checkout's id are looked at.
+
+    Args:
+        graceful: whether runs whose sign of life a crash may have ended have a moment to show it again.
     """
     observed = databases.list_ours(session, project)
-    alive = alive_owners(session, observed)
+    alive = alive_owners(session, observed, graceful=graceful)
     building = locks.is_held(session, "build", "")
     if locks.is_held(session, "person", project):
         alive |= {names.SANDBOX}
@@ -212,19 +232,20 @@ def sweep(
     return [found for found in left if _drop(session, project, found.item)]
 
 
-def drop_logins(session: Session, project: str, *, sandbox: bool = False) -> list[str]:
+def drop_logins(session: Session, project: str, *, sandbox: bool = False, graceful: bool = True) -> list[str]:
     """Drop the roles of dead runs' workers, with the databases that tests created as them; return the names of those.
 
     A role of which something is kept for people stays as long as that does.
 
     Args:
         sandbox: those of a person's databases that are gone, too. The caller sees to it that none are made meanwhile.
+        graceful: as for :func:`sweep`.
     """
     runs = {name: names.run_of_role(name) for name in roles.of_workers(session, project)}
     persons = [name for name, run in runs.items() if run == names.SANDBOX]
     tests = [name for name in runs if name not in persons]
     dropped: list[str] = []
-    if tests and not in_grace(session):
+    if tests and not (graceful and in_grace(session)):
         alive = alive_runs(session, sorted({runs[name] for name in tests}))
         dead = [name for name in tests if runs[name] not in alive]
         dropped = databases.created_by_tests(session, dead)

@@ -374,17 +374,26 @@ class ServerSession:
             # What is left over is no reason not to run: the next run tries again.
             logger.info("what earlier runs left could not be dropped: %s", error)
 
-    def sweep(self, *, dry_run: bool = False) -> list[Leftover[Database]]:
-        """Drop what dead runs of this checkout left on this server."""
+    def sweep(self, *, dry_run: bool = False, graceful: bool = True) -> list[Leftover[Database]]:
+        """Drop what dead runs of this checkout left on this server.
+
+        Args:
+            graceful: see :func:`harness.databases.sweep.sweep`.
+        """
         settings = self.settings
         templates = Retention(settings.keep_templates, settings.template_age, settings=("keep_templates", ""))
         left = sweep.sweep(
-            self.link.session, self.project.id, templates, settings.keep_failed, dry_run=dry_run
+            self.link.session,
+            self.project.id,
+            templates,
+            settings.keep_failed,
+            dry_run=dry_run,
+            graceful=graceful,
         )
         if not dry_run:
             # After the databases: a mark whose database is gone is left over.
             rewinding.sweep(self.project, self.server, self.link.session)
-            for name in sweep.drop_logins(self.link.session, self.project.id):
+            for name in sweep.drop_logins(self.link.session, self.project.id, graceful=graceful):
                 logger.info("dropped %s: a test of an earlier run created it", name)
         return left
 

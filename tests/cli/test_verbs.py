@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,6 +220,37 @@ def test_gc_drops_what_a_killed_run_left(new_project: Callable[..., Project]) ->
     with pytest.raises(psycopg.OperationalError):
         rows(url)
     assert name not in mine.ok("gc")
+
+
+def test_gc_says_what_it_waits_for_and_need_not(new_project: Callable[..., Project]) -> None:
+    """It said that nothing is left over, while `status` said that the run is dead."""
+    mine = new_project("waiting")
+    run = mine.start("run", "--", "sh", "-c", "echo $DATABASE_URL; exec sleep 30")
+    assert run.stdout is not None
+    url = run.stdout.readline().strip()
+    with psycopg.connect(mine.admin("run", url).url) as connection:
+        found = connection.execute("select pid from pg_stat_activity where backend_type = 'walwriter'")
+        ((writer,),) = found.fetchall()
+    run.kill()
+    run.communicate(timeout=30)
+    # The server recovers from a crash: whoever lives takes its sign of life again, and nobody has it yet.
+    os.kill(writer, signal.SIGKILL)
+    for _ in range(60):
+        if json.loads(mine.run("gc", "--dry-run", "--json").stdout or "{}").get("waiting"):
+            break
+        time.sleep(0.2)
+    said = mine.run("gc")
+    assert (said.returncode, said.stdout) == (0, "")
+    assert "1 database on PostgreSQL" in said.stderr
+    assert "shows no sign of life, which a run may take again within" in said.stderr
+    assert "nothing is left over" not in said.stderr
+    assert rows(url) is not None
+    dropped = json.loads(mine.ok("gc", "--now", "--json"))
+    assert [item["database"] for item in dropped["dropped"]] == [url.rpartition("/")[2]]
+    assert dropped["waiting"] == []
+    with pytest.raises(psycopg.OperationalError):
+        rows(url)
+    assert "nothing is left over" in mine.run("gc").stderr
 
 
 def test_gc_ends_the_server_of_a_checkout_that_is_gone(new_project: Callable[..., Project]) -> None:
