@@ -137,6 +137,13 @@ def _old_first(table: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _check_key(key: str, origin: str) -> None:
     known = (*KEYS, "databases")
+    if key == "watch":
+        raise ConfigError(
+            f"{origin}: watch belongs to an entry of migrations: "
+            'migrations = [{ source = "command:…", watch = ["db/**"] }]',
+            key=key,
+            origin=origin,
+        )
     if key not in known and key not in RENAMED:
         raise ConfigError(f"{origin}: unknown key {key!r}{nearest(key, known)}", key=key, origin=origin)
 

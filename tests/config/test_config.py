@@ -173,6 +173,14 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_watch_at_the_top_level_is_told_where_it_belongs(tmp_path: Path) -> None:
+    project(tmp_path, 'watch = ["db/**"]\n', "pg-harness.toml")
+    with pytest.raises(
+        ConfigError, match=r'migrations = \[\{ source = "command:…", watch = \["db/\*\*"\] \}\]'
+    ):
+        load(tmp_path)
+
+
 def test_somebody_elses_broken_pyproject_is_not_our_business(tmp_path: Path) -> None:
     project(tmp_path, "[project\n")
     assert load(tmp_path).file is None

@@ -237,6 +237,41 @@ def test_alembic_env_files(env: str, url: str, blank: Blank, project: Callable[[
     assert blank.tables() == {"alembic_version", "authors", "books"}
 
 
+@pytest.mark.parametrize("location", ["%(here)s/migrations", "src/app/migrations", "migrations"])
+def test_alembic_below_the_root_hides_no_module_of_pythons(
+    location: str, blank: Blank, project: Callable[[str], Path]
+) -> None:
+    """The folder of the ini file came first on the path: "cannot import name 'Logger' from partially initialized module 'logging'"."""
+    pytest.importorskip("alembic")
+    root = project("alembic")
+    app = root / "src" / "app"
+    app.mkdir(parents=True)
+    (root / "migrations").rename(app / "migrations")
+    (root / "alembic.ini").unlink()
+    env = (app / "migrations" / "env.py").read_text()
+    write(
+        app,
+        {
+            "alembic.ini": f"[alembic]\nscript_location = {location}\n",
+            "__init__.py": "",
+            "logging.py": "from app.settings import LEVEL\n",
+            "settings.py": "LEVEL = 1\n",
+            # As the project has it, which is not installed.
+            "migrations/env.py": f"import logging, app.logging\nassert logging.getLogger and app.logging.LEVEL == 1\n{env}",
+        },
+    )
+    (source,) = blank.migrate(root, "alembic:src/app/alembic.ini")
+    assert blank.tables() == {"alembic_version", "authors", "books"}
+    before = source.fingerprint()
+    write(
+        app,
+        {
+            "migrations/versions/0003_more.py": "revision = '0003'\ndown_revision = '0002'\ndef upgrade(): pass\n"
+        },
+    )
+    assert fingerprint(root, "alembic:src/app/alembic.ini") != before
+
+
 def test_alembic_never_migrates_another_database(
     blank: Blank, blank_on: Callable[[str], Blank], project: Callable[[str], Path]
 ) -> None:

@@ -47,13 +47,15 @@ class AlembicSource(Configured):
                 "database": context.dsn.database,
                 "host": context.dsn.host,
                 "port": str(context.dsn.port),
-                "path": project_child.source_roots(self._root, base),
+                # Alembic's own path has what prepend_sys_path says, and no more: what comes first is taken for a module of
+                # Python's, as a `logging.py` beside the ini file.
+                "path": [],
+                "last": project_child.source_roots(self._root, base),
             },
             context,
             source=self,
             step="alembic upgrade head",
-            # Relative paths of the ini file start where its users run alembic: beside it.
-            cwd=base,
+            cwd=self._start,
         )
 
     @cached_property
@@ -67,6 +69,15 @@ class AlembicSource(Configured):
         if any(found):
             return found
         raise files.missing(ini, self._root, source=self.text, what="the file")
+
+    @cached_property
+    def _start(self) -> Path:
+        """Where its users run alembic: relative paths of the ini file, and of prepend_sys_path, start there."""
+        ini, toml = self._config
+        base = (ini or toml or self._root).parent
+        location = Path(self._locations(ini, toml)[0])
+        # `alembic -c src/app/alembic.ini`, where the script folder is found from the root, too.
+        return self._root if (self._root / location).is_dir() else base
 
     @cached_property
     def _files(self) -> list[Path]:
@@ -87,6 +98,15 @@ class AlembicSource(Configured):
         return sorted({Path(os.path.realpath(path)) for path in found})
 
     def _script_folders(self, ini: Path | None, toml: Path | None) -> list[Path]:
+        # "package:folder" names a folder of an installed package: its version stands for its files.
+        return [
+            self._start / place
+            for place in self._locations(ini, toml)
+            if ":" not in place.replace(":\\", "") or os.path.isabs(place)
+        ]
+
+    def _locations(self, ini: Path | None, toml: Path | None) -> list[str]:
+        """The script folder, then those with further revisions, as they are written."""
         values: dict[str, str] = {}
         base = (ini or toml or self._root).parent
         if toml is not None:
@@ -109,11 +129,7 @@ class AlembicSource(Configured):
             raise self.failure(
                 f"{files.relative(ini or base, self._root)} says no script_location in [alembic]"
             )
-        places = [location, *_split_locations(values.get("version_locations", ""))]
-        # "package:folder" names a folder of an installed package: its version stands for its files.
-        return [
-            base / place for place in places if ":" not in place.replace(":\\", "") or os.path.isabs(place)
-        ]
+        return [location, *_split_locations(values.get("version_locations", ""))]
 
 
 def _split_locations(text: str) -> list[str]:

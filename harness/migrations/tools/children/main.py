@@ -22,6 +22,7 @@ import traceback  # noqa: E402
 def main(name):
     parameters = json.loads(sys.stdin.read())
     sys.path[:0] = parameters["path"]
+    sys.path += parameters.get("last", [])
     try:
         task = load(name)
     except ImportError as error:
