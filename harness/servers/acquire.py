@@ -126,8 +126,14 @@ class _Search:
 
     def tell_refused(self) -> None:
         """Say why what was noted is not used."""
-        for _, reason in self._refused.values():
-            if reason:
+        for info, reason in self._refused.values():
+            if info is not None and info.ttl and "Connection refused" in reason:
+                # As it is meant to: no fault.
+                patience = f"{info.ttl:g} s" if info.ttl < 120 else f"{info.ttl / 60:g} min"
+                told = f"{info.description} has ended, as it does where nobody uses it for {patience} (ttl)"
+                logger.info("server: %s. A new one is started", told)
+                decisions.note(self._project, "server", told)
+            elif reason:
                 logger.info("server: the noted one is not used: %s", reason)
                 decisions.note(self._project, "server", f"the noted one is not used: {reason}")
 
