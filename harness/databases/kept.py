@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from harness.databases import kept_dump, kept_rows, sweep
 from harness.errors import HarnessError, LeaseLost
 from harness.postgres import databases, names
+from harness.postgres.databases import Database
 from harness.postgres.session import Session, ident
 
 if TYPE_CHECKING:
@@ -37,11 +38,21 @@ class Kept:
     lacking: tuple[str, ...] = ()
 
 
+def has_room(server: ServerSession) -> bool:
+    """Whether fewer than ``keep_failed`` tests of this run have a copy: the first failures tell most."""
+    return len(_of_run(server)) < server.settings.keep_failed
+
+
+def _of_run(server: ServerSession) -> list[list[Database]]:
+    there = databases.list_ours(server.link.session, server.project.id)
+    return [test for test in sweep.kept_tests(there) if test[0].owner == server.run]
+
+
 def keep_copies(server: ServerSession, lease: Lease, why: str, *, schema_changed: bool = False) -> list[Kept]:
     """Copy every database of a lease: a new clone of its template with the rows of all tables; or a dump, where
     the schema is not the template's any more. Only what is committed is in it.
 
-    Of what was kept by failed tests, the newest ``keep_failed`` stay.
+    They count against ``keep_failed`` together with those of earlier runs, of which the oldest go.
 
     Args:
         why: for people, for instance the test's id.
@@ -51,13 +62,13 @@ def keep_copies(server: ServerSession, lease: Lease, why: str, *, schema_changed
         HarnessError: a copy could not be made; nothing is left of it.
     """
     kept = [_keep(server, lease, name, why, schema_changed) for name in lease.databases]
-    there = [
+    earlier = [
         found
         for found in databases.list_ours(server.link.session, server.project.id)
         # What a failed migration left is kept apart: there is one at most.
-        if not found.sandbox
+        if not found.sandbox and found.owner != server.run
     ]
-    for old in sweep.surplus(there, max(server.settings.keep_failed, len(kept))):
+    for old in sweep.surplus(earlier, max(0, server.settings.keep_failed - len(_of_run(server)))):
         # Somebody looks at it: it goes another time.
         if old.sessions == 0:
             databases.drop(server.link.session, old.name, server.project.id)

@@ -96,7 +96,7 @@ def plan(
         building: whether somebody builds a template just now.
         now: with time zone.
         templates: how many of them may stay.
-        keep_failed: how many databases of failed tests; the last one does in any case.
+        keep_failed: of how many failed tests the databases stay; those of the last one do in any case.
     """
     there = [d for d in observed if d.kind is Kind.TEMPLATE]
     in_use = {d.label.short_fingerprint for d in observed if d.kind is Kind.LEASE}
@@ -108,7 +108,7 @@ def plan(
     )
     fingerprints = {d.owner for d in there} - {left.item.owner for left in evicted}
     leases = {d.name for d in observed if d.kind is Kind.LEASE}
-    too_many = {d.name for d in surplus(observed, keep_failed)}
+    too_many = {d.name for d in surplus(observed, max(1, keep_failed))}
     leftovers = []
     for database in observed:
         if database.kind is Kind.MARK:
@@ -122,9 +122,18 @@ def plan(
 
 
 def surplus(observed: Iterable[Database], keep: int) -> list[Database]:
-    """The oldest of the databases of failed tests: all but ``keep``, and the last one."""
-    kept = [d for d in observed if d.kind is Kind.KEPT]
-    return sorted(kept, key=lambda d: d.label.created_at, reverse=True)[max(1, keep) :]
+    """The databases of failed tests beyond so many tests, of which the newest stay."""
+    tests = kept_tests(observed)
+    return [database for test in tests[keep:] for database in test]
+
+
+def kept_tests(observed: Iterable[Database]) -> list[list[Database]]:
+    """The databases that are kept, those of one test of one run together, the newest test first."""
+    tests: dict[tuple[str, str], list[Database]] = {}
+    for database in observed:
+        if database.kind is Kind.KEPT:
+            tests.setdefault((database.owner, database.label.why or database.name), []).append(database)
+    return sorted(tests.values(), key=lambda test: max(d.label.created_at for d in test), reverse=True)
 
 
 def _reason(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.databases.lease import LeaseChanges
 from harness.errors import HarnessError
 from harness.postgres import activity, databases, names
 from harness.postgres.session import open_application
@@ -61,27 +62,27 @@ class Failures:
                         f"it was gone: {item.nodeid} or a test before it dropped it; it is there again, new"
                     )
                     return lines
-            schema_changed = self._changes(lines)
+            changed = self._changes(lines)
             self._sessions(lines)
             self._login(lines)
-            self._keep(item, lines, schema_changed)
+            self._keep(item, lines, changed)
             self._log(lines)
         except HarnessError as error:
             lines.append(f"more cannot be told: {error}")
         return lines
 
-    def _changes(self, lines: list[str]) -> bool:
-        """Tell what the test changed; whether that is the schema, too."""
+    def _changes(self, lines: list[str]) -> LeaseChanges | None:
+        """Tell what the test changed; None where that is not known."""
         if not self._refresher.mode.refreshes:
-            return False
+            return None
         lease = self._state.running[1]
         try:
             changes = lease.changes()
         except HarnessError:
-            return False
+            return None
         lines.append("changed by this test:")
         lines += [f"  {line}" for line in str(changes).splitlines()]
-        return any(change.ddl for change in changes.values())
+        return changes
 
     def _sessions(self, lines: list[str]) -> None:
         harness, lease = self._state.running
@@ -115,15 +116,21 @@ class Failures:
         harness.clones.restore_role(lease.dsn.user)
         lines.append("  it was put right")
 
-    def _keep(self, item: pytest.Item, lines: list[str], schema_changed: bool) -> None:
+    def _keep(self, item: pytest.Item, lines: list[str], changed: LeaseChanges | None) -> None:
         harness, lease = self._state.running
-        if self._state.settings.keep_failed < 1:
+        most = self._state.settings.keep_failed
+        # A template is no evidence.
+        if most < 1 or (changed is not None and not changed):
             return
         try:
             # Here: a run in which no test fails copies nothing.
-            from harness.databases.kept import keep_copies
+            from harness.databases.kept import has_room, keep_copies
 
-            kept = keep_copies(harness.session, lease, item.nodeid, schema_changed=schema_changed)
+            if not has_room(harness.session):
+                lines.append(f"no copy was kept: {most} tests of this run have one (keep_failed)")
+                return
+            ddl = any(change.ddl for change in changed.values()) if changed else False
+            kept = keep_copies(harness.session, lease, item.nodeid, schema_changed=ddl)
         except HarnessError as error:
             lines.append(f"no copy was kept: {error}")
             return

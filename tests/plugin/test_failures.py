@@ -85,14 +85,35 @@ def test_no_more_are_kept_than_wanted(folder: Folder, place: Place) -> None:
             assert False
         """
     )
-    result = folder.pytest("--pg-harness-keep-failed=2")
-    assert result["failed"] == 4, result.text
-    assert sorted(place.kept()) == sorted(kept_in(result)[-2:])
-    for name, number in zip(kept_in(result)[-2:], "23", strict=True):
-        with inside(place, name) as session:
-            assert session.rows("select name from users") == [(number,)]
+    for workers in (0, 2):
+        # Those of the run before go.
+        result = folder.pytest("--pg-harness-keep-failed=2", *(("-n", str(workers)) if workers else ()))
+        assert result["failed"] == 4, result.text
+        # With workers, two may find room at once.
+        assert sorted(place.kept()) == sorted(kept_in(result))
+        assert len(kept_in(result)) in ((2, 3) if workers else (2,))
+        assert "no copy was kept: 2 tests of this run have one (keep_failed)" in result.text
+        # Only what is there is listed.
+        assert sorted(re.findall(r"^kept (\S+) of test_a.py::test_it", result.text, re.MULTILINE)) == sorted(
+            place.kept()
+        )
+        for name, number in zip(kept_in(result), "01", strict=True) if not workers else ():
+            with inside(place, name) as session:
+                assert session.rows("select name from users") == [(number,)]
     result = folder.pytest("--pg-harness-keep-failed=0")
     assert kept_in(result) == []
+
+
+def test_a_test_that_changed_nothing_leaves_no_copy(folder: Folder, place: Place) -> None:
+    before = place.kept()
+    folder.write(
+        test_a="def test_it(pg_conn): assert pg_conn.execute('select count(*) from users').fetchone() == (1,)\n"
+    )
+    result = folder.pytest()
+    assert result["failed"] == 1, result.text
+    assert "nothing changed" in result.text
+    assert kept_in(result) == []
+    assert sorted(place.kept()) == sorted(before)
 
 
 CHANGING = """
