@@ -32,6 +32,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "fingerprint": ("fingerprint", "all that decides the migrated state, as one word: a key for CI's caches"),
     "build-native": ("build_native", "compile the module that resets by pages"),
     "bench": ("bench", "measure on this machine"),
+    "stop": ("stop", "end the server of `up`, and keep its data"),
     "gc": ("gc", "drop what dead runs left behind"),
     "doctor": ("doctor", "check everything, one line each, with remedies"),
     "report": ("report", "all that a bug report needs, without secrets"),

@@ -103,6 +103,8 @@ class Settings:
     """Where it is not set, a run of several workers takes what fits (``harness.runs.budget``)."""
     max_connections: int = 500
     keep_failed: int = 3
+    port: int = 0
+    """Of a person's server (``up``). 0: the one that it had last, where that is free, else any."""
     ttl: float = 15 * 60
     keep_templates: int = 8
     template_age: float = 14 * 24 * 3600

@@ -190,6 +190,13 @@ def _pg_version(raw: Any, _text: bool) -> str:
     return word
 
 
+def _port(raw: Any, text: bool) -> int:
+    port: int = _count(1)(raw, text)
+    if not 1023 < port < 65536:
+        raise WrongValue("must be a port from 1024 to 65535")
+    return port
+
+
 RENAMED = {"version": "pg_version"}
 """Old word → the word since. The old one is read with a warning."""
 
@@ -212,6 +219,7 @@ READERS: Mapping[str, Reader] = {
     "shm_size": _size,
     "connections_per_worker": _count(1),
     "max_connections": _count(20),
+    "port": _port,
     "keep_failed": _count(0),
     "ttl": _duration,
     "keep_templates": _count(1),

@@ -20,6 +20,7 @@ from pathlib import Path
 from harness.config import decisions
 from harness.config.project import Project, file_lock
 from harness.config.settings import Settings
+from harness.config.state_file import StateFile, Unreadable
 from harness.errors import BackendUnavailable, PoolTimeout, ServerLost
 from harness.postgres.session import Session
 from harness.servers import defaults, drift, registry
@@ -159,6 +160,8 @@ class _Search:
             backend.stop(info)
             raise wrong
         hint.write(info)
+        if self._purpose == "up":
+            _last_port(self._project).note({"port": info.dsn.port})
         return self.result(info, session, hint, started=True)
 
     def listed(self, backend: Backend) -> tuple[Server | None, Hint]:
@@ -332,6 +335,7 @@ def new_request(project: Project, purpose: str, ttl: float | None) -> ServerRequ
         ttl: seconds; for ``up``, None means that it never ends itself.
     """
     settings = project.settings
+    port = (settings.port or _port_of(project)) if purpose == "up" else 0
     return ServerRequest(
         project=project.id,
         purpose=purpose,
@@ -340,9 +344,24 @@ def new_request(project: Project, purpose: str, ttl: float | None) -> ServerRequ
         password=secrets.token_hex(24),
         settings=defaults.throwaway(max_connections=settings.max_connections, user=settings.postgres),
         storage=settings.storage,
+        port=port,
+        port_named=bool(settings.port) and port == settings.port,
         ttl=ttl if purpose == "up" else (ttl or settings.ttl),
         start_timeout=settings.start_timeout,
     )
+
+
+def _last_port(project: Project) -> StateFile:
+    """Where it is noted on which port the person's server was: what has its URL goes on after `down` and `up`."""
+    return StateFile(project.folder / "port.json", 1)
+
+
+def _port_of(project: Project) -> int:
+    try:
+        port = _last_port(project).read().get("port")
+    except (FileNotFoundError, Unreadable):
+        return 0
+    return port if isinstance(port, int) and 1023 < port < 65536 else 0
 
 
 def gone_again(info: ServerInfo, why: str) -> ServerLost:

@@ -134,6 +134,26 @@ def _hinted(project: Project) -> set[str]:
     return {info.backend for info in hints if info is not None}
 
 
+def halt(project: Project, *, asked: Asked) -> list[ServerInfo]:
+    """End the person's server of this checkout and keep its data; return what ran. One that is stopped stays so.
+
+    Raises:
+        BackendError: its data would be gone with it.
+    """
+    halted = []
+    with locked(Hint.of(project, "up"), project.settings):
+        for backend in asked.working:
+            if (info := backend.find(project.id, "up")) is not None:
+                backend.halt(info)
+                logger.info(
+                    "%s: stopped %s, with its data: `pg-harness up` starts it again",
+                    info.backend,
+                    info.description,
+                )
+                halted.append(info)
+    return halted
+
+
 def stop(project: Project, *, purpose: str = "run", asked: Asked | None = None) -> bool:
     """End the server of this checkout and purpose and remove its data, whether it answers or not.
 

@@ -29,6 +29,8 @@ class ServerRequest:
         ttl: seconds after which the server ends itself once nobody has held its sign of life; None: never.
         snapshot: what to start from instead of an empty cluster: a baked directory (process) or image (docker),
             see :mod:`harness.servers.port`.
+        port: the one to listen on where it is free; 0: any.
+        port_named: nothing but that port will do: a user has named it.
         memory: bytes that data in memory may take; None: the backend's own share of what is free.
         made_with: the settings that decided this start, see :mod:`harness.servers.drift`; noted with the server.
         files: machine, as ``uname -m`` says → name → what the server may want to read, see :meth:`Backend.shelf`: put
@@ -45,6 +47,8 @@ class ServerRequest:
     ttl: float | None = None
     start_timeout: float = 60
     snapshot: str | None = None
+    port: int = 0
+    port_named: bool = False
     memory: int | None = None
     made_with: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict, repr=False)
@@ -59,6 +63,17 @@ def watching(purpose: str) -> Mapping[str, str]:
     """Variables of the watcher: on a person's server what the application does is a sign of life too, while of a
     test run only the run's own lock is: a child that hangs must not keep its server for ever."""
     return {"PGHARNESS_USE": "yes"} if purpose == "up" else {}
+
+
+def free_port(address: str) -> int:
+    """A port there on which nobody listens just now."""
+    # Here: who only finds a server needs none.
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((address, 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def private(purpose: str) -> bool:
@@ -159,6 +174,16 @@ class Backend(Protocol):
     def stop(self, info: ServerInfo) -> None:
         """End the server and remove its data. That it is already gone is success."""
         ...
+
+    def halt(self, info: ServerInfo) -> None:
+        """End the server and keep its data: the next :meth:`start` of the same identity goes on with it, for ``up``.
+
+        Raises:
+            BackendError: its data would be gone with it, or it does not end.
+        """
+        raise BackendError(
+            f"{info.description}: a server of the backend {info.backend} cannot be stopped with its data kept"
+        )
 
     def list(self, project: str | None) -> list[ServerInfo]:
         """All servers of the checkout, running or stopped; of all checkouts with None."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,15 @@ from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, connect, translated
-from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, Shelf, SnapshotStore
+from harness.servers.port import (
+    Backend,
+    Finding,
+    ServerInfo,
+    ServerRequest,
+    Shelf,
+    SnapshotStore,
+    free_port,
+)
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
@@ -141,7 +151,21 @@ class DockerBackend(Backend):
             memory_limit=limit,
             shm_size=self.shm_size,
         )
-        return container_.run(self.daemon, made_of, request)
+        if request.purpose != "up" or not self.daemon.local:
+            return container_.run(self.daemon, made_of, request)
+        # Docker would choose another one each time that the container is started.
+        request = replace(request, port=request.port or free_port(self.daemon.bind))
+        try:
+            return container_.run(self.daemon, made_of, request)
+        except ServerStartError as error:
+            if not re.search("port is already allocated|address already in use", str(error)):
+                raise
+            if request.port_named:
+                raise ServerStartError(
+                    f"port {request.port} (setting port) is in use on {self.daemon.bind}: name another, or none"
+                ) from error
+            request = replace(request, port=free_port(self.daemon.bind))
+            return container_.run(self.daemon, made_of, request)
 
     def free_memory(self) -> int:
         """Bytes that containers may take: the daemon's, cut by what is free on this machine where it runs here.
@@ -183,6 +207,15 @@ class DockerBackend(Backend):
         """Remove the container and its volumes. 404 and 409 (a removal under way) are success."""
         with translated(f"remove the container {info.handle}"):
             container_.remove(self.daemon, info.handle)
+
+    def halt(self, info: ServerInfo) -> None:
+        """Stop the container, which stays with its volumes."""
+        if info.storage == "memory":
+            raise BackendError(
+                f"{info.description} has its data in memory, which is gone when the container stops: `pg-harness down` ends it"
+            )
+        with translated(f"stop the container {info.handle[:12]}"):
+            self.daemon.client.containers.get(info.handle).stop(timeout=60)
 
     def watched(self, info: ServerInfo) -> bool:
         """By the processes of the container; of one that has ended there is nothing to watch."""

@@ -144,7 +144,7 @@ def create(daemon: Daemon, made_of: ContainerSpec, request: ServerRequest, *, fe
         environment["PGHARNESS_STDIN"] = "yes"
         options["stdin_open"] = True
     if daemon.bind:
-        options["ports"] = {"5432/tcp": (daemon.bind, None)}
+        options["ports"] = {"5432/tcp": (daemon.bind, request.port or None)}
     if daemon.network:
         options["network"] = daemon.network
     if made_of.storage == "memory":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerStartError
 from harness.servers import defaults, handshake
 from harness.servers import memory as memory_
-from harness.servers.port import Backend, ServerInfo, ServerRequest, Shelf, SnapshotStore, watching
+from harness.servers.port import Backend, ServerInfo, ServerRequest, Shelf, SnapshotStore, free_port, watching
 from harness.servers.process import cluster as cluster_
 from harness.servers.process import folders
 from harness.servers.process.binaries import Binaries, choose
@@ -171,6 +170,16 @@ class ProcessBackend(Backend):
         if Record.read(folder) is not None:
             _remove(folder)
 
+    def halt(self, info: ServerInfo) -> None:
+        """End the postmaster by a checkpoint; its watcher first, which would remove the folder."""
+        folder = Path(info.handle)
+        record = Record.read(folder)
+        if record is None:
+            return
+        record.kill_watcher(folder)
+        if not record.interrupt(folder, patience=60):
+            raise BackendError(f"{info.description} does not end within 60 s: its log is {folder / 'log'}")
+
     def watched(self, info: ServerInfo) -> bool:
         """By its record; of a server that has ended there is nothing to watch."""
         folder = Path(info.handle)
@@ -281,10 +290,10 @@ class ProcessBackend(Backend):
                     yield folder, record
 
     def _launch(self, folder: Path, record: Record, request: ServerRequest, user: ServerUser) -> ServerInfo:
-        chosen = record.port
-        for attempt in range(_ATTEMPTS):
-            # The same port as before, if it is free: a person's URLs stay the same.
-            port = chosen if chosen and attempt == 0 else _free_port()
+        # The same port as before, if it is free: a person's URLs stay the same.
+        chosen = request.port if request.port_named else record.port or request.port
+        for attempt in range(1 if request.port_named else _ATTEMPTS):
+            port = chosen if chosen and attempt == 0 else free_port(_ADDRESS)
             started = self._launch_once(folder, replace(record, port=port, ttl=request.ttl), request, user)
             try:
                 return _wait(folder, started, request)
@@ -292,6 +301,11 @@ class ProcessBackend(Backend):
                 if "could not create any TCP/IP sockets" not in error.log_tail:
                     raise
                 started.kill_watcher(folder)
+        if request.port_named:
+            raise ServerStartError(
+                f"port {chosen} (setting port) is in use on {_ADDRESS}: name another, or none",
+                log_tail=log_tail(folder),
+            )
         raise ServerStartError(
             f"no port on {_ADDRESS} could be bound in {_ATTEMPTS} attempts", log_tail=log_tail(folder)
         )
@@ -389,13 +403,6 @@ def _renewed(record: Record, request: ServerRequest) -> Record:
         key: record.made_with[key] for key in ("version", "binaries", "storage") if key in record.made_with
     }
     return replace(record, server_id=request.server_id, made_with={**request.made_with, **stays})
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((_ADDRESS, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _remove(folder: Path) -> None:
