@@ -171,7 +171,7 @@ def run(rounds: int) -> None:
         for name, column in (("run -- true", 0), ("true", 1), ("python -c ''", 2)):
             wall, cpu = (statistics.median(pair[column][i] for pair in pairs) for i in (0, 1))
             print(f"{name:14} {1000 * wall:6.0f} ms wall, {1000 * cpu:6.0f} ms of processor")
-        subprocess.run([*ours[:3], "down", "--all", "-q"], cwd=folder, env=environ, check=False)
+        subprocess.run([*ours[:3], "down", "--all", "--yes", "-q"], cwd=folder, env=environ, check=False)
 
 
 def main() -> None:

@@ -114,7 +114,7 @@ def compare(name: str, rounds: int) -> None:
         if scenario.serial:
             sides.append(("serial, cleaned by hand", scenario.serial, {**environ, **scenario.shared}))
         taken = [[once(command, folder, variables) for _, command, variables in sides] for _ in range(rounds)]
-        once([*HARNESS, "down", "--all"], folder, environ)
+        once([*HARNESS, "down", "--all", "--yes"], folder, environ)
     for side, (what, _, _) in enumerate(sides):
         wall, processor = (statistics.median(each[side][i] for each in taken) for i in (0, 1))
         failed = sum(each[side][2] != 0 for each in taken)

@@ -12,11 +12,12 @@ from harness.cli import lookup
 from harness.cli.context import Context
 from harness.cli.options import flag, json_flag
 from harness.databases import sweep
-from harness.errors import HarnessError
+from harness.errors import ConfigError, HarnessError
 from harness.postgres import databases, roles
 from harness.postgres.names import PREFIX, Kind
 from harness.postgres.session import greet
-from harness.runs.places import places_on
+from harness.runs.places import Place, places_on
+from harness.sandbox.sandbox import Sandbox
 from harness.sandbox.watermarks import WatermarkStore
 from harness.servers import inventory
 from harness.servers.acquire import alone
@@ -28,7 +29,8 @@ _NAMED = 8
 """Databases that a line of the log names; --dry-run names all."""
 
 DESCRIPTION = """\
-End the server that `up` started in this checkout, and remove its data: your databases are gone.
+End the server that `up` started in this checkout, and remove its data: your databases are gone. Where they were
+changed since they were made, it asks first (`stop` keeps the data).
 
 --all ends the servers of this checkout's test runs as well (tests that run just now lose theirs), with their
 templates and the databases that failed tests kept.
@@ -41,6 +43,7 @@ your databases, and `down --all` all of this checkout's: templates, spares and k
 PARAMETERS: list[click.Parameter] = [
     flag("--all", help="the servers of test runs too, with templates and kept databases"),
     flag("--dry-run", help="only tell what would go"),
+    flag("--yes", help="do not ask (needed where your databases were changed, and there is no terminal)"),
     json_flag(),
 ]
 
@@ -55,6 +58,8 @@ def run(context: Context) -> int:
     dry_run = bool(getattr(context.arguments, "dry_run", False))
     asked: inventory.Asked | None = None
     with alone(context.project):
+        if not dry_run:
+            _confirm(context, yes=bool(getattr(context.arguments, "yes", False)))
         if context.settings.server_url:
             ended = _drop_external(context, everything, dry_run)
         else:
@@ -67,6 +72,61 @@ def run(context: Context) -> int:
     if not ended and not context.json:
         logger.info("there was nothing to end here")
     return 0
+
+
+def _confirm(context: Context, *, yes: bool) -> None:
+    """Ask a person whose databases would go with what is in them.
+
+    Raises:
+        ConfigError: there is nobody to ask, or the answer was no.
+    """
+    lines = [] if yes else _changed(context)
+    if not lines:
+        return
+    context.console.warn("your databases were changed since they were made, and `down` removes them:")
+    for line in lines:
+        context.console.warn(f"  {line}")
+    if not context.console.can_ask:
+        raise ConfigError(
+            "nothing was ended: this is no terminal to ask on. Add --yes, or keep the data: `pg-harness stop`",
+            key="yes",
+        )
+    if not context.console.ask("remove them?"):
+        raise ConfigError("nothing was ended", key="yes")
+
+
+def _changed(context: Context) -> list[str]:
+    """What a person may miss, one line for each worker; none where all is as the migrations made it."""
+    found = lookup.open_one(context, "up", guard=False)
+    if found is None:
+        stopped = (
+            inventory.servers(context.project, asked=context.asked) if not context.settings.server_url else ()
+        )
+        return [
+            f"{info.description}: it does not answer, so what is in it cannot be told"
+            for info in stopped
+            if info.purpose == "up"
+        ]
+    with found:
+        sandbox = Sandbox(found)
+        return [line for place in sandbox.workers().values() if (line := _changed_in(sandbox, place))]
+
+
+def _changed_in(sandbox: Sandbox, place: Place) -> str:
+    if saved := sandbox.marks(place):
+        return f"worker {place.worker}: its marks {', '.join(repr(mark.name) for mark in saved)}"
+    try:
+        changes = sandbox.changes(place).databases
+    except HarnessError as error:
+        return f"worker {place.worker}: what was changed cannot be told ({error.message.splitlines()[0]})"
+    told = []
+    for name, what in changes.items():
+        title = "" if name == "default" else f"{name}: "
+        if isinstance(what, HarnessError):
+            told.append(f"{title}what was changed cannot be told ({what.message.splitlines()[0]})")
+        elif what:
+            told.append(f"{title}{', '.join(what.table_names[:_NAMED]) or 'its schema'}")
+    return f"worker {place.worker}: {'; '.join(told)}" if told else ""
 
 
 def _end(context: Context, everything: bool, asked: inventory.Asked, dry_run: bool) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ Below: what is asked of a backend where one must be started, alone.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 import uuid
@@ -161,7 +162,7 @@ class _Search:
             raise wrong
         hint.write(info)
         if self._purpose == "up":
-            _last_port(self._project).note({"port": info.dsn.port})
+            _last_of_person(self._project).note({"port": info.dsn.port, "password": str(info.dsn.password)})
         return self.result(info, session, hint, started=True)
 
     def listed(self, backend: Backend) -> tuple[Server | None, Hint]:
@@ -335,13 +336,14 @@ def new_request(project: Project, purpose: str, ttl: float | None) -> ServerRequ
         ttl: seconds; for ``up``, None means that it never ends itself.
     """
     settings = project.settings
-    port = (settings.port or _port_of(project)) if purpose == "up" else 0
+    port, password = _last_address(project) if purpose == "up" else (0, "")
+    port = settings.port or port if purpose == "up" else 0
     return ServerRequest(
         project=project.id,
         purpose=purpose,
         server_id=str(uuid.uuid4()),
         root=Path(settings.root).resolve(),
-        password=secrets.token_hex(24),
+        password=password or secrets.token_hex(24),
         settings=defaults.throwaway(max_connections=settings.max_connections, user=settings.postgres),
         storage=settings.storage,
         port=port,
@@ -351,17 +353,21 @@ def new_request(project: Project, purpose: str, ttl: float | None) -> ServerRequ
     )
 
 
-def _last_port(project: Project) -> StateFile:
-    """Where it is noted on which port the person's server was: what has its URL goes on after `down` and `up`."""
-    return StateFile(project.folder / "port.json", 1)
+def _last_of_person(project: Project) -> StateFile:
+    """What decided the URLs of the person's last server, for its owner alone: who has them goes on after `down` and `up`."""
+    return StateFile(project.folder / "address.json", 1)
 
 
-def _port_of(project: Project) -> int:
+def _last_address(project: Project) -> tuple[int, str]:
+    """Port and password; 0 and nothing where there was none."""
     try:
-        port = _last_port(project).read().get("port")
+        noted = _last_of_person(project).read()
     except (FileNotFoundError, Unreadable):
-        return 0
-    return port if isinstance(port, int) and 1023 < port < 65536 else 0
+        return 0, ""
+    port, password = noted.get("port"), noted.get("password")
+    if not (isinstance(port, int) and 1023 < port < 65536 and isinstance(password, str)):
+        return 0, ""
+    return port, password if re.fullmatch("[0-9a-f]{48}", password) else ""
 
 
 def gone_again(info: ServerInfo, why: str) -> ServerLost:

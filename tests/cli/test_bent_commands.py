@@ -97,7 +97,7 @@ def cold(new_project: Callable[..., Project]) -> Iterator[Project]:
     # The plugin does nothing in a project that has not asked for it.
     (made.root / "pg-harness.toml").write_text('migrations = ["sql:db/migrations"]\n')
     yield made
-    made.ok("down", "--all")
+    made.ok("down", "--all", "--yes")
 
 
 def servers(project: Project) -> dict[str, str]:

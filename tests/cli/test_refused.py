@@ -110,7 +110,7 @@ def test_on_somebody_elses_server(mine: Project, server_of: Callable[[str], Serv
     refused, err = pool(mine, "-n", "2", name="DATABASE_URL_2", many=14)
     assert refused > 0
     assert f"connections were refused, or ended by an error of the server: worker 2: {refused}." in err
-    mine.ok("down", "--all")
+    mine.ok("down", "--all", "--yes")
 
 
 def test_a_run_without_trouble_reads_no_log(mine: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -31,6 +32,10 @@ def mine(request: pytest.FixtureRequest, new_project: Callable[..., Project]) ->
 def add(url: str, name: str) -> None:
     with psycopg.connect(url) as connection:
         connection.execute("insert into users (name) values (%s)", (name,))
+
+
+def mine_id(url: str) -> str:
+    return str(psycopg.conninfo.conninfo_to_dict(url)["dbname"]).split("_")[1]
 
 
 def names(url: str) -> list[str]:
@@ -64,11 +69,14 @@ def test_stop_and_up_keep_data_and_urls(mine: Project) -> None:
 def test_the_port_stays_over_down_and_up(mine: Project) -> None:
     before = mine.ok("up").strip()
     add(before, "x")
-    mine.ok("down")
+    mine.ok("down", "--yes")
+    # The same address, password too: files and tools that have it go on.
     after = mine.ok("up").strip()
+    assert after == before
     port = psycopg.conninfo.conninfo_to_dict(before)["port"]
-    assert psycopg.conninfo.conninfo_to_dict(after)["port"] == port
     assert names(after) == []
+    (noted,) = Path(mine.environ["PGHARNESS_STATE_DIR"]).glob(f"{mine_id(before)}/address.json")
+    assert noted.stat().st_mode & 0o777 == 0o600
     mine.ok("down")
     # Somebody else has it now: another one, and no fault.
     with socket.socket() as taken:
@@ -112,3 +120,29 @@ def test_a_server_of_somebody_else_is_not_stopped(mine: Project) -> None:
     said = mine.fails(120, "stop", PGHARNESS_SERVER_URL="postgresql://me:secret@127.0.0.1:1/postgres")
     assert "that server is not ours to stop" in said
     assert "secret" not in said
+
+
+def test_down_asks_where_something_would_be_missed(mine: Project) -> None:
+    url, other = mine.ok("up", "-n", "2").split()
+    # Nothing was changed: nothing is asked.
+    mine.ok("down")
+    assert mine.ok("up", "-n", "2").split() == [url, other]
+    add(other, "precious")
+    said = mine.fails(120, "down")
+    assert "worker 2: users" in said
+    assert "worker 1" not in said
+    assert "Add --yes, or keep the data: `pg-harness stop`" in said
+    assert names(other) == ["precious"]
+    assert "precious" not in mine.ok("down", "--dry-run")
+    assert mine.fails(120, "down", "--all", "--json")
+    assert names(other) == ["precious"]
+    # Brought back, it is as the migrations made it.
+    mine.ok("reset", "2")
+    mine.ok("mark", "2")
+    assert "worker 2: its marks" in mine.fails(120, "down")
+    # Of one that is stopped nobody knows.
+    mine.ok("stop")
+    assert "it does not answer, so what is in it cannot be told" in mine.fails(120, "down")
+    mine.ok("down", "--yes")
+    assert mine.ok("down") == ""
+    assert json.loads(mine.ok("status", "--json"))["servers"] == []

@@ -280,7 +280,7 @@ def test_down_ends_only_this_checkouts_server(new_project: Callable[..., Project
         rows(url)
     assert rows(theirs) is not None
     assert len(json.loads(mine.ok("status", "--json"))["servers"]) == 1
-    mine.ok("down", "--all")
+    mine.ok("down", "--all", "--yes")
     assert json.loads(mine.ok("status", "--json"))["servers"] == []
     assert "nothing to end" in mine.run("down").stderr
     mine.fails(124, "url")

@@ -31,7 +31,7 @@ def pools(tmp_path_factory: pytest.TempPathFactory, folders: tuple[Path, Path]) 
     shutil.copytree(ROOT / "examples" / "async-pools", root)
     project = Project(root, *folders)
     yield project
-    project.ok("down", "--all")
+    project.ok("down", "--all", "--yes")
 
 
 def suite(project: Project, *words: str, harness: bool = True, **environ: str) -> tuple[dict[str, int], str]:

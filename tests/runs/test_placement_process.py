@@ -114,7 +114,7 @@ def test_other_commands_see_each_workers_server(estate: Estate) -> None:
     assert sorted(worker["worker"] for server in servers for worker in server["workers"]) == ["1", "2"]
     assert all(server["bytes"] > 2**20 for server in servers)
     assert call("psql", "2", "--", "-Atc", "select name from users").strip() == "a"
-    call("down", "--all")
+    call("down", "--all", "--yes")
     assert estate.purposes() == []
     child.send_signal(signal.SIGTERM)
     child.communicate(timeout=60)

@@ -36,7 +36,7 @@ def beside(stranger: User, victim: User) -> None:
     stranger.ok("gc")
     assert victim.root.name
     assert str(victim.root) not in stranger.ok("status")
-    stranger.ok("down", "--all")
+    stranger.ok("down", "--all", "--yes")
 
 
 def in_his_checkout(stranger: User, victim: User) -> None:
@@ -53,7 +53,7 @@ def in_his_checkout(stranger: User, victim: User) -> None:
 
 def with_his_state(stranger: User, victim: User) -> None:
     """Says that the other's state is his."""
-    for words in (("up",), ("run", "--", "true"), ("gc",), ("down", "--all"), ("url",), ("status",)):
+    for words in (("up",), ("run", "--", "true"), ("gc",), ("down", "--all", "--yes"), ("url",), ("status",)):
         said = stranger.refused(*words, PGHARNESS_STATE_DIR=str(victim.state))
         assert "PGHARNESS_STATE_DIR" in said
 
@@ -67,7 +67,7 @@ def with_his_cache(stranger: User, victim: User) -> None:
 
 def with_his_home(stranger: User, victim: User) -> None:
     """Says that the other's home is his (`sudo` that keeps HOME)."""
-    for words in (("up",), ("down", "--all"), ("gc",)):
+    for words in (("up",), ("down", "--all", "--yes"), ("gc",)):
         stranger.refused(*words, HOME=str(victim.home))
 
 
@@ -90,7 +90,7 @@ def with_an_open_umask(stranger: User, victim: User) -> None:
         if not path.is_symlink() and os.lstat(path).st_mode & 0o022
     ]
     assert opened == []
-    stranger.ok("down", "--all")
+    stranger.ok("down", "--all", "--yes")
 
 
 def reads(stranger: User, victim: User) -> None:
@@ -155,7 +155,7 @@ def names_his_processes(stranger: User, victim: User) -> None:
     number = json.loads(his[0].read_text())["pid"] if his else 1
     whole = json.loads((folder / "server.json").read_text())
     (folder / "server.json").write_text(json.dumps({**whole, "pid": number, "watcher": number}))
-    stranger.ok("down", "--all")
+    stranger.ok("down", "--all", "--yes")
     # His own has gone on without a word of it: no record names it any more.
     with suppress(ProcessLookupError):
         os.kill(whole["pid"], signal.SIGQUIT)
@@ -191,7 +191,7 @@ def pair(request: pytest.FixtureRequest, new_user: Callable[..., User]) -> Itera
     with psycopg.connect(victim.url) as session:
         session.execute("insert into users (name) values ('mine')")
     yield Pair(stranger, victim)
-    victim.ok("down", "--all")
+    victim.ok("down", "--all", "--yes")
 
 
 @pytest.mark.parametrize("attempt", TABLE, ids=lambda attempt: attempt.__name__)
@@ -243,7 +243,7 @@ def test_a_name_in_shared_memory_that_the_other_took_first(
     assert f"{victim.memory} is not used" in done.stderr
     assert victim.call("run", "--", "true").returncode == 0
     victim.ok("gc")
-    victim.ok("down", "--all")
+    victim.ok("down", "--all", "--yes")
     after = os.lstat(victim.memory)
     assert (after.st_ino, after.st_mode, after.st_uid, after.st_mtime_ns) == (
         before.st_ino, before.st_mode, before.st_uid, before.st_mtime_ns,
@@ -271,10 +271,10 @@ def test_a_daemon_that_both_use(new_user: Callable[..., User]) -> None:
     looks = ["inspect", "-f", "{{.Id}} {{.State.StartedAt}} {{.State.Status}}", *mine]
     before = docker(*looks)
     assert stranger.ok("up", folder=victim.root).strip() != url
-    for words in (("status",), ("gc",), ("down", "--all"), ("gc",)):
+    for words in (("status",), ("gc",), ("down", "--all", "--yes"), ("gc",)):
         stranger.ok(*words, folder=victim.root)
     assert docker(*looks) == before
     assert docker("ps", "-aq", "--no-trunc", "--filter", label).split() == mine
     assert victim.ok("up").strip() == url
-    victim.ok("down", "--all")
+    victim.ok("down", "--all", "--yes")
     assert docker("ps", "-aq", "--filter", label) == ""

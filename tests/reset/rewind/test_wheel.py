@@ -108,7 +108,7 @@ def installed(built: Path) -> Iterator[Installed]:
         (project / "test_it.py").write_text(TESTS)
         made = Installed(folder, python)
         yield made
-        made.run("-m", "harness", "down", "--all")
+        made.run("-m", "harness", "down", "--all", "--yes")
 
 
 def test_the_wheel_and_the_sdist_hold_what_is_needed(built: Path) -> None:
