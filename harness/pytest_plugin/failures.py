@@ -19,6 +19,12 @@ from harness.pytest_plugin.state import State
 LOG_LINES = 20
 """Lines of the server's log in a report, the newest."""
 
+OUTLIVED = frozenset({"ObjectDeletedError", "StaleDataError", "FlushError", "PendingRollbackError"})
+"""Errors of SQLAlchemy's sessions that hold rows, or a connection, of an earlier test."""
+
+ENDED = "terminating connection due to administrator command"
+"""What the next statement of a session meets that was idle in a transaction, and in a reset's way."""
+
 MOST_LOGS = 10
 """Failures per process whose log is read: a server in a container has to be asked for all of it each time."""
 
@@ -46,7 +52,24 @@ class Failures:
         report = yield
         if report.failed and call.when in ("setup", "call") and not self._state.in_fork:
             report.sections.append(("pg-harness", "\n".join(self._describe(item))))
+            self._tell_what_outlived(item, call)
         return report
+
+    def _tell_what_outlived(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> None:
+        """An ORM's session of an earlier test is the usual reason for some errors, and they do not say so."""
+        error = call.excinfo.value if call.excinfo is not None else None
+        if error is None or not self._refresher.mode.refreshes:
+            return
+        name = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in OUTLIVED), "")
+        if not name and ENDED in str(error):
+            name = type(error).__name__
+        if name:
+            self._state.summary.notice(
+                f"{item.nodeid} failed with {name}, as it happens where a session of an ORM lives on from test to test and holds what a "
+                "reset has undone. End it after each test (SQLAlchemy: Session.remove()), or let such tests share their rows: "
+                'pytest.mark.pg(fresh="none"); docs/fails-with-resets.md',
+                group="outlived",
+            )
 
     def _describe(self, item: pytest.Item) -> Iterable[str]:
         harness, lease = self._state.running
