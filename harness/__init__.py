@@ -29,6 +29,7 @@ from harness.errors import (
 
 if TYPE_CHECKING:
     from harness.config.settings import Settings
+    from harness.control.current import current
     from harness.databases.lease import Lease
     from harness.dsn import Dsn
     from harness.runs.harness import Fleet, Harness
@@ -59,6 +60,7 @@ __all__ = [
     "Settings",
     "TemplateBusy",
     "__version__",
+    "current",
 ]
 
 _LAZY = {
@@ -67,6 +69,7 @@ _LAZY = {
     "Harness": "harness.runs.harness",
     "Lease": "harness.databases.lease",
     "Settings": "harness.config.settings",
+    "current": "harness.control.current",
 }
 
 
