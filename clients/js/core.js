@@ -1,8 +1,11 @@
 // The databases of a living `pg-harness run`: which one is this process's own, and how it becomes pristine again.
 import http from 'node:http';
 
-// Taken before anybody's test replaces them (nock, msw, fake timers).
-const { Agent, request } = http;
+// Taken before anybody's test replaces them (nock, msw, fake timers), and kept where one process loads this file anew for each of its test
+// files, as Jest does.
+const KEPT = Symbol.for('pg-harness.http');
+if (!http[KEPT]) Object.defineProperty(http, KEPT, { value: { Agent: http.Agent, request: http.request } });
+const { Agent, request } = http[KEPT];
 const agent = new Agent({ keepAlive: true });
 /** Milliseconds: longer than a runner's own limit for hooks, since a reset may be a fresh clone on a busy machine. */
 const PATIENCE = 120_000;

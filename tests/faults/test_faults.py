@@ -18,11 +18,11 @@ from harness.servers.port import ServerInfo
 SEED = int(os.environ.get("PGHARNESS_TEST_FAULT_SEED") or random.randrange(10**6))
 
 SIZES = {
-    "up": 20, "run": 18, "down": 8, "bake": 10, "own": 8, "up-again": 40, "fresh": 40, "reset": 52, "mark": 40,
-    "run-warm": 40, "gc": 20, "pytest": 6, "worker": 6, "docker-up": 4, "docker-run": 4, "docker-down": 3,
+    "up": 14, "run": 12, "down": 6, "bake": 6, "own": 6, "up-again": 28, "fresh": 28, "reset": 36, "mark": 28,
+    "run-warm": 28, "gc": 14, "pytest": 4, "worker": 4, "docker-up": 4, "docker-run": 4, "docker-down": 3,
     "docker-bake": 4,
 }  # fmt: skip
-"""How many of each command: more than 300 on local servers."""
+"""How many of each command, each time others: more than 200 on local servers. 300 took a quarter of an hour in CI."""
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def search(
 def test_faults_of_local_servers(search: Callable[[str], Search]) -> None:
     found = search("process")
     assert found.failures == []
-    assert sum(found.tried.values()) >= 300
+    assert sum(found.tried.values()) >= 200
 
 
 @pytest.mark.docker

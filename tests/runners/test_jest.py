@@ -46,10 +46,21 @@ for (const n of [1, 2]) test(`faked ${n}`, async () => {
 });
 """
 
+SEQUENCER = """
+// What a file replaces stays replaced for those that the same process runs after it.
+module.exports = class {
+  sort(tests) { return [...tests].sort((a, b) => b.path.includes('faked') - a.path.includes('faked')); }
+  shard(tests) { return tests; }
+  allFailedTests(tests) { return tests; }
+  cacheResults() {}
+};
+"""
+
 CONFIG = """
 const project = (name, file) => ({ displayName: name, testMatch: [`<rootDir>/${name}/*.test.js`], setupFilesAfterEnv: [file] });
 module.exports = {
   maxWorkers: Number(process.env.PGHARNESS_WORKERS ?? 1),
+  testSequencer: './sequencer.js',
   projects: [project('test', '%s'), project('file', 'pg-harness/jest/file'), project('mark', 'pg-harness/jest/mark')],
 };
 """
@@ -69,7 +80,7 @@ def jest(javascript: Callable[..., Javascript]) -> Javascript:
     project.write({
         "pg-harness.toml": SETTINGS, "jest.config.js": CONFIG % "pg-harness/jest", "single.config.js": CONFIG % "<rootDir>/pg-harness.jest.cjs",
         **{f"{mode}/{number}.test.js": MODES % mode for mode in ("test", "file", "mark") for number in range(2)},
-        "test/faked.test.js": FAKED, "package.json": '{"private": true}',
+        "test/faked.test.js": FAKED, "sequencer.js": SEQUENCER, "package.json": '{"private": true}',
     })  # fmt: skip
     return project
 

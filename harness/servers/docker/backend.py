@@ -29,6 +29,7 @@ from harness.servers.port import (
     Shelf,
     SnapshotStore,
     free_port,
+    private,
 )
 
 logger = logging.getLogger("pg_harness.servers.docker")
@@ -130,8 +131,9 @@ class DockerBackend(Backend):
             ServerStartError: the container ended or did not become ready; its log is in the error.
         """
         for container in self._containers(request.project, request.purpose):
-            if container.status == "created":
-                # Its maker was killed before it started: no server, no data, and nobody else's (there is a lock).
+            if container.status == "created" or private(request.purpose):
+                # Its maker was killed: before it started, or while it was baked, when it has lost its password already. It is
+                # nobody else's (there is a lock).
                 with translated(f"remove the container {container.short_id}"):
                     container_.remove(self.daemon, container.id)
                 continue

@@ -20,7 +20,16 @@ from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerStartError
 from harness.servers import defaults, handshake
 from harness.servers import memory as memory_
-from harness.servers.port import Backend, ServerInfo, ServerRequest, Shelf, SnapshotStore, free_port, watching
+from harness.servers.port import (
+    Backend,
+    ServerInfo,
+    ServerRequest,
+    Shelf,
+    SnapshotStore,
+    free_port,
+    private,
+    watching,
+)
 from harness.servers.process import cluster as cluster_
 from harness.servers.process import folders
 from harness.servers.process.binaries import Binaries, choose
@@ -116,12 +125,13 @@ class ProcessBackend(Backend):
         """
         user = ServerUser.find()
         for folder, record in self._records(request.project, request.purpose):
-            if record.running(folder):
+            # One of a single owner, who was killed: nobody knows how far he came.
+            if record.running(folder) and not private(request.purpose):
                 return _wait(folder, record, request)
             if request.purpose == "up" and record.whole and (folder / "data" / "PG_VERSION").exists():
                 logger.info("process: the server in %s was stopped: starting it again, with its data", folder)
                 return self._launch(folder, _renewed(record, request), request, user)
-            # What a server left that was killed together with its watcher.
+            # That one, or what a server left that was killed together with its watcher.
             _remove(folder)
         cache = user.reachable(self.cache, "caches")
         binaries = enterable_binaries(self.binaries(), user, cache)
