@@ -42,6 +42,7 @@ def test_the_environment_is_read_at_the_edges_only() -> None:
         "postgres.session",
         "cli",
         "pytest_plugin",
+        "control.current",
         "runs.harness",
         "bench",
         "__main__",

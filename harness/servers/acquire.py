@@ -162,7 +162,9 @@ class _Search:
             raise wrong
         hint.write(info)
         if self._purpose == "up":
-            _last_of_person(self._project).note({"port": info.dsn.port, "password": str(info.dsn.password)})
+            # With the root: it is forgotten where the checkout is gone.
+            noted = {"root": info.root, "port": info.dsn.port, "password": str(info.dsn.password)}
+            _last_of_person(self._project).note(noted)
         return self.result(info, session, hint, started=True)
 
     def listed(self, backend: Backend) -> tuple[Server | None, Hint]:

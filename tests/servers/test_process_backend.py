@@ -112,9 +112,9 @@ def test_root_runs_it_unprivileged_where_binaries_are_closed(place: Checkout, tm
 
 def test_a_port_that_was_taken_meanwhile(place: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        free = process._free_port
+        free = process.free_port
         ports = iter([taken.getsockname()[1]] * 2)
-        monkeypatch.setattr(process, "_free_port", lambda: next(ports, None) or free())
+        monkeypatch.setattr(process, "free_port", lambda address: next(ports, None) or free(address))
         info = backend(place).start(place.request())
         assert info.dsn.port != taken.getsockname()[1]
         with Session.connect(info.dsn) as session:
