@@ -103,7 +103,9 @@ def cold(new_project: Callable[..., Project]) -> Iterator[Project]:
 def servers(project: Project) -> dict[str, str]:
     """Purpose → which server it is, as it was noted."""
     folder = Path(project.environ["PGHARNESS_STATE_DIR"], project_id(project.root))
-    return {path.stem: json.loads(path.read_text())["server_id"] for path in folder.glob("*.json")}
+    noted = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    # The address that a person's server had is noted beside them.
+    return {purpose: hint["server_id"] for purpose, hint in noted.items() if purpose != "address"}
 
 
 def check(environ: dict[str, str], names: list[str]) -> None:
