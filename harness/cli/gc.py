@@ -58,8 +58,10 @@ def run(context: Context) -> int:
                 )
                 if not context.json:
                     context.console.answer(f"{name}  {doomed.reason}")
+            if at_once:
+                continue
             names, seconds = sweep.waiting(server.link.session, context.project.id)
-            if names and not at_once:
+            if names:
                 waiting.append(
                     {
                         "databases": names,

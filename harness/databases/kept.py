@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,12 +41,12 @@ class Kept:
 
 def has_room(server: ServerSession) -> bool:
     """Whether fewer than ``keep_failed`` tests of this run have a copy: the first failures tell most."""
-    return len(_of_run(server)) < server.settings.keep_failed
-
-
-def _of_run(server: ServerSession) -> list[list[Database]]:
     there = databases.list_ours(server.link.session, server.project.id)
-    return [test for test in sweep.kept_tests(there) if test[0].owner == server.run]
+    return _tests_of_run(server, there) < server.settings.keep_failed
+
+
+def _tests_of_run(server: ServerSession, there: Iterable[Database]) -> int:
+    return sum(test[0].owner == server.run for test in sweep.kept_tests(there))
 
 
 def keep_copies(server: ServerSession, lease: Lease, why: str, *, schema_changed: bool = False) -> list[Kept]:
@@ -62,13 +63,10 @@ def keep_copies(server: ServerSession, lease: Lease, why: str, *, schema_changed
         HarnessError: a copy could not be made; nothing is left of it.
     """
     kept = [_keep(server, lease, name, why, schema_changed) for name in lease.databases]
-    earlier = [
-        found
-        for found in databases.list_ours(server.link.session, server.project.id)
-        # What a failed migration left is kept apart: there is one at most.
-        if not found.sandbox and found.owner != server.run
-    ]
-    for old in sweep.surplus(earlier, max(0, server.settings.keep_failed - len(_of_run(server)))):
+    there = databases.list_ours(server.link.session, server.project.id)
+    # What a failed migration left is kept apart: there is one at most.
+    earlier = [found for found in there if not found.sandbox and found.owner != server.run]
+    for old in sweep.surplus(earlier, max(0, server.settings.keep_failed - _tests_of_run(server, there))):
         # Somebody looks at it: it goes another time.
         if old.sessions == 0:
             databases.drop(server.link.session, old.name, server.project.id)

@@ -58,11 +58,6 @@ def adopt(state: State) -> list[str]:
             _point(values, dsn)
         elif str(values.get("NAME")) not in ours:
             left.append(alias)
-    for alias in left:
-        # Django makes each depend on `default`, and finds a circle where that is not among those to be made.
-        test = connections.settings[alias].setdefault("TEST", {})
-        depends = test.get("DEPENDENCIES", [])
-        test["DEPENDENCIES"] = [other for other in depends if other in left and other != alias]
     return left
 
 
@@ -78,6 +73,7 @@ def django_db_setup(
     request: pytest.FixtureRequest, django_test_environment: None, django_db_blocker: Any
 ) -> Iterator[None]:
     """The databases are there and migrated; only aliases that we have none for are made by Django."""
+    from django.db import connections
     from django.test.utils import setup_databases, teardown_databases
 
     state = state_of(request.config)
@@ -89,6 +85,11 @@ def django_db_setup(
         f"Django makes {', '.join(left)} itself, on the server that its settings name: there is no "
         f"[tool.pg-harness.databases.{left[0]}]"
     )
+    for alias in left:
+        # Django makes each depend on `default`, and finds a circle where that is not among those to be made.
+        test = connections.settings[alias].setdefault("TEST", {})
+        depends = test.get("DEPENDENCIES", [])
+        test["DEPENDENCIES"] = [other for other in depends if other in left and other != alias]
     verbosity = request.config.option.verbose
     with django_db_blocker.unblock():
         made = setup_databases(verbosity=verbosity, interactive=False, aliases=left)

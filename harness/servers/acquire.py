@@ -147,8 +147,10 @@ class _Search:
         if found is not None:
             return found
         # A person's that was stopped starts again, with its data: it is used as it is, whatever is asked for now.
-        stopped = self._purpose == "up" and any(
-            one.purpose == hint.purpose for one in backend.list(self._project.id)
+        stopped = (
+            self._settings.pg_version is not None
+            and self._purpose == "up"
+            and any(one.purpose == hint.purpose for one in backend.list(self._project.id))
         )
         request = new_request(self._project, hint.purpose, ttl)
         marked = drift.of(self._settings, backend.name)
@@ -339,7 +341,7 @@ def new_request(project: Project, purpose: str, ttl: float | None) -> ServerRequ
     """
     settings = project.settings
     port, password = _last_address(project) if purpose == "up" else (0, "")
-    port = settings.port or port if purpose == "up" else 0
+    named = settings.port if purpose == "up" else 0
     return ServerRequest(
         project=project.id,
         purpose=purpose,
@@ -348,8 +350,8 @@ def new_request(project: Project, purpose: str, ttl: float | None) -> ServerRequ
         password=password or secrets.token_hex(24),
         settings=defaults.throwaway(max_connections=settings.max_connections, user=settings.postgres),
         storage=settings.storage,
-        port=port,
-        port_named=bool(settings.port) and port == settings.port,
+        port=named or port,
+        port_named=bool(named),
         ttl=ttl if purpose == "up" else (ttl or settings.ttl),
         start_timeout=settings.start_timeout,
     )

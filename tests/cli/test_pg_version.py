@@ -49,21 +49,18 @@ def test_the_old_word_is_read_with_a_warning(
         assert load(tmp_path, text, environ, **overrides).pg_version == "16"
 
 
-@pytest.mark.parametrize("value", ["17", '"17"', '"17.2"', '"19beta1"'])
+@pytest.mark.parametrize("value", ["17", '"17"', '"17 "', '"17.2"', '"19beta1"'])
 def test_what_a_version_may_be(tmp_path: Path, value: str) -> None:
     settings = load(tmp_path, f"pg_version = {value}")
-    assert settings.pg_version == value.strip('"')
+    assert settings.pg_version == value.strip('" ')
     assert settings.image == f"postgres:{settings.pg_version}"
     assert settings.origin("image") == "default"
     named = load(tmp_path, f'pg_version = {value}\nimage = "mine:1"')
     assert named.image == "mine:1"
 
 
-@pytest.mark.parametrize("value", ["17.10", "true", '"latest"', '">=15"', '"17 "', '"-1"'])
+@pytest.mark.parametrize("value", ["17.10", "true", '"latest"', '">=15"', '"-1"'])
 def test_what_it_may_not_be(tmp_path: Path, value: str) -> None:
-    if value == '"17 "':
-        assert load(tmp_path, f"pg_version = {value}").pg_version == "17"
-        return
     with pytest.raises(ConfigError, match="pg_version"):
         load(tmp_path, f"pg_version = {value}")
 
