@@ -50,7 +50,7 @@ SCENARIOS = {
     "vitest-prisma": Scenario(
         (*HARNESS, "run", "-n", "8", "--", "npm", "test"),
         (*HARNESS, "run", "--", "npm", "test", "--", "--maxWorkers=1"),
-        {"SHARED": "1"},
+        {"SHARED": "1", "PGHARNESS_CONNECTIONS_PER_WORKER": "16"},
         NPM,
     ),
     "vitest-nest-prisma": Scenario(
