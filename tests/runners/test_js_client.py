@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from fix_examples import CLIENT, Javascript
+from fix_examples import CLIENT, EXAMPLES, Javascript
 from fix_snippets import files, runs
 
 from harness.cli.runner_files import RUNNERS, commonjs
@@ -21,6 +21,14 @@ def test_its_own_tests() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "# fail 0" in done.stdout or "fail 0" in done.stdout
+
+
+def test_an_example_gets_a_copy_of_it() -> None:
+    """A link's own imports (``@playwright/test``) are looked for beside its target, where they are not."""
+    packages = [path for path in EXAMPLES.glob("*/package.json") if "file:../../clients/js" in path.read_text()]
+    assert len(packages) >= 5
+    for path in packages:
+        assert "install-links=true" in (path.parent / ".npmrc").read_text().splitlines()
 
 
 @pytest.mark.parametrize("name", ["core", "edges/jest"])
