@@ -38,6 +38,7 @@ class Template:
         unlogged: which life of the server its unlogged tables are of, see :func:`harness.postgres.incarnation.label`.
         built: whether this process built it just now.
         seconds: what finding or building it took.
+        migrated: seconds that its migrations took when it was built.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Template:
     unlogged: str = ""
     built: bool = False
     seconds: float = 0.0
+    migrated: float = 0.0
 
 
 def ensure(
@@ -208,6 +210,7 @@ def _from_label(name: str, label: Label, database: str) -> Template:
         label.size or 0,
         label.settled or False,
         label.life,
+        migrated=label.seconds or 0.0,
     )
 
 

@@ -117,6 +117,7 @@ def _open(project: Project, options: Any) -> State:
             project,
             rebuild=options.pg_harness_rebuild,
             progress=teller.progress,
+            workers=_told(options) or (os.cpu_count() or 1 if controls else 1),
             worker="" if controls else "main",
         )
         if controls and harness.shared is None:

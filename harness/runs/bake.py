@@ -153,6 +153,14 @@ class Baker:
         parts = json.dumps([FORMAT, SPEC_FORMAT, origin.text, tried, fingerprints], sort_keys=True)
         return hashlib.sha256(parts.encode()).hexdigest()[:24], fingerprints
 
+    def ended_key(self, key: str) -> str:
+        """Of what a server of test runs of this checkout leaves at its end: its databases are the checkout's own."""
+        return hashlib.sha256(f"ended {key} {self._project.id}".encode()).hexdigest()[:24]
+
+    def look_ended(self) -> Snapshot | None:
+        """What a server of these migrations has left, see :mod:`harness.runs.ended`."""
+        return self._look(self.ended_key(self.key()[0]))
+
     def _look(self, key: str) -> Snapshot | None:
         found = self.store.find(key)
         if found is not None:
@@ -178,7 +186,7 @@ class Baker:
             self._fill(link.session, server.info.binaries, progress)
             link.close()
             server.close()
-            return self.store.keep(server.info, key, self._facts(fingerprints, reset))
+            return self.store.keep(server.info, key, self.facts(fingerprints, reset))
         except (MigrationError, ServerLost) as error:
             memory.explain(error, server)
             error.add_note(
@@ -207,7 +215,12 @@ class Baker:
             )
         session.execute(f"alter role {ident(owner.name)} password null")
 
-    def _facts(self, fingerprints: Mapping[str, str], reset: str) -> dict[str, str]:
+    def facts(self, fingerprints: Mapping[str, str], reset: str) -> dict[str, str]:
+        """What a snapshot is, for people.
+
+        Args:
+            reset: what resets by pages there.
+        """
         return {
             "root": str(self._settings.root),
             "databases": ", ".join(f"{name} {value[:8]}" for name, value in fingerprints.items()),
@@ -265,10 +278,15 @@ def evict(
     return left if dry_run else [old for old in left if store.remove(old.item)]
 
 
-def baked_base(project: Project, backend: Backend) -> str | None:
-    """What a new server can start from, migrated already; a hint only: without it, it is migrated."""
+def baked_base(project: Project, backend: Backend, *, ended: bool = False) -> str | None:
+    """What a new server can start from, migrated already; a hint only: without it, it is migrated.
+
+    Args:
+        ended: it may be what an earlier server of the checkout's test runs has left.
+    """
     try:
-        found = Baker(project, backend).look()
+        baker = Baker(project, backend)
+        found = baker.look() or (baker.look_ended() if ended else None)
     except HarnessError:
         # Whatever is wrong is said where it matters: at the start, or by the migrations.
         return None

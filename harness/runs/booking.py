@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from harness.postgres import databases, names
 from harness.postgres.session import Session
+
+if TYPE_CHECKING:
+    from harness.runs.session import ServerSession
 
 WAITING = 2
 """Connections of a run that has booked none yet: its sign of life, and the session that it asks with."""
@@ -50,3 +56,17 @@ def living(session: Session) -> list[Booking]:
     """What runs that are alive have booked on this server. One round trip, in the maintenance database."""
     found = (_SHOWN.fullmatch(shown) for shown in session.column(_LIVING))
     return [Booking(m[1], int(m[2]), int(m[3]), int(m[4])) for m in found if m is not None]
+
+
+def workers_of_others(server: ServerSession) -> int:
+    """How many workers the other runs on a server have: booked, or by their databases, whichever are more."""
+    session = server.link.session
+    booked = {found.run: found.workers for found in living(session)}
+    leased = Counter(
+        found.owner
+        for found in databases.list_ours(session, server.project.id)
+        if found.kind is names.Kind.LEASE and not found.sandbox
+    )
+    each = max(1, len(server.settings.databases))
+    runs = {*booked, *leased} - {server.run}
+    return sum(max(booked.get(run, 0), -(-leased[run] // each)) for run in runs)

@@ -17,7 +17,7 @@ from harness.errors import ConfigError, HarnessError
 from harness.migrations import registry as migrations
 from harness.migrations.port import Progress, unseen
 from harness.postgres import names
-from harness.runs import rewinding
+from harness.runs import booking, ended, rewinding
 from harness.runs.harness import Harness
 from harness.runs.placement import Placement, SharedServer
 from harness.runs.session import ServerSession
@@ -120,23 +120,26 @@ def shared(project: Project, run: str, options: RunOptions) -> SharedServer:
         BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
     """
     rebuild, purpose = options.get("rebuild", False), options.get("purpose", "run")
-    project = memory.with_storage(project)
+    workers = options.get("workers", 1)
+    project = memory.with_storage(project, workers)
 
     def base(backend: Backend) -> str | None:
         # Where a server must be started; what runs already needs nothing of it.
         from harness.runs.bake import baked_base
 
-        return None if rebuild else baked_base(project, backend)
+        return None if rebuild else baked_base(project, backend, ended=purpose == "run")
 
     session = ServerSession(
         project,
         acquire.ensure(project, purpose=purpose, base=base, files=partial(rewinding.files, project)),
         run=run,
-        workers=options.get("workers", 1),
+        workers=workers,
         progress=options.get("progress", unseen),
     )
     try:
-        moving = _prepare_or_move(session, rebuild=rebuild, may_move=purpose == "run")
+        moving = _prepare_or_move(session, workers, rebuild=rebuild, may_move=purpose == "run")
+        if purpose == "run":
+            (ended.copy_now if moving else ended.keep_later)(session)
     except BaseException:
         session.abandon()
         raise
@@ -160,7 +163,7 @@ def _note(session: ServerSession, purpose: str) -> None:
     )
 
 
-def _prepare_or_move(session: ServerSession, *, rebuild: bool, may_move: bool) -> bool:
+def _prepare_or_move(session: ServerSession, workers: int, *, rebuild: bool, may_move: bool) -> bool:
     """Have the templates ready; True where everything has to be done again on disk."""
     project, server = session.project, session.server
     try:
@@ -171,4 +174,6 @@ def _prepare_or_move(session: ServerSession, *, rebuild: bool, may_move: bool) -
         memory.explain(error, server)
         raise
     size = sum(template.size for template in session.templates.values())
-    return may_move and memory.must_move(project, server, size)
+    return may_move and memory.must_move(
+        project, server, size, workers, lambda: booking.workers_of_others(session)
+    )

@@ -225,6 +225,12 @@ class ServerSession:
             held.append(("server", self.server.info.server_id))
         self._life = SignOfLife(self.link.another(), held, Booking(self.run, os.getpid()).shown)
 
+    def leave_life(self) -> None:
+        """Take the sign of life away: whoever still holds the server is another run."""
+        if self._life is not None:
+            self._life.close()
+            self._life = None
+
     def book(self, workers: int, connections: int) -> None:
         """Say that this run takes so many of the server's connections, until it ends."""
         self._show_life()

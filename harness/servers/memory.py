@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,9 @@ PROCESSES = 48 * MB
 
 WRITES = 288 * MB
 """What a server's WAL (max_wal_size is soft), its own databases and a test's rows may take beside templates and clones."""
+
+CROWD = 64
+"""Where templates are so small that this many workers have room, nobody is counted."""
 
 _FULL = re.compile(r"No space left on device|could not extend file .*: wrote only \d+ of \d+ bytes")
 """What a server says of a full file system; ours speak English (``lc_messages = C``).
@@ -230,24 +233,29 @@ def told_full(text: str) -> bool:
 
 
 def must_move(
-    project: Project,
-    server: Server,
-    size: int,
+    project: Project, server: Server, size: int, workers: int, others: Callable[[], int] = lambda: 0
 ) -> bool:
-    """Whether the data has outgrown the memory that it may take; noted, and told.
+    """Whether the data outgrows the memory that it may take; noted, and told.
 
     Args:
         size: bytes of all templates.
+        workers: how many will have a clone of each.
+        others: asked, where it may matter, how many those of other runs on this server are.
     """
     if not _may_move(project.settings, server):
         return False
-    needed, there = grown(size, os.cpu_count() or 1), allowed(project.settings)
+    there = allowed(project.settings)
+    if grown(size, max(workers, CROWD)) <= there:
+        return False
+    workers += others()
+    needed = grown(size, workers)
     if needed <= there:
         return False
-    remember(project, needed)
+    remember(project, size)
     logger.info(
-        "templates and clones need about %d MB, and %d MB of memory may be used: "
-        'moving to disk, and migrating once more. storage = "disk" avoids this',
+        "templates and clones of %d workers need about %d MB, and %d MB of memory may be used: "
+        'moving to disk. storage = "disk" avoids this',
+        workers,
         needed >> 20,
         there >> 20,
     )
@@ -262,7 +270,7 @@ def ran_out(
     """Whether a migration failed because its data did not fit into memory, where disk may do; noted, and told."""
     if not _may_move(project.settings, server) or not (told_full(error.full_text) or _logged(error, server)):
         return False
-    # How much is needed is unknown: more than there is.
+    # How large it is, is unknown: larger than what there is.
     remember(project, 2 * allowed(project.settings))
     logger.info(
         "the data does not fit into memory: moving to disk, and migrating once more. "
@@ -328,26 +336,30 @@ def explaining(server: Server) -> Iterator[None]:
         raise
 
 
-def with_storage(project: Project) -> Project:
-    """The same project, with ``storage = "disk"`` where this checkout's data was too large for memory before."""
+def with_storage(project: Project, workers: int) -> Project:
+    """The same project, with ``storage = "disk"`` where this checkout's data was too large for memory before.
+
+    Args:
+        workers: of this run.
+    """
     if project.settings.storage != "auto":
         return project
     try:
-        noted = int(_note(project).read_text())
+        size = int(_note(project).read_text())
     except (OSError, ValueError):
         return project
-    # The noted need, against today's room: another machine day may have more of it.
-    return project.having(storage="disk") if noted > allowed(project.settings) else project
+    # Against today's workers and room: another day may have fewer of the former, or more of the latter.
+    return project.having(storage="disk") if grown(size, workers) > allowed(project.settings) else project
 
 
-def remember(project: Project, needed: int) -> None:
-    """Note how much is needed; where it cannot be noted, the next start finds out again."""
+def remember(project: Project, size: int) -> None:
+    """Note the bytes of the templates; where they cannot be noted, the next start finds out again."""
     path = _note(project)
     try:
-        replace_file(path, str(needed))
+        replace_file(path, str(size))
     except OSError:
         return
 
 
 def _note(project: Project) -> Path:
-    return project.folder / "needed-bytes"
+    return project.folder / "template-bytes"

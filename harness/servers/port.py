@@ -330,6 +330,14 @@ class SnapshotStore(Protocol):
         """
         ...
 
+    def keep_later(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> bool:
+        """Ask the switch of a server with a TTL to keep its data when that is over; False where there is none that can.
+
+        Raises:
+            BackendError: it cannot be asked.
+        """
+        return False
+
     def touch(self, snapshot: Snapshot) -> None:
         """Note that it was used now; eviction goes by that."""
         ...

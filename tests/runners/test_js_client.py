@@ -25,7 +25,9 @@ def test_its_own_tests() -> None:
 
 def test_an_example_gets_a_copy_of_it() -> None:
     """A link's own imports (``@playwright/test``) are looked for beside its target, where they are not."""
-    packages = [path for path in EXAMPLES.glob("*/package.json") if "file:../../clients/js" in path.read_text()]
+    packages = [
+        path for path in EXAMPLES.glob("*/package.json") if "file:../../clients/js" in path.read_text()
+    ]
     assert len(packages) >= 5
     for path in packages:
         assert "install-links=true" in (path.parent / ".npmrc").read_text().splitlines()

@@ -1,4 +1,8 @@
-"""Snapshots of local servers: data directories in the cache, renamed into place when they are whole."""
+"""Snapshots of local servers: data directories in the cache, renamed into place when they are whole.
+
+What a server's switch keeps at its end (:meth:`ProcessSnapshots.keep_later`) lies one folder deeper, which is the server's
+user's: the cache itself is root's where root starts the servers.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +23,22 @@ from harness.postgres.session import Session
 from harness.servers.port import STOP_PATIENCE, Origin, ServerInfo, Snapshot, SnapshotStore, private
 from harness.servers.process import cluster
 from harness.servers.process.record import Record, log_tail
-from harness.servers.process.user import ServerUser, is_old, make_folder, remove_cut_off, renamed_last
+from harness.servers.process.user import ServerUser, is_old, make_folder, put, remove_cut_off, renamed_last
 
 if TYPE_CHECKING:
     from harness.servers.process.backend import ProcessBackend
 
 _PREFIX = "base-"
 _FACTS = "base.json"
+
+ENDED = "ended"
+"""The folder for what servers have left, below the cache."""
+
+KEEP = "keep"
+"""A folder in a server's own: what ``watch.sh`` puts beside the data that it keeps, and in ``target`` where to."""
+
+_HALF = ".half"
+"""The end of a name that ``watch.sh`` is still copying to."""
 
 
 class ProcessSnapshots(SnapshotStore):
@@ -59,7 +72,11 @@ class ProcessSnapshots(SnapshotStore):
 
     def find(self, key: str) -> Snapshot | None:
         """The directory of that key, if it was finished."""
-        return _read(self.folder / f"{_PREFIX}{key}")
+        return next((found for place in self._places if (found := _read(place / f"{_PREFIX}{key}"))), None)
+
+    @property
+    def _places(self) -> tuple[Path, Path]:
+        return self.folder, self.folder / ENDED
 
     def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Snapshot:
         """End the postmaster with a checkpoint, copy its directory, rename the copy last."""
@@ -99,6 +116,31 @@ class ProcessSnapshots(SnapshotStore):
             raise ServerStartError(f"the baked directory {target} was removed while it was made")
         return found
 
+    def keep_later(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> bool:
+        """Put what belongs beside the data into the server's folder, for ``watch.sh``, which looks for it last."""
+        folder = Path(info.handle)
+        record = Record.read(folder)
+        if record is None or not record.watched(folder):
+            return False
+        target = make_folder(self.folder / ENDED, self._user, 0o711) / f"{_PREFIX}{key}"
+        try:
+            aside = make_folder(folder / KEEP, self._user)
+            self._user.write_secret(aside / "password", record.password)
+            content = {
+                **facts,
+                "key": key,
+                "size": _size(folder / "data"),
+                "created": time.time(),
+                "uid": os.getuid(),
+            }
+            StateFile(aside / _FACTS).write(content)
+            self._user.give(aside / _FACTS)
+            # Last: without it there is nothing to be done.
+            put(aside / "target", f"{target}\n".encode())
+        except OSError as error:
+            raise BackendError(f"{folder / KEEP} cannot be written: {error.strerror}") from error
+        return True
+
     def _end_cleanly(self, folder: Path, record: Record) -> None:
         # The watcher first: once the server has ended, it removes the folder.
         record.kill_watcher(folder)
@@ -130,7 +172,8 @@ class ProcessSnapshots(SnapshotStore):
 
     def list(self) -> Sequence[Snapshot]:
         """All finished directories that this user's runs have made."""
-        found = [_read(path) for path in sorted(self.folder.glob(f"{_PREFIX}*"))]
+        paths = (path for place in self._places for path in sorted(place.glob(f"{_PREFIX}*")))
+        found = [_read(path) for path in paths]
         return [snapshot for snapshot in found if snapshot is not None]
 
     def remove(self, snapshot: Snapshot) -> bool:
@@ -139,7 +182,12 @@ class ProcessSnapshots(SnapshotStore):
 
     def leftovers(self) -> Sequence[str]:
         """Half-written and half-removed folders of the cache, and servers that were cut off before they ran."""
-        gone = remove_cut_off(self.folder)
+        gone = [path for place in self._places for path in remove_cut_off(place)]
+        for path in (self.folder / ENDED).glob(f"*{_HALF}"):
+            # Its switch was killed: a copy takes seconds.
+            if is_old(path):
+                shutil.rmtree(path, ignore_errors=True)
+                gone.append(str(path))
         for info in self._backend.list(None):
             # Those that run end by their switch; the others may be starting just now.
             own = private(info.purpose)

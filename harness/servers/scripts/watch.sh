@@ -2,7 +2,8 @@
 # Beside a server, never its child: killing a child of the postmaster makes it restart.
 #   watch.sh watch PID PSQL KEY TTL [DIRECTORY]  end the server PID once nobody has held the shared advisory
 #                                      lock KEY (on the database postgres) for TTL seconds, or once it cannot
-#                                      be asked for that long; then remove DIRECTORY.
+#                                      be asked for that long; then remove DIRECTORY, or keep its data
+#                                      first: see leave().
 #   watch.sh password PID PSQL         only do what follows.
 # The first line of standard input, where it is not empty, becomes the superuser's password as soon as the server
 # answers. PGHOST and PGPORT say where the server is, PGPASSFILE how to log in, PGHARNESS_DATA (if set) its directory.
@@ -131,8 +132,25 @@ END
     sleep 1
 done
 
+# What is dear to migrate again stays for the next start (process/snapshots.py, keep_later): whole, or nothing of it.
+leave() {
+    { read -r target <"$directory/keep/target"; } 2>/dev/null || return 0
+    [ ! -e "$target" ] || return 0
+    half=$target.$$.half
+    if mkdir "$half" && cp -a "$directory/data" "$directory/keep/base.json" "$directory/keep/password" "$half/"; then
+        touch "$half/base.json"
+        mv "$half" "$target"
+        echo "pg-harness: its data is kept in $target" >&2
+    else
+        rm -rf "$half"
+    fi
+}
+
+clean=$ours
 for signal in INT QUIT KILL; do
     alive || break
+    # Without a checkpoint its unlogged tables would be lost at the next start.
+    [ "$signal" = INT ] || clean=
     kill -"$signal" "$pid" 2>/dev/null
     waited=0
     while alive && [ "$waited" -lt 5 ]; do sleep 1; waited=$((waited + 1)); done
@@ -140,5 +158,6 @@ done
 if [ -n "$directory" ]; then
     # Who started a server that died at once still wants the end of its log.
     [ "$ours" = yes ] || sleep 3
+    [ "$clean" != yes ] || leave
     rm -rf "$directory"
 fi
