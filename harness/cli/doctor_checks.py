@@ -22,7 +22,7 @@ from harness.migrations.port import Configured
 from harness.migrations.registry import kinds, load, packages
 from harness.reset.rewind import module
 from harness.runs import rewinding
-from harness.servers import inventory, memory, registry
+from harness.servers import explaining, inventory, memory, registry
 
 Result = tuple[str, str, Sequence[str]]
 Check = Callable[[Context], Iterator[Result]]
@@ -231,6 +231,9 @@ def servers(context: Context) -> Iterator[Result]:
         for server in found:
             info = server.server.info
             yield "ok", f"{info.purpose}: {info.description} answers", ()
+            if why := explaining.upgraded(server.server):
+                told, _, remedy = why.rpartition(". ")
+                yield "fail", f"{info.purpose}: {told}", [remedy]
             if not server.server.guarded:
                 yield (
                     "note",

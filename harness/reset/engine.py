@@ -608,6 +608,8 @@ def _unreadable(error: ServerRefused) -> RecloneNeeded:
             lasting=True,
         )
     remedy = remedies.get(error.sqlstate, "")
+    if "could not load library" in error.message:
+        remedy = "if PostgreSQL was upgraded under the server, it has to be started again: `pg-harness doctor` tells"
     return RecloneNeeded(f"the server's log cannot be read: {error}", remedy=remedy, lasting=bool(remedy))
 
 

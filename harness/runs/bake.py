@@ -28,7 +28,7 @@ from harness.postgres import names
 from harness.postgres.admin import Link
 from harness.postgres.session import Session, ident
 from harness.runs import rewinding
-from harness.servers import acquire, memory, registry
+from harness.servers import acquire, explaining, registry
 from harness.servers.port import Backend, Snapshot, SnapshotStore
 
 logger = logging.getLogger("pg_harness.runs")
@@ -188,7 +188,7 @@ class Baker:
             server.close()
             return self.store.keep(server.info, key, self.facts(fingerprints, reset))
         except (MigrationError, ServerLost) as error:
-            memory.explain(error, server)
+            explaining.explain(error, server)
             error.add_note(
                 "It was migrated in a server of its own, which is gone. To look at the half-migrated "
                 'database, run once with isolation = "database".'

@@ -171,7 +171,6 @@ def _prepare_or_move(session: ServerSession, workers: int, *, rebuild: bool, may
     except HarnessError as error:
         if may_move and memory.ran_out(error, project, server):
             return True
-        memory.explain(error, server)
         raise
     size = sum(template.size for template in session.templates.values())
     return may_move and memory.must_move(

@@ -128,9 +128,9 @@ class ServerSession:
 
     def _explain(self, error: HarnessError) -> None:
         # Here: a worker that joins pays for it only where something is wrong.
-        from harness.servers import memory
+        from harness.servers import explaining
 
-        memory.explain(error, self.server)
+        explaining.explain(error, self.server)
 
     def _rewinds(self) -> str:
         answer = self.rewinding
@@ -200,9 +200,12 @@ class ServerSession:
             # Asked for now: a run that cannot have what its settings ask for ends before it migrates.
             _ = self.rewinding
         for database in self.settings.databases:
-            made = self.templates[database.name] = self._template(
-                self.link, self.spec(database), rebuild=rebuild
-            )
+            try:
+                made = self._template(self.link, self.spec(database), rebuild=rebuild)
+            except HarnessError as error:
+                self._explain(error)
+                raise
+            self.templates[database.name] = made
             if not made.built:
                 template.touch(self.link.session, made)
 

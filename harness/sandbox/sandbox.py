@@ -22,7 +22,7 @@ from harness.sandbox import marks, reset
 from harness.sandbox.marks import SavedMark
 from harness.sandbox.reset import SandboxReset
 from harness.sandbox.watermarks import Provenance, WatermarkStore
-from harness.servers import acquire, memory
+from harness.servers import acquire, explaining
 from harness.servers.handle import Server
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ class Sandbox:
                 "a test takes lease.mark()"
             )
         # Both copy databases, and a copy that found the disk full says so in the server's log only.
-        with memory.explaining(self.server), self._alone():
+        with explaining.explaining(self.server), self._alone():
             self._open_again([place])
             yield
 

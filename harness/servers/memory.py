@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -324,16 +323,6 @@ def explain(error: HarnessError, server: Server) -> None:
     if server.info.storage == "memory":
         remedy = ' Set storage = "disk" (PGHARNESS_STORAGE), or more memory_limit.'
     error.add_note(f"The server's data is {where}, and there is no room left.{remedy}")
-
-
-@contextmanager
-def explaining(server: Server) -> Iterator[None]:
-    """Does so for the errors of a block."""
-    try:
-        yield
-    except HarnessError as error:
-        explain(error, server)
-        raise
 
 
 def with_storage(project: Project, workers: int) -> Project:

@@ -76,7 +76,7 @@ def choose(environ: Mapping[str, str], *, folder: Path | None, version: str | No
         if missing:
             checked.append(f"{origin}: {place} has no {' and no '.join(missing)}")
             continue
-        found = _version(programs[0])
+        found = version_of(programs[0])
         if found is None:
             checked.append(f"{origin}: {programs[0]} does not run on this machine")
         elif version is not None and not matches(found, version):
@@ -154,7 +154,8 @@ def _bindir(path: list[str]) -> Path | None:
     return None
 
 
-def _version(program: Path) -> str | None:
+def version_of(program: Path) -> str | None:
+    """What ``postgres --version`` says, for instance ``"15.18"``; None: it cannot be run."""
     try:
         done = subprocess.run(
             [str(program), "--version"], capture_output=True, text=True, timeout=20, check=False
