@@ -96,6 +96,11 @@ class LeaseChanges(dict[str, "Changes"]):
     def __bool__(self) -> bool:
         return any(self.values())
 
+    @property
+    def committed(self) -> bool:
+        """Whether other sessions see any of it."""
+        return any(found.committed for found in self.values())
+
     def __str__(self) -> str:
         if len(self) == 1:
             return str(next(iter(self.values())))

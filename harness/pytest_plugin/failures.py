@@ -145,6 +145,9 @@ class Failures:
         # A template is no evidence.
         if most < 1 or (changed is not None and not changed):
             return
+        if changed is not None and not changed.committed:
+            lines.append("no copy was kept: nothing of it was committed")
+            return
         try:
             # Here: a run in which no test fails copies nothing.
             from harness.databases.kept import has_room, keep_copies

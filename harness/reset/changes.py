@@ -65,6 +65,7 @@ class Changes:
         ddl: what differs in the catalogs from the baseline, for people; empty where nothing does.
         names: OID → name, for people.
         aborted: OID → what transactions wrote to tables that were rolled back: no row of it is seen, but it takes room.
+        unfinished: OIDs of tables to which nobody has committed anything, as far as is known: the transactions that wrote go on.
     """
 
     tables: Mapping[int, TableChange] = field(default_factory=dict)
@@ -75,9 +76,15 @@ class Changes:
     ddl: tuple[str, ...] = ()
     names: Mapping[int, str] = field(default_factory=dict)
     aborted: Mapping[int, TableChange] = field(default_factory=dict)
+    unfinished: frozenset[int] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.tables or self.sequences or self.catalogs or self.unknown or self.ddl)
+
+    @property
+    def committed(self) -> bool:
+        """Whether anything is there for other sessions to see; a sequence that moved moves in a ROLLBACK too."""
+        return bool(self.tables.keys() - self.unfinished or self.ddl)
 
     @property
     def table_names(self) -> tuple[str, ...]:
@@ -104,6 +111,8 @@ class Changes:
                 counts.append("rewritten")
             if change.unlogged:
                 counts.append("unlogged, perhaps changed")
+            if oid in self.unfinished:
+                counts.append("not committed")
             lines.append(f"{self.names.get(oid, oid)}: {', '.join(counts) or 'changed'}")
         lines.extend(f"{name}: sequence moved" for name in self.sequence_names)
         lines.extend(self.ddl)

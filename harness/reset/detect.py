@@ -28,6 +28,7 @@ def changes(
     catalogs: dict[str, set[int]] = {}
     unknown: set[int] = set()
     undone: dict[int, TableChange] = {}
+    ended: set[int] = set()
     shared = False
     for found in records:
         if found.records.keys() <= NOISE:
@@ -50,10 +51,12 @@ def changes(
             # Rolled back, as nextval and catalogs that are written in place are not.
             if relation.kind == "r":
                 undone[relation.oid] = merge(undone.get(relation.oid, UNCHANGED), _table(found))
-        elif relation.kind == "t":
-            tables.setdefault(relation.owner, UNCHANGED)
         else:
-            tables[relation.oid] = merge(tables.get(relation.oid, UNCHANGED), _table(found))
+            oid = relation.owner if relation.kind == "t" else relation.oid
+            change = UNCHANGED if relation.kind == "t" else _table(found)
+            tables[oid] = merge(tables.get(oid, UNCHANGED), change)
+            if not found.unfinished:
+                ended.add(oid)
     for oid in rewritten:
         relation = relations.get(oid)
         if relation is None or relation.catalog or relation.kind == "i":
@@ -63,6 +66,7 @@ def changes(
         else:
             owner = relation.owner or oid
             tables[owner] = merge(tables.get(owner, UNCHANGED), TableChange(rewritten=True))
+            ended.add(owner)
     return Changes(
         tables=tables,
         sequences=frozenset(sequences),
@@ -71,6 +75,7 @@ def changes(
         unknown=frozenset(unknown),
         names={oid: str(relations[oid]) for oid in [*tables, *sequences] if oid in relations},
         aborted=undone,
+        unfinished=frozenset(tables.keys() - ended),
     )
 
 
@@ -166,4 +171,5 @@ def united(one: Changes, two: Changes) -> Changes:
         ddl=(*one.ddl, *two.ddl),
         names={**one.names, **two.names},
         aborted=two.aborted,
+        unfinished=two.unfinished - one.tables.keys(),
     )

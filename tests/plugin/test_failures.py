@@ -116,6 +116,34 @@ def test_a_test_that_changed_nothing_leaves_no_copy(folder: Folder, place: Place
     assert sorted(place.kept()) == sorted(before)
 
 
+def test_what_was_not_committed_leaves_no_copy_and_takes_no_place(folder: Folder, place: Place) -> None:
+    folder.write(
+        test_a="""
+        import pytest
+
+        @pytest.mark.parametrize("i", range(3))
+        @pytest.mark.parametrize("rolled_back", [True, False])
+        def test_it(i, rolled_back, pg_conn):
+            pg_conn.execute("insert into users (name) values ('uncommitted')")
+            if rolled_back:
+                pg_conn.rollback()
+            assert False
+
+        def test_last(pg_conn):
+            pg_conn.execute("insert into users (name) values ('evidence')"); pg_conn.commit()
+            pg_conn.execute("update users set name = 'uncommitted'")
+            assert False
+        """
+    )
+    result = folder.pytest("--pg-harness-keep-failed=1")
+    assert result["failed"] == 7, result.text
+    assert result.text.count("no copy was kept: nothing of it was committed") == 6
+    assert result.text.count("users: 1 inserted, not committed") == 3
+    (kept,) = kept_in(result)
+    with inside(place, kept) as session:
+        assert session.rows("select name from users") == [("evidence",)]
+
+
 CHANGING = """
     import os, pytest, psycopg
 

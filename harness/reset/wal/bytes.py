@@ -192,7 +192,7 @@ class ByteReader:
             stop=stop.decode(),
             seen=text(end + self._commit_size),
             bytes=end - begin,
-            relations=relations(named, asked.own),
+            relations=relations(named, asked.own, unfinished),
             unfinished=unfinished,
             unsettled=unsettled,
             advisory=_present(advisory),
@@ -251,16 +251,16 @@ def widened(xid: int, near: int) -> int:
     return near + ((xid - near + 2**31) % 2**32 - 2**31)
 
 
-def relations(named: Named, own: Sequence[int]) -> tuple[RelationRecords, ...]:
-    """What was named, by file, ours apart."""
-    mine = {xid % 2**32 for xid in own}
+def relations(named: Named, own: Sequence[int], unfinished: Iterable[int] = ()) -> tuple[RelationRecords, ...]:
+    """What was named, by file; ours, what was rolled back, and what has not ended, apart."""
+    mine, still = {xid % 2**32 for xid in own}, {xid % 2**32 for xid in unfinished}
     aborted, kind = named.aborted, wal_records.kind
-    merged: dict[tuple[int, bool, bool, bool], tuple[dict[str, int], set[int]]] = {}
-    sizes: dict[tuple[int, bool, bool, bool], int] = {}
+    merged: dict[tuple[int, bool, bool, bool, bool], tuple[dict[str, int], set[int]]] = {}
+    sizes: dict[tuple[int, bool, bool, bool, bool], int] = {}
     for each, blocks in named.records.items():
         file, shared, xid, manager, flags = each
         name = kind(manager, flags)
-        key = (file, shared, xid in mine, xid in aborted)
+        key = (file, shared, xid in mine, xid in aborted, xid in still)
         if (found := merged.get(key)) is None:
             merged[key] = found = ({}, set())
             sizes[key] = 0
@@ -272,7 +272,9 @@ def relations(named: Named, own: Sequence[int]) -> tuple[RelationRecords, ...]:
                 sizes[key] += named.sizes[each]
     return tuple(
         [
-            RelationRecords(key[0], key[1], key[2], records, frozenset(touched), key[3], sizes[key])
+            RelationRecords(
+                key[0], key[1], key[2], records, frozenset(touched), key[3], sizes[key], key[4]
+            )
             for key, (records, touched) in merged.items()
         ]
     )

@@ -50,6 +50,7 @@ class RelationRecords(NamedTuple):
         blocks: which blocks of the main fork the records other than noise name.
         aborted: whether they are of transactions that were rolled back, as far as the window tells.
         size: bytes of the records that bring new rows, where it is known.
+        unfinished: whether they are of transactions that had not ended, as far as is known.
     """
 
     filenode: int
@@ -59,6 +60,7 @@ class RelationRecords(NamedTuple):
     blocks: frozenset[int]
     aborted: bool = False
     size: int = 0
+    unfinished: bool = False
 
 
 class WalWindow(NamedTuple):
