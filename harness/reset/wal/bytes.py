@@ -251,7 +251,9 @@ def widened(xid: int, near: int) -> int:
     return near + ((xid - near + 2**31) % 2**32 - 2**31)
 
 
-def relations(named: Named, own: Sequence[int], unfinished: Iterable[int] = ()) -> tuple[RelationRecords, ...]:
+def relations(
+    named: Named, own: Sequence[int], unfinished: Iterable[int] = ()
+) -> tuple[RelationRecords, ...]:
     """What was named, by file; ours, what was rolled back, and what has not ended, apart."""
     mine, still = {xid % 2**32 for xid in own}, {xid % 2**32 for xid in unfinished}
     aborted, kind = named.aborted, wal_records.kind
@@ -272,9 +274,7 @@ def relations(named: Named, own: Sequence[int], unfinished: Iterable[int] = ()) 
                 sizes[key] += named.sizes[each]
     return tuple(
         [
-            RelationRecords(
-                key[0], key[1], key[2], records, frozenset(touched), key[3], sizes[key], key[4]
-            )
+            RelationRecords(key[0], key[1], key[2], records, frozenset(touched), key[3], sizes[key], key[4])
             for key, (records, touched) in merged.items()
         ]
     )
