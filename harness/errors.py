@@ -30,6 +30,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+from harness.listing import together
+
 
 class HarnessError(Exception):
     """Base of everything that this package raises on purpose.
@@ -250,5 +252,5 @@ def _with_lists(message: str, **lists: Sequence[str]) -> str:
     for name, lines in lists.items():
         if lines:
             parts.append(titles[name])
-            parts.extend(f"  - {line}" for line in lines)
+            parts.extend(f"  - {line}" for line in (together(lines) if name == "sessions" else lines))
     return "\n".join(parts)

@@ -17,6 +17,7 @@ from harness.cli.psql import local_psql
 from harness.config import dotenv, project
 from harness.config.environment import BENDING, names
 from harness.databases import freshness
+from harness.listing import counted
 from harness.migrations.detect import detect, looked_for
 from harness.migrations.port import Configured
 from harness.migrations.registry import kinds, load, packages
@@ -257,7 +258,7 @@ def servers(context: Context) -> Iterator[Result]:
             if left:
                 yield (
                     "note",
-                    f"{info.purpose}: {len(left)} databases are left over",
+                    f"{info.purpose}: {counted(len(left), 'database')} {'is' if len(left) == 1 else 'are'} left over",
                     ["`pg-harness gc` drops them"],
                 )
 

@@ -37,6 +37,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "doctor": ("doctor", "check everything, one line each, with remedies"),
     "report": ("report", "all that a bug report needs, without secrets"),
     "init": ("init", "look at the project and write the settings"),
+    "help": ("help", "of one command, or of the options that every command takes"),
     "completion": ("completion", "print what bash, zsh or fish needs to complete all this"),
 }
 """Verb → module below ``harness.cli`` and one line of help.
@@ -158,8 +159,8 @@ class Program(click.Group):
         Raises:
             Usage: there is none; names the nearest.
         """
-        if args[0] not in VERBS and not ctx.resilient_parsing:
-            raise Usage(f"there is no command {args[0]!r}{_nearest(args[0])}")
+        if not ctx.resilient_parsing:
+            check(args[0])
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -253,19 +254,59 @@ def verb(name: str) -> Verb:
     return Verb(name, importlib.import_module(f"harness.cli.{VERBS[name][0]}"))
 
 
+def help_of(topic: str) -> str:
+    """What ``pg-harness help TOPIC`` prints; of everything, where no topic is given.
+
+    Raises:
+        Usage: there is no such command.
+    """
+    program = Program()
+    context = click.Context(program, info_name=PROGRAM, **program.context_settings)
+    if not topic:
+        return program.get_help(context)
+    if topic == "options":
+        formatter = context.make_formatter()
+        _write_group(_EVERYWHERE, COMMON, context, formatter)
+        return formatter.getvalue().lstrip("\n")
+    check(topic)
+    found = verb(topic)
+    return found.get_help(click.Context(found, info_name=topic, parent=context))
+
+
+def check(word: str) -> None:
+    """Whether a word is a verb.
+
+    Raises:
+        Usage: it is none; names the nearest.
+    """
+    if word not in VERBS:
+        raise Usage(f"there is no command {word!r}{_nearest(word)}")
+
+
+_EVERYWHERE = "options of every command"
+
+
 def _write_parameters(command: click.Command, ctx: click.Context, formatter: click.HelpFormatter) -> None:
     common = set(map(id, COMMON))
     params = command.get_params(ctx)
-    groups: dict[str, list[click.Parameter]] = {
-        "words": [p for p in params if isinstance(p, click.Argument)],
-        "options": [p for p in params if isinstance(p, click.Option) and id(p) not in common],
-        "options of every command": list(COMMON),
-    }
-    for title, members in groups.items():
-        records = [record for member in members if (record := member.get_help_record(ctx))]
-        if records:
-            with formatter.section(title):
-                formatter.write_dl(records)
+    _write_group("words", [p for p in params if isinstance(p, click.Argument)], ctx, formatter)
+    own = [p for p in params if isinstance(p, click.Option) and id(p) not in common]
+    _write_group("options", own, ctx, formatter)
+    if isinstance(command, Program):
+        _write_group(_EVERYWHERE, COMMON, ctx, formatter)
+        return
+    names = ", ".join(option.opts[0] for option in COMMON)
+    with formatter.section(f"{_EVERYWHERE} (`{PROGRAM} help options`)"):
+        formatter.write_text(names)
+
+
+def _write_group(
+    title: str, members: Sequence[click.Parameter], ctx: click.Context, formatter: click.HelpFormatter
+) -> None:
+    records = [record for member in members if (record := member.get_help_record(ctx))]
+    if records:
+        with formatter.section(title):
+            formatter.write_dl(records)
 
 
 def _version() -> click.Option:

@@ -17,6 +17,7 @@ from harness.cli.parser import Usage
 from harness.config import decisions
 from harness.config.run_variables import URL
 from harness.errors import LeaseError
+from harness.listing import counted
 from harness.postgres.names import Kind
 from harness.reset.report import STRATEGIES, ResetReport
 from harness.runs.places import Place, places_on
@@ -156,11 +157,11 @@ def _say(context: Context, report: dict[str, Any]) -> None:
     elif report["strategy"] == "restore" and not report["tables"]:
         did = "no rows had changed, sessions kept"
     elif report["strategy"] == "restore":
-        did = f"{_listed(report['tables'])} put back ({report['rows']} rows), sessions kept"
+        did = f"{_listed(report['tables'])} put back ({counted(report['rows'], 'row')}), sessions kept"
     else:
         clones = sum(one["strategy"] == "clone" for one in report["reports"].values())
         why = f" ({report['reason']})" if report["reason"] else ""
-        did = f"{clones} fresh clone(s){why}"
+        did = f"{counted(clones, 'fresh clone')}{why}"
     logger.info("%s: %s, %s in %.0f ms", report["what"], report["state"], did, report["milliseconds"])
     decisions.note(context.project, "reset", f"{report['what']}: {report['state']}, {did}")
 

@@ -271,8 +271,9 @@ class LeaseTable:
             f"{' (process {})'.format(h['pid']) if h['pid'] else ''}, for {h['seconds']:g} s"
             for h in holders
         )
+        held = "the one database" if len(self) == 1 else f"all {len(self)} databases"
         return AllLeased(
-            f"all {len(self)} databases of this run are held, and none was given back within {wait:g} s:{lines}\n"
+            f"{held} of this run {'is' if len(self) == 1 else 'are'} held, and none was given back within {wait:g} s:{lines}\n"
             "Give them back (POST /v1/release/ID), run fewer tests at a time, or have more: `pg-harness run -n N`",
             holders=holders,
         )

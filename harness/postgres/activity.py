@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+from harness.listing import counted
 from harness.postgres.session import Session
 
 
@@ -214,7 +215,7 @@ def locks_held(session: Session, database: str) -> list[str]:
         (database,),
     )
     return [
-        f"pid {pid}, {application or 'no application_name'}: {modes} on {relations} relations"
+        f"pid {pid}, {application or 'no application_name'}: {modes} on {counted(relations, 'relation')}"
         + (f", blocked by {', '.join(map(str, blockers))}" if blockers else "")
         for pid, application, modes, relations, blockers in rows
     ]

@@ -11,6 +11,7 @@ import pytest
 
 from harness.databases.lease import LeaseChanges
 from harness.errors import HarnessError
+from harness.listing import counted, together
 from harness.postgres import activity, databases, names
 from harness.postgres.session import open_application
 from harness.pytest_plugin.freshness import Refresher
@@ -118,7 +119,7 @@ class Failures:
             limit = harness.settings.connections_per_worker
             if sessions:
                 lines.append(f"sessions ({len(sessions)} of {limit}):")
-                lines += [f"  {line}" for line in sessions]
+                lines += [f"  {line}" for line in together(sessions)]
             if held := activity.locks_held(harness.link.session, leased.dsn.database):
                 lines += ["locks:", *(f"  {line}" for line in held)]
 
@@ -153,7 +154,9 @@ class Failures:
             from harness.databases.kept import has_room, keep_copies
 
             if not has_room(harness.session):
-                lines.append(f"no copy was kept: {most} tests of this run have one (keep_failed)")
+                lines.append(
+                    f"no copy was kept: {counted(most, 'test')} of this run {'has' if most == 1 else 'have'} one (keep_failed)"
+                )
                 return
             ddl = any(change.ddl for change in changed.values()) if changed else False
             kept = keep_copies(harness.session, lease, item.nodeid, schema_changed=ddl)

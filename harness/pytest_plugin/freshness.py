@@ -15,6 +15,7 @@ import pytest
 
 from harness.databases import freshness
 from harness.errors import ConfigError, HarnessError
+from harness.listing import together
 from harness.postgres import activity
 from harness.pytest_plugin import django
 from harness.pytest_plugin.fixture_marks import WiderFixtures
@@ -168,7 +169,7 @@ class Refresher:
         summary.count(report.strategy, report.milliseconds)
         if report.reason:
             summary.notice(f"after {culprit} a new clone was needed: {report.reason}", group=report.reason)
-        for session in report.ended:
+        for session in together(report.ended):
             summary.notice(f"{culprit} left a session behind, which was ended: {session}")
 
     # --- fixtures ----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.listing import counted
 from harness.reset.changes import (
     Baseline,
     Changes,
@@ -144,7 +145,7 @@ def _table(change: TableChange, baseline: Baseline, oid: int) -> How | Reclone:
         return Reclone(f"the large table {relation} is unlogged: what changed in it is not known")
     if change.gone * relation.row_bytes > MOST_BYTES:
         return Reclone(
-            f"{change.gone} rows of the large table {relation} were changed, about "
+            f"{counted(change.gone, 'row')} of the large table {relation} changed, about "
             f"{change.gone * relation.row_bytes / 1e6:.0f} MB"
         )
     return How.BLOCKS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.errors import LeaseError
+from harness.listing import counted
 
 STRATEGIES = ("nothing", "rewind", "restore", "clone")
 """What a reset may have been, the one that costs the least first."""
@@ -37,9 +38,9 @@ class ResetReport:
     def __str__(self) -> str:
         what = {
             "nothing": "nothing had changed",
-            "rewind": f"pages of {len(self.tables)} tables put back",
+            "rewind": f"pages of {counted(len(self.tables), 'table')} put back",
             "clone": "fresh clone",
-        }.get(self.strategy, f"{len(self.tables)} tables, {self.rows} rows put back")
+        }.get(self.strategy, f"{counted(len(self.tables), 'table')}, {counted(self.rows, 'row')} put back")
         why = f" ({self.reason})" if self.reason else ""
         return f"{what}{why} in {self.milliseconds:.1f} ms"
 

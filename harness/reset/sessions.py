@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from harness.listing import counted, together
 from harness.postgres import activity, ending
 from harness.postgres.session import Session, ident
 from harness.reset.changes import RecloneNeeded
@@ -184,7 +185,7 @@ class Sessions:
         while pids := still():
             if time.monotonic() >= deadline:
                 if ended:
-                    raise RecloneNeeded(f"{len(pids)} sessions do not end")
+                    raise RecloneNeeded(f"{counted(len(pids), 'session')} left, which cannot be ended")
                 self.end(pids)
                 ended, deadline = True, time.monotonic() + END_PATIENCE
             else:
@@ -210,4 +211,6 @@ class Sessions:
         # Once is enough: each wait takes seconds, and nothing that a session may do lets it stay that long.
         self._stuck.update(ending.end(self._reader, [session.pid for session in new]))
         if left := [session.text for session in found if session.pid in self._stuck]:
-            raise RecloneNeeded(f"{len(left)} sessions do not end: {'; '.join(left[:3])}")
+            raise RecloneNeeded(
+                f"{counted(len(left), 'session')} left, which cannot be ended: {'; '.join(together(left)[:3])}"
+            )

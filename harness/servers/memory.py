@@ -16,6 +16,7 @@ from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.config.state_file import replace_file
 from harness.errors import BackendError, HarnessError, MigrationError, ServerLost
+from harness.listing import counted
 from harness.servers.port import Backend
 
 if TYPE_CHECKING:
@@ -199,9 +200,9 @@ class Room:
             return
         fitting = self.free // each
         raise BackendError(
-            f"{count} servers do not fit into memory: {told}.\n"
+            f"{counted(count, 'server')} {'does' if count == 1 else 'do'} not fit into memory: {told}.\n"
             f"What to do:\n"
-            f"  - use at most {fitting} workers\n"
+            f"  - use at most {counted(fitting, 'worker')}\n"
             f'  - or let them share one server: isolation = "database"\n'
             + ('  - or keep data on disk: storage = "disk"\n' if storage == "memory" else "")
             + '  - or make each smaller: [tool.pg-harness.postgres] shared_buffers = "32MB"'
@@ -252,9 +253,9 @@ def must_move(
         return False
     remember(project, size)
     logger.info(
-        "templates and clones of %d workers need about %d MB, and %d MB of memory may be used: "
+        "templates and clones of %s need about %d MB, and %d MB of memory may be used: "
         'moving to disk. storage = "disk" avoids this',
-        workers,
+        counted(workers, "worker"),
         needed >> 20,
         there >> 20,
     )

@@ -17,7 +17,7 @@ import pytest
 from fix_cli import Project
 
 from harness.cli.options import COMMON
-from harness.cli.parser import PROGRAM, VERBS, Program, parse
+from harness.cli.parser import PROGRAM, VERBS, Program, help_of, parse
 from harness.cli.parser import verb as find
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -35,8 +35,31 @@ def test_every_command_has_help(verb: str) -> None:
     assert text.startswith(f"usage: pg-harness {verb}")
     for param in context.command.get_params(context):
         assert param.help
+        if param in COMMON:
+            # One line names them all.
+            assert re.search(rf" {param.opts[0]}(,|\n|$)", text)
+            continue
         assert param.help in text
         assert param.opts[-1] in text or str(param.metavar) in text
+
+
+def test_help_of_the_common_options() -> None:
+    text = " ".join(help_of("options").split())
+    for param in COMMON:
+        assert param.opts[-1] in text
+        assert " ".join(str(param.help).split()) in text
+
+
+def test_help_is_what_the_option_prints(project: Project) -> None:
+    assert project.ok("help") == project.ok("--help")
+    assert project.ok("help", "up") == project.ok("up", "--help")
+    said = project.fails(120, "help", "statsu")
+    assert "there is no command 'statsu'; did you mean 'status'?" in said
+
+
+def test_a_mistyped_option_gets_a_suggestion(project: Project) -> None:
+    assert "Did you mean '--fresh'?" in project.fails(120, "up", "--frsh")
+    assert "Did you mean '--backend'?" in project.fails(120, "status", "--bakend", "docker")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -57,7 +57,7 @@ def test_the_report(folder: Folder, place: Place) -> None:
         r"sessions \(2 of 10\):",
         r"pid \d+, the holder, role \S+, idle in transaction",
         r"locks:",
-        r"pid \d+, the holder: ShareRowExclusiveLock on 1 relations",
+        r"pid \d+, the holder: ShareRowExclusiveLock on 1 relation",
         r"python -m harness psql pgh_\w+_k_\w+",
         r"the server\'s log:",
         r'ERROR:  relation "missing_table" does not exist',

@@ -5,6 +5,7 @@ The table below is tried in both directions: an unprivileged user against root, 
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import signal
@@ -254,6 +255,22 @@ def test_a_name_in_shared_memory_that_the_other_took_first(
 
 
 # --- a daemon that both use --------------------------------------------------------------------------------
+
+
+def test_a_socket_without_rights_names_the_group(new_user: Callable[..., User]) -> None:
+    user = new_user("nodock")
+    path = user.top / "docker.sock"
+    group = grp.getgrnam("adm")
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(path))
+        daemon.listen()
+        os.chown(path, 0, group.gr_gid)
+        path.chmod(0o660)
+        user.environ.pop("PGHARNESS_PG_VERSION")
+        said = user.refused("up", PGHARNESS_BACKEND="docker", DOCKER_HOST=f"unix://{path}")
+    assert "does not answer: Permission denied" in said
+    assert f"the socket belongs to the group adm, in which {user.name} is not" in said
+    assert f"`sudo usermod -aG adm {user.name}`, then log in again" in said
 
 
 @pytest.mark.docker

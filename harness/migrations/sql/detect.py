@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import HarnessError
+from harness.listing import counted
 from harness.migrations.detect import SINGLE_FILES, Finding, Tree
 from harness.migrations.registry import read
 from harness.migrations.sql import layouts
@@ -46,13 +47,15 @@ def _folders(tree: Tree) -> Iterator[Finding]:
             tool, steps = source.plan
         except HarnessError as error:
             remark = f"it cannot be used as it is: {error.message.splitlines()[0]}"
-            yield Finding("SQL files", text, f"{len(files)} files in {tree.shown(folder)}", 1, (remark,))
+            yield Finding(
+                "SQL files", text, f"{counted(len(files), 'file')} in {tree.shown(folder)}", 1, (remark,)
+            )
             continue
         remark = (
             f"sql: runs the files without {tool.name}, so {tool.history} is not filled; where the application "
             f'migrates itself at start, use "command:…" with {tool.name}\'s own command.'
         )
-        evidence = f"{len(steps)} migration{'s' if len(steps) != 1 else ''} in {tree.shown(folder)}"
+        evidence = f"{counted(len(steps), 'migration')} in {tree.shown(folder)}"
         yield Finding(tool.name, text, evidence, confidence, (remark,) if tool.history else ())
 
 

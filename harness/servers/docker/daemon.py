@@ -128,7 +128,8 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
         raise silent
     if (reason := _refusal(where)) is not None:
         raise BackendUnavailable(
-            f"the Docker daemon at {where} does not answer: {reason}", remedies=_REMEDIES
+            f"the Docker daemon at {where} does not answer: {reason}",
+            remedies=[*_rights(where.removeprefix("unix://")), *_REMEDIES],
         )
     try:
         # Here: 0.3 s, for nothing where no daemon runs.
@@ -195,6 +196,37 @@ def _refusal(where: str) -> str | None:
         except OSError as error:
             return error.strerror or str(error)
     return None
+
+
+def _rights(path: str) -> Iterator[str]:
+    """What to do where a socket is there and this user may not use it: Docker gives it to a group."""
+    try:
+        if os.access(path, os.R_OK | os.W_OK):
+            return
+        number = os.stat(path).st_gid
+    except OSError:
+        return
+    # Here: Windows has neither, and no such socket.
+    import grp
+    import pwd
+
+    try:
+        group = grp.getgrgid(number)
+    except KeyError:
+        yield f"the socket belongs to group {number}, in which this user is not"
+        return
+    try:
+        user = pwd.getpwuid(os.geteuid())
+    except KeyError:
+        yield f"the socket belongs to the group {group.gr_name}, in which this user, who has no name, is not"
+        return
+    if user.pw_name in group.gr_mem or user.pw_gid == number:
+        yield f"log in again: {user.pw_name} is in the group {group.gr_name}, and this session began before"
+    else:
+        yield (
+            f"the socket belongs to the group {group.gr_name}, in which {user.pw_name} is not: "
+            f"`sudo usermod -aG {group.gr_name} {user.pw_name}`, then log in again (its members are as good as root)"
+        )
 
 
 def _socket(environ: Mapping[str, str]) -> str | None:
