@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from harness.databases import role, sweep
+from harness.databases import known_extensions, role, sweep
 from harness.databases.spec import Owner, TemplateSpec
 from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
 from harness.migrations.port import MigrationContext, Progress
@@ -115,7 +115,7 @@ class Build:
                         f"extension {extension!r} (setting extensions) cannot be created: {error.message}",
                         f"This server has: {', '.join(row[0] for row in available)}",
                     ]
-                    if reason := why_missing(inside, extension):
+                    if reason := known_extensions.advice(inside, extension, [row[0] for row in available]):
                         lines.append(reason)
                     raise MigrationError("\n".join(lines), source="extensions", step=extension) from error
 
@@ -274,7 +274,7 @@ def keep_failed(session: Session, project: str, name: str, owner: Owner, error: 
     error.database = _rename(session, project, name, owner, error)
     # A migration may create extensions by itself, as rights allow.
     for extension in re.findall(r'extension "([\w-]+)" is not available', error.message):
-        if reason := why_missing(session, extension):
+        if reason := known_extensions.advice(session, extension):
             error.add_note(reason)
     if error.database:
         login = owner.of(project, names.SANDBOX, FAILED)
@@ -292,19 +292,6 @@ def answers(session: Session) -> bool:
     except ServerLost:
         return False
     return True
-
-
-def why_missing(session: Session, extension: str) -> str:
-    """The known reason for an extension that is not there; empty where it is not known."""
-    if extension not in ("pgcrypto", "sslinfo"):
-        return ""
-    if session.value("select current_setting('ssl_library', true)"):
-        return ""
-    return (
-        f"{extension} needs OpenSSL, and this PostgreSQL was built without it (as the bundled binaries of "
-        f'pg-harness[embedded] are): use backend = "docker", or the distribution\'s PostgreSQL by `binaries`. '
-        f"gen_random_uuid() needs no extension since version 13."
-    )
 
 
 def _rename(session: Session, project: str, name: str, owner: Owner, error: MigrationError) -> str:

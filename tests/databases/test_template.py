@@ -229,6 +229,31 @@ def test_an_extension_that_the_server_lacks(link: Link, project: str) -> None:
     assert "plpgsql" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("extension", "said"),
+    [
+        (
+            "pgvector",
+            r"It is called 'vector'\. It comes with image = \"pgvector/pgvector:pg\d+\"; or Debian's package",
+        ),
+        ("hstor", r"Is 'hstore' meant\?"),
+    ],
+)
+def test_an_extension_under_another_name_is_suggested(
+    link: Link, project: str, extension: str, said: str
+) -> None:
+    if "vector" in link.session.column("select name from pg_available_extensions") and "vector" in extension:
+        said = r"It is called 'vector'\."
+    with pytest.raises(MigrationError, match=said):
+        ensure(link, project, TABLES, extensions=[extension])
+
+
+def test_a_migration_that_lacks_an_extension_is_told_where_it_is(link: Link, project: str) -> None:
+    with pytest.raises(MigrationError) as caught:
+        ensure(link, project, Script(["create extension postgis"]))
+    assert 'image = "postgis/postgis"' in caught.value.full_text
+
+
 def test_extensions_are_made_by_the_admin(link: Link, project: str) -> None:
     made = ensure(link, project, Script(["create table t (h hstore)"]), extensions=["hstore"])
     assert made.built
