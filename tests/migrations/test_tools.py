@@ -15,6 +15,7 @@ from fix_migrations import Blank
 from harness.config.sources import parse_spec
 from harness.errors import MigrationError
 from harness.migrations.registry import load
+from harness.migrations.tools.alembic import AlembicSource
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -300,6 +301,22 @@ def test_alembic_with_two_heads(blank: Blank, project: Callable[[str], Path]) ->
     assert "alembic merge heads" in text
     assert "Traceback" not in text
     assert blank.tables() == set()
+
+
+def test_alembic_heads_are_told_before_it_is_run(project: Callable[[str], Path]) -> None:
+    root = project("alembic")
+    read = load(parse_spec("alembic", "a test"), root)
+    assert isinstance(read, AlembicSource)
+    assert (read.heads(), read.lacking()) == (["0002"], "")
+    write(
+        root,
+        {"migrations/versions/0003_other.py": "revision: str = '0003'\ndown_revision: str | None = '0001'\n"},
+    )
+    assert "it has 2 heads, 0002, 0003: `alembic merge heads` joins them" in read.lacking()
+    write(
+        root, {"migrations/versions/0004_merge.py": "revision = '0004'\ndown_revision = ('0002', '0003')\n"}
+    )
+    assert (read.heads(), read.lacking()) == (["0004"], "")
 
 
 def test_alembic_errors(blank: Blank, project: Callable[[str], Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import os
 import sys
@@ -31,9 +32,28 @@ class AlembicSource(Configured):
 
     def lacking(self) -> str:
         # Not by an import: the project's own folder is often called alembic.
-        if imports.installed_versions(["alembic"]):
+        if not imports.installed_versions(["alembic"]):
+            return f"Alembic is not installed for {sys.executable}: pip install alembic"
+        heads = self.heads()
+        if len(heads) < 2:
             return ""
-        return f"Alembic is not installed for {sys.executable}: pip install alembic"
+        return (
+            f"it has {len(heads)} heads, {', '.join(heads)}: `alembic merge heads` joins them; or, where they are meant, "
+            'migrations = "command:alembic upgrade heads"'
+        )
+
+    def heads(self) -> list[str]:
+        """The revisions that no other revises, in order, as far as their files say it in plain words."""
+        ini, toml = self._config
+        revisions: set[str] = set()
+        revised: set[str] = set()
+        for folder in self._script_folders(ini, toml):
+            for path in watched.walk(folder):
+                if path.suffix == ".py" and path.name != "env.py":
+                    named = _identifiers(path)
+                    revisions.update(named.get("revision", ()))
+                    revised.update(named.get("down_revision", ()))
+        return sorted(revisions - revised)
 
     def apply(self, context: MigrationContext) -> None:
         ini, toml = self._config
@@ -130,6 +150,25 @@ class AlembicSource(Configured):
                 f"{files.relative(ini or base, self._root)} says no script_location in [alembic]"
             )
         return [location, *_split_locations(values.get("version_locations", ""))]
+
+
+def _identifiers(path: Path) -> dict[str, tuple[str, ...]]:
+    """``revision`` and ``down_revision`` of a file; nothing is imported for it."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    found: dict[str, tuple[str, ...]] = {}
+    for node in tree.body:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
+        names = {target.id for target in targets if isinstance(target, ast.Name)}
+        value = getattr(node, "value", None)
+        if not names & {"revision", "down_revision"} or value is None:
+            continue
+        items = value.elts if isinstance(value, ast.Tuple | ast.List) else [value]
+        words = (item.value for item in items if isinstance(item, ast.Constant))
+        found.update(dict.fromkeys(names, tuple(word for word in words if isinstance(word, str))))
+    return found
 
 
 def _split_locations(text: str) -> list[str]:
