@@ -95,6 +95,7 @@ class Refresher:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None]:
         """Before every fixture of the test."""
+        __tracebackhide__ = True
         if self._off:
             return (yield)
         try:
@@ -177,6 +178,7 @@ class Refresher:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
         """Wider fixtures run after the reset, and before anything that belongs to the test alone."""
+        __tracebackhide__ = True
         if self._off:
             return (yield)
         before = self.wider.about_to_run(fixturedef)

@@ -35,6 +35,7 @@ class Garbage:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None]:
         """Before the reset: a connection that is gone hinders none."""
+        __tracebackhide__ = True
         if not self._state.in_fork:
             self._look()
         self._last = item.nodeid

@@ -144,6 +144,27 @@ def test_what_was_not_committed_leaves_no_copy_and_takes_no_place(folder: Folder
         assert session.rows("select name from users") == [("evidence",)]
 
 
+def test_a_fixture_that_fails_shows_none_of_our_frames(folder: Folder) -> None:
+    folder.write(
+        test_a="""
+        import pytest
+
+        @pytest.fixture
+        def broken(pg_conn):
+            pg_conn.execute("select * from missing_table")
+
+        def test_it(broken):
+            pass
+        """
+    )
+    result = folder.pytest()
+    assert result["error"] == 1, result.text
+    assert 'pg_conn.execute("select * from missing_table")' in result.text
+    assert "pytest_plugin" not in result.text
+    # Who wants to see them, does.
+    assert "pytest_plugin" in folder.pytest("--full-trace").text
+
+
 CHANGING = """
     import os, pytest, psycopg
 
