@@ -47,6 +47,7 @@ from harness.reset.rewind.pages import Pages
 from harness.reset.rewind.rewinder import Rewinder, Rewound
 from harness.reset.sessions import Sessions
 from harness.reset.sql import batch
+from harness.reset.sql.objects import sentence
 from harness.reset.sql.sequences import setval
 from harness.reset.tracker import Allowance, Tracker
 from harness.reset.vacuum import RECORD, Litter, Vacuum
@@ -360,7 +361,7 @@ class ResetEngine:
         """
         tracker, connections = self._tracker, self._connections
         if differences := tracker.compare(todo.catalogs):
-            raise RecloneNeeded(f"the schema differs from the template's ({'; '.join(differences)})")
+            raise RecloneNeeded(sentence(differences))
         bases = {oid: tracker.base(oid) for oid in todo.tables}
         sequences = {oid: tracker.sequence(oid) for oid in todo.sequences}
         terms = Terms(

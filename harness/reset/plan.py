@@ -15,6 +15,7 @@ from harness.reset.changes import (
     TableState,
 )
 from harness.reset.sql.catalogs import LARGE_OBJECTS, STATISTICS
+from harness.reset.sql.objects import sentence
 
 BLOCK_MS = 0.045
 """Milliseconds for each block that is compared: its rows are read here and in the baseline, 16 to 25 microseconds each."""
@@ -45,7 +46,7 @@ def plan(changes: Changes, baseline: Baseline) -> Plan:
     Everything that is not understood is a :class:`Reclone`: a wrong reset is worse than a slow one.
     """
     if changes.ddl:
-        return Reclone(f"the schema differs from the template's ({'; '.join(changes.ddl)})")
+        return Reclone(sentence(changes.ddl))
     catalogs = {
         name: blocks
         for name, blocks in changes.catalogs.items()

@@ -445,8 +445,8 @@ class Tracker:
         differences = catalogs_sql.compare(
             lease, store.session, {name: self.touched[name] for name in asked}, store.places
         )
-        if "pg_index" in catalogs and catalogs_sql.indexed(lease) != store.indexed:
-            differences.append("pg_class: an index was created and rolled back")
+        if not differences and "pg_index" in catalogs and catalogs_sql.indexed(lease) != store.indexed:
+            differences.append("an index was created and rolled back")
         return tuple(differences)
 
     @property

@@ -22,6 +22,7 @@ from harness.reset.changes import (
 from harness.reset.plan import MOST_BYTES, plan
 from harness.reset.sql.batch import parse_tid
 from harness.reset.sql.catalogs import CatalogRow, judge
+from harness.reset.sql.objects import Difference, sentence, told
 from harness.reset.sql.relations import Relation, SequenceState, in_blocks, runs
 from harness.reset.sql.rows import array_literal, tid_array
 from harness.reset.wal.reader import RelationRecords
@@ -172,9 +173,32 @@ def test_catalog_rows_are_judged_as_sets() -> None:
         CatalogRow("t", True, "t"),
         CatalogRow("n", False, "relation n"),
     )
-    assert judge("pg_class", [same, temporary], [same]).difference == ""
-    assert judge("pg_class", [same, new], [same]).difference == "pg_class: relation n"
-    assert judge("pg_class", [], [new]).difference == "pg_class: relation n"
+    assert judge("pg_class", [same, temporary], [same]) == []
+    assert [str(one) for one in judge("pg_class", [same, new], [same])] == ["relation n was created"]
+    assert [str(one) for one in judge("pg_class", [], [new])] == ["relation n was dropped"]
+    other = CatalogRow("n of more columns", False, "relation n")
+    assert [str(one) for one in judge("pg_class", [other], [new])] == ["relation n was altered"]
+
+
+def test_what_came_with_a_table_is_not_told() -> None:
+    table = Difference("pg_class", "table extra", "", "created")
+    index = Difference("pg_class", "index extra_pkey", "extra", "created")
+    column = Difference("pg_attribute", "column extra.id", "extra", "created")
+    row = Difference("pg_depend")
+    assert told([row, column, index, table]) == ["table extra was created"]
+    email = Difference("pg_attribute", "column users.email", "users", "created")
+    altered = Difference("pg_class", "table users", "", "altered")
+    assert told([row, altered, email]) == ["column users.email was created"]
+    assert told([row, row]) == ["pg_depend was written"]
+
+
+def test_the_sentence_names_a_few_and_says_what_would_avoid_it() -> None:
+    lines = [f"table t{n} was created" for n in range(5)]
+    assert sentence(lines) == (
+        "the schema differs from the template's (table t0 was created; table t1 was created; table t2 was created and 2 more): "
+        "a temporary table needs no clone, nor what a migration creates"
+    )
+    assert sentence(["function f() was altered"]).endswith("what a migration does needs no clone")
 
 
 def test_literals() -> None:

@@ -290,22 +290,39 @@ def test_what_undoes_itself_needs_no_clone(case: Case, app: Session, statements:
         case.assert_pristine()
 
 
-DDL = [
-    "create table t (id integer)", "alter table plain add w integer", "create index on plain (v)",
-    "create function f() returns integer language sql as 'select 1'", "comment on table plain is 'x'",
-    "grant select on plain to public", "create type e as enum ('a')", "drop table child",
-    "alter sequence seeded_id_seq increment 3", "create schema s", "alter table plain rename to other",
-    "alter table plain alter v set default 'x'", "create view w as select 1", "drop trigger no on guarded",
-    "alter table guarded disable trigger no", "create policy p on plain using (true)",
-]  # fmt: skip
+DDL = {
+    "create table t (id integer primary key, v text default 'x')": ["table t was created"],
+    "alter table plain add w integer": ["column plain.w was created"],
+    "alter table plain drop v": ["column plain.v was dropped"],
+    "create index ix on plain (v)": ["index ix was created"],
+    "create function f() returns integer language sql as 'select 1'": ["function f() was created"],
+    "comment on table plain is 'x'": ["a comment was created"],
+    "grant select on plain to public": ["table plain was altered"],
+    "create type e as enum ('a')": ["type e was created"],
+    "drop table child": ["table child was dropped"],
+    "alter sequence seeded_id_seq increment 3": ["pg_sequence was written"],
+    "create schema s": ["schema s was created"],
+    "alter table plain rename to other": ["table other was created", "table plain was dropped"],
+    "alter table plain alter v set default 'x'": [
+        "column plain.v was altered",
+        "a default of plain was created",
+    ],
+    "create view w as select 1": ["view w was created"],
+    "drop trigger no on guarded": ["trigger no on guarded was dropped"],
+    "alter table guarded disable trigger no": ["trigger no on guarded was altered"],
+    "create policy p on plain using (true)": ["policy p on plain was created"],
+}
+"""Statement → what is told of it."""
 
 
 @pytest.mark.parametrize("statement", DDL)
-def test_ddl_is_found(case: Case, app: Session, statement: str) -> None:
+def test_ddl_is_found_and_named(case: Case, app: Session, statement: str) -> None:
     app.execute(statement)
-    assert case.bench.engine.changes().ddl
-    with pytest.raises(RecloneNeeded, match="schema differs"):
+    assert list(case.bench.engine.changes().ddl) == DDL[statement]
+    with pytest.raises(RecloneNeeded, match="schema differs") as caught:
         case.reset()
+    assert DDL[statement][0] in caught.value.reason
+    assert "needs no clone" in caught.value.reason
     case.bench.reclone()
     case.assert_pristine()
 

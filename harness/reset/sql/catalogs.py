@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from harness.postgres.session import Session
 from harness.reset.sql import batch
 from harness.reset.sql.batch import Tid
+from harness.reset.sql.objects import LABELS, Difference, told
 from harness.reset.sql.relations import in_blocks
 from harness.reset.sql.rows import tid_array
 
@@ -67,21 +68,6 @@ TEMPORARY: Mapping[str, str] = {
 }
 """Catalog → condition that a row of it belongs to some session's temporary schema, and goes with it."""
 
-_LABELS: Mapping[str, str] = {
-    "pg_class": "'relation ' || t.relname",
-    "pg_type": "'type ' || t.typname",
-    "pg_proc": "'function ' || t.proname",
-    "pg_namespace": "'schema ' || t.nspname",
-    "pg_attribute": "'column ' || t.attrelid::regclass || '.' || t.attname",
-    "pg_trigger": "'trigger ' || t.tgname",
-    "pg_constraint": "'constraint ' || t.conname",
-    "pg_index": "'index ' || t.indexrelid::regclass",
-    "pg_sequence": "'sequence ' || t.seqrelid::regclass",
-    "pg_policy": "'policy ' || t.polname",
-    "pg_extension": "'extension ' || t.extname",
-    "pg_description": "'a comment'",
-}
-
 
 @dataclass(frozen=True)
 class CatalogRow:
@@ -90,24 +76,14 @@ class CatalogRow:
     Attributes:
         text: the row without what VACUUM and TRUNCATE change.
         temporary: it belongs to a session's temporary schema.
-        label: what it describes, for messages.
+        label: what it describes, for messages; empty: a part of something else.
+        owner: the relation that it belongs to; empty: none.
     """
 
     text: str
     temporary: bool
-    label: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How one catalog compares.
-
-    Attributes:
-        difference: what differs, for messages; empty where all that changed was undone.
-    """
-
-    catalog: str
-    difference: str = ""
+    label: str = ""
+    owner: str = ""
 
 
 def places(session: Session, catalog: str, blocks: Iterable[int]) -> set[tuple[Tid, int]]:
@@ -126,23 +102,28 @@ def rows(session: Session, catalog: str, tids: Iterable[Tid]) -> list[CatalogRow
         return []
     noise = "array[" + ", ".join(f"'{column}'" for column in _CLASS_NOISE) + "]"
     text = f"(to_jsonb(t) - {noise})::text" if catalog == "pg_class" else "t::text"
+    label, owner = LABELS.get(catalog, ("null", "null"))
     statement = (
-        f"select {text}, {TEMPORARY.get(catalog, 'false')}, {_LABELS.get(catalog, literal_catalog(catalog))} "
+        f"select {text}, {TEMPORARY.get(catalog, 'false')}, coalesce({label}, ''), coalesce({owner}, '') "
         f"from pg_catalog.{catalog} t where t.ctid = any({tid_array(wanted)})"
     )
-    return [CatalogRow(*row) for row in session.rows(statement)]
-
-
-def literal_catalog(catalog: str) -> str:
-    """The catalog's own name as a label."""
-    return f"'a row of {catalog}'"
+    return [
+        # Of a TOAST table its own table is told. Our search path is empty, and tables are told without the usual schema elsewhere.
+        CatalogRow(
+            text,
+            temporary,
+            "" if " pg_toast." in label else label.replace(" public.", " "),
+            owner.removeprefix("public."),
+        )
+        for text, temporary, label, owner in session.rows(statement)
+    ]
 
 
 Known = Callable[[str, Iterable[int]], set[tuple[Tid, int]]]
 
 
 def compare(lease: Session, baseline: Session, touched: Mapping[str, set[int]], known: Known) -> list[str]:
-    """What differs in these catalogs from the baseline, for messages; empty where all that changed was undone.
+    """What differs in these catalogs from the baseline, one line for each object; empty where all that changed was undone.
 
     Args:
         touched: catalog → every block of it that was written since the database was cloned: a row that was
@@ -153,7 +134,7 @@ def compare(lease: Session, baseline: Session, touched: Mapping[str, set[int]], 
     if not names:
         return []
     found = batch.run(lease, [_places(name, touched[name]) for name in names])
-    differences = []
+    differences: list[Difference] = []
     for name, result in zip(names, found, strict=True):
         now = result.pairs()
         before = known(name, touched[name])
@@ -161,23 +142,26 @@ def compare(lease: Session, baseline: Session, touched: Mapping[str, set[int]], 
         if new or gone:
             added = rows(lease, name, (tid for tid, _ in new))
             removed = rows(baseline, name, (tid for tid, _ in gone))
-            if difference := judge(name, added, removed).difference:
-                differences.append(difference)
-    return differences
+            differences += judge(name, added, removed)
+    return told(differences)
 
 
-def judge(catalog: str, added: Iterable[CatalogRow], removed: Iterable[CatalogRow]) -> Verdict:
+def judge(catalog: str, added: Iterable[CatalogRow], removed: Iterable[CatalogRow]) -> list[Difference]:
     """The pure part of :func:`compare`."""
     added, removed = list(added), list(removed)
     now = Counter(row.text for row in added if not row.temporary)
     before = Counter(row.text for row in removed)
-    labels = {row.text: row.label for row in [*removed, *added]}
     extra, missing = now - before, before - now
-    if not extra and not missing:
-        return Verdict(catalog)
-    shown = sorted({labels[text] for text in [*extra, *missing] if labels[text]})
-    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
-    return Verdict(catalog, f"{catalog}: {', '.join(shown[:3])}{more}")
+    came = {(row.label, row.owner) for row in added if extra[row.text] and not row.temporary}
+    went = {(row.label, row.owner) for row in removed if missing[row.text]}
+    return [
+        Difference(
+            catalog,
+            *object_,
+            "altered" if object_ in came & went else "created" if object_ in came else "dropped",
+        )
+        for object_ in sorted(came | went)
+    ]
 
 
 _WITH_INDEX = "select coalesce(array_agg(oid::int8 order by oid), '{}') from pg_class where relhasindex and relpersistence <> 't'"
