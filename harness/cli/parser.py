@@ -37,6 +37,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "doctor": ("doctor", "check everything, one line each, with remedies"),
     "report": ("report", "all that a bug report needs, without secrets"),
     "init": ("init", "look at the project and write the settings"),
+    "uninstall": ("uninstall", "remove all that pg-harness has put on this machine for you"),
     "help": ("help", "of one command, or of the options that every command takes"),
     "completion": ("completion", "print what bash, zsh or fish needs to complete all this"),
 }

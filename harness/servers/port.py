@@ -236,6 +236,10 @@ class Backend(Protocol):
         """
         raise BackendError(f"the backend {self.name} brings no files to its servers")
 
+    def folders(self) -> Sequence[Path]:
+        """What it keeps on this machine for this user beside the folders of state and cache; for ``uninstall``."""
+        return ()
+
     def snapshots(self) -> SnapshotStore | None:
         """Where its servers' data is kept, to start others from it; None: it cannot keep any."""
         return None

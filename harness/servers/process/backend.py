@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -231,6 +231,17 @@ class ProcessBackend(Backend):
     def free_memory(self) -> int:
         """Bytes of memory that are free on this machine, cut by what the control groups leave; 0: unknown."""
         return memory_.free_memory()
+
+    def folders(self) -> Sequence[Path]:
+        """Those in memory; and root's, where the servers' own user may not enter the usual ones."""
+        try:
+            user = ServerUser.find()
+        except BackendUnavailable:
+            return ()
+        places = {user.reachable(self.cache, "caches"), user.reachable(self._state / "servers", "servers")}
+        common = [place for place in places if place.is_relative_to(COMMON)]
+        memory = folders.in_memory(self._memory, user) if self._memory is not None else ()
+        return [*common, *memory]
 
     def snapshots(self) -> SnapshotStore:
         """Data directories in the cache."""
