@@ -34,6 +34,15 @@ of `pg-harness run` and finds it pristine, and print the lines that belong into 
 """
 
 
+EXAMPLES = (
+    'migrations = ["sql:db/migrations"]                 every *.sql of a folder, in the order of their names',
+    'migrations = ["dump:schema.sql"]                   what pg_dump wrote',
+    'migrations = ["command:npm run migrate"]           any command; DATABASE_URL says where',
+    'migrations = ["python:app.db:create_all"]          a function of your project, called with the URL',
+    "migrations = []                                    an empty database, on purpose",
+)
+"""What a user may write who was told that nothing was found."""
+
 PARAMETERS: list[click.Parameter] = [
     Word("runner", metavar="RUNNER", type=click.Choice(list(RUNNERS)), help=", ".join(RUNNERS)),
     flag("--dry-run", help="print the settings, or the file, and write nothing"),
@@ -105,6 +114,11 @@ def _write_settings(context: Context) -> int:
     console.answer(text.rstrip())
     if found:
         logger.info("next: `pg-harness up`")
+        return 0
+    logger.info("next: name there what makes your schema, one of:")
+    for line in EXAMPLES:
+        logger.info("  %s", line)
+    logger.info("then `pg-harness up`; docs/migration-tools.md has all of them")
     return 0
 
 

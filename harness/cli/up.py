@@ -129,6 +129,10 @@ def _up(context: Context, sandbox: Sandbox, given: Mapping[str, Any]) -> None:
     from harness.runs.rewinding import told
 
     logger.info("reset: %s", told(sandbox.rewinding))
+    if sandbox.server.started:
+        logger.info(
+            'next: `eval "$(pg-harness env)"` sets DATABASE_URL in this shell, `pg-harness psql` opens the database'
+        )
     _answer(context, sandbox, [mine[worker] for worker in wanted], stale)
 
 

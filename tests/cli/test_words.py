@@ -16,6 +16,7 @@ import click
 import pytest
 from fix_cli import Project
 
+from harness.cli.init import EXAMPLES
 from harness.cli.options import COMMON
 from harness.cli.parser import PROGRAM, VERBS, Program, help_of, parse
 from harness.cli.parser import verb as find
@@ -373,3 +374,25 @@ def test_a_home_that_cannot_be_written(
     assert "cannot be written: Not a directory" in text
     assert "PGHARNESS_STATE_DIR" in text
     assert "PGHARNESS_CACHE_DIR" in text
+
+
+def test_init_that_finds_nothing_says_what_to_write(new_project: Callable[..., Project]) -> None:
+    project = new_project("nothing", migrations=False)
+    done = project.run("init")
+    assert done.returncode == 0, done.stderr
+    for line in EXAMPLES:
+        assert line in done.stderr
+        written = line.partition("  ")[0]
+        (project.root / "pg-harness.toml").write_text(f"{written}\n")
+        # Each is a right line, whether its file is there or not.
+        told = project.run("doctor").stdout
+        assert "setting" in told
+        assert "fail  settings" not in told
+
+
+def test_up_ends_with_the_commands_that_come_next(new_project: Callable[..., Project]) -> None:
+    project = new_project("next")
+    first = project.run("up")
+    assert first.stderr.splitlines()[-1].startswith('pg-harness: next: `eval "$(pg-harness env)"`')
+    assert "next:" not in project.run("up").stderr
+    assert "next:" not in project.run("up", "-n", "2").stderr
