@@ -281,7 +281,7 @@ def keep_failed(session: Session, project: str, name: str, owner: Owner, error: 
         url = session.dsn.with_database(error.database).with_user(login.name, "").masked
         error.add_note(
             f"The half-migrated database is kept: {url} "
-            f"(look at it with: python -m harness psql {error.database})"
+            f"(look at it with: pg-harness psql {names.short(error.database)})"
         )
 
 

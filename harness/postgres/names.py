@@ -155,6 +155,12 @@ def kept(project: str, run: str) -> str:
     return str(DatabaseName(project, Kind.KEPT, run, token()))
 
 
+def short(kept_name: str) -> str:
+    """What names a kept database where nothing else of ours is called so: its random end."""
+    parsed = parse(kept_name)
+    return parsed.tail if parsed is not None and parsed.tail else kept_name
+
+
 def mark(project: str, run: str, tail: str, number: int) -> str:
     """The copy of a lease's database that the mark of this number holds.
 

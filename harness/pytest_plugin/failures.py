@@ -166,7 +166,9 @@ class Failures:
         for copy in kept:
             self._state.summary.kept[copy.name] = item.nodeid
             what = "all that is committed, by pg_dump" if copy.whole else "committed rows"
-            lines.append(f"kept as {copy.name} ({what}); look at it: python -m harness psql {copy.name}")
+            lines.append(
+                f"kept as {copy.name} ({what}); look at it: pg-harness psql {names.short(copy.name)}"
+            )
             lines += [f"  not in it: {lacking}" for lacking in copy.lacking]
 
     def _log(self, lines: list[str]) -> None:

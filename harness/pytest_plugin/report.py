@@ -9,6 +9,7 @@ import pytest
 from harness.config.settings import Settings
 from harness.databases import freshness
 from harness.databases.spec import sources as sources_of
+from harness.postgres import names
 from harness.pytest_plugin.state import Role, State
 
 _MISSING_RIGHTS = "[42501]"
@@ -47,7 +48,7 @@ class Summarizer:
         summary = self._state.summary
         lines = summary.lines()
         for name, test in summary.kept.items():
-            lines.append(f"kept {name} of {test}: python -m harness psql {name}")
+            lines.append(f"pg-harness psql {names.short(name)} shows what {test} left")
         if (resets := summary.resets()) and not self._state.quiet:
             lines.insert(0, resets)
         if not lines:

@@ -10,6 +10,7 @@ import pytest
 from fix_plugin import Folder, Place, Result
 
 from harness.databases import kept_dump
+from harness.postgres import names
 from harness.postgres.session import Session
 
 FAILING = """
@@ -58,7 +59,7 @@ def test_the_report(folder: Folder, place: Place) -> None:
         r"pid \d+, the holder, role \S+, idle in transaction",
         r"locks:",
         r"pid \d+, the holder: ShareRowExclusiveLock on 1 relation",
-        r"python -m harness psql pgh_\w+_k_\w+",
+        r"look at it: pg-harness psql [0-9a-f]{8}\n",
         r"the server\'s log:",
         r'ERROR:  relation "missing_table" does not exist',
         r"STATEMENT:  select \* from missing_table",
@@ -72,7 +73,7 @@ def test_the_report(folder: Folder, place: Place) -> None:
         assert session.value("select nextval('users_id_seq')") == 2
     # A worker's report reaches the controller, and the last ones are listed at the end.
     result = folder.pytest("-n", "1", "-q", env={"PGHARNESS_RESET_TIMEOUT": "1s"})
-    assert re.search(r"kept \S+ of test_a.py::test_fails: python -m harness psql", result.text), result.text
+    assert re.search(r"pg-harness psql [0-9a-f]{8} shows what test_a.py::test_fails left", result.text)
 
 
 def test_no_more_are_kept_than_wanted(folder: Folder, place: Place) -> None:
@@ -94,9 +95,8 @@ def test_no_more_are_kept_than_wanted(folder: Folder, place: Place) -> None:
         assert len(kept_in(result)) in ((2, 3) if workers else (2,))
         assert "no copy was kept: 2 tests of this run have one (keep_failed)" in result.text
         # Only what is there is listed.
-        assert sorted(re.findall(r"^kept (\S+) of test_a.py::test_it", result.text, re.MULTILINE)) == sorted(
-            place.kept()
-        )
+        shown = re.findall(r"^pg-harness psql (\S+) shows what test_a.py::test_it", result.text, re.MULTILINE)
+        assert sorted(shown) == sorted(names.short(kept) for kept in place.kept())
         for name, number in zip(kept_in(result), "01", strict=True) if not workers else ():
             with inside(place, name) as session:
                 assert session.rows("select name from users") == [(number,)]
