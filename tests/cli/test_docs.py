@@ -45,6 +45,13 @@ def test_what_a_page_calls_is_there(page: Path) -> None:
             assert option in options(name), f"{page.name}: pg-harness {name}{rest}: {option}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_leads_to_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
 def test_calls_were_found() -> None:
     assert sum(len(calls(page)) for page in PAGES) > 150
 
