@@ -30,8 +30,10 @@ from harness.errors import (
 if TYPE_CHECKING:
     from harness.config.settings import Settings
     from harness.control.current import current
-    from harness.databases.lease import Lease
+    from harness.databases.changed import DatabaseChanges, LeaseChanges, TableChanges
+    from harness.databases.lease import Lease, LeaseMark
     from harness.dsn import Dsn
+    from harness.reset.report import ResetReport
     from harness.runs.harness import Fleet, Harness
 
 __version__ = "0.1.0"
@@ -43,32 +45,42 @@ __all__ = [
     "BackendError",
     "BackendUnavailable",
     "ConfigError",
+    "DatabaseChanges",
     "Dsn",
     "Fleet",
     "Harness",
     "HarnessError",
     "Lease",
+    "LeaseChanges",
     "LeaseClosed",
     "LeaseError",
     "LeaseInUse",
     "LeaseLost",
+    "LeaseMark",
     "MigrationError",
     "PoolTimeout",
+    "ResetReport",
     "ServerLost",
     "ServerRefused",
     "ServerStartError",
     "Settings",
+    "TableChanges",
     "TemplateBusy",
     "__version__",
     "current",
 ]
 
 _LAZY = {
+    "DatabaseChanges": "harness.databases.changed",
     "Dsn": "harness.dsn",
     "Fleet": "harness.runs.harness",
     "Harness": "harness.runs.harness",
     "Lease": "harness.databases.lease",
+    "LeaseChanges": "harness.databases.changed",
+    "LeaseMark": "harness.databases.lease",
+    "ResetReport": "harness.reset.report",
     "Settings": "harness.config.settings",
+    "TableChanges": "harness.databases.changed",
     "current": "harness.control.current",
 }
 

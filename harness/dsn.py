@@ -8,6 +8,10 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from harness.errors import ConfigError
 
+FORMS = ("url", "sqlalchemy", "asyncpg", "jdbc")
+"""The forms of an address: placeholders of the settings' ``env``, words of ``url --form``, attributes of a :class:`Dsn`, and
+with ``_url`` behind them (but for the first) of a lease."""
+
 
 class Secret(str):
     """A text that shows itself to whoever uses it, and not to whoever prints a variable that holds it."""

@@ -49,14 +49,14 @@ class Pristine:
         if "_lease" in cls.__dict__:
             return
         cls._lease, cls._ready = current(), False
-        cls._lease.reset("template")
+        cls._lease.reset(to="template")
         cls.addClassCleanup(cls._end)  # type: ignore[attr-defined]
 
     @classmethod
     def _end(cls) -> None:
         # Behind tearDownClass: for tests of another kind.
         if cls._lease is not None:
-            cls._lease.reset("template")
+            cls._lease.reset(to="template")
         del cls._lease, cls._ready
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:

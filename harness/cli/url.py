@@ -7,16 +7,13 @@ import click
 from harness.cli import inside, lookup
 from harness.cli.context import Context
 from harness.cli.options import json_flag, lease_words
-from harness.dsn import Dsn
+from harness.dsn import FORMS, Dsn
 
 USAGE = "[WORKER] [options]"
 
 DESCRIPTION = """\
 Print the URL of one database: yours (1, 2, …), one of a test run's (gw2), or a kept one (by its name).
 """
-
-FORMS = ("url", "sqlalchemy", "asyncpg", "jdbc")
-
 
 PARAMETERS: list[click.Parameter] = [
     *lease_words(),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from harness.dsn import Dsn
+from harness.dsn import FORMS, Dsn
 from harness.errors import ConfigError
 
 BENDING = frozenset(
@@ -28,13 +28,8 @@ than its URL named, PGOPTIONS changes what every session does. PGPORT and its li
 PARTS = ("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE")
 """The variables of libpq that are set, see :meth:`harness.dsn.Dsn.libpq`: for clients that connect without an address."""
 
-PLACEHOLDERS = (
-    "url", "host", "port", "user", "password", "database", "sqlalchemy", "asyncpg", "jdbc", "worker", "workers",
-    "connections",
-)  # fmt: skip
-
-URLS = ("url", "sqlalchemy", "asyncpg", "jdbc")
-"""Those of them that are URLs, and take parameters: ``{url:connection_limit=5}``."""
+PLACEHOLDERS = (*FORMS, "host", "port", "user", "password", "database", "worker", "workers", "connections")
+"""Those that are URLs take parameters: ``{url:connection_limit=5}``."""
 
 _PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -118,7 +113,7 @@ def render(template: str, own: str, dsns: Mapping[str, Dsn], slot: Slot, variabl
             if conversion:
                 raise ValueError(f"{placeholder!r} takes no conversion")
             parts.append(_value(placeholder, spec or "", own, dsns, slot, is_url))
-            is_address = placeholder.rpartition(".")[2] in URLS
+            is_address = placeholder.rpartition(".")[2] in FORMS
             url = f"{placeholder}:{spec}" if is_address and spec else placeholder if is_address else ""
     except ValueError as error:
         known = ", ".join("{" + p + "}" for p in PLACEHOLDERS)
@@ -138,7 +133,7 @@ def _value(placeholder: str, spec: str, own: str, dsns: Mapping[str, Dsn], slot:
         raise ValueError(f"there is no database {database!r}")
     if key not in PLACEHOLDERS:
         raise ValueError(f"there is no placeholder {key!r}")
-    if spec and key not in URLS:
+    if spec and key not in FORMS:
         raise ValueError(f"{key!r} takes no parameters, and no format")
     if key in ("worker", "workers", "connections"):
         return str(getattr(slot, key))

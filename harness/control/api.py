@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from harness.control import openapi
-from harness.control.leases import TEMPLATE, AllLeased, LeaseTable, UnknownLease, UnknownMark
+from harness.control.leases import AllLeased, LeaseTable, UnknownLease
+from harness.databases.lease import TEMPLATE, UnknownMark
 from harness.errors import (
     BackendError,
     ConfigError,
@@ -232,8 +233,17 @@ class ControlApi:
     def _changes(self, request: Request, scope: Scope, id: str) -> Answer:
         number = _number(id, scope)
         found = self._table.changes(number)
-        told = {name: str(changes).splitlines() if changes else [] for name, changes in found.items()}
-        return Answer(HTTPStatus.OK, {"id": number, "changed": bool(found), "databases": told})
+        return Answer(
+            HTTPStatus.OK,
+            {
+                "id": number,
+                "changed": bool(found),
+                "databases": {
+                    name: str(changes).splitlines() if changes else [] for name, changes in found.items()
+                },
+                "details": {name: changes.told() for name, changes in found.items()},
+            },
+        )
 
     def _env(self, request: Request, scope: Scope, id: str) -> Answer:
         number = _number(id, scope)

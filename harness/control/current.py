@@ -4,40 +4,98 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from harness.config.run_variables import URL
 from harness.control.client import ControlClient
-from harness.errors import LeaseError
+from harness.databases.address import Address, Addressed
+from harness.databases.changed import DatabaseChanges, LeaseChanges
+from harness.dsn import Dsn
+from harness.errors import ConfigError, LeaseError
 from harness.reset.report import ResetReport
 
 
-class CurrentLease:
-    """The databases that ``DATABASE_URL`` of this process leads to, held by the run that it belongs to.
+class CurrentMark:
+    """A state of all databases of the lease to come back to. Made by :meth:`CurrentLease.mark`.
 
     Attributes:
+        name: as it was given; else a number.
+    """
+
+    def __init__(self, name: str, client: ControlClient, number: int) -> None:
+        self.name = name
+        self._client = client
+        self._number = number
+
+    @property
+    def released(self) -> bool:
+        """Whether it cannot be gone back to any more."""
+        return self.name not in _marks(self._client, self._number)
+
+    def release(self) -> None:
+        """Forget this mark and those above it; the databases stay as they are until the next reset. Twice is once."""
+        if not self.released:
+            self._client.unmark(self._number, self.name)
+
+    def __repr__(self) -> str:
+        return f"<CurrentMark {self.name}>"
+
+
+class CurrentLease(Address):
+    """The databases that ``DATABASE_URL`` of this process leads to, held by the run that it belongs to.
+
+    What it has in common with :class:`harness.Lease` is called the same and gives the same; its run releases it.
+
+    Attributes:
+        run: sixteen hex digits that name the run.
         number: as in ``DATABASE_URL_1``.
     """
 
     def __init__(self, client: ControlClient, number: int) -> None:
         self._client = client
+        self._dsns: dict[str, Dsn] | None = None
+        self.run = client.run
         self.number = number
 
     @property
-    def url(self) -> str:
-        """The URL of the default database."""
-        return str(self._client.environment(self.number)["urls"]["default"])
+    def dsn(self) -> Dsn:
+        """Address of the database ``default``."""
+        return self.dsns["default"]
 
-    def reset(self, to: str | None = None) -> ResetReport:
+    @property
+    def dsns(self) -> dict[str, Dsn]:
+        """Database name → address, ``default`` first."""
+        if self._dsns is None:
+            urls = self._client.environment(self.number)["urls"]
+            # They stay the same as long as the run goes on.
+            self._dsns = {name: Dsn.parse(url, origin="the run") for name, url in urls.items()}
+        return dict(self._dsns)
+
+    @property
+    def databases(self) -> Mapping[str, Addressed]:
+        """Database name → database, ``default`` first."""
+        return {name: Addressed(name, dsn) for name, dsn in self.dsns.items()}
+
+    def __getitem__(self, name: str) -> Addressed:
+        found = self.databases
+        if name not in found:
+            raise ConfigError(
+                f"this lease has no database {name!r}; it has {', '.join(map(repr, found))} "
+                "(see [tool.pg-harness.databases])",
+                key=name,
+            )
+        return found[name]
+
+    def reset(self, *, to: CurrentMark | str | None = None) -> ResetReport:
         """Bring all its databases back to the top mark, else to what the migrations left. Connections are kept.
 
         Args:
-            to: a mark's name; ``"template"``: what the migrations left, and all marks are released.
+            to: a mark, or its name; marks above it are released. ``"template"``: what the migrations left, and all marks
+                are released.
 
         Raises:
             LeaseLost: the run is over. ConfigError: there is no such mark. LeaseError: it cannot be done.
         """
-        told = self._client.reset(self.number, to)
+        told = self._client.reset(self.number, to.name if isinstance(to, CurrentMark) else to)
         return ResetReport(
             told["strategy"],
             tuple(told["tables"]),
@@ -47,21 +105,38 @@ class CurrentLease:
             tuple(told["ended"]),
         )
 
-    def mark(self, name: str | None = None) -> str:
-        """Make the present state what :meth:`reset` comes back to; its name. Marks stack."""
-        return self._client.mark(self.number, name)
+    def mark(self, name: str = "") -> CurrentMark:
+        """Make the present state the one that :meth:`reset` comes back to; marks stack.
 
-    def unmark(self, name: str) -> None:
-        """Forget a mark, and those above it; the databases stay as they are until the next reset."""
-        self._client.unmark(self.number, name)
+        Args:
+            name: for ``reset(to=name)``; empty: a number.
 
-    def changes(self) -> Mapping[str, list[str]]:
-        """Database → what changed since the state that :meth:`reset` comes back to, one line each; empty: nothing did."""
-        told: dict[str, Any] = self._client.changes(self.number)
-        return {name: lines for name, lines in told["databases"].items() if lines} if told["changed"] else {}
+        Raises:
+            LeaseError: it cannot be held, or there is a mark of that name. ConfigError: it is no name for a mark.
+        """
+        return CurrentMark(self._client.mark(self.number, name or None), self._client, self.number)
+
+    @property
+    def marks(self) -> Mapping[str, CurrentMark]:
+        """Name → mark, of those that can be gone back to; the lowest first."""
+        names = _marks(self._client, self.number)
+        return {name: CurrentMark(name, self._client, self.number) for name in names}
+
+    def changes(self) -> LeaseChanges:
+        """What changed since the databases were pristine, or marked. Resets nothing.
+
+        Raises:
+            LeaseError: it cannot be told.
+        """
+        told = self._client.changes(self.number)["details"]
+        return LeaseChanges({name: DatabaseChanges.read(found) for name, found in told.items()})
 
     def __repr__(self) -> str:
-        return f"<CurrentLease {self.number} of the run {self._client.run}>"
+        return f"<CurrentLease {self.number} of the run {self.run}>"
+
+
+def _marks(client: ControlClient, number: int) -> list[str]:
+    return next(list(lease["marks"]) for lease in client.status()["leases"] if lease["id"] == number)
 
 
 def current(environ: Mapping[str, str] | None = None) -> CurrentLease:

@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.config.processes import Process, alive
 from harness.config.run_variables import LEASE
 from harness.databases import freshness
+from harness.databases.lease import TEMPLATE, UnknownMark
 from harness.errors import LeaseClosed, LeaseError, PoolTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.databases.lease import Lease, LeaseChanges, LeaseMark
+    from harness.databases.changed import LeaseChanges
+    from harness.databases.lease import Lease
     from harness.reset.report import ResetReport
     from harness.runs.harness import Harness
 
 logger = logging.getLogger("pg_harness.control")
-
-TEMPLATE = "template"
-"""The state that the migrations left, where a mark can be named."""
 
 LOOK = 0.2
 """Seconds between two looks for processes that have gone, and for a client that no longer waits."""
@@ -36,10 +35,6 @@ State = Literal["free", "numbered", "leased"]
 
 class UnknownLease(LeaseError):
     """There is no lease of that number: never another one in its stead."""
-
-
-class UnknownMark(LeaseError):
-    """The lease has no mark of that name."""
 
 
 class AllLeased(PoolTimeout):
@@ -101,12 +96,9 @@ class Entry:
     process: Holder | None = None
     since: float = 0.0
     resets: Counter[str] = field(default_factory=Counter)
-    marks: dict[str, LeaseMark] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     last: tuple[str, int | None] | None = None
     """Who had it before, as (worker, pid); None: nobody."""
-    marked: int = 0
-    """How many marks it ever had: a name is given once."""
 
     def belonged_to(self, worker: str, process: Holder | None) -> bool:
         """Whether its last holder was the same worker, or the same process."""
@@ -308,14 +300,7 @@ class LeaseTable:
             is a mark of that name.
         """
         with self._used(number) as entry:
-            if name in entry.marks:
-                raise LeaseError(f"lease {number} has a mark {name!r} already: release it first")
-            mark = entry.lease.mark()
-            while not name or name in entry.marks:
-                entry.marked += 1
-                name = str(entry.marked)
-            entry.marks[name] = mark
-            return name
+            return entry.lease.mark(name).name
 
     def unmark(self, number: int, name: str) -> None:
         """Forget a mark, and those above it; the databases stay as they are.
@@ -324,8 +309,12 @@ class LeaseTable:
             UnknownLease, UnknownMark.
         """
         with self._used(number) as entry:
-            self._mark(entry, name).release()
-            self._forget_released(entry)
+            marks = entry.lease.marks
+            if name not in marks:
+                raise UnknownMark(
+                    f"the lease has no mark {name!r}; it has {', '.join(marks) or 'none'}", value=name
+                )
+            marks[name].release()
 
     def changes(self, number: int) -> LeaseChanges:
         """What changed since the state that :meth:`reset` would come back to.
@@ -339,32 +328,17 @@ class LeaseTable:
     def _reset(
         self, entry: Entry, to: str | None, *, sessions: Literal["keep", "end"] = "keep"
     ) -> ResetReport:
-        target = None
-        if to == TEMPLATE:
-            for mark in entry.marks.values():
-                mark.release()
-        elif to is not None:
-            target = self._mark(entry, to)
         strategy = freshness.of(self._harness.settings)
         report = None
-        if target is None and sessions == "keep" and strategy.refreshes:
+        if to in (None, TEMPLATE) and sessions == "keep" and strategy.refreshes:
+            if to == TEMPLATE:
+                for mark in entry.lease.marks.values():
+                    mark.release()
             report = strategy.refresh(entry.lease)
         if report is None:
-            report = entry.lease.reset(to=target, sessions=sessions)
-        self._forget_released(entry)
+            report = entry.lease.reset(to=to, sessions=sessions)
         entry.resets[report.strategy] += 1
         return report
-
-    @staticmethod
-    def _mark(entry: Entry, name: str) -> LeaseMark:
-        if name in entry.marks:
-            return entry.marks[name]
-        there = ", ".join(entry.marks) or "none"
-        raise UnknownMark(f"lease {entry.id} has no mark {name!r}; it has {there}")
-
-    @staticmethod
-    def _forget_released(entry: Entry) -> None:
-        entry.marks = {name: mark for name, mark in entry.marks.items() if not mark.released}
 
     @contextmanager
     def _used(self, number: int) -> Iterator[Entry]:
@@ -398,7 +372,7 @@ class LeaseTable:
                     "state": entry.state,
                     "databases": {name: dsn.database for name, dsn in entry.lease.dsns.items()},
                     "resets": dict(entry.resets),
-                    "marks": list(entry.marks),
+                    "marks": list(entry.lease.marks),
                 }
                 for entry in self._entries.values()
             ]

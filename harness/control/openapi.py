@@ -85,6 +85,28 @@ _SCHEMAS: dict[str, Any] = {
             "additionalProperties": _STRINGS,
             "description": "Database → lines for people.",
         },
+        details={
+            "type": "object",
+            "additionalProperties": _object(
+                tables={
+                    "type": "object",
+                    "additionalProperties": _object(
+                        inserted=_COUNT,
+                        updated=_COUNT,
+                        deleted=_COUNT,
+                        rewritten={"type": "boolean"},
+                        unlogged={
+                            "type": "boolean",
+                            "description": "It writes no log, so it may have changed.",
+                        },
+                    ),
+                },
+                sequences=_STRINGS,
+                schema={**_STRINGS, "description": "What differs in the schema, one line each."},
+                other={"type": "boolean", "description": "System catalogs were written beyond that."},
+            ),
+            "description": "Database → the same for programs: tables and sequences by their names.",
+        },
     ),
     "Environment": _object(id=_ID, urls={**_TEXTS, "description": "Database → URL."}, env=_TEXTS),
     "Status": _object(

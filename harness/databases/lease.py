@@ -5,71 +5,60 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from harness.databases.address import Address, Addressed
+from harness.databases.changed import DatabaseChanges, LeaseChanges
 from harness.databases.clones import Claim, Clones
 from harness.databases.resetting import DatabaseReset
 from harness.databases.template import Template
 from harness.dsn import Dsn
-from harness.errors import ConfigError, HarnessError, LeaseClosed, LeaseLost
+from harness.errors import ConfigError, HarnessError, LeaseClosed, LeaseError, LeaseLost
 from harness.postgres import databases
-from harness.postgres.session import connect_application
 from harness.reset.report import STRATEGIES, ResetReport
 
 if TYPE_CHECKING:
-    import psycopg
-
     from harness.databases.pool import Filler
-    from harness.reset.changes import Changes
     from harness.reset.marks import Mark
     from harness.reset.rewind.answer import Answer
 
 logger = logging.getLogger("pg_harness.databases")
 
+TEMPLATE = "template"
+"""The state that the migrations left, where a mark can be named."""
+
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-class LeasedDatabase:
+class LeasedDatabase(Addressed):
     """One database of a lease.
 
     Attributes:
         name: as in the settings; ``"default"`` for the top level.
-        dsn: its address, as the application's role. It stays the same through resets.
         template: what it is a clone of.
     """
 
     def __init__(self, name: str, dsn: Dsn, template: Template, claim: Claim) -> None:
-        self.name = name
-        self.dsn = dsn
+        super().__init__(name, dsn)
         self.template = template
         self.claim = claim
 
-    @property
-    def url(self) -> str:
-        """``postgresql://…``, as the application's role."""
-        return self.dsn.url
 
-    @contextmanager
-    def connect(self, **options: Any) -> Iterator[psycopg.Connection[Any]]:
-        """A psycopg connection as the application's role, committed and closed at the end of the block.
-
-        Args:
-            options: further arguments of :func:`psycopg.connect`.
-        """
-        with connect_application(self.dsn, options) as connection:
-            yield connection
-
-    def __repr__(self) -> str:
-        return f"<LeasedDatabase {self.name} {self.dsn.masked}>"
+class UnknownMark(ConfigError):
+    """The lease has no mark of that name."""
 
 
 class LeaseMark:
-    """A state of all databases of a lease to come back to. Made by :meth:`Lease.mark`."""
+    """A state of all databases of a lease to come back to. Made by :meth:`Lease.mark`.
 
-    def __init__(self, marks: Mapping[str, Mark]) -> None:
+    Attributes:
+        name: as it was given; else a number that no mark of the lease had before.
+    """
+
+    def __init__(self, name: str, marks: Mapping[str, Mark]) -> None:
+        self.name = name
         self._marks = dict(marks)
 
     def of(self, name: str) -> Mark:
@@ -82,29 +71,12 @@ class LeaseMark:
         return all(mark.released for mark in self._marks.values())
 
     def release(self) -> None:
-        """Forget this mark and those above it. Twice is once."""
+        """Forget this mark and those above it; the databases stay as they are until the next reset. Twice is once."""
         for mark in self._marks.values():
             mark.release()
 
     def __repr__(self) -> str:
-        return f"<LeaseMark {self._marks}>"
-
-
-class LeaseChanges(dict[str, "Changes"]):
-    """Database name → what changed in it. True where anything did; ``str()`` tells people."""
-
-    def __bool__(self) -> bool:
-        return any(self.values())
-
-    @property
-    def committed(self) -> bool:
-        """Whether other sessions see any of it."""
-        return any(found.committed for found in self.values())
-
-    def __str__(self) -> str:
-        if len(self) == 1:
-            return str(next(iter(self.values())))
-        return "\n".join(f"{name}: {line}" for name, c in self.items() for line in str(c).splitlines())
+        return f"<LeaseMark {self.name}{' released' if self.released else ''}>"
 
 
 def _together(reports: list[ResetReport], milliseconds: float) -> ResetReport:
@@ -134,11 +106,15 @@ def _alone(method: _Method) -> _Method:
     return cast(_Method, locked)
 
 
-class Lease:
+class Lease(Address):
     """One clone of each configured database; claimed, reset and released together.
 
-    A context manager: leaving the block releases it. ``lease.url`` is the database ``default``;
-    ``lease["analytics"].url`` another one.
+    A context manager: leaving the block releases it. ``lease.url`` and ``lease.connect()`` are of the database ``default``,
+    ``lease["analytics"].url`` of another one.
+
+    Attributes:
+        run: sixteen hex digits that name the run.
+        worker: whose it is.
     """
 
     def __init__(
@@ -167,6 +143,8 @@ class Lease:
         self._seen_epoch = epoch()
         self._on_release = on_release
         self._released = False
+        self._marks: dict[str, LeaseMark] = {}
+        self._marked = 0
         # Tests in one thread, and clients of the control interface in others.
         self._lock = threading.RLock()
         self._resets = {
@@ -180,11 +158,6 @@ class Lease:
     def dsn(self) -> Dsn:
         """Address of the database ``default``."""
         return self["default"].dsn
-
-    @property
-    def url(self) -> str:
-        """URL of the database ``default``."""
-        return self.dsn.url
 
     @property
     def dsns(self) -> dict[str, Dsn]:
@@ -211,10 +184,6 @@ class Lease:
                 f"this lease has no database {name!r}; it has {known} (see [tool.pg-harness.databases])",
                 key=name,
             ) from None
-
-    def connect(self, **options: Any) -> Any:
-        """A connection to ``default``, as a context manager; see :meth:`LeasedDatabase.connect`."""
-        return self["default"].connect(**options)
 
     def watch(self) -> None:
         """Note the present, pristine state, so that :meth:`reset` can put back what changes from now on.
@@ -251,11 +220,14 @@ class Lease:
         return self._resets["default"].rewound
 
     @_alone
-    def reset(self, *, to: LeaseMark | None = None, sessions: Literal["keep", "end"] = "keep") -> ResetReport:
-        """Bring every database of the lease back to the top mark, to ``to``, or to its template. The URLs stay.
+    def reset(
+        self, *, to: LeaseMark | str | None = None, sessions: Literal["keep", "end"] = "keep"
+    ) -> ResetReport:
+        """Bring every database of the lease back to the top mark, else to what the migrations left. The URLs stay.
 
         Args:
-            to: a mark of this lease; marks above it are released.
+            to: a mark of this lease, or its name; marks above it are released. ``"template"``: what the migrations left,
+                and all marks are released.
             sessions: ``"end"`` ends all sessions of the application first; ``"keep"`` keeps those that hold
                 nothing.
 
@@ -263,9 +235,10 @@ class Lease:
             What was done, of all databases together.
 
         Raises:
-            LeaseClosed: it was released. LeaseLost: the template is gone as well.
+            LeaseClosed: it was released. LeaseLost: the template is gone as well. ConfigError: there is no such mark.
         """
         self._check()
+        mark = self._marked_as(to)
         if self._epoch() != self._seen_epoch:
             # A crash emptied unlogged tables and took the last commits with it.
             self._seen_epoch = self._epoch()
@@ -273,10 +246,23 @@ class Lease:
                 return self.renew(reason="the server's sessions were lost: it crashed or was restarted")
         began = time.monotonic()
         reports = [
-            reset.reset(to=to.of(name) if to is not None else None, sessions=sessions)
+            reset.reset(to=mark.of(name) if mark is not None else None, sessions=sessions)
             for name, reset in self._resets.items()
         ]
         return self._told("reset", reports, began)
+
+    def _marked_as(self, to: LeaseMark | str | None) -> LeaseMark | None:
+        """The mark to come back to; None: the top one. For ``"template"``, all are released."""
+        if to == TEMPLATE:
+            for mark in self._marks.values():
+                mark.release()
+            return None
+        if not isinstance(to, str):
+            return to
+        marks = self.marks
+        if to not in marks:
+            raise UnknownMark(f"the lease has no mark {to!r}; it has {', '.join(marks) or 'none'}", value=to)
+        return marks[to]
 
     @_alone
     def renew(self, *, reason: str = "asked for") -> ResetReport:
@@ -292,22 +278,43 @@ class Lease:
         logger.debug("worker %s: %s: %s", self.worker, what, report)
         return report
 
+    @property
+    def marks(self) -> Mapping[str, LeaseMark]:
+        """Name → mark, of those that can be gone back to; the lowest first."""
+        self._marks = {name: mark for name, mark in self._marks.items() if not mark.released}
+        return dict(self._marks)
+
     @_alone
-    def mark(self) -> LeaseMark:
+    def mark(self, name: str = "") -> LeaseMark:
         """Make the present state the one that :meth:`reset` comes back to; marks stack.
 
+        Args:
+            name: for ``reset(to=name)``; empty: a number.
+
         Raises:
-            LeaseError: it cannot be held: the schema was changed, or this server can only clone.
+            LeaseError: it cannot be held: the schema was changed, this server can only clone, or there is a mark of that
+                name.
+            ConfigError: ``"template"`` is no name for a mark.
         """
         self._check()
+        if name == TEMPLATE:
+            raise ConfigError(
+                f"{TEMPLATE!r} is the state that the migrations left: no mark is called so", value=name
+            )
+        if name in self.marks:
+            raise LeaseError(f"there is a mark {name!r} already: release it first")
         marks: dict[str, Mark] = {}
         try:
-            for name, reset in self._resets.items():
-                marks[name] = reset.mark()
+            for database, reset in self._resets.items():
+                marks[database] = reset.mark()
         except BaseException:
-            LeaseMark(marks).release()
+            LeaseMark("", marks).release()
             raise
-        return LeaseMark(marks)
+        while not name or name in self._marks:
+            self._marked += 1
+            name = str(self._marked)
+        self._marks[name] = LeaseMark(name, marks)
+        return self._marks[name]
 
     @_alone
     def changes(self) -> LeaseChanges:
@@ -317,7 +324,9 @@ class Lease:
             LeaseError: it cannot be told.
         """
         self._check()
-        return LeaseChanges({name: reset.changes() for name, reset in self._resets.items()})
+        return LeaseChanges(
+            {name: DatabaseChanges.of(reset.changes()) for name, reset in self._resets.items()}
+        )
 
     @_alone
     def keep(self, why: str = "asked for") -> dict[str, str]:

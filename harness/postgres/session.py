@@ -99,20 +99,29 @@ _CONNECTING = "connect to "
 """What a log-in is called in errors."""
 
 _hiding = threading.Lock()
+_hidden: dict[str, str] = {}
+_log_ins = 0
+"""How many go on that want them hidden."""
 
 
 @contextmanager
 def unbent() -> Iterator[None]:
-    """Hide from libpq, while it logs in, the variables that no parameter can overrule."""
-    if not any(name in os.environ for name in _HIDDEN):
-        yield
-        return
+    """Hide from libpq, while it logs in, the variables that no parameter can overrule.
+
+    Log-ins may go on side by side, in threads and in tasks: the last of them puts the variables back.
+    """
+    global _log_ins
     with _hiding:
-        hidden = {name: os.environ.pop(name) for name in _HIDDEN if name in os.environ}
-        try:
-            yield
-        finally:
-            os.environ.update(hidden)
+        _log_ins += 1
+        _hidden.update({name: os.environ.pop(name) for name in _HIDDEN if name in os.environ})
+    try:
+        yield
+    finally:
+        with _hiding:
+            _log_ins -= 1
+            if not _log_ins:
+                os.environ.update(_hidden)
+                _hidden.clear()
 
 
 _LIMITS = {
@@ -395,16 +404,18 @@ def open_application(dsn: Dsn, options: Mapping[str, Any] | None = None) -> psyc
     Raises:
         ServerLost: nobody answers. ServerRefused: the server says no.
     """
-    parameters: dict[str, Any] = conninfo(dsn, application_name="pg-harness-test")
-    parameters["connect_timeout"] = CONNECT_TIMEOUT
     with translated(_CONNECTING + dsn.masked), unbent():
-        return psycopg.connect(**{**parameters, **(options or {})})
+        return psycopg.connect(**_application(dsn, options))
 
 
-@contextmanager
-def connect_application(
+async def open_application_async(
     dsn: Dsn, options: Mapping[str, Any] | None = None
-) -> Iterator[psycopg.Connection[Any]]:
-    """:func:`open_application` for a block: committed at its end, rolled back if it raises, closed."""
-    with open_application(dsn, options) as connection:
-        yield connection
+) -> psycopg.AsyncConnection[Any]:
+    """As :func:`open_application`, for asyncio."""
+    with translated(_CONNECTING + dsn.masked), unbent():
+        return await psycopg.AsyncConnection.connect(**_application(dsn, options))
+
+
+def _application(dsn: Dsn, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    stated = conninfo(dsn, application_name="pg-harness-test")
+    return {**stated, "connect_timeout": CONNECT_TIMEOUT, **(options or {})}

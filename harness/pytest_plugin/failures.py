@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.databases.lease import LeaseChanges
+from harness.databases.changed import LeaseChanges
 from harness.errors import HarnessError
 from harness.listing import counted, together
 from harness.postgres import activity, databases, names
@@ -158,7 +158,7 @@ class Failures:
                     f"no copy was kept: {counted(most, 'test')} of this run {'has' if most == 1 else 'have'} one (keep_failed)"
                 )
                 return
-            ddl = any(change.ddl for change in changed.values()) if changed else False
+            ddl = any(change.schema for change in changed.values()) if changed else False
             kept = keep_copies(harness.session, lease, item.nodeid, schema_changed=ddl)
         except HarnessError as error:
             lines.append(f"no copy was kept: {error}")

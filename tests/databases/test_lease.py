@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -9,9 +11,12 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
+from harness.config import environment
+from harness.databases.address import Address
 from harness.databases.clones import Clones
 from harness.databases.lease import Lease
 from harness.databases.template import Template
+from harness.dsn import FORMS
 from harness.errors import ConfigError, LeaseClosed, ServerLost, ServerRefused
 from harness.postgres import databases, names
 from harness.postgres.admin import Link
@@ -50,6 +55,58 @@ def test_a_reset_brings_back_the_template_under_the_same_url(lease: Lease) -> No
             None,
         )
         assert connection.execute("select nextval('users_id_seq')").fetchone() == (1,)
+
+
+def _two_statements(lease: Lease) -> None:
+    with lease.connect() as undone:
+        undone.execute("insert into users (name) values ('Eve')")
+        undone.execute("select 1 / 0")
+
+
+def test_connect_gives_a_connection_of_psycopg(lease: Lease) -> None:
+    """Not a context manager that makes one: whoever wants no block had no connection."""
+    connection = lease.connect(autocommit=True)
+    assert isinstance(connection, psycopg.Connection)
+    assert connection.execute("select current_user").fetchone() == (lease.dsn.user,)
+    connection.close()
+    with lease["default"].connect() as committed:
+        committed.execute("insert into users (name) values ('Ada')")
+    assert committed.closed
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        _two_statements(lease)
+    assert names_in(lease) == ["Ada"]
+
+
+@pytest.mark.parametrize("bending", ["", "PGTZ"])
+def test_connections_for_asyncio(lease: Lease, bending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two log-ins at once: where each hid libpq's variables for itself, the second waited for the first for ever."""
+    if bending:
+        monkeypatch.setenv(bending, "Asia/Tokyo")
+
+    async def zone(at: Address) -> object:
+        async with await at.aconnect() as connection:
+            assert isinstance(connection, psycopg.AsyncConnection)
+            await connection.execute("insert into users (name) values ('Ada')")
+            return await (await connection.execute("show timezone")).fetchone()
+
+    async def both() -> set[object]:
+        return set(await asyncio.gather(zone(lease), zone(lease["default"])))
+
+    zones = asyncio.run(asyncio.wait_for(both(), 20))
+    assert len(zones) == 1
+    assert zones != {("Asia/Tokyo",)}
+    assert os.environ.get("PGTZ", "") == ("Asia/Tokyo" if bending else "")
+    assert names_in(lease) == ["Ada", "Ada"]
+
+
+def test_every_form_of_an_address(lease: Lease) -> None:
+    """One table of forms: what the settings' templates know, a lease has."""
+    for form in FORMS:
+        name = "url" if form == "url" else f"{form}_url"
+        expected = environment.render(f"{{{form}}}", "default", lease.dsns, environment.Slot(), "X")
+        assert getattr(lease, name) == getattr(lease["default"], name) == expected
+    with psycopg.connect(lease.sqlalchemy_url.replace("+psycopg", "")):
+        assert "+asyncpg://" in lease.asyncpg_url
 
 
 def test_release_drops_and_says_so_afterwards(lease_of: Callable[[str], Lease], link: Link) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,12 @@ import pytest
 from fix_leases import OWNER
 from fix_rewind import FOLDERS, REQUIRED
 
+from harness.databases.changed import DatabaseChanges, TableChanges
 from harness.databases.clones import Claim, Clones
 from harness.databases.lease import Lease
 from harness.databases.resetting import ensure_baseline, open_baseline
 from harness.databases.template import Template
-from harness.errors import LeaseClosed, LeaseError
+from harness.errors import ConfigError, LeaseClosed, LeaseError
 from harness.postgres import databases
 from harness.postgres.admin import Link
 from harness.postgres.session import Session, ident
@@ -128,6 +130,48 @@ def test_marks_stack_and_survive_a_clone(
     watched.reset()
     with watched.connect() as connection:
         assert state(connection) == (0, 3)
+
+
+def test_marks_by_name(watched: Lease, application: psycopg.Connection[tuple[object, ...]]) -> None:
+    application.execute("insert into users (name) values ('lower')")
+    lower = watched.mark("lower")
+    application.execute("insert into users (name) values ('upper')")
+    upper = watched.mark()
+    assert (lower.name, upper.name, list(watched.marks)) == ("lower", "1", ["lower", "1"])
+    assert repr(upper) == "<LeaseMark 1>"
+    with pytest.raises(LeaseError, match="there is a mark 'lower' already"):
+        watched.mark("lower")
+    with pytest.raises(ConfigError, match="no mark is called so"):
+        watched.mark("template")
+    with pytest.raises(ConfigError, match="the lease has no mark 'other'; it has lower, 1"):
+        watched.reset(to="other")
+    assert state(application) == (2, 3)
+    watched.reset(to="lower")
+    assert upper.released
+    assert state(application) == (1, 3)
+    watched.reset(to="template")
+    assert (state(application), dict(watched.marks), lower.released) == ((0, 3), {}, True)
+    assert watched.mark().name == "2"
+
+
+def test_changes_are_told_by_names(
+    watched: Lease, application: psycopg.Connection[tuple[object, ...]], clones: Clones
+) -> None:
+    assert repr(watched.changes()) == "<LeaseChanges nothing changed>"
+    application.execute("insert into users (name) values ('Ada')")
+    application.execute("delete from colours where name = 'red'")
+    changes = watched.changes()
+    assert changes["default"].tables == {
+        "colours": TableChanges(deleted=1), "users": TableChanges(inserted=1),
+    }  # fmt: skip
+    assert changes["default"].sequences == ("users_id_seq",)
+    assert (
+        repr(changes) == "<LeaseChanges colours: 1 deleted; users: 1 inserted; users_id_seq: sequence moved>"
+    )
+    assert DatabaseChanges.read(json.loads(json.dumps(changes["default"].told()))) == changes["default"]
+    application.execute("alter table colours add column code text")
+    changed = watched.changes()["default"]
+    assert any("colours" in line for line in changed.schema), changed
 
 
 def test_without_watching_a_reset_is_a_clone_and_a_mark_is_refused(lease: Lease) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import pickle
@@ -17,7 +18,7 @@ from harness.databases.lease import LeasedDatabase
 from harness.dsn import Dsn, Secret
 from harness.errors import HarnessError
 from harness.postgres import roles
-from harness.postgres.session import Session, connect_application, greet, without_secrets
+from harness.postgres.session import Session, greet, open_application, open_application_async, without_secrets
 from harness.servers.external import ExternalBackend
 from harness.servers.handshake import attach
 from harness.servers.port import ServerInfo
@@ -52,7 +53,7 @@ def shown(error: BaseException) -> str:
 
 
 def _connect_as_application(dsn: Dsn) -> None:
-    with connect_application(dsn):
+    with open_application(dsn):
         raise AssertionError("it let us in")
 
 
@@ -60,6 +61,7 @@ DOORS: dict[str, Callable[[Dsn], object]] = {
     "session": Session.connect,
     "greet": lambda dsn: greet(dsn, "x"),
     "application": _connect_as_application,
+    "asyncio": lambda dsn: asyncio.run(open_application_async(dsn)),
     "external": lambda dsn: ExternalBackend(dsn.url).capabilities(),
 }
 

@@ -77,21 +77,43 @@ class TestZ(unittest.TestCase):
 """
 
 SCRIPT = """
-import os, psycopg, harness
+import asyncio, os, psycopg, harness
 lease = harness.current()
 assert lease.url == os.environ["DATABASE_URL"], lease
-with psycopg.connect(lease.url, autocommit=True) as connection:
-    assert lease.changes() == {}
+assert lease.sqlalchemy_url == lease.url.replace("postgresql:", "postgresql+psycopg:", 1)
+assert lease["default"].dsn == lease.dsn == lease.dsns["default"]
+with lease.connect(autocommit=True) as connection:
+    assert isinstance(connection, psycopg.Connection)
+    assert not lease.changes()
     connection.execute("insert into users (name) values ('ada')")
-    assert list(lease.changes()) == ["default"]
-    name = lease.mark()
+    changes = lease.changes()
+    assert isinstance(changes, harness.LeaseChanges) and changes["default"].tables["users"].inserted == 1, changes
+    assert repr(changes) == "<LeaseChanges users: 1 inserted; users_id_seq: sequence moved>", changes
+    lower, upper = lease.mark("lower"), lease.mark()
+    assert (lower.name, upper.name, list(lease.marks)) == ("lower", "1", ["lower", "1"])
     connection.execute("insert into users (name) values ('eve')")
     report = lease.reset()
     assert report.strategy in ("rewind", "restore") and "users" in report.tables[0], report
     assert connection.execute("select name from users").fetchall() == [("ada",)]
-    lease.unmark(name)
+    lease.reset(to=lower)
+    assert upper.released and not lower.released
+    lower.release()
+    lower.release()
     lease.reset()
     assert connection.execute("select name from users").fetchall() == []
+    try:
+        lease.reset(to="lower")
+    except harness.ConfigError as error:
+        assert "the lease has no mark 'lower'; it has none" in str(error), error
+    else:
+        raise AssertionError("went to a mark that is gone")
+
+async def asks():
+    async with await lease.aconnect() as connection:
+        assert isinstance(connection, psycopg.AsyncConnection)
+        await connection.execute("insert into users (name) values ('bob')")
+asyncio.run(asks())
+assert "users" in lease.reset(to="template").tables
 print("current", lease.number)
 """
 
