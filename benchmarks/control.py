@@ -26,7 +26,7 @@ import schema
 from harness.config.project import Project
 from harness.control.serving import Serving
 from harness.databases.lease import Lease
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 from harness.servers import inventory
 
 WORKERS = 4
@@ -109,7 +109,7 @@ def quantiles(times: list[float]) -> tuple[float, float]:
 def resets(rounds: int) -> None:
     """One lease both ways, in turn; then all workers at once."""
     with schema.project() as (folder, environ):
-        with Harness.open(root=folder, environ=environ, workers=WORKERS) as harness:
+        with Run.open(root=folder, environ=environ, workers=WORKERS) as harness:
             leases = harness.leases(WORKERS, watch=None, apart=True)
             with Serving(harness, leases) as serving, writers(leases) as write:
                 node = Node(serving)

@@ -28,7 +28,7 @@ from harness.config.load import load
 from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.postgres import databases, names
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 from harness.servers import inventory
 from harness.servers.defaults import throwaway
 from harness.servers.port import ServerRequest
@@ -83,13 +83,13 @@ def cold_process(pairs: int) -> None:
     """Server, migrations, freeze and one clone; imports done, binaries initialised once."""
     head("Cold, process: to the first lease (imports done)")
     with project(60, backend="process", storage="memory") as (settings, environ, folder):
-        with Harness.open_with(settings, environ) as harness:
+        with Run.open_with(settings, environ) as harness:
             binaries = Path(str(harness.server.info.binaries))
         inventory.stop(Project.of(settings, environ))
 
         def ours() -> float:
             began = time.perf_counter()
-            with Harness.open_with(settings, environ) as harness, harness.lease(watch=False) as lease:
+            with Run.open_with(settings, environ) as harness, harness.lease(watch=False) as lease:
                 with lease.connect() as connection:
                     connection.execute("select 1")
                 took = time.perf_counter() - began
@@ -170,7 +170,7 @@ def cold_docker(image: str, pairs: int) -> None:
 
         def ours() -> float:
             began = time.perf_counter()
-            with Harness.open_with(settings, environ) as harness, harness.lease(watch=False) as lease:
+            with Run.open_with(settings, environ) as harness, harness.lease(watch=False) as lease:
                 with lease.connect() as connection:
                     connection.execute("select 1")
                 took = time.perf_counter() - began
@@ -212,7 +212,7 @@ def clones(pairs: int) -> None:
     head("Clones of a 60-table template (process, memory)")
     with (
         project(60, backend="process", storage="memory") as (settings, environ, _),
-        Harness.open_with(settings, environ) as harness,
+        Run.open_with(settings, environ) as harness,
     ):
         made, session = harness.templates["default"], harness.link.session
 
@@ -230,7 +230,7 @@ def clones(pairs: int) -> None:
 def at_rest() -> None:
     """USS (private memory) of the postmaster's tree, and its CPU time over five seconds."""
     with project(60, backend="process", storage="memory", max_connections=500) as (settings, environ, _):
-        with Harness.open_with(settings, environ) as harness:
+        with Run.open_with(settings, environ) as harness:
             harness.lease().release()
             pid = int(harness.link.session.value("select pg_read_file('postmaster.pid', 0, 20)").split()[0])
             processes = ServerProcesses(harness.link.session)

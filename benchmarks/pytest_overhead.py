@@ -78,9 +78,9 @@ def main() -> None:
             "    with psycopg.connect(os.environ['DATABASE_URL']) as c: c.execute('select 1')\n"
             "    open('reached', 'w').write(repr(time.time()))\n"
         )
-        from harness.runs.harness import Harness
+        from harness.runs.run import Run
 
-        with Harness.open(root=folder, environ=environ) as harness, harness.lease() as lease:
+        with Run.open(root=folder, environ=environ) as harness, harness.lease() as lease:
             environ["DATABASE_URL"] = lease.url
             for workers in ("0", "4") if "start" in parts else ():
                 plain = [*BASE, "-p", "xdist", "-n", workers]

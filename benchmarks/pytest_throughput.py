@@ -177,7 +177,7 @@ def throughput(
         run: runs pytest with these options in that folder, and returns its wall-clock seconds.
     """
     from harness.config.load import load
-    from harness.runs.harness import Harness
+    from harness.runs.run import Run
     from harness.servers import inventory
 
     (folder / "migrations").mkdir(parents=True)
@@ -188,7 +188,7 @@ def throughput(
     everything = suites(schema)
     names = list(everything)
     try:
-        with Harness.open(root=folder, environ=environ) as harness:
+        with Run.open(root=folder, environ=environ) as harness:
             leases = harness.leases(WORKERS, first=0)
             urls = {f"URL_gw{lease.worker}": lease.url for lease in leases}
             for number in range(rounds):

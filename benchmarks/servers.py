@@ -22,7 +22,8 @@ import psycopg
 import schema
 from measure import compare, head, timed
 
-from harness.runs.harness import Fleet
+from harness.runs.per_worker import ServerPerWorker
+from harness.runs.run import Run
 from harness.servers.process.user import ServerUser
 
 ENTRYPOINT = """\
@@ -46,10 +47,10 @@ exec setpriv --reuid=postgres --regid=postgres --clear-groups postgres -c 'liste
 
 
 @contextmanager
-def project(backend: str, image: str | None) -> Iterator[Callable[[], Fleet]]:
+def project(backend: str, image: str | None) -> Iterator[Callable[[], Run]]:
     """A project of 60 tables; opens runs of it."""
     with schema.project() as (folder, environ):
-        yield lambda: Fleet.open(root=folder, environ=environ, backend=backend, image=image)
+        yield lambda: Run.open(root=folder, environ=environ, isolation="server", backend=backend, image=image)
 
 
 def until_ready(dsn: str) -> None:
@@ -66,7 +67,13 @@ def until_ready(dsn: str) -> None:
     raise SystemExit(f"no answer at {dsn}")
 
 
-def lease(fleet: Fleet, count: int = 1) -> float:
+def baked(fleet: Run) -> str:
+    """What its servers start from."""
+    assert isinstance(fleet.placement, ServerPerWorker)
+    return fleet.placement.baked.snapshot.ref
+
+
+def lease(fleet: Run, count: int = 1) -> float:
     """Seconds until ``count`` workers have a migrated database each; gives them back untimed."""
 
     def act() -> None:
@@ -75,8 +82,7 @@ def lease(fleet: Fleet, count: int = 1) -> float:
                 connection.execute("select 1")
 
     took = timed(act)
-    for worker in list(fleet.members):
-        fleet.end(worker)
+    fleet.placement.give_up(list(fleet.placement.members))
     return took
 
 
@@ -154,10 +160,10 @@ def main() -> None:
 
     head("local servers")
     with project("process", None) as new, new() as fleet:
-        base = fleet.baked.snapshot.ref
+        base = baked(fleet)
         fleet.lease()
-        binaries = Path(fleet.members["1"].server.info.binaries or "")
-        fleet.end("1")
+        binaries = Path(fleet.server.info.binaries or "")
+        fleet.placement.give_up(["1"])
         compare(
             "a migrated server, leased / copy + pg_ctl",
             lambda: lease(fleet),
@@ -177,7 +183,7 @@ def main() -> None:
         return
     head("containers")
     with tempfile.TemporaryDirectory() as folder, project("docker", given.image) as new, new() as fleet:
-        base = fleet.baked.snapshot.ref
+        base = baked(fleet)
         compare(
             "a migrated container, leased / docker run",
             lambda: lease(fleet),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from harness.databases.lease import Lease, LeaseMark
     from harness.dsn import Dsn
     from harness.reset.report import ResetReport
-    from harness.runs.harness import Fleet, Harness
+    from harness.runs.harness import Harness
 
 __version__ = "0.1.0"
 
@@ -47,7 +47,6 @@ __all__ = [
     "ConfigError",
     "DatabaseChanges",
     "Dsn",
-    "Fleet",
     "Harness",
     "HarnessError",
     "Lease",
@@ -73,7 +72,6 @@ __all__ = [
 _LAZY = {
     "DatabaseChanges": "harness.databases.changed",
     "Dsn": "harness.dsn",
-    "Fleet": "harness.runs.harness",
     "Harness": "harness.runs.harness",
     "Lease": "harness.databases.lease",
     "LeaseChanges": "harness.databases.changed",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness import Harness, Lease
+from harness import Lease
 from harness.bench.measuring import Row, Table, paired
 from harness.bench.processes import ServerProcesses
 from harness.bench.project import open_run
 from harness.postgres import databases
 from harness.postgres.session import Session, ident
+
+if TYPE_CHECKING:
+    from harness.runs.run import Run
 
 BARE = "pgh_bench_bare"
 
@@ -70,7 +74,7 @@ def measure(
         table.say_ratios("by hand", "of_by_hand", others)
 
 
-def _leave_table(harness: Harness, lease: Lease) -> None:
+def _leave_table(harness: Run, lease: Lease) -> None:
     """Change the schema, which no restore undoes; nobody is logged in afterwards."""
     with Session.connect(lease.dsn, application_name="bench") as app:
         app.script("create table left_over (id int)")
@@ -83,7 +87,7 @@ def _leave_table(harness: Harness, lease: Lease) -> None:
         time.sleep(0.002)
 
 
-def settle(harness: Harness) -> None:
+def settle(harness: Run) -> None:
     """Wait for spares and drops behind our back: they would share the processors with the round."""
     filler = getattr(harness, "_filler", None)
     if filler is not None:

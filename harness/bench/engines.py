@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness import BackendUnavailable, ConfigError, Harness, Lease
+from harness import BackendUnavailable, ConfigError, Lease
 from harness.bench.measuring import REWIND, ROWS
 from harness.bench.project import DIRTY, Application, knows_engines, open_run
+
+if TYPE_CHECKING:
+    from harness.runs.run import Run
 
 BOTH = "both"
 
@@ -27,7 +31,7 @@ class Engine:
     """
 
     name: str
-    harness: Harness
+    harness: Run
 
     def position(self) -> int:
         """Where the server's log ends, in bytes from its beginning."""

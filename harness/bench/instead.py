@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness import Harness, Lease
+from harness import Lease
 from harness.bench.measuring import Row, Table
 from harness.bench.processes import ServerProcesses
 from harness.bench.project import DIRTY, Application
 from harness.postgres import databases
 from harness.postgres.session import Session
+
+if TYPE_CHECKING:
+    from harness.runs.run import Run
 
 TABLES = [f"t{number:03}" for number in range(60)]
 SEEDS = "; ".join(
@@ -21,7 +24,7 @@ SEEDS = "; ".join(
 )
 
 
-def report(table: Table, processes: ServerProcesses, harness: Harness, lease: Lease, slow: int) -> None:
+def report(table: Table, processes: ServerProcesses, harness: Run, lease: Lease, slow: int) -> None:
     """Measure what people do instead, one after the other: each leaves other tables behind.
 
     Args:
@@ -58,7 +61,7 @@ def report(table: Table, processes: ServerProcesses, harness: Harness, lease: Le
     _pytest_postgresql(table, processes, harness, template.name, slow)
 
 
-def _clone(harness: Harness, name: str, strategy: str) -> None:
+def _clone(harness: Run, name: str, strategy: str) -> None:
     admin = harness.link.session
     databases.clone(
         admin, name, template=harness.templates["default"].name, owner=harness.owner.name, strategy=strategy
@@ -113,7 +116,7 @@ def _django(
 
 
 def _pytest_postgresql(
-    table: Table, processes: ServerProcesses, harness: Harness, template: str, slow: int
+    table: Table, processes: ServerProcesses, harness: Run, template: str, slow: int
 ) -> None:
     """What pytest-postgresql does for each test: a database from a template, and its end."""
     janitor = _installed("pytest_postgresql.janitor")

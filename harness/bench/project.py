@@ -11,12 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import harness as package
 from harness import ConfigError, Harness, Lease, ServerLost
 from harness.bench.measuring import ROWS
 from harness.postgres.session import Session
+
+if TYPE_CHECKING:
+    from harness.runs.run import Run
 
 SEEDED = 5
 
@@ -88,7 +91,7 @@ def version_key() -> str:
     return "pg_version" if "pg_version" in {field.name for field in fields(Settings)} else "version"
 
 
-def open_run(folder: Path, version: str | None, engine: str = ROWS, **settings: Any) -> Harness:
+def open_run(folder: Path, version: str | None, engine: str = ROWS, **settings: Any) -> Run:
     """A run in a benchmark's project, by public names alone: older checkouts are measured by this code, too.
 
     Args:
@@ -99,7 +102,9 @@ def open_run(folder: Path, version: str | None, engine: str = ROWS, **settings: 
         settings["engine"] = engine
     if version:
         settings |= {version_key(): version, "backend": "process"}
-    return Harness.open(root=folder, environ=environ_of(folder), fresh="reset", **settings)
+    opened: Any = Harness.open(root=folder, environ=environ_of(folder), fresh="reset", **settings)
+    # Of an older checkout it is the run itself.
+    return cast("Run", getattr(opened, "_run", opened))
 
 
 def environ_of(folder: Path) -> dict[str, str]:
@@ -110,7 +115,7 @@ def environ_of(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def project(schema: str, version: str | None, below: Path | None) -> Iterator[tuple[Harness, Path]]:
+def project(schema: str, version: str | None, below: Path | None) -> Iterator[tuple[Run, Path]]:
     """A server of its own with its project's folder, and nothing left of it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="pg-harness-bench-", dir=below))
     folder.chmod(0o755)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness import Harness
 from harness.bench.clones import settle
 from harness.bench.engines import Engine, Side, leased
 from harness.bench.measuring import READ_ONLY, SELECT, Row, Table, done
@@ -18,6 +18,9 @@ from harness.bench.processes import ServerProcesses
 from harness.bench.project import DIRTY, WORKLOAD, Application, open_run
 from harness.databases.lease import LeaseMark
 from harness.reset.report import ResetReport
+
+if TYPE_CHECKING:
+    from harness.runs.run import Run
 
 TIMEOUT = 0.05
 """Seconds that a reset waits for a session in its way, where the end of that session is measured."""
@@ -82,7 +85,7 @@ def lasting(sides: Sequence[Side], slow: int) -> list[Row]:
     return [_row(side, name, statements, slow, harnesses) for name, statements in tests for side in sides]
 
 
-def _row(side: Side, name: str, statements: str, count: int, busy: Sequence[Harness] = ()) -> Row:
+def _row(side: Side, name: str, statements: str, count: int, busy: Sequence[Run] = ()) -> Row:
     """One test by one engine.
 
     Args:

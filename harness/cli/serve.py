@@ -24,7 +24,7 @@ from harness.control.client import ControlClient
 from harness.control.server import new_token
 from harness.control.serving import Serving
 from harness.errors import ConfigError, LeaseLost, ServerLost
-from harness.runs.opening import open_run
+from harness.runs.run import Run
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -103,7 +103,7 @@ def _serve(context: Context, given: Mapping[str, Any], ready: Callable[[], None]
         )
     token = _token(Path(given["token_file"])) if "token_file" in given else ""
     at: int | Path = Path(given["socket"]).absolute() if "socket" in given else given.get("port") or 0
-    harness = open_run(
+    harness = Run.open_project(
         context.project,
         workers=workers,
         rebuild=bool(given.get("rebuild")),

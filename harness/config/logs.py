@@ -1,6 +1,6 @@
-"""How the command line and the pytest plugin show the records of ``pg_harness.*``: which, and as what line.
+"""How the command line, the pytest plugin and a script on a terminal show the records of ``pg_harness.*``: which, and as what line.
 
-Nothing here touches a program that uses the package as a library: it configures ``logging`` as it likes.
+Nothing here touches a program that configures ``logging`` itself.
 """
 
 from __future__ import annotations
@@ -83,6 +83,13 @@ def show(handler: logging.Handler, level: int) -> Callable[[], None]:
         logger.removeHandler(handler)
 
     return undo
+
+
+def configured() -> bool:
+    """Whether the program decides itself what becomes of our records."""
+    ours = logging.getLogger(LOGGER)
+    handlers = [*logging.getLogger().handlers, *ours.handlers]
+    return ours.level != logging.NOTSET or any(not isinstance(h, logging.NullHandler) for h in handlers)
 
 
 def set_level(level: int) -> Callable[[], None]:

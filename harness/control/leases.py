@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from harness.databases.changed import LeaseChanges
     from harness.databases.lease import Lease
     from harness.reset.report import ResetReport
-    from harness.runs.harness import Harness
+    from harness.runs.run import Run
 
 logger = logging.getLogger("pg_harness.control")
 
@@ -125,7 +125,7 @@ class LeaseTable:
         leases: all of them, in the order of their numbers.
     """
 
-    def __init__(self, harness: Harness, leases: Sequence[Lease]) -> None:
+    def __init__(self, harness: Run, leases: Sequence[Lease]) -> None:
         self._harness = harness
         self._entries = {number: Entry(number, lease) for number, lease in enumerate(leases, 1)}
         self._changed = threading.Condition()

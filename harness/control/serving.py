@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from harness.control.integresql import ClientTemplates
     from harness.databases.lease import Lease
-    from harness.runs.harness import Harness
+    from harness.runs.run import Run
 
 
 class Serving:
@@ -36,7 +36,7 @@ class Serving:
 
     def __init__(
         self,
-        harness: Harness,
+        harness: Run,
         leases: Sequence[Lease],
         *,
         at: int | Path = 0,

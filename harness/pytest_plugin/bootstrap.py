@@ -80,7 +80,7 @@ def _is_xdist_worker() -> bool:
 
 def _join() -> State:
     # Here: a controller that only collects opens no run.
-    from harness.runs.harness import Harness
+    from harness.runs.run import Run
 
     worker = os.environ["PYTEST_XDIST_WORKER"]
     named = os.environ.get(VARIABLE)
@@ -91,7 +91,7 @@ def _join() -> State:
         )
     run = RunFile.read(Path(named))
     project = Project.of(run.settings, os.environ)
-    harness = Harness.join(run, project, worker=worker)
+    harness = Run.join(run, project, worker=worker)
     return State.leased(project, Role.WORKER, harness, worker)
 
 

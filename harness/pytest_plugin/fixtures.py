@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def _pg_harness_session(pytestconfig: pytest.Config) -> Harness:
-    return state_of(pytestconfig).running[0]
+    # Here: most tests want a database, and nothing of the run.
+    from harness.runs.harness import Harness
+
+    return Harness(state_of(pytestconfig).running[0])
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
-import sys
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config import environment, logs
 from harness.config.load import load
 from harness.config.project import Project
+from harness.config.teller import Teller
 from harness.databases import freshness
 from harness.dsn import Dsn
 from harness.migrations import registry as sources
@@ -25,7 +22,7 @@ from harness.runs.runfile import VARIABLE
 from harness.servers import registry as backends
 
 if TYPE_CHECKING:
-    from harness.runs.harness import Harness
+    from harness.runs.run import Run
 
 NOT_STARTED = "not_started"
 """The database's name in the URL of a run that starts nothing."""
@@ -83,7 +80,7 @@ def _closed(
     role: Role,
     *,
     quiet: bool = False,
-    harness: Harness | None = None,
+    harness: Run | None = None,
     teller: Teller | None = None,
 ) -> State:
     """The URL is valid, and nobody answers there."""
@@ -106,14 +103,14 @@ def _closed(
 
 def _open(project: Project, options: Any) -> State:
     # Here: a run that only looks does without.
-    from harness.runs.opening import open_run
+    from harness.runs.run import Run
 
     quiet = getattr(options, "verbose", 0) < 0
     teller = Teller(logs.Verbosity.of(os.environ, getattr(options, "verbose", 0)))
     # xdist's controller runs no test: nothing will be reset there.
     controls = distributes(options)
     with teller:
-        harness = open_run(
+        harness = Run.open_project(
             project,
             rebuild=options.pg_harness_rebuild,
             progress=teller.progress,
@@ -147,60 +144,3 @@ def distributes(options: Any) -> bool:
         return False
     # With --pdb, ``-n auto`` is none.
     return bool(wanted) and not getattr(options, "usepdb", False)
-
-
-_REDRAW = 0.1
-"""Seconds between two drawings of the progress line."""
-
-
-class Teller(logging.Handler):
-    """The plugin's one handler: writes the log to stderr, inside of its block only.
-
-    A context manager, entered wherever the plugin works for itself. Between, while tests run, the level of our loggers
-    is the user's: what they log at INFO would else be in the report of each test that fails.
-    """
-
-    def __init__(self, verbosity: logs.Verbosity) -> None:
-        super().__init__()
-        self._verbosity = verbosity
-        self._stream = sys.stderr
-        self._terminal = self._stream.isatty()
-        self._width = 0
-        self._drawn = 0.0
-        self._undo: Callable[[], None] | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One line about what is being done."""
-        try:
-            self._wipe()
-            print(f"pg-harness: {self._verbosity.line(record)}", file=self._stream, flush=True)
-        except Exception:  # noqa: BLE001 — as every handler: a record that cannot be shown ends no run
-            self.handleError(record)
-
-    def progress(self, done: int, total: int | None, what: str) -> None:
-        """Redraw the progress line: steps done, of how many, which one."""
-        now = time.monotonic()
-        hidden = self._verbosity.level > logging.INFO or not self._terminal
-        if hidden or now - self._drawn < _REDRAW:
-            return
-        self._drawn = now
-        text = f"pg-harness: {done}{f'/{total}' if total else ''} {what}"[:100]
-        self._wipe()
-        print(text, end="", file=self._stream, flush=True)
-        self._width = len(text)
-
-    def _wipe(self) -> None:
-        if self._width:
-            print("\r" + " " * self._width + "\r", end="", file=self._stream, flush=True)
-            self._width = 0
-
-    def __enter__(self) -> Teller:
-        if self._undo is None:
-            self._undo = logs.show(self, self._verbosity.level)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._wipe()
-        if self._undo is not None:
-            self._undo()
-            self._undo = None

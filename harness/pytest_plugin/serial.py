@@ -13,7 +13,7 @@ from harness.postgres.session import lock_key
 from harness.pytest_plugin.state import Role, State
 
 if TYPE_CHECKING:
-    from harness.runs.harness import Harness
+    from harness.runs.run import Run
 
 BESIDE = 3600.0
 """Seconds that a test waits for a serial one: however long that may take, one that hangs must not hold up the run for ever."""
@@ -36,7 +36,7 @@ class Turns:
     somebody waits for the exclusive one lines up behind, so that no kind of test starves. SIGKILL frees the lock.
     """
 
-    def __init__(self, harness: Harness, worker: str) -> None:
+    def __init__(self, harness: Run, worker: str) -> None:
         self._worker = worker
         self._key = lock_key("turn", harness.run)
         # Not the run's own session: another thread's statement would wait with it.

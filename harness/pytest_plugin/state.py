@@ -25,7 +25,7 @@ from harness.pytest_plugin.summary import Summary
 
 if TYPE_CHECKING:
     from harness.databases.lease import Lease
-    from harness.runs.harness import Harness
+    from harness.runs.run import Run
 
 
 class Role(Enum):
@@ -54,7 +54,7 @@ class State:
 
     project: Project
     role: Role
-    harness: Harness | None = None
+    harness: Run | None = None
     lease: Lease | None = None
     exported: Mapping[str, str] = field(default_factory=dict)
     undo: Callable[[], None] = lambda: None
@@ -75,9 +75,7 @@ class State:
     _filler: threading.Thread | None = None
 
     @classmethod
-    def leased(
-        cls, project: Project, role: Role, harness: Harness, worker: str, *, tests: bool = True
-    ) -> Self:
+    def leased(cls, project: Project, role: Role, harness: Run, worker: str, *, tests: bool = True) -> Self:
         """Lease and export; the harness is closed where that fails.
 
         Args:
@@ -116,14 +114,14 @@ class State:
         return self.project.settings
 
     @property
-    def running(self) -> tuple[Harness, Lease]:
+    def running(self) -> tuple[Run, Lease]:
         """The harness and this process's lease, in a run that started something."""
         if self.harness is None or self.lease is None:
             raise pytest.UsageError("pg-harness: nothing was started for this kind of run")
         return self.harness, self.lease
 
     @property
-    def run(self) -> Harness:
+    def run(self) -> Run:
         """The run of a process that started something, whether or not it has a database of its own."""
         if self.harness is None:
             raise pytest.UsageError("pg-harness: nothing was started for this kind of run")
@@ -157,7 +155,7 @@ class State:
         with self.telling:
             self._let_go(self.harness)
 
-    def _let_go(self, run: Harness) -> None:
+    def _let_go(self, run: Run) -> None:
         try:
             if self.role is Role.HOST:
                 self._note()
@@ -178,7 +176,7 @@ class State:
                 decisions.note(self.project, "tests", told)
 
 
-def _fill(harness: Harness, workers: int) -> None:
+def _fill(harness: Run, workers: int) -> None:
     try:
         harness.fill_aside(workers)
     except HarnessError:

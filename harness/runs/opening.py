@@ -6,19 +6,18 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict
 
 from harness.config import decisions
 from harness.config.load import load
 from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.databases import freshness
-from harness.errors import ConfigError, HarnessError
+from harness.errors import HarnessError
 from harness.migrations import registry as migrations
 from harness.migrations.port import Progress, unseen
 from harness.postgres import names
 from harness.runs import booking, ended, rewinding
-from harness.runs.harness import Harness
 from harness.runs.placement import Placement, SharedServer
 from harness.runs.session import ServerSession
 from harness.servers import acquire, memory, registry
@@ -67,38 +66,16 @@ def settings_of(
     return settings
 
 
-def open_run(project: Project, **options: Unpack[RunOptions]) -> Harness:
-    """What the settings' ``isolation`` asks for: databases in one server, or a server for each worker.
-
-    Raises:
-        As :meth:`Harness.open`.
-    """
-    own = project.settings.isolation == "server" and options.get("purpose") != "up"
-    run, placement = placed(project, options, own_servers=own)
-    return Harness(placement, run=run, workers=options.get("workers", 1))
-
-
-def placed(project: Project, options: RunOptions, *, own_servers: bool) -> tuple[str, Placement]:
-    """The sixteen hex digits that name the run, and where its databases are.
-
-    Args:
-        own_servers: whether each worker gets a server: none is started before a worker asks for one.
+def placed(project: Project, options: RunOptions) -> tuple[str, Placement]:
+    """The sixteen hex digits that name the run, and where its databases are, as the settings' ``isolation`` asks for: in one
+    server, or in a server for each worker. None of those is started before a worker asks for one.
 
     Raises:
         ConfigError, BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
     """
     up = options.get("purpose") == "up"
     run = names.SANDBOX if up else names.run_id(options.get("run"))
-    if not own_servers:
-        settings = project.settings
-        if settings.isolation == "server" and not up:
-            raise ConfigError(
-                'isolation = "server" gives each worker a server: open it with harness.Fleet.open(), which has '
-                "the same methods",
-                key="isolation",
-                origin=settings.origin("isolation"),
-                value=settings.isolation,
-            )
+    if up or project.settings.isolation != "server":
         return run, shared(project, run, options)
     # Runs that share a server bake nothing.
     from harness.runs.per_worker import ServerPerWorker

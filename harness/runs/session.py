@@ -250,7 +250,7 @@ class ServerSession:
         """A fresh clone of every database for one worker.
 
         Args:
-            watch: see :meth:`harness.runs.harness.Harness.lease`.
+            watch: see :meth:`harness.runs.run.Run.lease`.
             apart: it is reset over a connection of its own, so that leases can be reset side by side, in threads.
         """
         with self.lock:

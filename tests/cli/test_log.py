@@ -20,7 +20,7 @@ from harness.config.project import Project as Checkout
 from harness.dsn import Dsn
 from harness.errors import HarnessError
 from harness.reset.report import ResetReport
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 from harness.servers import inventory
 
 DETAILED = re.compile(r"pg-harness: +\d+\.\d{3} s  [a-z.]+: \S")
@@ -155,19 +155,18 @@ def strict() -> Iterator[Strict]:
 def test_no_argument_of_a_record_holds_a_password(
     new_project: Callable[..., Project], strict: Strict, isolation: str
 ) -> None:
-    from harness.runs.opening import open_run
 
     mine = unlike_others(new_project, isolation)
     settings = load(mine.environ, start=mine.root, overrides={"isolation": isolation})
     checkout = Checkout.of(settings, mine.environ)
-    with open_run(checkout) as run:
+    with Run.open_project(checkout) as run:
         lease = run.lease("1")
         lease.watch()
         with lease.connect() as connection:
             connection.execute("insert into users (name) values ('x')")
         assert lease.reset().strategy in ("restore", "rewind")
         lease.renew()
-        members = [run] if isinstance(run, Harness) else list(run.members.values())  # type: ignore[attr-defined]
+        members = list(run.placement.members.values())
         for member in members:
             strict.secrets |= {member.server.info.dsn.password, member.owner.password, lease.dsn.password}
     for info in inventory.servers(checkout):

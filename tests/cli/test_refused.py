@@ -13,8 +13,8 @@ from fix_cli import Project
 
 from harness.config.load import load
 from harness.config.project import Project as Checkout
-from harness.runs.harness import Harness
 from harness.runs.refused import Refused
+from harness.runs.run import Run
 from harness.servers.handle import Server
 from harness.servers.port import ServerInfo
 
@@ -119,7 +119,7 @@ def test_a_run_without_trouble_reads_no_log(mine: Project, monkeypatch: pytest.M
     monkeypatch.setattr(Server, "logs", lambda self, follow=False: read.append("log") or logs(self, follow))
     monkeypatch.chdir(mine.root)
     checkout = Checkout.of(load(mine.environ, start=Path(mine.root)), mine.environ)
-    with Harness.open_with(checkout.settings, mine.environ) as harness:
+    with Run.open_with(checkout.settings, mine.environ) as harness:
         first, second = harness.leases(2)
         with first.connect() as connection:
             connection.execute("select 1")

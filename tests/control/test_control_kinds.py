@@ -13,7 +13,7 @@ from fix_control import Run, project_in, serve
 from fix_reset_servers import Server, running
 
 from harness.config.project import Project
-from harness.runs.opening import open_run
+from harness.runs.run import Run as Opened
 from harness.servers.external import OLDEST
 
 pytestmark = pytest.mark.server
@@ -26,7 +26,7 @@ def run_with(tmp_path: Path, folders: tuple[Path, Path]) -> Iterator[Any]:
 
         def make(**settings: Any) -> Any:
             changed: Project = project.having(**settings)
-            harness = open_run(changed, workers=2)
+            harness = Opened.open_project(changed, workers=2)
             leases = harness.leases(2, watch=None, apart=True)
             return harness, leases
 

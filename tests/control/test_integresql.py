@@ -20,7 +20,7 @@ from fix_control import project_in
 from harness.control import integresql as ours
 from harness.control.serving import Serving
 from harness.postgres import databases, names
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 
 pytestmark = pytest.mark.server
 
@@ -29,7 +29,7 @@ MOST = 2
 
 @dataclass
 class Served:
-    harness: Harness
+    harness: Run
     serving: Serving
 
     @property
@@ -76,7 +76,7 @@ def rows(body: Any) -> list[str]:
 def _served(tmp_path_factory: pytest.TempPathFactory, folders: tuple[Path, Path]) -> Iterator[Served]:
     with (
         project_in(tmp_path_factory.mktemp("integresql"), folders) as project,
-        Harness.open_with(project.settings, project.environ) as harness,
+        Run.open_with(project.settings, project.environ) as harness,
         Serving(harness, harness.leases(1, apart=True), integresql=MOST) as serving,
     ):
         yield Served(harness, serving)
@@ -273,13 +273,13 @@ def test_an_end_leaves_no_lease_and_a_later_run_finds_the_template(
     with project_in(tmp_path, folders) as project:
 
         def kinds() -> list[names.Kind]:
-            with Harness.open_with(project.settings, project.environ) as harness:
+            with Run.open_with(project.settings, project.environ) as harness:
                 found = databases.list_ours(harness.link.session, harness.project)
                 return [d.kind for d in found if d.kind is not None]
 
         for turn in range(2):
             with (
-                Harness.open_with(project.settings, project.environ) as harness,
+                Run.open_with(project.settings, project.environ) as harness,
                 Serving(harness, harness.leases(1, apart=True), integresql=MOST) as serving,
             ):
                 served = Served(harness, serving)

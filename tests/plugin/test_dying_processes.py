@@ -92,7 +92,7 @@ CRASHING = """
             return conn.execute("select (select count(*) from users), (select count(*) from fast)").fetchone()
 
     def crash(pg_harness):
-        dsn = pg_harness.link.dsn
+        dsn = pg_harness._run.link.dsn
         with psycopg.connect(dsn.url, autocommit=True) as admin:
             before = admin.execute("select stats_reset from pg_stat_archiver").fetchone()
             with pytest.raises(psycopg.OperationalError):
@@ -172,7 +172,7 @@ BREAKING = """
             other.execute(f"drop database {pg.dsn.database} with (force)")
         except psycopg.Error:
             # A session of ours is in it, which only somebody with more rights can end.
-            with psycopg.connect(pg_harness.link.dsn.url, autocommit=True) as admin:
+            with psycopg.connect(pg_harness._run.link.dsn.url, autocommit=True) as admin:
                 admin.execute(f"drop database {pg.dsn.database} with (force)")
     def test_after_drop(): pass
 

@@ -10,7 +10,7 @@ import pytest
 from fix_counting_proxy import CountingProxy, counting_proxy
 from fix_plugin import Folder, Place
 
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 
 TESTS = 12
 
@@ -58,7 +58,7 @@ def test_with_reset_a_test_asks_what_the_reset_asks(
     # The first reset gets ready what it needs.
     of_tests = usual(proxy.between_log_ins()[-(TESTS - 2) :])
     with (
-        Harness.open(root=place.root, environ=place.environ) as harness,
+        Run.open(root=place.root, environ=place.environ) as harness,
         harness.lease(watch=True) as lease,
     ):
         of_resets = []

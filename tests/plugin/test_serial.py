@@ -12,7 +12,7 @@ from fix_plugin import Folder
 from harness.errors import PoolTimeout
 from harness.postgres.admin import Link
 from harness.pytest_plugin.serial import Turns
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 
 LOGGING = """
     import os, time, pytest
@@ -105,7 +105,7 @@ def test_who_waits_too_long_says_for_whom(folder: Folder) -> None:
 
 
 def turns(link: Link, worker: str) -> Turns:
-    return Turns(cast(Harness, SimpleNamespace(run="0123456789abcdef", link=link)), worker)
+    return Turns(cast(Run, SimpleNamespace(run="0123456789abcdef", link=link)), worker)
 
 
 def waiting(link: Link) -> list[Any]:

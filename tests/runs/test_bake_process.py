@@ -22,7 +22,7 @@ from harness.databases.sweep import Retention
 from harness.errors import MigrationError, ServerStartError
 from harness.postgres import roles
 from harness.runs import bake
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 from harness.servers import inventory
 from harness.servers.process.user import renamed_last
 
@@ -170,7 +170,7 @@ def test_a_full_disk_while_baking(estate: Estate) -> None:
 def test_a_shared_server_starts_from_the_base_too(estate: Estate) -> None:
     estate.ensure()
     settings = estate.settings(isolation="database")
-    with Harness.open_with(settings, estate.environ) as harness:
+    with Run.open_with(settings, estate.environ) as harness:
         assert not harness.templates["default"].built
         assert harness.templates["default"].name.startswith(f"pgh_{harness.project}_t_")
         with harness.lease().connect() as connection:

@@ -18,7 +18,7 @@ from harness.config.load import load
 from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.postgres import databases, names, roles
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 from harness.servers import inventory, memory
 
 pytestmark = pytest.mark.server
@@ -66,7 +66,7 @@ def test_four_workers_with_two_databases_each(
     # What bends libpq must not bend our own connections either, also those made in this process.
     for name in ("PGHOSTADDR", "PGOPTIONS", "PGSERVICE"):
         monkeypatch.setenv(name, environ[name])
-    with Harness.open_with(settings, environ) as harness:
+    with Run.open_with(settings, environ) as harness:
         leases = harness.leases(4)
         assert len({lease.dsn.database for lease in leases}) == 4
         with leases[0].connect() as connection:
@@ -85,7 +85,7 @@ def test_four_workers_with_two_databases_each(
         assert values["BOTH"] == leases[1]["analytics"].dsn.database
         left = databases.list_ours(harness.link.session, harness.project)
         project = harness.project
-    with Harness.open_with(settings, environ) as again:
+    with Run.open_with(settings, environ) as again:
         assert not again.server.started
         assert all(not t.built for t in again.templates.values())
         now = {d.name for d in databases.list_ours(again.link.session, project)}
@@ -95,7 +95,7 @@ def test_four_workers_with_two_databases_each(
 
 
 def test_leases_without_a_name_are_different_databases(settings: Settings, environ: dict[str, str]) -> None:
-    with Harness.open_with(settings, environ) as harness:
+    with Run.open_with(settings, environ) as harness:
         with harness.lease() as one, harness.lease() as two:
             assert (one.worker, two.worker) == ("1", "2")
             assert one.url != two.url
@@ -106,7 +106,7 @@ def test_leases_without_a_name_are_different_databases(settings: Settings, envir
 def test_a_child_process_reaches_its_own_database_whatever_the_shell_says(
     settings: Settings, environ: dict[str, str]
 ) -> None:
-    with Harness.open_with(settings, environ) as harness, harness.lease() as lease:
+    with Run.open_with(settings, environ) as harness, harness.lease() as lease:
         child = environment.child_environment(environ, harness.variables(lease))
         code = "import os, psycopg; print(psycopg.connect(os.environ['DATABASE_URL']).execute('select current_database()').fetchone()[0])"
         for source in (code, code.replace("os.environ['DATABASE_URL']", "''")):
@@ -124,7 +124,7 @@ def test_a_child_process_reaches_its_own_database_whatever_the_shell_says(
 def test_what_a_dead_run_left_is_dropped_by_the_next(
     settings: Settings, environ: dict[str, str], told: list[str]
 ) -> None:
-    first = Harness.open_with(settings, environ)
+    first = Run.open_with(settings, environ)
     lease = first.lease("dead")
     with psycopg.connect(lease.url, autocommit=True) as connection:
         connection.execute("create database made_by_a_dead_run")
@@ -136,7 +136,7 @@ def test_what_a_dead_run_left_is_dropped_by_the_next(
 
     grace, sweep.GRACE = sweep.GRACE, sweep.GRACE * 0
     try:
-        with Harness.open_with(settings, environ) as second:
+        with Run.open_with(settings, environ) as second:
             assert databases.find(second.link.session, name) is None
             assert databases.find(second.link.session, "made_by_a_dead_run") is None
     finally:
@@ -146,10 +146,10 @@ def test_what_a_dead_run_left_is_dropped_by_the_next(
 
 
 def test_changed_migrations_make_a_new_template(settings: Settings, environ: dict[str, str]) -> None:
-    with Harness.open_with(settings, environ) as before:
+    with Run.open_with(settings, environ) as before:
         old = before.templates["default"]
     (settings.root / "db" / "002.sql").write_text("alter table users add column email text;")
-    with Harness.open_with(settings, environ) as after, after.lease() as lease:
+    with Run.open_with(settings, environ) as after, after.lease() as lease:
         assert after.templates["default"].built
         assert after.templates["default"].fingerprint != old.fingerprint
         assert not after.templates["analytics"].built
@@ -161,7 +161,7 @@ def test_data_that_outgrows_memory_moves_to_disk_and_stays_there(
     settings: Settings, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, told: list[str]
 ) -> None:
     monkeypatch.setattr(memory, "allowed", lambda settings: memory.WRITES)
-    with Harness.open_with(settings, environ) as harness, harness.lease() as lease:
+    with Run.open_with(settings, environ) as harness, harness.lease() as lease:
         if not any("memory" in line for line in told):
             pytest.skip("this machine has no room in memory to begin with")
         assert harness.server.info.storage == "disk"
@@ -169,14 +169,14 @@ def test_data_that_outgrows_memory_moves_to_disk_and_stays_there(
             assert connection.execute("select count(*) from users").fetchone() == (1,)
     assert any("moving to disk" in line for line in told)
     inventory.stop(Project.of(settings, environ))
-    with Harness.open_with(settings, environ) as again:
+    with Run.open_with(settings, environ) as again:
         assert again.server.info.storage == "disk"
 
 
 def test_a_persons_databases_are_never_leased_nor_swept(settings: Settings, environ: dict[str, str]) -> None:
-    with Harness.open_with(settings, environ, purpose="up") as mine:
+    with Run.open_with(settings, environ, purpose="up") as mine:
         url = mine.lease("1", watch=False).url
-    with Harness.open_with(settings, environ) as tests:
+    with Run.open_with(settings, environ) as tests:
         assert tests.server.info.server_id != mine.server.info.server_id
         tests.leases(2)
     with psycopg.connect(url) as connection:
@@ -184,7 +184,7 @@ def test_a_persons_databases_are_never_leased_nor_swept(settings: Settings, envi
 
 
 def test_an_open_harness_shows_its_state_and_no_password(settings: Settings, environ: dict[str, str]) -> None:
-    with Harness.open_with(settings, environ) as harness:
+    with Run.open_with(settings, environ) as harness:
         lease = harness.lease()
         assert "2 templates, 1 leases" in repr(harness)
         for secret in (harness.owner.password, harness.link.dsn.password):
@@ -194,13 +194,13 @@ def test_an_open_harness_shows_its_state_and_no_password(settings: Settings, env
 def test_a_run_that_needed_a_clone_has_the_next_one_ready_and_gives_it_back(
     settings: Settings, environ: dict[str, str]
 ) -> None:
-    def there(harness: Harness) -> dict[names.Kind, int]:
+    def there(harness: Run) -> dict[names.Kind, int]:
         found = databases.list_ours(harness.link.session, harness.project)
         return Counter(d.parsed.kind for d in found if d.parsed)
 
     # By pages no table would need one.
     settings = replace(settings, engine="rows")
-    with Harness.open_with(settings, environ) as harness:
+    with Run.open_with(settings, environ) as harness:
         before = there(harness)
         with harness.lease(watch=True) as lease:
             with lease.connect() as connection:
@@ -221,7 +221,7 @@ def test_a_run_that_needed_a_clone_has_the_next_one_ready_and_gives_it_back(
             with lease.connect() as connection:
                 connection.execute("create table extra (id int)")
             assert lease.reset().strategy == "clone"
-    with Harness.open_with(settings, environ) as after:
+    with Run.open_with(settings, environ) as after:
         left = there(after)
         # What the first reset made once for the template stays, as it always did.
         del left[names.Kind.BASELINE]
@@ -231,7 +231,7 @@ def test_a_run_that_needed_a_clone_has_the_next_one_ready_and_gives_it_back(
 def test_log_ins_of_our_servers_hash_once(settings: Settings, environ: dict[str, str]) -> None:
     """4096 rounds are 2 ms of each log-in, and guard nothing where the password is random."""
     rounds = "select split_part(split_part(rolpassword, ':', 1), '$', 2) from pg_authid where rolname = %s"
-    with Harness.open_with(settings, environ) as harness, harness.lease() as lease:
+    with Run.open_with(settings, environ) as harness, harness.lease() as lease:
         session = harness.link.session
         for role in ("postgres", harness.owner.name, lease.dsn.user):
             assert session.value(rounds, (role,)) == "1"

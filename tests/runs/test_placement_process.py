@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 from fix_backends import processes_naming, until
-from fix_fleets import Estate
+from fix_fleets import Estate, Fleet
 
-from harness import Fleet, Harness, Lease
+from harness import Lease
 from harness.config.project import Project
-from harness.errors import BackendError, ConfigError, LeaseError, ServerLost
-from harness.runs.opening import open_run
+from harness.errors import BackendError, LeaseError, ServerLost
+from harness.runs.run import Run
 from harness.servers import acquire, inventory, memory
 from harness.servers.handle import Server
 
@@ -151,7 +151,7 @@ def test_a_server_that_was_killed_is_named_at_once(estate: Estate) -> None:
 
 
 def test_a_workers_process_leases_on_its_own_server_only(estate: Estate) -> None:
-    with open_run(Project.of(estate.settings(), estate.environ), worker="gw0") as run:
+    with Run.open_project(Project.of(estate.settings(), estate.environ), worker="gw0") as run:
         assert run.shared is None
         with pytest.raises(LeaseError, match="this process has 0 of them"):
             _ = run.server
@@ -223,8 +223,6 @@ def test_what_is_kept_keeps_its_server(estate: Estate) -> None:
 def test_a_server_of_somebody_elses_is_refused(estate: Estate) -> None:
     with pytest.raises(BackendError, match='isolation = "database"'):
         estate.open(backend="external", server_url="postgresql://nobody@127.0.0.1:1/x")
-    with pytest.raises(ConfigError, match=r"Fleet\.open"):
-        Harness.open(root=estate.root, environ=estate.environ, isolation="server", backend="process")
 
 
 def test_pytest_with_workers(estate: Estate) -> None:

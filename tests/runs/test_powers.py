@@ -21,7 +21,7 @@ from harness.dsn import Dsn
 from harness.errors import ServerRefused
 from harness.postgres import databases, names
 from harness.postgres.session import Session, ident
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 from harness.servers import inventory
 
 pytestmark = pytest.mark.server
@@ -38,7 +38,7 @@ REFUSALS = ("42501", "28P01", "55000", "P0001")
 class Place:
     """Two workers of one run; the first one's test tries things."""
 
-    harness: Harness
+    harness: Run
     mine: Lease
     other: Lease
 
@@ -128,7 +128,7 @@ def _postgres(place: Place, *, createdb: bool) -> bool:
     settings = place.harness.settings
     attributes = ("CREATEDB",) if createdb else ()
     project = Project.of(replace(settings, role_attributes=attributes), place.harness.environ)
-    with Harness.open_with(project.settings, place.harness.environ) as again, again.lease() as lease:
+    with Run.open_with(project.settings, place.harness.environ) as again, again.lease() as lease:
         try:
             Session.connect(lease.dsn.with_database("postgres")).close()
         except ServerRefused as error:
@@ -259,7 +259,7 @@ def documented() -> dict[tuple[str, str], str]:
 @pytest.fixture(scope="module", params=["15", "18"])
 def harness(
     request: pytest.FixtureRequest, folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Harness]:
+) -> Iterator[Run]:
     """A run on a server of its own."""
     root = tmp_path_factory.mktemp("powers")
     binaries = binaries_of(request.param)
@@ -279,14 +279,14 @@ def harness(
     }
     settings = load(environ, start=root)
     try:
-        with Harness.open_with(settings, environ) as harness:
+        with Run.open_with(settings, environ) as harness:
             yield harness
     finally:
         inventory.stop(Project.of(settings, environ), purpose="run")
 
 
 @pytest.fixture
-def place(harness: Harness) -> Iterator[Place]:
+def place(harness: Run) -> Iterator[Place]:
     with harness.lease("1") as mine, harness.lease("2") as other:
         yield Place(harness, mine, other)
 
@@ -300,8 +300,8 @@ def test_each_line_of_the_table_is_tried() -> None:
     assert documented().keys() == LINES.keys()
 
 
-def test_the_run_leaves_no_role_and_no_database(harness: Harness) -> None:
-    with Harness.open_with(harness.settings, harness.environ) as run:
+def test_the_run_leaves_no_role_and_no_database(harness: Run) -> None:
+    with Run.open_with(harness.settings, harness.environ) as run:
         with run.lease() as lease, Session.connect(lease.dsn) as session:
             role = session.value("select current_user")
             session.execute("create database left_by_a_test")

@@ -1,4 +1,4 @@
-"""The whole of :meth:`Harness.open` in places where it hurts: crowds, full disks, few rights, odd names."""
+"""The whole of :meth:`Run.open` in places where it hurts: crowds, full disks, few rights, odd names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from harness.errors import (
 )
 from harness.postgres import databases, roles
 from harness.postgres.session import Session
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 from harness.servers import acquire, inventory, memory
 from harness.servers.port import ServerInfo, Shelf
 from harness.servers.process.backend import ProcessBackend
@@ -40,9 +40,9 @@ TABLES = "create table users (id serial primary key, name text); insert into use
 
 OPENER = """
 import json, os, sys
-from harness import Harness
+from harness.runs.run import Run
 sys.stdin.readline()
-with Harness.open(root=sys.argv[1], backend="process") as harness, harness.lease() as lease:
+with Run.open(root=sys.argv[1], environ=os.environ, backend="process") as harness, harness.lease() as lease:
     with lease.connect() as connection:
         connection.execute("insert into users (name) values ('mine')")
         count = connection.execute("select count(*) from users").fetchone()[0]
@@ -124,7 +124,7 @@ def test_a_disk_that_is_full_during_a_migration(
     try:
         # Where the WAL has no room the server itself ends; else the statement fails.
         with pytest.raises((MigrationError, ServerLost)) as caught:
-            Harness.open_with(settings, place.environ)
+            Run.open_with(settings, place.environ)
         told = caught.value.full_text
         assert memory.told_full(told)
         assert "there is no room left" in told
@@ -133,7 +133,7 @@ def test_a_disk_that_is_full_during_a_migration(
         # Repaired, the next run does not trip over what the failed one left.
         (place.root / "db" / "002_step.sql").write_text("create table small (id int);")
         with (
-            Harness.open_with(settings, place.environ) as harness,
+            Run.open_with(settings, place.environ) as harness,
             harness.lease() as lease,
             lease.connect() as connection,
         ):
@@ -149,7 +149,7 @@ def test_data_that_does_not_fit_into_memory_goes_to_disk(
     monkeypatch.setattr(memory, "shared_memory", lambda: small_disk)
     monkeypatch.setattr(memory, "AT_LEAST", 1)
     settings = migrated(TABLES, TOO_MUCH, postgres={"wal_keep_size": "0", "max_wal_size": "32MB"})
-    with Harness.open_with(settings, place.environ) as harness:
+    with Run.open_with(settings, place.environ) as harness:
         assert harness.server.info.storage == "disk"
         with harness.lease() as lease, lease.connect() as connection:
             assert connection.execute("select count(*) from big").fetchone() == (200000,)
@@ -160,7 +160,7 @@ def test_data_that_does_not_fit_into_memory_goes_to_disk(
     assert [path for path in small_disk.rglob("*") if path.is_file()] == []
     inventory.stop(Project.of(settings, place.environ))
     place.told.clear()
-    with Harness.open_with(settings, place.environ) as again:
+    with Run.open_with(settings, place.environ) as again:
         assert again.server.info.storage == "disk"
     assert not any("in memory" in line for line in place.told)
 
@@ -179,7 +179,7 @@ def test_who_the_application_and_its_migrations_are(
 
     def seen(**changes: Any) -> tuple[Any, ...]:
         with (
-            Harness.open_with(replace(settings, **changes), place.environ) as harness,
+            Run.open_with(replace(settings, **changes), place.environ) as harness,
             harness.lease() as lease,
             lease.connect() as connection,
         ):
@@ -199,7 +199,7 @@ def test_who_the_application_and_its_migrations_are(
 @pytest.mark.parametrize("worker", ["Ümläut-ß " * 20, "gw'; drop database x --", "日本語"])
 def test_workers_of_any_name(place: Checkout, migrated: Callable[..., Settings], worker: str) -> None:
     settings = migrated(TABLES)
-    with Harness.open_with(settings, place.environ) as harness, harness.lease(worker) as lease:
+    with Run.open_with(settings, place.environ) as harness, harness.lease(worker) as lease:
         with psycopg.connect(lease.url) as connection:
             (name,) = connection.execute("select current_database()").fetchone() or ("",)
         assert name == lease.dsn.database
@@ -217,7 +217,7 @@ def test_pgcrypto_in_the_bundled_binaries_says_why(
     for text, extensions in (("create extension pgcrypto;", ()), (TABLES, ("pgcrypto",))):
         settings = migrated(text, binaries=folder, database={"extensions": extensions})
         with pytest.raises(MigrationError) as caught:
-            Harness.open_with(settings, place.environ)
+            Run.open_with(settings, place.environ)
         assert "needs OpenSSL" in caught.value.full_text
         assert "gen_random_uuid() needs no extension" in caught.value.full_text
 
@@ -244,10 +244,10 @@ def test_an_external_server_with_few_rights(
     place: Checkout, migrated: Callable[..., Settings], server: ServerInfo
 ) -> None:
     with pytest.raises(BackendUnavailable, match="may not create databases"):
-        Harness.open_with(_external(place, migrated, server, ""), place.environ)
+        Run.open_with(_external(place, migrated, server, ""), place.environ)
     settings = _external(place, migrated, server, "CREATEDB")
     with (
-        Harness.open_with(settings, place.environ) as harness,
+        Run.open_with(settings, place.environ) as harness,
         harness.lease("1") as one,
         harness.lease("2") as two,
     ):
@@ -272,7 +272,7 @@ def test_passwords_on_an_external_server_follow_from_no_word(
     settings = _external(place, migrated, server, "CREATEDB CREATEROLE")
     found = []
     for _ in range(2):
-        with Harness.open_with(settings, place.environ) as harness, harness.lease("1") as lease:
+        with Run.open_with(settings, place.environ) as harness, harness.lease("1") as lease:
             owner = harness.owner
             found.append(owner)
             assert owner.password not in ("secret", roles.derived_password("secret", owner.name))
@@ -304,7 +304,7 @@ def test_a_disk_that_is_full_when_a_database_is_cloned(
     settings = migrated(TABLES, storage="disk", postgres={"wal_keep_size": "0", "max_wal_size": "32MB"})
     filler = small_disk / "filler"
     try:
-        harness = Harness.open_with(settings, place.environ)
+        harness = Run.open_with(settings, place.environ)
         try:
             with filler.open("wb", buffering=0) as file, suppress(OSError):
                 while file.write(bytes(1 << 16)):
@@ -349,7 +349,7 @@ def test_a_warm_start_where_the_memory_cannot_be_seen(
 ) -> None:
     """As in a sandbox without `/dev/shm`: a cold start went to disk there, and a warm one failed."""
     settings = migrated(TABLES, storage="memory", engine="rewind", pg_version="15")
-    with Harness.open_with(settings, place.environ) as harness:
+    with Run.open_with(settings, place.environ) as harness:
         if not harness.reset_told.startswith("rewind"):
             pytest.skip(harness.reset_told)
         folder = Path(harness.server.info.handle)
@@ -359,7 +359,7 @@ def test_a_warm_start_where_the_memory_cannot_be_seen(
 
     monkeypatch.setattr(memory, "shared_memory", lambda: None)
     monkeypatch.setattr(ProcessBackend, "shelf", shelf)
-    with Harness.open_with(settings, place.environ) as harness:
+    with Run.open_with(settings, place.environ) as harness:
         assert not harness.server.started
         assert harness.reset_told == "rewind"
         harness.lease().release()

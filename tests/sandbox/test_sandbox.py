@@ -13,8 +13,8 @@ from harness.config.load import load
 from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.errors import LeaseError
-from harness.runs.harness import Harness
 from harness.runs.places import places_on
+from harness.runs.run import Run
 from harness.sandbox.current import urls
 from harness.sandbox.sandbox import Sandbox
 from harness.servers import inventory
@@ -117,7 +117,7 @@ def test_what_is_outdated_stays_until_it_is_replaced(settings: Settings, environ
 
 
 def test_a_test_runs_databases_are_refused(settings: Settings, environ: dict[str, str]) -> None:
-    with Harness.open_with(settings, environ) as run:
+    with Run.open_with(settings, environ) as run:
         run.lease("gw0")
         place = next(place for place in places_on(run.session) if place.worker == "gw0")
         for act in (

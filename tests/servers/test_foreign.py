@@ -13,7 +13,7 @@ from harness.config.load import load
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable
 from harness.postgres.session import Session, ident
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 from harness.servers import foreign
 from harness.servers.external import ExternalBackend
 from harness.servers.process.backend import ProcessBackend
@@ -78,7 +78,7 @@ def test_databases_of_others_need_a_word(somebodys: Dsn, place: Checkout) -> Non
     def run() -> None:
         settings = load(place.environ, start=place.root)
         with (
-            Harness.open_with(settings, place.environ) as harness,
+            Run.open_with(settings, place.environ) as harness,
             harness.lease() as lease,
             lease.connect() as one,
         ):

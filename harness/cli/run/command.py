@@ -25,8 +25,7 @@ from harness.databases import freshness
 from harness.databases.lease import Lease
 from harness.errors import HarnessError
 from harness.runs import budget, refused
-from harness.runs.harness import Harness
-from harness.runs.opening import open_run
+from harness.runs.run import Run
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -121,7 +120,7 @@ def _run(
     context: Context, command: Sequence[str], workers: int, copies: int | None, reaper: Reaper | None
 ) -> int:
     given = vars(context.arguments)
-    harness = open_run(
+    harness = Run.open_project(
         context.project,
         workers=workers,
         rebuild=bool(given.get("rebuild")),
@@ -153,19 +152,19 @@ def _run(
     return result
 
 
-def fits(harness: Harness, workers: int) -> None:
+def fits(harness: Run, workers: int) -> None:
     """Before anything is leased: else the last worker would fail with the server's own words, in mid-run."""
     # With a server each, nobody takes another's connections.
     if harness.shared is not None:
         budget.check(harness.shared, workers, controller=False)
 
 
-def _say_how_resets_are_made(harness: Harness) -> None:
+def _say_how_resets_are_made(harness: Run) -> None:
     if freshness.of(harness.settings).watches and (told := harness.reset_told):
         logger.debug("reset: %s", told)
 
 
-def _tell_what_was_refused(context: Context, harness: Harness, noun: str) -> None:
+def _tell_what_was_refused(context: Context, harness: Run, noun: str) -> None:
     try:
         found = harness.refused()
     except HarnessError:
@@ -175,7 +174,7 @@ def _tell_what_was_refused(context: Context, harness: Harness, noun: str) -> Non
         context.console.warn(line)
 
 
-def close(context: Context, harness: Harness) -> None:
+def close(context: Context, harness: Run) -> None:
     """Release all of a run's; what cannot be released now is swept later, and must not hide the command's own exit code."""
     try:
         harness.sweep()
@@ -188,7 +187,7 @@ def close(context: Context, harness: Harness) -> None:
 
 def _run_one(
     context: Context,
-    harness: Harness,
+    harness: Run,
     leases: Sequence[Lease],
     environ: Mapping[str, str],
     command: Sequence[str],

@@ -10,10 +10,10 @@ from harness.config import dotenv
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from harness.runs.harness import Harness
+    from harness.runs.run import Run
 
 
-def led_elsewhere(harness: Harness, names: Sequence[str], variables: Sequence[str]) -> list[str]:
+def led_elsewhere(harness: Run, names: Sequence[str], variables: Sequence[str]) -> list[str]:
     """Lines for the end of the run, where nobody was in any of its databases and such a file is there; else none.
 
     Args:

@@ -41,7 +41,7 @@ from harness.config.load import load
 from harness.databases.lease import Lease
 from harness.errors import HarnessError, ServerLost, ServerRefused
 from harness.postgres.session import Session
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 
 KINDS = [kind for kind in OPERATIONS if kind not in (*DDL, "advisory", "open transaction", "open savepoint")]
 """What waits for its time to be up takes long, and a crash ends it anyway."""
@@ -126,7 +126,7 @@ class Crashes(Runner):
             "PGHARNESS_ALLOW_FOREIGN": "1",
             "PGHARNESS_STATE_DIR": str(folder / "state"), "PGHARNESS_CACHE_DIR": str(folder / "cache"),
         }  # fmt: skip
-        self.harness = Harness.open_with(load(environ, start=folder), environ)
+        self.harness = Run.open_with(load(environ, start=folder), environ)
         self.bench = Leased(server, self.harness.lease())  # type: ignore[assignment]
         with self.bench.superuser() as session:
             self.picture = Picture(session, ordered=ORDERED)

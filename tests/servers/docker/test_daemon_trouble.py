@@ -11,7 +11,7 @@ from fix_daemons import SMALL, OwnDaemon
 from fix_fleets import Estate
 
 from harness.errors import BackendUnavailable, HarnessError, ServerLost
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 
 pytestmark = pytest.mark.docker
 Make = Callable[[int], OwnDaemon]
@@ -34,13 +34,13 @@ def test_a_daemon_that_goes_away_while_leases_are_open(
     daemon = own_daemon(1500)
     estate = there(new_estate, daemon)
     shared = estate.settings(isolation="database")
-    with Harness.open_with(shared, estate.environ, purpose="up") as mine:
+    with Run.open_with(shared, estate.environ, purpose="up") as mine:
         with mine.lease().connect() as connection:
             connection.execute("insert into users (name) values ('precious')")
         yours = mine.server.info.server_id
     fleet = estate.open()
     first, second = fleet.leases(2)
-    theirs = Harness.open_with(shared, estate.environ)
+    theirs = Run.open_with(shared, estate.environ)
     lease = theirs.lease()
     daemon.end(kill=kill)
     began = time.monotonic()
@@ -60,9 +60,9 @@ def test_a_daemon_that_goes_away_while_leases_are_open(
     fleet.close()
     with pytest.raises(ServerLost):
         theirs.close()
-    with Harness.open_with(shared, estate.environ) as again, again.lease().connect() as connection:
+    with Run.open_with(shared, estate.environ) as again, again.lease().connect() as connection:
         assert again.server.info.server_id != theirs.server.info.server_id
-    with Harness.open_with(shared, estate.environ, purpose="up") as mine:
+    with Run.open_with(shared, estate.environ, purpose="up") as mine:
         assert mine.server.info.server_id == yours
         with mine.session._leased("1").connect() as connection:
             assert connection.execute("select count(*) from users").fetchone() == (2,)

@@ -18,7 +18,7 @@ from fix_servers import binaries_of
 
 from harness.config.project import Project
 from harness.postgres.session import Session
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 from harness.servers import inventory
 from harness.servers.docker.backend import DockerBackend
 from harness.servers.process.record import Record
@@ -79,7 +79,7 @@ def test_a_volume_of_the_images_holds_nothing_of_ours(
         assert session.value("show timezone") == "UTC"
     # Yours starts from the same image, on disk, and its data survives there.
     settings = estate.settings(isolation="database")
-    with Harness.open_with(settings, estate.environ, purpose="up") as mine:
+    with Run.open_with(settings, estate.environ, purpose="up") as mine:
         assert not mine.templates["default"].built
         assert mine.server.info.storage == "disk"
         with mine.lease().connect() as connection:
@@ -87,7 +87,7 @@ def test_a_volume_of_the_images_holds_nothing_of_ours(
         handle = mine.server.info.handle
     docker("stop", handle)
     with (
-        Harness.open_with(settings, estate.environ, purpose="up") as mine,
+        Run.open_with(settings, estate.environ, purpose="up") as mine,
         mine.session._leased("1").connect() as connection,
     ):
         assert connection.execute("select count(*) from users").fetchone() == (2,)
