@@ -15,6 +15,7 @@ from harness.config.values import (
     READERS,
     RELATIVE_PATHS,
     RENAMED,
+    SOURCES,
     WrongValue,
     read_sources,
 )
@@ -24,7 +25,7 @@ from harness.errors import ConfigError, closest
 PREFIX = "PGHARNESS_"
 
 DATABASE_KEYS = ("migrations", "seeds", "extensions", "env")
-KEYS = (*READERS, "migrations", "seeds")
+KEYS = (*READERS, *SOURCES)
 
 # Variables that are ours but no settings: they carry state between our own processes, or say where it lies.
 CONTROL_VARIABLES = frozenset(

@@ -46,17 +46,18 @@ class DatabaseSettings:
 
     Attributes:
         name: ``"default"`` for the top level, else the name in ``[tool.pg-harness.databases.NAME]``.
-        migrations: the sources in order; None where nothing is configured (then they are detected).
-        seeds: the last entries of ``migrations``: data, applied after the schema.
-        extensions: created by the admin before the migrations.
-        env: further variables, name → template (``"{sqlalchemy}"``).
     """
 
     name: str = DEFAULT_DATABASE
     migrations: tuple[SourceSpec, ...] | None = None
+    """Where the schema comes from, applied in order. Not set: it is looked for. An entry is a text, or a table that also names the
+    files which decide the outcome: ``{ source = "command:make db", watch = ["db/**"] }``."""
     seeds: tuple[SourceSpec, ...] = ()
+    """Data, applied after the migrations, as further entries of them."""
     extensions: tuple[str, ...] = ()
+    """Extensions that the superuser creates before the migrations."""
     env: Mapping[str, str] = field(default_factory=dict)
+    """Further variables: name, and a template of the address and its parts."""
 
 
 @dataclass(frozen=True)
@@ -73,55 +74,78 @@ class Settings:
     file: Path | None = None
     root_origin: str = "the working directory"
     backend: str = "auto"
+    """What runs the server: ``auto``, ``docker``, ``process`` (local binaries), ``external`` (:attr:`server_url`), or the word of
+    an installed package. ``auto``: a container where a daemon answers, else local or bundled binaries."""
     image: str = DEFAULT_IMAGE
-    """Where it is not named, :attr:`pg_version` decides: ``postgres:18``."""
+    """The image that containers are started from. Where it is not named, :attr:`pg_version` decides: ``postgres:18``."""
     pg_version: str | None = None
-    """Of PostgreSQL: ``"17"`` or ``"17.2"``. A server of another version is never taken in its place."""
+    """The version of PostgreSQL. A server of another version is never taken in its place."""
     binaries: Path | None = None
-    """A folder with ``postgres`` and ``initdb`` in it (process backend)."""
+    """A folder with ``postgres`` and ``initdb`` in it, for the backend ``process``."""
     server_url: str | None = field(default=None, repr=False)
+    """An existing server, as a role that may create databases. An inherited ``DATABASE_URL`` is never taken."""
     databases: tuple[DatabaseSettings, ...] = (DatabaseSettings(),)
+    """Further databases of each worker: a table for each, by its name, with ``migrations``, ``seeds``, ``extensions`` and ``env``
+    of its own; the keys of the top level are the database ``default``. One without migrations is empty."""
     role: str = "app"
+    """The role that the application logs in as. It is no superuser, and owns its databases."""
     role_attributes: tuple[str, ...] = ("CREATEDB",)
+    """Attributes of that role, as in ``CREATE ROLE``."""
     scram_iterations: int = 0
-    """Rounds of hashing at each log-in (SCRAM-SHA-256). 0: 4096 where the project is one of the JVM or of Bun, whose drivers
+    """Rounds of hashing at each log-in (SCRAM-SHA-256). Not set: 4096 where the project is one of the JVM or of Bun, whose drivers
     refuse fewer; else one, which spares a client some milliseconds of each log-in."""
     superuser: bool = False
+    """Whether the application's role is a superuser: then nothing keeps its tests apart."""
     migrate_as: str = "role"
-    """``role`` or ``admin``: who runs the migrations. What the admin makes is the admin's: grant what the role needs."""
+    """Who runs the migrations: the application's role, or the superuser. What the ``admin`` makes is the admin's: grant what the
+    role needs."""
     isolation: str = "database"
+    """What each worker gets: databases in one server, or a server of its own."""
     fresh: str = "reset"
-    """The word of a strategy, one of :func:`harness.databases.freshness.strategies`."""
+    """What each test gets: its database reset (``reset``), a new clone (``clone``), as the last test left it (``none``), or what
+    the word of an installed package says."""
     engine: str = "auto"
-    """``rewind`` (by pages, by a module in the server), ``rows``, or ``auto``: rewind where it can be had."""
+    """How a reset puts back: by pages, by a module in the server (``rewind``), or by rows. ``auto``: rewind where it can be had."""
     storage: str = "auto"
+    """Where data lies. ``auto``: in memory, where it fits."""
     memory_limit: int | None = None
-    """Bytes that data in memory may take; None: a quarter of what is free."""
+    """What data in memory may take. Not set: a quarter of what is free."""
     shm_size: int = 256 * 1024**2
-    """Bytes of a container's ``/dev/shm`` (Docker's default of 64 MB breaks parallel queries)."""
+    """A container's ``/dev/shm``. Docker's default of 64 MB breaks parallel queries."""
     connections_per_worker: int = 50
-    """Where it is not set, a run of several workers takes what fits (``harness.runs.budget``)."""
+    """How many connections each worker may open to each of its databases. Not set: 50, or what fits where a run has several workers."""
     max_connections: int = 500
+    """The server's, for all workers of all runs."""
     keep_failed: int = 3
+    """How many failed tests' databases are kept as copies. 0: none."""
     port: int = 0
-    """Of a person's server (``up``). 0: the one that it had last, where that is free, else any."""
+    """Of your own server (``up``). Not set: the one that it had last, where that is free, else any."""
     ttl: float = 15 * 60
+    """After this long without use, a server of test runs ends itself."""
     keep_templates: int = 8
+    """How many templates stay on a server."""
     template_age: float = 14 * 24 * 3600
+    """After this long without use, a template or a baked server may go."""
     keep_baked: int = 12
-    """How many baked servers (``isolation = "server"``) stay on this machine."""
+    """How many baked servers stay on this machine."""
     baked_size: int = 4 * 1024**3
-    """Bytes that baked servers may take together."""
+    """What baked servers may take together."""
     start_timeout: float = 60
+    """How long a server may take to start."""
     migration_timeout: float = 300
+    """How long the migrations of one database may take."""
     reset_timeout: float = 5
+    """How long a reset waits for sessions that are in its way, before it ends them."""
     serial_timeout: float = 300
+    """How long a test that is ``serial_only`` waits for the others."""
     lease_timeout: float = 120
     """How long a run waits for connections that other runs have."""
     allow_url_change: bool = False
+    """Go on where something has changed ``DATABASE_URL`` after us."""
     allow_foreign: bool = False
     """Use a ``server_url`` although it holds databases of others, or looks like production."""
     postgres: Mapping[str, str] = field(default_factory=dict)
+    """Parameters of PostgreSQL, for servers that are started here."""
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,27 @@ class WrongValue(Exception):
     """A value is not of the setting's form; the text completes "KEY …"."""
 
 
-Reader = Callable[[Any, bool], Any]
+Read = Callable[[Any, bool], Any]
 """Takes the raw value, and whether it came as text (a variable, a flag) and must be parsed from it."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the raw value of one setting becomes a typed one.
+
+    Attributes:
+        read: does it.
+        kind: what form the value has, for people.
+        example: a value, as TOML has it.
+    """
+
+    read: Read
+    kind: str
+    example: str
+
+    def __call__(self, raw: Any, text: bool) -> Any:
+        return self.read(raw, text)
+
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|sec|m|min|h|d)?\s*")
 _SECONDS = {"ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, None: 1}
@@ -105,15 +125,17 @@ def _size(raw: Any, _text: bool) -> int:
 
 
 def _choice(*choices: str) -> Reader:
+    """One of some words; the example is the last."""
+
     def read(raw: Any, _text: bool) -> str:
         if raw not in choices:
             raise WrongValue("must be one of " + ", ".join(repr(c) for c in choices))
         return str(raw)
 
-    return read
+    return Reader(read, " or ".join(f"`{choice}`" for choice in choices), f'"{choices[-1]}"')
 
 
-def _count(least: int) -> Reader:
+def _whole(least: int) -> Read:
     def read(raw: Any, text: bool) -> int:
         if text and isinstance(raw, str) and raw.strip().lstrip("-").isdigit():
             raw = int(raw)
@@ -122,6 +144,10 @@ def _count(least: int) -> Reader:
         return raw
 
     return read
+
+
+def _count(least: int, example: int) -> Reader:
+    return Reader(_whole(least), f"whole number, {least} at least", str(example))
 
 
 def _flag(raw: Any, text: bool) -> bool:
@@ -191,7 +217,7 @@ def _pg_version(raw: Any, _text: bool) -> str:
 
 
 def _port(raw: Any, text: bool) -> int:
-    port: int = _count(1)(raw, text)
+    port: int = _whole(1)(raw, text)
     if not 1023 < port < 65536:
         raise WrongValue("must be a port from 1024 to 65535")
     return port
@@ -200,43 +226,55 @@ def _port(raw: Any, text: bool) -> int:
 RENAMED = {"version": "pg_version"}
 """Old word → the word since. The old one is read with a warning."""
 
+
+def _time(example: str) -> Reader:
+    return Reader(_duration, "duration", f'"{example}"')
+
+
+def _bytes(example: str) -> Reader:
+    return Reader(_size, "size", f'"{example}"')
+
+
 READERS: Mapping[str, Reader] = {
-    "backend": read_text,
-    "image": read_text,
-    "pg_version": _pg_version,
-    "binaries": _path,
-    "server_url": _url,
-    "role": _role,
-    "role_attributes": _attributes,
-    "scram_iterations": _count(1),
-    "superuser": _flag,
+    "backend": Reader(read_text, "word", '"process"'),
+    "image": Reader(read_text, "text", '"pgvector/pgvector:pg17"'),
+    "pg_version": Reader(_pg_version, "version", '"17"'),
+    "binaries": Reader(_path, "path", '"/usr/lib/postgresql/17/bin"'),
+    "server_url": Reader(_url, "URL", '"postgresql://postgres@127.0.0.1:5432/postgres"'),
+    "role": Reader(_role, "text", '"shop"'),
+    "role_attributes": Reader(_attributes, "list of texts", '["CREATEDB", "CREATEROLE"]'),
+    "scram_iterations": _count(1, 4096),
+    "superuser": Reader(_flag, "true or false", "true"),
     "migrate_as": _choice("role", "admin"),
     "isolation": _choice("database", "server"),
-    "fresh": read_text,
+    "fresh": Reader(read_text, "word", '"clone"'),
     "engine": _choice("auto", "rewind", "rows"),
     "storage": _choice("auto", "memory", "disk"),
-    "memory_limit": _size,
-    "shm_size": _size,
-    "connections_per_worker": _count(1),
-    "max_connections": _count(20),
-    "port": _port,
-    "keep_failed": _count(0),
-    "ttl": _duration,
-    "keep_templates": _count(1),
-    "template_age": _duration,
-    "keep_baked": _count(1),
-    "baked_size": _size,
-    "start_timeout": _duration,
-    "migration_timeout": _duration,
-    "reset_timeout": _duration,
-    "serial_timeout": _duration,
-    "lease_timeout": _duration,
-    "allow_url_change": _flag,
-    "allow_foreign": _flag,
-    "extensions": read_texts,
-    "env": _variables,
-    "postgres": _postgres,
+    "memory_limit": _bytes("2GB"),
+    "shm_size": _bytes("1GB"),
+    "connections_per_worker": _count(1, 20),
+    "max_connections": _count(20, 1000),
+    "port": Reader(_port, "port, 1024 to 65535", "5433"),
+    "keep_failed": _count(0, 10),
+    "ttl": _time("2h"),
+    "keep_templates": _count(1, 20),
+    "template_age": _time("30d"),
+    "keep_baked": _count(1, 4),
+    "baked_size": _bytes("10GB"),
+    "start_timeout": _time("3m"),
+    "migration_timeout": _time("20m"),
+    "reset_timeout": _time("30s"),
+    "serial_timeout": _time("10m"),
+    "lease_timeout": _time("10m"),
+    "allow_url_change": Reader(_flag, "true or false", "true"),
+    "allow_foreign": Reader(_flag, "true or false", "true"),
+    "extensions": Reader(read_texts, "list of texts", '["pg_trgm"]'),
+    "env": Reader(_variables, "table of texts", '{ SQLALCHEMY_DATABASE_URI = "{sqlalchemy}" }'),
+    "postgres": Reader(_postgres, "table of texts", '{ work_mem = "64MB" }'),
 }
+
+SOURCES: Mapping[str, str] = {"migrations": '["alembic"]', "seeds": '["sql:db/seeds"]'}
+"""The settings that :func:`read_sources` reads, and an example of each."""
 
 RELATIVE_PATHS = frozenset({"binaries"})
 """Settings that are paths and start at the root where they are relative."""

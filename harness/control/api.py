@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 
 from harness.control import openapi
 from harness.control.leases import AllLeased, LeaseTable, UnknownLease
+from harness.databases.changed import for_json
 from harness.databases.lease import TEMPLATE, UnknownMark
 from harness.errors import (
     BackendError,
@@ -241,7 +242,7 @@ class ControlApi:
                 "databases": {
                     name: str(changes).splitlines() if changes else [] for name, changes in found.items()
                 },
-                "details": {name: changes.told() for name, changes in found.items()},
+                "details": {name: for_json(changes) for name, changes in found.items()},
             },
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from harness.config.run_variables import URL
 from harness.control.client import ControlClient
 from harness.databases.address import Address, Addressed
-from harness.databases.changed import DatabaseChanges, LeaseChanges
+from harness.databases.changed import LeaseChanges, from_json
 from harness.dsn import Dsn
 from harness.errors import ConfigError, LeaseError
 from harness.reset.report import ResetReport
@@ -76,6 +76,11 @@ class CurrentLease(Address):
         return {name: Addressed(name, dsn) for name, dsn in self.dsns.items()}
 
     def __getitem__(self, name: str) -> Addressed:
+        """One of its databases, by its name.
+
+        Raises:
+            ConfigError: the settings have no such database.
+        """
         found = self.databases
         if name not in found:
             raise ConfigError(
@@ -129,7 +134,7 @@ class CurrentLease(Address):
             LeaseError: it cannot be told.
         """
         told = self._client.changes(self.number)["details"]
-        return LeaseChanges({name: DatabaseChanges.read(found) for name, found in told.items()})
+        return LeaseChanges({name: from_json(found) for name, found in told.items()})
 
     def __repr__(self) -> str:
         return f"<CurrentLease {self.number} of the run {self.run}>"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Address(ABC):
-    """What has an address; :data:`harness.dsn.FORMS` are its forms."""
+    """What a lease, each of its databases, and the lease of this process have in common: an address in every form, and connections."""
 
     @property
     @abstractmethod

@@ -66,44 +66,6 @@ class DatabaseChanges:
     schema: tuple[str, ...] = ()
     other: bool = False
 
-    @classmethod
-    def of(cls, found: Changes) -> DatabaseChanges:
-        """What the reset found, which knows tables by their OIDs."""
-        named = sorted(
-            ((found.names.get(oid, str(oid)), oid, change) for oid, change in found.tables.items()),
-            key=lambda each: each[:2],
-        )
-        return cls(
-            tables={
-                name: TableChanges(
-                    change.inserts,
-                    change.updates,
-                    change.deletes,
-                    change.rewritten,
-                    change.unlogged,
-                    oid in found.unfinished,
-                )
-                for name, oid, change in named
-            },
-            sequences=found.sequence_names,
-            schema=found.ddl,
-            other=bool(found.catalogs or found.unknown),
-        )
-
-    @classmethod
-    def read(cls, told: Mapping[str, Any]) -> DatabaseChanges:
-        """What :meth:`told` gave, from JSON."""
-        return cls(
-            {name: TableChanges(**change) for name, change in told["tables"].items()},
-            tuple(told["sequences"]),
-            tuple(told["schema"]),
-            told["other"],
-        )
-
-    def told(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
     @property
     def lines(self) -> list[str]:
         """For people, one change each."""
@@ -143,3 +105,42 @@ class LeaseChanges(dict[str, DatabaseChanges]):
 
     def __repr__(self) -> str:
         return f"<LeaseChanges {'; '.join(str(self).splitlines())}>"
+
+
+def by_names(found: Changes) -> DatabaseChanges:
+    """What the reset found, which knows tables by their OIDs."""
+    named = sorted(
+        ((found.names.get(oid, str(oid)), oid, change) for oid, change in found.tables.items()),
+        key=lambda each: each[:2],
+    )
+    return DatabaseChanges(
+        tables={
+            name: TableChanges(
+                change.inserts,
+                change.updates,
+                change.deletes,
+                change.rewritten,
+                change.unlogged,
+                oid in found.unfinished,
+            )
+            for name, oid, change in named
+        },
+        sequences=found.sequence_names,
+        schema=found.ddl,
+        other=bool(found.catalogs or found.unknown),
+    )
+
+
+def for_json(changes: DatabaseChanges) -> dict[str, Any]:
+    """As the control interface tells it."""
+    return asdict(changes)
+
+
+def from_json(told: Mapping[str, Any]) -> DatabaseChanges:
+    """What :func:`for_json` gave."""
+    return DatabaseChanges(
+        {name: TableChanges(**change) for name, change in told["tables"].items()},
+        tuple(told["sequences"]),
+        tuple(told["schema"]),
+        told["other"],
+    )

@@ -10,7 +10,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from harness.databases.address import Address, Addressed
-from harness.databases.changed import DatabaseChanges, LeaseChanges
+from harness.databases.changed import LeaseChanges, by_names
 from harness.databases.clones import Claim, Clones
 from harness.databases.resetting import DatabaseReset
 from harness.databases.template import Template
@@ -60,10 +60,6 @@ class LeaseMark:
     def __init__(self, name: str, marks: Mapping[str, Mark]) -> None:
         self.name = name
         self._marks = dict(marks)
-
-    def of(self, name: str) -> Mark:
-        """The mark of one database."""
-        return self._marks[name]
 
     @property
     def released(self) -> bool:
@@ -175,6 +171,11 @@ class Lease(Address):
         return self._released
 
     def __getitem__(self, name: str) -> LeasedDatabase:
+        """One of its databases, by its name.
+
+        Raises:
+            ConfigError: the settings have no such database.
+        """
         self._check()
         try:
             return self._databases[name]
@@ -232,7 +233,7 @@ class Lease(Address):
                 nothing.
 
         Returns:
-            What was done, of all databases together.
+            what was done, of all databases together.
 
         Raises:
             LeaseClosed: it was released. LeaseLost: the template is gone as well. ConfigError: there is no such mark.
@@ -246,7 +247,7 @@ class Lease(Address):
                 return self.renew(reason="the server's sessions were lost: it crashed or was restarted")
         began = time.monotonic()
         reports = [
-            reset.reset(to=mark.of(name) if mark is not None else None, sessions=sessions)
+            reset.reset(to=mark._marks[name] if mark is not None else None, sessions=sessions)
             for name, reset in self._resets.items()
         ]
         return self._told("reset", reports, began)
@@ -324,16 +325,14 @@ class Lease(Address):
             LeaseError: it cannot be told.
         """
         self._check()
-        return LeaseChanges(
-            {name: DatabaseChanges.of(reset.changes()) for name, reset in self._resets.items()}
-        )
+        return LeaseChanges({name: by_names(reset.changes()) for name, reset in self._resets.items()})
 
     @_alone
     def keep(self, why: str = "asked for") -> dict[str, str]:
         """Keep the databases for people to look at, under new names; the lease ends.
 
         Returns:
-            Database name → name of the kept database.
+            database name → name of the kept database.
         """
         self._check()
         self.disconnect()

@@ -13,7 +13,7 @@ import pytest
 from fix_leases import OWNER
 from fix_rewind import FOLDERS, REQUIRED
 
-from harness.databases.changed import DatabaseChanges, TableChanges
+from harness.databases.changed import TableChanges, for_json, from_json
 from harness.databases.clones import Claim, Clones
 from harness.databases.lease import Lease
 from harness.databases.resetting import ensure_baseline, open_baseline
@@ -168,7 +168,7 @@ def test_changes_are_told_by_names(
     assert (
         repr(changes) == "<LeaseChanges colours: 1 deleted; users: 1 inserted; users_id_seq: sequence moved>"
     )
-    assert DatabaseChanges.read(json.loads(json.dumps(changes["default"].told()))) == changes["default"]
+    assert from_json(json.loads(json.dumps(for_json(changes["default"])))) == changes["default"]
     application.execute("alter table colours add column code text")
     changed = watched.changes()["default"]
     assert any("colours" in line for line in changed.schema), changed

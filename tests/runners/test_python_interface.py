@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fix_cli import Project
 from fix_fleets import Estate
+from fix_snippets import files, shown
 
 import harness
 from harness.control.current import CurrentLease, CurrentMark
@@ -100,6 +101,29 @@ def test_a_terminal_shows_what_is_done(new_project: Callable[..., Project]) -> N
         "open()", "open(progress=lambda done, total, what: print(done, what, file=sys.stderr))"
     )
     assert "004_more.sql" in on_a_terminal(project, own)[1]
+
+
+def test_the_page(new_project: Callable[..., Project]) -> None:
+    """Each example of docs/python.md prints what the page says."""
+    project = new_project("python_page")
+    for name, text in files("python.md").items():
+        (project.root / name).write_text(text)
+    commands = shown("python.md")
+    assert {words[-1] for words, _ in commands} == set(files("python.md"))
+    for (program, *rest), expected in commands:
+        words = [sys.executable if word == "python" else word for word in rest]
+        start = [sys.executable, *(["-m", "harness"] if program == "pg-harness" else ["-P"])]
+        done = subprocess.run(
+            [*start, *words],
+            cwd=project.root,
+            env=project.environ,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (0, expected), done.stderr
+        assert done.stderr == ""
 
 
 def test_a_server_for_each_worker_by_the_setting_alone(new_estate: Callable[..., Estate]) -> None:
