@@ -71,18 +71,19 @@ def test_a_changed_schema_comes_back_and_a_clone_says_why(served: Run) -> None:
 
 def test_marks_stack(served: Run) -> None:
     served.add("of the file")
-    assert served.client.ok("POST", "/v1/mark/1") == {"id": 1, "mark": "1"}
+    first = served.client.ok("POST", "/v1/mark/1")["mark"]
+    assert first.isdigit()
     served.add("of the group")
     assert served.client.ok("POST", "/v1/mark/1?name=group") == {"id": 1, "mark": "group"}
     served.add("of the test")
     served.client.ok("POST", "/v1/reset/1")
     assert served.rows() == ["seed", "of the file", "of the group"]
-    assert served.client.ok("GET", "/v1/status")["leases"][0]["marks"] == ["1", "group"]
-    served.client.ok("POST", "/v1/reset/1?to=1")
+    assert served.client.ok("GET", "/v1/status")["leases"][0]["marks"] == [first, "group"]
+    served.client.ok("POST", f"/v1/reset/1?to={first}")
     assert served.rows() == ["seed", "of the file"]
-    assert served.client.ok("GET", "/v1/status")["leases"][0]["marks"] == ["1"]
+    assert served.client.ok("GET", "/v1/status")["leases"][0]["marks"] == [first]
     served.add("again")
-    served.client.ok("DELETE", "/v1/mark/1/1")
+    served.client.ok("DELETE", f"/v1/mark/1/{first}")
     assert served.rows() == ["seed", "of the file", "again"]
     served.client.ok("POST", "/v1/reset/1")
     assert served.rows() == ["seed"]
@@ -107,12 +108,11 @@ def test_the_template_is_below_all_marks(served: Run) -> None:
 
 
 def test_a_released_mark_takes_those_above_it_along(served: Run) -> None:
-    for _ in range(3):
-        served.client.ok("POST", "/v1/mark/1")
-    served.client.ok("DELETE", "/v1/mark/1/2")
-    assert served.client.ok("GET", "/v1/status")["leases"][0]["marks"] == ["1"]
+    first, second, third = (int(served.client.ok("POST", "/v1/mark/1")["mark"]) for _ in range(3))
+    served.client.ok("DELETE", f"/v1/mark/1/{second}")
+    assert served.client.ok("GET", "/v1/status")["leases"][0]["marks"] == [str(first)]
     # A name is given once: a client that kept the old one must not come back to another state.
-    assert served.client.ok("POST", "/v1/mark/1")["mark"] == "4"
+    assert int(served.client.ok("POST", "/v1/mark/1")["mark"]) == third + 1
 
 
 def test_changes_are_told_and_left(served: Run) -> None:
@@ -122,6 +122,8 @@ def test_changes_are_told_and_left(served: Run) -> None:
     assert told["changed"] is True
     assert any("users" in line for line in told["databases"]["default"])
     assert told["databases"]["analytics"] == []
+    assert told["details"]["default"]["tables"]["users"]["inserted"] == 1
+    assert told["details"]["analytics"] == {"tables": {}, "sequences": [], "schema": [], "other": False}
     assert served.rows() == ["seed", "new"]
 
 
