@@ -16,7 +16,7 @@ from harness.config.project import Project
 from harness.config.settings import Settings
 from harness.postgres import databases
 from harness.runs import ended
-from harness.runs.harness import Harness
+from harness.runs.run import Run
 from harness.servers import inventory, memory
 from harness.servers.process.backend import ProcessBackend
 
@@ -76,13 +76,13 @@ def test_after_a_coffee_nothing_is_migrated_again(
     settings: Settings, environ: dict[str, str], storage: str
 ) -> None:
     settings = replace(settings, storage=storage)
-    with Harness.open_with(settings, environ) as before, before.lease() as lease:
+    with Run.open_with(settings, environ) as before, before.lease() as lease:
         assert before.templates["default"].built
         with lease.connect() as connection:
             connection.execute("insert into users (name) values ('mine')")
     over(settings, environ)
     assert len(left(settings, environ)) == 1
-    with Harness.open_with(settings, environ) as after, after.lease() as lease:
+    with Run.open_with(settings, environ) as after, after.lease() as lease:
         assert after.server.started
         assert after.server.info.server_id != before.server.info.server_id
         assert not after.templates["default"].built
@@ -102,7 +102,7 @@ def test_after_a_coffee_nothing_is_migrated_again(
 
 def test_what_is_migrated_at_once_leaves_nothing(settings: Settings, environ: dict[str, str]) -> None:
     (settings.root / "db" / "001.sql").write_text(SQL)
-    with Harness.open_with(settings, environ) as harness:
+    with Run.open_with(settings, environ) as harness:
         handle = Path(harness.server.info.handle)
     over(settings, environ)
     assert not handle.exists()
@@ -112,7 +112,7 @@ def test_what_is_migrated_at_once_leaves_nothing(settings: Settings, environ: di
 def test_neither_other_migrations_nor_another_checkout_start_from_it(
     settings: Settings, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    with Harness.open_with(settings, environ):
+    with Run.open_with(settings, environ):
         pass
     over(settings, environ)
     other = tmp_path / "other"
@@ -121,12 +121,12 @@ def test_neither_other_migrations_nor_another_checkout_start_from_it(
     (other / "pg-harness.toml").write_text('migrations = ["sql:db"]\n')
     theirs = load(environ, start=other)
     try:
-        with Harness.open_with(theirs, environ) as harness:
+        with Run.open_with(theirs, environ) as harness:
             assert harness.templates["default"].built
     finally:
         inventory.stop(Project.of(theirs, environ))
     (settings.root / "db" / "002.sql").write_text("alter table users add column email text;")
-    with Harness.open_with(settings, environ) as after:
+    with Run.open_with(settings, environ) as after:
         assert after.templates["default"].built
         # Nothing of the older one is there.
         assert [d.name for d in databases.list_ours(after.link.session, after.project) if d.is_template] == [
@@ -135,7 +135,7 @@ def test_neither_other_migrations_nor_another_checkout_start_from_it(
 
 
 def test_a_server_that_was_killed_leaves_nothing(settings: Settings, environ: dict[str, str]) -> None:
-    harness = Harness.open_with(settings, environ)
+    harness = Run.open_with(settings, environ)
     folder = Path(harness.server.info.handle)
     assert (folder / "keep" / "target").exists()
     pid = int((folder / "data" / "postmaster.pid").read_text().split()[0])
@@ -147,7 +147,7 @@ def test_a_server_that_was_killed_leaves_nothing(settings: Settings, environ: di
 
 
 def test_down_leaves_nothing(settings: Settings, environ: dict[str, str]) -> None:
-    with Harness.open_with(settings, environ):
+    with Run.open_with(settings, environ):
         pass
     inventory.stop(Project.of(settings, environ))
     assert left(settings, environ) == []
@@ -158,7 +158,7 @@ def test_data_that_outgrows_memory_is_copied_to_disk(
 ) -> None:
     monkeypatch.setattr(memory, "allowed", lambda settings: memory.WRITES)
     began = time.monotonic()
-    with Harness.open_with(settings, environ) as harness, harness.lease() as lease:
+    with Run.open_with(settings, environ) as harness, harness.lease() as lease:
         if not any("memory" in line for line in told):
             pytest.skip("this machine has no room in memory to begin with")
         assert harness.server.info.storage == "disk"
@@ -173,21 +173,21 @@ def test_workers_are_counted_and_not_processors(
     settings: Settings, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (settings.root / "db" / "001.sql").write_text(SQL)
-    with Harness.open_with(settings, environ, workers=2) as harness:
+    with Run.open_with(settings, environ, workers=2) as harness:
         if harness.server.info.storage != "memory":
             pytest.skip("this machine has no room in memory to begin with")
         size = harness.templates["default"].size
     enough = memory.WRITES + size * (4 + 3)
     monkeypatch.setattr(memory, "allowed", lambda settings: enough)
-    with Harness.open_with(settings, environ, workers=4) as harness:
+    with Run.open_with(settings, environ, workers=4) as harness:
         assert harness.server.info.storage == "memory"
-        with Harness.open_with(settings, environ, workers=5) as more:
+        with Run.open_with(settings, environ, workers=5) as more:
             # Others use the one in memory.
             assert more.server.info.storage == "disk"
             assert more.server.info.server_id != harness.server.info.server_id
     # What is noted is the template's size: for fewer workers there is room again.
     inventory.stop(Project.of(settings, environ))
-    with Harness.open_with(settings, environ, workers=4) as harness:
+    with Run.open_with(settings, environ, workers=4) as harness:
         assert harness.server.info.storage == "memory"
 
 
@@ -195,16 +195,16 @@ def test_workers_of_other_runs_are_counted_too(
     settings: Settings, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (settings.root / "db" / "001.sql").write_text(SQL)
-    with Harness.open_with(settings, environ, workers=3) as harness:
+    with Run.open_with(settings, environ, workers=3) as harness:
         if harness.server.info.storage != "memory":
             pytest.skip("this machine has no room in memory to begin with")
         leases = harness.leases(3)
         size = harness.templates["default"].size
         enough = memory.WRITES + size * (5 + 3)
         monkeypatch.setattr(memory, "allowed", lambda settings: enough)
-        with Harness.open_with(settings, environ, workers=2) as fits:
+        with Run.open_with(settings, environ, workers=2) as fits:
             assert fits.server.info.storage == "memory"
-        with Harness.open_with(settings, environ, workers=3) as more:
+        with Run.open_with(settings, environ, workers=3) as more:
             assert more.server.info.storage == "disk"
         for lease in leases:
             with lease.connect() as connection:
