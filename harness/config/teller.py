@@ -39,11 +39,10 @@ class Teller(logging.Handler):
         Raises:
             ConfigError: the variable names no level.
         """
-        verbosity = logs.Verbosity.of(environ)
         stream = sys.stderr
         if stream is None or stream.closed or not stream.isatty() or logs.configured():
             return None
-        return cls(verbosity)
+        return cls(logs.Verbosity.of(environ))
 
     def emit(self, record: logging.LogRecord) -> None:
         """One line about what is being done."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from harness.databases.changed import LeaseChanges
-    from harness.databases.lease import Lease
+    from harness.databases.lease import Lease, LeaseMark
     from harness.reset.report import ResetReport
     from harness.runs.run import Run
 
@@ -96,6 +96,8 @@ class Entry:
     process: Holder | None = None
     since: float = 0.0
     resets: Counter[str] = field(default_factory=Counter)
+    marks: dict[str, LeaseMark] = field(default_factory=dict)
+    """Those that were set here: in a test of pytest, those of wider fixtures lie below them, and are none of a client's."""
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     last: tuple[str, int | None] | None = None
     """Who had it before, as (worker, pid); None: nobody."""
@@ -300,7 +302,9 @@ class LeaseTable:
             is a mark of that name.
         """
         with self._used(number) as entry:
-            return entry.lease.mark(name).name
+            mark = entry.lease.mark(name)
+            entry.marks[mark.name] = mark
+            return mark.name
 
     def unmark(self, number: int, name: str) -> None:
         """Forget a mark, and those above it; the databases stay as they are.
@@ -309,12 +313,8 @@ class LeaseTable:
             UnknownLease, UnknownMark.
         """
         with self._used(number) as entry:
-            marks = entry.lease.marks
-            if name not in marks:
-                raise UnknownMark(
-                    f"the lease has no mark {name!r}; it has {', '.join(marks) or 'none'}", value=name
-                )
-            marks[name].release()
+            self._mark(entry, name).release()
+            self._forget_released(entry)
 
     def changes(self, number: int) -> LeaseChanges:
         """What changed since the state that :meth:`reset` would come back to.
@@ -328,17 +328,32 @@ class LeaseTable:
     def _reset(
         self, entry: Entry, to: str | None, *, sessions: Literal["keep", "end"] = "keep"
     ) -> ResetReport:
+        target = None
+        if to == TEMPLATE:
+            for mark in entry.marks.values():
+                mark.release()
+        elif to is not None:
+            target = self._mark(entry, to)
         strategy = freshness.of(self._harness.settings)
         report = None
-        if to in (None, TEMPLATE) and sessions == "keep" and strategy.refreshes:
-            if to == TEMPLATE:
-                for mark in entry.lease.marks.values():
-                    mark.release()
+        if target is None and sessions == "keep" and strategy.refreshes:
             report = strategy.refresh(entry.lease)
         if report is None:
-            report = entry.lease.reset(to=to, sessions=sessions)
+            report = entry.lease.reset(to=target, sessions=sessions)
+        self._forget_released(entry)
         entry.resets[report.strategy] += 1
         return report
+
+    @staticmethod
+    def _mark(entry: Entry, name: str) -> LeaseMark:
+        if name in entry.marks:
+            return entry.marks[name]
+        there = ", ".join(entry.marks) or "none"
+        raise UnknownMark(f"the lease has no mark {name!r}; it has {there}", value=name)
+
+    @staticmethod
+    def _forget_released(entry: Entry) -> None:
+        entry.marks = {name: mark for name, mark in entry.marks.items() if not mark.released}
 
     @contextmanager
     def _used(self, number: int) -> Iterator[Entry]:
@@ -372,7 +387,7 @@ class LeaseTable:
                     "state": entry.state,
                     "databases": {name: dsn.database for name, dsn in entry.lease.dsns.items()},
                     "resets": dict(entry.resets),
-                    "marks": list(entry.lease.marks),
+                    "marks": list(entry.marks),
                 }
                 for entry in self._entries.values()
             ]

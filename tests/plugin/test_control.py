@@ -12,7 +12,7 @@ pytestmark = pytest.mark.server
 
 TESTS = """
     import os, subprocess, sys, threading
-    import psycopg, pytest
+    import harness, psycopg, pytest
 
     def command(*words, **environ):
         return subprocess.run(
@@ -51,6 +51,14 @@ TESTS = """
             child.join()
             assert names() == ["module"]
 
+    def test_the_state_below_a_childs_marks_is_what_wider_fixtures_left(pg):
+        lease = harness.current()
+        write("dirt")
+        mark = lease.mark()
+        write("more")
+        lease.reset(to="template")
+        assert (names(), mark.released, len(pg.marks)) == (["module"], True, 1)
+
     def test_an_outer_run_is_none_of_a_tests_business():
         assert os.environ["PGHARNESS_RUN"] != "0123456789abcdef"
         assert command("status", PGHARNESS_LOG="error").returncode == 0
@@ -65,11 +73,11 @@ OUTER = {
 
 
 def test_children_of_a_test_mean_its_databases(folder: Folder) -> None:
-    folder.write(test_a=TESTS).pytest(env=OUTER).ok(6)
+    folder.write(test_a=TESTS).pytest(env=OUTER).ok(7)
 
 
 def test_children_of_a_workers_test_mean_its_databases(folder: Folder) -> None:
-    folder.write(test_a=TESTS, test_b=TESTS).pytest("-n", "2", env=OUTER).ok(12)
+    folder.write(test_a=TESTS, test_b=TESTS).pytest("-n", "2", env=OUTER).ok(14)
 
 
 def test_what_was_there_before_is_there_again(folder: Folder) -> None:
