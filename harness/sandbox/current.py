@@ -46,6 +46,8 @@ def urls(project: Project, workers: int | None) -> list[str]:
                 or parsed.claiming
             ):
                 continue
+            if label.kind == "lease" and not (label.worker or "").isdigit():
+                continue  # a fork: whatever it is made from, `up` has no part in it
             name = label.name_in_settings
             if not database.allows_connections:
                 return []
