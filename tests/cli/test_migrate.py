@@ -159,7 +159,7 @@ def test_the_projects_own_tool_is_told_to_upgrade(mine: Project) -> None:
         with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
             connection.execute("create table if not exists done (name text primary key)")
             for path in sorted(pathlib.Path("steps").glob("*.sql")):
-                if not connection.execute("select from done where name = %s", (path.name,)).fetchone():
+                if not connection.execute("select 1 from done where name = %s", (path.name,)).fetchone():
                     connection.execute(path.read_text())
                     connection.execute("insert into done values (%s)", (path.name,))
         """)
@@ -223,7 +223,7 @@ def test_one_that_is_killed_leaves_the_database_as_it_was(mine: Project) -> None
     with psycopg.connect(mine.admin().url, autocommit=True) as admin:
         deadline = time.monotonic() + 60
         while not admin.execute(
-            "select from pg_stat_activity where query like '%pg_sleep(30)%' and wait_event = 'PgSleep'"
+            "select 1 from pg_stat_activity where query like '%pg_sleep(30)%' and wait_event = 'PgSleep'"
         ).fetchone():
             assert time.monotonic() < deadline, "the migration was not begun"
             assert child.poll() is None, child.communicate()
