@@ -113,7 +113,7 @@ def _up(context: Context, sandbox: Sandbox, given: Mapping[str, Any]) -> None:
         _say_about_migrations(context)
         sandbox.fresh(wanted, doomed=list(mine.values()), rebuild=rebuild)
         mine = sandbox.workers()
-    elif rebuild or sandbox.missing(wanted, mine):
+    elif rebuild or sandbox.missing(wanted, mine) or sandbox.shut():
         _say_about_migrations(context)
         sandbox.ensure(wanted, rebuild=rebuild)
         mine = sandbox.workers()

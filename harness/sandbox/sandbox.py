@@ -139,6 +139,10 @@ class Sandbox:
             if worker not in there or wanted - there[worker].databases.keys() or _shut(there[worker])
         ]
 
+    def shut(self) -> bool:
+        """Whether a command that changed one of them was killed, so that nobody can enter it: :meth:`ensure` opens it again."""
+        return any(map(_shut, self.everything().values()))
+
     def stale(self, places: Sequence[Place]) -> list[Place]:
         """Those that were made from other migrations than today's.
 
@@ -167,6 +171,10 @@ class Sandbox:
         Raises:
             MigrationError, TemplateBusy, PoolTimeout.
         """
+        # Before any migration, which may fail: those that are there do not depend on it.
+        if self.shut():
+            with self._alone():
+                self._open_again(self.everything().values())
         if not rebuild and not self.missing(workers):
             return
         self._session.prepare(rebuild=rebuild)
