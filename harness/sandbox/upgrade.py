@@ -86,7 +86,7 @@ def _pending(spec: TemplateSpec, database: Database, out_of_order: bool) -> Pend
             acts.append((f"{source.text} ({', '.join(lacking)})", partial(source.upgrade, steps=lacking)))
     if applied is not None and (gone := sorted(applied.steps.keys() - here)):
         raise MigrationError(
-            f"{', '.join(gone)}: the database has {'it' if len(gone) == 1 else 'them'}, and the project not any more. "
+            f"{', '.join(gone)}: the database has {'it' if len(gone) == 1 else 'them'}, and today's migrations do not any more. "
             "What was applied is not taken back: put it back; or `pg-harness up --fresh` makes new databases, without the data",
             step=gone[0],
         )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import select
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +68,9 @@ def test_forks_and_marks_stay_over_stop_and_up(
     add(fork, "in the fork")
     mine.ok("mark", "feature/login", "--name", "of the fork")
     mine.ok("stop")
+    for words in (("fork", "x"), ("migrate",), ("mark",)):
+        said = mine.fails(124, *words)
+        assert "does not run: `pg-harness up` starts it, with your databases as they were" in said
     assert mine.ok("up").strip() == url
     assert (names(url), names(fork)) == (["marked", "later"], ["marked", "later", "in the fork"])
     assert mine.ok("url", "feature/login").strip() == fork
@@ -183,6 +189,26 @@ def test_a_fork_is_dropped_by_its_name_after_asking(mine: Project) -> None:
     with psycopg.connect(mine.admin().url) as admin:
         left = admin.execute("select datname from pg_database where datname like '%%gone%%'").fetchall()
     assert left == []
+
+
+def test_on_a_terminal_it_asks(mine: Project) -> None:
+    mine.ok("fork", "asked")
+    for answer, code in (("n\n", 120), ("y\n", 0)):
+        screen, inside = os.openpty()
+        child = subprocess.Popen(
+            mine.command("fork", "--drop", "asked"), cwd=mine.root, env={**mine.environ, "TERM": "dumb"},
+            stdin=inside, stdout=subprocess.DEVNULL, stderr=inside,
+        )  # fmt: skip
+        os.close(inside)
+        seen = ""
+        while "drop it?" not in seen:
+            ready, _, _ = select.select([screen], [], [], 60)
+            assert ready, seen
+            seen += os.read(screen, 4096).decode()
+        os.write(screen, answer.encode())
+        assert child.wait(60) == code, seen
+        os.close(screen)
+    assert forks(mine) == []
 
 
 def test_an_open_prepared_transaction_is_not_rolled_back(base: Project) -> None:

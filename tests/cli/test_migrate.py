@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -137,7 +139,7 @@ def test_what_was_applied_and_is_another_now_is_refused(mine: Project) -> None:
     assert "write a new file; or `pg-harness up --fresh`" in said
     (mine.root / "db" / "migrations" / "005_five.sql").unlink()
     said = mine.fails(123, "migrate")
-    assert "db/migrations/005_five.sql: the database has it, and the project not any more" in said
+    assert "db/migrations/005_five.sql: the database has it, and today's migrations do not any more" in said
     mine.migrate("005_five.sql", "create table five (id int);\n")
     assert "nothing is pending" in mine.run("migrate").stderr
     mine.migrate("003_late.sql", "create table late (id int);\n")
@@ -175,7 +177,7 @@ def test_the_projects_own_tool_is_told_to_upgrade(mine: Project) -> None:
         '{source = "command:python3 once.py", watch = ["once.py"]}]\n'
         'seeds = [{source = "command:psql -c \\"insert into users (name) values (\'seed\')\\"", watch = ["tool.py"]}]\n'
     )
-    environ = {"PATH": f"{os.path.dirname(os.sys.executable)}:{os.environ['PATH']}"}  # type: ignore[attr-defined]
+    environ = {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
     url = mine.ok("up", "-n", "1", "--fresh", "--yes", **environ).split()[0]
     execute(url, "insert into users (name) values ('precious')")
     (mine.root / "steps" / "2.sql").write_text("alter table users add age int default 3")
@@ -221,13 +223,7 @@ def test_one_that_is_killed_leaves_the_database_as_it_was(mine: Project) -> None
     )
     child = mine.start("migrate", "1")
     with psycopg.connect(mine.admin().url, autocommit=True) as admin:
-        deadline = time.monotonic() + 60
-        while not admin.execute(
-            "select 1 from pg_stat_activity where query like '%pg_sleep(30)%' and wait_event = 'PgSleep'"
-        ).fetchone():
-            assert time.monotonic() < deadline, "the migration was not begun"
-            assert child.poll() is None, child.communicate()
-            time.sleep(0.05)
+        wait_for_the_sleep(admin, child)
         # Nobody can write what would be lost.
         with pytest.raises(psycopg.OperationalError, match="not currently accepting connections"):
             names(first)
@@ -243,6 +239,40 @@ def test_one_that_is_killed_leaves_the_database_as_it_was(mine: Project) -> None
     assert not [
         name for (name,) in query(first, "select datname from pg_database") if str(name).endswith("_n")
     ]
+
+
+def test_ctrl_c_leaves_the_database_as_it_was_and_open(
+    mine: Project, interrupt: Callable[..., tuple[int, str]]
+) -> None:
+    first, _ = mine.ok("up").split()
+    mine.migrate(
+        "002_slow.sql",
+        "create table more (id int);\nselect pg_sleep(30) from users where name = 'precious';\n",
+    )
+    child = mine.start("migrate", "1")
+    with psycopg.connect(mine.admin().url, autocommit=True) as admin:
+        wait_for_the_sleep(admin, child)
+        code, told = interrupt(child, signal.SIGINT)
+        assert (code, "Traceback" in told) == (130, False), told
+        assert names(first) == ["precious"]
+        assert query(first, "select to_regclass('more')") == [(None,)]
+        assert not admin.execute("select 1 from pg_database where datname like '%\\_n'").fetchone()
+        # One that fails on an empty database too keeps nobody out.
+        mine.migrate("002_slow.sql", "select 1 / 0;\n")
+        database = psycopg.conninfo.conninfo_to_dict(first)["dbname"]
+        admin.execute(f'alter database "{database}" with allow_connections false'.encode())
+    mine.ok("up")
+    assert names(first) == ["precious"]
+
+
+def wait_for_the_sleep(admin: psycopg.Connection, child: subprocess.Popen[str]) -> None:
+    """Until the migration of the child is at its `pg_sleep(30)`."""
+    deadline = time.monotonic() + 60
+    asked = "select 1 from pg_stat_activity where query like '%pg_sleep(30)%' and wait_event = 'PgSleep'"
+    while not admin.execute(asked.encode()).fetchone():
+        assert time.monotonic() < deadline, "the migration was not begun"
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.05)
 
 
 def test_words(mine: Project, new_project: Callable[..., Project]) -> None:
