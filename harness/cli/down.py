@@ -109,10 +109,12 @@ def _changed(context: Context) -> list[str]:
         ]
     with found:
         sandbox = Sandbox(found)
-        return [line for place in sandbox.workers().values() if (line := _changed_in(sandbox, place))]
+        return [line for place in sandbox.everything().values() if (line := _changed_in(sandbox, place))]
 
 
 def _changed_in(sandbox: Sandbox, place: Place) -> str:
+    if place.fork:
+        return f"{place.what}: all that is in it"
     if saved := sandbox.marks(place):
         return f"worker {place.worker}: its marks {', '.join(repr(mark.name) for mark in saved)}"
     try:

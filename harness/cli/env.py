@@ -50,8 +50,8 @@ def run(context: Context) -> int:
     with lookup.resolved(context, worker) as place:
         lookup.refuse_template(place, "name")
         mine = [place]
-        if worker is None and place.sandbox:
-            mine = [other for other in places_on(place.session) if other.sandbox]
+        if worker is None and place.sandbox and not place.fork:
+            mine = [other for other in places_on(place.session) if other.sandbox and not other.fork]
         values = _of_one(context, place, len(mine))
         if len(mine) > 1:
             each = {other.worker: _of_one(context, other, len(mine)) for other in mine}

@@ -22,6 +22,12 @@ def nothing(context: Context) -> LeaseError:
         BackendUnavailable: what may hold something could not be asked.
     """
     context.check_asked()
+    if context.settings.server_url is None and any(
+        info.purpose == "up" for info in inventory.servers(context.project, asked=context.asked)
+    ):
+        return LeaseError(
+            f"your server of {context.settings.root} does not run: `pg-harness up` starts it, with your databases as they were"
+        )
     return LeaseError(f"there is no database of {context.settings.root} yet: `pg-harness up` makes one")
 
 

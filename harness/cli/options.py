@@ -130,7 +130,7 @@ def lease_words(*, templates: bool = False) -> list[click.Parameter]:
         Word(
             "worker",
             metavar="WORKER",
-            help="2 (yours), gw2 (a test run's), a kept database's name, or template; default: 1",
+            help="2 (yours), a fork's name, gw2 (a test run's), a kept database's name, or template; default: 1",
             shell_complete=completing("places", templates=templates),
         ),
         click.Option(

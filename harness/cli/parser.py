@@ -26,6 +26,8 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "serve": ("serve", "serve a run's databases without a command, until it is told to stop"),
     "psql": ("psql", "open psql on one database"),
     "mark": ("mark", "make your databases' present state the one that `reset` comes back to"),
+    "migrate": ("migrate", "apply pending migrations to your databases, and keep their data"),
+    "fork": ("fork", "a second copy of your databases beside the first, by a name"),
     "reset": ("reset", "bring databases back to your mark, or to their migrations' state"),
     "logs": ("logs", "the server's log"),
     "bake": ("bake", "keep a migrated server, for later ones to start from"),

@@ -53,7 +53,7 @@ PARAMETERS: list[click.Parameter] = [
         help="2 (yours), gw2 (a test run's); default: 1",
         shell_complete=completing("places"),
     ),
-    flag("--all", help="all of yours"),
+    flag("--all", help="all of yours, but for forks"),
     click.Option(
         ["--to"],
         metavar="NAME",
@@ -88,7 +88,8 @@ def run(context: Context) -> int:
     reports: list[dict[str, Any]] = []
     if given.get("all"):
         with lookup.servers(context, purposes=["up"]) as found:
-            mine = [place for server in found for place in places_on(server) if place.sandbox]
+            everything = [place for server in found for place in places_on(server)]
+            mine = [place for place in everything if place.sandbox and not place.fork]
             if not mine:
                 raise lookup.nothing(context)
             reports += [act(context, place, given.get("to")) for place in mine]

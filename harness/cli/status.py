@@ -93,6 +93,7 @@ def _server(server: ServerSession) -> dict[str, Any]:
                 "run": None if place.sandbox else place.run,
                 "alive": place.sandbox or place.run in alive,
                 "what": place.what,
+                "fork": place.fork,
                 "databases": {name: database.name for name, database in place.databases.items()},
                 "current": _is_current(place, today),
                 "marks": [m.name for m in saved_marks.stack(session, server.project.id, place.databases)]
@@ -177,11 +178,16 @@ def _server_lines(server: Mapping[str, Any]) -> list[str]:
         size = f", {item['bytes'] / 1024**2:.0f} MB" if item["bytes"] else ""
         lines.append(f"template  {item['name']}  {', '.join(item['sources']) or 'empty'}{size}, {age}")
     for item in server["workers"]:
-        stale = ", of other migrations" if item["current"] is False else ""
+        pending = (
+            ", migrations are pending (`pg-harness migrate`)"
+            if item["run"] is None
+            else ", of other migrations"
+        )
+        stale = pending if item["current"] is False else ""
         dead = "" if item["alive"] else ", its run is dead"
         marks = f", marked: {', '.join(item['marks'])}" if item["marks"] else ""
         lines.append(
-            f"worker    {item['worker']:<8} {item['what']}: {', '.join(item['databases'].values())}"
+            f"{'fork' if item['fork'] else 'worker':<9} {item['worker']:<8} {item['what']}: {', '.join(item['databases'].values())}"
             f"{stale}{dead}{marks}{_states(item['connections'])}"
         )
     lines += [f"kept      {item['word']:<8} {item['what']}: {item['database']}" for item in server["kept"]]

@@ -29,8 +29,8 @@ have another server: they never get these databases, and nothing resets or drops
 """
 
 EPILOG = """\
-Where the migrations have changed since, the databases stay as they are and a line says so;
-`up --fresh` replaces them, under the same URLs.
+Where the migrations have changed since, the databases stay as they are and a line says so: `migrate` applies
+what is pending and keeps the data; `up --fresh` replaces them, under the same URLs. Forks are left alone.
 """
 
 
@@ -113,7 +113,7 @@ def _up(context: Context, sandbox: Sandbox, given: Mapping[str, Any]) -> None:
         _say_about_migrations(context)
         sandbox.fresh(wanted, doomed=list(mine.values()), rebuild=rebuild)
         mine = sandbox.workers()
-    elif rebuild or sandbox.missing(wanted, mine):
+    elif rebuild or sandbox.missing(wanted, mine) or sandbox.shut():
         _say_about_migrations(context)
         sandbox.ensure(wanted, rebuild=rebuild)
         mine = sandbox.workers()
@@ -121,7 +121,8 @@ def _up(context: Context, sandbox: Sandbox, given: Mapping[str, Any]) -> None:
     if stale:
         context.console.warn(
             f"the migrations changed since {_workers(stale)} {'was' if len(stale) == 1 else 'were'} made; left as "
-            f"{'it is' if len(stale) == 1 else 'they are'}. `pg-harness up --fresh` makes new ones, under the same URLs"
+            f"{'it is' if len(stale) == 1 else 'they are'}. `pg-harness migrate` applies what is pending and keeps the data; "
+            "`pg-harness up --fresh` makes new ones, under the same URLs"
         )
     if len(mine) > len(wanted):
         logger.info("%d of yours are there; %d asked for", len(mine), len(wanted))

@@ -43,6 +43,17 @@ def places(
     return _items(dict(reversed(items.items())), incomplete)
 
 
+def forks(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    """Names of forks, where one is to be dropped; a new one has a name of its own."""
+    context = _context(ctx)
+    purposes = noted(context) if getattr(context.arguments, "drop", False) else []
+    if "up" not in purposes:
+        return []
+    with lookup.servers(context, purposes=["up"], guard=False) as servers:
+        found = {place.worker: place.what for server in servers for place in places_on(server) if place.fork}
+    return _items(found, incomplete)
+
+
 def marks(ctx: click.Context, incomplete: str) -> list[CompletionItem]:
     """Names of the marks of the worker that is named already (else: of the first), the top one first."""
     context = _context(ctx)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from harness.databases import known_extensions, role, sweep
+from harness.databases.applied import Applied
 from harness.databases.spec import Owner, TemplateSpec
 from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
 from harness.migrations.port import MigrationContext, Progress
@@ -21,6 +23,9 @@ logger = logging.getLogger("pg_harness.databases")
 
 FAILED = "failed"
 """The worker whose role half-migrated databases belong to, where workers have roles of their own."""
+
+Act = tuple[str, Callable[[MigrationContext], None]]
+"""What is applied, for people; and what applies it."""
 
 LINGER = 5.0
 """Seconds that a migration tool's last session may take to end after the tool has ended."""
@@ -85,7 +90,7 @@ class Build:
         began = time.monotonic()
         try:
             self._create_extensions(name)
-            self._apply(name)
+            self._apply(name, [(source.text, source.apply) for source in self.spec.sources])
             self._wait_for_empty(name)
         except MigrationError as error:
             if not self.spec.keep_failed:
@@ -101,6 +106,21 @@ class Build:
             raise
         created = sorted(roles.all_roles(session) - roles_before)
         return self._freeze(name, created, time.monotonic() - began)
+
+    def upgrade(self, name: str, acts: Sequence[Act]) -> None:
+        """Bring a database that was built from older migrations up to date. Nobody else is in it.
+
+        Args:
+            acts: what is applied, in order.
+
+        Raises:
+            MigrationError: one of them failed; the database is half-migrated. TemplateBusy: it left a session open.
+        """
+        if self.owner.managed:
+            role.make(self.session, replace(self.owner, each=False))
+        self._create_extensions(name)
+        self._apply(name, acts)
+        self._wait_for_empty(name, "the database that they ran on")
 
     def _create_extensions(self, name: str) -> None:
         if not self.spec.extensions:
@@ -119,14 +139,14 @@ class Build:
                         lines.append(reason)
                     raise MigrationError("\n".join(lines), source="extensions", step=extension) from error
 
-    def _apply(self, name: str) -> None:
+    def _apply(self, name: str, acts: Sequence[Act]) -> None:
         spec = self.spec
         admin = self.session.dsn.with_database(name)
         as_admin = spec.migrate_as == "admin"
         dsn = admin if as_admin else admin.with_user(self.owner.name, self.owner.password)
         deadline = time.monotonic() + spec.timeout
-        for source in spec.sources:
-            logger.info("migrating %s: %s", spec.database, source.text)
+        for text, apply in acts:
+            logger.info("migrating %s: %s", spec.database, text)
             context = MigrationContext(
                 dsn=dsn,
                 admin_dsn=admin,
@@ -136,16 +156,16 @@ class Build:
                 binaries=spec.binaries,
                 alias=spec.database,
             )
-            source.apply(context)
+            apply(context)
 
-    def _wait_for_empty(self, name: str) -> None:
+    def _wait_for_empty(self, name: str, what: str = "the new template") -> None:
         """A session on the template stalls every clone for seconds: wait for it, then say whose it is."""
         deadline = time.monotonic() + LINGER
         while sessions := databases.sessions_of(self.session, name):
             if time.monotonic() > deadline:
                 texts = ", ".join(source.text for source in self.spec.sources)
                 raise TemplateBusy(
-                    f"after the migrations ({texts}) somebody is still connected to the new template. "
+                    f"after the migrations ({texts}) somebody is still connected to {what}. "
                     f"Close the connection at the end of the migration, or find the program below and end it.",
                     sessions=sessions,
                 )
@@ -176,6 +196,7 @@ class Build:
             fingerprint=self.fingerprint,
             database=self.spec.database,
             sources=tuple(source.text for source in self.spec.sources),
+            applied=Applied.of(self.spec).written(),
             created=now,
             used=now,
             seconds=round(seconds, 3),

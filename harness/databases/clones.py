@@ -272,6 +272,8 @@ class Clones:
             root=claim.root,
             created=_now(),
             claimed=self._life_of(session),
+            # A test's database is never migrated further, and may be one of many.
+            applied=template.applied if claim.run == names.SANDBOX else None,
         )
         candidates = self.spares(template, also=mine)
         if mine in candidates:

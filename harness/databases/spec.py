@@ -77,6 +77,7 @@ class TemplateSpec:
         binaries: folder of ``psql``, where there is one.
         timeout: seconds for all sources together.
         keep_failed: whether a half-migrated database stays for people to look at.
+        seeds: how many of the sources, the last ones, are data: see :attr:`schema`.
     """
 
     database: str
@@ -88,6 +89,12 @@ class TemplateSpec:
     binaries: Path | None = None
     timeout: float = 300
     keep_failed: bool = True
+    seeds: int = 0
+
+    @property
+    def schema(self) -> Sequence[MigrationSource]:
+        """The sources but the seeds: what a database that people work with is brought up to date by."""
+        return self.sources[: len(self.sources) - self.seeds]
 
     @classmethod
     def of(
@@ -128,6 +135,7 @@ class TemplateSpec:
             environment=lambda dsn: _migration_environment(project, database, dsn, where),
             binaries=Path(binaries) if binaries else None,
             timeout=settings.migration_timeout,
+            seeds=len(database.seeds),
         )
 
     def fingerprint(self, server: Session | int) -> str:

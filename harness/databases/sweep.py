@@ -99,7 +99,8 @@ def plan(
         keep_failed: of how many failed tests the databases stay; those of the last one do in any case.
     """
     there = [d for d in observed if d.kind is Kind.TEMPLATE]
-    in_use = {d.label.short_fingerprint for d in observed if d.kind is Kind.LEASE}
+    # Whoever goes back to a mark goes back to what it was made from.
+    in_use = {d.label.short_fingerprint for d in observed if d.kind in (Kind.LEASE, Kind.MARK)}
     evicted = templates.beyond(
         there,
         now.timestamp(),

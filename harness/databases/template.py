@@ -36,6 +36,7 @@ class Template:
         size: bytes.
         settled: whether no sequence in it is logged ahead: a reset can then be prepared when it is first needed.
         unlogged: which life of the server its unlogged tables are of, see :func:`harness.postgres.incarnation.label`.
+        applied: what of the migrations is in it, as its label has it; None: an earlier version built it.
         built: whether this process built it just now.
         seconds: what finding or building it took.
         migrated: seconds that its migrations took when it was built.
@@ -49,6 +50,7 @@ class Template:
     size: int = 0
     settled: bool = False
     unlogged: str = ""
+    applied: tuple[str, ...] | None = field(default=None, repr=False)
     built: bool = False
     seconds: float = 0.0
     migrated: float = 0.0
@@ -210,6 +212,7 @@ def _from_label(name: str, label: Label, database: str) -> Template:
         label.size or 0,
         label.settled or False,
         label.life,
+        label.applied,
         migrated=label.seconds or 0.0,
     )
 

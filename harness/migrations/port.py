@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from harness.config.settings import SourceSpec
 from harness.dsn import Dsn
@@ -65,6 +65,39 @@ class MigrationSource(Protocol):
 
         Leaves no session open. Raises MigrationError with ``source`` and ``step`` filled.
         """
+        ...
+
+
+def short(digest: str) -> str:
+    """As much of a hash as is noted of each step: a label is one comment, whatever the number of files."""
+    return digest[:16]
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A source whose steps no tool counts in the database: what was applied is noted in the database's label.
+
+    Any other source is applied again to a database of older migrations, as ``alembic upgrade head`` is.
+    """
+
+    def steps(self) -> Mapping[str, str]:
+        """Name of each step, in the order of running → :func:`short` hash of what it does."""
+        ...
+
+    def pending(self, applied: Mapping[str, str], *, out_of_order: bool = False) -> Sequence[str]:
+        """Names of the steps that a database lacks.
+
+        Args:
+            applied: as :meth:`steps` was when the database was made, those of other sources too.
+            out_of_order: steps may be pending that come before one that was applied.
+
+        Raises:
+            MigrationError: what was applied is not what it is now, so that nothing brings the database there.
+        """
+        ...
+
+    def upgrade(self, context: MigrationContext, steps: Sequence[str]) -> None:
+        """Apply these steps only; raises as :meth:`MigrationSource.apply` does."""
         ...
 
 

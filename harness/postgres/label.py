@@ -42,6 +42,8 @@ class Label:
         name: of a mark: what the person called it.
         why: of what was kept: why, for people.
         sources: of a template: the migrations, as in the settings.
+        applied: of a template, and of a person's databases and their marks: what of the migrations is in it, see
+            :mod:`harness.databases.applied`; earlier versions wrote none.
         seconds: of a template: what building it took.
         size: of a template: bytes.
         settled: of a template: whether no sequence in it is logged ahead.
@@ -68,6 +70,7 @@ class Label:
     name: str | None = None
     why: str | None = None
     sources: tuple[str, ...] | None = None
+    applied: tuple[str, ...] | None = None
     seconds: float | None = None
     size: int | None = None
     settled: bool | None = None

@@ -41,6 +41,11 @@ class Place:
         """Whether it was made by ``up``."""
         return self.kind is Kind.LEASE and self.run == names.SANDBOX
 
+    @property
+    def fork(self) -> bool:
+        """Whether it is a copy that ``fork`` has made of a person's databases; those of ``up`` have numbers."""
+        return self.sandbox and not self.worker.isdigit()
+
     def database(self, name: str) -> Database:
         """One of its databases.
 
@@ -94,11 +99,12 @@ def _leases(session: ServerSession, observed: Sequence[Database]) -> list[Place]
     for (run, worker), members in groups.items():
         words: tuple[str, ...]
         if run == names.SANDBOX:
-            words, what = (worker,), f"yours, worker {worker}"
+            words = (worker,)
+            what = f"yours, worker {worker}" if worker.isdigit() else f"your fork {worker}"
         else:
             words, what = (worker, f"{run[:8]}:{worker}"), f"worker {worker} of the test run {run[:8]}"
         result.append(Place(Kind.LEASE, (*words, *_full(members)), what, run, worker, members, session))
-    return sorted(result, key=lambda place: (place.run, _number(place.worker)))
+    return sorted(result, key=lambda place: (place.run, place.fork, _number(place.worker)))
 
 
 def _kept(session: ServerSession, observed: Sequence[Database]) -> list[Place]:

@@ -49,6 +49,8 @@ def urls(project: Project, workers: int | None) -> list[str]:
             name = label.name_in_settings
             if not database.allows_connections:
                 return []
+            if label.kind == "lease" and not (label.worker or "").isdigit():
+                continue  # a fork: whatever it is made from, `up` has no part in it
             if label.kind == "lease" and label.fingerprint == wanted.get(name):
                 mine.setdefault(label.worker or "", {})[name] = database.name
             elif name in wanted:

@@ -7,7 +7,6 @@ stack, like the others.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,12 +19,10 @@ from harness.postgres.databases import Database, apply_statements, read_attribut
 from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
 from harness.reset.watermark import Watermark
+from harness.sandbox import closing
 
 TEMPLATE = "template"
 """What ``reset --to`` calls the migrations' state: no mark has this name."""
-
-PAUSE = 0.02
-"""Seconds between two looks at sessions that are in the middle of a transaction."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,15 @@ def save(
             if noted is not None:
                 notes[copy] = noted
             # The label comes last: a copy without it is none.
-            label = Label(kind="mark", number=number, name=name, created=created, unlogged=unlogged)
+            label = Label(
+                kind="mark",
+                number=number,
+                name=name,
+                created=created,
+                unlogged=unlogged,
+                fingerprint=database.label.fingerprint,
+                applied=database.label.applied,
+            )
             session.script(databases.label_statement(copy, label, database.comment))
     except BaseException:
         if not session.closed:
@@ -162,7 +167,7 @@ def _copy(
     Returns:
         What is true of both; the sessions that had to end; the copy's label of :mod:`harness.postgres.incarnation`.
     """
-    _wait(session, source, patience)
+    closing.wait(session, source, patience)
     ended = databases.sessions_of(session, source)
     attributes = read_attributes(session, source)
     owner = session.value("select pg_get_userbyid(datdba) from pg_database where datname = %s", (source,))
@@ -204,17 +209,6 @@ def _copy(
         )
     )
     return noted, ended, unlogged
-
-
-def _wait(session: Session, database: str, patience: float) -> None:
-    """Until nobody is in a transaction, for at most ``patience`` seconds."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline and session.value(
-        "select exists (select from pg_stat_activity where datname = %s and backend_type = 'client backend' "
-        "and state <> 'idle')",
-        (database,),
-    ):
-        time.sleep(PAUSE)
 
 
 def _roll_back_prepared(session: Session, database: str) -> list[str]:
@@ -263,7 +257,7 @@ def put_back(
     session.script(";\n".join([
         *apply_statements(fresh, attributes, database.role),
         f"alter database {ident(fresh)} with connection limit {limit}",
-        databases.label_statement(fresh, database.label, attributes.comment),
+        databases.label_statement(fresh, as_of(copy, database.label), attributes.comment),
     ]))  # fmt: skip
     away = names.retired(clones.project)
     if before is not None:
@@ -274,6 +268,13 @@ def put_back(
     if not databases.rename(session, fresh, database.name):
         raise LeaseLost(f"the copy of the mark {saved!r} was dropped by somebody else")
     return ""
+
+
+def as_of(copy: Database, label: Label) -> Label:
+    """The label of a database that becomes what a mark holds: it may have been migrated further since."""
+    if copy.label.fingerprint is None:
+        return label  # of an earlier version, which migrated nothing further
+    return replace(label, fingerprint=copy.label.fingerprint, applied=copy.label.applied)
 
 
 def check(session: Session, saved: str, copy: Database) -> None:

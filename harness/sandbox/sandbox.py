@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from harness.config.project import Project
-from harness.errors import LeaseError
+from harness.databases import sweep
+from harness.errors import LeaseError, LeaseLost
 from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, locks
 from harness.postgres.session import ident
@@ -18,9 +19,10 @@ from harness.runs import rewinding
 from harness.runs.bake import baked_base
 from harness.runs.places import Place, places_on
 from harness.runs.session import ServerSession
-from harness.sandbox import marks, reset
+from harness.sandbox import forks, marks, reset, upgrade
 from harness.sandbox.marks import SavedMark
 from harness.sandbox.reset import SandboxReset
+from harness.sandbox.upgrade import Pending
 from harness.sandbox.watermarks import Provenance, WatermarkStore
 from harness.servers import acquire, explaining
 from harness.servers.handle import Server
@@ -113,6 +115,14 @@ class Sandbox:
 
     def workers(self) -> dict[str, Place]:
         """Worker → its databases, for those that are there, at least in part."""
+        return {name: place for name, place in self.everything().items() if not place.fork}
+
+    def forks(self) -> dict[str, Place]:
+        """Name → the databases of a fork, likewise."""
+        return {name: place for name, place in self.everything().items() if place.fork}
+
+    def everything(self) -> dict[str, Place]:
+        """Both."""
         return {place.worker: place for place in places_on(self._session) if place.sandbox}
 
     def missing(self, workers: Sequence[str], there: Mapping[str, Place] | None = None) -> list[str]:
@@ -128,6 +138,10 @@ class Sandbox:
             for worker in workers
             if worker not in there or wanted - there[worker].databases.keys() or _shut(there[worker])
         ]
+
+    def shut(self) -> bool:
+        """Whether a command that changed one of them was killed, so that nobody can enter it: :meth:`ensure` opens it again."""
+        return any(map(_shut, self.everything().values()))
 
     def stale(self, places: Sequence[Place]) -> list[Place]:
         """Those that were made from other migrations than today's.
@@ -157,12 +171,16 @@ class Sandbox:
         Raises:
             MigrationError, TemplateBusy, PoolTimeout.
         """
+        # Before any migration, which may fail: those that are there do not depend on it.
+        if self.shut():
+            with self._alone():
+                self._open_again(self.everything().values())
         if not rebuild and not self.missing(workers):
             return
         self._session.prepare(rebuild=rebuild)
         # Two `up` at once: the second one finds the first one's databases, and must not make them again.
         with self._alone():
-            self._open_again(self.workers().values())
+            self._open_again(self.everything().values())
             missing = self.missing(workers)
             if len(missing) > 1:
                 self._session.fill(len(missing))
@@ -307,6 +325,86 @@ class Sandbox:
                         found[name] = error
         return Differences(mark, found)
 
+    # --- brought up to date ------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Have the templates of today's migrations, which a database that is brought up to date is reset to from then on.
+
+        Raises:
+            MigrationError: they fail on an empty database. TemplateBusy, PoolTimeout.
+        """
+        self._session.prepare()
+
+    def pending(self, place: Place, *, out_of_order: bool = False) -> dict[str, Pending]:
+        """Name in the settings → what of today's migrations one of a worker's databases lacks; those that lack nothing are left out.
+
+        Raises:
+            MigrationError: a source cannot be read, or what was applied to the database was changed since.
+        """
+        return upgrade.pending(self._session, place, out_of_order=out_of_order)
+
+    def migrate(self, place: Place, *, out_of_order: bool = False) -> tuple[dict[str, Pending], list[str]]:
+        """Apply what is pending to a worker's databases; all that is in them stays. Call :meth:`prepare` before.
+
+        It runs on copies, which take the databases' places in the end: where anything fails, the databases are as they were.
+        Nobody can enter them meanwhile.
+
+        Returns:
+            What was applied, as :meth:`pending`; the sessions that were ended, one line each.
+
+        Raises:
+            MigrationError, TemplateBusy: a migration failed, and nothing was changed. LeaseError: a database cannot be copied.
+        """
+        with self._changing(place):
+            # Looked at again: another `migrate` may have been faster.
+            there = self._again(place)
+            plan = self.pending(there, out_of_order=out_of_order)
+            ended = upgrade.apply(self._session, there, plan)
+            for name, what in plan.items():
+                if what.acts:
+                    self._store.forget(there.databases[name].name)
+        return plan, ended
+
+    # --- forks -------------------------------------------------------------------------------------
+
+    def fork(self, place: Place, name: str, mark: str | None = None) -> tuple[Place, list[str]]:
+        """Copy a worker's databases, as they are or as a mark holds them, to ones of another name beside them.
+
+        Args:
+            name: see :func:`harness.sandbox.forks.check`.
+            mark: of which mark; then nobody's session ends.
+
+        Returns:
+            The fork; the sessions that were ended, one line each: PostgreSQL copies no database that somebody is in.
+
+        Raises:
+            ConfigError: the name cannot be one, or is taken. LeaseError: there is no such mark, or no copy can be made.
+        """
+        with self._changing(place):
+            there = self._again(place)
+            forks.check(name, places_on(self._session))
+            saved = marks.choose(self.marks(there), mark) if mark is not None else None
+            ended = forks.make(self._session, there, name, saved)
+            return self.forks()[name], ended
+
+    def drop_fork(self, place: Place) -> None:
+        """Drop a fork's databases, with their marks.
+
+        Raises:
+            LeaseError: it is no fork.
+        """
+        if not place.fork:
+            raise LeaseError(f"{place.words[0]} is no fork ({place.what})")
+        with self._alone():
+            self._release(self.marks(place), None)
+            session, project = self._session.link.session, self._session.project.id
+            for database in place.databases.values():
+                marks.drop_of(session, project, database.name)
+                databases.drop(session, database.name, project)
+                self._store.forget(database.name)
+            if not self._session.server.info.ours:
+                sweep.drop_logins(session, project, sandbox=True)
+
     # --- one at a time -----------------------------------------------------------------------------
 
     @contextmanager
@@ -322,6 +420,13 @@ class Sandbox:
             self._open_again([place])
             yield
 
+    def _again(self, place: Place) -> Place:
+        """The same place as it is now, under the lock."""
+        found = self.everything().get(place.worker)
+        if found is None:
+            raise LeaseLost(f"{place.what}: somebody else has dropped it")
+        return found
+
     def _open_again(self, places: Iterable[Place]) -> None:
         """Let people into databases that a killed command has shut: nobody else changes them now, nor did it get further."""
         for name in (name for place in places for name in _shut(place)):
@@ -334,7 +439,7 @@ class Sandbox:
             "person",
             self._session.project.id,
             timeout=PATIENCE,
-            waiting_for="another `up`, `mark` or `reset` of this checkout",
+            waiting_for="another `up`, `mark`, `reset`, `migrate` or `fork` of this checkout",
         )
 
     def __enter__(self) -> Self:

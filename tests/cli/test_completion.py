@@ -61,7 +61,7 @@ def completed(project: Project, *words: str, longest: float = 60.0) -> list[str]
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        (("m",), ["mark"]),
+        (("ma",), ["mark"]),
         (("--backend", "p"), ["process"]),
         (("up", "--fr"), ["--fresh"]),
         (("-q", "up", "--stora"), ["--storage"]),

@@ -76,6 +76,19 @@ def test_half_a_spare_goes() -> None:
     assert list(reasons(template, half, database(names.spare(PROJECT, "f" * 64)))) == [half.name]
 
 
+def test_the_template_of_a_mark_stays() -> None:
+    """The database that was marked has been migrated since: a reset to the mark goes back to the older one."""
+    lease = database(names.lease(PROJECT, names.SANDBOX, "1", 0), fingerprint="b" * 64)
+    mark = database(names.mark(PROJECT, names.SANDBOX, "1_0", 1), fingerprint="a" * 64)
+    mark = replace(mark, label=replace(mark.label, kind="mark"))
+    templates = [
+        database(names.template(PROJECT, c * 64), fingerprint=c * 64, age=age)
+        for c, age in (("a", 3), ("b", 2), ("c", 1))
+    ]
+    none = Retention(0, settings=("keep_templates", ""))
+    assert list(reasons(lease, mark, *templates, templates=none)) == [templates[2].name]
+
+
 def test_templates_go_by_age_and_count_but_not_while_they_are_leased() -> None:
     fingerprints = [c * 64 for c in "abcdef"]
     templates = [

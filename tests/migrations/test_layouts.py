@@ -144,3 +144,36 @@ def test_what_was_hashed_is_what_runs(tmp_path: Path) -> None:
     found.fingerprint()
     write(tmp_path / "db", {"1_a.sql": "SELECT 2;"})
     assert found.plan[1][0].text == "SELECT 1;"
+
+
+GOOSE = "-- +goose Up\nSELECT {};\n-- +goose Down\nSELECT {};\n"
+
+
+def test_pending_is_what_was_not_applied(tmp_path: Path) -> None:
+    write(tmp_path / "db", {"1_a.sql": GOOSE.format(1, 1), "2_b.sql": GOOSE.format(2, 2)})
+    applied = source(tmp_path).steps()
+    assert source(tmp_path).pending(applied) == []
+    assert source(tmp_path).pending({}) == ["db/1_a.sql", "db/2_b.sql"]
+    # By number, as goose; and what is never run on the way up may change.
+    write(tmp_path / "db", {"10_c.sql": GOOSE.format(3, 3), "1_a.sql": GOOSE.format(1, "'back'")})
+    assert source(tmp_path).pending(applied) == ["db/10_c.sql"]
+    write(tmp_path / "db", {"1_a.sql": GOOSE.format(9, 9)})
+    with pytest.raises(MigrationError, match=r"db/1_a.sql was changed since the database has it") as caught:
+        source(tmp_path).pending(applied)
+    assert caught.value.step == "db/1_a.sql"
+    with pytest.raises(MigrationError, match="was changed"):
+        source(tmp_path).pending(applied, out_of_order=True)
+
+
+def test_what_comes_before_applied_files_is_said_to(tmp_path: Path) -> None:
+    write(tmp_path / "db", {"V1__a.sql": "SELECT 1;", "V3__c.sql": "SELECT 3;", "R__r.sql": "SELECT 'r';"})
+    applied = source(tmp_path).steps()
+    write(tmp_path / "db", {"V2__b.sql": "SELECT 2;", "V4__d.sql": "SELECT 4;"})
+    with pytest.raises(MigrationError, match=r"db/V2__b.sql would come before db/V3__c.sql") as caught:
+        source(tmp_path).pending(applied)
+    assert "--out-of-order" in str(caught.value)
+    assert source(tmp_path).pending(applied, out_of_order=True) == ["db/V2__b.sql", "db/V4__d.sql"]
+    # The repeatable ones come last, and stand in nobody's way.
+    (tmp_path / "db" / "V2__b.sql").unlink()
+    write(tmp_path / "db", {"R__r.sql": "SELECT 'changed';", "R__new.sql": "SELECT 'new';"})
+    assert source(tmp_path).pending(applied) == ["db/V4__d.sql", "db/R__new.sql", "db/R__r.sql"]

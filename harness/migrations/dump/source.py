@@ -6,12 +6,13 @@ import codecs
 import gzip
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO
 
 from harness.migrations.hashing import files, watched
-from harness.migrations.port import Configured, MigrationContext
+from harness.migrations.port import Configured, MigrationContext, short
 
 ADAPTER = "dump 1"
 # Lines that differ between two dumps of one database: the token against injected \\ commands, the clock.
@@ -93,6 +94,23 @@ class DumpSource(Configured):
                 f"{self.shown} changed while it was read; run again once it is complete", self.shown
             )
         return files.digest([ADAPTER, "plain" if self.format == "gzip" else self.format, total.digest()])
+
+    def steps(self) -> dict[str, str]:
+        """The dump, and what it holds."""
+        return {self.shown: short(self.fingerprint())}
+
+    def pending(self, applied: Mapping[str, str], *, out_of_order: bool = False) -> list[str]:
+        """None: what a dump holds is a database, not a step to the next one."""
+        if applied.get(self.shown) != short(self.fingerprint()):
+            raise self.failure(
+                f"{self.shown} is another dump than the one that the database was made from, and a dump is not loaded into "
+                "what is there. `pg-harness up --fresh` makes new databases from it, without the data",
+                self.shown,
+            )
+        return []
+
+    def upgrade(self, context: MigrationContext, steps: Sequence[str]) -> None:
+        """Nothing is ever pending of a dump."""
 
     def apply(self, context: MigrationContext) -> None:
         # Lazy: what cuts SQL and runs it costs 18 ms to import, and a warm start only hashes.

@@ -129,6 +129,12 @@ def flyway_order(names: Iterable[str]) -> list[str]:
     return [name for _, name in ([start] if start else []) + above + sorted(repeatables)]
 
 
+def is_repeatable(name: str) -> bool:
+    """Whether Flyway runs a file again whenever it has changed."""
+    match = FLYWAY_NAME.fullmatch(name.rpartition("/")[2])
+    return match is not None and match["version"] is None and match["prefix"].upper() == "R"
+
+
 PSQL = Tool("plain SQL files", by_name, Mode.EACH, between=("DISCARD ALL",))
 FLYWAY = Tool(
     "Flyway",

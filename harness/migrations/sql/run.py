@@ -20,14 +20,18 @@ if TYPE_CHECKING:
 _COPY_STDIN = re.compile(r"COPY\b.*\bFROM\s+STDIN\b", re.IGNORECASE | re.DOTALL)
 
 
-def run(source: SqlSource, context: MigrationContext) -> None:
+def run(source: SqlSource, context: MigrationContext, only: Sequence[str] | None = None) -> None:
     """Run all files in order.
+
+    Args:
+        only: run these of them.
 
     Raises:
         MigrationError: a file cannot be cut into statements (then none has run), or one of them failed.
     """
     tool, steps = source.plan
-    scripts = [(step, _statements(source, step)) for step in steps]
+    chosen = [step for step in steps if only is None or step.shown in only]
+    scripts = [(step, _statements(source, step)) for step in chosen]
     notices: list[str] = []
     with open_script(context.dsn, timeout=context.timeout, notice=notices.append) as runner:
         for number, (step, statements) in enumerate(scripts):

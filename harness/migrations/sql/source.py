@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from harness.errors import MigrationError
 from harness.migrations.hashing import files
-from harness.migrations.port import Configured, MigrationContext
+from harness.migrations.port import Configured, MigrationContext, short
 from harness.migrations.sql import layouts
 from harness.migrations.sql.layouts import Mode, Step, Tool
 
@@ -41,6 +41,48 @@ class SqlSource(Configured):
         from harness.migrations.sql.run import run
 
         run(self, context)
+
+    def steps(self) -> dict[str, str]:
+        """File below the root → hash of the parts that run: a down part may change."""
+        _, steps = self.plan
+        return {
+            step.shown: short(files.digest(step.text[start:end] for start, end in step.parts))
+            for step in steps
+        }
+
+    def pending(self, applied: Mapping[str, str], *, out_of_order: bool = False) -> list[str]:
+        """As ``flyway migrate`` decides: a changed file is refused, and so is one that comes before applied ones; a repeatable
+        one (``R__x.sql``) is run again where it changed."""
+        tool, _ = self.plan
+        here = self.steps()
+        repeated = {name for name in here if tool is layouts.FLYWAY and layouts.is_repeatable(name)}
+        changed = [n for n, h in here.items() if applied.get(n, h) != h and n not in repeated]
+        if changed:
+            raise self.failure(
+                f"{', '.join(changed)} {'was' if len(changed) == 1 else 'were'} changed since the database has it: "
+                "what was applied is not taken back. Put it back as it was and write a new file; or "
+                "`pg-harness up --fresh` makes new databases, without the data",
+                changed[0],
+            )
+        found = [name for name, hashed in here.items() if applied.get(name) != hashed]
+        order = list(here)
+        last = max(
+            (order.index(name) for name in here if name in applied and name not in repeated), default=-1
+        )
+        early = [name for name in found if order.index(name) < last and name not in repeated]
+        if early and not out_of_order:
+            raise self.failure(
+                f"{', '.join(early)} would come before {order[last]}, which the database has already: an empty database "
+                "gets them in the other order, so the two may differ. Rename it so that it comes last; or "
+                "`pg-harness migrate --out-of-order` applies it now",
+                early[0],
+            )
+        return found
+
+    def upgrade(self, context: MigrationContext, steps: Sequence[str]) -> None:
+        from harness.migrations.sql.run import run
+
+        run(self, context, steps)
 
     @cached_property
     def plan(self) -> tuple[Tool, tuple[Step, ...]]:
