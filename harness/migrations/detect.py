@@ -147,19 +147,26 @@ def looked_for() -> list[str]:
     return [line for kind in registry.kinds().values() for line in kind.looks_for]
 
 
-def propose(root: Path, *, table: str = "tool.pg-harness", further: Sequence[str] = ()) -> str:
+def propose(
+    root: Path,
+    *,
+    table: str = "tool.pg-harness",
+    further: Sequence[str] = (),
+    env: Mapping[str, tuple[str, str]] | None = None,
+) -> str:
     """The settings to write, as TOML, with what was found as comments.
 
     Args:
         table: the table's name; empty for a ``pg-harness.toml``, whose top level it is.
         further: databases beside the default one, which the same entry migrates.
+        env: variable → its template, and why, for people.
     """
     found = detect(root)
     lines = [f"[{table}]"] if table else []
     if not found:
         lines += ["# No migrations were found. Looked for:"]
         lines += [f"#   {line}" for line in looked_for()]
-        lines += [f'# migrations = ["{EXAMPLE}"]']
+        lines += [f'# migrations = ["{EXAMPLE}"]', *_env_table(table, env or {})]
         return "\n".join(lines) + "\n"
     best, others = found[0], found[1:]
     lines += [f"# {best.tool}: {best.evidence}"]
@@ -173,7 +180,17 @@ def propose(root: Path, *, table: str = "tool.pg-harness", further: Sequence[str
     lines.append(migrations)
     for name in further:
         lines += ["", f"[{table}.databases.{name}]" if table else f"[databases.{name}]", migrations]
+    lines += _env_table(table, env or {})
     return "\n".join(lines) + "\n"
+
+
+def _env_table(table: str, env: Mapping[str, tuple[str, str]]) -> list[str]:
+    if not env:
+        return []
+    lines = ["", f"[{table}.env]" if table else "[env]"]
+    for variable, (template, why) in env.items():
+        lines += [f"# {why}", f"{variable} = {json.dumps(template, ensure_ascii=False)}"]
+    return lines
 
 
 def _walk(root: Path) -> Iterator[Path]:

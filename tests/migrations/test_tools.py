@@ -331,6 +331,17 @@ def test_alembic_errors(blank: Blank, project: Callable[[str], Path], tmp_path: 
         fingerprint(tmp_path, "alembic")
 
 
+def test_alembic_with_a_url_of_another_form(blank: Blank, project: Callable[[str], Path]) -> None:
+    pytest.importorskip("alembic")
+    pytest.importorskip("asyncpg")
+    root = project("alembic")
+    engine = "from sqlalchemy.ext.asyncio import create_async_engine\ncreate_async_engine('postgresql+psycopg2://x')"
+    write(root, {"migrations/env.py": engine})
+    text = str(failure(blank, root, "alembic"))
+    assert "requires an async driver" in text
+    assert text.endswith('What gives the right form: DATABASE_URL = "{asyncpg}" in [tool.pg-harness.env]')
+
+
 def test_alembic_fingerprint(project: Callable[[str], Path]) -> None:
     root = project("alembic")
     before = fingerprint(root, "alembic")
