@@ -60,11 +60,15 @@ def remedy(told: str, settings: Settings | None, *, asynchronous: bool = False) 
     return f"{cause}. What gives the right form: {setting(template(wanted), settings)}"
 
 
-def setting(text: str, settings: Settings | None) -> str:
-    """The line for the settings file that gives the application's variables this template, and where it belongs."""
+def setting(text: str, settings: Settings | None, *names: str) -> str:
+    """The line for the settings file that gives variables this template, and where it belongs.
+
+    Args:
+        names: of the variables; without any, those that the application has.
+    """
     if settings is None:
         return f'DATABASE_URL = "{text}" in [tool.pg-harness.env]'
-    lines = " and ".join(f'{name} = "{text}"' for name in variables(settings))
+    lines = " and ".join(f'{name} = "{text}"' for name in names or variables(settings))
     own = settings.file is not None and settings.file.name != "pyproject.toml"
     where = settings.file.name if settings.file is not None else "pyproject.toml"
     return f"{lines} in {'[env]' if own else '[tool.pg-harness.env]'} of {where}"
