@@ -95,16 +95,29 @@ def detect(root: Path) -> list[Finding]:
     return sorted(found.values(), key=lambda finding: (-finding.confidence, finding.text.count("/")))
 
 
+_SCRIPT_LOCATION = re.compile(r"^\s*script_location\s*=", re.MULTILINE)
+
+
 def alembic(tree: Tree) -> Iterator[Finding]:
     """Alembic's ini files, and its table in pyproject.toml."""
     for path in tree.files:
-        if path.name == "alembic.ini" and re.search(
-            r"^\s*script_location\s*=", tree.head(path), re.MULTILINE
-        ):
+        if path.name == "alembic.ini" and _SCRIPT_LOCATION.search(tree.head(path)):
             shown = tree.shown(path)
             yield Finding("Alembic", "alembic" if path.parent == tree.root else f"alembic:{shown}", shown, 3)
     if "script_location" in tree.pyproject("tool", "alembic"):
         yield Finding("Alembic", "alembic", "[tool.alembic] in pyproject.toml", 3)
+
+
+def flask(tree: Tree) -> Iterator[Finding]:
+    """Folders that Flask-Migrate has made: their alembic.ini names no script folder, and their env.py asks the application."""
+    for path in tree.files:
+        if path.name != "alembic.ini" or _SCRIPT_LOCATION.search(tree.head(path)):
+            continue
+        env = path.with_name("env.py")
+        if env.is_file() and re.search(r"\bcurrent_app\b", tree.head(env)):
+            folder = tree.shown(path.parent)
+            text = "flask" if folder == "migrations" else f"flask:{folder}"
+            yield Finding("Flask-Migrate", text, f"{tree.shown(env)}, with current_app", 3)
 
 
 DJANGO_TABLES = (("tool", "pytest", "ini_options"), ("tool", "pytest"), ("tool", "django"))

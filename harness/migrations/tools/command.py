@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
+import sys
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,16 +28,17 @@ class CommandSource(Configured):
 
     def lacking(self) -> str:
         try:
-            self.argv(self._environment.get("PATH"))
+            self.argv(path_of(self._environment.get("PATH")))
         except MigrationError as error:
             return error.message.removeprefix(f"{self.text}: ")
         return ""
 
     def apply(self, context: MigrationContext) -> None:
-        argv = self.argv(context.environment.get("PATH"))
-        child.migrate(self, argv, context, step=self._spec.argument, cwd=self._root)
+        path = path_of(context.environment.get("PATH"))
+        context = replace(context, environment={**context.environment, "PATH": path})
+        child.migrate(self, self.argv(path), context, step=self._spec.argument, cwd=self._root)
 
-    def argv(self, path: str | None) -> list[str]:
+    def argv(self, path: str) -> list[str]:
         """Words to run without a shell where the text is plain words, else ``sh -c text``.
 
         Raises:
@@ -69,3 +73,15 @@ class CommandSource(Configured):
         if self._spec.watch is not None:
             return watched.matching(self._root, self._spec.watch, source=self.text)
         return watched.guessed(self._root, self._spec.argument, source=self.text)
+
+
+def path_of(path: str | None) -> str:
+    """Where programs are looked for: an environment that is called without being activated has its tools, too.
+
+    A virtual environment's come first: alembic of the project, not of the system. What else is beside an interpreter
+    comes last, for /usr/bin before a PATH would hide the user's own choice of node.
+    """
+    inherited = os.defpath if path is None else path
+    beside = os.path.dirname(sys.executable)
+    order = (beside, inherited) if sys.prefix != sys.base_prefix else (inherited, beside)
+    return os.pathsep.join(part for part in order if part)
