@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fix_flask import FACTORY, REVISION, flask
 from fix_migrations import Blank
 
 from harness.config.sources import parse_spec
@@ -16,43 +14,7 @@ from harness.errors import MigrationError
 from harness.migrations.detect import detect
 from harness.migrations.registry import load
 
-pytest.importorskip("flask_migrate", reason="tests/requirements-real.txt is not installed")
-
-FACTORY = """
-import os
-from flask import Flask
-from flask_migrate import Migrate
-from flask_sqlalchemy import SQLAlchemy
-
-db = SQLAlchemy()
-
-class Note(db.Model):
-    id = db.Column(db.Integer, primary_key=True)
-    text = db.Column(db.String, nullable=False)
-
-def create_app():
-    app = Flask(__name__)
-    app.config["SQLALCHEMY_DATABASE_URI"] = os.environ["NOTES_DB"]
-    db.init_app(app)
-    Migrate(app, db)
-    return app
-"""
-
-REVISION = """
-import sqlalchemy as sa
-from alembic import op
-revision = "{0}"
-down_revision = {1}
-def upgrade():
-    op.create_table("{2}", sa.Column("id", sa.Integer, primary_key=True), sa.Column("text", sa.String, nullable=False))
-"""
-
-
-def flask(root: Path, *words: str, url: str = "sqlite://") -> None:
-    subprocess.run(
-        [sys.executable, "-m", "flask", *words], cwd=root, env={**os.environ, "NOTES_DB": url}, check=True,
-        capture_output=True, timeout=60,
-    )  # fmt: skip
+pytest.importorskip("flask_migrate", reason="tests/requirements-recipes.txt is not installed")
 
 
 @pytest.fixture(scope="module")

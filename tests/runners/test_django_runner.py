@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from fix_cli import Project
+from fix_snippets import commands, files
 
 pytest.importorskip("django")
 
@@ -24,7 +25,6 @@ DATABASES = {
     "analytics": {**POSTGRES, "NAME": "figures"},
     "replica": {**POSTGRES, "NAME": "prod", "HOST": "192.0.2.2", "TEST": {"MIRROR": "default"}},
 }
-TEST_RUNNER = "harness.django.Runner"
 """
 
 MANAGE = """
@@ -113,7 +113,7 @@ def shop(new_project: Callable[..., Project]) -> Project:
     app = project.root / "shop"
     (app / "migrations").mkdir(parents=True)
     for file, text in {
-        "settings.py": SETTINGS,
+        "settings.py": SETTINGS + files("recipes.md", "Django without pytest")["settings.py"],
         "manage.py": MANAGE,
         "shop/__init__.py": "",
         "shop/models.py": MODELS,
@@ -189,13 +189,21 @@ def test_an_alias_without_a_database_is_djangos(shop: Project) -> None:
     own = (shop.root / "shop" / "test_lite.py").write_text(LITE)
     assert own
     (shop.root / "lite.py").write_text(
-        SETTINGS + 'DATABASES["cache"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}\n'
+        "from settings import *\n"
+        'DATABASES["cache"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}\n'
     )
     done = manage(shop, "shop.test_lite", DJANGO_SETTINGS_MODULE="lite")
     (shop.root / "shop" / "test_lite.py").unlink()
     assert done.returncode == 0, done.stderr
     assert "pg-harness: Django makes cache itself" in done.stdout
     assert "Ran 2 tests" in done.stderr
+
+
+def test_the_commands_of_the_page(shop: Project) -> None:
+    one, parallel = commands("recipes.md", "Django without pytest")
+    assert one == ["python", "manage.py", "test"]
+    # As test_each_parallel_process_has_its_own calls it.
+    assert parallel == [*one, "--parallel", "2"]
 
 
 def test_settings_that_are_not_right(shop: Project) -> None:
