@@ -98,6 +98,7 @@ class Runner(runner.DiscoverRunner):  # type: ignore[misc]
         self._undo.callback(harness.close)
         if harness.shared is not None:
             budget.check(harness.shared, processes, controller=False)
+        self.log(f"pg-harness: {harness.description}, {harness.made('default')}")
         leases = harness.leases(processes, watch=None, apart=True)
         # Its tests, and the processes of --parallel, ask for resets there.
         serving = self._undo.enter_context(Serving(harness, leases))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -149,6 +150,7 @@ def test_one_process(shop: Project) -> None:
     assert done.returncode == 0, done.stderr
     assert "Ran 6 tests" in done.stderr
     assert "OK" in done.stderr
+    assert re.search(r"^pg-harness: PostgreSQL .*, template (built in|found)", done.stdout, re.MULTILINE)
     # `default` with its mirror, and `analytics`.
     assert len(seen(shop)) == 2
     assert not {"prod", "figures", "test_prod"} & seen(shop)

@@ -28,17 +28,21 @@ class CommandSource(Configured):
 
     def lacking(self) -> str:
         try:
-            self.argv(path_of(self._environment.get("PATH")))
+            self.argv(self._environment.get("PATH"))
         except MigrationError as error:
             return error.message.removeprefix(f"{self.text}: ")
         return ""
 
     def apply(self, context: MigrationContext) -> None:
-        path = path_of(context.environment.get("PATH"))
-        context = replace(context, environment={**context.environment, "PATH": path})
-        child.migrate(self, self.argv(path), context, step=self._spec.argument, cwd=self._root)
+        path = context.environment.get("PATH")
+        argv = self.argv(path)
+        # What the program calls, a shell or make, finds them as well.
+        context = replace(
+            context, environment={**context.environment, "PATH": _with_tools(path or os.defpath)}
+        )
+        child.migrate(self, argv, context, step=self._spec.argument, cwd=self._root)
 
-    def argv(self, path: str) -> list[str]:
+    def argv(self, path: str | None) -> list[str]:
         """Words to run without a shell where the text is plain words, else ``sh -c text``.
 
         Raises:
@@ -58,7 +62,9 @@ class CommandSource(Configured):
         if "/" in program:
             found = program if (self._root / program).is_file() else None
         else:
-            found = shutil.which(program, path=path)
+            places = [os.path.dirname(sys.executable), path]
+            places = places if _tools_first() else places[::-1]
+            found = next((it for place in places if (it := shutil.which(program, path=place))), None)
         if found is None:
             raise self.failure(
                 f"there is no program {program!r} "
@@ -75,13 +81,15 @@ class CommandSource(Configured):
         return watched.guessed(self._root, self._spec.argument, source=self.text)
 
 
-def path_of(path: str | None) -> str:
-    """Where programs are looked for: an environment that is called without being activated has its tools, too.
+def _tools_first() -> bool:
+    """Whether what is beside the interpreter comes before PATH: an environment that is called without being activated has tools too.
 
-    A virtual environment's come first: alembic of the project, not of the system. What else is beside an interpreter
+    A virtual environment's come first: alembic of the project, not of the system. What is beside another interpreter
     comes last, for /usr/bin before a PATH would hide the user's own choice of node.
     """
-    inherited = os.defpath if path is None else path
+    return sys.prefix != sys.base_prefix
+
+
+def _with_tools(path: str) -> str:
     beside = os.path.dirname(sys.executable)
-    order = (beside, inherited) if sys.prefix != sys.base_prefix else (inherited, beside)
-    return os.pathsep.join(part for part in order if part)
+    return os.pathsep.join((beside, path) if _tools_first() else (path, beside))
