@@ -13,6 +13,7 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,10 +93,20 @@ def pytest_load_initial_conftests(
     """
     start = folder_to_begin(early_config)
     if not is_configured(early_config, start):
+        missing = Missing(
+            f"pg-harness is installed and has no settings: no pg-harness.toml and no [tool.pg-harness] in a pyproject.toml were "
+            f"found from {start[0]} upwards. Run: pg-harness init"
+        )
+        early_config.pluginmanager.register(missing, "pg_harness_missing")
         return (yield)
     if shadow := shadowed(early_config, start):
         if _INSIDE_RUN in os.environ:
             # `pg-harness run -- pytest` has exported everything: that is what the message below asks for.
+            missing = Missing(
+                f"pg-harness has no fixtures in a project with a `harness` of its own ({shadow}), which hides ours. Take "
+                f"DATABASE_URL, which `pg-harness run` has set"
+            )
+            early_config.pluginmanager.register(missing, "pg_harness_missing")
             return (yield)
         raise pytest.UsageError(
             f"pg-harness: this project has a `harness` of its own ({shadow}), which hides ours inside pytest. "
@@ -105,9 +116,51 @@ def pytest_load_initial_conftests(
         from harness.pytest_plugin import bootstrap, guard
 
         state = bootstrap.begin(early_config, start)
-    result = yield
+    try:
+        result = yield
+    except Exception as error:
+        bootstrap.explain(state, error)
+        raise
     guard.stop_if_changed(state, "while the conftests were loaded")
     return result
+
+
+class Missing:
+    """Tells who asks for a fixture of ours why it is not there, and what to do.
+
+    No fixtures of these names, which would hide those of other plugins; and nothing at all where no test asks for one.
+    """
+
+    names = frozenset({"pg", "pg_url", "pg_conn", "pg_harness"})
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Look once: a test of somebody else's must not pay for it."""
+        if any(not self.names.isdisjoint(getattr(item, "fixturenames", ())) for item in session.items):
+            session.config.pluginmanager.register(
+                MissingReport(self._why, self.names), "pg_harness_missing_report"
+            )
+
+
+class MissingReport:
+    """The report of a test that asks for such a fixture, where nobody else has one of the name."""
+
+    def __init__(self, why: str, names: frozenset[str]) -> None:
+        self._why = why
+        self._names = names
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, call: pytest.CallInfo[Any]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """In place of "fixture not found" and the list of those that are there."""
+        report = yield
+        error = call.excinfo.value if call.excinfo is not None else None
+        if isinstance(error, pytest.FixtureLookupError) and error.argname in self._names:
+            report.longrepr = f"fixture {error.argname!r}: {self._why}"
+        return report
 
 
 @contextmanager

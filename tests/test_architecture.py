@@ -46,6 +46,7 @@ def test_the_environment_is_read_at_the_edges_only() -> None:
         "cli",
         "pytest_plugin",
         "control.current",
+        "django",
         "runs.harness",
         "bench",
         "__main__",

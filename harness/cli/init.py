@@ -17,8 +17,8 @@ from harness.config.files import FILE, locate
 from harness.config.sources import EXAMPLE
 from harness.config.state_file import replace_file
 from harness.errors import ConfigError, HarnessError
-from harness.migrations import registry
-from harness.migrations.detect import Finding, detect, looked_for, propose
+from harness.migrations import registry, url_forms
+from harness.migrations.detect import Finding, Tree, detect, looked_for, propose
 from harness.migrations.port import Configured
 
 logger = logging.getLogger("pg_harness.cli")
@@ -102,10 +102,11 @@ def _write_settings(context: Context) -> int:
     if not found:
         _say_none(console, root)
     further = _further(found, context, root)
+    env = _env(found, root)
     target = root / "pyproject.toml"
-    text = propose(root, further=further)
+    text = propose(root, further=further, env=env)
     if not target.is_file():
-        target, text = root / FILE, propose(root, table="", further=further)
+        target, text = root / FILE, propose(root, table="", further=further, env=env)
     if getattr(context.arguments, "dry_run", False):
         console.answer(text.rstrip())
         return 0
@@ -143,6 +144,16 @@ def _further(found: Sequence[Finding], context: Context, root: Path) -> list[str
                 f"the database {name!r} is left out: only letters, digits and _ can be its name here"
             )
     return [name for name in names if name.isidentifier()]
+
+
+def _env(found: Sequence[Finding], root: Path) -> dict[str, tuple[str, str]]:
+    """Variables that have to be of another form than ``DATABASE_URL`` is by itself, as the project's files have them."""
+    # A project in a folder of a larger one has its .env there.
+    below = [(root / finding.spec.argument).parent for finding in found if finding.spec.kind == "alembic"]
+    wanted = url_forms.wanted(Tree(root), *below)
+    for each in wanted:
+        logger.info('%s: so %s = "%s"', each.evidence, each.variable, each.template)
+    return {each.variable: (each.template, each.evidence) for each in wanted}
 
 
 def say_what_was_found(context: Context) -> None:

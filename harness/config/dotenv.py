@@ -10,10 +10,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.config.drivers import SCHEME
 from harness.config.run_variables import URL
 
 FILES = (".env", ".env.local", ".env.test", ".env.test.local", ".env.development", ".env.development.local")
 """What loaders look for, in the order of their documentations."""
+
+EXAMPLES = (".env.example", ".env.sample", ".env.template", ".env.dist", "example.env", "sample.env")
+"""What a project shows of them, without secrets."""
 
 _LINE = re.compile(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 
@@ -56,4 +60,21 @@ def settings(root: Path, variables: Collection[str]) -> list[Setting]:
             ):
                 found.append(Setting(root / name, number, match[1]))
                 break
+    return found
+
+
+def drivers(folder: Path) -> list[tuple[Setting, str]]:
+    """Lines of a folder's files, and of its examples for them, that hold a URL of PostgreSQL, each with SQLAlchemy's name of
+    its driver; empty: it names none. Values are not kept.
+    """
+    found = []
+    for name in (*FILES, *EXAMPLES):
+        try:
+            lines = (folder / name).read_text("utf-8", "replace").splitlines()
+        except OSError:
+            continue
+        for number, line in enumerate(lines, 1):
+            match = _LINE.fullmatch(line)
+            if match and (url := re.match(r"[\"']?" + SCHEME, match[2])):
+                found.append((Setting(folder / name, number, match[1]), url[1] or ""))
     return found

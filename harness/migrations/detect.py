@@ -95,16 +95,29 @@ def detect(root: Path) -> list[Finding]:
     return sorted(found.values(), key=lambda finding: (-finding.confidence, finding.text.count("/")))
 
 
+_SCRIPT_LOCATION = re.compile(r"^\s*script_location\s*=", re.MULTILINE)
+
+
 def alembic(tree: Tree) -> Iterator[Finding]:
     """Alembic's ini files, and its table in pyproject.toml."""
     for path in tree.files:
-        if path.name == "alembic.ini" and re.search(
-            r"^\s*script_location\s*=", tree.head(path), re.MULTILINE
-        ):
+        if path.name == "alembic.ini" and _SCRIPT_LOCATION.search(tree.head(path)):
             shown = tree.shown(path)
             yield Finding("Alembic", "alembic" if path.parent == tree.root else f"alembic:{shown}", shown, 3)
     if "script_location" in tree.pyproject("tool", "alembic"):
         yield Finding("Alembic", "alembic", "[tool.alembic] in pyproject.toml", 3)
+
+
+def flask(tree: Tree) -> Iterator[Finding]:
+    """Folders that Flask-Migrate has made: their alembic.ini names no script folder, and their env.py asks the application."""
+    for path in tree.files:
+        if path.name != "alembic.ini" or _SCRIPT_LOCATION.search(tree.head(path)):
+            continue
+        env = path.with_name("env.py")
+        if env.is_file() and re.search(r"\bcurrent_app\b", tree.head(env)):
+            folder = tree.shown(path.parent)
+            text = "flask" if folder == "migrations" else f"flask:{folder}"
+            yield Finding("Flask-Migrate", text, f"{tree.shown(env)}, with current_app", 3)
 
 
 DJANGO_TABLES = (("tool", "pytest", "ini_options"), ("tool", "pytest"), ("tool", "django"))
@@ -147,19 +160,26 @@ def looked_for() -> list[str]:
     return [line for kind in registry.kinds().values() for line in kind.looks_for]
 
 
-def propose(root: Path, *, table: str = "tool.pg-harness", further: Sequence[str] = ()) -> str:
+def propose(
+    root: Path,
+    *,
+    table: str = "tool.pg-harness",
+    further: Sequence[str] = (),
+    env: Mapping[str, tuple[str, str]] | None = None,
+) -> str:
     """The settings to write, as TOML, with what was found as comments.
 
     Args:
         table: the table's name; empty for a ``pg-harness.toml``, whose top level it is.
         further: databases beside the default one, which the same entry migrates.
+        env: variable → its template, and why, for people.
     """
     found = detect(root)
     lines = [f"[{table}]"] if table else []
     if not found:
         lines += ["# No migrations were found. Looked for:"]
         lines += [f"#   {line}" for line in looked_for()]
-        lines += [f'# migrations = ["{EXAMPLE}"]']
+        lines += [f'# migrations = ["{EXAMPLE}"]', *_env_table(table, env or {})]
         return "\n".join(lines) + "\n"
     best, others = found[0], found[1:]
     lines += [f"# {best.tool}: {best.evidence}"]
@@ -173,7 +193,17 @@ def propose(root: Path, *, table: str = "tool.pg-harness", further: Sequence[str
     lines.append(migrations)
     for name in further:
         lines += ["", f"[{table}.databases.{name}]" if table else f"[databases.{name}]", migrations]
+    lines += _env_table(table, env or {})
     return "\n".join(lines) + "\n"
+
+
+def _env_table(table: str, env: Mapping[str, tuple[str, str]]) -> list[str]:
+    if not env:
+        return []
+    lines = ["", f"[{table}.env]" if table else "[env]"]
+    for variable, (template, why) in env.items():
+        lines += [f"# {why}", f"{variable} = {json.dumps(template, ensure_ascii=False)}"]
+    return lines
 
 
 def _walk(root: Path) -> Iterator[Path]:

@@ -73,6 +73,15 @@ KINDS: Mapping[str, Kind] = {
         detect="harness.migrations.detect:alembic",
         looks_for=("Alembic: alembic.ini, or [tool.alembic] in pyproject.toml",),
     ),
+    "flask": Kind(
+        "flask or flask:migrations",
+        "harness.migrations.tools.flask:FlaskSource",
+        argument=r".*",
+        noun="Flask-Migrate",
+        watch=True,
+        detect="harness.migrations.detect:flask",
+        looks_for=("Flask-Migrate: alembic.ini and an env.py with current_app",),
+    ),
     "django": Kind(
         "django or django:config.settings",
         "harness.migrations.tools.django:DjangoSource",

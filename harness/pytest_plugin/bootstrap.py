@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import logs
+from harness.config import drivers, logs
 from harness.config.project import Project
 from harness.errors import HarnessError, out_of_files
 from harness.pytest_plugin import django, fixtures
@@ -19,7 +19,7 @@ from harness.pytest_plugin.guard import Guard
 from harness.pytest_plugin.leaks import Garbage
 from harness.pytest_plugin.report import Summarizer
 from harness.pytest_plugin.serial import Serial
-from harness.pytest_plugin.state import STATE, Role, State
+from harness.pytest_plugin.state import STATE, Role, State, complain
 from harness.runs.runfile import VARIABLE, RunFile
 
 
@@ -59,6 +59,12 @@ def begin(config: pytest.Config, start: tuple[Path, str]) -> State:
     config.add_cleanup(state.end)
     _register(config.pluginmanager, state, parts)
     return state
+
+
+def explain(state: State, error: BaseException) -> None:
+    """Say which setting gives the right form of a URL, where an engine that a conftest makes fails over it."""
+    if told := drivers.remedy_of(error, state.settings):
+        complain(told)
 
 
 def _is_xdist_worker() -> bool:

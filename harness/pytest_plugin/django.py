@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from harness.databases import django_aliases
 from harness.databases.spec import sources
-from harness.dsn import Dsn
 from harness.pytest_plugin.state import State, state_of
 
 _RESTORE = pytest.StashKey[Callable[[], None]]()
@@ -34,38 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def adopt(state: State) -> list[str]:
-    """Point Django's connections to the leased databases; return the aliases for which there is none.
-
-    An alias goes to the database of its name in ``[tool.pg-harness.databases]``, ``default`` to the top level;
-    one whose settings came from DATABASE_URL is there already, and a mirror follows what it mirrors.
-    """
+    """Point Django's connections to the leased databases; return the aliases for which there is none."""
     django_conf = sys.modules.get("django.conf")
     if django_conf is None or not django_conf.settings.configured:
         return []
-    # Here and below: Django is there only where the project has it, and may be imported only once it is configured.
-    from django.db import connections
-
-    dsns = state.dsns
-    ours = {dsn.database for dsn in dsns.values()}
-    left: list[str] = []
-    for alias in connections:
-        values: dict[str, Any] = connections.settings[alias]
-        mirrored = (values.get("TEST") or {}).get("MIRROR")
-        dsn = dsns.get(mirrored or alias)
-        if not any(kind in str(values.get("ENGINE", "")) for kind in ("postgresql", "postgis", "psycopg")):
-            left.append(alias)
-        elif dsn is not None:
-            _point(values, dsn)
-        elif str(values.get("NAME")) not in ours:
-            left.append(alias)
-    return left
-
-
-def _point(values: dict[str, Any], dsn: Dsn) -> None:
-    # In place: connections that were made already hold this very dictionary.
-    values.update(NAME=dsn.database, USER=dsn.user, PASSWORD=dsn.password, HOST=dsn.host, PORT=str(dsn.port))
-    # Django's own test runner would put `test_` in front.
-    values["TEST"] = {**(values.get("TEST") or {}), "NAME": dsn.database}
+    return django_aliases.adopt(state.dsns)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +46,7 @@ def django_db_setup(
     request: pytest.FixtureRequest, django_test_environment: None, django_db_blocker: Any
 ) -> Iterator[None]:
     """The databases are there and migrated; only aliases that we have none for are made by Django."""
-    from django.db import connections
+    # Here and below: Django is there only where the project has it, and may be imported only once it is configured.
     from django.test.utils import setup_databases, teardown_databases
 
     state = state_of(request.config)
@@ -85,11 +58,7 @@ def django_db_setup(
         f"Django makes {', '.join(left)} itself, on the server that its settings name: there is no "
         f"[tool.pg-harness.databases.{left[0]}]"
     )
-    for alias in left:
-        # Django makes each depend on `default`, and finds a circle where that is not among those to be made.
-        test = connections.settings[alias].setdefault("TEST", {})
-        depends = test.get("DEPENDENCIES", [])
-        test["DEPENDENCIES"] = [other for other in depends if other in left and other != alias]
+    django_aliases.without_ours(left)
     verbosity = request.config.option.verbose
     with django_db_blocker.unblock():
         made = setup_databases(verbosity=verbosity, interactive=False, aliases=left)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.config import drivers
 from harness.databases.changed import LeaseChanges
 from harness.errors import HarnessError
 from harness.listing import counted, together
@@ -52,9 +53,30 @@ class Failures:
         """At the moment of the failure: before any fixture cleans up."""
         report = yield
         if report.failed and call.when in ("setup", "call") and not self._state.in_fork:
-            report.sections.append(("pg-harness", "\n".join(self._describe(item))))
+            lines = [*self._wrong_form(call, item.nodeid), *self._describe(item)]
+            report.sections.append(("pg-harness", "\n".join(lines)))
             self._tell_what_outlived(item, call)
         return report
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(
+        self, collector: pytest.Collector
+    ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """An application makes its engine where it is imported: the form of its URL fails there."""
+        report = yield
+        call: pytest.CallInfo[Any] | None = getattr(report, "call", None)
+        if report.failed and call is not None and (lines := self._wrong_form(call, collector.nodeid)):
+            report.sections.append(("pg-harness", "\n".join(lines)))
+        return report
+
+    def _wrong_form(self, call: pytest.CallInfo[Any], where: str) -> list[str]:
+        """Which setting gives the right form of the URL, where the driver of ours is not the application's."""
+        if call.excinfo is None:
+            return []
+        told = drivers.remedy_of(call.excinfo.value, self._state.settings)
+        if told:
+            self._state.summary.notice(f"{where}: {told}", group=told)
+        return [told] if told else []
 
     def _tell_what_outlived(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> None:
         """An ORM's session of an earlier test is the usual reason for some errors, and they do not say so."""

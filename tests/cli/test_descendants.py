@@ -269,7 +269,7 @@ def test_what_a_command_leaves_is_ended_with_its_databases(suite: Suite) -> None
 
 def test_what_is_about_to_end_is_left_to_itself(suite: Suite) -> None:
     script = PRELUDE + "(sleep 0.4; echo done >late) & note $!"
-    done = suite.project.run("run", "--", "sh", "-c", script)
+    done = suite.project.run("run", "-n", "2", "--", "sh", "-c", script)
     assert (done.returncode, done.stderr) == (0, "")
     assert (suite.project.root / "late").read_text() == "done\n"
 
@@ -277,7 +277,7 @@ def test_what_is_about_to_end_is_left_to_itself(suite: Suite) -> None:
 def test_what_shall_stay_stays(suite: Suite) -> None:
     """A build's daemon, for one, which has no business with the databases."""
     script = PRELUDE + "PGHARNESS_RUN= sh -c 'sleep 600 & echo $! >>pids; wait' >/dev/null 2>&1 & sleep 0.5"
-    done = suite.project.run("run", "--", "sh", "-c", script)
+    done = suite.project.run("run", "-n", "2", "--", "sh", "-c", script)
     assert (done.returncode, done.stderr) == (0, "")
     assert [running(pid) for pid in suite.noted()] == [True]
 
@@ -329,7 +329,8 @@ def test_the_command_has_our_three_streams_and_no_others(suite: Suite) -> None:
 def test_a_stream_that_is_closed(suite: Suite) -> None:
     """The number may be anything else's by now: the command's output went into a connection to the server."""
     command = " ".join(
-        f"'{word}'" for word in suite.project.command("run", "--", "sh", "-c", "echo x; echo y >&2")
+        f"'{word}'"
+        for word in suite.project.command("run", "-n", "2", "--", "sh", "-c", "echo x; echo y >&2")
     )
     done = subprocess.run(
         ["sh", "-c", f"{command} >&-"], cwd=suite.project.root, env=suite.project.environ, timeout=60, check=False,

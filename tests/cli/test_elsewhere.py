@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,8 +31,37 @@ def test_one_that_used_its_own_says_nothing(project: Project, env_file: Path) ->
     assert ".env" not in done.stderr
 
 
-def test_without_such_a_file_nothing_is_said(project: Project) -> None:
-    assert "was used" not in project.run("run", "--", "true").stderr
+ENTERS = "import os, psycopg; psycopg.connect(os.environ['DATABASE_URL'])"
+
+
+def test_a_database_that_nobody_entered(project: Project) -> None:
+    (line,) = project.run("run", "-q", "--", "true").stderr.splitlines()
+    assert "nobody entered this run's database: the command takes its address from somewhere else" in line
+    assert project.run("run", "-q", "--", sys.executable, "-c", ENTERS).stderr == ""
+    # It was ended before it could.
+    assert "nobody" not in project.run("run", "-q", "--", "sh", "-c", "kill -9 $$").stderr
+    # With several, some may have had nothing to do.
+    assert project.run("run", "-q", "-n", "2", "--", "true").stderr == ""
+
+
+def test_djangos_own_runner(project: Project) -> None:
+    (project.root / "manage.py").write_text("raise SystemExit(1)")
+    done = project.run("run", "-q", "--", sys.executable, "manage.py", "test", "--parallel", "2")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "nobody entered this run's database: Django's test runner makes" in line
+    assert 'TEST_RUNNER = "harness.django.Runner"' in line
+    (project.root / "manage.py").unlink()
+
+
+def test_a_form_that_the_application_does_not_take(project: Project) -> None:
+    (project.root / ".env.example").write_text("DATABASE_URL=postgresql+asyncpg://me:secret@db/shop\n")
+    try:
+        (line,) = project.run("run", "-q", "--", "false").stderr.splitlines()
+        assert ".env.example:1 has postgresql+asyncpg://, which this run's DATABASE_URL is not" in line
+        assert 'DATABASE_URL = "{asyncpg}" in [tool.pg-harness.env] of pyproject.toml' in line
+    finally:
+        (project.root / ".env.example").unlink()
 
 
 def test_doctor_finds_it(project: Project, env_file: Path) -> None:

@@ -35,23 +35,24 @@ def unlike_others(new_project: Callable[..., Project], word: str = "log") -> Pro
 
 def test_how_much_is_told(new_project: Callable[..., Project]) -> None:
     mine = unlike_others(new_project)
+    enters = (sys.executable, "-c", "import os, psycopg; psycopg.connect(os.environ['DATABASE_URL'])")
     usual = mine.run("up").stderr
     assert "migrating default: sql:db/migrations" in usual
     assert "pg_harness" not in usual
     assert not DETAILED.search(usual)
     mine.migrate("002.sql", "create table two (id int);\n")
-    detailed = mine.run("run", "-v", "--", "true").stderr
+    detailed = mine.run("run", "-v", "--", *enters).stderr
     assert "migrating default" in detailed
     assert all(DETAILED.match(line) for line in detailed.splitlines())
-    assert mine.run("run", "--", "true").stderr == mine.run("run", "-v", "--", "true").stderr == ""
-    everything = mine.run("run", "-vv", "--", "true").stderr
+    assert mine.run("run", "--", *enters).stderr == mine.run("run", "-v", "--", *enters).stderr == ""
+    everything = mine.run("run", "-vv", "--", *enters).stderr
     assert re.search(r"databases: default: template \w+ is there", everything)
     assert re.search(r"databases: pgh_\w+_1_0: (cloned from|taken from spare)", everything)
     assert all(DETAILED.match(line) for line in everything.splitlines())
     # The option of the command that is run is not ours.
-    assert mine.run("run", "--", "true", "-vv").stderr == ""
+    assert mine.run("run", "--", *enters, "-vv").stderr == ""
     mine.migrate("003.sql", "create table three (id int);\n")
-    assert mine.run("run", "-q", "--", "true").stderr == ""
+    assert mine.run("run", "-q", "--", *enters).stderr == ""
     mine.migrate("004.sql", "create table four (id int);\n")
     assert "migrating" in mine.run("run", "--", "true", "-q").stderr
 

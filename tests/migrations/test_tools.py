@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,29 @@ def test_command_that_does_not_exist(blank: Blank, tmp_path: Path) -> None:
     assert "there is no program 'nosuch' on PATH" in str(failure(blank, tmp_path, "command:nosuch up"))
     assert "there is no program 'bin/x' below" in str(failure(blank, tmp_path, "command:bin/x up"))
     assert "No closing quotation" in str(failure(blank, tmp_path, "command:psql 'x"))
+
+
+def test_command_finds_the_tools_beside_the_interpreter(
+    blank: Blank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`.venv/bin/pg-harness up` without `activate`: there was no program 'alembic' on PATH, or another one."""
+    for name in ("venv", "system"):
+        write(
+            tmp_path / name,
+            {"tool": f'#!/bin/sh\nprintf "%s" "create table {name}_$1 ()" | psql "$DATABASE_URL"\n'},
+        )
+        (tmp_path / name / "tool").chmod(0o755)
+    psql = blank.binaries
+    assert psql is not None
+    monkeypatch.setenv("PATH", f"{tmp_path / 'system'}:{psql}:{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))
+    blank.migrate(tmp_path, "command:tool a")
+    blank.migrate(tmp_path, "command:true && tool b")
+    assert blank.tables() == {"venv_a", "venv_b"}
+    # Another interpreter's folder, as /usr/bin, hides nothing of the user's.
+    monkeypatch.setattr(sys, "base_prefix", sys.prefix)
+    blank.migrate(tmp_path, "command:tool c")
+    assert blank.tables() == {"venv_a", "venv_b", "system_c"}
 
 
 def test_command_that_hangs_is_ended_with_its_children(blank: Blank, tmp_path: Path) -> None:
@@ -329,6 +353,17 @@ def test_alembic_errors(blank: Blank, project: Callable[[str], Path], tmp_path: 
     write(tmp_path, {"alembic.ini": "[alembic]\nscript_location = gone\n"})
     with pytest.raises(MigrationError, match="the script folder gone does not exist"):
         fingerprint(tmp_path, "alembic")
+
+
+def test_alembic_with_a_url_of_another_form(blank: Blank, project: Callable[[str], Path]) -> None:
+    pytest.importorskip("alembic")
+    pytest.importorskip("asyncpg")
+    root = project("alembic")
+    engine = "from sqlalchemy.ext.asyncio import create_async_engine\ncreate_async_engine('postgresql+psycopg2://x')"
+    write(root, {"migrations/env.py": engine})
+    text = str(failure(blank, root, "alembic"))
+    assert "requires an async driver" in text
+    assert text.endswith('What gives the right form: DATABASE_URL = "{asyncpg}" in [tool.pg-harness.env]')
 
 
 def test_alembic_fingerprint(project: Callable[[str], Path]) -> None:

@@ -200,7 +200,8 @@ def _run_one(
         for line in not_isolated(harness.shared.link.session, names, command, working_directory()):
             context.console.warn(line)
     databases = [dsn.database for lease in leases for dsn in lease.dsns.values()]
-    for line in led_elsewhere(harness, databases, list(harness.variables(leases[0]))):
+    variables = list(harness.variables(leases[0]))
+    for line in led_elsewhere(harness, databases, variables, command, code, workers=len(leases)):
         context.console.warn(line)
     return code
 

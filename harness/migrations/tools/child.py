@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.config import drivers
 from harness.migrations.port import Configured, MigrationContext
 
 KEPT_LINES = 400
@@ -85,7 +86,13 @@ def migrate(
         )
     if finished.code != 0:
         how = f"exit code {finished.code}" if finished.code > 0 else f"signal {-finished.code}"
-        raise source.failure(f"{what}failed{where} with {how}. Its output ends with:\n{finished.tail}", step)
+        output = "\n".join(finished.output)
+        form = drivers.remedy(output, None) if "sqlalchemy" in output.lower() else ""
+        raise source.failure(
+            f"{what}failed{where} with {how}. Its output ends with:\n{finished.tail}"
+            + (f"\n{form}" if form else ""),
+            step,
+        )
 
 
 def run(

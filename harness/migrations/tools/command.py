@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
+import sys
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -31,7 +34,12 @@ class CommandSource(Configured):
         return ""
 
     def apply(self, context: MigrationContext) -> None:
-        argv = self.argv(context.environment.get("PATH"))
+        path = context.environment.get("PATH")
+        argv = self.argv(path)
+        # What the program calls, a shell or make, finds them as well.
+        context = replace(
+            context, environment={**context.environment, "PATH": _with_tools(path or os.defpath)}
+        )
         child.migrate(self, argv, context, step=self._spec.argument, cwd=self._root)
 
     def argv(self, path: str | None) -> list[str]:
@@ -54,7 +62,9 @@ class CommandSource(Configured):
         if "/" in program:
             found = program if (self._root / program).is_file() else None
         else:
-            found = shutil.which(program, path=path)
+            places = [os.path.dirname(sys.executable), path]
+            places = places if _tools_first() else places[::-1]
+            found = next((it for place in places if (it := shutil.which(program, path=place))), None)
         if found is None:
             raise self.failure(
                 f"there is no program {program!r} "
@@ -69,3 +79,17 @@ class CommandSource(Configured):
         if self._spec.watch is not None:
             return watched.matching(self._root, self._spec.watch, source=self.text)
         return watched.guessed(self._root, self._spec.argument, source=self.text)
+
+
+def _tools_first() -> bool:
+    """Whether what is beside the interpreter comes before PATH: an environment that is called without being activated has tools too.
+
+    A virtual environment's come first: alembic of the project, not of the system. What is beside another interpreter
+    comes last, for /usr/bin before a PATH would hide the user's own choice of node.
+    """
+    return sys.prefix != sys.base_prefix
+
+
+def _with_tools(path: str) -> str:
+    beside = os.path.dirname(sys.executable)
+    return os.pathsep.join((beside, path) if _tools_first() else (path, beside))
