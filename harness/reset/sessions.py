@@ -185,7 +185,7 @@ class Sessions:
         while pids := still():
             if time.monotonic() >= deadline:
                 if ended:
-                    raise RecloneNeeded(f"{counted(len(pids), 'session')} left, which cannot be ended")
+                    raise RecloneNeeded(_stay(len(pids)))
                 self.end(pids)
                 ended, deadline = True, time.monotonic() + END_PATIENCE
             else:
@@ -211,6 +211,8 @@ class Sessions:
         # Once is enough: each wait takes seconds, and nothing that a session may do lets it stay that long.
         self._stuck.update(ending.end(self._reader, [session.pid for session in new]))
         if left := [session.text for session in found if session.pid in self._stuck]:
-            raise RecloneNeeded(
-                f"{counted(len(left), 'session')} left, which cannot be ended: {'; '.join(together(left)[:3])}"
-            )
+            raise RecloneNeeded(f"{_stay(len(left))}: {'; '.join(together(left)[:3])}")
+
+
+def _stay(number: int) -> str:
+    return f"{counted(number, 'session')} {'does' if number == 1 else 'do'} not end"

@@ -307,7 +307,7 @@ def test_a_failed_migration(new_project: Callable[..., Project]) -> None:
     said = mine.fails(123, "up")
     assert "002_bad.sql" in said
     assert "tabel" in said
-    kept = re.search(r"psql (pgh_\w+)", said)
+    kept = re.search(r"look at it with: pg-harness psql ([0-9a-f]{8})\)", said)
     assert kept
     assert mine.ok("psql", kept[1], "--", "-Atc", "select count(*) from users").strip() == "0"
     mine.migrate("002_bad.sql", "create table ok (id int);\n")

@@ -115,7 +115,7 @@ def test_a_process_that_does_not_answer_is_named_and_all_is_well_once_it_does(
         try:
             app.execute(dirty)
             began = time.monotonic()
-            with pytest.raises(RecloneNeeded, match=rf"do not end: .*pid {stopped.pid}"):
+            with pytest.raises(RecloneNeeded, match=rf"1 session does not end: .*pid {stopped.pid}"):
                 case.reset()
             assert time.monotonic() - began < PATIENT + BOUND
         finally:
