@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.config.settings import DEFAULT_DATABASE
 from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.postgres import databases, names
 from harness.postgres.databases import Database
-from harness.postgres.names import Kind
+from harness.postgres.label import Label
+from harness.postgres.names import DatabaseName, Kind
 from harness.runs.session import ServerSession
 
 
@@ -88,10 +89,14 @@ def places_on(session: ServerSession) -> list[Place]:
 
 def _leases(session: ServerSession, observed: Sequence[Database]) -> list[Place]:
     groups: dict[tuple[str, str], dict[str, Database]] = {}
-    for database in observed:
-        parsed, label = database.parsed, database.label
+    for found in observed:
+        parsed = found.parsed
+        if parsed is None or parsed.kind is not Kind.LEASE or parsed.claiming:
+            continue
+        database = _by_name(session, found, parsed) if found.sandbox and not found.label else found
+        label = database.label
         # A clone that is being handed over still carries a spare's label.
-        if parsed is None or parsed.kind is not Kind.LEASE or label.kind != "lease" or parsed.claiming:
+        if label.kind != "lease":
             continue
         worker = label.worker if label.worker is not None else parsed.worker
         groups.setdefault((parsed.owner, worker), {})[label.name_in_settings] = database
@@ -105,6 +110,13 @@ def _leases(session: ServerSession, observed: Sequence[Database]) -> list[Place]
             words, what = (worker, f"{run[:8]}:{worker}"), f"worker {worker} of the test run {run[:8]}"
         result.append(Place(Kind.LEASE, (*words, *_full(members)), what, run, worker, members, session))
     return sorted(result, key=lambda place: (place.run, place.fork, _number(place.worker)))
+
+
+def _by_name(session: ServerSession, database: Database, parsed: DatabaseName) -> Database:
+    """A person's database whose comment, and with it the label, somebody has overwritten: its name says whose it is."""
+    known = session.settings.databases
+    name = known[parsed.index].name if parsed.index < len(known) else DEFAULT_DATABASE
+    return replace(database, label=Label(kind="lease", worker=parsed.worker, database=name))
 
 
 def _kept(session: ServerSession, observed: Sequence[Database]) -> list[Place]:
