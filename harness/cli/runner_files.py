@@ -165,6 +165,16 @@ RUNNERS: Mapping[str, Runner] = {
         "  PgHarness::reset();",
         "pg-harness run -n 4 -- vendor/bin/paratest -p 4",
     ),
+    "dotnet": Runner(
+        ".NET",
+        {"PgHarness.cs": lambda: source("dotnet/PgHarness.cs")},
+        "xUnit, each test class:\n"
+        "  public class UsersTests : IClassFixture<PgHarness.Database>\n"
+        "its constructor, which comes before each test:\n"
+        "  public UsersTests(PgHarness.Database db) { db.Reset(); }      // connect to db.ConnectionString\n"
+        "NUnit: new PgHarness.Database() in OneTimeSetUp, db.Reset() in SetUp, db.Dispose() in OneTimeTearDown",
+        "pg-harness run -n 4 -- dotnet test",
+    ),
     "elixir": Runner(
         "Elixir",
         {"test/support/pg_harness.ex": lambda: source("elixir/pg_harness.ex")},

@@ -114,7 +114,7 @@ RUNNERS = (
     ),
     Runner(
         "dotnet test", r"\bdotnet\s+(.*\s)?(test|vstest)\b", f"its workers have no number: let each {_LEASE}",
-        files=["*.sln", "*.csproj"],
+        files=["*.sln", "*.csproj"], word="dotnet",
     ),
     Runner("Deno", r"\bdeno\s+(.*\s)?test\b", f"its workers have no number: let each {_LEASE}", files=["deno.json"]),
     Runner(
