@@ -15,6 +15,26 @@ export interface Changes {
   changed: boolean;
   /** Name of the database → one line for each table that differs. */
   databases: Record<string, string[]>;
+  /** Name of the database → the same for programs. */
+  details: Record<string, DatabaseChanges>;
+}
+
+export interface DatabaseChanges {
+  tables: Record<string, TableChanges>;
+  sequences: string[];
+  /** What differs in the schema, one line each. */
+  schema: string[];
+  /** System catalogs were written beyond that. */
+  other: boolean;
+}
+
+export interface TableChanges {
+  inserted: number;
+  updated: number;
+  deleted: number;
+  rewritten: boolean;
+  /** It writes no log, so it may have changed. */
+  unlogged: boolean;
 }
 
 export interface Lease {

@@ -65,12 +65,13 @@ export async function all(): Promise<ResetReport> {
   const set: string = await mark();
   await unmark(set);
   const lines: string[] = (await changes()).databases['default'] ?? [];
+  const inserted: number | undefined = (await changes()).details['default']?.tables['users']?.inserted;
   const { url } = await lease({ worker: 'a', wait: 3 });
   await release();
   try {
     return await reset({ to: 'template' });
   } catch (error) {
-    if (error instanceof PgHarnessError) console.log(error.status, error.problem.detail, url, lines);
+    if (error instanceof PgHarnessError) console.log(error.status, error.problem.detail, url, lines, inserted);
     throw error;
   }
 }
