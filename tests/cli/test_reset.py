@@ -146,7 +146,7 @@ def test_a_dry_run_tells_what_changed_and_leaves_it(mine: Project, application: 
     assert found["default"]["changes"][0] == "users: 1 inserted"
     assert found["analytics"] == {"changes": [], "unknown": ""}
     done = mine.run("reset")
-    assert "users, default: users_id_seq put back (1 rows), sessions kept" in done.stderr, done.stderr
+    assert "users, default: users_id_seq put back (1 row), sessions kept" in done.stderr, done.stderr
     # A temporary table is its session's own.
     assert application.execute("select count(*) from kept").fetchone() == (0,)
     application.execute("create table extra (id int)")
