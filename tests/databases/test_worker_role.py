@@ -50,11 +50,7 @@ def leasing(link: Link, checkout: str) -> Leasing:
     def lease(*sources: Script, run: str | None = None, worker: str = "1") -> Lease:
         made = template.ensure(link.session, checkout, TemplateSpec("default", sources), EACH)
         clones = Clones(link, checkout, EACH, connections=5)
-        found = make_lease(clones, made, run or names.run_id(), worker)
-        leased = found.databases["default"]
-        login = clones.login(leased.claim)
-        leased.dsn = leased.dsn.with_user(login.name, login.password)
-        return found
+        return make_lease(clones, made, run or names.run_id(), worker)
 
     return lease
 
