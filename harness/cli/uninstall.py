@@ -133,6 +133,12 @@ def _confirm(context: Context, lines: list[str], *, yes: bool) -> None:
 def _end(found: Estate) -> list[str]:
     """Remove it; return what is in use, and then no folder is gone."""
     used = [f"{server.info.description}: {why}" for server in found.servers if (why := server.end())]
+    # One that was started meanwhile has its data in these folders.
+    used = used or [
+        f"{info.description}: it was started meanwhile"
+        for backend in {id(server.backend): server.backend for server in found.servers}.values()
+        for info in backend.list(None)
+    ]
     if used:
         return used
     for snapshot, store in found.kept:

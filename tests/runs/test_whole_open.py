@@ -228,8 +228,10 @@ def _external(
     name = f"ext_{os.urandom(4).hex()}"
     with Session.connect(info.dsn) as session:
         session.execute(f"create role {name} login password 'secret' {attributes}")
-        # Ours, which a run of ours may have closed.
+        # Ours, which a run of ours may have closed, with its advisory locks.
         session.execute(f"grant connect on database postgres to {name}")
+        locks = "select oid::regprocedure::text from pg_proc where proname ~ '^pg_(try_)?advisory_'"
+        session.execute(f"grant execute on function {', '.join(session.column(locks))} to {name}")
     # Other tests have made databases there.
     url = info.dsn.with_user(name, "secret").url
     return migrated(TABLES, backend="auto", server_url=url, allow_foreign=True, **values)
