@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from fix_backends import Checkout, processes_naming, until
-from fix_servers import binaries_of
+from fix_servers import binaries_of, enterable_folder
 
 from harness.config import project
 from harness.config.processes import running as alive
@@ -108,6 +108,21 @@ def test_root_runs_it_unprivileged_where_binaries_are_closed(place: Checkout, tm
     ours.stop(info)
     (copy,) = [part for part in Path(info.binaries).parents if part.name.startswith("binaries-")]
     shutil.rmtree(copy)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has another user's server")
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_root_in_a_home_without_folders_yet(place: Checkout, storage: str) -> None:
+    """As in a container of a CI: the folder above the cache was made for root alone, so that initdb could not read its files."""
+    with enterable_folder("home") as home:
+        ours = backend(place, state=home / ".local" / "state" / "ours", cache=home / ".cache" / "ours")
+        info = ours.start(place.request(storage=storage))
+        with Session.connect(info.dsn) as session:
+            assert session.value("select 1") == 1
+        ours.stop(info)
+        for name in ("password", "verifier"):
+            (secret,) = home.rglob(name)
+            assert secret.stat().st_mode & 0o077 == 0
 
 
 def test_a_port_that_was_taken_meanwhile(place: Checkout, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,8 +131,9 @@ def make_folder(path: Path, user: ServerUser, mode: int = 0o700) -> Path:
         ConfigError: it cannot be made (a full or read-only disk, no right).
     """
     try:
-        # Root's are passed through by the server's user.
-        own_folder.make(path.parent, 0o700 if user.uid is None else 0o755)
+        # Root's are passed through by the server's user: one that is root's own, too, where others may enter it.
+        passed = user.uid is not None or (mode & 0o001 and 0 in own_folder.ourselves())
+        own_folder.make(path.parent, 0o755 if passed else 0o700)
         own_folder.make(path, mode)
         user.give(path)
     except OSError as error:
