@@ -88,11 +88,11 @@ def test_there_is_one_door_to_each_that_states_the_limit() -> None:
             found.setdefault(name, []).append(file)
     assert found == DOORS
     session = (PACKAGE / "postgres/session.py").read_text()
-    assert (
-        session.count('parameters["connect_timeout"] = ')
-        == len(re.findall(r"\b\w+\.connect\(\*\*", session))
-        == 2
-    )
+    # The admin's, and both of the application's, which have one way to say it.
+    opened = re.findall(r"\b\w+\.connect\(\*\*([^\n]*)\)", session)
+    assert [what.partition(",")[0] for what in opened] == ["parameters", *2 * ["_application(dsn"]]
+    assert session.count('parameters["connect_timeout"] = ') == 1
+    assert session.count('"connect_timeout": CONNECT_TIMEOUT, **') == 1
     assert "tc.client.api.timeout = " in (PACKAGE / "servers/docker/daemon.py").read_text()
 
 
