@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from harness.cli.options import flag, json_flag
 from harness.config import own_folder
 from harness.errors import ConfigError, LeaseInUse
 from harness.listing import counted
-from harness.servers.inventory import Orphan
+from harness.servers.inventory import Asked, Orphan
 from harness.servers.port import Snapshot, SnapshotStore
 
 logger = logging.getLogger("pg_harness.cli")
@@ -81,7 +80,7 @@ class Estate:
             what = "image" if store.from_disk else "directory"
             yield f"baked    {what} {snapshot.name or snapshot.ref}, {snapshot.size >> 20} MB"
         for folder in self.folders:
-            yield f"folder   {folder}, {_size(folder) >> 20} MB"
+            yield f"folder   {folder}, {own_folder.size(folder) >> 20} MB"
 
 
 def run(context: Context) -> int:
@@ -104,7 +103,7 @@ def run(context: Context) -> int:
         logger.info("there is nothing of pg-harness on this machine")
         return 0
     _confirm(context, lines, yes=bool(given.get("yes")))
-    used = _end(found)
+    used = _end(found, context.asked)
     _answer(context, lines if not used else [], dry_run=False)
     if used:
         raise LeaseInUse(
@@ -130,13 +129,13 @@ def _confirm(context: Context, lines: list[str], *, yes: bool) -> None:
         raise ConfigError("nothing was removed", key="yes")
 
 
-def _end(found: Estate) -> list[str]:
+def _end(found: Estate, asked: Asked) -> list[str]:
     """Remove it; return what is in use, and then no folder is gone."""
     used = [f"{server.info.description}: {why}" for server in found.servers if (why := server.end())]
     # One that was started meanwhile has its data in these folders.
     used = used or [
         f"{info.description}: it was started meanwhile"
-        for backend in {id(server.backend): server.backend for server in found.servers}.values()
+        for backend in asked.working
         for info in backend.list(None)
     ]
     if used:
@@ -157,15 +156,3 @@ def _answer(context: Context, lines: list[str], *, dry_run: bool) -> None:
         return
     for line in lines:
         context.console.answer(line)
-
-
-def _size(folder: Path) -> int:
-    sizes: list[int] = []
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                sizes.append(os.lstat(os.path.join(place, name)).st_size)
-            except OSError:
-                # A server that runs there takes files away.
-                continue
-    return sum(sizes)

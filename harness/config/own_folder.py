@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -76,6 +77,16 @@ def _new(folder: Path, mode: int) -> bool:
             raise
         return False
     return True
+
+
+def size(folder: Path) -> int:
+    """Bytes of the files below a folder, of which some may go meanwhile."""
+    sizes: list[int] = []
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                sizes.append(os.lstat(os.path.join(place, name)).st_size)
+    return sum(sizes)
 
 
 def user_name(uid: int) -> str:

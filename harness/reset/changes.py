@@ -82,11 +82,6 @@ class Changes:
         return bool(self.tables or self.sequences or self.catalogs or self.unknown or self.ddl)
 
     @property
-    def committed(self) -> bool:
-        """Whether anything is there for other sessions to see; a sequence that moved moves in a ROLLBACK too."""
-        return bool(self.tables.keys() - self.unfinished or self.ddl)
-
-    @property
     def table_names(self) -> tuple[str, ...]:
         """Names of the tables, sorted."""
         return tuple(sorted(self.names.get(oid, str(oid)) for oid in self.tables))

@@ -29,9 +29,8 @@ RATE = 100 * 1024**2
 
 
 def keep_later(session: ServerSession) -> None:
-    """Ask the server's switch to leave its data, where that pays; a hint only, nothing of it fails a run."""
-    templates = session.templates.values()
-    if not (any(found.built for found in templates) and pays(session)):
+    """Ask the switch of a server on which a template was built to leave its data, where that pays; a hint only, nothing of it fails a run."""
+    if not pays(session):
         return
     try:
         baker, store = _of(session)
@@ -59,6 +58,9 @@ def copy_now(session: ServerSession) -> None:
     Where others use it, or it cannot be kept, the migrations run once more.
     """
     server = session.server
+    if len(session.templates) < len(session.settings.databases):
+        # Memory was full before the migrations came to their end: what is there is of no use.
+        return
     try:
         baker, store = _of(session)
         if store.from_disk:

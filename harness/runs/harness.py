@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Self
 
 from harness.config.teller import Teller
-from harness.errors import HarnessError
 from harness.migrations.port import unseen
 from harness.runs.run import Run
 
@@ -119,12 +118,7 @@ class Harness:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        try:
-            self.close()
-        except HarnessError:
-            # The block's own error matters more than a server that went away under it.
-            if error is None:
-                raise
+        self._run.__exit__(kind, error, trace)
 
     def __repr__(self) -> str:
         return repr(self._run).replace("<Run ", f"<{type(self).__name__} ", 1)

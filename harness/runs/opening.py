@@ -17,7 +17,7 @@ from harness.errors import HarnessError
 from harness.migrations import registry as migrations
 from harness.migrations.port import Progress, unseen
 from harness.postgres import names
-from harness.runs import booking, ended, rewinding
+from harness.runs import booking, rewinding
 from harness.runs.placement import Placement, SharedServer
 from harness.runs.session import ServerSession
 from harness.servers import acquire, memory, registry
@@ -114,8 +114,11 @@ def shared(project: Project, run: str, options: RunOptions) -> SharedServer:
         progress=options.get("progress", unseen),
     )
     try:
-        moving = _prepare_or_move(session, workers, rebuild=rebuild, may_move=purpose == "run")
-        if purpose == "run":
+        moving = _prepare_or_move(session, rebuild=rebuild, may_move=purpose == "run")
+        if moving or (purpose == "run" and any(found.built for found in session.templates.values())):
+            # Here: a run that finds its templates leaves what an earlier one has asked for.
+            from harness.runs import ended
+
             (ended.copy_now if moving else ended.keep_later)(session)
     except BaseException:
         session.abandon()
@@ -140,7 +143,7 @@ def _note(session: ServerSession, purpose: str) -> None:
     )
 
 
-def _prepare_or_move(session: ServerSession, workers: int, *, rebuild: bool, may_move: bool) -> bool:
+def _prepare_or_move(session: ServerSession, *, rebuild: bool, may_move: bool) -> bool:
     """Have the templates ready; True where everything has to be done again on disk."""
     project, server = session.project, session.server
     try:
@@ -151,5 +154,5 @@ def _prepare_or_move(session: ServerSession, workers: int, *, rebuild: bool, may
         raise
     size = sum(template.size for template in session.templates.values())
     return may_move and memory.must_move(
-        project, server, size, workers, lambda: booking.workers_of_others(session)
+        project, server, size, session.workers, lambda: booking.workers_of_others(session)
     )

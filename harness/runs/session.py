@@ -81,7 +81,7 @@ class ServerSession:
         self.leases: list[Lease] = []
         self._links: dict[Lease, Link] = {}
         self.lock = threading.RLock()
-        self._workers = workers
+        self.workers = workers
         self._progress = progress
         self._unused = unused
         self._life: SignOfLife | None = None
@@ -172,7 +172,7 @@ class ServerSession:
             database,
             role=self.expected_owner()[0].name,
             binaries=self.server.info.binaries,
-            slot=env.Slot("1", self._workers, self.settings.connections_per_worker),
+            slot=env.Slot("1", self.workers, self.settings.connections_per_worker),
         )
 
     def fingerprints(self) -> dict[str, str]:

@@ -43,11 +43,22 @@ def closed(session: Session, database: str, patience: float) -> Iterator[list[st
         )
     wait(session, database, patience)
     ended = databases.sessions_of(session, database)
-    # Else a pool is back before the copy begins. `up` opens it again, should we be killed in between.
+    with shut(session, database):
+        yield ended
+
+
+@contextmanager
+def shut(session: Session, database: str) -> Iterator[None]:
+    """Sessions in it are ended, and none comes, until the block ends: then it is open again.
+
+    Raises:
+        LeaseInUse: a session cannot be ended, or one kept it from being copied.
+    """
+    # Else a pool is back before the copy begins. `up` and `reset` open it again, should we be killed in between.
     session.execute(f"alter database {ident(database)} with allow_connections false")
     try:
         databases.terminate(session, database)
-        yield ended
+        yield
     except ServerRefused as error:
         if error.sqlstate == sqlstate.OBJECT_IN_USE:
             raise LeaseInUse(

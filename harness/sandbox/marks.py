@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from harness.databases.clones import RESERVED_CONNECTIONS, BeforeRename, Clones
 from harness.databases.resetting import watermark_of
-from harness.errors import LeaseError, LeaseInUse, LeaseLost, ServerRefused
+from harness.errors import LeaseError, LeaseLost, ServerRefused
 from harness.postgres import databases, ending, incarnation, names, sqlstate
 from harness.postgres.databases import Database, apply_statements, read_attributes, settle_sequences
 from harness.postgres.label import Label
@@ -177,10 +177,7 @@ def _copy(
     # As the attributes: while connections are allowed. A clone by file_copy begins with a checkpoint, and after that
     # every sequence writes to the log when it moves; after one by wal_log it may move without a word.
     noted = watermark_of(session, source, role)[0] if strategy == "file_copy" else None
-    # Else a pool is back before the clone begins. `reset` opens it again, should we be killed in between.
-    session.execute(f"alter database {ident(source)} with allow_connections false")
-    try:
-        databases.terminate(session, source)
+    with closing.shut(session, source):
         databases.clone(session, copy, template=source, owner=owner, strategy=strategy)
         with Session.connect(session.dsn.with_database(copy)) as inside:
             settle_sequences(inside)
@@ -190,16 +187,6 @@ def _copy(
             # nobody writes to the copy.
             here = str(session.value("select pg_current_wal_insert_lsn()::text"))
             noted = replace(noted, position=here, clean=here)
-    except ServerRefused as error:
-        if error.sqlstate == sqlstate.OBJECT_IN_USE:
-            raise LeaseInUse(
-                f"database {source} cannot be copied: {error.message}",
-                sessions=databases.sessions_of(session, source),
-            ) from error
-        raise
-    finally:
-        if not session.closed:
-            session.execute(f"alter database {ident(source)} with allow_connections true")
     session.script(
         ";\n".join(
             [

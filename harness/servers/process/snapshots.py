@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.config import own_folder
 from harness.config.state_file import StateFile
 from harness.errors import BackendError, ServerStartError
 from harness.postgres import roles
@@ -100,7 +101,7 @@ class ProcessSnapshots(SnapshotStore):
                 cluster.copy(folder / "data", aside / "data", self._user)
                 self._sync(record, aside / "data")
                 self._user.write_secret(aside / "password", record.password)
-                size = _size(aside / "data")
+                size = own_folder.size(aside / "data")
                 content = {**facts, "key": key, "size": size, "created": time.time(), "uid": os.getuid()}
                 StateFile(aside / _FACTS).write(content)
                 if target.exists():
@@ -129,7 +130,7 @@ class ProcessSnapshots(SnapshotStore):
             content = {
                 **facts,
                 "key": key,
-                "size": _size(folder / "data"),
+                "size": own_folder.size(folder / "data"),
                 "created": time.time(),
                 "uid": os.getuid(),
             }
@@ -218,10 +219,6 @@ def _remove(path: Path) -> bool:
         return not path.exists()
     shutil.rmtree(away, ignore_errors=True)
     return True
-
-
-def _size(folder: Path) -> int:
-    return sum((Path(place) / name).stat().st_size for place, _, names in os.walk(folder) for name in names)
 
 
 def _c_library() -> str:
