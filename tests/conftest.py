@@ -26,6 +26,7 @@ pytest_plugins = [
     "fix_fleets",
     "fix_daemons",
     "fix_users",
+    "fix_engines",
 ]
 
 REQUIRE_DOCKER = os.environ.get("PGHARNESS_TEST_REQUIRE_DOCKER") == "1"
