@@ -90,7 +90,8 @@ def test_what_holds_for_all_hosts(hosts: list[HostRoom], wanted: int, need: int,
         assert not host.memory or new[host.word] * need <= host.memory
         # Whoever was left out has found no room anywhere.
         if found.unplaced:
-            assert host.memory and (new[host.word] + 1) * need > host.memory
+            assert host.memory
+            assert (new[host.word] + 1) * need > host.memory
     for worker, word in found.places.items():
         if placed.get(worker) in words[:-1]:
             assert word == placed[worker]
