@@ -10,6 +10,7 @@ import click
 
 from harness.cli.context import Context
 from harness.cli.options import flag, json_flag
+from harness.errors import ConfigError
 from harness.runs import bake
 from harness.servers import registry
 
@@ -21,13 +22,16 @@ pg-harness/baked:KEY (docker). With isolation = "server" each worker's server st
 use it where they must start a server. It is done by itself when it is needed; this does it beforehand, for
 instance while a CI machine's image is built.
 
-Without --list: bakes unless these migrations are baked already, and prints the directory or image.
+Without --list: bakes unless these migrations are baked already, and prints the directory or image. With
+baked_repository an image of another machine's is pulled from there instead; --push puts this one there, unless
+these migrations are there already, and prints what it is pulled by.
 """
 
 
 PARAMETERS: list[click.Parameter] = [
     flag("--list", help="only show what is baked"),
     flag("--rebuild", help="bake again although nothing changed"),
+    flag("--push", help="put the image into baked_repository, where it is not there yet"),
     json_flag(),
 ]
 
@@ -37,15 +41,29 @@ def run(context: Context) -> int:
     console = context.console
     if getattr(context.arguments, "list", False):
         return _list(context, bake.Baker(context.project, registry.choose(context.project)).store.list())
-    _, _, baked = bake.Baker.with_backend(
-        context.project,
-        rebuild=bool(getattr(context.arguments, "rebuild", False)),
-        progress=console.progress,
+    rebuild, push = (bool(getattr(context.arguments, word, False)) for word in ("rebuild", "push"))
+    if push and not context.settings.baked_repository:
+        raise ConfigError(
+            "bake --push: no repository is named to push to: "
+            'baked_repository = "registry.example/pg-harness", or PGHARNESS_BAKED_REPOSITORY',
+            key="baked_repository",
+            origin="--push",
+        )
+    _, baker, baked = bake.Baker.with_backend(
+        context.project, rebuild=rebuild, push=push, progress=console.progress
     )
+    told = {**_told(baked.snapshot), "built": baked.built, "fetched": baked.fetched}
+    answer = told["name"]
+    if push:
+        shared, pushed = baker.push(baked, replace=rebuild)
+        answer = shared.reference
+        told |= {"pushed": pushed, "repository": shared.repository, "digest": shared.digest}
+        did = "pushed as" if pushed else "nothing is pushed: these migrations are there already as"
+        logger.info("bake: %s %s:%s", did, shared.repository, shared.key)
     if context.json:
-        console.json({**_told(baked.snapshot), "built": baked.built, "seconds": round(baked.seconds, 3)})
+        console.json({**told, "seconds": round(baked.seconds, 3)})
     else:
-        console.answer(_told(baked.snapshot)["name"])
+        console.answer(answer)
     return 0
 
 

@@ -169,8 +169,8 @@ def _read(key: str, raw: Any, origin: str, *, text: bool = False) -> Any:
     try:
         return READERS[key](raw, text) if key in READERS else read_sources(raw, key, origin)
     except WrongValue as error:
-        # The value of server_url holds a password: it is never repeated.
-        shown = "" if key == "server_url" else f" (it is {raw!r})"
+        # The value of server_url holds a password, that of baked_repository may: they are never repeated.
+        shown = "" if key in ("server_url", "baked_repository") else f" (it is {raw!r})"
         raise ConfigError(
             f"{origin}: {key} {error}{shown}", key=key, origin=origin, value="" if not shown else str(raw)
         ) from None

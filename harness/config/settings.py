@@ -130,6 +130,8 @@ class Settings:
     """How many baked servers stay on this machine."""
     baked_size: int = 4 * 1024**3
     """What baked servers may take together."""
+    baked_repository: str | None = None
+    """A repository of a registry that baked images are pulled from before anything is migrated; `bake --push` puts them there."""
     start_timeout: float = 60
     """How long a server may take to start."""
     migration_timeout: float = 300

@@ -216,6 +216,21 @@ def _pg_version(raw: Any, _text: bool) -> str:
     return word
 
 
+# As the registries' own grammar has it (distribution/reference), with the host that Docker would else add.
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_HOST = r"(?:localhost|(?=[^/]*[.:])[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::\d{1,5})?"
+_REPOSITORY = re.compile(rf"{_HOST}(?:/{_PART})+")
+
+
+def _repository(raw: Any, _text: bool) -> str:
+    name = read_text(raw)
+    if len(name) > 200 or not _REPOSITORY.fullmatch(name):
+        raise WrongValue(
+            'must be a host and a name in small letters, without https://, password, tag or digest: "registry.example/pg-harness"'
+        )
+    return name
+
+
 def _port(raw: Any, text: bool) -> int:
     port: int = _whole(1)(raw, text)
     if not 1023 < port < 65536:
@@ -261,6 +276,7 @@ READERS: Mapping[str, Reader] = {
     "template_age": _time("30d"),
     "keep_baked": _count(1, 4),
     "baked_size": _bytes("10GB"),
+    "baked_repository": Reader(_repository, "repository", '"registry.example/pg-harness"'),
     "start_timeout": _time("3m"),
     "migration_timeout": _time("20m"),
     "reset_timeout": _time("30s"),

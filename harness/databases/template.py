@@ -125,6 +125,12 @@ def look(session: Session, project: str, wanted: str, database: str = "default")
     return _from_label(found.name, found.label, database)
 
 
+def brought(session: Session, wanted: str) -> bool:
+    """Whether a server that was started from a baked base has the template of a fingerprint, as it was baked."""
+    found = databases.find(session, names.template(names.BAKED, wanted))
+    return found is not None and _finished(found, wanted)
+
+
 def lost(session: Session, project: str, wanted: str) -> bool:
     """Whether the template of a fingerprint is there, and a crash of the server has emptied its unlogged tables."""
     found = databases.find(session, names.template(project, wanted))

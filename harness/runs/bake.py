@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -22,19 +23,30 @@ from harness.databases import role, template
 from harness.databases.spec import FORMAT as SPEC_FORMAT
 from harness.databases.spec import Owner, TemplateSpec
 from harness.databases.sweep import Leftover, Retention
-from harness.errors import BackendUnavailable, HarnessError, MigrationError, ServerLost
+from harness.errors import (
+    BackendUnavailable,
+    ConfigError,
+    HarnessError,
+    MigrationError,
+    ServerLost,
+    ServerRefused,
+    ServerStartError,
+)
 from harness.migrations.port import Progress, unseen
 from harness.postgres import names
 from harness.postgres.admin import Link
 from harness.postgres.session import Session, ident
 from harness.runs import rewinding
 from harness.servers import acquire, explaining, registry
-from harness.servers.port import Backend, Snapshot, SnapshotStore
+from harness.servers.port import Backend, Shared, Snapshot, SnapshotStore
 
 logger = logging.getLogger("pg_harness.runs")
 
 FORMAT = 2
 """Part of every key: raised when this module bakes differently."""
+
+TRIAL = 30.0
+"""Seconds at most that a server may take to start from what somebody else has baked."""
 
 TTL = 60.0
 """Seconds after which the server that is being baked ends itself when we have died."""
@@ -57,11 +69,13 @@ class Baked:
     Attributes:
         built: whether this call baked it.
         seconds: what finding or baking it took.
+        fetched: whether this call got it from where it is shared.
     """
 
     snapshot: Snapshot
     built: bool = False
     seconds: float = 0.0
+    fetched: bool = False
 
 
 class Baker:
@@ -97,34 +111,51 @@ class Baker:
         """
         began = time.monotonic()
         key, fingerprints = self.key()
-        if not rebuild and (found := self._look(key)):
+        if not rebuild and (found := self._here(key)):
             return Baked(found, seconds=time.monotonic() - began)
+        with self._alone(key):
+            found = None if rebuild else self._look(key, fingerprints)
+            made = found or self._bake(key, fingerprints, progress)
+        baked = Baked(
+            made,
+            built=found is None,
+            seconds=time.monotonic() - began,
+            fetched=found is not None and found.fetched,
+        )
+        if baked.built:
+            logger.info(
+                "baked in %.1f s, %d MB: later servers start migrated", baked.seconds, made.size // 2**20
+            )
+            self._evict(key)
+        return baked
+
+    def _alone(self, key: str) -> AbstractContextManager[None]:
+        """Held while that snapshot is baked or fetched."""
         cache = self._project.cache
         # Before the lock makes it, closed to others: the server's own user copies its data there.
         make_folder(cache, 0o755)
-        with file_lock(
+        return file_lock(
             # Of bounded number: lock files stay for ever, because removing one is a race.
             cache / f"bake-{key[:2]}.lock",
             timeout=self._settings.migration_timeout + self._settings.start_timeout + 120,
             waiting_for="baking the migrated server",
-        ):
-            if not rebuild and (found := self._look(key)):
-                return Baked(found, seconds=time.monotonic() - began)
-            made = self._bake(key, fingerprints, progress)
-        baked = Baked(made, True, time.monotonic() - began)
-        logger.info("baked in %.1f s, %d MB: later servers start migrated", baked.seconds, made.size // 2**20)
+        )
+
+    def _evict(self, key: str) -> None:
         for old in evict(self.store, retention(self._settings), keep=key):
             logger.info("bake: removed %s (%s)", old.item.key[:8], old.reason)
-        return baked
 
     @classmethod
     def with_backend(
-        cls, project: Project, *, rebuild: bool = False, progress: Progress = unseen
+        cls, project: Project, *, rebuild: bool = False, push: bool = False, progress: Progress = unseen
     ) -> tuple[Backend, Self, Baked]:
         """The backend that the settings mean, and the snapshot there, found or baked.
 
         ``auto`` goes on where a backend answers and cannot start a server (a daemon without the image), as it does
         for a server that all workers share.
+
+        Args:
+            push: it must be one whose snapshots can be pushed.
 
         Raises:
             As :meth:`ensure`; ConfigError: there is no such backend.
@@ -133,13 +164,22 @@ class Baker:
         while True:
             try:
                 baker = cls(project, backend)
+                if push and not baker.store.repository:
+                    raise BackendUnavailable(
+                        f"what the {backend.name} backend bakes cannot be pushed to a registry: it is no image",
+                        remedies=['backend = "docker" (PGHARNESS_BACKEND=docker)'],
+                    )
                 return backend, baker, baker.ensure(rebuild=rebuild, progress=progress)
             except BackendUnavailable as error:
                 backend = registry.fallback(error, backend, project)
 
     def look(self) -> Snapshot | None:
-        """The snapshot of these migrations, where there is one; bakes nothing."""
-        return self._look(self.key()[0])
+        """The snapshot of these migrations, where there is one, here or where it is shared; bakes nothing."""
+        key, fingerprints = self.key()
+        if (found := self._here(key)) is not None or not self.store.repository:
+            return found
+        with self._alone(key):
+            return self._look(key, fingerprints)
 
     def key(self) -> tuple[str, dict[str, str]]:
         """24 hex digits of all that decides what the snapshot holds, and the fingerprint of each database.
@@ -159,13 +199,60 @@ class Baker:
 
     def look_ended(self) -> Snapshot | None:
         """What a server of these migrations has left, see :mod:`harness.runs.ended`."""
-        return self._look(self.ended_key(self.key()[0]))
+        return self._here(self.ended_key(self.key()[0]))
 
-    def _look(self, key: str) -> Snapshot | None:
-        found = self.store.find(key)
+    def _here(self, key: str) -> Snapshot | None:
+        found = self.store.here(key)
         if found is not None:
             self.store.touch(found)
         return found
+
+    def _look(self, key: str, fingerprints: Mapping[str, str]) -> Snapshot | None:
+        """As :meth:`_here`, and where it is shared: what comes from there is tried before it is kept."""
+        found = self.store.find(key)
+        if found is None:
+            return None
+        if found.fetched and (why := self._refusal(found, fingerprints)):
+            self.store.refuse(found, why)
+            return None
+        self.store.touch(found)
+        if found.fetched:
+            logger.info("bake: servers start from %s, migrated elsewhere", found.shared)
+            self._evict(key)
+        return found
+
+    def _refusal(self, found: Snapshot, fingerprints: Mapping[str, str]) -> str:
+        """Start a server from what somebody else has baked, and look whether it is as one of ours is; return what it lacks."""
+        short = min(self._settings.start_timeout, TRIAL)
+        tried = self._project.having(storage="disk", start_timeout=short)
+        try:
+            server = acquire.private(
+                tried, self._backend, purpose=f"bake-{found.key[:8]}", ttl=TTL, base=found.ref
+            )
+        except (ServerStartError, ServerLost, ConfigError) as error:
+            return f"no server starts from it: {error.message.splitlines()[0]}"
+        try:
+            with Session.connect(server.admin_dsn) as session:
+                for database, wanted in fingerprints.items():
+                    if not template.brought(session, wanted):
+                        return f"its data does not hold what it says: there is no template {wanted[:8]} of {database}"
+                return _open_doors(session)
+        except (ServerLost, ServerRefused) as error:
+            return f"its server does not answer as one of ours does: {error.message.splitlines()[0]}"
+        finally:
+            server.stop()
+
+    def push(self, baked: Baked, *, replace: bool) -> tuple[Shared, bool]:
+        """Put a snapshot where other machines find it, unless these migrations are there already.
+
+        Raises:
+            BackendUnavailable: it cannot be; the snapshot stays here.
+        """
+        try:
+            return self.store.push(baked.snapshot, replace=replace)
+        except BackendUnavailable as error:
+            error.add_note(f"It stays on this machine, as {baked.snapshot.name or baked.snapshot.ref}.")
+            raise
 
     def _bake(self, key: str, fingerprints: Mapping[str, str], progress: Progress) -> Snapshot:
         self.store.leftovers()
@@ -228,6 +315,21 @@ class Baker:
             # For whoever has no server of its own, and is asked.
             "reset": reset,
         }
+
+
+def _open_doors(session: Session) -> str:
+    """How others could log in to a server that somebody else has baked; a bake of ours leaves no way."""
+    known = session.column(
+        "select rolname from pg_authid where rolpassword is not null and rolname <> 'postgres'"
+    )
+    if known:
+        return f"it brings passwords of its own, of {', '.join(ascii(name)[1:-1] for name in known[:3])}"
+    if session.value(
+        "select exists (select from pg_hba_file_rules where type like 'host%'"
+        " and auth_method not in ('scram-sha-256', 'reject'))"
+    ):
+        return "its server lets in without a password"
+    return ""
 
 
 def _store(backend: Backend, project: Project) -> SnapshotStore:

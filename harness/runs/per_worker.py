@@ -90,6 +90,8 @@ class ServerPerWorker:
     @property
     def unmade(self) -> str:
         """What they all start from."""
+        if self.baked.fetched:
+            return f"base pulled in {self.baked.seconds:.1f} s"
         return had("base", self.baked.built, self.baked.seconds)
 
     @property
@@ -164,7 +166,7 @@ class ServerPerWorker:
         if any(found.built for found in session.templates.values()):
             # Its name or label promised what it does not hold: right all the same, but slow every time.
             logger.info("bake: the base %s did not hold its templates: removed", self.baked.snapshot.key[:8])
-            self._baker.store.remove(self.baked.snapshot)
+            self._baker.store.refuse(self.baked.snapshot, "it did not hold its templates")
         return session
 
     def _project_of_one(self) -> Project:

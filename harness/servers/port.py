@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from harness.dsn import Dsn
-from harness.errors import BackendError
+from harness.errors import BackendError, BackendUnavailable
 
 
 @dataclass(frozen=True)
@@ -273,6 +273,9 @@ class Snapshot:
         created, used: seconds since 1970.
         facts: what was baked, for people: project, databases, server version.
         name: what people call it; empty: by its ref.
+        shared: where else it lies, for people: ``"registry.example/pg-harness@sha256:…"``; empty: nowhere that is known.
+        fetched: it came from there just now, and nobody has started from it here: whether it holds what it says is not
+            known, and it is not kept before :meth:`SnapshotStore.touch`.
     """
 
     ref: str
@@ -283,6 +286,29 @@ class Snapshot:
     used: float
     facts: Mapping[str, str] = field(default_factory=dict)
     name: str = ""
+    shared: str = ""
+    fetched: bool = False
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A snapshot where other machines find it.
+
+    Attributes:
+        repository: for instance ``"registry.example/pg-harness"``.
+        digest: of its content, as the registry tells it.
+        platforms: what it is for, as ``"linux/amd64"``; empty where that is not told.
+    """
+
+    repository: str
+    key: str
+    digest: str
+    platforms: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """What it is pulled by."""
+        return f"{self.repository}@{self.digest}"
 
 
 @dataclass(frozen=True)
@@ -310,9 +336,11 @@ class SnapshotStore(Protocol):
 
     Attributes:
         from_disk: whether only data on disk can be kept.
+        repository: where snapshots are shared with other machines; empty: nowhere.
     """
 
     from_disk: bool
+    repository: str = ""
 
     def origin(self) -> Origin:
         """What a server of this backend would be started from now.
@@ -323,8 +351,12 @@ class SnapshotStore(Protocol):
         ...
 
     def find(self, key: str) -> Snapshot | None:
-        """The finished snapshot of that key."""
+        """The finished snapshot of that key, here or where it is shared."""
         ...
+
+    def here(self, key: str) -> Snapshot | None:
+        """The same on this machine alone."""
+        return self.find(key)
 
     def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Snapshot:
         """Stop a server cleanly and keep its data as a snapshot; the server is gone afterwards.
@@ -353,6 +385,36 @@ class SnapshotStore(Protocol):
     def remove(self, snapshot: Snapshot) -> bool:
         """Remove it; False where it is in use. Servers that were started from it go on."""
         ...
+
+    def refuse(self, snapshot: Snapshot, why: str) -> None:
+        """It does not hold what it says: see that nobody starts from it again, nor fetches it.
+
+        Args:
+            why: in one clause, for people.
+        """
+        self.remove(snapshot)
+
+    def push(self, snapshot: Snapshot, *, replace: bool) -> tuple[Shared, bool]:
+        """Put it where other machines find it; nothing is done where one of its key is there already.
+
+        Args:
+            replace: put it in that one's place.
+
+        Returns:
+            What lies there now, and whether it was pushed by this call.
+
+        Raises:
+            BackendUnavailable: it cannot be; the text says why, and what to do.
+        """
+        raise BackendUnavailable("snapshots of this backend cannot be shared")
+
+    def examine(self, key: Callable[[], str]) -> Iterator[Finding]:
+        """What ``doctor`` tells of the place where they are shared.
+
+        Args:
+            key: gives the key of today's migrations.
+        """
+        return iter(())
 
     def leftovers(self) -> Sequence[str]:
         """Remove what bakes and starts that were cut off have left; return it, for people."""

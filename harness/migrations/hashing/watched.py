@@ -158,8 +158,21 @@ def hash_files(paths: Iterable[Path], root: Path, *, source: str) -> list[str]:
             raise MigrationError(
                 f"{source}: {relative(path, root)} cannot be read: {error.strerror}", source=source
             ) from error
-        parts += [relative(path, root), content]
+        parts += [_named(path, root), content]
     return parts
+
+
+def _named(path: Path, root: Path) -> str:
+    """The path from the root, above it too: checkouts in other folders, and of other users, have the same."""
+    try:
+        return path.relative_to(root).as_posix()
+    except ValueError:
+        pass
+    try:
+        return Path(os.path.relpath(os.path.realpath(path), os.path.realpath(root))).as_posix()
+    except ValueError:
+        # On another drive.
+        return path.as_posix()
 
 
 def walk(folder: Path) -> Iterator[Path]:

@@ -47,6 +47,7 @@ class DockerBackend(Backend):
         shm_size: bytes of the container's ``/dev/shm``.
         timeout: seconds that the daemon may take to answer.
         cache: where it is noted which version an image holds.
+        repository: where baked images are shared; empty: nowhere.
     """
 
     name = "docker"
@@ -60,6 +61,7 @@ class DockerBackend(Backend):
         shm_size: int = 256 * 1024**2,
         timeout: float = 10,
         cache: Path | None = None,
+        repository: str = "",
     ) -> None:
         self._environ = environ
         self._cache = cache or cache_dir(environ)
@@ -70,6 +72,7 @@ class DockerBackend(Backend):
         self.image = image
         self.memory_limit = memory_limit
         self.shm_size = shm_size
+        self.repository = repository
 
     @classmethod
     def of(cls, project: Project, *, timeout: float) -> Backend:
@@ -82,6 +85,7 @@ class DockerBackend(Backend):
             shm_size=settings.shm_size,
             timeout=timeout,
             cache=project.cache,
+            repository=settings.baked_repository or "",
         )
 
     @property

@@ -74,6 +74,11 @@ def find(daemon: Daemon, reference: str) -> Any | None:
             raise
 
 
+def printable(text: str) -> str:
+    """Somebody else's text without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _pull(daemon: Daemon, full: str) -> None:
     repository, tag = _split(full)
     done: dict[str, tuple[int, int]] = {}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +22,28 @@ from harness.servers.docker import image as image_
 from harness.servers.docker import spec
 from harness.servers.docker.daemon import gone, translated
 from harness.servers.docker.spec import LABEL
-from harness.servers.port import CUT_OFF, STOP_PATIENCE, Origin, ServerInfo, Snapshot, SnapshotStore, private
+from harness.servers.port import (
+    CUT_OFF,
+    STOP_PATIENCE,
+    Finding,
+    Origin,
+    ServerInfo,
+    Shared,
+    Snapshot,
+    SnapshotStore,
+    private,
+)
 
 if TYPE_CHECKING:
     from harness.servers.docker.backend import DockerBackend
+    from harness.servers.docker.repository import Repository
 
 REPOSITORY = "pg-harness/baked"
 """Images of ours are ``pg-harness/baked:<key>``: a name that a registry's prefix can be put before."""
 
 _FORMAT = "docker 1"
+
+logger = logging.getLogger("pg_harness.servers.docker")
 
 
 class DockerSnapshots(SnapshotStore):
@@ -44,6 +60,7 @@ class DockerSnapshots(SnapshotStore):
     def __init__(self, backend: DockerBackend, cache: Path) -> None:
         self._backend = backend
         self._cache = cache
+        self.repository = backend.repository
 
     def origin(self) -> Origin:
         """The image's id holds programs, C library and all; the entrypoint initialises."""
@@ -71,11 +88,122 @@ class DockerSnapshots(SnapshotStore):
         note.note({"major": int(found[1])})
         return int(found[1])
 
+    @property
+    def _shared(self) -> Repository:
+        # Here: who shares nothing imports nothing of it.
+        from harness.servers.docker.repository import Repository
+
+        return Repository(self.repository, self._backend.daemon, self._cache)
+
     def find(self, key: str) -> Snapshot | None:
+        """The image of that key, if its label agrees; else what the repository has under it, if that stands all proofs."""
+        return self.here(key) or (self._fetch(key) if self.repository else None)
+
+    def here(self, key: str) -> Snapshot | None:
         """The image of that key, if its label agrees."""
         image = image_.find(self._backend.daemon, f"{REPOSITORY}:{key}")
         found = None if image is None else _snapshot(image)
         return found if found is not None and found.key == key else None
+
+    def _fetch(self, key: str) -> Snapshot | None:
+        """Pull it. It gets our tag, which makes it findable, when somebody has started from it (:meth:`touch`)."""
+        # Here: as there.
+        from harness.servers.docker import proof
+
+        daemon, shared = self._backend.daemon, self._shared
+        found = shared.look_patiently(key)
+        if found is None:
+            return None
+        base = image_.ensure(daemon, self._backend.image)
+        wanted = f"{base.attrs.get('Os')}/{base.attrs.get('Architecture')}"
+        if found.platforms and wanted not in found.platforms:
+            why = f"it is for {image_.printable(', '.join(found.platforms)[:80])}, and not for {wanted}"
+            self._distrust(found, why)
+            return None
+        image = shared.pull(found)
+        if image is None:
+            return None
+        why = proof.against(daemon, image, base, key)
+        snapshot = _snapshot(image)
+        if not why and snapshot is None:
+            why = "its labels cannot be read"
+        if why or snapshot is None:
+            self._distrust(found, why)
+            self._untag([found.reference])
+            return None
+        return replace(snapshot, shared=found.reference, fetched=True)
+
+    def _distrust(self, found: Shared, why: str) -> None:
+        self._shared.distrust(found.digest, why)
+        logger.warning("%s is passed over: %s", found.reference, why)
+
+    def refuse(self, snapshot: Snapshot, why: str) -> None:
+        """Take its tag, whoever runs from it, and never pull it again from where it lies."""
+        image = image_.find(self._backend.daemon, snapshot.ref)
+        digests = [] if image is None else image.attrs.get("RepoDigests") or []
+        mine = [name for name in digests if self.repository and name.startswith(f"{self.repository}@")]
+        for name in mine:
+            self._shared.distrust(name.rpartition("@")[2], why)
+        if snapshot.shared:
+            logger.warning("bake: %s is passed over, and not pulled again: %s", snapshot.shared, why)
+        self._untag([snapshot.name, *mine])
+
+    def _untag(self, names: Sequence[str]) -> None:
+        """Take these names from an image, which goes with its last one, or once no container needs it; a person's stay."""
+        for name in names:
+            with translated(f"untag {name}"):
+                try:
+                    # By its name it loses that one, even while containers run from it.
+                    self._backend.daemon.client.images.remove(name, force=True)
+                except Exception as error:
+                    if not gone(error):
+                        raise
+
+    def push(self, snapshot: Snapshot, *, replace: bool) -> tuple[Shared, bool]:
+        """Push it, unless the repository has something under its key that is not known to be wrong."""
+        shared = self._shared
+        there = None if replace else shared.look(snapshot.key)
+        if there is not None and not shared.distrusted(there.digest):
+            shared.answered()
+            return there, False
+        logger.info("docker: pushing %s to %s:%s", snapshot.name, shared.name, snapshot.key)
+        pushed = shared.push(snapshot.ref, snapshot.key)
+        shared.answered()
+        return pushed, True
+
+    def examine(self, key: Callable[[], str]) -> Iterator[Finding]:
+        """Whether the repository answers, and has today's migrations. Pulls nothing."""
+        if not self.repository:
+            return
+        # Here: as in `_shared`.
+        from harness.servers.docker.repository import Unreached
+
+        daemon, shared = self._backend.daemon, self._shared
+        # Without the base image the key is not known: any other tag tells whether the registry answers.
+        known = image_.find(daemon, daemon.prefix + self._backend.image) is not None
+        try:
+            found = shared.look(key() if known else "doctor")
+        except Unreached as error:
+            yield Finding("note", error.message.splitlines()[0], error.remedies)
+            return
+        shared.answered()
+        if not known:
+            yield Finding(
+                "ok",
+                f"{self.repository} answers; what it has for {self._backend.image} is known once that is here",
+            )
+        elif found is None:
+            yield Finding(
+                "note",
+                f"{self.repository} answers, and has nothing for these migrations",
+                ["pg-harness bake --push"],
+            )
+        elif why := shared.distrusted(found.digest):
+            yield Finding(
+                "note", f"{found.reference} is passed over: {why}", ["pg-harness bake --rebuild --push"]
+            )
+        else:
+            yield Finding("ok", f"these migrations are in {found.reference}")
 
     def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Snapshot:
         """Forget the passwords, stop, commit; the tag, which makes it findable, comes with the last step."""
@@ -127,8 +255,14 @@ class DockerSnapshots(SnapshotStore):
 
     def remove(self, snapshot: Snapshot) -> bool:
         """Remove the image; one that containers still use is left."""
+        image = image_.find(self._backend.daemon, snapshot.ref)
+        if image is None:
+            return True
         with translated("remove an image"):
             try:
+                # By its id it would be refused while it has names in two repositories; a person's own names stay.
+                for name in self._names_of_ours(image, snapshot):
+                    self._backend.daemon.client.images.remove(name, force=False, noprune=True)
                 # By its id: layers that lost their tag to a newer image go as well.
                 self._backend.daemon.client.images.remove(snapshot.ref, force=False)
             except Exception as error:
@@ -136,6 +270,15 @@ class DockerSnapshots(SnapshotStore):
                     return status == 404
                 raise
         return True
+
+    def _names_of_ours(self, image: Any, snapshot: Snapshot) -> Sequence[str]:
+        """Names in registries that go with it, as long as it keeps another one."""
+        tags: Sequence[str] = image.attrs.get("RepoTags") or []
+        digests: Sequence[str] = image.attrs.get("RepoDigests") or []
+        if snapshot.name not in tags:
+            return digests[1:]
+        # What a push that was killed has left.
+        return [*digests, *(tag for tag in tags if tag == f"{self.repository}:{snapshot.key}")]
 
     def leftovers(self) -> Sequence[str]:
         """Containers that do not run and whose maker was killed: builders before their commit, servers before their start,
@@ -169,6 +312,10 @@ class DockerSnapshots(SnapshotStore):
         for image, snapshot in made:
             # Of another bake that is being committed now, the tag comes with the next moment.
             over = snapshot.key in tagged or time.time() - snapshot.created > CUT_OFF
+            # One that was pulled gets its tag once a server has started from it: nobody knows since when it is here. It
+            # goes as all do, by age and number.
+            if snapshot.shared and snapshot.key not in tagged:
+                continue
             if snapshot.name not in image.tags and over and self.remove(snapshot):
                 gone.append(f"{snapshot.name} without its tag ({image.short_id})")
         return gone
@@ -212,18 +359,36 @@ def _quoted(value: str) -> str:
     return '"' + " ".join(escaped.splitlines()) + '"'
 
 
+_LARGEST = 64 * 1024
+"""Characters of the label with the facts: an image from elsewhere may have any."""
+
+
 def _snapshot(image: Any) -> Snapshot | None:
+    """What the labels say; None where they are not as ours are: somebody else may have written them."""
     labels = image.labels or {}
     try:
         key = labels[f"{LABEL}.baked"]
         created = float(labels[f"{LABEL}.created"])
-        facts = json.loads(labels.get(f"{LABEL}.facts") or "{}")
-    except (KeyError, ValueError):
+        told = labels.get(f"{LABEL}.facts") or "{}"
+        facts = json.loads(told) if len(told) <= _LARGEST else None
+    except (KeyError, ValueError, RecursionError):
+        return None
+    if not re.fullmatch("[0-9a-f]{24}", key) or not math.isfinite(created) or not isinstance(facts, dict):
         return None
     tagged = _seconds((image.attrs.get("Metadata") or {}).get("LastTagTime") or "")
-    used = max(created, tagged)
+    # Of a clock that was ahead: it would be the newest one for ever.
+    created = min(max(0.0, created), time.time())
+    shared: list[str] = image.attrs.get("RepoDigests") or []
     return Snapshot(
-        image.id, key, "docker", _own_size(image), created, used, facts, name=f"{REPOSITORY}:{key}"
+        image.id,
+        key,
+        "docker",
+        _own_size(image),
+        created,
+        max(created, tagged),
+        {image_.printable(str(name)): image_.printable(str(value)) for name, value in facts.items()},
+        name=f"{REPOSITORY}:{key}",
+        shared=shared[0] if shared else "",
     )
 
 

@@ -167,6 +167,8 @@ def create(daemon: Daemon, made_of: ContainerSpec, request: ServerRequest, *, fe
             shm_size=made_of.shm_size,
             stop_signal="SIGINT",
             healthcheck={"test": ["NONE"]},
+            # The client would add its proxies, with their passwords, and a bake keeps the variables.
+            use_config_proxy=False,
             **options,
         )
 
@@ -213,6 +215,11 @@ _SCRIPTS = ("entrypoint.sh", "watch.sh")
 def scripts_mark() -> str:
     """Sixteen hex digits of the scripts' text: an image that an older version baked has others in it."""
     return hashlib.sha256(b"\0".join(_script(name) for name in _SCRIPTS)).hexdigest()[:16]
+
+
+def script_files() -> Iterable[tuple[str, bytes]]:
+    """Name and text of each."""
+    return [(name, _script(name)) for name in _SCRIPTS]
 
 
 def _script(name: str) -> bytes:
