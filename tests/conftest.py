@@ -25,6 +25,7 @@ pytest_plugins = [
     "fix_migrations",
     "fix_fleets",
     "fix_daemons",
+    "fix_registry",
     "fix_users",
     "fix_engines",
 ]
@@ -49,7 +50,7 @@ SERVER_FIXTURES = frozenset(
 A module's own fixture of one of these names is one of them too. A test that starts a server without any is
 marked where it stands.
 """
-DOCKER_FIXTURES = frozenset({"own_daemon"})
+DOCKER_FIXTURES = frozenset({"own_daemon", "registry", "closed_registry"})
 
 # A suite that is started in the background (`&`, nohup) inherits ignored signals, and so would every command
 # that a test interrupts: it would wait for an end that never comes.

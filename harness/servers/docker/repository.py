@@ -47,6 +47,9 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REFUSALS = re.compile(
     r"unauthorized|authentication required|no basic auth|denied|forbidden|\b40[13]\b", re.I
 )
+_BROKEN = re.compile(
+    r"match|verification|invalid|corrupt|unmarshal|media type|(blob|manifest) unknown|unknown blob", re.I
+)
 
 
 class Unreached(BackendUnavailable):
@@ -158,7 +161,13 @@ class Repository:
                 self._pull(found.digest)
                 image = self.daemon.client.images.get(found.reference)
         except Unreached as error:
-            self._pass_over(error)
+            why = error.message.splitlines()[0]
+            if _BROKEN.search(why):
+                # It answers others: what it has under this digest is no image.
+                self.distrust(found.digest, why)
+                logger.warning("docker: %s is passed over: %s", found.reference, why)
+            else:
+                self._pass_over(error)
             return None
         logger.info("docker: pulled it in %.1f s", time.monotonic() - began)
         return image
@@ -185,22 +194,22 @@ class Repository:
             BackendUnavailable: the registry cannot be reached, refuses, or has no room; with what to do.
         """
         reference = f"{self.name}:{key}"
+        api = self.daemon.client.api
+        with translated("tag an image"):
+            api.tag(image, self.name, key, force=True)
         try:
             with self._reaching(f"push {reference}"):
-                api = self.daemon.client.api
-                api.tag(image, self.name, key, force=True)
-                try:
-                    digest = self._push(key)
-                finally:
-                    # It has the name that we look for; this one would be one more to remove. The digest stays with it.
-                    with suppress(Exception):
-                        api.remove_image(reference, noprune=True)
+                digest = self._push(key)
         except Unreached as error:
             raise BackendUnavailable(
                 f"{reference} was not pushed: {error.message.splitlines()[0]}",
                 checked=error.checked,
                 remedies=error.remedies,
             ) from error
+        finally:
+            # It has the name that we look for; this one would be one more to remove. The digest stays with it.
+            with suppress(Exception):
+                api.remove_image(reference, noprune=True)
         return Shared(self.name, key, digest, ())
 
     def _push(self, key: str) -> str:
@@ -298,7 +307,8 @@ class Repository:
             self._raise(f"its credentials cannot be had: {_words(failures[0])}")
         if not found:
             self._raise(f"the helper that keeps its credentials did not answer within {LOOK:g} s")
-        return {"X-Registry-Auth": found[0].decode()} if found[0] else {}
+        # Without any the daemon takes no push: an empty object, as Docker's own client sends.
+        return {"X-Registry-Auth": (found[0] or b"e30=").decode()}
 
     @contextmanager
     def _reaching(self, doing: str) -> Iterator[None]:
@@ -327,14 +337,14 @@ class Repository:
 
     def _remedies(self, reason: str, *, refused: bool) -> Iterator[str]:
         low = reason.lower()
-        if refused:
+        if "quota" in low or "no space" in low or "too large" in low or "insufficient" in low:
+            yield "make room there: remove old tags, by the registry's own rules of retention (docs/ci.md)"
+        elif refused:
             yield f"docker login {self.host}, as the user who runs this (DOCKER_CONFIG names the folder), with the right to push where you push"
         elif "https client" in low:
             yield f'it has no TLS: give it a certificate, or name it in the daemon\'s "insecure-registries": ["{self.host}"]'
         elif "x509" in low or "certificate" in low:
             yield f"put the certificate of its authority into /etc/docker/certs.d/{self.host}/ca.crt on the daemon's machine"
-        elif "quota" in low or "no space" in low or "too large" in low or "insufficient" in low:
-            yield "make room there: remove old tags, by the registry's own rules of retention (docs/ci.md)"
         elif "unsupported" in low or "405" in low or "read-only" in low or "immutable" in low:
             yield "it takes no pushes, or no second one under this tag: name a repository that does (baked_repository)"
         else:
