@@ -197,6 +197,26 @@ def backend(word: str) -> Check:
     return look
 
 
+def repository(context: Context) -> Iterator[Result]:
+    """Whether the repository of baked images answers, and has today's migrations."""
+    named = context.settings.baked_repository
+    if named is None:
+        return
+    # Here: nobody else needs what bakes.
+    from harness.runs.bake import Baker
+
+    backend, _ = registry.chosen(context.project)
+    store = backend.snapshots()
+    if store is None or not store.repository:
+        yield (
+            "note",
+            f"{named} ({context.settings.origin('baked_repository')}) is not used by the backend {backend.name}",
+            ['images are pulled and pushed by backend = "docker"'],
+        )
+        return
+    yield from store.examine(lambda: Baker(context.project, backend).key()[0])
+
+
 def modules(context: Context) -> Iterator[Result]:
     """What there is to reset by pages with."""
     found = module.found(module.folders(context.project.cache))
@@ -290,4 +310,8 @@ WITH_SETTINGS: Sequence[tuple[str, Check]] = (
     ("reset", modules),
     ("psql", psql),
 )
-AT_THE_END: Sequence[tuple[str, Check]] = (("servers", servers), ("orphans", orphaned))
+AT_THE_END: Sequence[tuple[str, Check]] = (
+    ("repository", repository),
+    ("servers", servers),
+    ("orphans", orphaned),
+)

@@ -50,6 +50,7 @@ def run(context: Context) -> int:
             "root_origin": settings.root_origin,
             "settings": str(settings.file) if settings.file else None,
             "origins": dict(settings.origins),
+            "baked_repository": settings.baked_repository,
             "servers": [_server(server) for server in found],
         }
     if context.json:
@@ -154,6 +155,8 @@ def _connections(server: ServerSession) -> dict[str, dict[str, int]]:
 def _lines(report: Mapping[str, Any]) -> list[str]:
     where = report["settings"] or "none"
     lines = [f"root      {report['root']} ({report['root_origin']})", f"settings  {where}"]
+    if report["baked_repository"]:
+        lines.append(f"baked in  {report['baked_repository']} (`pg-harness doctor` asks it)")
     if not report["servers"]:
         return [*lines, "servers   none runs: `pg-harness up` starts yours, a test run its own"]
     for server in report["servers"]:

@@ -84,7 +84,8 @@ def pushed(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iter
     out, err = child.communicate(timeout=100)
     assert child.returncode == 0, err
     answer = json.loads(out)
-    assert answer["built"] and answer["pushed"], answer
+    assert answer["built"], answer
+    assert answer["pushed"], answer
     assert "hidden-word" not in err
     key = answer["key"]
     about = json.loads(docker("image", "inspect", answer["name"]))[0]
@@ -142,7 +143,8 @@ def refs(key: str) -> list[str]:
 
 def test_what_is_pushed_holds_no_secret_of_who_pushed_it(pushed: Pushed, registry: Registry) -> None:
     told = json.dumps(pushed.about).lower()
-    assert "hidden-word" not in told and "proxy" not in told
+    assert "hidden-word" not in told
+    assert "proxy" not in told
     # The tag is the key, alone: whoever has the same migrations asks for it.
     assert registry.tags(pushed.repository) == [pushed.key]
     # And the name that was needed for the push is gone.
@@ -171,7 +173,8 @@ def test_a_bake_alone_pushes_nothing_and_a_push_pushes_once(
 ) -> None:
     estate = machine(behind(front, pushed))
     baked = estate.ensure()
-    assert baked.fetched and not baked.built
+    assert baked.fetched
+    assert not baked.built
     assert {line.split()[0] for line in front.seen} <= {"GET", "HEAD"}
     front.seen.clear()
     shared, did = estate.baker().push(baked, replace=False)
@@ -179,7 +182,8 @@ def test_a_bake_alone_pushes_nothing_and_a_push_pushes_once(
     assert {line.split()[0] for line in front.seen} <= {"GET", "HEAD"}
     # With `--rebuild` it takes the place of what is there.
     shared, did = estate.baker().push(baked, replace=True)
-    assert did and shared.digest == registry.digest(pushed.repository, pushed.key)
+    assert did
+    assert shared.digest == registry.digest(pushed.repository, pushed.key)
     assert any(line.startswith("PUT") for line in front.seen)
     assert refs(pushed.key) == [f"{snapshots.REPOSITORY}:{pushed.key}"]
 
@@ -205,7 +209,9 @@ def test_it_is_pulled_by_digest_before_anything_is_migrated(
     # From now on it is here, and nobody asks the registry for it.
     front.seen.clear()
     again = estate.ensure()
-    assert not again.fetched and not again.built and front.seen == []
+    assert not again.fetched
+    assert not again.built
+    assert front.seen == []
     # Removed, as by `gc`, it is gone from here, with all of its names, and from nowhere else.
     assert estate.baker().store.remove(again.snapshot)
     assert docker("images", "-q", "--filter", f"label=dev.pg-harness.baked={pushed.key}") == ""
@@ -228,11 +234,14 @@ def test_one_that_nobody_has_tried_yet_is_not_kept(machine: Callable[..., Estate
     """Killed after the pull: what it holds is looked at by whoever comes next."""
     store = machine().baker().store
     found = store.find(pushed.key)
-    assert found is not None and found.fetched
+    assert found is not None
+    assert found.fetched
     assert store.here(pushed.key) is None
     assert store.leftovers() == []
     again = store.find(pushed.key)
-    assert again is not None and again.fetched and again.ref == found.ref
+    assert again is not None
+    assert again.fetched
+    assert again.ref == found.ref
     assert store.remove(again)
     assert docker("images", "-q", "--filter", f"label=dev.pg-harness.baked={pushed.key}") == ""
 
@@ -246,7 +255,9 @@ def test_one_that_is_down_is_told_once_and_not_asked_again(
     estate = machine(f"127.0.0.1:{free_port('127.0.0.1')}/pg-harness")
     assert estate.baker().look() is None
     said = [line for line in told if "cannot be used" in line]
-    assert len(said) == 1 and "connection refused" in said[0] and "Going on without it" in said[0]
+    assert len(said) == 1
+    assert "connection refused" in said[0]
+    assert "Going on without it" in said[0]
     # Another process of the run has the same cache.
     assert estate.baker().look() is None
     assert len([line for line in told if "cannot be used" in line]) == 1
@@ -276,7 +287,8 @@ def test_one_that_hangs_costs_its_patience_once(
     asked = len(front.seen)
     began = time.monotonic()
     assert estate.baker().look() is None
-    assert len(front.seen) == asked and time.monotonic() - began < 1
+    assert len(front.seen) == asked
+    assert time.monotonic() - began < 1
 
 
 @pytest.mark.parametrize("how", ["crawls", "stalls", "breaks"])
@@ -331,7 +343,8 @@ def test_one_that_asks_for_a_password(
     estate = machine(name)
     found = estate.baker().look()
     if known == "right":
-        assert found is not None and found.fetched
+        assert found is not None
+        assert found.fetched
     else:
         assert found is None
         assert [line for line in told if "refuses" in line]
@@ -349,7 +362,8 @@ def test_one_that_asks_for_a_password(
         assert out.strip() == f"{name}@{closed_registry.digest(name, pushed.key)}"
         return
     assert child.returncode == 121, err
-    assert "refuses" in err and f"docker login {closed_registry.address}" in err
+    assert "refuses" in err
+    assert f"docker login {closed_registry.address}" in err
     assert f"It stays on this machine, as {snapshots.REPOSITORY}:{pushed.key}" in err
     assert closed_registry.tags(name) == []
 
@@ -419,9 +433,8 @@ def test_labels_that_lie(
     # Known by its digest now.
     told.clear()
     assert estate.baker().look() is None
-    assert [line for line in told if "is passed over" in line] and not [
-        line for line in told if "pulling" in line
-    ]
+    assert [line for line in told if "is passed over" in line]
+    assert not [line for line in told if "pulling" in line]
 
 
 def test_a_lie_does_not_cost_a_person_his_image(
@@ -469,9 +482,11 @@ def test_data_that_is_not_what_the_label_says(
     digest = commit(pushed, registry, files.getvalue())
     estate = machine()
     baked = estate.ensure()
-    assert baked.built and not baked.fetched
+    assert baked.built
+    assert not baked.fetched
     said = [line for line in told if "its data does not hold what it says: there is no template" in line]
-    assert len(said) == 1 and f"{pushed.repository}@{digest}" in said[0]
+    assert len(said) == 1
+    assert f"{pushed.repository}@{digest}" in said[0]
     assert refs(pushed.key) == [f"{snapshots.REPOSITORY}:{pushed.key}"]
     assert estate.purposes() == []
     # Where it has to be asked for again, it is known.
@@ -484,7 +499,8 @@ def test_data_that_is_not_what_the_label_says(
     docker("tag", f"pgharness-mine-{MARK}", f"{snapshots.REPOSITORY}:{pushed.key}")
     docker("rmi", f"pgharness-mine-{MARK}")
     _, did = estate.baker().push(estate.ensure(), replace=False)
-    assert did and registry.digest(pushed.repository, pushed.key) != digest
+    assert did
+    assert registry.digest(pushed.repository, pushed.key) != digest
 
 
 def test_data_from_which_no_server_starts(
@@ -494,7 +510,8 @@ def test_data_from_which_no_server_starts(
     estate = machine()
     assert estate.baker().look() is None
     assert [line for line in told if "no server starts from it" in line]
-    assert estate.purposes() == [] and refs(pushed.key) == []
+    assert estate.purposes() == []
+    assert refs(pushed.key) == []
 
 
 def test_scripts_that_are_not_ours(
@@ -536,7 +553,8 @@ def test_pushes_that_are_refused(
         with pytest.raises(BackendUnavailable) as caught:
             estate.baker().push(baked, replace=True)
         text = caught.value.full_text
-        assert "was not pushed" in text and remedy in text, text
+        assert "was not pushed" in text, text
+        assert remedy in text, text
         assert "It stays on this machine" in text
     assert refs(pushed.key) == [f"{snapshots.REPOSITORY}:{pushed.key}"]
 
@@ -546,11 +564,13 @@ def test_pushing_needs_a_repository_and_an_image(machine: Callable[..., Estate],
     del estate.environ["PGHARNESS_BAKED_REPOSITORY"]
     child = estate.cli("bake", "--push")
     _, err = child.communicate(timeout=60)
-    assert child.returncode == 120 and "baked_repository" in err, err
+    assert child.returncode == 120, err
+    assert "baked_repository" in err, err
     estate.given = {"backend": "process", "pg_version": "15"}
     child = estate.cli("bake", "--push", PGHARNESS_BAKED_REPOSITORY=pushed.repository)
     _, err = child.communicate(timeout=60)
-    assert child.returncode == 121 and 'backend = "docker"' in err, err
+    assert child.returncode == 121, err
+    assert 'backend = "docker"' in err, err
     estate.given = {"backend": "docker", "image": IMAGE}
 
 
@@ -576,8 +596,10 @@ def test_doctor_says_whether_it_answers_and_has_them(
     estate.migrate("create table other (id int)")
     baker = estate.baker()
     (line,) = told()
-    assert line.startswith("note") and "has nothing for these migrations" in line
+    assert line.startswith("note")
+    assert "has nothing for these migrations" in line
     monkeypatch.setattr(repository, "LOOK", 1.0)
     front.misbehave = front.hang  # type: ignore[method-assign]
     (line,) = told()
-    assert line.startswith("note") and "nothing came from it in time" in line
+    assert line.startswith("note")
+    assert "nothing came from it in time" in line
