@@ -238,3 +238,31 @@ def test_a_wrong_server_url_is_told_with_its_origin_and_without_its_password(tmp
 def test_variables_that_no_process_can_have(tmp_path: Path, table: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="no variable can have"):
         load(tmp_path, env=table)
+
+
+REPOSITORIES = [
+    "registry.example/pg-harness",
+    "127.0.0.1:5000/a",
+    "localhost/x/y",
+    "ghcr.io/shop",
+    "[::1]:5000/a_b/c--d",
+]
+
+
+@pytest.mark.parametrize("name", REPOSITORIES)
+def test_a_repository_is_a_host_and_a_name(tmp_path: Path, name: str) -> None:
+    assert load(tmp_path, {"PGHARNESS_BAKED_REPOSITORY": name}).baked_repository == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "https://ci:topsecret@registry.example/x", "ci:topsecret@registry.example/x", "registry.example", "registry.example/",
+        "registry.example/x:1", "registry.example/X", "registry.example/x@sha256:00", "registry.example//x", "x/y",
+        "registry.example/../x", "registry.example/x y", "registry.example/x?a=b", "-r.example/x", "registry.example/" + "x" * 200,
+    ],
+)  # fmt: skip
+def test_what_is_no_repository_is_not_repeated(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="baked_repository must be a host and a name") as caught:
+        load(tmp_path, {"PGHARNESS_BAKED_REPOSITORY": name})
+    assert "topsecret" not in repr(caught.value) + str(caught.value.__dict__)

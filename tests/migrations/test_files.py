@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import MigrationError
-from harness.migrations.hashing import files
+from harness.migrations.hashing import files, watched
 
 
 class Writer:
@@ -50,3 +50,17 @@ def test_a_file_that_never_rests_is_an_error(tmp_path: Path, monkeypatch: pytest
 def test_parts_have_borders() -> None:
     assert files.digest(["ab", "c"]) != files.digest(["a", "bc"])
     assert files.digest(["ab", b"c"]) == files.digest([b"ab", "c"])
+
+
+def test_files_above_the_root_are_named_from_it(tmp_path: Path) -> None:
+    """Two checkouts of one repository, in folders of their own, must make the same fingerprint."""
+    found = []
+    for name in ("one", "another/deeper"):
+        root = tmp_path / name / "project"
+        root.mkdir(parents=True)
+        beside = root.parent / "shared" / "models.py"
+        beside.parent.mkdir()
+        beside.write_text("x = 1")
+        found.append(watched.hash_files([beside, root / "missing.py"], root, source="python:x:y"))
+    assert found[0] == found[1]
+    assert found[0][0] == "../shared/models.py"

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 import uuid
@@ -216,6 +218,31 @@ def test_it_is_pulled_by_digest_before_anything_is_migrated(
     assert estate.baker().store.remove(again.snapshot)
     assert docker("images", "-q", "--filter", f"label=dev.pg-harness.baked={pushed.key}") == ""
     assert estate.baker().store.find(pushed.key) is not None
+
+
+def test_two_processes_of_a_machine_pull_it_once(machine: Callable[..., Estate], pushed: Pushed) -> None:
+    estate = machine()
+    estate.environ["PGHARNESS_MIGRATIONS"] = "sql:migrations"
+    answers = []
+    for child in [estate.cli("bake", "--json") for _ in range(2)]:
+        out, err = child.communicate(timeout=60)
+        assert child.returncode == 0, err
+        answers.append(json.loads(out))
+    assert sorted((answer["built"], answer["fetched"]) for answer in answers) == [
+        (False, False),
+        (False, True),
+    ]
+
+
+def test_who_shares_nothing_imports_nothing_of_it() -> None:
+    code = (
+        "import sys; from harness.servers.docker import backend, snapshots; from harness.runs import bake;"
+        "print([name for name in sys.modules if name.rpartition('.')[2] in ('repository', 'proof') and 'harness' in name])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_servers_that_workers_share_start_from_it_too(
@@ -603,3 +630,15 @@ def test_doctor_says_whether_it_answers_and_has_them(
     (line,) = told()
     assert line.startswith("note")
     assert "nothing came from it in time" in line
+
+
+def test_the_commands_tell_of_it(machine: Callable[..., Estate], pushed: Pushed) -> None:
+    estate = machine()
+    estate.environ["PGHARNESS_MIGRATIONS"] = "sql:migrations"
+    out, err = estate.cli("doctor", "--json").communicate(timeout=100)
+    lines = [line for line in json.loads(out) if line["check"] == "repository"]
+    assert [(line["state"], line["detail"]) for line in lines] == [
+        ("ok", f"these migrations are in {pushed.repository}@{pushed.digest}")
+    ], err
+    out, err = estate.cli("status").communicate(timeout=60)
+    assert f"baked in  {pushed.repository}" in out, err
