@@ -14,9 +14,10 @@ import harness
 from harness.cli import lookup
 from harness.cli.context import Context, working_directory
 from harness.cli.psql import local_psql
-from harness.config import dotenv, project
+from harness.config import dotenv, project, versions
 from harness.config.environment import BENDING, names
 from harness.databases import freshness
+from harness.errors import HarnessError
 from harness.listing import counted
 from harness.migrations.detect import detect, looked_for
 from harness.migrations.port import Configured
@@ -91,6 +92,8 @@ def settings(context: Context) -> Iterator[Result]:
     elsewhere = [f"{key} from {origin}" for key, origin in found.origins.items() if origin.startswith("the ")]
     if elsewhere:
         yield "ok", f"besides: {', '.join(elsewhere)}", ()
+    if told := versions.told(found):
+        yield "ok", f"{told}; all of them: `run --each-version`, `pytest --pg-harness-each-version`", ()
     for word, package in freshness.packages().items():
         yield "ok", f"fresh = {word} is a strategy of {package}", ()
     if found.file is None:
@@ -192,7 +195,18 @@ def backend(word: str) -> Check:
         if package := registry.packages().get(word):
             yield "ok", f"{word} is a backend of {package}", ()
         found = registry.named(word, context.project, timeout=registry.AUTO_TIMEOUT)
-        yield from found.examine()
+        told = list(found.examine())
+        yield from told
+        for version in context.settings.pg_versions[1:]:
+            project = versions.at(context.project, version)
+            other = registry.named(word, project, timeout=registry.AUTO_TIMEOUT)
+            try:
+                more = list(other.examine())
+            except HarnessError as error:
+                # The first is the one that everything but `--each-version` uses.
+                yield "note", error.message.splitlines()[0], getattr(error, "remedies", ())
+            else:
+                yield from (finding for finding in more if finding not in told)
 
     return look
 

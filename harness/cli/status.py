@@ -20,6 +20,7 @@ from harness.runs import rewinding
 from harness.runs.places import Place, places_on
 from harness.runs.session import ServerSession
 from harness.sandbox import marks as saved_marks
+from harness.servers.port import OF_VERSION
 
 DESCRIPTION = """\
 Where the project's root and settings are, which servers of it run, and what is on them. Starts nothing.
@@ -165,13 +166,15 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def _server_lines(server: Mapping[str, Any]) -> list[str]:
-    whose = {"up": "yours", "run": "the test runs'"}.get(server["purpose"], server["purpose"])
+    # One of several versions that stand side by side: its own line says which.
+    of_runs = server["purpose"] == "run" or server["purpose"].startswith(OF_VERSION)
+    whose = "the test runs'" if of_runs else {"up": "yours"}.get(server["purpose"], server["purpose"])
     ttl = f", ends itself after {server['ttl']:g} s without use" if server["ttl"] is not None else ""
     used = sum(server["connections"].values())
     lines = [
         "",
         f"server    {whose}: {server['description']}, data {_storage(server['storage'], server['bytes'])}{ttl}",
-        f"          {server['address']}, {used} of {server['max_connections']} connections{_states(server['connections'])}",
+        f"          PostgreSQL {server['version']}, {server['address']}, {used} of {server['max_connections']} connections{_states(server['connections'])}",
     ]
     lines.append(f"reset     {server['reset']}")
     for item in server["templates"]:

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from harness.config import environment
+from harness.config import environment, versions
 from harness.config.files import locate
 from harness.config.settings import DEFAULT_DATABASE, IMAGE_OF, DatabaseSettings, Settings
 from harness.config.values import (
@@ -116,8 +116,7 @@ def load(
     for key in RELATIVE_PATHS & values.keys():
         if values[key] is not None:
             values[key] = location.root / values[key]
-    if "image" not in values and values.get("pg_version"):
-        values["image"] = IMAGE_OF.format(values["pg_version"])
+    _take_versions(values, origins)
     _check_together(values, origins)
     databases = tuple(_database(name, table) for name, table in tables.items())
     _check_env(databases, origins.get("env", file_origin))
@@ -129,6 +128,25 @@ def load(
         origins=origins,
         **values,
     )
+
+
+def _take_versions(values: dict[str, Any], origins: Mapping[str, str]) -> None:
+    """The first of the versions, and what is named for each of them, at it."""
+    named: tuple[str, ...] = values.pop("pg_version", ())
+    texts = {key: str(values[key]) for key in versions.KEYS if versions.PLACE in str(values.get(key))}
+    for key in texts if not named else ():
+        raise ConfigError(
+            f'{origins[key]}: {key} holds {versions.PLACE}, and no pg_version is set: pg_version = ["15", "17"], or "17"',
+            key=key,
+            origin=origins[key],
+            value=texts[key],
+        )
+    if not named:
+        return
+    if "image" not in values:
+        texts["image"] = IMAGE_OF.format(versions.PLACE)
+    values |= {"pg_version": named[0], "pg_versions": named, "by_version": texts}
+    values |= versions.filled(texts, named[0])
 
 
 def _old_first(table: Mapping[str, Any]) -> list[tuple[str, Any]]:

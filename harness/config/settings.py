@@ -77,11 +77,13 @@ class Settings:
     """What runs the server: ``auto``, ``docker``, ``process`` (local binaries), ``external`` (:attr:`server_url`), or the word of
     an installed package. ``auto``: a container where a daemon answers, else local or bundled binaries."""
     image: str = DEFAULT_IMAGE
-    """The image that containers are started from. Where it is not named, :attr:`pg_version` decides: ``postgres:18``."""
+    """The image that containers are started from. Where it is not named, :attr:`pg_version` decides: ``postgres:18``. In a name of your own
+    ``{pg_version}`` stands for it: ``registry.example/db:pg{pg_version}``."""
     pg_version: str | None = None
-    """The version of PostgreSQL. A server of another version is never taken in its place."""
+    """The version of PostgreSQL. A server of another version is never taken in its place. A list names several, ``["15", "17"]``: the
+    first is used, and all of them by ``run --each-version`` and ``pytest --pg-harness-each-version``."""
     binaries: Path | None = None
-    """A folder with ``postgres`` and ``initdb`` in it, for the backend ``process``."""
+    """A folder with ``postgres`` and ``initdb`` in it, for the backend ``process``; ``{pg_version}`` in it stands for the version."""
     server_url: str | None = field(default=None, repr=False)
     """An existing server, as a role that may create databases. An inherited ``DATABASE_URL`` is never taken."""
     databases: tuple[DatabaseSettings, ...] = (DatabaseSettings(),)
@@ -149,6 +151,10 @@ class Settings:
     postgres: Mapping[str, str] = field(default_factory=dict)
     """Parameters of PostgreSQL, for servers that are started here."""
     origins: Mapping[str, str] = field(default_factory=dict)
+    pg_versions: tuple[str, ...] = ()
+    """All that :attr:`pg_version` was set to, in order; it is itself one of them. See :mod:`harness.config.versions`."""
+    by_version: Mapping[str, str] = field(default_factory=dict)
+    """Setting → its text with ``{pg_version}`` in it, of those that differ from version to version."""
 
     @property
     def default(self) -> DatabaseSettings:

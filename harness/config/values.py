@@ -207,13 +207,29 @@ def _attributes(raw: Any, _text: bool) -> tuple[str, ...]:
     return found
 
 
-def _pg_version(raw: Any, _text: bool) -> str:
-    # A float of TOML has lost digits: 17.10 would be 17.1.
-    if isinstance(raw, float) or not re.fullmatch(
-        r"\d{1,2}(\.\d{1,2}|(beta|rc)\d+)?", word := read_text(raw)
-    ):
-        raise WrongValue('must be a version of PostgreSQL, as "17" or "17.2"')
-    return word
+def _pg_version(raw: Any, _text: bool) -> tuple[str, ...]:
+    items = raw.split(",") if isinstance(raw, str) else raw if isinstance(raw, (list, tuple)) else [raw]
+    found: list[str] = []
+    for item in items:
+        # A float of TOML has lost digits: 17.10 would be 17.1.
+        word = "" if isinstance(item, (float, bool)) or not str(item).strip() else read_text(item)
+        if not re.fullmatch(r"\d{1,2}(\.\d{1,2}|(beta|rc)\d+)?", word):
+            which = f", and {item!r} is none" if len(items) > 1 else ""
+            raise WrongValue(f'must be a version of PostgreSQL, as "17" or "17.2", or a list of them{which}')
+        for other in found:
+            if word == other:
+                raise WrongValue(f"names {word} twice")
+            if version_matches(word, other) or version_matches(other, word):
+                raise WrongValue(f"names {other} and {word}, and one server is both: leave one of them out")
+        found.append(word)
+    if not found:
+        raise WrongValue('names no version at all: give one, as "17", or leave it out')
+    return tuple(found)
+
+
+def version_matches(found: str, wanted: str) -> bool:
+    """Whether ``"17.2"`` or ``"19beta1"`` is what ``"17"``, ``"17.2"`` or ``"19beta1"`` asks for."""
+    return re.match(re.escape(wanted) + r"(?!\d)", found) is not None
 
 
 # As the registries' own grammar has it (distribution/reference), with the host that Docker would else add.
@@ -253,7 +269,7 @@ def _bytes(example: str) -> Reader:
 READERS: Mapping[str, Reader] = {
     "backend": Reader(read_text, "word", '"process"'),
     "image": Reader(read_text, "text", '"pgvector/pgvector:pg17"'),
-    "pg_version": Reader(_pg_version, "version", '"17"'),
+    "pg_version": Reader(_pg_version, "version, or list of versions", '["15", "17", "18"]'),
     "binaries": Reader(_path, "path", '"/usr/lib/postgresql/17/bin"'),
     "server_url": Reader(_url, "URL", '"postgresql://postgres@127.0.0.1:5432/postgres"'),
     "role": Reader(_role, "text", '"shop"'),

@@ -27,9 +27,9 @@ from harness.postgres.session import Session
 from harness.servers import defaults, drift, registry
 from harness.servers.handle import Server
 from harness.servers.handshake import attach, claim_alone
-from harness.servers.port import Backend, ServerInfo, ServerRequest
+from harness.servers.port import OF_VERSION, Backend, ServerInfo, ServerRequest
 from harness.servers.records import Hint
-from harness.servers.version import other_version
+from harness.servers.version import is_another, other_version
 
 logger = logging.getLogger("pg_harness.servers")
 
@@ -87,8 +87,9 @@ class _Search:
     """Looks for the server of one checkout and purpose.
 
     Attributes:
-        hints: of the purposes that it may have, the usual one first. Beside a server that others use and that other
-            settings started, there may be a second one of a test run; a person has one.
+        hints: of the purposes that it may have, the usual one first. Beside a server of another version, one of the version
+            that is asked for; beside a server that others use and that other settings started, there may be a second one
+            of a test run. A person has one.
     """
 
     def __init__(self, project: Project, purpose: str) -> None:
@@ -100,6 +101,8 @@ class _Search:
         self._kept: dict[str, str] = {}
         self.hints = [Hint.of(project, purpose)]
         if purpose != "up":
+            if purpose == "run" and project.settings.pg_version is not None:
+                self.hints.append(Hint.of(project, f"{OF_VERSION}{project.settings.pg_version}"))
             self.hints.append(Hint.of(project, f"{purpose}-{drift.mark(project.settings)}"))
 
     def noted(self) -> Server | None:
@@ -190,6 +193,10 @@ class _Search:
             if self._purpose == "up" or not changed:
                 hint.write(info)
                 return self.result(info, session, hint), hint
+            if is_another(self._settings, session) and hint is not self.hints[-1]:
+                # Versions stand side by side: a project that is tested on three of them starts three servers, once.
+                session.close()
+                continue
             if self._replace(backend, info, session, ", ".join(changed)):
                 return None, hint
         if silent:

@@ -110,7 +110,7 @@ def join(project: Project, info: ServerInfo) -> Server:
         # Here: a worker that joins ends no server, as a rule.
         from harness.servers.records import Hint
 
-        Hint.of(project, "run").forget()
+        Hint.of(project, info.purpose).forget()
 
     began = time.monotonic()
     session, why = attach(info)

@@ -18,8 +18,8 @@ class ServerRequest:
     Attributes:
         project: ten hex digits of the checkout, see :func:`harness.config.project.project_id`.
         purpose: ``"up"`` (a person's: on disk, survives a reboot and ``docker stop``) or ``"run"``
-            (a test run's: auto-removed, kept warm for ``ttl``); with ``isolation = "server"`` also
-            ``"run-<n>"``. At most one server per (project, purpose).
+            (a test run's: auto-removed, kept warm for ``ttl``), ``"run-pg17"`` (one of another version beside it);
+            with ``isolation = "server"`` also ``"run-<n>"``. At most one server per (project, purpose).
         server_id: a fresh UUID; the server is started with ``-c harness.server_id=<it>``.
         root: real path of the checkout, for labels and people.
         password: of the superuser ``postgres``, generated; reaches the server through a file that only it
@@ -76,9 +76,13 @@ def free_port(address: str) -> int:
         return port
 
 
+OF_VERSION = "run-pg"
+"""What the purpose of a test runs' server begins with that stands beside one of another version: ``"run-pg17"``."""
+
+
 def private(purpose: str) -> bool:
     """Whether one process alone, by itself or by its workers, uses servers of this purpose: of a worker, of a bake."""
-    return purpose.startswith(("run-", "bake-"))
+    return purpose.startswith(("run-", "bake-")) and not purpose.startswith(OF_VERSION)
 
 
 @dataclass(frozen=True)

@@ -72,13 +72,19 @@ class Child(Protocol):
         """Send it a signal, unless it has ended."""
 
 
-def call(command: Sequence[str], environ: Mapping[str, str], reaper: Reaper | None = None) -> int:
+def call(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    reaper: Reaper | None = None,
+    heard: list[int] | None = None,
+) -> int:
     """Run the command, passing signals on to it; return its exit code.
 
     Args:
         reaper: ends what the command leaves, or that and the command where it takes too long after a signal.
+        heard: as for :func:`passing_on`.
     """
-    with passing_on(reaper) as children:
+    with passing_on(reaper, heard) as children:
         children.start(command, environ)
         return exit_code(children.wait()[0])
 
@@ -132,10 +138,14 @@ class Children:
     Args:
         wakeup: becomes readable with each signal (``signal.set_wakeup_fd``).
         reaper: whose children they are; None: ours, and nobody looks for what they leave.
+        heard: is given each signal by which somebody wants us to end.
     """
 
-    def __init__(self, wakeup: int, reaper: Reaper | None = None) -> None:
+    def __init__(
+        self, wakeup: int, reaper: Reaper | None = None, heard: list[int] | None = None
+    ) -> None:
         self._wakeup = wakeup
+        self._ending = [] if heard is None else heard
         self._reaper = reaper
         self._running: list[Child] = []
         self._arrived: list[int] = []
@@ -224,6 +234,8 @@ class Children:
     def handle(self, signum: int, _frame: FrameType | None) -> None:
         """Pass a signal on, unless the terminal has sent it to the whole group already."""
         self._heard += 1
+        if signum in ENDING:
+            self._ending.append(signum)
         if signum in (signal.SIGINT, signal.SIGQUIT) and _in_foreground():
             # Twice would be a second Ctrl-C, which pytest and others take for "at once, without teardown".
             return
@@ -235,12 +247,16 @@ class Children:
 
 
 @contextmanager
-def passing_on(reaper: Reaper | None = None) -> Iterator[Children]:
-    """While the block runs, signals are passed on, and waiting for a child never misses one."""
+def passing_on(reaper: Reaper | None = None, heard: list[int] | None = None) -> Iterator[Children]:
+    """While the block runs, signals are passed on, and waiting for a child never misses one.
+
+    Args:
+        heard: is given each signal by which somebody wants us to end, a terminal's Ctrl-C too.
+    """
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     os.set_blocking(writing, False)
-    children = Children(reading, reaper)
+    children = Children(reading, reaper, heard)
     before = {signal.SIGCHLD: signal.signal(signal.SIGCHLD, lambda signum, frame: None)}
     woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     for signum in FORWARDED:

@@ -20,6 +20,8 @@ from harness.cli.run.elsewhere import led_elsewhere
 from harness.cli.run.reaper import Reaper
 from harness.cli.run.watch import not_isolated
 from harness.config import environment
+from harness.config.project import Project
+from harness.config.versions import VARIABLE
 from harness.control.serving import Serving
 from harness.databases import freshness
 from harness.databases.lease import Lease
@@ -29,7 +31,7 @@ from harness.runs.run import Run
 
 logger = logging.getLogger("pg_harness.cli")
 
-USAGE = "[-n N | --copies N] [options] -- COMMAND [ARGUMENT …]"
+USAGE = "[-n N | --copies N] [--each-version] [options] -- COMMAND [ARGUMENT …]"
 
 DESCRIPTION = """\
 Run a command with migrated databases of its own, and drop them when it ends.
@@ -37,6 +39,7 @@ Run a command with migrated databases of its own, and drop them when it ends.
   pg-harness run -- pytest                    one database: DATABASE_URL, PGHOST, PGPORT, PGUSER, …
   pg-harness run -n 4 -- npx vitest run       four: DATABASE_URL (the first) and DATABASE_URL_1 … DATABASE_URL_4
   pg-harness run --copies 4 -- ./shard.sh     the command four times side by side, each with its own DATABASE_URL
+  pg-harness run --each-version -- pytest     once for each version in pg_version, one after another (docs/versions.md)
 """
 
 EPILOG = """\
@@ -51,11 +54,13 @@ Variables of libpq that would bend these addresses (PGHOSTADDR, PGSERVICE, PGOPT
   PGHARNESS_SHARD, PGHARNESS_SHARDS
                       with --copies or --shards: which part of the suite is this command's, from 1, and of how many:
                       npx vitest run --shard=$PGHARNESS_SHARD/$PGHARNESS_SHARDS
+  PGHARNESS_PG_VERSION
+                      with --each-version or --pg-version: the version that the command is run on
   NAME, NAME_1 …      your own variables of [tool.pg-harness.env], and PGHOST … PGDATABASE, one for each worker with -n
 
 Signals are passed on; what the command leaves behind is ended before its databases are dropped (Linux), unless it was
 started with an empty PGHARNESS_RUN. The exit code is the command's own, 128 + n where signal n ended it, 127 where it
-does not exist, 126 where it cannot be run; with --copies the worst of them all.
+does not exist, 126 where it cannot be run; with --copies the worst of them all, with --each-version the first that is not 0.
 """
 
 _OF_AN_OUTER_RUN = re.compile(r"PGHARNESS_(WORKERS|COPY|COPIES|SHARDS?|RUN|LEASE|CONTROL_URL|CONTROL_TOKEN)")
@@ -95,6 +100,7 @@ PARAMETERS: list[click.Parameter] = [
         help="this is machine K of N: with --copies, each copy is one of N × COPIES shards",
     ),
     flag("--rebuild", help="run the migrations again although nothing changed"),
+    flag("--each-version", help="run it once for each version in pg_version, one after another"),
 ]
 
 
@@ -109,19 +115,47 @@ def run(context: Context) -> int:
     code = _cannot_run(context, context.command)
     if code:
         return code
-    copies: int | None = given.get("copies")
-    workers: int = copies or given.get("workers") or 1
+    if given.get("each_version"):
+        # Here: the usual run is of one version.
+        from harness.cli.run.each_version import run_each
+
+        return run_each(context, run_one)
+    return run_one(context, context.project, _chosen(context), [])
+
+
+def _chosen(context: Context) -> str:
+    """The version that a command inside must take too, where it could not know of it: the option is not passed on."""
+    return (context.settings.pg_version or "") if "pg_version" in vars(context.arguments) else ""
+
+
+def run_one(context: Context, project: Project, version: str, heard: list[int]) -> int:
+    """Run the command in one project; return its exit code.
+
+    Args:
+        version: what the command is told that it runs on; empty: nothing.
+        heard: is given each signal by which somebody wants us to end, while the command runs.
+
+    Raises:
+        HarnessError: it was not run.
+    """
     # Before the databases, which take as long as it takes to be there.
     with Reaper.beside() as reaper:
-        return _run(context, context.command, workers, copies, reaper)
+        return _run(context, project, {VARIABLE: version} if version else {}, reaper, heard)
 
 
 def _run(
-    context: Context, command: Sequence[str], workers: int, copies: int | None, reaper: Reaper | None
+    context: Context,
+    project: Project,
+    told: Mapping[str, str],
+    reaper: Reaper | None,
+    heard: list[int],
 ) -> int:
     given = vars(context.arguments)
+    command = context.command or ()
+    copies: int | None = given.get("copies")
+    workers: int = copies or given.get("workers") or 1
     harness = Run.open_project(
-        context.project,
+        project,
         workers=workers,
         rebuild=bool(given.get("rebuild")),
         progress=context.console.progress,
@@ -133,13 +167,13 @@ def _run(
         with Serving(harness, leases, each=copies is not None) as serving:
             if copies:
                 values = [
-                    _of_copy(serving, copy, copies) | _shard(given, copy, copies)
+                    _of_copy(serving, copy, copies) | _shard(given, copy, copies) | dict(told)
                     for copy in range(1, copies + 1)
                 ]
-                result = run_copies(context, command, [_child(context, v) for v in values], reaper)
+                result = run_copies(context, command, [_child(context, v) for v in values], reaper, heard)
             else:
-                environ = _child(context, serving.environment() | _shard(given))
-                result = _run_one(context, harness, leases, environ, command, reaper)
+                environ = _child(context, {**serving.environment(), **_shard(given), **told})
+                result = _run_one(context, harness, leases, environ, command, reaper, heard)
         _tell_what_was_refused(context, harness, "copy" if copies else "worker")
     except NotStarted as error:
         # It was found before, by the PATH of ours: `env` in the settings may give it another one.
@@ -192,8 +226,9 @@ def _run_one(
     environ: Mapping[str, str],
     command: Sequence[str],
     reaper: Reaper | None,
+    heard: list[int],
 ) -> int:
-    code = call(command, environ, reaper)
+    code = call(command, environ, reaper, heard)
     # With a server each there is nobody's first database to be in.
     if len(leases) > 1 and harness.shared is not None:
         names = [lease.dsn.database for lease in leases]

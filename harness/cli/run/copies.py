@@ -23,16 +23,17 @@ def run_copies(
     command: Sequence[str],
     environments: Sequence[Mapping[str, str]],
     reaper: Reaper | None = None,
+    heard: list[int] | None = None,
 ) -> int:
     """Run one copy for each environment; return the worst exit code.
 
     Args:
-        reaper: ends what they leave, see :func:`harness.cli.run.child.call`.
+        reaper, heard: see :func:`harness.cli.run.child.call`.
     """
     lock = threading.Lock()
     width = len(str(len(environments)))
     pumps: list[threading.Thread] = []
-    with passing_on(reaper) as children:
+    with passing_on(reaper, heard) as children:
         try:
             for number, environ in enumerate(environments, 1):
                 child = children.start(command, environ, piped=True)
