@@ -65,6 +65,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="migrate anew although a template is there",
     )
     group.addoption(
+        "--pg-harness-pg-version",
+        metavar="VERSION",
+        default=None,
+        help="version of PostgreSQL, as the setting pg_version: 17, or several, with commas",
+    )
+    group.addoption(
+        "--pg-harness-each-version",
+        action="store_true",
+        default=False,
+        help="run each test once for each version in pg_version: test_x[pg15], test_x[pg17]",
+    )
+    group.addoption(
+        "--pg-harness-skip-missing-versions",
+        action="store_true",
+        default=False,
+        help="with --pg-harness-each-version: skip the tests of versions that are not to be had here, instead of failing them",
+    )
+    group.addoption(
         "--pg-harness-server-url",
         metavar="URL",
         default=None,

@@ -197,8 +197,8 @@ def backend(word: str) -> Check:
         found = registry.named(word, context.project, timeout=registry.AUTO_TIMEOUT)
         told = list(found.examine())
         yield from told
-        for version in context.settings.pg_versions[1:]:
-            project = versions.at(context.project, version)
+        for each in context.settings.pg_versions[1:]:
+            project = versions.at(context.project, each)
             other = registry.named(word, project, timeout=registry.AUTO_TIMEOUT)
             try:
                 more = list(other.examine())

@@ -49,6 +49,20 @@ def _point(values: dict[str, Any], dsn: Dsn) -> None:
     values["TEST"] = {**(values.get("TEST") or {}), "NAME": dsn.database}
 
 
+def forget() -> None:
+    """Close this thread's connections and make new ones when they are asked for: they know the server's version by heart, and
+    caches of rows know keys."""
+    from django.apps import apps
+    from django.db import connections
+
+    for alias in list(connections):
+        connections[alias].close()
+        del connections[alias]
+    for label, name in (("contenttypes", "ContentType"), ("sites", "Site")):
+        if apps.is_installed(f"django.contrib.{label}"):
+            apps.get_model(label, name).objects.clear_cache()
+
+
 def without_ours(left: Collection[str]) -> None:
     """Let the aliases that Django makes itself depend on none of ours.
 

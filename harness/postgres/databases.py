@@ -204,6 +204,19 @@ def terminate(session: Session, database: str, *, but: Sequence[int] = ()) -> No
         raise LeaseInUse(f"sessions of database {database} could not be ended", sessions=shown)
 
 
+def shut_out(session: Session, database: str, role: str) -> None:
+    """Let nobody but superusers log in to the database until its limit of connections is raised again, and end what the role has
+    there."""
+    session.execute(f"alter database {ident(database)} with connection limit 0")
+    ending.end(
+        session,
+        session.column(
+            "select pid from pg_stat_activity where datname = %s and usename = %s and pid <> pg_backend_pid()",
+            (database, role),
+        ),
+    )
+
+
 RETIRE_PATIENCE = 20.0
 """Seconds after which a database that somebody enters again and again is given up."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from harness.pytest_plugin.guard import Guard
 from harness.pytest_plugin.leaks import Garbage
 from harness.pytest_plugin.report import Summarizer
 from harness.pytest_plugin.serial import Serial
-from harness.pytest_plugin.state import STATE, Role, State, complain
+from harness.pytest_plugin.state import STATE, Place, Role, State, complain
 from harness.runs.runfile import VARIABLE, RunFile
 
 
@@ -57,7 +58,7 @@ def begin(config: pytest.Config, start: tuple[Path, str]) -> State:
         config.add_cleanup(logs.set_level(verbosity.level))
     # Run also where pytest gives up before pytest_configure, for instance over an unknown option.
     config.add_cleanup(state.end)
-    _register(config.pluginmanager, state, parts)
+    _register(config, state, parts)
     return state
 
 
@@ -98,10 +99,23 @@ def _join() -> State:
     run = RunFile.read(Path(named))
     project = Project.of(run.settings, os.environ)
     harness = Run.join(run, project, worker=worker)
-    return State.leased(project, Role.WORKER, harness, worker)
+    state = State.leased(project, Role.WORKER, harness, worker)
+    if run.versions:
+        # Here: most runs are of one version.
+        from harness.pytest_plugin.versions import Several
+
+        def join(version: str) -> Place:
+            other = RunFile.read(Path(run.versions[version]))
+            theirs = replace(project, settings=other.settings)
+            return Place.leased(theirs, Run.join(other, theirs, worker=worker), worker)
+
+        state.several = Several(
+            run.settings.pg_versions, str(run.settings.pg_version), join, dict(run.missing)
+        )
+    return state
 
 
-def _register(manager: pytest.PytestPluginManager, state: State, parts: dict[str, object]) -> None:
+def _register(config: pytest.Config, state: State, parts: dict[str, object]) -> None:
     """Register what takes part in this process.
 
     Late: of several wrappers that run first, the one that was registered last runs first, and of fixtures of
@@ -110,7 +124,13 @@ def _register(manager: pytest.PytestPluginManager, state: State, parts: dict[str
     Args:
         parts: those that a worker has not.
     """
+    manager = config.pluginmanager
     manager.register(fixtures, "pg_harness_fixtures")
+    if config.known_args_namespace.pg_harness_each_version:
+        # Here: most runs are of one version. Before the rest: serial tests are put last after that.
+        from harness.pytest_plugin.multiplied import Multiplied
+
+        manager.register(Multiplied(state.settings.pg_versions), "pg_harness_multiplied")
     manager.register(Guard(state), "pg_harness_guard")
     if state.role is not Role.IDLE:
         refresher = Refresher(state)
@@ -123,5 +143,10 @@ def _register(manager: pytest.PytestPluginManager, state: State, parts: dict[str
         if django.wanted(manager, state):
             manager.register(django, "pg_harness_django")
             manager.register(django.NoFlush(state, refresher.resets_next), "pg_harness_no_flush")
+        if state.several is not None:
+            from harness.pytest_plugin.versions import Switch
+
+            state.several.skips = config.known_args_namespace.pg_harness_skip_missing_versions
+            manager.register(Switch(state, state.several, refresher), "pg_harness_versions")
     for name, part in parts.items():
         manager.register(part, name)

@@ -41,6 +41,22 @@ def adopt(state: State) -> list[str]:
     return django_aliases.adopt(state.dsns)
 
 
+def turn(state: State) -> None:
+    """Let Django's connections go, which are to another server than the tests from now on; no test runs just now."""
+    if "django.db" not in sys.modules or not adopt_is_wanted(state):
+        return
+    django_aliases.forget()
+    adopt(state)
+
+
+def adopt_is_wanted(state: State) -> bool:
+    """Whether our databases are what Django's migrations have made, in a process where Django is set up."""
+    django_conf = sys.modules.get("django.conf")
+    if django_conf is None or not django_conf.settings.configured:
+        return False
+    return any(source.kind == "django" for source in sources(state.settings, state.settings.default))
+
+
 @pytest.fixture(scope="session")
 def django_db_setup(
     request: pytest.FixtureRequest, django_test_environment: None, django_db_blocker: Any

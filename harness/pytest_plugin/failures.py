@@ -52,7 +52,8 @@ class Failures:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """At the moment of the failure: before any fixture cleans up."""
         report = yield
-        if report.failed and call.when in ("setup", "call") and not self._state.in_fork:
+        state = self._state
+        if report.failed and call.when in ("setup", "call") and not state.in_fork and state.lease is not None:
             lines = [*self._wrong_form(call, item.nodeid), *self._describe(item)]
             report.sections.append(("pg-harness", "\n".join(lines)))
             self._tell_what_outlived(item, call)

@@ -62,6 +62,18 @@ def pg_url(_pg_harness_lease: Lease) -> str:
     return _pg_harness_lease.url
 
 
+@pytest.fixture(scope="session")
+def pg_version(_pg_harness_lease: Lease, pytestconfig: pytest.Config) -> int:
+    """PostgreSQL's major version that the test runs on: 15, 17 …"""
+    return state_of(pytestconfig).running[0].link.session.server_version // 10000
+
+
+@pytest.fixture(scope="session")
+def _pg_harness_version(request: pytest.FixtureRequest) -> str:
+    # What `--pg-harness-each-version` multiplies tests by.
+    return str(request.param)
+
+
 @pytest.fixture
 def pg_conn(_pg_harness_connection: psycopg.Connection[Any]) -> psycopg.Connection[Any]:
     """A psycopg connection to this worker's database, as the application's role; closed after the test."""

@@ -40,6 +40,7 @@ class Refresher:
         self._began = 0.0
         self._known: set[int] = set()
         self._class: type | None = None
+        self._elsewhere: dict[str, tuple[str, WiderFixtures]] = {}
         self.mode = self._usual
         self.wider = WiderFixtures(state)
 
@@ -66,6 +67,17 @@ class Refresher:
     def mode_of(self, item: pytest.Item) -> freshness.Freshness:
         """That of its nearest marker, else that of the settings."""
         return self._own.get(item, self._usual)
+
+    def turn(self, before: str, after: str) -> None:
+        """The tests work elsewhere from now on: in databases that are dirty, or marked, by themselves.
+
+        Args:
+            before, after: what the places are called; all fixtures of the first have ended.
+        """
+        self._elsewhere[before] = self._dirty_by, self.wider
+        self._dirty_by, self.wider = self._elsewhere.pop(after, ("", WiderFixtures(self._state)))
+        self.wider.off = self._off
+        self._class = None
 
     def resets_next(self) -> bool:
         """Whether what the running test leaves is put back before the next one."""
@@ -96,7 +108,7 @@ class Refresher:
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None]:
         """Before every fixture of the test."""
         __tracebackhide__ = True
-        if self._off:
+        if self._off or self._state.lease is None:
             return (yield)
         try:
             self._begin(item)

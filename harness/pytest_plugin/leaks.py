@@ -36,7 +36,7 @@ class Garbage:
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None]:
         """Before the reset: a connection that is gone hinders none."""
         __tracebackhide__ = True
-        if not self._state.in_fork:
+        if not self._state.in_fork and self._state.lease is not None:
             self._look()
         self._last = item.nodeid
         return (yield)

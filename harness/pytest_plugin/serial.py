@@ -108,6 +108,8 @@ class Serial:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        # Of several versions' servers, one: all take their turns there.
+        self._home = state.place
         self._serial: set[pytest.Item] = set()
         self._turns: Turns | None = None
 
@@ -126,9 +128,9 @@ class Serial:
         # Every worker has collected the same tests: without a serial one, nobody takes turns.
         if not self._serial or self._state.role is not Role.WORKER or self._state.in_fork:
             return (yield)
-        if self._turns is None:
-            harness, lease = self._state.running
-            self._turns = Turns(harness, lease.worker)
+        if self._turns is None and self._home is not None:
+            self._turns = Turns(self._home.harness, self._home.lease.worker)
+        assert self._turns is not None  # a worker has a lease
         alone_within = self._state.settings.serial_timeout if item in self._serial else None
         try:
             self._turns.take(item.nodeid, alone_within=alone_within)

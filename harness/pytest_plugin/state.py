@@ -25,6 +25,7 @@ from harness.pytest_plugin.summary import Summary
 
 if TYPE_CHECKING:
     from harness.databases.lease import Lease
+    from harness.pytest_plugin.versions import Several
     from harness.runs.run import Run
 
 
@@ -37,6 +38,33 @@ class Role(Enum):
     """An xdist worker: a guest of its controller's run."""
     IDLE = "idle"
     """Collects or shows something: nothing was started."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Databases that this process has leased, and what leads there.
+
+    Attributes:
+        serving: what programs of the tests ask.
+        variables: what is exported while the tests work there.
+    """
+
+    project: Project
+    harness: Run
+    lease: Lease
+    serving: Serving
+    variables: Mapping[str, str]
+
+    @classmethod
+    def leased(cls, project: Project, harness: Run, worker: str, *, tests: bool = True) -> Self:
+        """Lease there; see :meth:`State.leased`."""
+        if tests and (spares := freshness.of(project.settings).spares):
+            # Each test gets a new clone: the next one is made, and the last one dropped, while a test runs.
+            harness.keep_spares(spares)
+        lease = harness.lease(worker, watch=None if tests else False)
+        # A program that a test starts may ask for a reset: of this worker's databases, and no one else's.
+        serving = Serving(harness, [lease], each=True)
+        return cls(project, harness, lease, serving, {**harness.variables(lease), **serving.variables(1)})
 
 
 @dataclass
@@ -60,7 +88,12 @@ class State:
     undo: Callable[[], None] = lambda: None
     quiet: bool = False
     seconds: float = 0.0
-    run_file: Path | None = None
+    run_files: list[Path] = field(default_factory=list)
+    """What was written for xdist's workers."""
+    several: Several | None = None
+    """The versions of PostgreSQL, where each test is run on several."""
+    others: dict[str, Run] = field(default_factory=dict)
+    """Version → a run that this process has opened besides :attr:`harness`, where each test is run on several."""
     summary: Summary = field(default_factory=Summary)
     pid: int = field(default_factory=os.getpid)
     hold: object = None
@@ -71,6 +104,8 @@ class State:
     """A block in which the log is written to stderr; entered wherever the plugin works for itself."""
     serving: Serving | None = None
     """What programs of the tests ask; None where nothing was leased."""
+    before_end: Callable[[], None] = lambda: None
+    """Lets go of what the parts of the plugin have taken besides; called before the rest is let go of."""
     _ended: bool = False
     _filler: threading.Thread | None = None
 
@@ -83,18 +118,26 @@ class State:
             tests: whether this process will run tests, as far as is known.
         """
         try:
-            if tests and (spares := freshness.of(project.settings).spares):
-                # Each test gets a new clone: the next one is made, and the last one dropped, while a test runs.
-                harness.keep_spares(spares)
-            lease = harness.lease(worker, watch=None if tests else False)
-            state = cls(project, role, harness, lease)
-            # A program that a test starts may ask for a reset: of this worker's databases, and no one else's.
-            state.serving = Serving(harness, [lease], each=True)
-            state.export({**harness.variables(lease), **state.serving.variables(1)})
+            place = Place.leased(project, harness, worker, tests=tests)
+            state = cls(project, role)
+            state.enter(place)
         except BaseException:
             harness.close()
             raise
         return state
+
+    def enter(self, place: Place) -> None:
+        """Work there from now on: what was exported before has been undone."""
+        self.project, self.harness, self.lease = place.project, place.harness, place.lease
+        self.serving = place.serving
+        self.export(place.variables)
+
+    @property
+    def place(self) -> Place | None:
+        """Where tests work just now; None where this process has no database."""
+        if self.harness is None or self.lease is None or self.serving is None:
+            return None
+        return Place(self.project, self.harness, self.lease, self.serving, self.exported)
 
     def export(self, variables: Mapping[str, str]) -> None:
         """Set the variables of this process, and note how they were."""
@@ -128,6 +171,11 @@ class State:
         return self.harness
 
     @property
+    def runs(self) -> list[Run]:
+        """The runs that this process has opened: one for each version that is to be had, the first one first."""
+        return [self.run, *self.others.values()]
+
+    @property
     def dsns(self) -> Mapping[str, Dsn]:
         """Database name → the address that was exported."""
         return self.closed if self.lease is None else self.lease.dsns
@@ -142,38 +190,51 @@ class State:
         if self._ended or self.in_fork:
             return
         self._ended = True
+        self.before_end()
         self.undo()
         if self.serving is not None:
             self.serving.close()
         if self._filler is not None:
             # A half-made clone would be in the way of the release.
             self._filler.join(timeout=30)
-        if self.run_file is not None:
-            self.run_file.unlink(missing_ok=True)
+        for file in self.run_files:
+            file.unlink(missing_ok=True)
         if self.harness is None:
             return
         with self.telling:
+            for other in self.others.values():
+                let_go(other, opened=True)
             self._let_go(self.harness)
 
     def _let_go(self, run: Run) -> None:
-        try:
-            if self.role is Role.HOST:
-                self._note()
-                run.release_run()
-                run.sweep()
-        except HarnessError as error:
-            complain(f"letting go of the databases failed, the next run puts it right: {error.full_text}")
-        finally:
-            try:
-                run.close()
-            except HarnessError as error:
-                complain(error.full_text)
+        if self.role is Role.HOST:
+            self._note()
+        let_go(run, opened=self.role is Role.HOST)
 
     def _note(self) -> None:
         """How the tests were reset, and what came up: for a bug report."""
         for told in (self.summary.resets(), *self.summary.lines()):
             if told:
                 decisions.note(self.project, "tests", told)
+
+
+def let_go(run: Run, *, opened: bool) -> None:
+    """Release what is leased; a problem becomes one line.
+
+    Args:
+        opened: whether this process has opened the run, and not joined it.
+    """
+    try:
+        if opened:
+            run.release_run()
+            run.sweep()
+    except HarnessError as error:
+        complain(f"letting go of the databases failed, the next run puts it right: {error.full_text}")
+    finally:
+        try:
+            run.close()
+        except HarnessError as error:
+            complain(error.full_text)
 
 
 def _fill(harness: Run, workers: int) -> None:

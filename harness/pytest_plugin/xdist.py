@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,6 +12,9 @@ from harness.errors import HarnessError
 from harness.pytest_plugin.state import State, complain
 from harness.runs import budget
 from harness.runs.runfile import VARIABLE, RunFile
+
+if TYPE_CHECKING:
+    from harness.runs.run import Run
 
 UNUSABLE = "postgresql://nobody@127.0.0.1:1/worker_without_pg_harness"
 """What a worker has until it has leased: where the plugin is switched off there, no test reaches a database."""
@@ -37,19 +41,25 @@ class Controller:
                     f"pg-harness: the worker {spec.id} ({spec}) is not a process of this machine: its database "
                     f"would not be reachable. Use local workers (-n), or switch the plugin off (-p no:pg_harness)."
                 )
-        run = self._state.run
+        folder = self._state.project.state / "runs"
         try:
-            with self._state.telling:
-                run.check_room(len(specs))
-                found = budget.check(run.shared, len(specs)) if run.shared is not None else None
-            if found is not None:
-                self._tell(found)
-            path = self._run_file(len(specs)).write(self._state.project.state / "runs")
+            files = []
+            for run in self._state.runs:
+                with self._state.telling:
+                    run.check_room(len(specs))
+                    found = budget.check(run.shared, len(specs)) if run.shared is not None else None
+                if found is not None:
+                    self._tell(found)
+                files.append(self._run_file(run, len(specs)))
+            if several := self._state.several:
+                versions = {str(file.settings.pg_version): str(file.path(folder)) for file in files}
+                files[0] = replace(files[0], versions=versions, missing=several.missing)
+            # First all others: who reads the first one looks for them.
+            self._state.run_files = [file.write(folder) for file in reversed(files)]
         except HarnessError as error:
             raise pytest.UsageError(f"pg-harness: {error.full_text}") from None
-        self._state.run_file = path
         for spec in specs:
-            spec.env[VARIABLE] = str(path)
+            spec.env[VARIABLE] = str(self._state.run_files[-1])
             spec.env["DATABASE_URL"] = UNUSABLE
         self._state.fill(len(specs))
 
@@ -79,8 +89,7 @@ class Controller:
                 f"{found.maximum}, {found.others} belong to other runs (setting max_connections, or fewer workers)"
             )
 
-    def _run_file(self, workers: int) -> RunFile:
-        run = self._state.run
+    def _run_file(self, run: Run, workers: int) -> RunFile:
         shared = run.shared
         return RunFile(
             run=run.run,
@@ -105,10 +114,13 @@ class Controller:
         if said := _our_words(error):
             # Before xdist shows a traceback for each worker, and starts four more in the place of each.
             raise pytest.UsageError(f"{said}\n(said by worker {node.gateway.id}; the run was stopped)")
-        try:
-            self._state.run.release_run([node.gateway.id])
-        except HarnessError as problem:
-            complain(f"the database of the crashed worker {node.gateway.id} stays until the end: {problem}")
+        for run in self._state.runs:
+            try:
+                run.release_run([node.gateway.id])
+            except HarnessError as problem:
+                complain(
+                    f"the database of the crashed worker {node.gateway.id} stays until the end: {problem}"
+                )
 
 
 def _our_words(error: object) -> str:

@@ -19,7 +19,7 @@ from harness.errors import ConfigError
 from harness.servers.port import ServerInfo
 
 VARIABLE = "PGHARNESS_RUN_FILE"
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class RunFile:
         owner: the application's role; None as well.
         templates: database name → template.
         workers: how many there are.
+        versions: of a session on several versions, version → the run file of that one; of this one too.
+        missing: version → why it is not to be had.
     """
 
     run: str
@@ -43,6 +45,8 @@ class RunFile:
     owner: Owner | None
     templates: Mapping[str, Template]
     workers: int = 1
+    versions: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
         """Write it in one act; return its path.
@@ -50,7 +54,7 @@ class RunFile:
         Raises:
             ConfigError: the folder cannot be written to.
         """
-        path = folder / f"{self.run}.json"
+        path = self.path(folder)
         try:
             _forget_the_dead(folder)
             StateFile(path, _FORMAT).write(self)
@@ -61,6 +65,10 @@ class RunFile:
                 origin=str(path),
             ) from error
         return path
+
+    def path(self, folder: Path) -> Path:
+        """Where it is written to."""
+        return folder / f"{self.run}.json"
 
     @classmethod
     def read(cls, path: Path) -> RunFile:

@@ -141,9 +141,7 @@ class Children:
         heard: is given each signal by which somebody wants us to end.
     """
 
-    def __init__(
-        self, wakeup: int, reaper: Reaper | None = None, heard: list[int] | None = None
-    ) -> None:
+    def __init__(self, wakeup: int, reaper: Reaper | None = None, heard: list[int] | None = None) -> None:
         self._wakeup = wakeup
         self._ending = [] if heard is None else heard
         self._reaper = reaper

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.config.values import version_matches as matches
 from harness.errors import BackendUnavailable
-from harness.servers.version import matches
 
 _FOLDERS = (
     "/usr/lib/postgresql/*/bin",  # Debian, Ubuntu
