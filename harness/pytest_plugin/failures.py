@@ -85,7 +85,8 @@ class Failures:
         if error is None or not self._refresher.mode.refreshes:
             return
         name = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in OUTLIVED), "")
-        if not name and ENDED in str(error):
+        # Of several versions, a change ends sessions too, which `versions.Switch` tells.
+        if not name and ENDED in str(error) and self._state.several is None:
             name = type(error).__name__
         if name:
             self._state.summary.notice(

@@ -102,7 +102,7 @@ def _open_each(project: Project, options: Any) -> State:
         raise BackendUnavailable(
             f"none of PostgreSQL {', '.join(wanted)} is to be had here",
             checked=[f"{version}: {error.message.splitlines()[0]}" for version, error in missing.items()],
-            remedies=missing[wanted[0]].full_text.splitlines()[1:],
+            remedies=getattr(missing[wanted[0]], "remedies", ()),
         )
     state.others = opened
     home = str(state.settings.pg_version)

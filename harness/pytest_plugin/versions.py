@@ -64,6 +64,7 @@ class Switch:
         self._several = several
         self._refresher = refresher
         self._now = several.home
+        self._told: set[str] = set()
         self._places: dict[str, Place] = {}
         if state.place is not None:
             self._places[several.home] = state.place
@@ -110,6 +111,10 @@ class Switch:
             told = f"pg-harness: PostgreSQL {version} is not to be had here: {why}"
             if self._several.skips:
                 pytest.skip(told.splitlines()[0])
+            if version in self._told:
+                # A thousand tests need not say what to do.
+                told = told.splitlines()[0]
+            self._told.add(version)
             pytest.fail(told, pytrace=False)
 
     # Innermost: what the fixtures print belongs to the test's report.
