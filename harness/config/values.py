@@ -212,7 +212,7 @@ def _pg_version(raw: Any, _text: bool) -> tuple[str, ...]:
     found: list[str] = []
     for item in items:
         # A float of TOML has lost digits: 17.10 would be 17.1.
-        word = "" if isinstance(item, (float, bool)) or not str(item).strip() else read_text(item)
+        word = str(item).strip() if isinstance(item, (str, int)) else ""
         if not re.fullmatch(r"\d{1,2}(\.\d{1,2}|(beta|rc)\d+)?", word):
             which = f", and {item!r} is none" if len(items) > 1 else ""
             raise WrongValue(f'must be a version of PostgreSQL, as "17" or "17.2", or a list of them{which}')

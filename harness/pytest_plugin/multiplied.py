@@ -64,7 +64,7 @@ class Multiplied:
             item.stash[_VERSION] = version
             if (known := getattr(item, "_id", None)) is not None:
                 # pytest 9.2 and later: --last-failed compares ids by their parts, of which the version is one.
-                item._id = type(known).parse(item.nodeid)  # type: ignore[attr-defined]
+                item._id = type(known).parse(item.nodeid)
             made.append(item)
         return made
 

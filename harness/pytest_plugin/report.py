@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from harness.config import versions
 from harness.config.settings import Settings
 from harness.databases import freshness
 from harness.databases.spec import sources as sources_of
@@ -69,8 +70,10 @@ class Header:
         state = self._state
         if state.role is Role.IDLE:
             return ["pg-harness: nothing is started in this kind of run"]
+        first = versions.told(state.settings) if state.several is None else ""
         return [
             f"pg-harness: {server_line(state)}",
+            *([f"pg-harness: {first}; --pg-harness-each-version runs on all of them"] if first else []),
             f"pg-harness: {template_line(state)}; {freshness.of(state.settings).says}",
             *reset_lines(state),
             f"pg-harness: root {state.settings.root} ({state.settings.root_origin}){given(state.settings)}",

@@ -116,6 +116,7 @@ class _Search:
             if drift.fits(info, self._settings, self._purpose):
                 session, reason = self._attach(info)
                 if session is not None:
+                    self._check_version(info, session)
                     return self.result(info, session, hint)
             self._refused[hint] = info, reason
         return None
@@ -128,6 +129,16 @@ class _Search:
             except PoolTimeout as error:
                 self._kept[info.server_id] = error.message
         return None, self._kept[info.server_id]
+
+    def _check_version(self, info: ServerInfo, session: Session) -> None:
+        """The same image is what all versions name, where it has no place for the version: only one of them is in it.
+
+        Raises:
+            ConfigError: the server is of another version than is asked for.
+        """
+        if self._purpose != "up" and (wrong := other_version(self._settings, info, session)):
+            session.close()
+            raise wrong
 
     def tell_refused(self) -> None:
         """Say why what was noted is not used."""
@@ -191,6 +202,7 @@ class _Search:
                 continue
             changed = drift.changes(info, self._settings)
             if self._purpose == "up" or not changed:
+                self._check_version(info, session)
                 hint.write(info)
                 return self.result(info, session, hint), hint
             if is_another(self._settings, session) and hint is not self.hints[-1]:

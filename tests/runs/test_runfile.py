@@ -60,6 +60,6 @@ def test_a_worker_reads_what_was_written(tmp_path: Path, text: str) -> None:
 
 def test_another_versions_file_is_refused(tmp_path: Path) -> None:
     path = run_file(tmp_path).write(tmp_path)
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+    path.write_text(path.read_text().replace('"format": 3', '"format": 2'))
     with pytest.raises(ConfigError, match="another version of pg-harness wrote it"):
         RunFile.read(path)
