@@ -125,7 +125,7 @@ def test_each_test_on_each_version(folder: Folder) -> None:
     # One version's together, and serial tests last, as ever.
     assert [name[-4:-1] for name in order] == ["g15"] * 5 + ["g18"] * 5 + ["g15", "g18"]
     assert order[-1] == "test_alone[pg18]"
-    assert "TestUnit::test_unit[pg15]" in order
+    assert "test_unit[pg15]" in order
 
 
 def test_workers_have_databases_on_each(folder: Folder) -> None:
@@ -162,8 +162,8 @@ def test_what_is_chosen_by_name_marker_and_failure(folder: Folder, tmp_path: Pat
     )
     told = folder.pytest(EACH, "--collect-only", "-q")
     assert re.findall(r"^test_a\.py::(\S+)", told.text, re.MULTILINE) == [
-        "test_x[a-pg15]", "TestUnit::test_unit[pg15]", "test_x[a-pg18]", "TestUnit::test_unit[pg18]",
-        "test_alone[pg15]", "test_alone[pg18]",
+        "test_x[a-pg15]", "test_alone[pg15]", "TestUnit::test_unit[pg15]",
+        "test_x[a-pg18]", "test_alone[pg18]", "TestUnit::test_unit[pg18]",
     ]  # fmt: skip
     assert outcomes(folder.pytest(EACH, "-k", "pg15 and test_x")) == {"15": "1 passed", "18": "no tests"}
     assert outcomes(folder.pytest(EACH, "-k", "pg18 and unit")) == {"15": "no tests", "18": "1 failed"}

@@ -6,23 +6,19 @@ place of a registry.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from fix_backends import INSTALLED
 from fix_cli import Project
 from fix_flask import FACTORY, REVISION, flask
+from fix_recipes import SITE, Recipe, needs
 from fix_servers import binaries_of
-from fix_snippets import DOCS, commands, files
+from fix_snippets import DOCS, files
 
 PAGE = "recipes.md"
-SITE = Path(pytest.__file__).parents[1]
 
 MIGRATION = """
 import sqlalchemy as sa
@@ -39,50 +35,9 @@ both_versions = pytest.mark.skipif(
 )
 
 
-def needs(*modules: str) -> None:
-    for module in modules:
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed (tests/requirements-recipes.txt)")
-
-
-class Recipe:
-    """A project of one section."""
-
-    def __init__(self, project: Project, heading: str) -> None:
-        self.project = project
-        self.root = project.root
-        self.commands = commands(PAGE, heading)
-        self.files = files(PAGE, heading)
-        for name, text in self.files.items():
-            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.root / name).write_text(text)
-        # Only the plugin that the page is about: the suite's own environment holds others.
-        self.environ = {
-            **{key: value for key, value in project.environ.items() if not key.startswith("DATABASE_URL")},
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-            "PYTEST_ADDOPTS": "-p pg_harness_pytest -p no:cacheprovider",
-        }
-
-    def init_writes(self) -> None:
-        """What the page shows is what `init` proposes."""
-        shown = self.files["pg-harness.toml"]
-        (self.root / "pg-harness.toml").unlink()
-        assert self.project.ok("init").strip() == shown.partition("\n")[2].strip()
-
-    def run(self, words: list[str], *more: str, **environ: str) -> str:
-        """Run a command of the page, expect success, return all that it said."""
-        done = subprocess.run(
-            [*words, *more], cwd=self.root, env={**self.environ, **environ}, text=True, capture_output=True, timeout=150,
-            check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-
 @pytest.fixture
 def recipe(new_project: Callable[..., Project]) -> Callable[[str], Recipe]:
-    return lambda heading: Recipe(new_project(re.sub(r"\W+", "-", heading), migrations=False), heading)
+    return lambda heading: Recipe(new_project(re.sub(r"\W+", "-", heading), migrations=False), PAGE, heading)
 
 
 def test_flask_migrate_and_unittest(recipe: Callable[[str], Recipe]) -> None:
