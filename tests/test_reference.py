@@ -31,7 +31,7 @@ def test_every_setting_is_there() -> None:
 
 
 def test_options_are_found() -> None:
-    assert options_of("pg_version") == ["--pg-version"]
+    assert options_of("pg_version") == ["--pg-version", "pytest's --pg-harness-pg-version"]
     assert options_of("keep_failed") == ["pytest's --pg-harness-keep-failed"]
     assert options_of("ttl") == []
 

@@ -68,6 +68,9 @@ class Settings:
         root: the project's root; relative paths of the settings start here.
         file: the file that the settings were read from; None where there is none.
         origins: key → where its value came from; a key that is missing has its default.
+        pg_versions: all that :attr:`pg_version` was set to, in order; it is itself one of them. See
+            :mod:`harness.config.versions`.
+        by_version: setting → its text with ``{pg_version}`` in it, of those that differ from version to version.
     """
 
     root: Path
@@ -152,9 +155,7 @@ class Settings:
     """Parameters of PostgreSQL, for servers that are started here."""
     origins: Mapping[str, str] = field(default_factory=dict)
     pg_versions: tuple[str, ...] = ()
-    """All that :attr:`pg_version` was set to, in order; it is itself one of them. See :mod:`harness.config.versions`."""
     by_version: Mapping[str, str] = field(default_factory=dict)
-    """Setting → its text with ``{pg_version}`` in it, of those that differ from version to version."""
 
     @property
     def default(self) -> DatabaseSettings:

@@ -75,6 +75,10 @@ class Refresher:
             before, after: what the places are called; all fixtures of the first have ended.
         """
         self._elsewhere[before] = self._dirty_by, self.wider
+        lease = self._state.lease
+        if after not in self._elsewhere and lease is not None and not self._off and not self._usual.watches:
+            # As in the first place, see `pytest_collection_finish`.
+            lease.watch()
         self._dirty_by, self.wider = self._elsewhere.pop(after, ("", WiderFixtures(self._state)))
         self.wider.off = self._off
         self._class = None

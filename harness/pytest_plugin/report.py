@@ -117,8 +117,9 @@ def template_line(state: State) -> str:
 def given(settings: Settings) -> str:
     """The settings that somebody has set outside of the file, with their origin."""
     here = str(settings.file) if settings.file else ""
+    values = {"pg_version": ", ".join(settings.pg_versions)}
     named = [
-        f"{key} = {getattr(settings, key)} ({origin})"
+        f"{key} = {values.get(key) or getattr(settings, key)} ({origin})"
         for key, origin in sorted(settings.origins.items())
         if hasattr(settings, key) and key != "server_url" and not (here and origin.startswith(here))
     ]

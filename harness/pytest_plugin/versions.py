@@ -88,12 +88,28 @@ class Switch:
                 f'(DATABASE_URL = "{{asyncpg}}"), or run each version in a process of its own: '
                 f"pg-harness run --each-version -- pytest"
             )
+        if len({self._of(item) for item in session.items}) > 1:
+            self._tell_what_was_written()
         plain = [item for item in session.items if version_of(item) is None]
         if plain:
             kinds = ", ".join(sorted({type(item).__name__ for item in plain}))
             self._state.summary.notice(
                 f"{len(plain)} items that are no Python tests ({kinds}) ran on PostgreSQL {self._several.home} only"
             )
+
+    def _tell_what_was_written(self) -> None:
+        """By whom, is not known: it was there before the first test."""
+        lease = self._state.lease
+        try:
+            if lease is None or lease.untouched or not (changes := lease.changes()):
+                return
+        except HarnessError:
+            # Nothing is watched there, or it cannot be told.
+            return
+        self._state.summary.notice(
+            f"a conftest (or a plugin) wrote into the database of PostgreSQL {self._now} when it was loaded "
+            f"({'; '.join(str(changes).splitlines())}): on the other versions that is missing. Write it in a fixture of the session"
+        )
 
     # Outermost: turns are taken, and times are measured, on the version of the test.
     @pytest.hookimpl(wrapper=True, tryfirst=True)

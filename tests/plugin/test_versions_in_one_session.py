@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from fix_backends import INSTALLED
-from fix_plugin import MIGRATION, Folder, Place, Result
+from fix_plugin import MIGRATION, USUAL, Folder, Place, Result
 from fix_servers import enterable_folder
 from fix_version_folders import linked
 
@@ -280,3 +281,140 @@ def test_without_versions(tmp_path: Path, place: Place) -> None:
     result = Folder(Place(tmp_path, place.environ), tmp_path).pytest(EACH)
     assert result.code == 4
     assert "--pg-harness-each-version needs to know which: pg_version = " in result.text
+
+
+def test_what_ran_or_was_written_on_the_first_only_is_told(folder: Folder) -> None:
+    write(
+        folder,
+        """
+        def test_it(engine):
+            '''
+            >>> 1 + 1
+            2
+            '''
+        """,
+        conftest="""
+        import os, psycopg
+        with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
+            connection.execute("insert into users (name) values ('early')")
+        """,
+    )
+    result = folder.pytest(EACH, "--doctest-modules").ok(3)
+    assert "1 items that are no Python tests (DoctestItem) ran on PostgreSQL 15 only" in result.text
+    assert outcomes(result) == {"15": "2 passed", "18": "1 passed"}
+    assert (
+        "a conftest (or a plugin) wrote into the database of PostgreSQL 15 when it was loaded" in result.text
+    )
+    assert "on the other versions that is missing" in result.text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--dist", "loadfile", "-n", "2"), ("-p", "randomly", "-p", "pytest_rerunfailures")],
+    ids=["by file", "in random order"],
+)
+def test_in_other_ways(folder: Folder, words: tuple[str, ...]) -> None:
+    other = "def test_other(pg_conn, pg_version): assert pg_conn.info.server_version // 10000 == pg_version"
+    result = write(folder, SUITE, test_b=other).pytest(EACH, *words).ok(14)
+    assert outcomes(result) == {"15": "7 passed", "18": "7 passed"}
+
+
+def test_clones(folder: Folder) -> None:
+    write(
+        folder,
+        """
+        @pytest.mark.parametrize("i", range(3))
+        def test_it(i, pg_conn, pg_version):
+            assert major(pg_conn) == pg_version
+            assert wrote(pg_conn) == 0
+            pg_conn.commit()
+        """,
+    )
+    result = folder.pytest(EACH, "--pg-harness-fresh", "clone").ok(6)
+    assert "4 new clones" in result.text
+    assert "cannot be marked" not in result.text
+
+
+def test_a_server_for_each_worker(folder: Folder) -> None:
+    write(folder, SUITE)
+    result = folder.pytest(EACH, "-n", "2", "-k", "plain or unit", env={"PGHARNESS_ISOLATION": "server"}).ok(
+        4
+    )
+    assert outcomes(result) == {"15": "2 passed", "18": "2 passed"}
+    assert set(left_over(folder.place)) <= {"15", "18"}
+
+
+DJANGO = """
+    import os, pytest
+    from django.contrib.contenttypes.models import ContentType
+    from django.db import connection
+    from django.test import TestCase, TransactionTestCase
+
+    def kinds(): return ContentType.objects.filter(model="mine").count()
+
+    def check():
+        # Django knows a connection's version by heart.
+        assert connection.pg_version // 10000 == int(os.environ["PGHARNESS_TEST_MAJORS"].split(",")[0 if at_home() else 1])
+        assert kinds() == 0
+        ContentType.objects.create(app_label="x", model="mine")
+
+    def at_home():
+        with connection.cursor() as cursor:
+            cursor.execute("show server_version_num")
+            assert str(connection.settings_dict["PORT"]) == os.environ["PGPORT"]
+            return int(cursor.fetchone()[0]) // 10000 == 15
+
+    @pytest.mark.django_db
+    def test_db(pg_version):
+        assert connection.pg_version // 10000 == pg_version
+        check()
+
+    @pytest.mark.django_db(transaction=True)
+    def test_transactional(pg_version):
+        assert connection.pg_version // 10000 == pg_version
+        check()
+
+    class TestData(TestCase):
+        @classmethod
+        def setUpTestData(cls): ContentType.objects.create(app_label="x", model="of the class")
+        def test_one(self):
+            check()
+            assert ContentType.objects.filter(model="of the class").count() == 1
+
+    class TestTransaction(TransactionTestCase):
+        def test_it(self): check()
+"""
+
+
+def test_django(folder: Folder) -> None:
+    if importlib.util.find_spec("pytest_django") is None:
+        pytest.skip("pytest-django is not installed (tests/requirements-plugins.txt)")
+    (folder.path / "pytest.ini").write_text("[pytest]\nDJANGO_SETTINGS_MODULE = config\npythonpath = .\n")
+    (folder.path / "pg-harness.toml").write_text(
+        (folder.place.root / "pg-harness.toml").read_text().replace("sql:migrations", "django")
+    )
+    folder.write(
+        config="""
+        import os
+        from urllib.parse import urlsplit
+        url = urlsplit(os.environ.get("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing"))
+        DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": url.path[1:], "USER": url.username,
+                                 "PASSWORD": url.password, "HOST": url.hostname, "PORT": url.port}}
+        INSTALLED_APPS = ["django.contrib.contenttypes"]
+        SECRET_KEY = "x"
+        """,
+        manage="""
+        import os, sys
+        from django.core.management import execute_from_command_line
+        os.environ["DJANGO_SETTINGS_MODULE"] = "config"
+        execute_from_command_line(sys.argv)
+        """,
+        test_a=DJANGO,
+    )
+    result = folder.pytest(
+        EACH, plugins=(*USUAL, "pytest_django.plugin"), env={"PGHARNESS_TEST_MAJORS": "15,18"}
+    )
+    assert outcomes(result.ok(8)) == {"15": "4 passed", "18": "4 passed"}
+    project = Project.of(load(folder.place.environ, start=folder.path), folder.place.environ)
+    for info in inventory.servers(project):
+        inventory.stop(project, purpose=info.purpose)

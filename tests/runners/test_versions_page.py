@@ -44,7 +44,6 @@ def section(new_project: Callable[..., Project], folders: tuple[Path, Path]) -> 
 def test_a_list_in_one_run(section: Callable[[str], Recipe]) -> None:
     """The commands of the page's beginning and of its section on pytest, on the versions that are here."""
     made = section("pytest")
-    (made.root / "test_later.py").write_text(made.files["tests/test_later.py"])
     two = {"PGHARNESS_PG_VERSION": "15,18"}
     words = [list(command) for command, _ in shown(PAGE)]
     assert ["pytest", "--pg-harness-each-version"] in words
