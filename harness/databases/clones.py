@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 from harness.databases import role
+from harness.databases.front import NO_FRONT, Front
 from harness.databases.spec import Owner
 from harness.databases.template import Template
 from harness.errors import HarnessError, LeaseLost, ServerRefused
@@ -65,9 +66,11 @@ class Clones:
         remake: Callable[[Template], Template] | None = None,
         rewinds: Callable[[], str] = lambda: "",
         explain: Callable[[HarnessError], None] = lambda error: None,
+        front: Front = NO_FRONT,
     ) -> None:
         """
         Args:
+            front: what stands between the application and its databases.
             explain: adds to an error what the server's log knows of its cause.
             rewinds: the schema of what resets by pages on this server, in the maintenance database; empty: resets are by
                 rows. Asked when a reset is first prepared.
@@ -76,6 +79,7 @@ class Clones:
         """
         self._remake = remake
         self._explain = explain
+        self.front = front
         self.rewinds = rewinds
         self._remade: dict[str, Template] = {}
         self.link = link
@@ -250,7 +254,9 @@ class Clones:
         fresh = self._take(template, claim, name)
         if before is not None:
             before(fresh)
-        if databases.retire(self.link.session, name, away, successor=fresh):
+        with self.front.aside(name):
+            gone = databases.retire(self.link.session, name, away, successor=fresh)
+        if gone:
             return away
         self._hand_over(fresh, name)
         return ""
@@ -301,7 +307,9 @@ class Clones:
     def release(self, name: str) -> None:
         """Drop a lease's database, if it is there; its sessions are ended."""
         away = names.retired(self.project)
-        if databases.retire(self.link.session, name, away):
+        with self.front.aside(name):
+            gone = databases.retire(self.link.session, name, away)
+        if gone:
             databases.drop_retired(self.link.session, away)
 
     def keep(self, name: str, run: str, why: str) -> str:
@@ -312,7 +320,8 @@ class Clones:
             raise LeaseLost(f"database {name} is gone: it cannot be kept")
         kept = names.kept(self.project, run)
         label = replace(found.label, kind="kept", why=why, created=_now())
-        databases.retire(session, name, kept)
+        with self.front.aside(name):
+            databases.retire(session, name, kept)
         session.script(
             databases.label_statement(kept, label, found.comment)
             + f";\nalter database {ident(kept)} with allow_connections true"

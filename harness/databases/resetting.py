@@ -219,6 +219,8 @@ class DatabaseReset:
         link = self._clones.link
         if link.surely(self._unchanged):
             return ResetReport(strategy="nothing", milliseconds=1000 * (time.monotonic() - began))
+        # Before: what closes now does so as a client's own session would.
+        self._clones.front.settle(self._database)
         try:
             if (engine := self._opened()) is not None:
                 return engine.reset(to=to, sessions=sessions)
