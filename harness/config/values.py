@@ -206,7 +206,9 @@ def _libraries(raw: Any, _text: bool) -> tuple[str, ...]:
     for item in found:
         # A path would be the server's, which is another one in a container; a comma would be two.
         if not _LIBRARY.fullmatch(item):
-            raise WrongValue(f"holds {item!r}: a library is named as in shared_preload_libraries, without a folder")
+            raise WrongValue(
+                f"holds {item!r}: a library is named as in shared_preload_libraries, without a folder"
+            )
     return tuple(dict.fromkeys(found))
 
 

@@ -32,8 +32,8 @@ from harness.runs.booking import Booking
 
 if TYPE_CHECKING:
     from harness.databases.pool import Filler
-    from harness.servers.pooler.front import Pooler
     from harness.servers.handle import Server
+    from harness.servers.pooler.front import Pooler
 
 logger = logging.getLogger("pg_harness.runs")
 

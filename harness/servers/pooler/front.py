@@ -7,14 +7,12 @@ import json
 import logging
 import os
 import secrets
-import shutil
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from harness.config import own_folder, processes
@@ -24,8 +22,9 @@ from harness.dsn import Dsn
 from harness.errors import BackendError, HarnessError, ServerLost, ServerRefused, ServerStartError
 from harness.postgres import names, roles
 from harness.postgres.console import Console
-from harness.servers.pooler import keeper, pgbouncer
+from harness.servers.pooler import keeper, notes, pgbouncer
 from harness.servers.pooler.keeper import Orders
+from harness.servers.pooler.notes import FOLDER, FORMAT, Notes
 from harness.servers.pooler.pgbouncer import ADDRESS, Config, Program
 from harness.servers.port import ServerInfo, free_port
 from harness.servers.process import user as users
@@ -36,9 +35,6 @@ logger = logging.getLogger("pg_harness.servers.pooler")
 ADMIN = "pg_harness_console"
 """The name that may use the console. PostgreSQL has no role of it."""
 
-FOLDER = "poolers"
-"""What the folders are called in which what is noted of poolers lies, and their files."""
-
 KEPT = 400
 """How many users stay in a pooler's file: every worker of every run has a role of its own."""
 
@@ -47,28 +43,6 @@ ATTEMPTS = 5
 
 BUSY = 0.05
 """Seconds to wait for a database without open transactions to be set aside; where there are some, who waits ends them."""
-
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Notes:
-    """What processes of ours need to know of a pooler, readable by its owner only.
-
-    Attributes:
-        password: for the console.
-        keeper: number of the process that looks after it.
-        folder: where its files are.
-        pool: connections to a database at most.
-        program: pgbouncer's, and its version.
-    """
-
-    port: int
-    password: str = field(repr=False)
-    keeper: int
-    folder: Path
-    pool: int
-    program: Program
 
 
 class Pooler:
@@ -91,9 +65,10 @@ class Pooler:
         self._connections = connections
         self._lasts = lasts
         # Of this folder of state too: root's, of several, put their files into one place.
-        behind = info.server_id or f"{info.dsn.host}:{info.dsn.port}"
+        self._purpose = "" if info.ours else "up" if info.purpose == "up" else "run"
+        behind = info.server_id or f"{info.dsn.host}:{info.dsn.port}:{self._purpose}"
         self._key = names.digest(f"{project.folder}:{behind}", 16)
-        self._file = StateFile(project.folder / FOLDER / f"{self._key}.json", _FORMAT)
+        self._file = StateFile(project.folder / FOLDER / f"{self._key}.json", FORMAT)
         self._console: Console | None = None
         self._notes: Notes | None = None
         self._admitted: dict[str, str] = {}
@@ -272,7 +247,8 @@ class Pooler:
         return True
 
     def _start(self) -> None:
-        before = self._noted()
+        before = notes.read(self._file.path)
+        notes.sweep(self._project.state)
         folder = self._folder()
         program = pgbouncer.find(self._project.environ)
         password = secrets.token_hex(24)
@@ -283,40 +259,36 @@ class Pooler:
         error: ServerStartError | None = None
         for attempt in range(ATTEMPTS):
             port = before.port if before is not None and attempt == 0 else free_port(ADDRESS)
-            pool = min(pgbouncer.POOL, self._connections, before.pool if before is not None else pgbouncer.POOL)
-            notes = Notes(port, password, 0, folder, pool, program)
-            config = self._config(notes)
+            pool = min(
+                pgbouncer.POOL, self._connections, before.pool if before is not None else pgbouncer.POOL
+            )
+            made = Notes(port, password, 0, folder, pool, program, self._purpose)
+            config = self._config(made)
             self._put(config.users, "\n".join([first, *admitted, ""]))
             self._put(config.path, config.render())
             self._put(config.log, "")
             if certificates := self._info.dsn.options.get("sslrootcert"):
                 self._put(config.authority, Path(certificates).read_text())
             try:
-                notes = replace(notes, keeper=self._launch(config))
-                self._console = Console.connect(self._dsn(notes))
+                made = replace(made, keeper=self._launch(config))
+                self._console = Console.connect(self._dsn(made))
             except (ServerStartError, ServerLost, ServerRefused) as why:
                 error = pgbouncer.did_not_start(why.message, pgbouncer.log_tail(config.log))
                 continue
-            self._file.write(notes)
-            self._notes = notes
-            self._tell(before, notes)
+            self._file.write(made)
+            self._notes = made
+            self._tell(before, made)
             return
         assert error is not None
         raise error
 
-    def _tell(self, before: Notes | None, notes: Notes) -> None:
-        where = f"{notes.program.told} on port {notes.port}, in front of {self._info.description}"
+    def _tell(self, before: Notes | None, made: Notes) -> None:
+        where = f"{made.program.told} on port {made.port}, in front of {self._info.description}"
         if before is None:
             logger.info("pooler: started %s", where)
         else:
-            same = "same" if before.port == notes.port else "another"
+            same = "same" if before.port == made.port else "another"
             logger.warning("pooler: it had ended; started again, on the %s port: %s", same, where)
-
-    def _noted(self) -> Notes | None:
-        try:
-            return self._file.read_as(Notes)
-        except (FileNotFoundError, Unreadable):
-            return None
 
     def _launch(self, config: Config) -> int:
         """Start the keeper, which starts pgbouncer; its number."""
@@ -392,12 +364,12 @@ class Pooler:
         except OSError:
             return []
 
-    def _config(self, notes: Notes) -> Config:
-        return Config(notes.folder, self._info.dsn, notes.port, notes.pool, ADMIN, notes.program)
+    def _config(self, noted: Notes) -> Config:
+        return Config(noted.folder, self._info.dsn, noted.port, noted.pool, ADMIN, noted.program)
 
     @staticmethod
-    def _dsn(notes: Notes) -> Dsn:
-        return Dsn(ADDRESS, notes.port, ADMIN, notes.password, "pgbouncer", {"sslmode": "disable"})
+    def _dsn(noted: Notes) -> Dsn:
+        return Dsn(ADDRESS, noted.port, ADMIN, noted.password, "pgbouncer", {"sslmode": "disable"})
 
     @property
     def _used(self) -> Path:
@@ -433,61 +405,3 @@ class Pooler:
 def _for_clients(direct: Dsn) -> dict[str, str]:
     """A URL's parameters, but for those that say how the server is reached: what listens on loopback has no TLS."""
     return {name: value for name, value in direct.options.items() if not name.startswith("ssl")}
-
-
-def end_all(project: Project) -> list[str]:
-    """End the poolers of this checkout, whatever they are in front of; return what ended, for people."""
-    ended = []
-    for path in sorted((project.folder / FOLDER).glob("*.json")):
-        notes = _read(path)
-        if notes is not None and _end(notes):
-            ended.append(f"{notes.program.told} on port {notes.port}")
-        _remove(path, notes)
-    return ended
-
-
-def sweep(state: Path) -> list[str]:
-    """Remove what poolers have left whose keepers were killed, of all checkouts; return the folders."""
-    gone = []
-    for path in sorted(state.glob(f"*/{FOLDER}/*.json")):
-        notes = _read(path)
-        if notes is not None and not _keeps(notes):
-            _remove(path, notes)
-            gone.append(str(notes.folder))
-    return gone
-
-
-def _read(path: Path) -> Notes | None:
-    try:
-        return StateFile(path, _FORMAT).read_as(Notes)
-    except (FileNotFoundError, Unreadable):
-        return None
-
-
-def _keeps(notes: Notes) -> bool:
-    """Whether the process that is noted is the keeper that it was."""
-    if not processes.running(notes.keeper):
-        return False
-    try:
-        words = Path(f"/proc/{notes.keeper}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return sys.platform != "linux"
-    return str(notes.folder).encode() in words
-
-
-def _end(notes: Notes) -> bool:
-    with processes.Process.of(notes.keeper, lambda: _keeps(notes)) as process:
-        there = _keeps(notes)
-        process.send(signal.SIGTERM)
-        if there and not process.ended(5):
-            process.send(signal.SIGKILL)
-        return there
-
-
-def _remove(path: Path, notes: Notes | None) -> None:
-    if notes is not None and notes.folder.parent.name == FOLDER:
-        shutil.rmtree(notes.folder, ignore_errors=True)
-    for name in (path, path.with_suffix(".used")):
-        with suppress(OSError):
-            name.unlink(missing_ok=True)
-
