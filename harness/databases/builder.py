@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from harness.databases import known_extensions, role, sweep
+from harness.databases import background, role, sweep
 from harness.databases.applied import Applied
 from harness.databases.spec import Owner, TemplateSpec
 from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
 from harness.migrations.port import MigrationContext, Progress
-from harness.postgres import autovacuum, databases, incarnation, names, namespaces, roles
+from harness.postgres import autovacuum, databases, incarnation, known_extensions, names, namespaces, roles
 from harness.postgres.databases import read_attributes, settle_sequences
 from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
@@ -84,7 +84,7 @@ class Build:
 
     def _attempt(self, roles_before: set[str]) -> Label:
         session, project = self.session, self.project
-        name = names.building(project, self.fingerprint)
+        name = self._name()
         locale = databases.deterministic_locale(session)
         databases.create_empty(session, name, owner=self.owner.name, locale=locale)
         began = time.monotonic()
@@ -106,6 +106,16 @@ class Build:
             raise
         created = sorted(roles.all_roles(session) - roles_before)
         return self._freeze(name, created, time.monotonic() - began)
+
+    def _name(self) -> str:
+        """What it is called until it is finished: pg_cron can be created in the one database that the server was started for."""
+        fixed = background.scheduler_database(self.session)
+        parsed = names.parse(fixed)
+        if parsed is None or parsed.kind is not names.Kind.BUILDING:
+            return names.building(self.project, self.fingerprint)
+        # Under the build lock nobody else has it: it was left by somebody who was killed.
+        databases.drop(self.session, fixed, self.project)
+        return fixed
 
     def upgrade(self, name: str, acts: Sequence[Act]) -> None:
         """Bring a database that was built from older migrations up to date. Nobody else is in it.
@@ -210,6 +220,7 @@ class Build:
         )
         # CREATE DATABASE wants a checkpointed source; the flags and the label come last and together. From here on it is
         # the admin's: its owner could let himself in, and the next run would start from what he wrote.
+        background.end(session, name)
         databases.seal(
             session,
             final,

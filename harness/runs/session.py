@@ -129,6 +129,7 @@ class ServerSession:
             rewinds=self._rewinds,
             explain=self._explain,
             front=self.front or NO_FRONT,
+            workers=bool(self.settings.preload),
         )
 
     @property
