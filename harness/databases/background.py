@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 
 from harness.errors import LeaseInUse, ServerRefused
-from harness.postgres import ending, names, sqlstate
+from harness.postgres import databases, ending, names, sqlstate
 from harness.postgres.session import Session, ident, literal
 
 PATIENCE = 0.25
@@ -86,6 +86,25 @@ def end_jobs(session: Session, database: str) -> list[int]:
 def scheduler_database(session: Session) -> str:
     """The one database that pg_cron serves on a server; empty where it is not loaded."""
     return session.value("select current_setting('cron.database_name', true)") or ""
+
+
+def stand_in(session: Session, project: str) -> None:
+    """Have the database that pg_cron was told to serve, where it is none of anybody's: jobs that nobody runs can be scheduled then.
+
+    ``cron.schedule()`` fails where there is no such database.
+    """
+    name = names.scheduler(project)
+    if scheduler_database(session) != name or databases.find(session, name) is not None:
+        return
+    try:
+        owner = session.dsn.user
+        databases.clone(session, name, template="template0", owner=owner, strategy="file_copy")
+    except ServerRefused as error:
+        # Another worker of the run, or a migration that is going on.
+        if error.sqlstate != sqlstate.DUPLICATE_DATABASE and not error.sqlstate.startswith(
+            sqlstate.INTEGRITY_CONSTRAINT_VIOLATION
+        ):
+            raise
 
 
 def tell_scheduler(session: Session, database: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from harness.config import environment as env
 from harness.config.project import Project
 from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings
-from harness.databases import freshness, role, sweep, template
+from harness.databases import background, freshness, role, sweep, template
 from harness.databases.clones import Claim, Clones
 from harness.databases.front import NO_FRONT
 from harness.databases.lease import Lease, LeasedDatabase
@@ -236,6 +236,8 @@ class ServerSession:
             self.templates[database.name] = made
             if not made.built:
                 template.touch(self.link.session, made)
+        if self.settings.preload:
+            background.stand_in(self.link.session, self.project.id)
 
     def _template(self, link: Link, spec: TemplateSpec, *, rebuild: bool = False) -> Template:
         return template.ensure(
