@@ -23,7 +23,7 @@ from harness.databases.template import Template
 from harness.dsn import Dsn
 from harness.errors import HarnessError, LeaseLost
 from harness.migrations.port import Progress, unseen
-from harness.postgres import databases, names, roles
+from harness.postgres import databases, names
 from harness.postgres.admin import Link
 from harness.postgres.databases import Database
 from harness.postgres.liveness import SignOfLife
@@ -151,7 +151,8 @@ class ServerSession:
         """
         if (front := self.front) is None:
             return direct
-        rounds = (login.rounds if self.server.info.ours else roles.USUAL_ROUNDS) if login.managed else None
+        # Elsewhere what is stored may be hashed in another way.
+        rounds = login.rounds if login.managed and self.server.info.ours else None
         return front.through(direct, rounds=rounds)
 
     def _explain(self, error: HarnessError) -> None:

@@ -21,6 +21,7 @@ from harness.config.state_file import StateFile, Unreadable
 from harness.dsn import Dsn
 from harness.errors import BackendError, HarnessError, ServerLost, ServerRefused, ServerStartError
 from harness.postgres import names, roles
+from harness.postgres.admin import connect_verified
 from harness.postgres.console import Console
 from harness.servers.pooler import keeper, notes, pgbouncer
 from harness.servers.pooler.keeper import Orders
@@ -247,6 +248,8 @@ class Pooler:
         return True
 
     def _start(self) -> None:
+        # In front of a server that is gone, none is of any use; and it would not end with it.
+        connect_verified(self._info.dsn, self._info.server_id).close()
         before = notes.read(self._file.path)
         notes.sweep(self._project.state)
         folder = self._folder()
