@@ -88,6 +88,17 @@ def scheduler_database(session: Session) -> str:
     return session.value("select current_setting('cron.database_name', true)") or ""
 
 
+def another_database(message: str) -> str:
+    """What to do where pg_cron says that it can be created in another database only; empty where it does not."""
+    if "can only create extension in database" not in message:
+        return ""
+    return (
+        "pg_cron serves one database of a server. On a server that we start, leave cron.database_name out of "
+        '[tool.pg-harness.postgres] and set preload = ["pg_cron"]: then it can be created where the migrations run. On another '
+        "(server_url) it can be created in none of ours."
+    )
+
+
 def stand_in(session: Session, project: str) -> None:
     """Have the database that pg_cron was told to serve, where it is none of anybody's: jobs that nobody runs can be scheduled then.
 

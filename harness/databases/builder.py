@@ -145,7 +145,9 @@ class Build:
                         f"extension {extension!r} (setting extensions) cannot be created: {error.message}",
                         f"This server has: {', '.join(row[0] for row in available)}",
                     ]
-                    if reason := known_extensions.advice(inside, extension, [row[0] for row in available]):
+                    if said := background.another_database(error.message):
+                        lines[1:] = [said]
+                    elif reason := known_extensions.advice(inside, extension, [row[0] for row in available]):
                         lines.append(reason)
                     raise MigrationError("\n".join(lines), source="extensions", step=extension) from error
 
@@ -308,6 +310,8 @@ def keep_failed(session: Session, project: str, name: str, owner: Owner, error: 
     for extension in re.findall(r'extension "([\w-]+)" is not available', error.message):
         if reason := known_extensions.advice(session, extension):
             error.add_note(reason)
+    if said := background.another_database(error.message):
+        error.add_note(said)
     if error.database:
         login = owner.of(project, names.SANDBOX, FAILED)
         url = session.dsn.with_database(error.database).with_user(login.name, "").masked

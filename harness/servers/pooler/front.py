@@ -25,7 +25,7 @@ from harness.postgres.admin import connect_verified
 from harness.postgres.console import Console
 from harness.servers.pooler import keeper, notes, pgbouncer
 from harness.servers.pooler.keeper import Orders
-from harness.servers.pooler.notes import FOLDER, FORMAT, Notes
+from harness.servers.pooler.notes import FOLDER, FORMAT, PERSON, Notes
 from harness.servers.pooler.pgbouncer import ADDRESS, Config, Program
 from harness.servers.port import ServerInfo, free_port
 from harness.servers.process import user as users
@@ -41,6 +41,9 @@ KEPT = 400
 
 ATTEMPTS = 5
 """Ports that are tried: another program may take one between our look and the start."""
+
+OTHERS = 3.0
+"""Seconds that the pooler of a server that has ended may take to end as well."""
 
 BUSY = 0.05
 """Seconds to wait for a database without open transactions to be set aside; where there are some, who waits ends them."""
@@ -67,9 +70,12 @@ class Pooler:
         self._lasts = lasts
         # Of this folder of state too: root's, of several, put their files into one place.
         self._purpose = "" if info.ours else "up" if info.purpose == "up" else "run"
-        behind = info.server_id or f"{info.dsn.host}:{info.dsn.port}:{self._purpose}"
-        self._key = names.digest(f"{project.folder}:{behind}", 16)
-        self._file = StateFile(project.folder / FOLDER / f"{self._key}.json", FORMAT)
+        self._server = info.server_id or f"{info.dsn.host}:{info.dsn.port}"
+        person = info.purpose == "up"
+        name = PERSON if person else names.digest(f"{self._server}:{self._purpose}", 16)
+        # Of each server its own: who looked after the one before may be removing its files just now.
+        self._key = names.digest(f"{project.folder}:{self._server}:{self._purpose}", 16)
+        self._file = StateFile(project.folder / FOLDER / f"{name}.json", FORMAT)
         self._console: Console | None = None
         self._notes: Notes | None = None
         self._admitted: dict[str, str] = {}
@@ -241,6 +247,8 @@ class Pooler:
             return True
         try:
             noted = self._file.read_as(Notes)
+            if noted.server != self._server:
+                return False
             self._console = Console.connect(self._dsn(noted))
         except (FileNotFoundError, Unreadable, ServerLost, ServerRefused):
             return False
@@ -253,6 +261,10 @@ class Pooler:
         before = notes.read(self._file.path)
         notes.sweep(self._project.state)
         folder = self._folder()
+        same = before is not None and before.server == self._server
+        if before is not None and not same:
+            # Its server has ended, and so will it: its port is ours then.
+            notes.wait(before, OTHERS)
         program = pgbouncer.find(self._project.environ)
         password = secrets.token_hex(24)
         first = pgbouncer.user_line(ADMIN, roles.verifier(ADMIN, password, rounds=1))
@@ -263,9 +275,11 @@ class Pooler:
         for attempt in range(ATTEMPTS):
             port = before.port if before is not None and attempt == 0 else free_port(ADDRESS)
             pool = min(
-                pgbouncer.POOL, self._connections, before.pool if before is not None else pgbouncer.POOL
+                pgbouncer.POOL,
+                self._connections,
+                before.pool if same and before is not None else pgbouncer.POOL,
             )
-            made = Notes(port, password, 0, folder, pool, program, self._purpose)
+            made = Notes(port, password, 0, folder, pool, program, self._purpose, self._server)
             config = self._config(made)
             self._put(config.users, "\n".join([first, *admitted, ""]))
             self._put(config.path, config.render())
@@ -287,7 +301,7 @@ class Pooler:
 
     def _tell(self, before: Notes | None, made: Notes) -> None:
         where = f"{made.program.told} on port {made.port}, in front of {self._info.description}"
-        if before is None:
+        if before is None or before.server != self._server:
             logger.info("pooler: started %s", where)
         else:
             same = "same" if before.port == made.port else "another"
@@ -307,6 +321,7 @@ class Pooler:
             server_id=self._info.server_id,
             ttl=self._lasts,
             used=self._used,
+            forgotten=self._file.path.stem != PERSON,
         )
         environ = {name: value for name, value in self._project.environ.items() if name in ("PATH", "HOME")}
         # It outlives the run that starts it, as the server does.

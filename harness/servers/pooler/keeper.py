@@ -56,6 +56,7 @@ class Orders:
         server: the admin's address of the server behind.
         server_id: what that calls itself; empty where it is not ours.
         ttl: seconds after which it ends although the server goes on, where nobody holds ``used``; None: never.
+        forgotten: whether ``notes`` go with it; else they keep the port.
         used: a file that everybody who uses the pooler holds a shared lock on (flock(2)).
     """
 
@@ -69,6 +70,7 @@ class Orders:
     server_id: str
     ttl: float | None
     used: Path
+    forgotten: bool = True
 
 
 def _dies_with_parent() -> None:
@@ -132,7 +134,8 @@ class Keeper:
             self._link.close()
             if server_ended:
                 shutil.rmtree(self._orders.folder, ignore_errors=True)
-                self._orders.notes.unlink(missing_ok=True)
+                if self._orders.forgotten:
+                    self._orders.notes.unlink(missing_ok=True)
 
     def _there(self) -> bool:
         """Whether the server is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from harness.servers.pooler.pgbouncer import Program
 
 FOLDER = "poolers"
 """What the folders are called in which what is noted of poolers lies, and their files."""
+
+PERSON = "up"
+"""What the file of a person's is called: there is one in a checkout, and it keeps its port."""
 
 FORMAT = 1
 
@@ -30,6 +34,7 @@ class Notes:
         folder: where its files are.
         pool: connections to a database at most.
         program: pgbouncer's, and its version.
+        server: what the server behind calls itself, or where it is.
         purpose: in front of somebody else's server, ``"up"`` or ``"run"``; empty in front of one of ours, with which it ends.
     """
 
@@ -40,6 +45,7 @@ class Notes:
     pool: int
     program: Program
     purpose: str
+    server: str
 
 
 def end_all(project: Project, *, runs: bool) -> list[str]:
@@ -64,8 +70,14 @@ def sweep(state: Path) -> list[str]:
     gone = []
     for path in sorted(state.glob(f"*/{FOLDER}/*.json")):
         notes = read(path)
-        if notes is not None and not _keeps(notes):
+        if notes is None or _keeps(notes):
+            continue
+        if path.stem != PERSON:
             _remove(path, notes)
+            gone.append(str(notes.folder))
+        elif notes.folder.exists():
+            # Its port stays, as the server's does.
+            _remove(None, notes)
             gone.append(str(notes.folder))
     return gone
 
@@ -76,6 +88,13 @@ def read(path: Path) -> Notes | None:
         return StateFile(path, FORMAT).read_as(Notes)
     except (FileNotFoundError, Unreadable):
         return None
+
+
+def wait(notes: Notes, patience: float) -> None:
+    """Until a pooler has ended, for so many seconds at most."""
+    deadline = time.monotonic() + patience
+    while _keeps(notes) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _keeps(notes: Notes) -> bool:
@@ -98,9 +117,9 @@ def _end(notes: Notes) -> bool:
         return there
 
 
-def _remove(path: Path, notes: Notes | None) -> None:
+def _remove(path: Path | None, notes: Notes | None) -> None:
     if notes is not None and notes.folder.parent.name == FOLDER:
         shutil.rmtree(notes.folder, ignore_errors=True)
-    for name in (path, path.with_suffix(".used")):
+    for name in () if path is None else (path, path.with_suffix(".used")):
         with suppress(OSError):
             name.unlink(missing_ok=True)
