@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -399,3 +401,43 @@ def test_in_front_of_somebody_elses_server_it_ends_with_the_last_run(
         assert processes.running(found.keeper)
     until(lambda: not processes.running(found.keeper))
     assert not found.folder.exists()
+
+
+@pytest.mark.docker
+def test_in_front_of_a_server_in_a_container(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    environ = {k: v for k, v in new_environ(folders).items() if k != "PGHARNESS_BINARIES"}
+    environ |= {"PGHARNESS_BACKEND": "docker", "PGHARNESS_IMAGE": "pgharness-test:15"}
+    with opened(new_root(tmp_path / "shop"), environ) as run:
+        found = None
+        with run.lease(watch=True) as lease:
+            found = noted(run)
+            client = lease.connect(autocommit=True)
+            for again in (lease.reset, lease.renew):
+                client.execute("insert into users (name) values ('x')")
+                again()
+                assert client.execute("select count(*) from users").fetchone() == (0,)
+            client.close()
+    until(lambda: not processes.running(found.keeper))
+
+
+def test_a_run_without_it_imports_nothing_of_it(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    root = new_root(tmp_path / "shop")
+    (root / "pg-harness.toml").write_text('migrations = ["sql:db"]\n')
+    code = (
+        "import os, sys\nfrom harness import Harness\n"
+        "with Harness.open(root=sys.argv[1], environ=os.environ) as run:\n    run.lease(watch=True).reset()\n"
+        "print([name for name in sys.modules if 'pooler' in name or 'console' in name and name.startswith('harness')])"
+    )
+    environ = new_environ(folders)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(root)],
+            env=environ,
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.strip() == "[]"
+    finally:
+        inventory.stop(Project.of(load(environ, start=root), environ), purpose="run")
