@@ -67,3 +67,8 @@ def _answers(url: str) -> bool:
 def test_a_command_of_run_has_both_addresses(pooled: Project) -> None:
     code = "import os; print(os.environ['DATABASE_URL'] != os.environ['DATABASE_DIRECT_URL'], 'DATABASE_DIRECT_URL_2' in os.environ)"
     assert pooled.ok("run", "-n", "2", "--", sys.executable, "-c", code).split() == ["True", "True"]
+    code = (
+        "import os, harness; mine = harness.current(); print(mine.pooled, mine.direct.url == os.environ['DATABASE_DIRECT_URL']);"
+        "c = mine.direct.connect(); print(c.execute('select count(*) from users').fetchone()[0]); c.close()"
+    )
+    assert pooled.ok("run", "--", sys.executable, "-c", code).split() == ["True", "True", "0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -208,7 +210,39 @@ def test_a_client_that_asks_all_the_time_sees_clones_come_without_an_error(lease
     idle.close()
 
 
-def test_a_connection_of_ours_prepares_nothing_and_asyncpgs_way_works(lease: Lease) -> None:
+def test_prepared_statements_of_a_driver_are_to_be_switched_off(run: Run, lease: Lease) -> None:
+    asyncpg = pytest.importorskip("asyncpg")
+
+    def with_psycopg(**options: Any) -> None:
+        with psycopg.connect(lease.url, autocommit=True, **options) as connection:
+            for _ in range(2):
+                for _ in range(7):
+                    connection.execute("select name from users where id > %s", (1,))
+                lease.reset()
+
+    async def with_asyncpg(**options: Any) -> None:
+        connection = await asyncpg.connect(lease.url, **options)
+        try:
+            for _ in range(2):
+                await connection.fetch("select name from users where id > $1", 1)
+                await asyncio.to_thread(lease.reset)
+        finally:
+            await connection.close()
+
+    with_psycopg(prepare_threshold=None)
+    asyncio.run(with_asyncpg(statement_cache_size=0))
+    if noted(run).program.prepares:
+        with_psycopg()
+        asyncio.run(with_asyncpg())
+        return
+    # As the documentation says of pgbouncer before 1.21.
+    with pytest.raises(psycopg.errors.InvalidSqlStatementName):
+        with_psycopg()
+    with pytest.raises(asyncpg.InvalidSQLStatementNameError):
+        asyncio.run(with_asyncpg())
+
+
+def test_a_connection_of_ours_prepares_nothing(lease: Lease) -> None:
     with lease.connect(autocommit=True) as connection:
         assert connection.prepare_threshold is None
         for round_ in range(3):
