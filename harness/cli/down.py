@@ -183,7 +183,7 @@ def _end_poolers(context: Context, everything: bool) -> None:
     # Here: most checkouts have none.
     from harness.servers.pooler import notes
 
-    for told in notes.end_all(context.project, runs=everything):
+    for told in notes.end_all(context.project.folder, runs=everything):
         logger.info("ended %s", told)
 
 

@@ -228,6 +228,8 @@ class ServerSession:
         if self.resets or self.settings.engine == "rewind":
             # Asked for now: a run that cannot have what its settings ask for ends before it migrates.
             _ = self.rewinding
+        if (front := self.front) is not None:
+            front.ensure()
         for database in self.settings.databases:
             try:
                 made = self._template(self.link, self.spec(database), rebuild=rebuild)

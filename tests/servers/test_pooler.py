@@ -30,6 +30,7 @@ from harness.config.state_file import StateFile
 from harness.databases.lease import Lease
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, HarnessError
+from harness.postgres import databases
 from harness.postgres.session import Session
 from harness.runs.run import Run
 from harness.servers import inventory
@@ -396,6 +397,19 @@ def test_without_the_program_it_is_said_how_to_get_it(
 
 def remote() -> Dsn:
     return Dsn("db's host", 5432, "u", "topsecret", "d", {"sslmode": "verify-full", "sslrootcert": "/x"})
+
+
+def test_without_the_program_nothing_is_migrated(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pgbouncer, "PLACES", ())
+    environ = {**new_environ(folders), "PATH": "/nowhere"}
+    settings = load(environ, start=new_root(tmp_path / "shop"))
+    with pytest.raises(BackendUnavailable, match="the program pgbouncer was not found"):
+        Run.open_with(settings, environ)
+    with inventory.find(Project.of(settings, environ), purpose="run") as server:  # type: ignore[union-attr]
+        assert databases.list_ours(server.session, None) == []
+    inventory.stop(Project.of(settings, environ), purpose="run")
 
 
 def test_a_program_that_does_not_start_is_an_error_with_its_log(

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.config import processes
-from harness.config.project import Project
 from harness.config.state_file import StateFile, Unreadable
 from harness.servers.pooler.pgbouncer import Program
 
@@ -48,14 +47,15 @@ class Notes:
     server: str
 
 
-def end_all(project: Project, *, runs: bool) -> list[str]:
-    """End the poolers of this checkout that are in front of servers of others; return what ended, for people.
+def end_all(folder: Path, *, runs: bool) -> list[str]:
+    """End poolers that are in front of servers of others; return what ended, for people.
 
     Args:
+        folder: a checkout's own of the state; or the whole state, for those of all checkouts.
         runs: those of test runs too, and not a person's only.
     """
     ended = []
-    for path in sorted((project.folder / FOLDER).glob("*.json")):
+    for path in sorted([*folder.glob(f"{FOLDER}/*.json"), *folder.glob(f"*/{FOLDER}/*.json")]):
         notes = read(path)
         if notes is None or not (notes.purpose == "up" or (runs and notes.purpose)):
             continue
