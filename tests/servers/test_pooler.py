@@ -335,6 +335,14 @@ def test_killed_it_is_started_again_by_the_next_reset_under_the_same_url(
     with lease.connect() as connection:
         assert connection.execute("select count(*) from users").fetchone() == (0,)
     until(lambda: not processes.running(before.keeper))
+    (pid,) = bouncers(noted(run).folder)
+    os.kill(pid, signal.SIGKILL)
+    # Likewise by a new lease, whose role it does not know yet; and a release does not need it.
+    with run.lease("one more") as more:
+        with more.connect() as connection:
+            assert connection.execute("select 1").fetchone() == (1,)
+        (pid,) = bouncers(noted(run).folder)
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_killed_keeper_takes_it_along(run: Run, lease: Lease) -> None:

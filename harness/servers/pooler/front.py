@@ -123,19 +123,23 @@ class Pooler:
     def _admit(self, name: str, secret: str) -> None:
         if self._admitted.get(name) == secret and self._console is not None:
             return
-        self.ensure()
+        # One that has ended since is started again here: while its files are changed, nobody else can start it.
+        self._command("SHOW VERSION")
         assert self._notes is not None
         path = self._notes.folder / "users.txt"
         line = pgbouncer.user_line(name, secret)
         with self._alone():
-            known = path.read_text("utf-8").splitlines()
-            if line not in known:
+            known = self._lines(path)
+            if not known:
+                raise BackendError(f"the pooler's file {path} is gone: end what runs here, and run again")
+            if changed := line not in known:
                 mine = pgbouncer.user_line(name, "")[:-2]
                 others = [other for other in known if not other.startswith(mine)]
                 # The console's own is the first.
                 kept = [others[0], *others[1:][-KEPT:]]
                 self._put(path, "\n".join([*kept, line, ""]))
-                self._command("RELOAD")
+        if changed:
+            self._command("RELOAD")
         self._admitted[name] = secret
 
     def fit(self, connections: int) -> None:
@@ -149,7 +153,7 @@ class Pooler:
                 config = self._config(self._notes)
                 self._put(config.path, config.render())
                 self._file.write(self._notes)
-                self._command("RELOAD")
+            self._command("RELOAD")
 
     # --- resets and clones -------------------------------------------------------------------------
 
@@ -168,20 +172,23 @@ class Pooler:
 
         Transactions that are open are ended by whoever wants it to be empty; only their clients lose a connection.
         """
-        console = self._connect()
+        console = None
+        # Where it cannot be had, it keeps no sessions either.
+        with suppress(HarnessError):
+            console = self._connect()
+            console.begin(f"PAUSE {database}")
+            console.done(BUSY)
         try:
-            with suppress(HarnessError):
-                console.begin(f"PAUSE {database}")
-                console.done(BUSY)
             yield
         finally:
-            with suppress(HarnessError):
-                console.done(1.0)
-            console.close()
-            with self._lock:
-                # Sessions that it had there are gone, and it may not know yet.
-                self._command(f"RECONNECT {database}")
-                self._resume(database)
+            if console is not None:
+                with suppress(HarnessError):
+                    console.done(1.0)
+                console.close()
+                with self._lock:
+                    # Sessions that it had there are gone, and it may not know yet.
+                    self._command(f"RECONNECT {database}")
+                    self._resume(database)
 
     def _connect(self) -> Console:
         with self._lock:
