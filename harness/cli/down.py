@@ -178,6 +178,15 @@ def _tell(context: Context, what: str, names: Sequence[str], dry_run: bool) -> N
             context.console.answer(f"  {name}")
 
 
+def _end_poolers(context: Context, everything: bool) -> None:
+    """Those in front of a server of ours end with it."""
+    # Here: most checkouts have none.
+    from harness.servers.pooler import notes
+
+    for told in notes.end_all(context.project.folder, runs=everything):
+        logger.info("ended %s", told)
+
+
 def _drop_external(context: Context, everything: bool, dry_run: bool) -> list[dict[str, Any]]:
     dropped: list[dict[str, Any]] = []
     with lookup.servers(context) as found:
@@ -212,6 +221,7 @@ def _drop_external(context: Context, everything: bool, dry_run: bool) -> list[di
                 logger.info("dropped %s", database.name)
                 dropped.append({"database": database.name})
             if not dry_run:
+                _end_poolers(context, everything)
                 sweep.drop_logins(session, server.project.id, sandbox=True)
             if everything and not dry_run and not databases.list_ours(session, server.project.id):
                 # Named after this checkout, so nobody else's. One that owns something elsewhere stays.

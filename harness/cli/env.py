@@ -69,7 +69,7 @@ def _answer(context: Context, values: Mapping[str, str], form: str) -> int:
 
 
 def _of_one(context: Context, place: Place, workers: int) -> dict[str, str]:
-    dsns = {"default": place.dsn(context.arguments.database), **place.dsns()}
+    dsns = {"default": place.dsn(context.arguments.database), **place.addresses()}
     dsns["default"] = place.dsn(context.arguments.database)
     tables = {d.name: d.env for d in context.settings.databases if d.name in dsns}
     slot = environment.Slot(place.worker or "1", workers, context.settings.connections_per_worker)

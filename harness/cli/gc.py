@@ -71,6 +71,7 @@ def run(context: Context) -> int:
                 )
     if not dry_run:
         inventory.forget_cut_off(context.project)
+        _sweep_poolers(context)
     asked = context.asked
     for item in _bases(context, asked, dry_run) + _orphans(context, asked, dry_run):
         gone.append(item)
@@ -92,6 +93,14 @@ def run(context: Context) -> int:
     if not gone and not waiting and not context.json:
         logger.info("nothing is left over")
     return 0
+
+
+def _sweep_poolers(context: Context) -> None:
+    # Here: most checkouts have none.
+    from harness.servers.pooler import notes
+
+    for folder in notes.sweep(context.project.state):
+        logger.info("removed %s: its pooler has ended", folder)
 
 
 def _bases(context: Context, asked: inventory.Asked, dry_run: bool) -> list[dict[str, Any]]:

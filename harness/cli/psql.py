@@ -69,7 +69,7 @@ def _entered(place: Place, database: str, admin: bool) -> Iterator[Dsn]:
     """The address to connect to: for a template, that of a copy."""
     found = place.database(database)
     if place.kind is not Kind.TEMPLATE:
-        yield place.dsn(database, admin=admin)
+        yield place.dsn(database, admin=admin, direct=True)
         return
     server = place.session
     session = server.link.session

@@ -103,7 +103,7 @@ def run(context: Context) -> int:
         logger.info("there is nothing of pg-harness on this machine")
         return 0
     _confirm(context, lines, yes=bool(given.get("yes")))
-    used = _end(found, context.asked)
+    used = _end(found, context.asked, context.project.state)
     _answer(context, lines if not used else [], dry_run=False)
     if used:
         raise LeaseInUse(
@@ -129,7 +129,7 @@ def _confirm(context: Context, lines: list[str], *, yes: bool) -> None:
         raise ConfigError("nothing was removed", key="yes")
 
 
-def _end(found: Estate, asked: Asked) -> list[str]:
+def _end(found: Estate, asked: Asked, state: Path) -> list[str]:
     """Remove it; return what is in use, and then no folder is gone."""
     used = [f"{server.info.description}: {why}" for server in found.servers if (why := server.end())]
     # One that was started meanwhile has its data in these folders.
@@ -140,6 +140,11 @@ def _end(found: Estate, asked: Asked) -> list[str]:
     ]
     if used:
         return used
+    # Here: hardly anybody has one. Those in front of servers of ours have ended with them.
+    from harness.servers.pooler import notes
+
+    for told in notes.end_all(state, runs=True):
+        logger.info("ended %s", told)
     for snapshot, store in found.kept:
         store.remove(snapshot)
     for folder in found.folders:

@@ -28,6 +28,14 @@ than its URL named, PGOPTIONS changes what every session does. PGPORT and its li
 PARTS = ("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE")
 """The variables of libpq that are set, see :meth:`harness.dsn.Dsn.libpq`: for clients that connect without an address."""
 
+DIRECT = "direct"
+"""What addresses at the server itself are called where a pooler is in front, as in ``{direct.url}``."""
+
+DIRECT_URL = "DATABASE_DIRECT_URL"
+"""The variable that says it."""
+
+DEFAULT = "default"
+
 PLACEHOLDERS = (*FORMS, "host", "port", "user", "password", "database", "worker", "workers", "connections")
 """Those that are URLs take parameters: ``{url:connection_limit=5}``."""
 
@@ -67,6 +75,8 @@ def variables(
     """
     default = dsns["default"]
     result = {"DATABASE_URL": default.url, **default.libpq()}
+    if DIRECT in dsns:
+        result[DIRECT_URL] = dsns[DIRECT].url
     for name, table in templates.items():
         for variable, template in table.items():
             result[variable] = render(template, name, dsns, slot, variable)
@@ -75,7 +85,7 @@ def variables(
 
 def names(tables: Iterable[Mapping[str, str]]) -> list[str]:
     """The variables that say where a worker's databases are: ours, and those of the ``env`` tables of all databases."""
-    return ["DATABASE_URL", *PARTS, *(variable for table in tables for variable in table)]
+    return ["DATABASE_URL", DIRECT_URL, *PARTS, *(variable for table in tables for variable in table)]
 
 
 def numbered(tables: Iterable[Mapping[str, str]], each: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -129,6 +139,11 @@ def render(template: str, own: str, dsns: Mapping[str, Dsn], slot: Slot, variabl
 
 def _value(placeholder: str, spec: str, own: str, dsns: Mapping[str, Dsn], slot: Slot, is_url: bool) -> str:
     database, dot, key = placeholder.rpartition(".")
+    if database == DIRECT and own != DEFAULT:
+        database = f"{own}.{DIRECT}"
+    if dot and database.rpartition(".")[2] == DIRECT and database not in dsns:
+        # No pooler in front: the same settings hold for runs with one and without.
+        database = database.removesuffix(DIRECT).rstrip(".") or DEFAULT
     if dot and database not in dsns:
         raise ValueError(f"there is no database {database!r}")
     if key not in PLACEHOLDERS:

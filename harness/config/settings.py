@@ -153,6 +153,11 @@ class Settings:
     """Use a ``server_url`` although it holds databases of others, or looks like production."""
     postgres: Mapping[str, str] = field(default_factory=dict)
     """Parameters of PostgreSQL, for servers that are started here."""
+    pooler: str = "none"
+    """What stands in front of the server: ``pgbouncer``, in transaction mode. ``DATABASE_URL`` leads through it then, and
+    ``DATABASE_DIRECT_URL`` to the server itself."""
+    preload: tuple[str, ...] = ()
+    """Libraries that the server loads when it starts (``shared_preload_libraries``), as extensions with background workers need it."""
     origins: Mapping[str, str] = field(default_factory=dict)
     pg_versions: tuple[str, ...] = ()
     by_version: Mapping[str, str] = field(default_factory=dict)
@@ -161,6 +166,11 @@ class Settings:
     def default(self) -> DatabaseSettings:
         """The database of the top level."""
         return self.databases[0]
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler stands in front of the server."""
+        return self.pooler != "none"
 
     def origin(self, key: str) -> str:
         """Where the value of a key came from, for messages."""

@@ -198,6 +198,20 @@ def _postgres(raw: Any, text: bool) -> dict[str, str]:
     return table
 
 
+_LIBRARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def _libraries(raw: Any, _text: bool) -> tuple[str, ...]:
+    found = read_texts(raw)
+    for item in found:
+        # A path would be the server's, which is another one in a container; a comma would be two.
+        if not _LIBRARY.fullmatch(item):
+            raise WrongValue(
+                f"holds {item!r}: a library is named as in shared_preload_libraries, without a folder"
+            )
+    return tuple(dict.fromkeys(found))
+
+
 def _attributes(raw: Any, _text: bool) -> tuple[str, ...]:
     known = ("CREATEDB", "CREATEROLE", "REPLICATION", "BYPASSRLS", "SUPERUSER", "INHERIT", "NOINHERIT")
     found = tuple(item.upper() for item in read_texts(raw))
@@ -303,6 +317,8 @@ READERS: Mapping[str, Reader] = {
     "extensions": Reader(read_texts, "list of texts", '["pg_trgm"]'),
     "env": Reader(_variables, "table of texts", '{ SQLALCHEMY_DATABASE_URI = "{sqlalchemy}" }'),
     "postgres": Reader(_postgres, "table of texts", '{ work_mem = "64MB" }'),
+    "pooler": _choice("none", "pgbouncer"),
+    "preload": Reader(_libraries, "list of texts", '["pg_cron"]'),
 }
 
 SOURCES: Mapping[str, str] = {"migrations": '["alembic"]', "seeds": '["sql:db/seeds"]'}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from harness.config.environment import DEFAULT, DIRECT_URL
 from harness.config.run_variables import URL
 from harness.control.client import ControlClient
 from harness.databases.address import Address, Addressed
@@ -60,6 +61,17 @@ class CurrentLease(Address):
     def dsn(self) -> Dsn:
         """Address of the database ``default``."""
         return self.dsns["default"]
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler is in front (setting ``pooler``)."""
+        return self.direct.dsn != self.dsn
+
+    @property
+    def direct(self) -> Addressed:
+        """The database ``default`` at the server itself, as :attr:`harness.Lease.direct`."""
+        url = self._client.environment(self.number)["env"].get(DIRECT_URL)
+        return Addressed(DEFAULT, self.dsn if url is None else Dsn.parse(url, origin="the run"))
 
     @property
     def dsns(self) -> dict[str, Dsn]:

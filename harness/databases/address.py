@@ -15,6 +15,11 @@ class Address(ABC):
     """What a lease, each of its databases, and the lease of this process have in common: an address in every form, and connections."""
 
     @property
+    def pooled(self) -> bool:
+        """Whether a pooler is in front: then no client may rely on a session of its own."""
+        return False
+
+    @property
     @abstractmethod
     def dsn(self) -> Dsn:
         """Its parts: ``host``, ``port``, ``user``, ``password``, ``database``."""
@@ -52,13 +57,17 @@ class Address(ABC):
         # Here: a process of a run that only asks for resets needs no psycopg.
         from harness.postgres.session import open_application
 
-        return open_application(self.dsn, options)
+        return open_application(self.dsn, self._unprepared(options))
 
     async def aconnect(self, **options: Any) -> psycopg.AsyncConnection[Any]:
         """As :meth:`connect`, for asyncio: ``async with await lease.aconnect() as connection``."""
         from harness.postgres.session import open_application_async  # as in `connect`
 
-        return await open_application_async(self.dsn, options)
+        return await open_application_async(self.dsn, self._unprepared(options))
+
+    def _unprepared(self, options: dict[str, Any]) -> dict[str, Any]:
+        # psycopg prepares what is executed often, in a session that the next transaction may not have.
+        return {"prepare_threshold": None, **options} if self.pooled else options
 
 
 class Addressed(Address):
@@ -68,9 +77,15 @@ class Addressed(Address):
         name: as in the settings; ``"default"`` for the top level.
     """
 
-    def __init__(self, name: str, dsn: Dsn) -> None:
+    def __init__(self, name: str, dsn: Dsn, *, pooled: bool = False) -> None:
         self.name = name
         self._dsn = dsn
+        self._pooled = pooled
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler is in front (setting ``pooler``)."""
+        return self._pooled
 
     @property
     def dsn(self) -> Dsn:

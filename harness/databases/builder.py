@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from harness.databases import known_extensions, role, sweep
+from harness.databases import background, role, sweep
 from harness.databases.applied import Applied
 from harness.databases.spec import Owner, TemplateSpec
 from harness.errors import HarnessError, MigrationError, ServerLost, ServerRefused, TemplateBusy
 from harness.migrations.port import MigrationContext, Progress
-from harness.postgres import autovacuum, databases, incarnation, names, namespaces, roles
+from harness.postgres import autovacuum, databases, incarnation, known_extensions, names, namespaces, roles
 from harness.postgres.databases import read_attributes, settle_sequences
 from harness.postgres.label import Label
 from harness.postgres.session import Session, ident
@@ -84,7 +84,7 @@ class Build:
 
     def _attempt(self, roles_before: set[str]) -> Label:
         session, project = self.session, self.project
-        name = names.building(project, self.fingerprint)
+        name = self._name()
         locale = databases.deterministic_locale(session)
         databases.create_empty(session, name, owner=self.owner.name, locale=locale)
         began = time.monotonic()
@@ -106,6 +106,16 @@ class Build:
             raise
         created = sorted(roles.all_roles(session) - roles_before)
         return self._freeze(name, created, time.monotonic() - began)
+
+    def _name(self) -> str:
+        """What it is called until it is finished: pg_cron can be created in the one database that the server was started for."""
+        fixed = background.scheduler_database(self.session)
+        parsed = names.parse(fixed)
+        if parsed is None or parsed.kind is not names.Kind.BUILDING:
+            return names.building(self.project, self.fingerprint)
+        # Under the build lock nobody else has it: it was left by somebody who was killed.
+        databases.drop(self.session, fixed, self.project)
+        return fixed
 
     def upgrade(self, name: str, acts: Sequence[Act]) -> None:
         """Bring a database that was built from older migrations up to date. Nobody else is in it.
@@ -135,7 +145,9 @@ class Build:
                         f"extension {extension!r} (setting extensions) cannot be created: {error.message}",
                         f"This server has: {', '.join(row[0] for row in available)}",
                     ]
-                    if reason := known_extensions.advice(inside, extension, [row[0] for row in available]):
+                    if said := background.another_database(error.message):
+                        lines[1:] = [said]
+                    elif reason := known_extensions.advice(inside, extension, [row[0] for row in available]):
                         lines.append(reason)
                     raise MigrationError("\n".join(lines), source="extensions", step=extension) from error
 
@@ -210,6 +222,7 @@ class Build:
         )
         # CREATE DATABASE wants a checkpointed source; the flags and the label come last and together. From here on it is
         # the admin's: its owner could let himself in, and the next run would start from what he wrote.
+        background.end(session, name)
         databases.seal(
             session,
             final,
@@ -297,6 +310,8 @@ def keep_failed(session: Session, project: str, name: str, owner: Owner, error: 
     for extension in re.findall(r'extension "([\w-]+)" is not available', error.message):
         if reason := known_extensions.advice(session, extension):
             error.add_note(reason)
+    if said := background.another_database(error.message):
+        error.add_note(said)
     if error.database:
         login = owner.of(project, names.SANDBOX, FAILED)
         url = session.dsn.with_database(error.database).with_user(login.name, "").masked

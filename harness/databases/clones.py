@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
-from harness.databases import role
+from harness.databases import background, role
+from harness.databases.front import NO_FRONT, Front
 from harness.databases.spec import Owner
 from harness.databases.template import Template
 from harness.errors import HarnessError, LeaseLost, ServerRefused
@@ -65,9 +66,13 @@ class Clones:
         remake: Callable[[Template], Template] | None = None,
         rewinds: Callable[[], str] = lambda: "",
         explain: Callable[[HarnessError], None] = lambda error: None,
+        front: Front = NO_FRONT,
+        workers: bool = False,
     ) -> None:
         """
         Args:
+            workers: whether background workers of extensions may come into databases at any moment.
+            front: what stands between the application and its databases.
             explain: adds to an error what the server's log knows of its cause.
             rewinds: the schema of what resets by pages on this server, in the maintenance database; empty: resets are by
                 rows. Asked when a reset is first prepared.
@@ -76,6 +81,8 @@ class Clones:
         """
         self._remake = remake
         self._explain = explain
+        self.front = front
+        self.workers = workers
         self.rewinds = rewinds
         self._remade: dict[str, Template] = {}
         self.link = link
@@ -250,12 +257,34 @@ class Clones:
         fresh = self._take(template, claim, name)
         if before is not None:
             before(fresh)
-        if databases.retire(self.link.session, name, away, successor=fresh):
+        session = self.link.session
+        if self.workers:
+            background.shut(session, fresh)
+            self._tell_scheduler_ends(name)
+        with self.front.aside(name):
+            gone = databases.retire(session, name, away, successor=fresh)
+            if gone and self.workers:
+                background.open_again(session, name)
+        if gone:
             return away
         self._hand_over(fresh, name)
         return ""
 
+    def _tell_scheduler_ends(self, name: str) -> None:
+        session = self.link.session
+        if background.scheduler_database(session) == name and background.workers(session, name):
+            # It ends itself for good when it is told to leave, and in a database that it is in no other can take its place.
+            logger.warning(
+                "%s is replaced by a clone: pg_cron ends with it, and runs no jobs on this server any more",
+                name,
+            )
+
     def _hand_over(self, fresh: str, name: str) -> None:
+        if self.workers:
+            background.shut(self.link.session, fresh)
+            opened = f"; alter database {ident(name)} with allow_connections true"
+            self.link.session.script(f"alter database {ident(fresh)} rename to {ident(name)}{opened}")
+            return
         self.link.session.execute(f"alter database {ident(fresh)} rename to {ident(name)}")
 
     def _take(self, template: Template, claim: Claim, name: str) -> str:
@@ -283,8 +312,11 @@ class Clones:
         # Everybody begins elsewhere: else N workers race for the first spare, and all but one lose each time.
         random.shuffle(candidates)
         for spare in candidates:
-            rename = f"alter database {ident(spare)} rename to {ident(mine)}"
-            if _won(session, [rename, *self._finish(mine, template, label, new=False, login=login)]):
+            rename = [f"alter database {ident(spare)} rename to {ident(mine)}"]
+            if self.workers:
+                background.shut(session, spare)
+                rename.append(f"alter database {ident(mine)} with allow_connections true")
+            if _won(session, [*rename, *self._finish(mine, template, label, new=False, login=login)]):
                 logger.debug("%s: taken from spare %s", name, spare)
                 return mine
         self._copy(session, mine, template)
@@ -301,7 +333,9 @@ class Clones:
     def release(self, name: str) -> None:
         """Drop a lease's database, if it is there; its sessions are ended."""
         away = names.retired(self.project)
-        if databases.retire(self.link.session, name, away):
+        with self.front.aside(name):
+            gone = databases.retire(self.link.session, name, away)
+        if gone:
             databases.drop_retired(self.link.session, away)
 
     def keep(self, name: str, run: str, why: str) -> str:
@@ -312,7 +346,8 @@ class Clones:
             raise LeaseLost(f"database {name} is gone: it cannot be kept")
         kept = names.kept(self.project, run)
         label = replace(found.label, kind="kept", why=why, created=_now())
-        databases.retire(session, name, kept)
+        with self.front.aside(name):
+            databases.retire(session, name, kept)
         session.script(
             databases.label_statement(kept, label, found.comment)
             + f";\nalter database {ident(kept)} with allow_connections true"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
+from harness.config.settings import DEFAULT_DATABASE
 from harness.databases.address import Address, Addressed
 from harness.databases.changed import LeaseChanges, by_names
 from harness.databases.clones import Claim, Clones
@@ -40,10 +41,18 @@ class LeasedDatabase(Addressed):
         template: what it is a clone of.
     """
 
-    def __init__(self, name: str, dsn: Dsn, template: Template, claim: Claim) -> None:
-        super().__init__(name, dsn)
+    def __init__(
+        self, name: str, dsn: Dsn, template: Template, claim: Claim, direct: Dsn | None = None
+    ) -> None:
+        super().__init__(name, dsn, pooled=direct is not None and direct != dsn)
+        self._direct = dsn if direct is None else direct
         self.template = template
         self.claim = claim
+
+    @property
+    def direct(self) -> Addressed:
+        """Its address at the server itself, for what needs a session of its own; the same where no pooler is in front."""
+        return Addressed(self.name, self._direct)
 
 
 class UnknownMark(ConfigError):
@@ -73,6 +82,16 @@ class LeaseMark:
 
     def __repr__(self) -> str:
         return f"<LeaseMark {self.name}{' released' if self.released else ''}>"
+
+
+def with_direct(dsns: Mapping[str, Dsn], direct: Mapping[str, Dsn]) -> dict[str, Dsn]:
+    """Addresses by the words that variables' templates name them with."""
+    own = {
+        "direct" if name == DEFAULT_DATABASE else f"{name}.direct": dsn
+        for name, dsn in direct.items()
+        if dsn != dsns[name]
+    }
+    return {**dsns, **own}
 
 
 def _together(reports: list[ResetReport], milliseconds: float) -> ResetReport:
@@ -159,6 +178,22 @@ class Lease(Address):
     def dsns(self) -> dict[str, Dsn]:
         """Database name → address, ``default`` first."""
         return {name: leased.dsn for name, leased in self._databases.items()}
+
+    @property
+    def direct(self) -> Addressed:
+        """The database ``default`` at the server itself, for what needs a session of its own (``LISTEN``, advisory locks, migrations):
+        ``lease.direct.url``, ``lease.direct.connect()``. The same address where no pooler is in front."""
+        return self["default"].direct
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler is in front (setting ``pooler``)."""
+        return self["default"].pooled
+
+    @property
+    def addresses(self) -> dict[str, Dsn]:
+        """:attr:`dsns`, and where a pooler is in front those at the server itself: ``"direct"``, ``"analytics.direct"``."""
+        return with_direct(self.dsns, {name: d.direct.dsn for name, d in self._databases.items()})
 
     @property
     def databases(self) -> Mapping[str, LeasedDatabase]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from harness.databases import freshness
+from harness.databases import background, freshness
 from harness.databases.clones import BeforeRename, Claim, Clones
 from harness.databases.template import Template
 from harness.dsn import Dsn
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from harness.reset.marks import Mark
     from harness.reset.rewind.answer import Answer
 
+
+logger = logging.getLogger("pg_harness.databases")
 
 BYTES_MS = 1 << 20
 """Bytes that a clone copies in a millisecond."""
@@ -219,9 +222,16 @@ class DatabaseReset:
         link = self._clones.link
         if link.surely(self._unchanged):
             return ResetReport(strategy="nothing", milliseconds=1000 * (time.monotonic() - began))
+        # Before: what closes now does so as a client's own session would.
+        self._clones.front.settle(self._database)
+        if self._clones.workers:
+            self._end_jobs()
         try:
             if (engine := self._opened()) is not None:
-                return engine.reset(to=to, sessions=sessions)
+                report = engine.reset(to=to, sessions=sessions)
+                if self._clones.workers:
+                    self._tell_scheduler()
+                return report
             reason = self._problem or self._missing or "nothing was watched since the database was pristine"
         except LeaseError as error:
             if not isinstance(error, RecloneNeeded):
@@ -231,6 +241,16 @@ class DatabaseReset:
         reason = link.surely(self._other_life) or reason
         report = link.surely(lambda: self.renew(reason=reason))
         return replace(report, milliseconds=1000 * (time.monotonic() - began))
+
+    def _end_jobs(self) -> None:
+        link = self._clones.link
+        if ended := link.surely(lambda: background.end_jobs(link.session, self._database)):
+            logger.debug("%s: ended jobs of background workers: %s", self._database, ended)
+
+    def _tell_scheduler(self) -> None:
+        session = self._clones.link.session
+        if background.scheduler_database(session) == self._database:
+            background.tell_scheduler(session, self._database)
 
     def renew(self, *, reason: str) -> ResetReport:
         """A fresh clone under the same name. Sessions of the application are ended; marks come back."""

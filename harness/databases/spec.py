@@ -117,12 +117,14 @@ class TemplateSpec:
 
         settings = project.settings
         where = slot or env.Slot("1", 1, settings.connections_per_worker)
-        decisive = {
+        decisive: dict[str, object] = {
             "role": role,
             "attributes": sorted(settings.role_attributes),
             "superuser": settings.superuser,
             "postgres": dict(settings.postgres),
         }
+        if settings.preload:
+            decisive["preload"] = list(settings.preload)
         return cls(
             database=database.name,
             sources=[

@@ -154,6 +154,13 @@ def _reason(
             half = database.parsed is not None and database.parsed.claiming
             return "the command that made it was cut off" if half else ""
         return f"its run {run} is dead"
+    if (
+        kind is Kind.BUILDING
+        and database.parsed
+        and database.name == names.scheduler(database.parsed.project)
+    ):
+        # What pg_cron's jobs are noted for, see harness.databases.background.
+        return ""
     if kind is Kind.BUILDING:
         return "" if building else "its migration was cut off"
     if kind is Kind.SPARE and not database.label:

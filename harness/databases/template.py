@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -129,6 +130,18 @@ def brought(session: Session, wanted: str) -> bool:
     """Whether a server that was started from a baked base has the template of a fingerprint, as it was baked."""
     found = databases.find(session, names.template(names.BAKED, wanted))
     return found is not None and _finished(found, wanted)
+
+
+def adapt(session: Session, found: Template, act: Callable[[Session], object]) -> None:
+    """Change what a template holds that is one server's alone, and has to say where that is."""
+    there = databases.find(session, found.name)
+    if there is None:
+        return
+    session.execute(f"alter database {ident(found.name)} with allow_connections true")
+    with Session.connect(session.dsn.with_database(found.name)) as inside:
+        act(inside)
+    databases.terminate(session, found.name)
+    databases.seal(session, found.name, there.label, there.comment, ())
 
 
 def lost(session: Session, project: str, wanted: str) -> bool:

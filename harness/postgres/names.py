@@ -119,6 +119,12 @@ def building(project: str, fingerprint: str) -> str:
     return str(DatabaseName(project, Kind.BUILDING, fingerprint[:16], token()))
 
 
+def scheduler(project: str) -> str:
+    """What every template of a checkout is called while it is being built on a server whose scheduler of jobs (pg_cron) serves one
+    database: it can be set up in no other one."""
+    return str(DatabaseName(project, Kind.BUILDING, "0" * 16, "jobs"))
+
+
 def baseline(project: str, fingerprint: str) -> str:
     """The one baseline clone of a fingerprint."""
     return str(DatabaseName(project, Kind.BASELINE, fingerprint[:16]))

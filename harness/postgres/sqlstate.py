@@ -38,6 +38,9 @@ UNDEFINED_OBJECT = "42704"
 UNDEFINED_FUNCTION = "42883"
 """No function of that name and arguments."""
 
+DUPLICATE_DATABASE = "42P04"
+"""``duplicate_database``."""
+
 DUPLICATE_SCHEMA = "42P06"
 """A schema of that name is there already."""
 

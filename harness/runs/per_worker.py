@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from harness.config.project import Project
-from harness.databases.clones import run_all
+from harness.config.settings import DEFAULT_DATABASE
+from harness.databases import background, template
+from harness.databases.clones import Claim, run_all
 from harness.databases.sweep import Leftover
 from harness.errors import HarnessError, LeaseClosed
 from harness.migrations.port import Progress, unseen
@@ -22,7 +25,7 @@ from harness.postgres.session import literal
 from harness.runs.bake import Baker
 from harness.runs.placement import had
 from harness.runs.session import ServerSession
-from harness.servers import acquire, inventory, memory, registry
+from harness.servers import acquire, inventory, memory, preload, registry
 
 logger = logging.getLogger("pg_harness.runs")
 
@@ -144,7 +147,7 @@ class ServerPerWorker:
 
     def _started(self, worker: str) -> ServerSession:
         found = acquire.private(
-            self._project_of_one(),
+            self._project_of_one(worker),
             self.backend,
             purpose=purpose_of(self._run, worker),
             ttl=min(TTL, self.project.settings.ttl),
@@ -160,6 +163,7 @@ class ServerPerWorker:
         )
         try:
             session.prepare(clean_up=False)
+            self._move_jobs(session, worker)
         except BaseException:
             self._stop([session])
             raise
@@ -169,12 +173,28 @@ class ServerPerWorker:
             self._baker.store.refuse(self.baked.snapshot, "it did not hold its templates")
         return session
 
-    def _project_of_one(self) -> Project:
+    def _scheduled(self, worker: str) -> str:
+        """The database of a worker that the scheduler of its server serves, by the name that it will have."""
+        return Claim(self._run, worker).name(self.project.id)
+
+    def _move_jobs(self, session: ServerSession, worker: str) -> None:
+        """Jobs that the migrations have scheduled are noted for the database that they were made in, which was the template."""
+        found = session.templates.get(DEFAULT_DATABASE)
+        if preload.scheduling(self.project.settings) and found is not None:
+            name = self._scheduled(worker)
+            template.adapt(session.link.session, found, lambda inside: background.move_jobs(inside, name))
+
+    def _project_of_one(self, worker: str) -> Project:
         settings, storage = self.project.settings, self._room().storage(max(1, self._workers))
-        if settings.origin("max_connections") != "default":
-            return self.project.having(storage=storage)
-        fewer = max(100, settings.connections_per_worker + _EXTRA_CONNECTIONS)
-        return self.project.having(storage=storage, max_connections=min(settings.max_connections, fewer))
+        if preload.scheduling(settings):
+            # Its own, so that jobs run there.
+            served = {preload.SCHEDULER_DATABASE: self._scheduled(worker)}
+            settings = replace(settings, postgres={**settings.postgres, **served})
+        its = replace(settings, storage=storage)
+        if settings.origin("max_connections") == "default":
+            fewer = max(100, settings.connections_per_worker + _EXTRA_CONNECTIONS)
+            its = replace(its, max_connections=min(settings.max_connections, fewer))
+        return replace(self.project, settings=its)
 
     # --- memory ------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from harness.config.settings import DEFAULT_DATABASE
+from harness.databases.lease import with_direct
 from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.postgres import databases, names
@@ -64,20 +65,29 @@ class Place:
             value=name,
         )
 
-    def dsn(self, name: str = DEFAULT_DATABASE, *, admin: bool = False) -> Dsn:
-        """The address of one of its databases, as the application's role or as the admin."""
+    def dsn(self, name: str = DEFAULT_DATABASE, *, admin: bool = False, direct: bool = False) -> Dsn:
+        """The address of one of its databases, as the application's role or as the admin.
+
+        Args:
+            direct: at the server itself, as the admin's always is, although a pooler is in front.
+        """
         database = self.database(name)
         dsn = self.session.link.dsn.with_database(database.name)
         if admin:
             return dsn
         owner, _ = self.session.expected_owner()
         login = owner.named(database.role)
-        return dsn.with_user(login.name, login.password)
+        dsn = dsn.with_user(login.name, login.password)
+        return dsn if direct else self.session.through_front(dsn, login)
 
     def dsns(self) -> dict[str, Dsn]:
         """Name in the settings → address as the application's role, ``default`` first."""
         order = sorted(self.databases, key=lambda name: name != DEFAULT_DATABASE)
         return {name: self.dsn(name) for name in order}
+
+    def addresses(self) -> dict[str, Dsn]:
+        """:meth:`dsns`, and where a pooler is in front those at the server itself, see :attr:`harness.databases.lease.Lease.addresses`."""
+        return with_direct(self.dsns(), {name: self.dsn(name, direct=True) for name in self.databases})
 
 
 def places_on(session: ServerSession) -> list[Place]:

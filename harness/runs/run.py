@@ -326,7 +326,7 @@ class Run:
     def variables(self, lease: Lease) -> dict[str, str]:
         """``DATABASE_URL``, ``PG*`` and the user's own variables of a lease."""
         tables = {database.name: database.env for database in self.settings.databases}
-        return env.variables(lease.dsns, tables, self.slot(lease.worker))
+        return env.variables(lease.addresses, tables, self.slot(lease.worker))
 
     # --- the end -----------------------------------------------------------------------------------
 

