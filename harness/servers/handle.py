@@ -9,11 +9,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from harness.config.project import Project
 from harness.dsn import Dsn
 from harness.errors import HarnessError, ServerLost
-from harness.postgres.session import Session
+from harness.postgres.session import WAYS, Session
 from harness.servers.handshake import attach, watched
 from harness.servers.port import Backend, ServerInfo
 
@@ -39,6 +40,10 @@ class Server:
     _project: Project = field(repr=False)
     _forget: Callable[[], object] = field(repr=False)
     """Removes what is noted of it."""
+
+    def __post_init__(self) -> None:
+        if _may_be_behind_ssh(self._project, self.info):
+            WAYS[self.info.server_id] = partial(_tunnel_lost, self._project, self.info)
 
     @property
     def admin_dsn(self) -> Dsn:
@@ -115,5 +120,21 @@ def join(project: Project, info: ServerInfo) -> Server:
     began = time.monotonic()
     session, why = attach(info)
     if session is None:
-        raise ServerLost(f"the server of this run ({info.description}) is gone: {why}")
+        lost = _tunnel_lost(project, info)
+        raise ServerLost(
+            f"the server of this run ({info.description}) is gone: {why}" + (f". {lost}" if lost else "")
+        )
     return Server(info, session, False, time.monotonic() - began, project, forget)
+
+
+def _may_be_behind_ssh(project: Project, info: ServerInfo) -> bool:
+    return info.backend == "docker" and (project.state / "remote").is_dir()
+
+
+def _tunnel_lost(project: Project, info: ServerInfo) -> str:
+    if not _may_be_behind_ssh(project, info):
+        return ""
+    # Here: who has no server behind ssh imports nothing of it.
+    from harness.servers.docker import tunnel
+
+    return tunnel.lost(project.state / "remote", info)

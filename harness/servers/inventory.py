@@ -207,9 +207,22 @@ def servers(project: Project, *, everywhere: bool = False, asked: Asked | None =
 
 
 def forget_cut_off(project: Project) -> list[str]:
-    """Remove notes of this checkout, and of the cache, that a killed process did not finish; return their paths."""
-    folders = [project.cache, project.folder, *(path for path in project.folder.glob("*") if path.is_dir())]
-    return [path for folder in folders for path in state_file.sweep(folder)]
+    """Remove notes of this checkout, and of the cache, that a killed process did not finish, and of servers of other machines
+    that have ended; return their paths."""
+    remote = project.state / "remote"
+    folders = [
+        project.cache,
+        project.folder,
+        *(path for path in project.folder.glob("*") if path.is_dir()),
+        remote,
+    ]
+    gone = [path for folder in folders for path in state_file.sweep(folder)]
+    if remote.is_dir():
+        # Here: it is there only where servers of other machines were used.
+        from harness.servers.docker import tunnel
+
+        gone += tunnel.sweep(project.state)
+    return gone
 
 
 def forget_gone(project: Project) -> list[str]:

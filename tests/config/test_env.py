@@ -52,7 +52,7 @@ SOCKET = Dsn("/run/pg", 5433, "app", "p", "d", {"sslmode": "require"})
         ("{url:connection_limit=5}", "postgresql://app:p@/d?host=%2Frun%2Fpg&port=5433&sslmode=require&connection_limit=5"),
         # What is there already is replaced where it stands: of two, each client believes another one.
         ("{url:sslmode=disable&a=b}", "postgresql://app:p@/d?host=%2Frun%2Fpg&port=5433&sslmode=disable&a=b"),
-        ("{asyncpg:host=/tmp}", "postgresql+asyncpg://app:p@/d?host=%2Ftmp&port=5433&sslmode=require"),
+        ("{asyncpg:host=/tmp}", "postgresql+asyncpg://app:p@/d?host=%2Ftmp&port=5433&dsn=postgresql%3A%2F%2F%3Fsslmode%3Drequire"),
     ],
 )  # fmt: skip
 def test_parameters_where_the_url_has_some_already(template: str, expected: str) -> None:

@@ -64,6 +64,7 @@ class AlembicSource(Configured):
                 "ini": ini,
                 "toml": toml,
                 "url": context.dsn.url,
+                "asyncpg": context.dsn.asyncpg,
                 "database": context.dsn.database,
                 "host": context.dsn.host,
                 "port": str(context.dsn.port),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import re
 import shutil
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 
 from harness.config.project import Project, cache_dir, file_lock, make_folder
 from harness.dsn import Dsn
-from harness.errors import BackendError, ServerStartError
+from harness.errors import BackendError, BackendUnavailable, ServerStartError
 from harness.servers import memory
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
@@ -157,21 +158,32 @@ class DockerBackend(Backend):
             memory_limit=limit,
             shm_size=self.shm_size,
         )
-        if request.purpose != "up" or not self.daemon.local:
+        if self.daemon.encrypted:
+            # Here: no server of this machine has one.
+            from harness.servers.docker import tls
+
+            made_of = replace(made_of, certificate=tls.make([self.daemon.host]))
+        # Of a person's, Docker would choose another port each time that the container is started. What a tunnel leads to
+        # nobody sees.
+        if request.purpose != "up" or not self.daemon.bind or self.daemon.ssh:
             return container_.run(self.daemon, made_of, request)
-        # Docker would choose another one each time that the container is started.
-        request = replace(request, port=request.port or free_port(self.daemon.bind))
+        request = replace(request, port=request.port or self._free_port())
         try:
             return container_.run(self.daemon, made_of, request)
         except ServerStartError as error:
             if not re.search("port is already allocated|address already in use", str(error)):
                 raise
             if request.port_named:
+                where = self.daemon.bind if self.daemon.local else self.daemon.host
                 raise ServerStartError(
-                    f"port {request.port} (setting port) is in use on {self.daemon.bind}: name another, or none"
+                    f"port {request.port} (setting port) is in use on {where}: name another, or none"
                 ) from error
-            request = replace(request, port=free_port(self.daemon.bind))
+            request = replace(request, port=self._free_port())
             return container_.run(self.daemon, made_of, request)
+
+    def _free_port(self) -> int:
+        """One that is free, on this machine; of another one it is not known, and a guess among ten thousand seldom fails."""
+        return free_port(self.daemon.bind) if self.daemon.local else random.randrange(20000, 30000)
 
     def free_memory(self) -> int:
         """Bytes that containers may take: the daemon's, cut by what is free on this machine where it runs here.
@@ -213,6 +225,11 @@ class DockerBackend(Backend):
         """Remove the container and its volumes. 404 and 409 (a removal under way) are success."""
         with translated(f"remove the container {info.handle}"):
             container_.remove(self.daemon, info.handle)
+        if not self.daemon.local or info.dsn.options:
+            # Here: of a server of this machine nothing is noted there.
+            from harness.servers.docker import tunnel
+
+            tunnel.forget(self.daemon.folder, info.handle, info.server_id)
 
     def halt(self, info: ServerInfo) -> None:
         """Stop the container, which stays with its volumes."""
@@ -255,7 +272,7 @@ class DockerBackend(Backend):
     def list(self, project: str | None) -> list[ServerInfo]:
         """All containers of ours, running or stopped; half made ones and those that were committed too, to be ended."""
         infos = [
-            self._info(container) or (container_.info_of(_NOWHERE, container) if _idle(container) else None)
+            self._listed(container) or (container_.info_of(_NOWHERE, container) if _idle(container) else None)
             for container in self._containers(project, None)
         ]
         return [info for info in infos if info is not None]
@@ -320,12 +337,26 @@ class DockerBackend(Backend):
         # A daemon that several users share, and a checkout that several enter: each has servers of his own.
         return [container for container in found if spec.mine(container)]
 
+    def _listed(self, container: Any) -> ServerInfo | None:
+        try:
+            return self._info(container)
+        except BackendUnavailable:
+            # No way leads to it, and it can be ended all the same.
+            return container_.info_of(_NOWHERE, container)
+
     def _info(self, container: Any) -> ServerInfo | None:
+        """What a container is.
+
+        Raises:
+            BackendUnavailable: it is a server, and no tunnel to it can be opened.
+        """
         try:
             password = container_.read_password(container)
             with translated(f"look at the container {container.short_id}"):
                 container.reload()
             dsn = container_.address(self.daemon, container, password)
+        except BackendUnavailable:
+            raise
         except (BackendError, ServerStartError):
             # Removed between two looks, or half made: not a server.
             return None

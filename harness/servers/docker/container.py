@@ -56,11 +56,16 @@ def run(daemon: Daemon, made_of: spec.ContainerSpec, request: ServerRequest) -> 
             output.attach(container)
         with feeding(daemon, container, spec.feed(request, made_of)) if fed else nullcontext(), daemon.turn():
             _start(container, made_of.name, made_of.foreign)
-        info = info_of(_wait_for_address(daemon, container, request.password), container)
+        info = info_of(_wait_for_address(daemon, container, request), container)
         wait(daemon, container, info, timeout=request.start_timeout, output=output, foreign=made_of.foreign)
     except BaseException:
         with translated(f"remove the container {container.short_id}"):
             remove(daemon, container.id)
+        if not daemon.local:
+            # Here: of a server of this machine nothing is noted there.
+            from harness.servers.docker import tunnel
+
+            tunnel.forget(daemon.folder, container.id, request.server_id)
         raise
     finally:
         output.detach()
@@ -68,12 +73,8 @@ def run(daemon: Daemon, made_of: spec.ContainerSpec, request: ServerRequest) -> 
         f"in memory (at most {made_of.memory // memory.MB} MB)" if made_of.storage == "memory" else "on disk"
     )
     logger.info("docker: started %s, data %s", info.description, where)
-    if not daemon.local and daemon.host:
-        logger.info(
-            "docker: the daemon is on %s; the port is open on %s there, with a password",
-            daemon.host,
-            daemon.bind,
-        )
+    if daemon.encrypted:
+        logger.info("docker: the daemon is on %s; the port is open there, for TLS alone", daemon.host)
     return info
 
 
@@ -176,6 +177,11 @@ def _plainly(text: str, image: str, foreign: str) -> str | None:
     if "exec format error" in low:
         why = foreign or "it is for another architecture than the daemon's machine"
         return f"the image {image} cannot run here: {why}. Take one for this machine, or register an emulator"
+    if "ssl is not supported by this build" in low:
+        return (
+            f"the PostgreSQL of {image} was built without OpenSSL, so that its server cannot be reached over a network: "
+            "take another image, or reach the daemon by ssh://"
+        )
     if "/bin/sh" in low and ("no such file" in low or "not found" in low):
         return f"the image {image} has no /bin/sh, so it cannot be a PostgreSQL image with our entrypoint"
     return None
@@ -225,16 +231,20 @@ def _ask_to_remove(daemon: Daemon, handle: str) -> int:
     return 0
 
 
-def _wait_for_address(daemon: Daemon, container: Any, password: str) -> Dsn:
+def _wait_for_address(daemon: Daemon, container: Any, request: ServerRequest) -> Dsn:
     state = state_of(container)
     if state is None or not state.get("Running"):
         # It ended at once: any address will do, the wait sees the end and shows the log.
-        return Dsn("127.0.0.1", 1, "postgres", password, "postgres")
-    return address(daemon, container, password)
+        return Dsn("127.0.0.1", 1, "postgres", request.password, "postgres")
+    return address(daemon, container, request.password, port=request.port, port_named=request.port_named)
 
 
-def address(daemon: Daemon, container: Any, password: str) -> Dsn:
+def address(daemon: Daemon, container: Any, password: str, *, port: int = 0, port_named: bool = False) -> Dsn:
     """The superuser's address of the container's server.
+
+    Args:
+        port: of a new tunnel on this machine, where the daemon is reached by ssh and that is free; 0: any.
+        port_named: nothing but that port will do.
 
     Raises:
         BackendError: the container has no published port (it does not run).
@@ -245,7 +255,19 @@ def address(daemon: Daemon, container: Any, password: str) -> Dsn:
             if settings.get("IPAddress") and daemon.network in (None, name):
                 return Dsn(settings["IPAddress"], 5432, "postgres", password, "postgres")
     for published in (network.get("Ports") or {}).get("5432/tcp") or ():
-        return Dsn(daemon.host, int(published["HostPort"]), "postgres", password, "postgres")
+        there = int(published["HostPort"])
+        options: dict[str, str] = {}
+        if certificate := container.labels.get(spec.CERTIFICATE):
+            # Here: no server of this machine has one.
+            from harness.servers.docker import tls
+
+            server_id = container.labels.get(f"{spec.LABEL}.server-id", "")
+            options = tls.options(daemon.folder, server_id, certificate)
+        if daemon.ssh:
+            from harness.servers.docker import tunnel
+
+            there = tunnel.to(daemon, container.id, there, wanted=port, named=port_named)
+        return Dsn(daemon.host, there, "postgres", password, "postgres", options)
     if container.status != "running":
         return Dsn(daemon.host or "127.0.0.1", 1, "postgres", password, "postgres")
     raise BackendError(f"the container {container.short_id} publishes no port")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -14,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.config.project import state_dir
 from harness.errors import BackendError, BackendUnavailable, ServerLost
+
+logger = logging.getLogger("pg_harness.servers.docker")
 
 _one_at_a_time = threading.Lock()
 """The environment is the process's: of two threads, each would restore what the other has set."""
@@ -32,6 +36,10 @@ _silent: dict[str, float] = {}
 """Address → when the wait for its answer was given up (``time.monotonic``)."""
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+_EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, and bound for servers with TLS alone
+
+_told_of: set[str] = set()
+"""Daemons of which it was told that anybody may command them: once is enough for a process."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,9 @@ class Daemon:
         network: the network to join, where we run in a container ourselves; None: the default one.
         prefix: put before image names (``TESTCONTAINERS_HUB_IMAGE_NAME_PREFIX``).
         where: for people, for instance ``"unix:///var/run/docker.sock"``.
+        ssh: ``ssh://…`` of a daemon that is reached that way, and whose servers are too; else empty.
+        folder: where the certificates of its servers are noted for their clients, and the tunnels to them.
+        environ: of the programs that reach it.
         refused: image → why it cannot be had: whoever asks next in this run would wait for the registry once more.
     """
 
@@ -54,6 +65,9 @@ class Daemon:
     network: str | None
     prefix: str
     where: str
+    ssh: str = ""
+    folder: Path = Path()
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     refused: dict[str, BackendUnavailable] = field(default_factory=dict, repr=False, compare=False)
     _about: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _turn: threading.Condition = field(default_factory=threading.Condition, repr=False, compare=False)
@@ -92,13 +106,20 @@ class Daemon:
 
     @property
     def feeds(self) -> bool:
-        """Whether a container's standard input is reached as on a Unix socket, where that is tried out."""
-        return str(self.client.api.base_url).startswith(("http+docker://localhost", "http+unix"))
+        """Whether a container's standard input is reached as on a socket, where that is tried out."""
+        return str(self.client.api.base_url).startswith(
+            ("http+docker://localhost", "http+unix", "http://", "https://")
+        )
 
     @property
     def local(self) -> bool:
-        """Whether its ports are on our own loopback."""
-        return self.host == "127.0.0.1"
+        """Whether its ports are on our own loopback, and nobody's between."""
+        return self.host == "127.0.0.1" and not self.ssh
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether its ports are open to a network: then all that is said there is TLS."""
+        return self.bind in _EVERYWHERE
 
 
 def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
@@ -138,6 +159,7 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
         raise BackendUnavailable(
             f"the Docker client cannot be loaded: {error}", remedies=_REMEDIES
         ) from error
+    folder = state_dir(environ) / "remote"
     found: list[Daemon] = []
     failures: list[BaseException] = []
     given_up = threading.Event()
@@ -145,7 +167,27 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
     def open_() -> None:
         try:
             prefix = getattr(config.testcontainers_config, "hub_image_name_prefix", "") or ""
-            daemon = _describe(docker_client.DockerClient(), socket, prefix)
+            named = docker_client.get_docker_host() or ""
+            if named.startswith("ssh://"):
+                # Here: no other daemon is reached this way.
+                from harness.servers.docker import over_ssh
+
+                client = over_ssh.client(named, environ, timeout=timeout)
+                daemon = Daemon(
+                    client,
+                    "127.0.0.1",
+                    "127.0.0.1",
+                    None,
+                    prefix,
+                    named,
+                    ssh=named,
+                    folder=folder,
+                    environ=environ,
+                )
+            else:
+                # A host that a user names need not be an address of the daemon's machine.
+                override = bool(getattr(config.testcontainers_config, "tc_host_override", None))
+                daemon = _describe(docker_client.DockerClient(), socket, prefix, override, folder)
             if given_up.is_set():
                 # Nobody takes it any more: left to the garbage collector it would be an unclosed socket.
                 daemon.client.close()
@@ -155,7 +197,7 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
 
     # A thread: a daemon behind a dead ssh or a firewall gives no answer at all for minutes.
     thread = threading.Thread(target=open_, name="pg-harness-docker", daemon=True)
-    with _one_at_a_time, _environment(environ.get("DOCKER_HOST") or socket):
+    with _one_at_a_time, _environment(environ, socket):
         thread.start()
         thread.join(timeout)
         given_up.set()
@@ -165,10 +207,15 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
         _silent[where] = time.monotonic()
         raise silent
     failure = failures[0]
-    if not isinstance(failure, Exception):
+    if not isinstance(failure, Exception) or isinstance(failure, BackendUnavailable):
         raise failure
+    text, remedies = text_of(failure), list(_REMEDIES)
+    if "certificate" in text.lower() and environ.get("DOCKER_TLS_VERIFY"):
+        there = environ.get("DOCKER_CERT_PATH") or "~/.docker"
+        told = f"see that {there} (DOCKER_CERT_PATH) has the ca.pem by which the daemon's certificate is signed, a cert.pem and a key.pem"
+        remedies.insert(0, f"{told} that the daemon takes, and that the clocks of both machines are right")
     raise BackendUnavailable(
-        f"the Docker daemon at {where} does not answer: {text_of(failure)}", remedies=_REMEDIES
+        f"the Docker daemon at {where} does not answer: {text}", remedies=remedies
     ) from failure
 
 
@@ -263,39 +310,69 @@ def _mentions(path: Path, word: str) -> bool:
 
 
 @contextmanager
-def _environment(host: str | None) -> Iterator[None]:
+def _environment(environ: Mapping[str, str], socket: str | None) -> Iterator[None]:
     # testcontainers writes DOCKER_HOST into our own environment: the tests that follow would inherit it.
-    before = os.environ.get("DOCKER_HOST")
-    if host:
-        os.environ["DOCKER_HOST"] = host
+    before = {name: os.environ.get(name) for name in (*_READ, *_OF_REQUESTS)}
+    wanted = {**{name: environ.get(name) for name in _READ}, **({"DOCKER_HOST": socket} if socket else {})}
+    # Certificates for the web: requests takes them instead of the daemon's own.
+    _set({**wanted, **dict.fromkeys(_OF_REQUESTS)})
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop("DOCKER_HOST", None)
+        _set(before)
+
+
+_READ = ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
+"""Variables that the client reads in our own environment, whatever the caller's is."""
+_OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
         else:
-            os.environ["DOCKER_HOST"] = before
+            os.environ[name] = value
 
 
-def _describe(tc: Any, socket: str | None, prefix: str) -> Daemon:
+def _trusting(session: Any) -> None:
+    """Let a session of requests check by its own certificates, where the environment names others for the web."""
+    merge = session.merge_environment_settings
+
+    def merged(url: str, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        return merge(url, proxies, stream, session.verify if verify is None else verify, cert)
+
+    session.merge_environment_settings = merged
+
+
+def _describe(tc: Any, socket: str | None, prefix: str, named: bool, folder: Path) -> Daemon:
     # docker-py's own default is the same today.
     tc.client.api.timeout = CALL_LIMIT
+    if isinstance(tc.client.api.verify, str):
+        _trusting(tc.client.api)
     mode = getattr(tc.get_connection_mode(), "value", "docker_host")
     host = tc.host()
     where = socket or os.environ.get("DOCKER_HOST") or str(tc.client.api.base_url)
     if mode == "bridge_ip":
-        return Daemon(tc.client, "", "", tc.find_host_network(), prefix, where)
+        return Daemon(tc.client, "", "", tc.find_host_network(), prefix, where, folder=folder)
     if host in _LOCAL:
         # Not `localhost`: it may resolve to ::1, where the port is somebody else's.
-        return Daemon(tc.client, "127.0.0.1", "127.0.0.1", None, prefix, where)
+        return Daemon(tc.client, "127.0.0.1", "127.0.0.1", None, prefix, where, folder=folder)
     # A daemon elsewhere: its loopback cannot be reached from here. From a container beside it (unix
     # socket, the host is our gateway) only that bridge's address is opened.
-    bind = (
-        host
-        if str(tc.client.api.base_url).startswith(("http+unix", "unix")) and host[:1].isdigit()
-        else "0.0.0.0"  # noqa: S104 - with a password; of that machine no other address is known here
-    )
-    return Daemon(tc.client, host, bind, None, prefix, where)
+    # Of another machine no address is known here but the one that we reach it by: its ports are open on all, with TLS.
+    everywhere = _EVERYWHERE[":" in host]
+    beside = str(tc.client.api.base_url).startswith(("http+unix", "http+docker", "unix"))
+    if str(tc.client.api.base_url).startswith("http://") and where not in _told_of:
+        _told_of.add(where)
+        logger.warning(
+            "docker: the daemon at %s takes commands without TLS: whoever reaches that port is root on its machine, and reads "
+            "and changes all that we say to it, passwords too. Protect it (DOCKER_TLS_VERIFY=1 with DOCKER_CERT_PATH), or "
+            "reach it by ssh:// instead",
+            where,
+        )
+    bind = host if beside and host[:1].isdigit() and not named else everywhere
+    return Daemon(tc.client, host, bind, None, prefix, where, folder=folder)
 
 
 @contextmanager

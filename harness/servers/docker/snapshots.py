@@ -214,8 +214,7 @@ class DockerSnapshots(SnapshotStore):
         with translated("stop the container that was baked"):
             container = daemon.client.containers.get(info.handle)
             # Written into the container's own layer, and removed before that becomes an image's.
-            secrets = [f"{spec.HOME}/password", f"{spec.DISK}/.pwfile"]
-            done = container.exec_run(["rm", "-f", *secrets], user="0:0")
+            done = container.exec_run(["rm", "-f", *spec.SECRETS], user="0:0")
             if done.exit_code != 0:
                 raise BackendError(f"the password file cannot be removed before baking: {done.output!r}")
             container.stop(timeout=int(STOP_PATIENCE))
@@ -338,7 +337,7 @@ def _changes(key: str, facts: Mapping[str, str]) -> list[str]:
         # The builder's own would pass on to every container that a person runs from this image.
         **{
             f"{LABEL}.{name}": ""
-            for name in ("project", "purpose", "server-id", "root", "owner", "ttl", "storage")
+            for name in ("project", "purpose", "server-id", "root", "owner", "ttl", "storage", "certificate")
         },
         f"{LABEL}.baked": key,
         # They lie in it, with the settings: a later start has to bring neither.
@@ -346,7 +345,12 @@ def _changes(key: str, facts: Mapping[str, str]) -> list[str]:
         f"{LABEL}.created": f"{time.time():.0f}",
         f"{LABEL}.facts": json.dumps(dict(facts)),
     }
-    variables = {"PGHARNESS_BASE": spec.DISK, "PGHARNESS_TTL": "", "PGHARNESS_LOCK_KEY": ""}
+    variables = {
+        "PGHARNESS_BASE": spec.DISK,
+        "PGHARNESS_TTL": "",
+        "PGHARNESS_LOCK_KEY": "",
+        "PGHARNESS_TLS": "",
+    }
     return [
         *(f"LABEL {name}={_quoted(value)}" for name, value in labels.items()),
         *(f"ENV {name}={_quoted(value)}" for name, value in variables.items()),

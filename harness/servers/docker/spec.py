@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.servers import defaults, memory
 from harness.servers.docker.daemon import Daemon, translated
 from harness.servers.handshake import life_key
 from harness.servers.port import ServerRequest, watching
+
+if TYPE_CHECKING:
+    from harness.servers.docker.tls import Certificate
 
 LABEL = "dev.pg-harness"
 HOME = "/pgharness"
@@ -24,6 +27,17 @@ HOME = "/pgharness"
 DISK, MEMORY = f"{HOME}/data", f"{HOME}/memory"
 SCRIPTS = f"{LABEL}.scripts"
 """Label of a baked image: which scripts lie in it."""
+CERTIFICATE = f"{LABEL}.certificate"
+"""Label of a server that its clients reach by TLS: the certificate that they pin."""
+SECRETS = (
+    f"{HOME}/password",
+    f"{HOME}/server.key",
+    f"{HOME}/server.crt",
+    f"{DISK}/.pwfile",
+    f"{DISK}/server.key",
+    f"{DISK}/server.crt",
+)
+"""Files of one server that no image may hold."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,7 @@ class ContainerSpec:
         name: the image's name, for people.
         storage: ``"memory"`` or ``"disk"``.
         memory: bytes of the tmpfs.
+        certificate: of a server that is reached over a network; None: it listens for this machine alone.
         foreign: for people, where the image is for another architecture than the daemon's machine; else empty.
     """
 
@@ -44,6 +59,7 @@ class ContainerSpec:
     memory: int
     shm_size: int
     foreign: str = ""
+    certificate: Certificate | None = None
 
     @property
     def machine(self) -> str:
@@ -140,11 +156,17 @@ def create(daemon: Daemon, made_of: ContainerSpec, request: ServerRequest, *, fe
         **watching(request.purpose),
     }
     options: dict[str, Any] = {}
+    if made_of.certificate is not None:
+        # The key comes with the password. What the server shows to everybody is for whoever finds it here.
+        labels[CERTIFICATE] = made_of.certificate.certificate
+        environment["PGHARNESS_TLS"] = "yes"
     if fed:
         environment["PGHARNESS_STDIN"] = "yes"
         options["stdin_open"] = True
     if daemon.bind:
-        options["ports"] = {"5432/tcp": (daemon.bind, request.port or None)}
+        # By ssh, the port is the one of this machine, where the tunnel begins.
+        port = None if daemon.ssh else request.port or None
+        options["ports"] = {"5432/tcp": (daemon.bind, port)}
     if daemon.network:
         options["network"] = daemon.network
     if made_of.storage == "memory":
@@ -196,7 +218,9 @@ def settings_of(request: ServerRequest, made_of: ContainerSpec) -> bytes:
 
 def feed(request: ServerRequest, made_of: ContainerSpec) -> bytes:
     """What a container whose image has the scripts reads from its standard input."""
-    return request.password.encode() + b"\n" + settings_of(request, made_of) + b"\n"
+    certified = made_of.certificate
+    tls = (certified.certificate + "\n" + certified.key + "\n").encode() if certified is not None else b""
+    return request.password.encode() + b"\n" + settings_of(request, made_of) + b"\n" + tls
 
 
 def archive(request: ServerRequest, made_of: ContainerSpec) -> bytes:
@@ -205,6 +229,9 @@ def archive(request: ServerRequest, made_of: ContainerSpec) -> bytes:
     files += [(name, 0o644, content) for name, content in request.files.get(made_of.machine, {}).items()]
     files.append(("settings", 0o644, settings_of(request, made_of)))
     files.append(("password", 0o400, request.password.encode() + b"\n"))
+    if made_of.certificate is not None:
+        files.append(("server.crt", 0o444, made_of.certificate.certificate.encode()))
+        files.append(("server.key", 0o400, made_of.certificate.key.encode()))
     return _tar(((HOME, 0o755), (DISK, 0o1777)), files)
 
 

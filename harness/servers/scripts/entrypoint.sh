@@ -4,8 +4,9 @@
 #   password   the superuser's, one line, readable by root only; in an image that is run by hand:
 #              POSTGRES_PASSWORD_FILE or POSTGRES_PASSWORD
 #   settings   server settings, one `name=value` a line
+#   server.crt, server.key   where PGHARNESS_TLS is set: then nobody logs in over the network without TLS
 #   watch.sh   the dead-man's switch
-# Into an image that has the scripts, password and settings come by standard input instead (PGHARNESS_STDIN).
+# Into an image that has the scripts, password, settings, certificate and key come by standard input instead (PGHARNESS_STDIN).
 # Environment (no secrets): PGHARNESS_BASE where data directories lie; PGHARNESS_TTL seconds, empty: never;
 # PGHARNESS_LOCK_KEY of the sign of life; PGHARNESS_USER the image's own user, a name or `uid:gid`.
 set -eu
@@ -113,6 +114,23 @@ END
     )
 }
 
+# Adds to the arguments of postgres what lets nobody in from the network without TLS. Key and rules lie beside the data, for an image
+# that is made of it holds neither.
+encrypted() {
+    umask 077
+    : >"$base/server.key"
+    while IFS= read -r line; do echo "$line"; done <&4 >"$base/server.key"
+    exec 4<&-
+    # The rules of the data (an image's own, say) may know `host`, which allows both.
+    while read -r kind rest; do
+        case $kind in
+        host) printf '%s\n' "hostssl $rest" ;;
+        hostnossl | hostnogssenc | hostgssenc | '' | '#'*) ;;
+        *) printf '%s\n' "$kind $rest" ;;
+        esac
+    done <"$data/pg_hba.conf" >"$base/hba.conf"
+}
+
 serve() {
     bin=$PGHARNESS_BIN
     # Where others look for it, wherever the data lies.
@@ -143,13 +161,18 @@ serve() {
     while IFS= read -r line; do
         [ -z "$line" ] || set -- "$@" -c "$line"
     done <"$here/settings"
+    if [ -n "${PGHARNESS_TLS:-}" ]; then
+        encrypted
+        set -- "$@" -c ssl=on -c "ssl_cert_file=$here/server.crt" -c "ssl_key_file=$base/server.key" \
+            -c ssl_min_protocol_version=TLSv1.2 -c "hba_file=$base/hba.conf"
+    fi
     if [ -n "${PGHARNESS_TTL:-}" ]; then
         [ -x "$bin/psql" ] || die "this image has no psql beside its server, which the dead-man's switch needs"
         beside watch "$PGHARNESS_LOCK_KEY" "$PGHARNESS_TTL"
     elif [ -n "$new_password" ]; then
         beside password
     fi
-    unset PGHARNESS_STAGE PGHARNESS_BIN PGHARNESS_TTL PGHARNESS_LOCK_KEY PGHARNESS_USER PGHARNESS_BASE
+    unset PGHARNESS_STAGE PGHARNESS_BIN PGHARNESS_TTL PGHARNESS_LOCK_KEY PGHARNESS_USER PGHARNESS_BASE PGHARNESS_TLS
     exec "$bin/postgres" -D "$data" -c "unix_socket_directories=$socket" "$@"
 }
 
@@ -191,6 +214,12 @@ if [ -n "${PGHARNESS_STDIN:-}" ] && [ ! -e "$here/password" ]; then
     echo "$line" >"$here/password"
     umask 022
     while IFS= read -r line && [ -n "$line" ]; do echo "$line"; done >"$here/settings"
+    if [ -n "${PGHARNESS_TLS:-}" ]; then
+        while IFS= read -r line && [ -n "$line" ]; do echo "$line"; done >"$here/server.crt"
+        umask 077
+        while IFS= read -r line && [ -n "$line" ]; do echo "$line"; done >"$here/server.key"
+        umask 022
+    fi
     exec </dev/null
 fi
 unset PGHARNESS_STDIN
@@ -207,6 +236,10 @@ else
     exec 3<<END
 $POSTGRES_PASSWORD
 END
+fi
+if [ -n "${PGHARNESS_TLS:-}" ]; then
+    [ -r "$here/server.key" ] || die "no key came for TLS, or this user cannot read it"
+    exec 4<"$here/server.key"
 fi
 # Who may write there is root; an image without the file gets one.
 if [ -w /etc/passwd ] || { [ ! -e /etc/passwd ] && [ -w /etc ]; }; then

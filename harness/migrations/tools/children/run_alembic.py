@@ -29,7 +29,7 @@ def run(parameters):
         '"command:alembic upgrade heads" in place of "alembic".',
     )
 
-    url = with_driver(parameters["url"], config.get_main_option("sqlalchemy.url") or "", env_text(script))
+    url = with_driver(parameters, config.get_main_option("sqlalchemy.url") or "", env_text(script))
     # ConfigParser reads % as the begin of an interpolation.
     config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
 
@@ -41,7 +41,7 @@ def run(parameters):
         raise guard.Refused("env.py made no connection through SQLAlchemy, so nothing was migrated")
 
 
-def with_driver(url, configured, env):
+def with_driver(parameters, configured, env):
     """The URL with the driver that the project uses, or one that is installed."""
     match = re.match(r"postgres(?:ql)?\+(\w+)://", configured)
     if match and installed(match.group(1)):
@@ -53,7 +53,12 @@ def with_driver(url, configured, env):
         driver = first("psycopg2", "psycopg", "pg8000", "asyncpg")
     if driver is None:
         raise guard.Refused("no PostgreSQL driver is installed for %s: install psycopg" % sys.executable)
-    return "postgresql+" + driver + url[len("postgresql") :]
+    # asyncpg has another form for what an address says of TLS.
+    return (
+        parameters["asyncpg"]
+        if driver == "asyncpg"
+        else "postgresql+" + driver + parameters["url"][len("postgresql") :]
+    )
 
 
 def first(*drivers):
