@@ -78,6 +78,9 @@ class Settings:
     an installed package. ``auto``: a container where a daemon answers, else local or bundled binaries."""
     image: str = DEFAULT_IMAGE
     """The image that containers are started from. Where it is not named, :attr:`pg_version` decides: ``postgres:18``."""
+    hosts: tuple[str, ...] = ()
+    """Docker hosts that servers are spread over: ``local``, ``context:NAME``, ``ssh://…``, ``tcp://…``, ``unix://…``. Not set: the
+    one daemon that is found here. The variable may also be called ``DOCKER_HOSTS``. It stands for ``backend = "docker"``."""
     pg_version: str | None = None
     """The version of PostgreSQL. A server of another version is never taken in its place."""
     binaries: Path | None = None

@@ -33,6 +33,7 @@ class ServerRequest:
         port_named: nothing but that port will do: a user has named it.
         memory: bytes that data in memory may take; None: the backend's own share of what is free.
         made_with: the settings that decided this start, see :mod:`harness.servers.drift`; noted with the server.
+        host: word of the Docker host to prefer, where the backend has several; empty: any.
         files: machine, as ``uname -m`` says → name → what the server may want to read, see :meth:`Backend.shelf`: put
             there at once where that is cheaper than later.
     """
@@ -52,6 +53,7 @@ class ServerRequest:
     memory: int | None = None
     made_with: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict, repr=False)
+    host: str = ""
 
     @property
     def throwaway(self) -> bool:
@@ -96,6 +98,7 @@ class ServerInfo:
         project: the checkout that it belongs to; empty where it is unknown.
         root: that checkout's path, for people; empty where it is unknown.
         made_with: the settings that decided its start; empty where they are unknown.
+        host: word of the Docker host that it runs on, where the settings name several; empty: the only daemon.
     """
 
     dsn: Dsn
@@ -110,6 +113,7 @@ class ServerInfo:
     project: str = ""
     root: str = ""
     made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
+    host: str = ""
 
     @property
     def ours(self) -> bool:
@@ -228,6 +232,31 @@ class Backend(Protocol):
         """
         return 0
 
+    def hosts(self) -> Sequence[HostState]:
+        """The hosts that its servers are spread over, each with its state; none where there is nothing to choose from."""
+        return ()
+
+    def silent(self) -> Mapping[str, str]:
+        """Word → why, of those of its hosts that could not be asked so far: they may hold servers all the same."""
+        return {}
+
+    def places(
+        self, workers: Sequence[str], *, need: int, placed: Mapping[str, str] | None = None
+    ) -> Mapping[str, str]:
+        """Worker → word of the host that its server should be on; empty where there is nothing to choose from.
+
+        Args:
+            need: bytes of memory of one server.
+            placed: as decided before, which stays as it is.
+
+        Raises:
+            BackendError: there is no room for them. BackendUnavailable: no host can be used.
+        """
+        return {}
+
+    def spread(self, snapshot: Snapshot, words: Sequence[str]) -> None:
+        """Bring a snapshot to these hosts, where servers will be started from it; a host that cannot take it is left out."""
+
     def shelf(self, info: ServerInfo) -> Shelf:
         """Where the process of a server that runs can read files that we put there.
 
@@ -243,6 +272,32 @@ class Backend(Protocol):
     def snapshots(self) -> SnapshotStore | None:
         """Where its servers' data is kept, to start others from it; None: it cannot keep any."""
         return None
+
+
+@dataclass(frozen=True)
+class HostState:
+    """One of several Docker hosts, for people.
+
+    Attributes:
+        word: what the settings call it.
+        version: of its daemon; empty where that does not answer.
+        processors: of its machine.
+        memory: bytes that further servers may take; 0: unknown.
+        servers: containers of ours that run there.
+        state: ``"ok"``, or why it is left out.
+    """
+
+    word: str
+    version: str = ""
+    processors: int = 0
+    memory: int = 0
+    servers: int = 0
+    state: str = "ok"
+
+    @property
+    def ok(self) -> bool:
+        """Whether servers can be started there."""
+        return self.state == "ok"
 
 
 @dataclass(frozen=True)

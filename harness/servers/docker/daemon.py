@@ -9,12 +9,15 @@ import socket as socket_
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from harness.errors import BackendError, BackendUnavailable, ServerLost
+from harness.servers.docker.hosts import Host
 
 _one_at_a_time = threading.Lock()
 """The environment is the process's: of two threads, each would restore what the other has set."""
@@ -30,6 +33,9 @@ SILENT = 60.0
 
 _silent: dict[str, float] = {}
 """Address → when the wait for its answer was given up (``time.monotonic``)."""
+
+_ASKED = "pg-harness asked"
+"""Beside what it says of itself: when it was asked, by our clock."""
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -68,7 +74,16 @@ class Daemon:
         if not self._about:
             with translated("tell about itself"):
                 self._about.update(self.client.info())
+            self._about[_ASKED] = time.time()
         return self._about
+
+    def ahead(self) -> float:
+        """Seconds that its clock is ahead of ours: its times of containers are by that."""
+        about = self.about()
+        try:
+            return datetime.fromisoformat(str(about.get("SystemTime"))).timestamp() - float(about[_ASKED])
+        except ValueError:
+            return 0.0
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -101,16 +116,21 @@ class Daemon:
         return self.host == "127.0.0.1"
 
 
-def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
+def connect(environ: Mapping[str, str], *, timeout: float, host: Host | None = None) -> Daemon:
     """The daemon that the user means.
 
     Args:
         timeout: seconds that it may take to answer (imports not counted).
+        host: one of several, as the settings name it; None: the only one.
 
     Raises:
         BackendUnavailable: none is configured or none answers.
     """
-    socket = _socket(environ)
+    if host is not None:
+        environ = {**environ, "DOCKER_HOST": host.address, "DOCKER_CONTEXT": ""}
+        socket: str | None = host.address or _socket_here(environ)
+    else:
+        socket = _socket(environ)
     if socket == "":
         raise BackendUnavailable(
             "no Docker daemon was found",
@@ -122,7 +142,7 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
         )
     where = environ.get("DOCKER_HOST") or socket or "the current Docker context"
     silent = BackendUnavailable(
-        f"the Docker daemon at {where} did not answer within {timeout:.0f} s", remedies=_REMEDIES
+        f"the Docker daemon at {where} did not answer within {timeout:g} s", remedies=_REMEDIES
     )
     if time.monotonic() - _silent.get(where, -math.inf) < SILENT:
         raise silent
@@ -145,7 +165,9 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
     def open_() -> None:
         try:
             prefix = getattr(config.testcontainers_config, "hub_image_name_prefix", "") or ""
-            daemon = _describe(docker_client.DockerClient(), socket, prefix)
+            remote = host is not None and host.remote
+            client = _Direct(host, timeout) if host is not None and remote else docker_client.DockerClient()
+            daemon = _describe(client, socket, prefix)
             if given_up.is_set():
                 # Nobody takes it any more: left to the garbage collector it would be an unclosed socket.
                 daemon.client.close()
@@ -155,7 +177,11 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
 
     # A thread: a daemon behind a dead ssh or a firewall gives no answer at all for minutes.
     thread = threading.Thread(target=open_, name="pg-harness-docker", daemon=True)
-    with _one_at_a_time, _environment(environ.get("DOCKER_HOST") or socket):
+    # One of several elsewhere takes nothing from the process's environment: they are asked side by side.
+    set_up: AbstractContextManager[None] = nullcontext()
+    if host is None or not host.remote:
+        set_up = _alone(environ.get("DOCKER_HOST") or socket)
+    with set_up:
         thread.start()
         thread.join(timeout)
         given_up.set()
@@ -168,8 +194,61 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
     if not isinstance(failure, Exception):
         raise failure
     raise BackendUnavailable(
-        f"the Docker daemon at {where} does not answer: {text_of(failure)}", remedies=_REMEDIES
+        f"the Docker daemon at {where} does not answer: {text_of(failure)}",
+        remedies=[*_certificates(text_of(failure), host), *_REMEDIES],
     ) from failure
+
+
+def _certificates(said: str, host: Host | None) -> Iterator[str]:
+    """What to do where daemon and client do not believe each other's certificates, or speak without them."""
+    low = said.lower()
+    if not re.search(r"ssl|tls|certificate|http request to an https", low):
+        return
+    folder = host.certificates if host is not None else ""
+    where = folder or "DOCKER_CERT_PATH, or the context"
+    if "not yet valid" in low or "expired" in low:
+        yield "compare the clocks of both machines (`date`), and the dates of its certificate (`openssl x509 -dates`)"
+    elif not folder and host is not None:
+        yield "it wants certificates: set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH, or name a context that has them"
+    yield f"see that ca.pem in {where} is the authority of that daemon, and that cert.pem and key.pem there are of a client it knows"
+
+
+class _Direct:
+    """A client of one daemon elsewhere, in the form in which testcontainers has its own: nothing is read from the environment."""
+
+    def __init__(self, host: Host, timeout: float) -> None:
+        # Here: as in :func:`connect`.
+        from docker import DockerClient
+        from docker.tls import TLSConfig
+
+        tls: Any = False
+        if host.certificates:
+            folder = Path(host.certificates)
+            tls = TLSConfig(
+                client_cert=(str(folder / "cert.pem"), str(folder / "key.pem")),
+                ca_cert=str(folder / "ca.pem"),
+                verify=host.verify,
+            )
+        self._address = host.address
+        self.client = DockerClient(base_url=host.address, tls=tls, timeout=timeout, use_ssh_client=True)
+
+    def get_connection_mode(self) -> str:
+        """As where ``DOCKER_HOST`` is set."""
+        return "docker_host"
+
+    def host(self) -> str:
+        """Where its published ports are."""
+        return urlsplit(self._address).hostname or ""
+
+    def find_host_network(self) -> str | None:
+        """None of its networks is ours."""
+        return None
+
+
+@contextmanager
+def _alone(host: str | None) -> Iterator[None]:
+    with _one_at_a_time, _environment(host):
+        yield
 
 
 _REMEDIES = (
@@ -239,6 +318,12 @@ def _socket(environ: Mapping[str, str]) -> str | None:
         config, '"currentContext"'
     ):
         return None
+    return _socket_here(environ)
+
+
+def _socket_here(environ: Mapping[str, str]) -> str:
+    """The socket of this machine's own daemon, whatever contexts there are; empty: there is none."""
+    home = environ.get("HOME") or os.path.expanduser("~")
     runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     for path in (
         "/var/run/docker.sock",
