@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -41,10 +42,11 @@ class Controller:
         try:
             with self._state.telling:
                 run.check_room(len(specs))
+                places = run.place([spec.id for spec in specs])
                 found = budget.check(run.shared, len(specs)) if run.shared is not None else None
             if found is not None:
                 self._tell(found)
-            path = self._run_file(len(specs)).write(self._state.project.state / "runs")
+            path = self._run_file(len(specs), places).write(self._state.project.state / "runs")
         except HarnessError as error:
             raise pytest.UsageError(f"pg-harness: {error.full_text}") from None
         self._state.run_file = path
@@ -64,8 +66,8 @@ class Controller:
             return
         if self._state.lease is None:
             raise pytest.UsageError(
-                'pg-harness: xdist has started no workers after all, and with isolation = "server" its controller '
-                "has no database. Say -n 0."
+                'pg-harness: xdist has started no workers after all, and with isolation = "server", or hosts, its '
+                "controller has no database. Say -n 0."
             )
         if freshness.of(self._state.settings).watches:
             self._state.lease.watch()
@@ -79,7 +81,7 @@ class Controller:
                 f"{found.maximum}, {found.others} belong to other runs (setting max_connections, or fewer workers)"
             )
 
-    def _run_file(self, workers: int) -> RunFile:
+    def _run_file(self, workers: int, places: Mapping[str, str]) -> RunFile:
         run = self._state.run
         shared = run.shared
         return RunFile(
@@ -91,6 +93,8 @@ class Controller:
             owner=shared.owner if shared is not None else None,
             templates=run.templates,
             workers=workers,
+            places=places,
+            hosts=run.placement.joined(),
         )
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)

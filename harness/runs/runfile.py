@@ -23,6 +23,21 @@ _FORMAT = 2
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A server that workers share on one of several hosts, as they need to know it.
+
+    Attributes:
+        server: where it is, with the admin's password.
+        owner: the application's role there.
+        templates: database name → template there.
+    """
+
+    server: ServerInfo = field(repr=False)
+    owner: Owner
+    templates: Mapping[str, Template]
+
+
+@dataclass(frozen=True)
 class RunFile:
     """One run, as its workers need to know it.
 
@@ -34,6 +49,8 @@ class RunFile:
         owner: the application's role; None as well.
         templates: database name → template.
         workers: how many there are.
+        places: worker → word of the Docker host that its databases, or its own server, should be on.
+        hosts: word → the server there, where workers share one on each host.
     """
 
     run: str
@@ -43,6 +60,8 @@ class RunFile:
     owner: Owner | None
     templates: Mapping[str, Template]
     workers: int = 1
+    places: Mapping[str, str] = field(default_factory=dict)
+    hosts: Mapping[str, Joined] = field(default_factory=dict, repr=False)
 
     def write(self, folder: Path) -> Path:
         """Write it in one act; return its path.
