@@ -218,8 +218,14 @@ class _Direct:
 
     def __init__(self, host: Host, timeout: float) -> None:
         # Here: as in :func:`connect`.
-        from docker import DockerClient
+        from docker import APIClient, DockerClient
         from docker.tls import TLSConfig
+
+        class Api(APIClient):  # type: ignore[misc]  # docker has no types
+            """Compares the daemon's certificate with the authority that is named, whatever REQUESTS_CA_BUNDLE says."""
+
+            def merge_environment_settings(self, *given: Any, **named: Any) -> Any:
+                return {**super().merge_environment_settings(*given, **named), "verify": self.verify}
 
         tls: Any = False
         if host.certificates:
@@ -230,7 +236,10 @@ class _Direct:
                 verify=host.verify,
             )
         self._address = host.address
-        self.client = DockerClient(base_url=host.address, tls=tls, timeout=timeout, use_ssh_client=True)
+        self.client = DockerClient.__new__(DockerClient)
+        self.client.api = Api(
+            base_url=host.address, version="auto", tls=tls, timeout=timeout, use_ssh_client=True
+        )
 
     def get_connection_mode(self) -> str:
         """As where ``DOCKER_HOST`` is set."""
@@ -411,7 +420,7 @@ def text_of(error: BaseException) -> str:
     text = str(getattr(error, "explanation", None) or error)
     if "Max retries exceeded" in text or "Connection aborted" in text:
         # urllib3 wraps the system's own words ("Connection refused") in a screen of its own.
-        text = next(iter(re.findall(r"\[Errno -?\d+\] ([^\"')]+)", text)), text)
+        text = next(iter(re.findall(r"\[(?:Errno -?\d+|SSL[^]]*)\] ([^\"')]+)", text)), text)
     return " ".join(text.split())[:400]
 
 

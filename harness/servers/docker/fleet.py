@@ -123,16 +123,15 @@ class Fleet(Backend):
             if self._looked:
                 return
             every = {**self._members, **self._former}
-            answers = side_by_side(every, lambda member: member.daemon.about(), self._timeout + PATIENCE)
+            answers = side_by_side(every, room.identity, self._timeout + PATIENCE)
             known: dict[str, str] = {}
             first = ""
-            for word, about in answers.items():
-                if isinstance(about, BackendError):
-                    self._silent[word] = reason_of(about)
-                    self._leave_out(word, reason_of(about))
+            for word, identity in answers.items():
+                if isinstance(identity, BackendError):
+                    self._silent[word] = reason_of(identity)
+                    self._leave_out(word, reason_of(identity))
                     continue
-                identity = str(about.get("ID") or word)
-                machine = architecture(about)
+                machine = architecture(every[word].daemon.about())
                 if identity in known:
                     self._leave_out(word, f"it is the same daemon as {known[identity]}")
                 elif first and machine != first and word in self._members:

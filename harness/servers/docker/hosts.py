@@ -69,7 +69,7 @@ def _host(word: str, environ: Mapping[str, str], origin: str) -> Host:
         return Host(word, word)
     encrypted = environ.get("DOCKER_TLS_VERIFY") or environ.get("DOCKER_CERT_PATH")
     folder = (environ.get("DOCKER_CERT_PATH") or str(_configuration(environ))) if encrypted else ""
-    return Host(word, word, folder, bool(environ.get("DOCKER_TLS_VERIFY")))
+    return Host(word, word, folder, not encrypted or bool(environ.get("DOCKER_TLS_VERIFY")))
 
 
 def _of_context(word: str, environ: Mapping[str, str], origin: str) -> Host:

@@ -22,6 +22,20 @@ _ASKED = 32
 """Containers whose memory is asked for one by one; of more, the rest counts as their average."""
 
 
+def identity(member: DockerBackend) -> str:
+    """What tells one daemon from another, whatever address it is reached by.
+
+    Its own ID (`docker info`) does not suffice: copies of one machine have the same, and daemons of one machine may. Its
+    network ``bridge`` is made anew, with a random id, whenever a daemon starts.
+    """
+    daemon = member.daemon
+    about = daemon.about()
+    with translated("list its networks"):
+        networks = daemon.client.api.networks(names=["bridge"])
+    bridge = next((str(each["Id"]) for each in networks if each.get("Name") == "bridge"), "")
+    return " ".join([str(about.get("ID")), bridge or f"{about.get('Name')} {about.get('DockerRootDir')}"])
+
+
 def of(member: DockerBackend) -> HostRoom:
     """What further servers may take there.
 
