@@ -98,7 +98,10 @@ def _join() -> State:
     run = RunFile.read(Path(named))
     project = Project.of(run.settings, os.environ)
     harness = Run.join(run, project, worker=worker)
-    return State.leased(project, Role.WORKER, harness, worker)
+    state = State.leased(project, Role.WORKER, harness, worker)
+    if run.settings.hosts:
+        state.leaves = (run.note_of(Path(named), worker), run.pid)
+    return state
 
 
 def _register(manager: pytest.PytestPluginManager, state: State, parts: dict[str, object]) -> None:
@@ -118,6 +121,11 @@ def _register(manager: pytest.PytestPluginManager, state: State, parts: dict[str
         manager.register(Failures(state, refresher), "pg_harness_failures")
         manager.register(refresher, "pg_harness_freshness")
         manager.register(Stop(refresher), "pg_harness_stop")
+        if state.leaves is not None:
+            # Here: workers whose server is on no host of several have nowhere to go.
+            from harness.pytest_plugin.moving import Mover
+
+            manager.register(Mover(state, refresher, *state.leaves), "pg_harness_mover")
         manager.register(Garbage(state), "pg_harness_garbage")
         manager.register(Serial(state), "pg_harness_serial")
         if django.wanted(manager, state):

@@ -50,6 +50,12 @@ class Controller:
         except HarnessError as error:
             raise pytest.UsageError(f"pg-harness: {error.full_text}") from None
         self._state.run_file = path
+        if self._state.settings.hosts:
+            # Here: runs without hosts import nothing of it.
+            from harness.pytest_plugin.moving import Follower
+
+            follower = Follower(lambda worker: RunFile.note_of(path, worker))
+            config.pluginmanager.register(follower, "pg_harness_follower")
         for spec in specs:
             spec.env[VARIABLE] = str(path)
             spec.env["DATABASE_URL"] = UNUSABLE

@@ -63,6 +63,11 @@ class RunFile:
     places: Mapping[str, str] = field(default_factory=dict)
     hosts: Mapping[str, Joined] = field(default_factory=dict, repr=False)
 
+    @staticmethod
+    def note_of(path: Path, worker: str) -> Path:
+        """Where a worker notes why it leaves, beside the run file at ``path``; removed as that is, where the controller was killed."""
+        return path.with_name(f"{path.stem}.{worker}.json")
+
     def write(self, folder: Path) -> Path:
         """Write it in one act; return its path.
 

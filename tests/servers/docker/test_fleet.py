@@ -38,3 +38,25 @@ def test_a_server_for_each_worker_on_three_hosts(site: Site, engines: Sequence[E
     assert len({*baked(engines[0]), *baked(engines[1]), *baked(engines[2])}) == 1
     assert caplog.text.count("baked in") == 1
     assert caplog.text.count("takes the migrated server from") == 2
+
+
+def test_try(site: Site, engines: Sequence[Engine], caplog) -> None:
+    caplog.set_level("INFO", "pg_harness")
+    with site.open(workers=4) as run:
+        leases = run.leases(4)
+        print(run, run.placement.members)
+        assert sorted(len(servers(engine)) for engine in engines) == [1, 1, 1]
+        for lease in leases:
+            with lease.connect() as connection:
+                assert connection.execute("select name from users").fetchall() == [("a",)]
+                connection.execute("delete from users")
+            lease.reset()
+    print(caplog.text)
+    assert caplog.text.count("migrating") <= 1
+    with site.open(workers=4) as run:
+        leases = run.leases(4)
+    assert sorted(len(servers(engine)) for engine in engines) == [1, 1, 1]
+    print(*site.call("status"))
+    print(*site.call("doctor"))
+    print(*site.call("down", "--all"))
+    assert sorted(len(servers(engine)) for engine in engines) == [0,0,0]
