@@ -131,7 +131,9 @@ def shared(project: Project, run: str, options: RunOptions, *, server: str = "")
 
     session = ServerSession(
         project,
-        acquire.ensure(project, purpose=server or purpose, base=base, files=partial(rewinding.files, project)),
+        acquire.ensure(
+            project, purpose=server or purpose, base=base, files=partial(rewinding.files, project)
+        ),
         run=run,
         workers=workers,
         progress=options.get("progress", unseen),

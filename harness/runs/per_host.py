@@ -123,7 +123,9 @@ class ServerPerHost:
                 moved = [worker for worker in self._places if worker not in places]
                 self._places = places
                 # Only hosts that can be used are asked: those that have failed are left out by now.
-                hosts = tuple(host.word for host in self._backend.hosts() if host.ok and host.word not in failed)
+                hosts = tuple(
+                    host.word for host in self._backend.hosts() if host.ok and host.word not in failed
+                )
                 if not hosts:
                     raise next(iter(failed.values()))
                 self.project = self.project.having(hosts=hosts)
@@ -256,7 +258,9 @@ class ServerPerHost:
                 server.close()
 
     def __repr__(self) -> str:
-        return f"servers on {', '.join(self.members) or 'no host yet'} from base {self._baked.snapshot.key[:8]}"
+        return (
+            f"servers on {', '.join(self.members) or 'no host yet'} from base {self._baked.snapshot.key[:8]}"
+        )
 
 
 class _alive:

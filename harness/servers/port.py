@@ -300,6 +300,22 @@ class HostState:
         return self.state == "ok"
 
 
+def table(states: Sequence[HostState]) -> list[str]:
+    """One line for each host, in columns: word, daemon, processors, free memory, servers of ours, state."""
+    wide = max((len(each.word) for each in states), default=0)
+    version = max((len(each.version) for each in states), default=0)
+    return [
+        f"{each.word:<{wide}}  "
+        + (
+            f"Docker {each.version:<{version}}  {each.processors:>3} processors  {each.memory >> 20:>7} MB free  "
+            f"{each.servers:>3} of ours  ok"
+            if each.ok
+            else f"left out: {each.state}"
+        )
+        for each in states
+    ]
+
+
 @dataclass(frozen=True)
 class Shelf:
     """A folder for files that the process of a server reads, and that only its owner, or root, can change.

@@ -21,6 +21,7 @@ from harness.servers.balance import HostRoom, plan
 from harness.servers.docker import hosts as hosts_
 from harness.servers.docker import room, taking
 from harness.servers.docker.backend import DockerBackend
+from harness.servers.docker.daemon import translated
 from harness.servers.docker.spec import architecture
 from harness.servers.port import (
     Backend,
@@ -31,6 +32,7 @@ from harness.servers.port import (
     Shelf,
     Snapshot,
     SnapshotStore,
+    table,
 )
 from harness.servers.records import noted_hosts
 
@@ -214,14 +216,18 @@ class Fleet(Backend):
     def examine(self) -> Iterator[Finding]:
         """Each host in a line, as in a table."""
         states = self.hosts()
-        for state, line in zip(states, room.table(states), strict=True):
-            remedies = [] if state.ok else ["it is left out; see docs/many-machines.md, or take it out of hosts"]
+        for state, line in zip(states, table(states), strict=True):
+            remedies = (
+                [] if state.ok else ["it is left out; see docs/many-machines.md, or take it out of hosts"]
+            )
             yield Finding("ok" if state.ok else "note", line, remedies)
         for word, member in self.usable().items():
             ahead = member.daemon.ahead()
             if abs(ahead) > room.CLOCKS:
                 told = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
-                yield Finding("note", f"the clock of {word} is {told}", ["set both by NTP: logs would not fit together"])
+                yield Finding(
+                    "note", f"the clock of {word} is {told}", ["set both by NTP: logs would not fit together"]
+                )
         yield Finding("ok", self.available())
 
     def find(self, project: str, purpose: str) -> ServerInfo | None:
@@ -423,8 +429,6 @@ class Fleet(Backend):
 
 def ping(member: DockerBackend) -> bool:
     """Whether its daemon answers now."""
-    from harness.servers.docker.daemon import translated
-
     with translated("answer"):
         return bool(member.daemon.client.ping())
 
@@ -454,7 +458,8 @@ def side_by_side(
             answers[word] = error
 
     threads = [
-        threading.Thread(target=ask, args=pair, name=f"pg-harness {pair[0]}", daemon=True) for pair in asked.items()
+        threading.Thread(target=ask, args=pair, name=f"pg-harness {pair[0]}", daemon=True)
+        for pair in asked.items()
     ]
     for thread in threads:
         thread.start()

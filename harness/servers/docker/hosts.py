@@ -86,7 +86,9 @@ def _of_context(word: str, environ: Mapping[str, str], origin: str) -> Host:
         near = closest(name, known)
         hint = f"; did you mean {CONTEXT}{near}?" if near else ""
         raise _wrong(
-            word, origin, f"there is no Docker context {name!r} (there are: {', '.join(['default', *known])}){hint}"
+            word,
+            origin,
+            f"there is no Docker context {name!r} (there are: {', '.join(['default', *known])}){hint}",
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _wrong(

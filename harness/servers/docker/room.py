@@ -69,7 +69,10 @@ def _takes(daemon: Daemon, container: dict[str, Any], known: int) -> int:
     ours = int(labels[MEMORY_LABEL]) if str(labels.get(MEMORY_LABEL, "")).isdecimal() else 0
     try:
         with translated("tell a container's memory"):
-            told = daemon.client.api.stats(container["Id"], stream=False, one_shot=True).get("memory_stats") or {}
+            told = (
+                daemon.client.api.stats(container["Id"], stream=False, one_shot=True).get("memory_stats")
+                or {}
+            )
     except Exception:  # noqa: BLE001 - it has ended meanwhile, or the daemon's machine does not count memory
         return ours
     limit, usage = int(told.get("limit") or 0), int(told.get("usage") or 0)
@@ -88,19 +91,6 @@ def state(member: DockerBackend) -> HostState:
     with translated("list its containers"):
         mine = member.daemon.client.api.containers(filters={"label": f"{LABEL}.server-id"})
     about = member.daemon.about()
-    return HostState(found.word, str(about.get("ServerVersion") or ""), found.processors, found.memory, len(mine))
-
-
-def table(states: Sequence[HostState]) -> list[str]:
-    """One line for each host, in columns."""
-    wide = max((len(each.word) for each in states), default=0)
-    return [
-        f"{each.word:<{wide}}  "
-        + (
-            f"docker {each.version:<8} {each.processors:>3} processors  {each.memory // memory.MB:>7} MB free  "
-            f"{each.servers:>3} servers of ours  ok"
-            if each.ok
-            else f"left out: {each.state}"
-        )
-        for each in states
-    ]
+    return HostState(
+        found.word, str(about.get("ServerVersion") or ""), found.processors, found.memory, len(mine)
+    )

@@ -45,7 +45,9 @@ def take(key: str, word: str, members: Mapping[str, DockerBackend], project: Pro
     make_folder(project.cache, 0o755)
     place = names.digest(f"{word} {key}", 2)
     with file_lock(
-        project.cache / f"take-{place}.lock", timeout=PATIENCE, waiting_for=f"bringing a baked image to {word}"
+        project.cache / f"take-{place}.lock",
+        timeout=PATIENCE,
+        waiting_for=f"bringing a baked image to {word}",
     ):
         if (found := store.find(key)) is not None:
             return found
@@ -55,7 +57,9 @@ def take(key: str, word: str, members: Mapping[str, DockerBackend], project: Pro
                 found = store.here(key)
                 break
     if found is None:
-        raise BackendError(f"the baked image {key} is on none of the hosts {', '.join(members)}: run again, and it is baked anew")
+        raise BackendError(
+            f"the baked image {key} is on none of the hosts {', '.join(members)}: run again, and it is baked anew"
+        )
     return found
 
 
@@ -71,7 +75,9 @@ def _stream(snapshot: Snapshot, source: str, from_: DockerBackend, target: str, 
         # Not quiet: as long as it stores, it says something, and no time-out ends the call.
         for event in to.daemon.client.api.load_image(saved, quiet=False):
             if "error" in event:
-                raise BackendError(f"Docker refused to load an image on {target}: {str(event['error']).strip()}")
+                raise BackendError(
+                    f"Docker refused to load an image on {target}: {str(event['error']).strip()}"
+                )
     if saved.failed is not None:
         raise saved.failed
 
@@ -86,7 +92,9 @@ class _Saved:
     def __iter__(self) -> Iterator[bytes]:
         try:
             with translated(f"save the image {self._name}"):
-                chunks: Iterable[bytes] = self._member.daemon.client.api.get_image(self._name, chunk_size=_CHUNK)
+                chunks: Iterable[bytes] = self._member.daemon.client.api.get_image(
+                    self._name, chunk_size=_CHUNK
+                )
                 yield from chunks
         except BackendError as error:
             self.failed = error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fix_engines import Engine, Network
-from fix_hosts import Site, baked, emptied, servers
+from fix_hosts import Site, baked, servers
 
 pytestmark = pytest.mark.docker
 
@@ -59,4 +59,4 @@ def test_try(site: Site, engines: Sequence[Engine], caplog) -> None:
     print(*site.call("status"))
     print(*site.call("doctor"))
     print(*site.call("down", "--all"))
-    assert sorted(len(servers(engine)) for engine in engines) == [0,0,0]
+    assert sorted(len(servers(engine)) for engine in engines) == [0, 0, 0]

@@ -65,7 +65,9 @@ def test_a_context_that_does_not_exist(tmp_path: Path) -> None:
     context(tmp_path, "ci-1", "tcp://10.0.0.5:2376")
     with pytest.raises(ConfigError) as caught:
         parse(["context:ci-2"], {"HOME": str(tmp_path)}, ORIGIN)
-    assert str(caught.value).startswith(f"{ORIGIN}: hosts holds 'context:ci-2': there is no Docker context 'ci-2'")
+    assert str(caught.value).startswith(
+        f"{ORIGIN}: hosts holds 'context:ci-2': there is no Docker context 'ci-2'"
+    )
     assert "there are: default, ci-1" in str(caught.value)
     assert "did you mean context:ci-1?" in str(caught.value)
     assert (caught.value.key, caught.value.value) == ("hosts", "context:ci-2")
@@ -78,13 +80,13 @@ def test_a_context_that_does_not_exist(tmp_path: Path) -> None:
 def test_a_context_that_cannot_be_used(tmp_path: Path, text: str) -> None:
     folder = context(tmp_path, "x", "tcp://h:1")
     (folder.parents[2] / "meta" / folder.parent.name / "meta.json").write_text(text)
-    with pytest.raises(ConfigError, match="the Docker context 'x' (cannot be read|is at npipe)"):
+    with pytest.raises(ConfigError, match=r"the Docker context 'x' (cannot be read|is at npipe)"):
         parse(["context:x"], {"HOME": str(tmp_path)}, ORIGIN)
 
 
 @pytest.mark.parametrize("word", ["ci-1", "http://h", "tcp://", "context:", "ssh:build@h"])
 def test_a_wrong_word_is_refused_where_it_was_read(tmp_path: Path, word: str) -> None:
-    with pytest.raises(ConfigError, match="the variable DOCKER_HOSTS: hosts holds .* a host is \"local\""):
+    with pytest.raises(ConfigError, match='the variable DOCKER_HOSTS: hosts holds .* a host is "local"'):
         load({"DOCKER_HOSTS": f"local,{word}"}, start=tmp_path)
 
 
