@@ -310,7 +310,11 @@ class DockerBackend(Backend):
             "/usr/local/pgsql/bin /usr/local/bin /opt/*/bin /opt/*/*/bin; do "
             '[ -x "$d/psql" ] && exec "$d/psql" "$@"; done; echo "this image has no psql" >&2; exit 127'
         )
-        base = ["docker", "exec", "-it" if terminal else "-i", info.handle, "/bin/sh", "-c", find, "psql"]
+        # The default context would follow DOCKER_HOST.
+        docker = (
+            ["docker"] if self._host is None else self._host.command or ["docker", "-H", self.daemon.where]
+        )
+        base = [*docker, "exec", "-it" if terminal else "-i", info.handle, "/bin/sh", "-c", find, "psql"]
         socket = spec.folder(info.storage)
         return [*base, "-h", socket, "-U", user, "-d", database, *words]
 

@@ -130,7 +130,9 @@ class Fleet(Backend):
             first = ""
             for word, identity in answers.items():
                 if isinstance(identity, BackendError):
-                    self._silent[word] = reason_of(identity)
+                    # Where there is no sign of a daemon, nothing of ours can be there either.
+                    if not (isinstance(identity, BackendUnavailable) and identity.absent):
+                        self._silent[word] = reason_of(identity)
                     self._leave_out(word, reason_of(identity))
                     continue
                 machine = architecture(every[word].daemon.about())
@@ -270,7 +272,15 @@ class Fleet(Backend):
     def _order(self, request: ServerRequest) -> Iterator[str]:
         """The hosts to try, best first; that they have failed meanwhile is seen."""
         found = dict(self.usable())
-        first = [word for word in found if self._keeps(word, request)] or [request.host]
+        first = [request.host]
+        for word in list(found) if request.purpose == "up" else ():
+            try:
+                if self._keeps(word, request):
+                    first = [word]
+                    break
+            except BackendError as error:
+                self.failed(word, error)
+                del found[word]
         yield from (word for word in first if found.pop(word, None) is not None)
         need = memory.PROCESSES + memory.bytes_of(request.settings.get("shared_buffers", "128MB"))
         rooms = [*self._rooms(found)] if len(found) > 1 else []

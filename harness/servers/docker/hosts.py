@@ -41,6 +41,14 @@ class Host:
     verify: bool = True
 
     @property
+    def command(self) -> Sequence[str]:
+        """The docker command that speaks to it, as far as its subcommand; certificates come by the environment, as here. Empty for
+        this machine's own: by the socket that was found."""
+        if self.address and self.word.startswith(CONTEXT):
+            return ["docker", "--context", self.word.removeprefix(CONTEXT)]
+        return ["docker", "-H", self.address] if self.address else []
+
+    @property
     def remote(self) -> bool:
         """Whether it is reached over a network: then making a connection may take any time."""
         return self.address.startswith(("ssh://", "tcp://"))

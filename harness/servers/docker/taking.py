@@ -153,7 +153,12 @@ class FleetSnapshots(SnapshotStore):
 
     def keep(self, info: ServerInfo, key: str, facts: Mapping[str, str]) -> Snapshot:
         """On the host that it was baked on."""
-        found = self._stores()[info.host].keep(info, key, facts)
+        store = self._stores().get(info.host)
+        if store is None:
+            raise BackendError(
+                f"{info.description}: its host does not answer any more, and what was baked there is lost"
+            )
+        found = store.keep(info, key, facts)
         self._fleet.keys[found.ref] = found.key
         return found
 

@@ -187,6 +187,16 @@ def test_a_host_that_is_silent_costs_its_patience_once(site: Site, engines: Sequ
     assert [servers(engine) for engine in (one, two)] == [[], []]
 
 
+def test_a_host_behind_ssh(site: Site, engines: Sequence[Engine]) -> None:
+    one, two, _ = engines
+    site.environ["DOCKER_HOSTS"] = f"{two.ssh()},{one.tcp}"
+    ask = 'psql -XAtq "$DATABASE_URL" -c "select name from users" && psql -XAtq "$DATABASE_URL_2" -c "select name from users"'
+    out, err = site.ok("run", "-n", "2", "--isolation", "server", "--", "sh", "-c", ask)
+    assert out == "a\na\n"
+    assert "left out" not in err
+    assert f"ok    docker      {two.ssh()}" in site.ok("doctor")[0]
+
+
 def test_what_a_killed_client_left_ends_by_its_switch(site: Site, engines: Sequence[Engine]) -> None:
     child = site.start(
         "harness", "run", "-n", "3", "--isolation", "server", "--", "sleep", "60", PGHARNESS_TTL="1s"
@@ -210,7 +220,7 @@ def test_two_clients_on_two_machines_at_once(
     ask = 'psql -XAtq "$DATABASE_URL" -c "select name from users" && psql -XAtq "$DATABASE_URL_3" -c "select name from users"'
     children = []
     for each, machine in zip((site, other), machines, strict=True):
-        (each.root / "migrations" / "003.sql").write_text("create table both (id int);")
+        (each.root / "migrations" / "003.sql").write_text("create table three (id int);")
         command = ("harness", "run", "-n", "3", "--isolation", "server", "--", "sh", "-c", ask)
         children.append(each.start(*command, machine=machine))
     for child in children:

@@ -86,7 +86,7 @@ def test_a_context_that_cannot_be_used(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("word", ["ci-1", "http://h", "tcp://", "context:", "ssh:build@h"])
 def test_a_wrong_word_is_refused_where_it_was_read(tmp_path: Path, word: str) -> None:
-    with pytest.raises(ConfigError, match='the variable DOCKER_HOSTS: hosts holds .* a host is "local"'):
+    with pytest.raises(ConfigError, match=r'the variable DOCKER_HOSTS: hosts holds .* a host is "local"'):
         load({"DOCKER_HOSTS": f"local,{word}"}, start=tmp_path)
 
 
@@ -101,3 +101,13 @@ def test_the_variables(tmp_path: Path) -> None:
     assert (settings.hosts, settings.origin("hosts")) == (("ssh://db3",), "the variable PGHARNESS_HOSTS")
     # Who names another backend means that.
     assert registry.wanted(load({"PGHARNESS_BACKEND": "process"}, start=tmp_path)) == "process"
+
+
+def test_the_docker_command_of_a_host(tmp_path: Path) -> None:
+    context(tmp_path, "db", "ssh://build@db2")
+    words = ["context:db", "tcp://10.0.0.5:2375", "local"]
+    assert [list(host.command) for host in parse(words, {"HOME": str(tmp_path)}, ORIGIN)] == [
+        ["docker", "--context", "db"],
+        ["docker", "-H", "tcp://10.0.0.5:2375"],
+        [],
+    ]
