@@ -15,7 +15,7 @@ from harness.errors import BackendError
 from harness.postgres import names
 from harness.servers.docker.daemon import translated
 from harness.servers.docker.spec import foreign
-from harness.servers.port import Origin, ServerInfo, Snapshot, SnapshotStore
+from harness.servers.port import Finding, Origin, ServerInfo, Shared, Snapshot, SnapshotStore
 
 if TYPE_CHECKING:
     from harness.servers.docker.backend import DockerBackend
@@ -112,6 +112,7 @@ class FleetSnapshots(SnapshotStore):
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
+        self.repository = fleet.project.settings.baked_repository or ""
 
     def _stores(self) -> dict[str, SnapshotStore]:
         return {word: member.snapshots() for word, member in self._fleet.usable().items()}
@@ -193,6 +194,24 @@ class FleetSnapshots(SnapshotStore):
             except BackendError as error:
                 self._fleet.failed(word, error)
         return gone
+
+    def refuse(self, snapshot: Snapshot, why: str) -> None:
+        """On all hosts: any of them may have fetched it."""
+        for word, store in self._stores().items():
+            try:
+                store.refuse(snapshot, why)
+            except BackendError as error:
+                self._fleet.failed(word, error)
+
+    def push(self, snapshot: Snapshot, *, replace: bool) -> tuple[Shared, bool]:
+        """From the first host that has it."""
+        stores = self._stores()
+        there = [store for store in stores.values() if store.here(snapshot.key) is not None]
+        return (there or [*stores.values()])[0].push(snapshot, replace=replace)
+
+    def examine(self, key: Callable[[], str]) -> Iterator[Finding]:
+        """As the first host that answers sees the repository: each pulls for itself."""
+        return next(iter(self._stores().values())).examine(key)
 
     def leftovers(self) -> Sequence[str]:
         """Of all hosts."""
