@@ -60,7 +60,8 @@ def all_purposes(context: Context) -> list[str]:
     if context.settings.server_url is not None:
         return ["up"]
     folder = context.project.folder
-    hinted = sorted(path.stem for path in folder.glob("run-*.json")) if folder.is_dir() else []
+    # A worker's own, and those of several Docker hosts.
+    hinted = sorted(path.stem for path in folder.glob("run[-.]*.json")) if folder.is_dir() else []
     return ["up", "run", *hinted]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -20,7 +21,8 @@ from harness.runs import rewinding
 from harness.runs.places import Place, places_on
 from harness.runs.session import ServerSession
 from harness.sandbox import marks as saved_marks
-from harness.servers.port import OF_VERSION
+from harness.servers import registry
+from harness.servers.port import OF_VERSION, HostState, table
 
 DESCRIPTION = """\
 Where the project's root and settings are, which servers of it run, and what is on them. Starts nothing.
@@ -53,6 +55,7 @@ def run(context: Context) -> int:
             "origins": dict(settings.origins),
             "baked_repository": settings.baked_repository,
             "servers": [_server(server) for server in found],
+            "hosts": _hosts(context),
         }
     if context.json:
         context.console.json(report)
@@ -61,6 +64,13 @@ def run(context: Context) -> int:
             context.console.answer(line)
     context.check_asked(warn=bool(report["servers"]))
     return 0
+
+
+def _hosts(context: Context) -> list[dict[str, Any]]:
+    """The Docker hosts of the settings, each asked now; none where they name none."""
+    if not context.settings.hosts or registry.wanted(context.settings) != "docker":
+        return []
+    return [asdict(host) for host in registry.choose(context.project).hosts()]
 
 
 def _server(server: ServerSession) -> dict[str, Any]:
@@ -79,6 +89,7 @@ def _server(server: ServerSession) -> dict[str, Any]:
         "storage": info.storage,
         "bytes": _bytes(session) if info.ours else None,
         "ttl": info.ttl,
+        "host": info.host or None,
         "address": info.dsn.masked,
         "version": ".".join(map(str, divmod(session.server_version, 10000))),
         "connections": dict(sum((Counter(s) for s in states.values()), Counter())),
@@ -158,6 +169,7 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
     lines = [f"root      {report['root']} ({report['root_origin']})", f"settings  {where}"]
     if report["baked_repository"]:
         lines.append(f"baked in  {report['baked_repository']} (`pg-harness doctor` asks it)")
+    lines += [f"host      {line}" for line in table([HostState(**host) for host in report["hosts"]])]
     if not report["servers"]:
         return [*lines, "servers   none runs: `pg-harness up` starts yours, a test run its own"]
     for server in report["servers"]:

@@ -36,6 +36,9 @@ CONTROL_VARIABLES = frozenset(
     )
 )  # fmt: skip
 
+HOSTS = "DOCKER_HOSTS"
+"""The setting ``hosts`` as a variable beside Docker's own ``DOCKER_HOST``."""
+
 # Variables that only our own test suite reads: no warning for them, and no promise either.
 _TEST_PREFIX = PREFIX + "TEST_"
 
@@ -95,6 +98,8 @@ def load(
             continue
         _check_key(key, file_origin)
         take(key, raw, file_origin, text=False)
+    if environ.get(HOSTS) and PREFIX + "HOSTS" not in environ:
+        take("hosts", environ[HOSTS], f"the variable {HOSTS}", text=True)
     for variable, raw in _old_first(environ):
         key = variable.removeprefix(PREFIX).lower()
         if (

@@ -82,6 +82,9 @@ class Settings:
     image: str = DEFAULT_IMAGE
     """The image that containers are started from. Where it is not named, :attr:`pg_version` decides: ``postgres:18``. In a name of your own
     ``{pg_version}`` stands for it: ``registry.example/db:pg{pg_version}``."""
+    hosts: tuple[str, ...] = ()
+    """Docker hosts that servers are spread over: ``local``, ``context:NAME``, ``ssh://…``, ``tcp://…``, ``unix://…``. Not set: the
+    one daemon that is found here. The variable may also be called ``DOCKER_HOSTS``. It stands for ``backend = "docker"``."""
     pg_version: str | None = None
     """The version of PostgreSQL. A server of another version is never taken in its place. A list names several, ``["15", "17"]``: the
     first is used, and all of them by ``run --each-version`` and ``pytest --pg-harness-each-version``."""

@@ -261,6 +261,19 @@ def _repository(raw: Any, _text: bool) -> str:
     return name
 
 
+_HOSTS = re.compile(r"local|context:\S+|(ssh|tcp|unix)://\S+")
+
+
+def _hosts(raw: Any, _text: bool) -> tuple[str, ...]:
+    words = read_texts(raw)
+    for word in words:
+        if not _HOSTS.fullmatch(word):
+            raise WrongValue(
+                f'holds {word!r}: a host is "local", "context:NAME", "ssh://USER@HOST", "tcp://HOST:2376" or "unix:///SOCKET"'
+            )
+    return words
+
+
 def _port(raw: Any, text: bool) -> int:
     port: int = _whole(1)(raw, text)
     if not 1023 < port < 65536:
@@ -284,6 +297,7 @@ READERS: Mapping[str, Reader] = {
     "backend": Reader(read_text, "word", '"process"'),
     "image": Reader(read_text, "text", '"pgvector/pgvector:pg17"'),
     "pg_version": Reader(_pg_version, "version, or list of versions", '["15", "17", "18"]'),
+    "hosts": Reader(_hosts, "list of texts", '["context:ci-1", "ssh://build@db2"]'),
     "binaries": Reader(_path, "path", '"/usr/lib/postgresql/17/bin"'),
     "server_url": Reader(_url, "URL", '"postgresql://postgres@127.0.0.1:5432/postgres"'),
     "role": Reader(_role, "text", '"shop"'),

@@ -112,6 +112,8 @@ def _join() -> State:
         state.several = Several(
             run.settings.pg_versions, str(run.settings.pg_version), join, dict(run.missing)
         )
+    if run.settings.hosts:
+        state.leaves = (run.note_of(Path(named), worker), run.pid)
     return state
 
 
@@ -138,6 +140,11 @@ def _register(config: pytest.Config, state: State, parts: dict[str, object]) -> 
         manager.register(Failures(state, refresher), "pg_harness_failures")
         manager.register(refresher, "pg_harness_freshness")
         manager.register(Stop(refresher), "pg_harness_stop")
+        if state.leaves is not None:
+            # Here: workers whose server is on no host of several have nowhere to go.
+            from harness.pytest_plugin.moving import Mover
+
+            manager.register(Mover(state, refresher, *state.leaves), "pg_harness_mover")
         manager.register(Garbage(state), "pg_harness_garbage")
         manager.register(Serial(state), "pg_harness_serial")
         if django.wanted(manager, state):

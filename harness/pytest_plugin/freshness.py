@@ -124,6 +124,11 @@ class Refresher:
             self.wider.in_setup = False
             self._dirty_by = item.nodeid
 
+    @property
+    def has_problem(self) -> bool:
+        """Whether the running test cannot start from what it should."""
+        return bool(self._problem)
+
     def take_problem(self) -> str:
         """Why the running test cannot start from what it should, once; empty where it can."""
         problem, self._problem = self._problem, ""

@@ -102,6 +102,8 @@ class State:
     """Database name → the address at which nobody answers, where nothing was leased."""
     telling: AbstractContextManager[object] = field(default_factory=nullcontext)
     """A block in which the log is written to stderr; entered wherever the plugin works for itself."""
+    leaves: tuple[Path, int] | None = None
+    """Of a worker whose server is on one of several Docker hosts: where it notes why it leaves, and the controller's process."""
     serving: Serving | None = None
     """What programs of the tests ask; None where nothing was leased."""
     before_end: Callable[[], None] = lambda: None

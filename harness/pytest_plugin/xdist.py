@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,10 +49,11 @@ class Controller:
             for run in self._state.runs:
                 with self._state.telling:
                     run.check_room(len(specs))
+                    places = run.place([spec.id for spec in specs])
                     found = budget.check(run.shared, len(specs)) if run.shared is not None else None
                 if found is not None:
                     self._tell(found)
-                files.append(self._run_file(run, len(specs)))
+                files.append(self._run_file(run, len(specs), places))
             if several := self._state.several:
                 versions = {str(file.settings.pg_version): str(file.path(folder)) for file in files}
                 files[0] = replace(files[0], versions=versions, missing=several.missing)
@@ -58,8 +61,15 @@ class Controller:
             self._state.run_files = [file.write(folder) for file in reversed(files)]
         except HarnessError as error:
             raise pytest.UsageError(f"pg-harness: {error.full_text}") from None
+        path = self._state.run_files[-1]
+        if self._state.settings.hosts:
+            # Here: runs without hosts import nothing of it.
+            from harness.pytest_plugin.moving import Follower
+
+            follower = Follower(lambda worker: RunFile.note_of(path, worker))
+            config.pluginmanager.register(follower, "pg_harness_follower")
         for spec in specs:
-            spec.env[VARIABLE] = str(self._state.run_files[-1])
+            spec.env[VARIABLE] = str(path)
             spec.env["DATABASE_URL"] = UNUSABLE
         self._state.fill(len(specs))
 
@@ -74,8 +84,8 @@ class Controller:
             return
         if self._state.lease is None:
             raise pytest.UsageError(
-                'pg-harness: xdist has started no workers after all, and with isolation = "server" its controller '
-                "has no database. Say -n 0."
+                'pg-harness: xdist has started no workers after all, and with isolation = "server", or hosts, its '
+                "controller has no database. Say -n 0."
             )
         if freshness.of(self._state.settings).watches:
             self._state.lease.watch()
@@ -89,7 +99,7 @@ class Controller:
                 f"{found.maximum}, {found.others} belong to other runs (setting max_connections, or fewer workers)"
             )
 
-    def _run_file(self, run: Run, workers: int) -> RunFile:
+    def _run_file(self, run: Run, workers: int, places: Mapping[str, str]) -> RunFile:
         shared = run.shared
         return RunFile(
             run=run.run,
@@ -100,6 +110,8 @@ class Controller:
             owner=shared.owner if shared is not None else None,
             templates=run.templates,
             workers=workers,
+            places=places,
+            hosts=run.placement.joined(),
         )
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)

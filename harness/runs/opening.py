@@ -76,6 +76,8 @@ def placed(project: Project, options: RunOptions) -> tuple[str, Placement]:
     up = options.get("purpose") == "up"
     run = names.SANDBOX if up else names.run_id(options.get("run"))
     if up or project.settings.isolation != "server":
+        if project.settings.hosts and not up and (placement := _on_hosts(project, run, options)) is not None:
+            return run, placement
         return run, shared(project, run, options)
     # Runs that share a server bake nothing.
     from harness.runs.per_worker import ServerPerWorker
@@ -90,8 +92,29 @@ def placed(project: Project, options: RunOptions) -> tuple[str, Placement]:
     )
 
 
-def shared(project: Project, run: str, options: RunOptions) -> SharedServer:
+def _on_hosts(project: Project, run: str, options: RunOptions) -> Placement | None:
+    """A shared server on each Docker host; None where there is one host, or one worker."""
+    # Here: who names no hosts imports nothing of it.
+    from harness.runs import per_host
+
+    workers = options.get("workers", 1)
+    if (backend := per_host.backend_of_several(project, workers)) is None:
+        return None
+    return per_host.ServerPerHost(
+        project,
+        backend,
+        run=run,
+        rebuild=options.get("rebuild", False),
+        workers=workers,
+        progress=options.get("progress", unseen),
+    )
+
+
+def shared(project: Project, run: str, options: RunOptions, *, server: str = "") -> SharedServer:
     """Find or start the server, and have the templates ready there.
+
+    Args:
+        server: its purpose, where a checkout has several that are shared; empty: by the run's.
 
     Raises:
         BackendUnavailable, ServerStartError, MigrationError, TemplateBusy, PoolTimeout.
@@ -108,7 +131,9 @@ def shared(project: Project, run: str, options: RunOptions) -> SharedServer:
 
     session = ServerSession(
         project,
-        acquire.ensure(project, purpose=purpose, base=base, files=partial(rewinding.files, project)),
+        acquire.ensure(
+            project, purpose=server or purpose, base=base, files=partial(rewinding.files, project)
+        ),
         run=run,
         workers=workers,
         progress=options.get("progress", unseen),
@@ -128,7 +153,7 @@ def shared(project: Project, run: str, options: RunOptions) -> SharedServer:
         return SharedServer(session)
     session.abandon()
     # The server in memory is replaced there, or left to the runs that use it: see docs/decisions/0013.
-    return shared(project.having(storage="disk"), run, options)
+    return shared(project.having(storage="disk"), run, options, server=server)
 
 
 def _note(session: ServerSession, purpose: str) -> None:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from harness.config.project import Project
 from harness.config.settings import DEFAULT_DATABASE
 from harness.databases import background, template
 from harness.databases.clones import Claim, run_all
 from harness.databases.sweep import Leftover
-from harness.errors import HarnessError, LeaseClosed
+from harness.errors import BackendError, HarnessError, LeaseClosed
 from harness.migrations.port import Progress, unseen
 from harness.postgres import names
 from harness.postgres.databases import Database
@@ -26,6 +27,9 @@ from harness.runs.bake import Baker
 from harness.runs.placement import had
 from harness.runs.session import ServerSession
 from harness.servers import acquire, inventory, memory, preload, registry
+
+if TYPE_CHECKING:
+    from harness.runs.runfile import Joined
 
 logger = logging.getLogger("pg_harness.runs")
 
@@ -47,6 +51,7 @@ class ServerPerWorker:
     """
 
     shared = None
+    together = False
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class ServerPerWorker:
         rebuild: bool = False,
         workers: int = 1,
         worker: str = "",
+        places: Mapping[str, str] | None = None,
         progress: Progress = unseen,
     ) -> None:
         """Find or bake the snapshot; no server is started before a worker asks for one.
@@ -65,6 +71,7 @@ class ServerPerWorker:
             rebuild: bake anew.
             workers: how many of them will have servers that this process starts.
             worker: whose process this is: all that is leased here is on its server. Empty: of none.
+            places: worker → Docker host, as the process that knows all workers has planned it.
 
         Raises:
             ConfigError, BackendUnavailable, ServerStartError, MigrationError, PoolTimeout.
@@ -79,6 +86,7 @@ class ServerPerWorker:
         self._run = run
         self._workers = workers
         self._worker = worker
+        self._places = dict(places or {})
         self._progress = progress
         self._reckoned: memory.Room | None = None
         self._lock = threading.RLock()
@@ -101,6 +109,27 @@ class ServerPerWorker:
     def reset(self) -> str:
         """As was found out when what they all start from was baked."""
         return self.baked.snapshot.facts.get("reset", "")
+
+    # --- places ------------------------------------------------------------------------------------
+
+    def place(self, workers: Sequence[str]) -> Mapping[str, str]:
+        """Plan where these workers' servers go, and bring there what they start from."""
+        room = self._room()
+        need = room.each(max(self._workers, len(workers)))
+        places = self.backend.places(workers, need=need, placed=self._places)
+        if places:
+            self.backend.spread(self.baked.snapshot, [*dict.fromkeys(places.values())])
+            # Whoever cannot have it is left out by now, and its workers go to the others.
+            places = self.backend.places(workers, need=need, placed=places)
+            hosts = tuple(host.word for host in self.backend.hosts() if host.ok)
+            self.project = self.project.having(hosts=hosts)
+        with self._lock:
+            self._places |= places
+            return dict(self._places)
+
+    def joined(self) -> Mapping[str, Joined]:
+        """Nobody joins another's server."""
+        return {}
 
     # --- servers -----------------------------------------------------------------------------------
 
@@ -125,6 +154,7 @@ class ServerPerWorker:
             return [mine] * len(workers)
         self.check_room(len(workers))
         self._workers = max(len(workers), self._workers)
+        self.place(workers)
         try:
             run_all([partial(self._start, worker) for worker in workers if worker not in self.members])
         except BaseException:
@@ -153,6 +183,7 @@ class ServerPerWorker:
             ttl=min(TTL, self.project.settings.ttl),
             base=self.baked.snapshot.ref,
             memory=self._room().tmpfs(self._workers),
+            host=self._places.get(worker, ""),
         )
         session = ServerSession(
             self.project,
@@ -267,9 +298,24 @@ class ServerPerWorker:
                     self.project.settings.ttl,
                 )
             else:
-                session.server.stop()
+                self._end(session)
 
         run_all([partial(end, session) for session in sessions])
+
+    @staticmethod
+    def _end(session: ServerSession) -> None:
+        info = session.server.info
+        try:
+            session.server.stop()
+        except BackendError as error:
+            if not info.host:
+                raise
+            # The others' run goes on, and so does this one's end.
+            logger.warning(
+                "%s could not be ended, and ends by its switch once nobody uses it: %s",
+                info.description,
+                error.message.splitlines()[0],
+            )
 
     def _kept(self, session: ServerSession) -> list[str]:
         """Databases that stay for people; the server outlives its run then, for ``ttl``."""

@@ -7,7 +7,7 @@ worker that joins a shared server imports nothing of starting and baking servers
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from harness.config.project import Project
 from harness.databases.sweep import Leftover
@@ -16,9 +16,18 @@ from harness.postgres.databases import Database
 from harness.runs import rewinding
 from harness.runs.session import ServerSession
 
+if TYPE_CHECKING:
+    from harness.runs.runfile import Joined
+
 
 class Placement(Protocol):
-    """Which server a worker's databases are on, and what becomes of the servers."""
+    """Which server a worker's databases are on, and what becomes of the servers.
+
+    Attributes:
+        together: whether workers share a server.
+    """
+
+    together: bool
 
     @property
     def project(self) -> Project:
@@ -55,6 +64,18 @@ class Placement(Protocol):
             ServerStartError, BackendError: it cannot be started, or memory does not suffice.
             LeaseClosed: the run was closed meanwhile.
         """
+
+    def place(self, workers: Sequence[str]) -> Mapping[str, str]:
+        """Worker → word of the Docker host that its server is on, or is to be on; empty where there are no hosts.
+
+        Decided in the process that knows all workers, and handed to theirs: else each would see the same room for itself.
+
+        Raises:
+            BackendError: there is no room for them. BackendUnavailable: no host can be used.
+        """
+
+    def joined(self) -> Mapping[str, Joined]:
+        """Word → the server there, where workers share one on each of several hosts; else empty."""
 
     def sessions(self, workers: Sequence[str]) -> list[ServerSession]:
         """The servers of several workers, with all that their clones are made of; all or none.
@@ -96,6 +117,7 @@ class SharedServer:
     """
 
     unmade = ""
+    together = True
 
     def __init__(self, session: ServerSession, *, guest: bool = False) -> None:
         self.shared = session
@@ -120,6 +142,14 @@ class SharedServer:
     def session(self, worker: str) -> ServerSession:
         """The same for every worker."""
         return self.shared
+
+    def place(self, workers: Sequence[str]) -> Mapping[str, str]:
+        """There is nothing to choose from."""
+        return {}
+
+    def joined(self) -> Mapping[str, Joined]:
+        """It is the only one."""
+        return {}
 
     def sessions(self, workers: Sequence[str]) -> list[ServerSession]:
         """The same for every worker, with a spare for each, made side by side."""

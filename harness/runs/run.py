@@ -120,7 +120,12 @@ class Run:
             ServerStartError, BackendError: as :meth:`lease`.
         """
         placement: Placement
-        if run.server is not None and run.owner is not None:
+        if run.hosts:
+            # Here: runs without hosts have none.
+            from harness.runs.joining import on_a_host
+
+            placement = on_a_host(run, project, worker)
+        elif run.server is not None and run.owner is not None:
             session = ServerSession(
                 project,
                 join(project, run.server),
@@ -134,7 +139,7 @@ class Run:
             # Workers that share a server start none.
             from harness.runs.per_worker import ServerPerWorker
 
-            placement = ServerPerWorker(project, run=run.run, worker=worker)
+            placement = ServerPerWorker(project, run=run.run, worker=worker, places=run.places)
         return cls(placement, run=run.run, workers=run.workers)
 
     # --- what there is -----------------------------------------------------------------------------
@@ -245,7 +250,7 @@ class Run:
         places = list(zip(workers, self.placement.sessions(workers), strict=True))
         self.workers = max(count, self.workers)
         # On a server of its own, a lease has its connection to itself anyway.
-        shared = self.shared is not None
+        shared = self.placement.together
         found: dict[str, Lease] = {}
 
         def on(session: ServerSession) -> None:
@@ -287,6 +292,14 @@ class Run:
             BackendError: it does not.
         """
         self.placement.check_room(count)
+
+    def place(self, workers: Sequence[str]) -> Mapping[str, str]:
+        """Worker → word of its Docker host, decided for all of them at once; empty where there are no hosts.
+
+        Raises:
+            BackendError: there is no room for them, or no host can be used.
+        """
+        return self.placement.place(workers)
 
     def fill_aside(self, count: int) -> None:
         """Have ``count`` spares of each template, made over a connection of its own: for another thread.

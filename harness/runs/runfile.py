@@ -23,6 +23,21 @@ _FORMAT = 3
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A server that workers share on one of several hosts, as they need to know it.
+
+    Attributes:
+        server: where it is, with the admin's password.
+        owner: the application's role there.
+        templates: database name → template there.
+    """
+
+    server: ServerInfo = field(repr=False)
+    owner: Owner
+    templates: Mapping[str, Template]
+
+
+@dataclass(frozen=True)
 class RunFile:
     """One run, as its workers need to know it.
 
@@ -36,6 +51,8 @@ class RunFile:
         workers: how many there are.
         versions: of a session on several versions, version → the run file of that one; of this one too.
         missing: version → why it is not to be had.
+        places: worker → word of the Docker host that its databases, or its own server, should be on.
+        hosts: word → the server there, where workers share one on each host.
     """
 
     run: str
@@ -47,6 +64,13 @@ class RunFile:
     workers: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+    hosts: Mapping[str, Joined] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def note_of(path: Path, worker: str) -> Path:
+        """Where a worker notes why it leaves, beside the run file at ``path``; removed as that is, where the controller was killed."""
+        return path.with_name(f"{path.stem}.{worker}.json")
 
     def write(self, folder: Path) -> Path:
         """Write it in one act; return its path.

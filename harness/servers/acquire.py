@@ -275,12 +275,13 @@ def private(
     base: str | None = None,
     memory: int | None = None,
     files: Files | None = None,
+    host: str = "",
 ) -> Server:
     """A new server for one owner: nobody else starts one of that name, so there is no lock. Its hint is for `status`.
 
     Args:
         purpose: ``"run-<run>-<worker>"`` or ``"bake-<key>"``, unique.
-        base, memory, files: see :class:`harness.servers.port.ServerRequest`.
+        base, memory, files, host: see :class:`harness.servers.port.ServerRequest`.
 
     Raises:
         BackendUnavailable, ServerStartError: see the backends. ServerLost: it ended again at once.
@@ -289,7 +290,7 @@ def private(
     hint = Hint.of(project, purpose)
     request = new_request(project, purpose, ttl)
     with preload.explaining(project.settings):
-        info = backend.start(replace(request, snapshot=base, memory=memory, files=files or {}))
+        info = backend.start(replace(request, snapshot=base, memory=memory, files=files or {}, host=host))
     session, why = attach(info)
     if session is None:
         backend.stop(info)

@@ -55,7 +55,9 @@ def fits(info: ServerInfo, settings: Settings, purpose: str) -> bool:
     """Whether the settings still mean this server. A person's is never replaced: its data would be out of sight."""
     if not info.ours or purpose == "up":
         return info.ours
-    return settings.backend in (registry.AUTO, info.backend) and not changes(info, settings)
+    # On a host that the settings do not name any more it is out of the run's sight.
+    there = info.backend != "docker" or info.host in (settings.hosts or ("",))
+    return there and settings.backend in (registry.AUTO, info.backend) and not changes(info, settings)
 
 
 def told(info: ServerInfo, settings: Settings) -> list[str]:

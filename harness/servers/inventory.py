@@ -86,7 +86,7 @@ class Asked:
     @classmethod
     def of(cls, project: Project) -> Self:
         """Ask all of them."""
-        wanted = project.settings.backend
+        wanted = registry.wanted(project.settings)
         working: list[Backend] = []
         silent: dict[str, str] = {}
         # The first choice of `auto` last: a daemon takes longer to answer than a look into our own folders.
@@ -101,6 +101,7 @@ class Asked:
                     silent[word] = error.message.splitlines()[0]
             else:
                 working.append(backend)
+                silent |= backend.silent()
         return cls(working, silent)
 
     def check(self, told: str = "and what runs there was not ended") -> None:
@@ -178,7 +179,8 @@ def stop(project: Project, *, purpose: str = "run", asked: Asked | None = None) 
             logger.info("%s: ended %s", info.backend, info.description)
         noted, _ = hint.read()
         # The word of a server that may still run, and that nobody could ask, is kept: the next `down` needs it.
-        if noted is None or (noted.backend not in asked.silent and not _runs_unseen(noted, asked)):
+        missed = noted is not None and not {noted.backend, noted.host}.isdisjoint(asked.silent)
+        if noted is None or (not missed and not _runs_unseen(noted, asked)):
             hint.forget()
     return bool(found)
 

@@ -181,6 +181,10 @@ class Room:
             return self.wanted
         return "memory" if count * (self.work + self.data) <= self.free // 2 else "disk"
 
+    def each(self, count: int) -> int:
+        """What one of ``count`` servers takes."""
+        return self.work + (self.data if self.storage(count) == "memory" else 0)
+
     def tmpfs(self, count: int) -> int:
         """How much one server's data in memory may grow to."""
         return max(self.data, self.free // 2 // max(1, count))
@@ -192,7 +196,7 @@ class Room:
             BackendError: they do not fit.
         """
         storage = self.storage(count)
-        each = self.work + (self.data if storage == "memory" else 0)
+        each = self.each(count)
         where = "data in memory" if storage == "memory" else "data on disk"
         told = f"{count} × {each // MB} MB = {count * each // MB} MB ({where}), {self.free // MB} MB are free"
         if count * each <= self.free:

@@ -33,6 +33,7 @@ class ServerRequest:
         port_named: nothing but that port will do: a user has named it.
         memory: bytes that data in memory may take; None: the backend's own share of what is free.
         made_with: the settings that decided this start, see :mod:`harness.servers.drift`; noted with the server.
+        host: word of the Docker host to prefer, where the backend has several; empty: any.
         files: machine, as ``uname -m`` says → name → what the server may want to read, see :meth:`Backend.shelf`: put
             there at once where that is cheaper than later.
     """
@@ -52,6 +53,7 @@ class ServerRequest:
     memory: int | None = None
     made_with: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict, repr=False)
+    host: str = ""
 
     @property
     def throwaway(self) -> bool:
@@ -100,6 +102,7 @@ class ServerInfo:
         project: the checkout that it belongs to; empty where it is unknown.
         root: that checkout's path, for people; empty where it is unknown.
         made_with: the settings that decided its start; empty where they are unknown.
+        host: word of the Docker host that it runs on, where the settings name several; empty: the only daemon.
     """
 
     dsn: Dsn
@@ -114,6 +117,7 @@ class ServerInfo:
     project: str = ""
     root: str = ""
     made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
+    host: str = ""
 
     @property
     def ours(self) -> bool:
@@ -232,6 +236,31 @@ class Backend(Protocol):
         """
         return 0
 
+    def hosts(self) -> Sequence[HostState]:
+        """The hosts that its servers are spread over, each with its state; none where there is nothing to choose from."""
+        return ()
+
+    def silent(self) -> Mapping[str, str]:
+        """Word → why, of those of its hosts that could not be asked so far: they may hold servers all the same."""
+        return {}
+
+    def places(
+        self, workers: Sequence[str], *, need: int, placed: Mapping[str, str] | None = None
+    ) -> Mapping[str, str]:
+        """Worker → word of the host that its server should be on; empty where there is nothing to choose from.
+
+        Args:
+            need: bytes of memory of one server.
+            placed: as decided before, which stays as it is.
+
+        Raises:
+            BackendError: there is no room for them. BackendUnavailable: no host can be used.
+        """
+        return {}
+
+    def spread(self, snapshot: Snapshot, words: Sequence[str]) -> None:
+        """Bring a snapshot to these hosts, where servers will be started from it; a host that cannot take it is left out."""
+
     def shelf(self, info: ServerInfo) -> Shelf:
         """Where the process of a server that runs can read files that we put there.
 
@@ -247,6 +276,48 @@ class Backend(Protocol):
     def snapshots(self) -> SnapshotStore | None:
         """Where its servers' data is kept, to start others from it; None: it cannot keep any."""
         return None
+
+
+@dataclass(frozen=True)
+class HostState:
+    """One of several Docker hosts, for people.
+
+    Attributes:
+        word: what the settings call it.
+        version: of its daemon; empty where that does not answer.
+        processors: of its machine.
+        memory: bytes that further servers may take; 0: unknown.
+        servers: containers of ours that run there.
+        state: ``"ok"``, or why it is left out.
+    """
+
+    word: str
+    version: str = ""
+    processors: int = 0
+    memory: int = 0
+    servers: int = 0
+    state: str = "ok"
+
+    @property
+    def ok(self) -> bool:
+        """Whether servers can be started there."""
+        return self.state == "ok"
+
+
+def table(states: Sequence[HostState]) -> list[str]:
+    """One line for each host, in columns: word, daemon, processors, free memory, servers of ours, state."""
+    wide = max((len(each.word) for each in states), default=0)
+    version = max((len(each.version) for each in states), default=0)
+    return [
+        f"{each.word:<{wide}}  "
+        + (
+            f"Docker {each.version:<{version}}  {each.processors:>3} processors  {each.memory >> 20:>7} MB free  "
+            f"{each.servers:>3} of ours  ok"
+            if each.ok
+            else f"left out: {each.state}"
+        )
+        for each in states
+    ]
 
 
 @dataclass(frozen=True)

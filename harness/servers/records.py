@@ -65,3 +65,16 @@ def root_of(hint: Path) -> str:
         return str(StateFile(hint).read()["root"])
     except (FileNotFoundError, Unreadable, KeyError):
         return ""
+
+
+def noted_hosts(project: Project) -> dict[str, str]:
+    """Purpose → word of the Docker host, of the noted servers that are on a host that the settings have named."""
+    found = {}
+    for path in sorted(project.folder.glob("*.json")):
+        try:
+            word = StateFile(path).read().get("host")
+        except (FileNotFoundError, Unreadable):
+            continue
+        if isinstance(word, str) and word:
+            found[path.stem] = word
+    return found

@@ -63,7 +63,7 @@ BACKENDS: Mapping[str, BackendKind] = {
         lacking="no Docker daemon answers",
         auto=True,
         decided_by={"image": "", "shm_size": "", "memory_limit": "auto"},
-        implied_by={"image": "an image"},
+        implied_by={"image": "an image", "hosts": "Docker hosts"},
     ),
     "process": BackendKind(
         "harness.servers.process.backend:ProcessBackend.of",
@@ -153,7 +153,8 @@ def wanted(settings: Settings) -> str:
     for word, kind in BACKENDS.items():
         if kind.address and getattr(settings, kind.address) is not None:
             return word
-    return settings.backend
+    # Hosts are Docker's: `auto` has nothing to look for, and would wait too short for another machine.
+    return "docker" if settings.backend == AUTO and settings.hosts else settings.backend
 
 
 def starts(settings: Settings) -> bool:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from harness.config.project import Project, cache_dir, file_lock, make_folder
 from harness.dsn import Dsn
@@ -22,6 +22,7 @@ from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
 from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, connect, translated
+from harness.servers.docker.hosts import Host
 from harness.servers.port import (
     Backend,
     Finding,
@@ -32,6 +33,7 @@ from harness.servers.port import (
     free_port,
     private,
 )
+from harness.servers.records import noted_hosts
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
@@ -49,6 +51,7 @@ class DockerBackend(Backend):
         timeout: seconds that the daemon may take to answer.
         cache: where it is noted which version an image holds.
         repository: where baked images are shared; empty: nowhere.
+        host: the daemon, where the settings name several; None: it is looked for.
     """
 
     name = "docker"
@@ -63,7 +66,9 @@ class DockerBackend(Backend):
         timeout: float = 10,
         cache: Path | None = None,
         repository: str = "",
+        host: Host | None = None,
     ) -> None:
+        self._host = host
         self._environ = environ
         self._cache = cache or cache_dir(environ)
         self._timeout = timeout
@@ -77,7 +82,21 @@ class DockerBackend(Backend):
 
     @classmethod
     def of(cls, project: Project, *, timeout: float) -> Backend:
-        """The backend as the settings describe it."""
+        """The backend as the settings describe it; over several daemons, where they name them."""
+        if project.settings.hosts or noted_hosts(project):
+            # Here: who has one daemon imports nothing of it.
+            from harness.servers.docker.fleet import Fleet
+
+            return Fleet.of(project, timeout=timeout)
+        return cls.on(project, None, timeout=timeout)
+
+    @classmethod
+    def on(cls, project: Project, host: Host | None, *, timeout: float) -> Self:
+        """The backend of one daemon.
+
+        Args:
+            host: None: the one that is looked for where no hosts are named.
+        """
         settings = project.settings
         return cls(
             project.environ,
@@ -87,6 +106,7 @@ class DockerBackend(Backend):
             timeout=timeout,
             cache=project.cache,
             repository=settings.baked_repository or "",
+            host=host,
         )
 
     @property
@@ -98,7 +118,7 @@ class DockerBackend(Backend):
         """
         with self._connecting:
             if self._daemon is None:
-                self._daemon = connect(self._environ, timeout=self._timeout)
+                self._daemon = connect(self._environ, timeout=self._timeout, host=self._host)
             return self._daemon
 
     def available(self) -> str:
@@ -307,7 +327,11 @@ class DockerBackend(Backend):
             "/usr/local/pgsql/bin /usr/local/bin /opt/*/bin /opt/*/*/bin; do "
             '[ -x "$d/psql" ] && exec "$d/psql" "$@"; done; echo "this image has no psql" >&2; exit 127'
         )
-        base = ["docker", "exec", "-it" if terminal else "-i", info.handle, "/bin/sh", "-c", find, "psql"]
+        # The default context would follow DOCKER_HOST.
+        docker = (
+            ["docker"] if self._host is None else self._host.command or ["docker", "-H", self.daemon.where]
+        )
+        base = [*docker, "exec", "-it" if terminal else "-i", info.handle, "/bin/sh", "-c", find, "psql"]
         socket = spec.folder(info.storage)
         return [*base, "-h", socket, "-U", user, "-d", database, *words]
 
@@ -325,6 +349,10 @@ class DockerBackend(Backend):
                 container.exec_run(["rm", "-f", f"{spec.HOME}/{name}"], user="root")
 
         return Shelf(spec.HOME, put, remove)
+
+    def holds(self, project: str, purpose: str) -> bool:
+        """Whether there is a container of that identity, running or not."""
+        return bool(self._containers(project, purpose))
 
     def _containers(self, project: str | None, purpose: str | None) -> Sequence[Any]:
         labels = [f"{LABEL}.project" if project is None else f"{LABEL}.project={project}"]

@@ -10,13 +10,16 @@ import socket as socket_
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from harness.config.project import state_dir
 from harness.errors import BackendError, BackendUnavailable, ServerLost
+from harness.servers.docker.hosts import Host
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
@@ -34,6 +37,9 @@ SILENT = 60.0
 
 _silent: dict[str, float] = {}
 """Address → when the wait for its answer was given up (``time.monotonic``)."""
+
+_ASKED = "pg-harness asked"
+"""Beside what it says of itself: when it was asked, by our clock."""
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared with, and bound for servers with TLS alone
@@ -82,7 +88,16 @@ class Daemon:
         if not self._about:
             with translated("tell about itself"):
                 self._about.update(self.client.info())
+            self._about[_ASKED] = time.time()
         return self._about
+
+    def ahead(self) -> float:
+        """Seconds that its clock is ahead of ours: its times of containers are by that."""
+        about = self.about()
+        try:
+            return datetime.fromisoformat(str(about.get("SystemTime"))).timestamp() - float(about[_ASKED])
+        except ValueError:
+            return 0.0
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -122,16 +137,21 @@ class Daemon:
         return self.bind in _EVERYWHERE
 
 
-def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
+def connect(environ: Mapping[str, str], *, timeout: float, host: Host | None = None) -> Daemon:
     """The daemon that the user means.
 
     Args:
         timeout: seconds that it may take to answer (imports not counted).
+        host: one of several, as the settings name it; None: the only one.
 
     Raises:
         BackendUnavailable: none is configured or none answers.
     """
-    socket = _socket(environ)
+    if host is not None:
+        environ = {**environ, "DOCKER_HOST": host.address, "DOCKER_CONTEXT": ""}
+        socket: str | None = host.address or _socket_here(environ)
+    else:
+        socket = _socket(environ)
     if socket == "":
         raise BackendUnavailable(
             "no Docker daemon was found",
@@ -143,7 +163,7 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
         )
     where = environ.get("DOCKER_HOST") or socket or "the current Docker context"
     silent = BackendUnavailable(
-        f"the Docker daemon at {where} did not answer within {timeout:.0f} s", remedies=_REMEDIES
+        f"the Docker daemon at {where} did not answer within {timeout:g} s", remedies=_REMEDIES
     )
     if time.monotonic() - _silent.get(where, -math.inf) < SILENT:
         raise silent
@@ -167,7 +187,7 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
     def open_() -> None:
         try:
             prefix = getattr(config.testcontainers_config, "hub_image_name_prefix", "") or ""
-            named = docker_client.get_docker_host() or ""
+            named = host.address if host is not None else docker_client.get_docker_host() or ""
             if named.startswith("ssh://"):
                 # Here: no other daemon is reached this way.
                 from harness.servers.docker import over_ssh
@@ -187,7 +207,9 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
             else:
                 # A host that a user names need not be an address of the daemon's machine.
                 override = bool(getattr(config.testcontainers_config, "tc_host_override", None))
-                daemon = _describe(docker_client.DockerClient(), socket, prefix, override, folder)
+                remote = host is not None and host.remote
+                made = _Direct(host, timeout) if host is not None and remote else docker_client.DockerClient()
+                daemon = _describe(made, socket, prefix, override and not remote, folder)
             if given_up.is_set():
                 # Nobody takes it any more: left to the garbage collector it would be an unclosed socket.
                 daemon.client.close()
@@ -197,7 +219,11 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
 
     # A thread: a daemon behind a dead ssh or a firewall gives no answer at all for minutes.
     thread = threading.Thread(target=open_, name="pg-harness-docker", daemon=True)
-    with _one_at_a_time, _environment(environ, socket):
+    # One of several elsewhere takes nothing from the process's environment: they are asked side by side.
+    set_up: AbstractContextManager[None] = nullcontext()
+    if host is None or not host.remote:
+        set_up = _alone(environ, socket)
+    with set_up:
         thread.start()
         thread.join(timeout)
         given_up.set()
@@ -210,13 +236,74 @@ def connect(environ: Mapping[str, str], *, timeout: float) -> Daemon:
     if not isinstance(failure, Exception) or isinstance(failure, BackendUnavailable):
         raise failure
     text, remedies = text_of(failure), list(_REMEDIES)
-    if "certificate" in text.lower() and environ.get("DOCKER_TLS_VERIFY"):
+    if host is not None:
+        remedies[:0] = _certificates(text, host)
+    elif "certificate" in text.lower() and environ.get("DOCKER_TLS_VERIFY"):
         there = environ.get("DOCKER_CERT_PATH") or "~/.docker"
         told = f"see that {there} (DOCKER_CERT_PATH) has the ca.pem by which the daemon's certificate is signed, a cert.pem and a key.pem"
         remedies.insert(0, f"{told} that the daemon takes, and that the clocks of both machines are right")
     raise BackendUnavailable(
         f"the Docker daemon at {where} does not answer: {text}", remedies=remedies
     ) from failure
+
+
+def _certificates(said: str, host: Host) -> Iterator[str]:
+    """What to do where daemon and client do not believe each other's certificates, or speak without them."""
+    low = said.lower()
+    if not re.search(r"ssl|tls|certificate|http request to an https", low):
+        return
+    folder = host.certificates
+    where = folder or "DOCKER_CERT_PATH, or the context"
+    if "not yet valid" in low or "expired" in low:
+        yield "compare the clocks of both machines (`date`), and the dates of its certificate (`openssl x509 -dates`)"
+    elif not folder:
+        yield "it wants certificates: set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH, or name a context that has them"
+    yield f"see that ca.pem in {where} is the authority of that daemon, and that cert.pem and key.pem there are of a client it knows"
+
+
+class _Direct:
+    """A client of one daemon elsewhere, in the form in which testcontainers has its own: nothing is read from the environment."""
+
+    def __init__(self, host: Host, timeout: float) -> None:
+        # Here: as in :func:`connect`.
+        from docker import APIClient, DockerClient
+        from docker.tls import TLSConfig
+
+        class Api(APIClient):  # type: ignore[misc]  # docker has no types
+            """Compares the daemon's certificate with the authority that is named, whatever REQUESTS_CA_BUNDLE says."""
+
+            def merge_environment_settings(self, *given: Any, **named: Any) -> Any:
+                return {**super().merge_environment_settings(*given, **named), "verify": self.verify}
+
+        tls: Any = False
+        if host.certificates:
+            folder = Path(host.certificates)
+            tls = TLSConfig(
+                client_cert=(str(folder / "cert.pem"), str(folder / "key.pem")),
+                ca_cert=str(folder / "ca.pem"),
+                verify=host.verify,
+            )
+        self._address = host.address
+        self.client = DockerClient.__new__(DockerClient)
+        self.client.api = Api(base_url=host.address, version="auto", tls=tls, timeout=timeout)
+
+    def get_connection_mode(self) -> str:
+        """As where ``DOCKER_HOST`` is set."""
+        return "docker_host"
+
+    def host(self) -> str:
+        """Where its published ports are."""
+        return urlsplit(self._address).hostname or ""
+
+    def find_host_network(self) -> str | None:
+        """None of its networks is ours."""
+        return None
+
+
+@contextmanager
+def _alone(environ: Mapping[str, str], socket: str | None) -> Iterator[None]:
+    with _one_at_a_time, _environment(environ, socket):
+        yield
 
 
 _REMEDIES = (
@@ -286,6 +373,12 @@ def _socket(environ: Mapping[str, str]) -> str | None:
         config, '"currentContext"'
     ):
         return None
+    return _socket_here(environ)
+
+
+def _socket_here(environ: Mapping[str, str]) -> str:
+    """The socket of this machine's own daemon, whatever contexts there are; empty: there is none."""
+    home = environ.get("HOME") or os.path.expanduser("~")
     runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     for path in (
         "/var/run/docker.sock",
@@ -403,7 +496,7 @@ def text_of(error: BaseException) -> str:
     text = str(getattr(error, "explanation", None) or error)
     if "Max retries exceeded" in text or "Connection aborted" in text:
         # urllib3 wraps the system's own words ("Connection refused") in a screen of its own.
-        text = next(iter(re.findall(r"\[Errno -?\d+\] ([^\"')]+)", text)), text)
+        text = next(iter(re.findall(r"\[(?:Errno -?\d+|SSL[^]]*)\] ([^\"')]+)", text)), text)
     return " ".join(text.split())[:400]
 
 

@@ -293,7 +293,8 @@ class DockerSnapshots(SnapshotStore):
         for container in containers:
             ended = container.attrs.get("State", {}).get("FinishedAt") or ""
             began = container.attrs.get("Created") or ""
-            idle = time.time() - max(_seconds(ended), _seconds(began))
+            # By the daemon's clock, which may be another machine's: what was made just now is not an hour old.
+            idle = time.time() + daemon.ahead() - max(_seconds(ended), _seconds(began))
             own = private(container.labels.get(f"{LABEL}.purpose", ""))
             if own and idle > CUT_OFF:
                 with translated(f"remove the container {container.short_id}"):
@@ -337,7 +338,9 @@ def _changes(key: str, facts: Mapping[str, str]) -> list[str]:
         # The builder's own would pass on to every container that a person runs from this image.
         **{
             f"{LABEL}.{name}": ""
-            for name in ("project", "purpose", "server-id", "root", "owner", "ttl", "storage", "certificate")
+            for name in (
+                "project", "purpose", "server-id", "root", "owner", "ttl", "storage", "certificate", "memory",
+            )
         },
         f"{LABEL}.baked": key,
         # They lie in it, with the settings: a later start has to bring neither.

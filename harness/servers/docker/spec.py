@@ -40,6 +40,10 @@ SECRETS = (
 """Files of one server that no image may hold."""
 
 
+MEMORY_LABEL = f"{LABEL}.memory"
+"""Label of a server's container: bytes of memory that it may take, for whoever places further ones."""
+
+
 @dataclass(frozen=True)
 class ContainerSpec:
     """What one container is made of.
@@ -121,11 +125,16 @@ def foreign(image: Any, about: Mapping[str, Any]) -> str:
     Args:
         about: what the daemon says of itself (`docker info`).
     """
-    mine = str(about.get("Architecture") or "")
-    mine, wanted = _SAME.get(mine, mine), str(image.attrs.get("Architecture") or "")
+    mine, wanted = architecture(about), str(image.attrs.get("Architecture") or "")
     if not mine or not wanted or mine == wanted:
         return ""
     return f"it is for {wanted}, and the daemon's machine is {mine}"
+
+
+def architecture(about: Mapping[str, Any]) -> str:
+    """The daemon's machine's, as images call it; empty where it is not told."""
+    told = str(about.get("Architecture") or "")
+    return _SAME.get(told, told)
 
 
 def create(daemon: Daemon, made_of: ContainerSpec, request: ServerRequest, *, fed: bool) -> Any:
@@ -147,6 +156,7 @@ def create(daemon: Daemon, made_of: ContainerSpec, request: ServerRequest, *, fe
         f"{LABEL}.image": made_of.name,
         f"{LABEL}.ttl": "" if request.ttl is None else f"{request.ttl:g}",
         f"{LABEL}.made-with": json.dumps(dict(request.made_with)),
+        MEMORY_LABEL: str(_takes(request, made_of)),
     }
     environment = {
         "PGHARNESS_BASE": folder(made_of.storage),
@@ -193,6 +203,14 @@ def create(daemon: Daemon, made_of: ContainerSpec, request: ServerRequest, *, fe
             use_config_proxy=False,
             **options,
         )
+
+
+def _takes(request: ServerRequest, made_of: ContainerSpec) -> int:
+    """Bytes that the server may take: its buffers and processes, and its data where that is in memory."""
+    buffers = memory.bytes_of(request.settings.get("shared_buffers", "128MB"))
+    # The tmpfs is a limit, far beyond what most servers write.
+    data = min(made_of.memory, memory.AT_LEAST) if made_of.storage == "memory" else 0
+    return buffers + memory.PROCESSES + data
 
 
 def owner() -> str:

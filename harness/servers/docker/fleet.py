@@ -1,0 +1,485 @@
+"""One backend over several Docker hosts: each server is on one of them, and says on which.
+
+A host that cannot be asked, that is another one under a second name, or whose machine is of another architecture is named
+once and left out; what it may hold is told by :meth:`Fleet.silent`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self, TypeVar
+
+from harness.config.project import Project
+from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerStartError
+from harness.listing import counted
+from harness.servers import memory
+from harness.servers.balance import HostRoom, plan
+from harness.servers.docker import hosts as hosts_
+from harness.servers.docker import room, taking
+from harness.servers.docker.backend import DockerBackend
+from harness.servers.docker.daemon import translated
+from harness.servers.docker.spec import architecture
+from harness.servers.port import (
+    Backend,
+    Finding,
+    HostState,
+    ServerInfo,
+    ServerRequest,
+    Shelf,
+    Snapshot,
+    SnapshotStore,
+    table,
+)
+from harness.servers.records import noted_hosts
+
+logger = logging.getLogger("pg_harness.servers.docker")
+
+ONLY = ""
+"""The word of the daemon that is looked for where no hosts are named."""
+
+PATIENCE = 20.0
+"""Seconds that a host may take to tell what it has, beyond those in which it has to answer at all."""
+
+Answer = TypeVar("Answer")
+
+
+class Fleet(Backend):
+    """Servers in containers on several hosts.
+
+    Args:
+        project: whose servers they are.
+        members: word → the host's own backend, those that servers are started on; in the order of the settings.
+        former: likewise, those that the settings do not name any more, and that servers of the checkout were noted on.
+        timeout: seconds that a daemon may take to answer.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        project: Project,
+        members: Mapping[str, DockerBackend],
+        former: Mapping[str, DockerBackend],
+        *,
+        timeout: float,
+    ) -> None:
+        self.project = project
+        self._members = dict(members)
+        self._former = dict(former)
+        self._timeout = timeout
+        self._lock = threading.RLock()
+        self._looked = False
+        self._out: dict[str, str] = {}
+        self._silent: dict[str, str] = {}
+        self._named: set[str] = set()
+        self.keys: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, project: Project, *, timeout: float) -> Self:
+        """The hosts of the settings, and those of servers that were noted; asks nobody.
+
+        Raises:
+            ConfigError: a word is wrong, or names a context that does not exist.
+        """
+        settings = project.settings
+        wanted = hosts_.parse(settings.hosts, project.environ, settings.origin("hosts"))
+        members = {host.word: DockerBackend.on(project, host, timeout=timeout) for host in wanted}
+        if not members:
+            members[ONLY] = DockerBackend.on(project, None, timeout=timeout)
+        former = {}
+        for word in dict.fromkeys(noted_hosts(project).values()):
+            if word not in members:
+                (host,) = hosts_.parse([word], project.environ, "a server of this checkout that was noted")
+                former[word] = DockerBackend.on(project, host, timeout=timeout)
+        return cls(project, members, former, timeout=timeout)
+
+    # --- which hosts there are ---------------------------------------------------------------------
+
+    def usable(self) -> Mapping[str, DockerBackend]:
+        """Word → backend of those that servers can be started on.
+
+        Raises:
+            BackendUnavailable: there is none.
+        """
+        self._look()
+        with self._lock:
+            found = {word: member for word, member in self._members.items() if word not in self._out}
+        if not found:
+            raise self._none(self._out)
+        return found
+
+    def _reached(self) -> Mapping[str, DockerBackend]:
+        """Those that may hold servers and answer: those that servers can be started on, and former ones."""
+        self._look()
+        with self._lock:
+            every = {**self._members, **self._former}
+            return {word: member for word, member in every.items() if word not in self._out}
+
+    def _look(self) -> None:
+        """Ask all of them who they are, side by side, once."""
+        with self._lock:
+            if self._looked:
+                return
+            every = {**self._members, **self._former}
+            answers = side_by_side(every, room.identity, self._timeout + PATIENCE)
+            known: dict[str, str] = {}
+            first = ""
+            for word, identity in answers.items():
+                if isinstance(identity, BackendError):
+                    # Where there is no sign of a daemon, nothing of ours can be there either.
+                    if not (isinstance(identity, BackendUnavailable) and identity.absent):
+                        self._silent[word] = reason_of(identity)
+                    self._leave_out(word, reason_of(identity))
+                    continue
+                machine = architecture(every[word].daemon.about())
+                if identity in known:
+                    self._leave_out(word, f"it is the same daemon as {known[identity]}")
+                elif first and machine != first and word in self._members:
+                    # A former one is only looked at.
+                    self._leave_out(word, f"its machine is {machine}, and the first host's is {first}")
+                else:
+                    known[identity] = word
+                    first = first or machine
+            self._looked = True
+
+    def _leave_out(self, word: str, why: str) -> None:
+        with self._lock:
+            self._out.setdefault(word, why)
+        self._name(word, why)
+
+    def _name(self, word: str, why: str) -> None:
+        """Tell it once in this process."""
+        with self._lock:
+            if word in self._named or word == ONLY:
+                return
+            self._named.add(word)
+        logger.warning("docker: the host %s is left out: %s", word, why)
+
+    def failed(self, word: str, error: BackendError) -> None:
+        """A host that has answered before did not do what it should."""
+        if isinstance(error, ServerLost | BackendUnavailable) and not self._answers(word):
+            self._silent.setdefault(word, reason_of(error))
+            self._leave_out(word, reason_of(error))
+        else:
+            self._name(word, reason_of(error))
+
+    def _answers(self, word: str) -> bool:
+        member = {**self._members, **self._former}[word]
+        (answer,) = side_by_side({word: member}, ping, self._timeout).values()
+        return answer is True
+
+    def _none(self, why: Mapping[str, str]) -> BackendUnavailable:
+        origin = self.project.settings.origin("hosts")
+        return BackendUnavailable(
+            f"no Docker host can be used: {origin} names {counted(len(self._members), 'host')}",
+            checked=[f"{word or 'the only daemon'}: {reason}" for word, reason in why.items()],
+            remedies=[
+                "see that `docker -H HOST info` (or `docker --context NAME info`) works for this user",
+                "or leave hosts out (PGHARNESS_HOSTS, DOCKER_HOSTS): then this machine's own daemon is used",
+            ],
+        )
+
+    def silent(self) -> Mapping[str, str]:
+        """Word → why, of those that did not answer."""
+        with self._lock:
+            return {word or self.name: why for word, why in self._silent.items()}
+
+    def hosts(self) -> Sequence[HostState]:
+        """All hosts of the settings, with what they have."""
+        self._look()
+        with self._lock:
+            asked = {word: member for word, member in self._members.items() if word not in self._out}
+        answers = side_by_side(asked, room.state, self._timeout + PATIENCE)
+        states = []
+        for word in self._members:
+            answer = answers.get(word)
+            if isinstance(answer, HostState):
+                states.append(replace(answer, word=word))
+            else:
+                why = reason_of(answer) if isinstance(answer, BackendError) else self._out.get(word, "")
+                states.append(HostState(word, state=why or "it did not answer"))
+        return states
+
+    # --- a backend's own ---------------------------------------------------------------------------
+
+    def available(self) -> str:
+        """How many of the hosts can be used.
+
+        Raises:
+            BackendUnavailable: none of them.
+        """
+        found = self.usable()
+        return f"{len(found)} of {counted(len(self._members), 'Docker host')} can be used: {', '.join(found)}"
+
+    def examine(self) -> Iterator[Finding]:
+        """Each host in a line, as in a table."""
+        states = self.hosts()
+        for state, line in zip(states, table(states), strict=True):
+            remedies = (
+                [] if state.ok else ["it is left out; see docs/many-machines.md, or take it out of hosts"]
+            )
+            yield Finding("ok" if state.ok else "note", line, remedies)
+        for word, member in self.usable().items():
+            ahead = member.daemon.ahead()
+            if abs(ahead) > room.CLOCKS:
+                told = f"{abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+                yield Finding(
+                    "note", f"the clock of {word} is {told}", ["set both by NTP: logs would not fit together"]
+                )
+        yield Finding("ok", self.available())
+
+    def find(self, project: str, purpose: str) -> ServerInfo | None:
+        """The running server of that identity, on whichever host."""
+        found = self._everywhere(lambda member: member.find(project, purpose))
+        return next((self._at(word, info) for word, info in found.items() if info is not None), None)
+
+    def list(self, project: str | None) -> list[ServerInfo]:
+        """All servers of the checkout, on all hosts that answer."""
+        found = self._everywhere(lambda member: member.list(project))
+        return [self._at(word, info) for word, infos in found.items() for info in infos]
+
+    def start(self, request: ServerRequest) -> ServerInfo:
+        """Start it on the host that has the most room, or on the one that was planned; where that fails, on the next.
+
+        Raises:
+            BackendUnavailable: no host can be used. ServerStartError: it became ready on none of them.
+        """
+        self._refuse_to_lose_sight(request)
+        tried: dict[str, BackendError] = {}
+        for word in self._order(request):
+            try:
+                return self._start_on(word, request)
+            except BackendError as error:
+                tried[word] = error
+                if word == ONLY or self._keeps(word, request):
+                    # A person's data is there: another server elsewhere would hide it.
+                    raise
+                self.failed(word, error)
+        raise self._failed_everywhere(tried)
+
+    def _start_on(self, word: str, request: ServerRequest) -> ServerInfo:
+        member = self._members[word]
+        if request.snapshot is not None and (key := self.keys.get(request.snapshot)) is not None:
+            request = replace(request, snapshot=taking.take(key, word, self.usable(), self.project).ref)
+        if request.memory is not None:
+            request = replace(request, memory=min(request.memory, member.free_memory() or request.memory))
+        return self._at(word, member.start(request))
+
+    def _order(self, request: ServerRequest) -> Iterator[str]:
+        """The hosts to try, best first; that they have failed meanwhile is seen."""
+        found = dict(self.usable())
+        first = [request.host]
+        for word in list(found) if request.purpose == "up" else ():
+            try:
+                if self._keeps(word, request):
+                    first = [word]
+                    break
+            except BackendError as error:
+                self.failed(word, error)
+                del found[word]
+        yield from (word for word in first if found.pop(word, None) is not None)
+        need = memory.PROCESSES + memory.bytes_of(request.settings.get("shared_buffers", "128MB"))
+        rooms = [*self._rooms(found)] if len(found) > 1 else []
+        while rooms:
+            best = plan(rooms, [request.purpose], need=need).places.get(request.purpose)
+            # Where none has the memory, the one that has the most is asked: it may do all the same.
+            word = best or max(rooms, key=lambda each: each.memory).word
+            rooms = [each for each in rooms if each.word != word]
+            found.pop(word)
+            yield word
+        yield from found
+
+    def _keeps(self, word: str, request: ServerRequest) -> bool:
+        """Whether a person's server is on that host, running or stopped."""
+        return request.purpose == "up" and self._members[word].holds(request.project, request.purpose)
+
+    def _refuse_to_lose_sight(self, request: ServerRequest) -> None:
+        """A person's databases may be on a host that does not answer: no others are made elsewhere in their place.
+
+        Raises:
+            BackendUnavailable: they may.
+        """
+        word = noted_hosts(self.project).get("up") if request.purpose == "up" else None
+        self._look()
+        if word in self._silent:
+            raise BackendUnavailable(
+                f"your server was on the Docker host {word}, which does not answer: {self._silent[word]}",
+                remedies=[
+                    "see that it answers: your databases are there, and nothing was started elsewhere in their place",
+                    f"or give them up: remove {self.project.folder / 'up.json'}",
+                ],
+            )
+
+    def _failed_everywhere(self, tried: Mapping[str, BackendError]) -> BackendError:
+        if not tried:
+            return self._none(self._out)
+        first = next(iter(tried.values()))
+        if len(tried) == 1 and len(self._members) == 1:
+            return first
+        if isinstance(first, ServerStartError):
+            first.add_note(f"The same was tried on {', '.join(tried)}.")
+            return first
+        return self._none({**self._out, **{word: reason_of(error) for word, error in tried.items()}})
+
+    def stop(self, info: ServerInfo) -> None:
+        """End it where it is; on a host that is gone, it ends by its switch when that is back."""
+        self._member(info).stop(info)
+
+    def halt(self, info: ServerInfo) -> None:
+        """Stop it where it is, with its data."""
+        self._member(info).halt(info)
+
+    def watched(self, info: ServerInfo) -> bool:
+        """As its host says."""
+        return self._member(info).watched(info)
+
+    def watch(self, info: ServerInfo) -> None:
+        """Start its switch again, on its host."""
+        self._member(info).watch(info)
+
+    def logs(self, info: ServerInfo, follow: bool) -> Iterator[str]:
+        """Lines of the container's output."""
+        return self._member(info).logs(info, follow)
+
+    def psql(
+        self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
+    ) -> Sequence[str] | None:
+        """The command line that runs psql in the container, on its host."""
+        return self._member(info).psql(info, database, words, user=user, terminal=terminal)
+
+    def shelf(self, info: ServerInfo) -> Shelf:
+        """A folder in the container."""
+        return self._member(info).shelf(info)
+
+    def free_memory(self) -> int:
+        """Of all hosts together."""
+        return sum(each.memory for each in self._rooms(self.usable()))
+
+    def snapshots(self) -> SnapshotStore:
+        """Images on all hosts."""
+        return taking.FleetSnapshots(self)
+
+    # --- places ------------------------------------------------------------------------------------
+
+    def places(
+        self, workers: Sequence[str], *, need: int, placed: Mapping[str, str] | None = None
+    ) -> Mapping[str, str]:
+        """As :func:`harness.servers.balance.plan` places them, by what the daemons tell now."""
+        if tuple(self._members) == (ONLY,):
+            return {}
+        rooms = self._rooms(self.usable())
+        found = plan(rooms, workers, need=need, placed=placed)
+        if found.unplaced:
+            free = ", ".join(f"{each.word}: {each.memory // memory.MB} MB free" for each in rooms)
+            raise BackendError(
+                f"{counted(len(found.unplaced), 'server')} of {need // memory.MB} MB each have no room on any of the "
+                f"Docker hosts ({free}): use at most {counted(len(found.places), 'worker')}, or name more hosts"
+            )
+        return found.places
+
+    def spread(self, snapshot: Snapshot, words: Sequence[str]) -> None:
+        """Bring it to these hosts, side by side."""
+        usable = self.usable()
+        wanted = {word: usable[word] for word in words if word in usable}
+        taken = {
+            word: (lambda word=word: taking.take(snapshot.key, word, usable, self.project)) for word in wanted
+        }
+        for word, answer in side_by_side(taken, lambda take: take(), None).items():
+            if isinstance(answer, BackendError):
+                self.failed(word, answer)
+                self._leave_out(word, reason_of(answer))
+
+    def _rooms(self, members: Mapping[str, DockerBackend]) -> Sequence[HostRoom]:
+        rooms = []
+        for word, answer in side_by_side(members, room.of, self._timeout + PATIENCE).items():
+            if isinstance(answer, BackendError):
+                self.failed(word, answer)
+            else:
+                rooms.append(replace(answer, word=word))
+        return rooms
+
+    # --- one member --------------------------------------------------------------------------------
+
+    def _member(self, info: ServerInfo) -> DockerBackend:
+        """The backend of a server's host, whether or not the settings still name it."""
+        with self._lock:
+            found = self._members.get(info.host) or self._former.get(info.host)
+            if found is None:
+                origin = "a server of this checkout that was noted"
+                host = hosts_.parse([info.host], self.project.environ, origin)[0] if info.host else None
+                found = DockerBackend.on(self.project, host, timeout=self._timeout)
+                self._former[info.host] = found
+            return found
+
+    def _everywhere(self, call: Callable[[DockerBackend], Answer]) -> dict[str, Answer]:
+        """What each host answers; one that does not is left out.
+
+        Raises:
+            BackendUnavailable: none of them answers.
+        """
+        answers = side_by_side(self._reached(), call, None)
+        found: dict[str, Answer] = {}
+        for word, answer in answers.items():
+            if isinstance(answer, BackendError):
+                self.failed(word, answer)
+            else:
+                found[word] = answer
+        if not found:
+            raise self._none(self._out)
+        return found
+
+    @staticmethod
+    def _at(word: str, info: ServerInfo) -> ServerInfo:
+        return replace(info, host=word, description=f"{info.description} on {word}") if word else info
+
+
+def ping(member: DockerBackend) -> bool:
+    """Whether its daemon answers now."""
+    with translated("answer"):
+        return bool(member.daemon.client.ping())
+
+
+def reason_of(error: BackendError) -> str:
+    """In one line."""
+    return error.message.splitlines()[0]
+
+
+Asked = TypeVar("Asked")
+
+
+def side_by_side(
+    asked: Mapping[str, Asked], call: Callable[[Asked], Answer], patience: float | None
+) -> dict[str, Answer | BackendError]:
+    """What each answers, in their order; an error of ours in its place. Any other error is raised.
+
+    Args:
+        patience: seconds after which one that has not answered is not waited for any longer; None: as long as it takes.
+    """
+    answers: dict[str, Any] = {}
+
+    def ask(word: str, one: Asked) -> None:
+        try:
+            answers[word] = call(one)
+        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread
+            answers[word] = error
+
+    threads = [
+        threading.Thread(target=ask, args=pair, name=f"pg-harness {pair[0]}", daemon=True)
+        for pair in asked.items()
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = None if patience is None else time.monotonic() + patience
+    for thread in threads:
+        thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    found: dict[str, Answer | BackendError] = {}
+    for word in asked:
+        answer = answers.get(word, ServerLost(f"it did not answer within {patience:g} s" if patience else ""))
+        if isinstance(answer, BaseException) and not isinstance(answer, BackendError):
+            raise answer
+        found[word] = answer
+    return found
