@@ -260,6 +260,7 @@ class Backend(Protocol):
 
     def spread(self, snapshot: Snapshot, words: Sequence[str]) -> None:
         """Bring a snapshot to these hosts, where servers will be started from it; a host that cannot take it is left out."""
+        return
 
     def shelf(self, info: ServerInfo) -> Shelf:
         """Where the process of a server that runs can read files that we put there.

@@ -339,7 +339,15 @@ def _changes(key: str, facts: Mapping[str, str]) -> list[str]:
         **{
             f"{LABEL}.{name}": ""
             for name in (
-                "project", "purpose", "server-id", "root", "owner", "ttl", "storage", "certificate", "memory",
+                "project",
+                "purpose",
+                "server-id",
+                "root",
+                "owner",
+                "ttl",
+                "storage",
+                "certificate",
+                "memory",
             )
         },
         f"{LABEL}.baked": key,
