@@ -1,6 +1,6 @@
 """What the further searches share: how many of each, how a story is made short, and what is said of one that fails.
 
-``PGHARNESS_TEST_FURTHER`` says how many of each kind for each version (200 in CI), half of them with each engine,
+``PGHARNESS_TEST_FURTHER`` says how many of each kind for each version, half of them with each engine,
 ``PGHARNESS_TEST_SEED`` where to begin.
 """
 

@@ -1,6 +1,6 @@
 """Random workloads over random schemas: after each reset the database is that of a fresh clone.
 
-``PGHARNESS_TEST_WORKLOADS`` says how many for each version (700 or more in CI), half of them with each engine, ``PGHARNESS_TEST_SEED`` where
+``PGHARNESS_TEST_WORKLOADS`` says how many for each version, half of them with each engine, ``PGHARNESS_TEST_SEED`` where
 to begin. A failure prints the seed and a workload from which nothing can be left out.
 """
 
