@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.config.project import Project
@@ -51,7 +51,11 @@ class Hint:
 
     def write(self, info: ServerInfo) -> None:
         """Replace the file. A folder that cannot be written to costs speed, not the run."""
-        self._file.note(info)
+        content = asdict(info)
+        if not info.host:
+            # An earlier version refuses a file with what it does not know, and would start a second server.
+            del content["host"]
+        self._file.note(content)
 
     def forget(self) -> None:
         """Remove the file, if it is there. One that cannot be removed names a server that does not answer."""
