@@ -81,6 +81,7 @@ def _backends(context: Context) -> Iterator[Line]:
     kinds = registry.kinds()
     # A server that others look after is the only one that counts.
     asked = [wanted] if not registry.starts(context.settings) else registry.starting()
+    asked = [word for word in asked if word == wanted or not kinds[word].elsewhere]
     found = {word: list(_lines(kinds[word].title or word, checks.backend(word), context)) for word in asked}
     fine = {word for word, lines in found.items() if not any(line.state == "fail" for line in lines)}
     automatic = {word for word in found if kinds[word].auto}

@@ -77,8 +77,8 @@ class Settings:
     file: Path | None = None
     root_origin: str = "the working directory"
     backend: str = "auto"
-    """What runs the server: ``auto``, ``docker``, ``process`` (local binaries), ``external`` (:attr:`server_url`), or the word of
-    an installed package. ``auto``: a container where a daemon answers, else local or bundled binaries."""
+    """What runs the server: ``auto``, ``docker``, ``process`` (local binaries), ``swarm`` (a Docker Swarm), ``external``
+    (:attr:`server_url`), or the word of an installed package. ``auto``: a container where a daemon answers, else local or bundled binaries."""
     image: str = DEFAULT_IMAGE
     """The image that containers are started from. Where it is not named, :attr:`pg_version` decides: ``postgres:18``. In a name of your own
     ``{pg_version}`` stands for it: ``registry.example/db:pg{pg_version}``."""
@@ -150,6 +150,10 @@ class Settings:
     """How long a test that is ``serial_only`` waits for the others."""
     lease_timeout: float = 120
     """How long a run waits for connections that other runs have."""
+    swarm_constraints: tuple[str, ...] = ()
+    """Where the backend ``swarm`` may place servers, in Docker's words: all of them must be met."""
+    swarm_labels: Mapping[str, str] = field(default_factory=dict)
+    """Further labels of its services, containers, secrets and configs, for people and their tools."""
     allow_url_change: bool = False
     """Go on where something has changed ``DATABASE_URL`` after us."""
     allow_foreign: bool = False

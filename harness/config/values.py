@@ -281,6 +281,30 @@ def _port(raw: Any, text: bool) -> int:
     return port
 
 
+_CONSTRAINT = re.compile(
+    r"(node\.(id|hostname|role|platform\.(os|arch)|ip|labels\.[\w.-]+)|engine\.labels\.[\w.-]+)\s*(==|!=)\s*\S.*"
+)
+
+
+def _constraints(raw: Any, _text: bool) -> tuple[str, ...]:
+    found = read_texts(raw)
+    for item in found:
+        if not _CONSTRAINT.fullmatch(item):
+            raise WrongValue(
+                f"holds {item!r}; a constraint of a Swarm is node.labels.NAME, node.hostname, node.role, node.id, node.ip, "
+                "node.platform.os, node.platform.arch or engine.labels.NAME, then == or !=, and a value"
+            )
+    return found
+
+
+def _labels(raw: Any, text: bool) -> dict[str, str]:
+    table = read_table_of_text(raw, text)
+    for name in table:
+        if not re.fullmatch(r"[\w./-]+", name) or name.startswith("dev.pg-harness"):
+            raise WrongValue(f"holds {name!r}: no label of yours can have that name")
+    return table
+
+
 RENAMED = {"version": "pg_version"}
 """Old word → the word since. The old one is read with a warning."""
 
@@ -326,6 +350,8 @@ READERS: Mapping[str, Reader] = {
     "reset_timeout": _time("30s"),
     "serial_timeout": _time("10m"),
     "lease_timeout": _time("10m"),
+    "swarm_constraints": Reader(_constraints, "list of texts", '["node.labels.db == yes"]'),
+    "swarm_labels": Reader(_labels, "table of texts", '{ team = "shop" }'),
     "allow_url_change": Reader(_flag, "true or false", "true"),
     "allow_foreign": Reader(_flag, "true or false", "true"),
     "extensions": Reader(read_texts, "list of texts", '["pg_trgm"]'),

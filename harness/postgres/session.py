@@ -283,12 +283,16 @@ def literal(value: str | int | float | bool | None) -> str:
     return sql.Literal(value).as_string(None)
 
 
+LOCK_PREFIX = "pg-harness:"
+"""What is hashed before the kind and the name of what is locked."""
+
+
 def lock_key(kind: str, name: str) -> int:
     """The 64-bit key of an advisory lock: a hash of what is locked (a 32-bit one would collide).
 
     Take every lock in the *maintenance database*: advisory locks are per database.
     """
-    digest = hashlib.sha256(f"pg-harness:{kind}:{name}".encode()).digest()
+    digest = hashlib.sha256(f"{LOCK_PREFIX}{kind}:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
 

@@ -90,14 +90,18 @@ class Asked:
         working: list[Backend] = []
         silent: dict[str, str] = {}
         # The first choice of `auto` last: a daemon takes longer to answer than a look into our own folders.
+        hinted = _hinted(project)
         for word in reversed(registry.starting()):
+            kind = registry.find_kind(word)
+            if kind is not None and kind.elsewhere and word != wanted and word not in hinted:
+                continue
             timeout = registry.AUTO_TIMEOUT if wanted == registry.AUTO else 10
             backend = registry.named(word, project, timeout=timeout)
             try:
                 backend.list("0000000000")
             except BackendError as error:
                 absent = isinstance(error, BackendUnavailable) and error.absent
-                if (wanted in (word, registry.AUTO) and not absent) or word in _hinted(project):
+                if (wanted in (word, registry.AUTO) and not absent) or word in hinted:
                     silent[word] = error.message.splitlines()[0]
             else:
                 working.append(backend)

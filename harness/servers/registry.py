@@ -46,6 +46,8 @@ class BackendKind:
         address: the setting that names the one server that this backend has. Where it is set it stands for
             ``backend``, and the server is not ours: used, and never started, noted or ended.
         title: what ``doctor`` calls it; empty: its word.
+        elsewhere: whether its servers are on other machines, by a service that most have none of: commands that look
+            for all servers ask it only where the settings name it, or it is noted of this checkout.
     """
 
     backend: str | Callable[..., Backend]
@@ -55,6 +57,7 @@ class BackendKind:
     implied_by: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
     title: str = ""
+    elsewhere: bool = False
 
 
 BACKENDS: Mapping[str, BackendKind] = {
@@ -71,6 +74,12 @@ BACKENDS: Mapping[str, BackendKind] = {
         auto=True,
         # The image too: `auto` takes local binaries only while nobody names one.
         decided_by={"pg_version": "any", "binaries": "any", "image": "any"},
+    ),
+    "swarm": BackendKind(
+        "harness.servers.swarm.backend:SwarmBackend",
+        lacking="no manager of a Docker Swarm answers",
+        decided_by={"image": "", "shm_size": "", "memory_limit": "auto", "swarm_constraints": "none"},
+        elsewhere=True,
     ),
     "external": BackendKind(
         "harness.servers.external:ExternalBackend.of", address="server_url", title="server URL"

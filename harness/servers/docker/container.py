@@ -287,11 +287,12 @@ def info_of(dsn: Dsn, container: Any) -> ServerInfo:
         description=f"{said.get('image', '?')} in container {container.short_id}",
         project=said.get("project", ""),
         root=said.get("root", ""),
-        made_with=_made_with(said.get("made-with", "{}")),
+        made_with=made_with(said.get("made-with", "{}")),
     )
 
 
-def _made_with(text: str) -> dict[str, str]:
+def made_with(text: str) -> dict[str, str]:
+    """What a label says of the settings that decided a start."""
     try:
         content = json.loads(text)
         return {str(key): str(value) for key, value in content.items()}

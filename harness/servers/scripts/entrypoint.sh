@@ -8,7 +8,8 @@
 #   watch.sh   the dead-man's switch
 # Into an image that has the scripts, password, settings, certificate and key come by standard input instead (PGHARNESS_STDIN).
 # Environment (no secrets): PGHARNESS_BASE where data directories lie; PGHARNESS_TTL seconds, empty: never;
-# PGHARNESS_LOCK_KEY of the sign of life; PGHARNESS_USER the image's own user, a name or `uid:gid`.
+# PGHARNESS_LOCK_KEY of the sign of life, a number or an SQL expression; PGHARNESS_SERVER_ID the server's id, where the settings
+# cannot know it (a Swarm's task); PGHARNESS_USER the image's own user, a name or `uid:gid`.
 set -eu
 here=${0%/*}
 base=${PGHARNESS_BASE:-$here/data}
@@ -166,13 +167,14 @@ serve() {
         set -- "$@" -c ssl=on -c "ssl_cert_file=$here/server.crt" -c "ssl_key_file=$base/server.key" \
             -c ssl_min_protocol_version=TLSv1.2 -c "hba_file=$base/hba.conf"
     fi
+    [ -z "${PGHARNESS_SERVER_ID:-}" ] || set -- "$@" -c "harness.server_id=$PGHARNESS_SERVER_ID"
     if [ -n "${PGHARNESS_TTL:-}" ]; then
         [ -x "$bin/psql" ] || die "this image has no psql beside its server, which the dead-man's switch needs"
         beside watch "$PGHARNESS_LOCK_KEY" "$PGHARNESS_TTL"
     elif [ -n "$new_password" ]; then
         beside password
     fi
-    unset PGHARNESS_STAGE PGHARNESS_BIN PGHARNESS_TTL PGHARNESS_LOCK_KEY PGHARNESS_USER PGHARNESS_BASE PGHARNESS_TLS
+    unset PGHARNESS_STAGE PGHARNESS_BIN PGHARNESS_TTL PGHARNESS_LOCK_KEY PGHARNESS_USER PGHARNESS_BASE PGHARNESS_TLS PGHARNESS_SERVER_ID
     exec "$bin/postgres" -D "$data" -c "unix_socket_directories=$socket" "$@"
 }
 
@@ -241,6 +243,8 @@ if [ -n "${PGHARNESS_TLS:-}" ]; then
     [ -r "$here/server.key" ] || die "no key came for TLS, or this user cannot read it"
     exec 4<"$here/server.key"
 fi
+# Where nothing was put into the container before its start (a Swarm's task): the server's user makes its files there.
+[ -d "$base" ] || mkdir -m 1777 "$base" 2>/dev/null || :
 # Who may write there is root; an image without the file gets one.
 if [ -w /etc/passwd ] || { [ ! -e /etc/passwd ] && [ -w /etc ]; }; then
     find_user
