@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from harness.config.project import Project, file_lock
 from harness.dsn import Dsn
-from harness.errors import BackendError, BackendUnavailable, HarnessError, ServerStartError
+from harness.errors import BackendError, HarnessError
 from harness.listing import counted
 from harness.postgres.session import greet
 from harness.servers import memory
@@ -22,7 +23,7 @@ from harness.servers.docker.backend import DockerBackend
 from harness.servers.docker.container import made_with
 from harness.servers.docker.daemon import Daemon
 from harness.servers.docker.spec import HOME, LABEL
-from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, Shelf, SnapshotStore, private
+from harness.servers.port import Backend, Finding, ServerInfo, ServerRequest, Shelf, SnapshotStore
 from harness.servers.swarm import spec
 from harness.servers.swarm.claim import shut_down
 from harness.servers.swarm.cluster import Cluster, Node, Service, Task
@@ -56,13 +57,21 @@ class SwarmBackend(Backend):
     def __init__(self, project: Project, *, timeout: float = 10) -> None:
         self._project = project
         self.settings = project.settings
-        self._beside = DockerBackend.of(project, timeout=timeout)
+        settings = project.settings
+        # On the manager's own daemon: what is baked, and the images that services are made of.
+        self._beside = DockerBackend(
+            project.environ,
+            image=settings.image,
+            memory_limit=settings.memory_limit,
+            shm_size=settings.shm_size,
+            timeout=timeout,
+            cache=project.cache,
+        )
         self._notes = Notes(project.folder / "swarm")
 
     @property
     def _daemon(self) -> Daemon:
-        daemon: Daemon = self._beside.daemon  # type: ignore[attr-defined]
-        return daemon
+        return self._beside.daemon
 
     @cached_property
     def cluster(self) -> Cluster:
@@ -125,14 +134,12 @@ class SwarmBackend(Backend):
             labels.append(f"{LABEL}.purpose={group}")
         return [service for service in self.cluster.services(labels) if _mine(service)]
 
-    def _infos(self, service: Service, nodes: Mapping[str, Node]) -> list[ServerInfo]:
+    def _infos(self, service: Service, nodes: Mapping[str, Node]) -> Sequence[ServerInfo]:
         note = self._notes.read(service.labels.get(spec.NOTE, ""))
         tasks = [task for task in self.cluster.tasks(service.id) if task.alive]
         return [self.info(service, task, nodes, note) for task in tasks] or [self._idle(service)]
 
-    def info(
-        self, service: Service, task: Task, nodes: Mapping[str, Node], note: Note | None
-    ) -> ServerInfo:
+    def info(self, service: Service, task: Task, nodes: Mapping[str, Node], note: Note | None) -> ServerInfo:
         """What is known of one server.
 
         Args:
@@ -151,7 +158,9 @@ class SwarmBackend(Backend):
                 where = self._notes.certificate(service.labels.get(spec.NOTE, ""))
                 dsn = dsn.with_options({"sslmode": "verify-full", "sslrootcert": str(where)})
         where_ = f"on {node}" if node is not None else "not placed yet"
-        described = f"{service.labels.get(f'{LABEL}.image', '?')} in task {task.id[:12]} of the Swarm, {where_}"
+        described = (
+            f"{service.labels.get(f'{LABEL}.image', '?')} in task {task.id[:12]} of the Swarm, {where_}"
+        )
         return replace(
             self._idle(service),
             dsn=dsn,
@@ -373,7 +382,7 @@ class SwarmBackend(Backend):
             self.cluster.remove_file(kind, handle)
         self._notes.forget(mark)
 
-    def leftovers(self) -> list[str]:
+    def leftovers(self) -> Sequence[str]:
         """Remove services of this checkout whose servers have all ended, and files of services that are gone; return their names."""
         gone = []
         with self.alone():
@@ -440,12 +449,11 @@ def _lost(task: Task, nodes: Mapping[str, Node]) -> bool:
     return bool(task.node) and (task.node not in nodes or nodes[task.node].state == "down")
 
 
-def _scale(spec_: dict[str, object], replicas: int) -> bool:
-    mode = spec_["Mode"]
-    assert isinstance(mode, dict)  # noqa: S101 - of the interface
-    if mode["Replicated"].get("Replicas") == replicas:
+def _scale(spec_: dict[str, Any], replicas: int) -> bool:
+    replicated = spec_["Mode"]["Replicated"]
+    if replicated.get("Replicas") == replicas:
         return False
-    mode["Replicated"]["Replicas"] = replicas
+    replicated["Replicas"] = replicas
     return True
 
 

@@ -66,7 +66,7 @@ class Placing:
             self._more()
 
     def _more(self) -> None:
-        assert self._service is not None  # noqa: S101 - begin() came first
+        assert self._service is not None
 
         def one_more(spec_: dict[str, Any]) -> bool:
             spec_["Mode"]["Replicated"]["Replicas"] += 1
@@ -85,7 +85,7 @@ class Placing:
             logger.warning("swarm: the service %s stays: %s", self._service.name, error.message)
 
     def _give_back(self) -> None:
-        assert self._service is not None  # noqa: S101 - begin() came first
+        assert self._service is not None
         service, note = self._cluster.service(self._service.id), self._note()
         if service is None:
             return
@@ -109,7 +109,7 @@ class Placing:
         Raises:
             BackendUnavailable: no node may take it. ServerStartError: it ended, or was not ready in time.
         """
-        assert self._service is not None  # noqa: S101 - begin() came first
+        assert self._service is not None
         began = time.monotonic()
         pause, unplaced_since = 0.02, 0.0
         while True:
@@ -119,7 +119,9 @@ class Placing:
                 self._note(),
             )
             if note is None:
-                raise ServerStartError(f"the service {self._service.name} was removed while a server of it was started")
+                raise ServerStartError(
+                    f"the service {self._service.name} was removed while a server of it was started"
+                )
             mine = [task for task in tasks if task.alive and not (self._grouped and task.id in note.claims)]
             for task in mine:
                 if (info := self._try(task, nodes, note)) is not None:
@@ -140,12 +142,12 @@ class Placing:
             pause = min(pause * 1.5, 0.25)
 
     def _note(self) -> Note | None:
-        assert self._service is not None  # noqa: S101 - begin() came first
+        assert self._service is not None
         return self._notes.read(self._service.labels.get(spec.NOTE, ""))
 
     def _try(self, task: Task, nodes: Mapping[str, Node], note: Note) -> ServerInfo | None:
         """The server of a task, where it answers as itself and nobody else has it."""
-        assert self._service is not None  # noqa: S101 - begin() came first
+        assert self._service is not None
         if task.state != "running" or not task.port:
             return None
         node = nodes.get(task.node)
@@ -173,7 +175,7 @@ class Placing:
 
     def _note_claim(self, task: Task) -> None:
         """So that others know it without a log-in."""
-        assert self._service is not None  # noqa: S101 - begin() came first
+        assert self._service is not None
         with self._backend.alone():
             if (note := self._note()) is None:
                 return
@@ -213,7 +215,7 @@ class Placing:
 
     def _leave_out(self, node: Node, why: str, tasks: list[Task]) -> None:
         """Have no server of this service placed on a node any more; those that the node has refused are placed elsewhere."""
-        assert self._service is not None  # noqa: S101 - begin() came first
+        assert self._service is not None
         if node.id in self._left_out:
             return
         self._left_out[node.id] = why
@@ -239,7 +241,7 @@ class Placing:
         Raises:
             ServerStartError: that has not helped.
         """
-        assert self._service is not None  # noqa: S101 - begin() came first
+        assert self._service is not None
         # A service that was changed has its new task a moment later.
         time.sleep(0.2)
         with self._backend.alone():
@@ -275,7 +277,9 @@ class Placing:
         if settings.memory_limit and "insufficient" in why:
             remedies.append("a smaller memory_limit: so much memory is asked for on one node")
         remedies.append("or see what the nodes lack: docker node ls")
-        return BackendUnavailable("no node of the Swarm may take the server", checked=checked, remedies=remedies)
+        return BackendUnavailable(
+            "no node of the Swarm may take the server", checked=checked, remedies=remedies
+        )
 
     def _too_late(self, mine: list[Task], nodes: Mapping[str, Node]) -> ServerStartError:
         where = ", ".join(

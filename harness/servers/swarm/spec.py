@@ -64,9 +64,7 @@ class File:
         return {f"{kind}ID": handle, f"{kind}Name": kept_as, "File": target}
 
 
-def files(
-    request: ServerRequest, made_of: docker.ContainerSpec, *, certificate: str, key: str
-) -> list[File]:
+def files(request: ServerRequest, made_of: docker.ContainerSpec, *, certificate: str, key: str) -> list[File]:
     """All that the image does not hold.
 
     Args:
@@ -86,7 +84,8 @@ def files(
 
 
 _SERVICE_ONLY = frozenset(
-    f"{LABEL}.{name}" for name in ("project", "purpose", "root", "owner", "storage", "image", "ttl", "made-with")
+    f"{LABEL}.{name}"
+    for name in ("project", "purpose", "root", "owner", "storage", "image", "ttl", "made-with")
 )
 
 
