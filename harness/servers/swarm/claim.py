@@ -7,7 +7,7 @@ from contextlib import suppress
 from harness.errors import HarnessError, ServerRefused
 from harness.postgres.session import Session, ident, literal
 
-FREE, CLAIMED = "pg_harness_free", "pg_harness_claimed"
+FREE, CLAIMED = "pgh_free", "pgh_claimed"
 """Schemas of the maintenance database: what is renamed."""
 
 _GONE = ("3F000", "42P06", "42704")
@@ -21,12 +21,11 @@ def claim(session: Session, purpose: str) -> bool:
         session: the admin's, in the maintenance database.
         purpose: of the worker, which others read there.
     """
-    # Whoever comes first makes it; all rename it, and one wins. Both schemas never are there at once but for that moment.
+    # Whoever comes first makes it; all rename it, and one wins: nobody else can have that name any more.
     with suppress(ServerRefused):
-        session.script(
-            f"do $$ begin if to_regnamespace({literal(CLAIMED)}) is null then "
-            f"create schema {ident(FREE)}; end if; end $$"
-        )
+        if session.value("select to_regnamespace(%s) is not null", (CLAIMED,)):
+            return False
+        session.script(f"create schema {ident(FREE)}")
     try:
         session.script(
             f"alter schema {ident(FREE)} rename to {ident(CLAIMED)}; "

@@ -129,6 +129,7 @@ def service(
         "PGHARNESS_LOCK_KEY": LIFE_KEY,
         # The Swarm puts it in, for each task its own.
         "PGHARNESS_SERVER_ID": "{{.Task.ID}}",
+        **({"PGHARNESS_TLS": "yes"} if any(_is_key(file) for file in mounted) else {}),
         **watching(request.purpose),
     }
     mounts = [_in_memory("/dev/shm", made_of.shm_size)]  # noqa: S108 - of the container
@@ -176,6 +177,10 @@ def service(
         "Mode": {"Replicated": {"Replicas": 1}},
         "EndpointSpec": {"Mode": "dnsrr", "Ports": [port]},
     }
+
+
+def _is_key(file: Mapping[str, Any]) -> bool:
+    return str(file["File"]["Name"]).endswith("/server.key")
 
 
 def _in_memory(path: str, size: int) -> dict[str, Any]:
