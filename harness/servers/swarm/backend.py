@@ -135,7 +135,7 @@ class SwarmBackend(Backend):
         return [service for service in self.cluster.services(labels) if _mine(service)]
 
     def _infos(self, service: Service, nodes: Mapping[str, Node]) -> Sequence[ServerInfo]:
-        note = self._notes.read(service.labels.get(spec.NOTE, ""))
+        note = self.note_of(service)
         tasks = [task for task in self.cluster.tasks(service.id) if task.alive]
         return [self.info(service, task, nodes, note) for task in tasks] or [self._idle(service)]
 
@@ -148,7 +148,7 @@ class SwarmBackend(Backend):
         node = nodes.get(task.node)
         group = service.labels.get(f"{LABEL}.purpose", "")
         purpose = group
-        if spec.group_of(f"{group}-0") == group:
+        if spec.is_group(group):
             # A worker's, once one has claimed it.
             purpose = (note.claims if note is not None else {}).get(task.id) or f"{group}-{task.id[:6]}"
         dsn = _NOWHERE
@@ -218,7 +218,7 @@ class SwarmBackend(Backend):
         if request.purpose.startswith("bake-"):
             # What is baked becomes an image of the manager's daemon: in a container there, and no task.
             return self._beside.start(request)
-        placing = Placing(self, self._notes, request)
+        placing = Placing(self, request)
         try:
             with self.alone():
                 service = self._ready(request)
@@ -244,7 +244,7 @@ class SwarmBackend(Backend):
         """The service of that name, if it can be used: one whose servers have ended, or whose password is lost, is removed."""
         group = spec.group_of(request.purpose)
         for service in self._services(request.project, group):
-            note = self._notes.read(service.labels.get(spec.NOTE, ""))
+            note = self.note_of(service)
             tasks = self.cluster.tasks(service.id)
             if note is not None and (group != request.purpose or any(task.alive for task in tasks)):
                 return service
@@ -262,12 +262,7 @@ class SwarmBackend(Backend):
         names = tuple(sorted({node.address for node in nodes.values() if node.address}))
         certificate, key = _certificate(names)
         note = Note(str(request.root), request.password, certificate, names)
-        try:
-            self._notes.write(mark, note)
-        except OSError as error:
-            raise BackendError(
-                f"the password of a service cannot be noted in {self._notes.folder}: {error.strerror}"
-            ) from error
+        self._note(mark, note)
         labels = {**self.settings.swarm_labels, **spec.labels_of(request, made_of, mark)}
         try:
             mounted = []
@@ -335,8 +330,23 @@ class SwarmBackend(Backend):
                 return
             time.sleep(0.05)
 
+    def fit(self, handle: str) -> None:
+        """Have a run's service as many servers as its workers have and wait for, at least. Under the lock alone."""
+        service = self.cluster.service(handle)
+        note = self.note_of(service) if service is not None else None
+        if service is None or note is None:
+            return
+        tasks, nodes = self.cluster.tasks(handle), self.cluster.nodes()
+        alive = [task for task in tasks if _there(task, nodes)]
+        # The Swarm makes the tasks of a change a moment after it.
+        coming = max(0, service.replicas - len({task.slot for task in tasks}))
+        wanted = sum(task.id in note.claims for task in alive) + note.waiters
+        if (missing := wanted - len(alive) - coming) > 0:
+            self.cluster.change(handle, lambda spec_: _scale(spec_, service.replicas + missing))
+
     def tidy(self, handle: str, *, ended: str = "") -> None:
-        """Remove a service that has no server any more; else have it as many replicas as servers. Under the lock alone.
+        """Remove a service of which nobody has a server, or waits for one; else have it no more replicas than servers. Under the
+        lock alone.
 
         Args:
             ended: a task that counts as none, whatever the Swarm says of it.
@@ -345,20 +355,45 @@ class SwarmBackend(Backend):
         if service is None:
             return
         nodes = self.cluster.nodes()
-        alive = [
-            task
-            for task in self.cluster.tasks(handle)
-            if task.alive and task.id != ended and not _lost(task, nodes)
-        ]
-        if not alive:
+        alive = [task for task in self.cluster.tasks(handle) if _there(task, nodes) and task.id != ended]
+        note = self.note_of(service)
+        if note is None or not alive:
             self.remove(service)
             return
-        if ended and (note := self._notes.read(service.labels.get(spec.NOTE, ""))) and ended in note.claims:
-            claims = {task: purpose for task, purpose in note.claims.items() if task != ended}
-            self._notes.write(service.labels[spec.NOTE], replace(note, claims=claims))
-        # Of those that do not run the newest would end first: a start of somebody else's, perhaps.
-        if all(task.state == "running" for task in alive):
-            self.cluster.change(handle, lambda spec_: _scale(spec_, len(alive)))
+        if ended in note.claims:
+            note = note.released(ended)
+            self.note(service, note)
+        claimed = sum(task.id in note.claims for task in alive)
+        if spec.is_group(service.labels.get(f"{LABEL}.purpose", "")) and not claimed + note.waiters:
+            self.remove(service)
+            return
+        if any(task.state != "running" and not task.unplaced for task in alive):
+            # Of those that do not run the newest would go first: another worker's start.
+            return
+        running = sum(task.state == "running" for task in alive)
+        target = max(running, claimed + note.waiters)
+        if target < service.replicas:
+            self.cluster.change(handle, lambda spec_: _scale(spec_, target))
+
+    def note_of(self, service: Service) -> Note | None:
+        """What is noted of a service; None where nothing is."""
+        return self._notes.read(service.labels.get(spec.NOTE, ""))
+
+    def note(self, service: Service, note: Note) -> None:
+        """Replace it. Under the lock alone.
+
+        Raises:
+            BackendError: it cannot be written.
+        """
+        self._note(service.labels[spec.NOTE], note)
+
+    def _note(self, mark: str, note: Note) -> None:
+        try:
+            self._notes.write(mark, note)
+        except OSError as error:
+            raise BackendError(
+                f"a service cannot be noted in {self._notes.folder}: {error.strerror}"
+            ) from error
 
     def remove(self, service: Service) -> None:
         """Remove a service with its servers and all that was kept for it, and wait until they are gone. Under the lock alone."""
@@ -390,7 +425,7 @@ class SwarmBackend(Backend):
             for service in self._services(self._project.id, None):
                 tasks = self.cluster.tasks(service.id)
                 nodes = self.cluster.nodes()
-                if any(task.alive and not _lost(task, nodes) for task in tasks) or not tasks:
+                if any(_there(task, nodes) for task in tasks) or not tasks:
                     known.add(service.labels.get(spec.NOTE, ""))
                     continue
                 if service.labels.get(f"{LABEL}.ttl") == "":
@@ -442,6 +477,11 @@ class SwarmBackend(Backend):
 def _mine(service: Service) -> bool:
     """Whether it is this user's: a Swarm may be several users', and a checkout too."""
     return service.labels.get(f"{LABEL}.owner", "") == docker_spec.owner()
+
+
+def _there(task: Task, nodes: Mapping[str, Node]) -> bool:
+    """Whether a task runs or is on its way, as far as the Swarm knows."""
+    return task.alive and not _lost(task, nodes)
 
 
 def _lost(task: Task, nodes: Mapping[str, Node]) -> bool:

@@ -257,6 +257,7 @@ class Cluster:
                 labels=spec["Labels"],
                 mode=spec["Mode"],
                 endpoint_spec=spec["EndpointSpec"],
+                update_config=spec["UpdateConfig"],
             )
             return Service.of(self._api.inspect_service(made["ID"]))
 
@@ -284,6 +285,7 @@ class Cluster:
                         labels=spec.get("Labels"),
                         mode=spec["Mode"],
                         endpoint_spec=spec.get("EndpointSpec"),
+                        update_config=spec.get("UpdateConfig"),
                     )
                 return service
             except BackendError as error:

@@ -5,10 +5,12 @@ A Swarm gives its secrets to tasks alone. So who has made a service notes them, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from harness.config import processes
 from harness.config.state_file import StateFile, Unreadable, replace_file
 
 _FORMAT = 1
@@ -24,6 +26,7 @@ class Note:
         certificate: of its servers, PEM; empty where they have none.
         names: what that certificate is for: the addresses of the nodes that there were.
         claims: task → purpose of the worker that has it.
+        waiting: purpose of a worker that waits for a server → the number of its process.
     """
 
     root: str
@@ -31,6 +34,28 @@ class Note:
     certificate: str = ""
     names: tuple[str, ...] = ()
     claims: Mapping[str, str] = field(default_factory=dict)
+    waiting: Mapping[str, int] = field(default_factory=dict)
+
+    def waits(self, purpose: str) -> Note:
+        """With one worker more that waits: this process's."""
+        return replace(self, waiting={**self.waiting, purpose: os.getpid()})
+
+    def waits_no_more(self, purpose: str) -> Note:
+        """Without it."""
+        return replace(self, waiting={who: pid for who, pid in self.waiting.items() if who != purpose})
+
+    def claimed(self, task: str, purpose: str) -> Note:
+        """With a server that a worker has."""
+        return replace(self.waits_no_more(purpose), claims={**self.claims, task: purpose})
+
+    def released(self, task: str) -> Note:
+        """Without it."""
+        return replace(self, claims={its: who for its, who in self.claims.items() if its != task})
+
+    @property
+    def waiters(self) -> int:
+        """How many wait, of processes that are alive."""
+        return sum(processes.alive(pid) for pid in self.waiting.values())
 
 
 @dataclass(frozen=True)

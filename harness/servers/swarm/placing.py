@@ -16,7 +16,7 @@ from harness.servers.port import ServerInfo, ServerRequest
 from harness.servers.swarm import spec
 from harness.servers.swarm.claim import claim
 from harness.servers.swarm.cluster import Node, Service, Task
-from harness.servers.swarm.note import Note, Notes
+from harness.servers.swarm.note import Note
 
 if TYPE_CHECKING:
     from harness.servers.swarm.backend import SwarmBackend
@@ -39,10 +39,9 @@ class Placing:
         request: what server is wanted.
     """
 
-    def __init__(self, backend: SwarmBackend, notes: Notes, request: ServerRequest) -> None:
+    def __init__(self, backend: SwarmBackend, request: ServerRequest) -> None:
         self._backend = backend
         self._cluster = backend.cluster
-        self._notes = notes
         self._request = request
         self._grouped = spec.group_of(request.purpose) != request.purpose
         self._service: Service | None = None
@@ -62,17 +61,11 @@ class Placing:
         """
         self._service, self._made = service, made
         self._known = {task.id for task in self._cluster.tasks(service.id) if task.ended}
-        if not made and self._grouped:
-            self._more()
-
-    def _more(self) -> None:
-        assert self._service is not None
-
-        def one_more(spec_: dict[str, Any]) -> bool:
-            spec_["Mode"]["Replicated"]["Replicas"] += 1
-            return True
-
-        self._cluster.change(self._service.id, one_more)
+        if self._grouped:
+            if (note := self._backend.note_of(service)) is not None:
+                self._backend.note(service, note.waits(self._request.purpose))
+            if not made:
+                self._backend.fit(service.id)
 
     def undo(self) -> None:
         """Give back what was asked for; an error is not worth more than the one that led here."""
@@ -80,28 +73,14 @@ class Placing:
             return
         try:
             with self._backend.alone():
-                self._give_back()
+                note = self._backend.note_of(self._service)
+                if self._grouped and note is not None:
+                    self._backend.note(self._service, note.waits_no_more(self._request.purpose))
+                    self._backend.tidy(self._service.id)
+                elif self._made:
+                    self._backend.remove(self._service)
         except HarnessError as error:
             logger.warning("swarm: the service %s stays: %s", self._service.name, error.message)
-
-    def _give_back(self) -> None:
-        assert self._service is not None
-        service, note = self._cluster.service(self._service.id), self._note()
-        if service is None:
-            return
-        tasks = self._cluster.tasks(service.id)
-        claimed = [task for task in tasks if task.alive and note is not None and task.id in note.claims]
-        if not claimed and (self._made or self._grouped) and service.replicas <= 1:
-            self._backend.remove(service)
-            return
-
-        def one_less(spec_: dict[str, Any]) -> bool:
-            spec_["Mode"]["Replicated"]["Replicas"] -= 1
-            return True
-
-        # What does not run goes first: else it would be the server of another worker.
-        if self._grouped and any(task.state != "running" for task in tasks):
-            self._cluster.change(service.id, one_less)
 
     def wait(self) -> ServerInfo:
         """The server, once it answers as itself and is ours.
@@ -116,7 +95,7 @@ class Placing:
             nodes, tasks, note = (
                 self._cluster.nodes(),
                 self._cluster.tasks(self._service.id),
-                self._note(),
+                self._backend.note_of(self._service),
             )
             if note is None:
                 raise ServerStartError(
@@ -126,7 +105,7 @@ class Placing:
             for task in mine:
                 if (info := self._try(task, nodes, note)) is not None:
                     return info
-            self._judge_ended(tasks, nodes)
+            self._judge_ended([task for task in tasks if task.id not in note.claims], nodes)
             refused = [task.unplaced for task in mine if task.unplaced]
             if mine and len(refused) == len(mine):
                 unplaced_since = unplaced_since or time.monotonic()
@@ -140,10 +119,6 @@ class Placing:
                 raise self._too_late(mine, nodes)
             time.sleep(pause)
             pause = min(pause * 1.5, 0.25)
-
-    def _note(self) -> Note | None:
-        assert self._service is not None
-        return self._notes.read(self._service.labels.get(spec.NOTE, ""))
 
     def _try(self, task: Task, nodes: Mapping[str, Node], note: Note) -> ServerInfo | None:
         """The server of a task, where it answers as itself and nobody else has it."""
@@ -177,10 +152,8 @@ class Placing:
         """So that others know it without a log-in."""
         assert self._service is not None
         with self._backend.alone():
-            if (note := self._note()) is None:
-                return
-            claims = {**note.claims, task.id: self._request.purpose}
-            self._notes.write(self._service.labels[spec.NOTE], replace(note, claims=claims))
+            if (note := self._backend.note_of(self._service)) is not None:
+                self._backend.note(self._service, note.claimed(task.id, self._request.purpose))
 
     # --- what may go wrong ---------------------------------------------------------------------------
 
@@ -242,19 +215,16 @@ class Placing:
             ServerStartError: that has not helped.
         """
         assert self._service is not None
-        # A service that was changed has its new task a moment later.
-        time.sleep(0.2)
+        self._asked += 1
+        if self._asked > AGAIN:
+            raise ServerStartError(
+                f"the service {self._service.name} of the Swarm has lost its server {AGAIN} times: {self._last}"
+            )
+        # What has just been moved or scaled shows a moment later.
+        time.sleep(0.3)
         with self._backend.alone():
-            note = self._note()
-            tasks = self._cluster.tasks(self._service.id)
-            if any(task.alive and (note is None or task.id not in note.claims) for task in tasks):
-                return
-            self._asked += 1
-            if self._asked > AGAIN:
-                raise ServerStartError(
-                    f"the service {self._service.name} of the Swarm has lost its server {AGAIN} times: {self._last}"
-                )
-            self._more()
+            if self._grouped:
+                self._backend.fit(self._service.id)
 
     def _no_node(self, why: str, nodes: Mapping[str, Node]) -> BackendUnavailable:
         settings = self._backend.settings

@@ -38,6 +38,11 @@ def group_of(purpose: str) -> str:
     return found[1] if found else purpose
 
 
+def is_group(purpose: str) -> bool:
+    """Whether it is that of a service whose servers are several workers'."""
+    return group_of(f"{purpose}-0") == purpose
+
+
 def name_of(request: ServerRequest) -> str:
     """What the service is called; there is at most one of a checkout and purpose."""
     return f"pg-harness-{request.project}-{group_of(request.purpose)}"
@@ -176,6 +181,8 @@ def service(
         "TaskTemplate": task,
         "Mode": {"Replicated": {"Replicas": 1}},
         "EndpointSpec": {"Mode": "dnsrr", "Ports": [port]},
+        # What moves because its node was left out moves at once: one after the other, each is looked at for five seconds.
+        "UpdateConfig": {"Parallelism": 0, "FailureAction": "continue"},
     }
 
 
