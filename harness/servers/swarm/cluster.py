@@ -237,9 +237,14 @@ class Cluster:
                 raise
 
     def tasks(self, service: str) -> list[Task]:
-        """Those of a service that the Swarm still knows, the newest of each replica among them."""
+        """Those of a service that the Swarm still knows, the newest of each replica among them; none of one that is gone."""
         with asked(self._daemon, "list the tasks of a service"):
-            return [Task.of(told) for told in self._api.tasks(filters={"service": service})]
+            try:
+                return [Task.of(told) for told in self._api.tasks(filters={"service": service})]
+            except Exception as error:
+                if gone(error) == 404:
+                    return []
+                raise
 
     def create(self, spec: Mapping[str, Any]) -> Service:
         """A new service.
