@@ -11,7 +11,7 @@ import pytest
 
 from harness.config import drivers
 from harness.databases.changed import LeaseChanges
-from harness.errors import HarnessError
+from harness.errors import HarnessError, ServerLost
 from harness.listing import counted, together
 from harness.postgres import activity, databases, names
 from harness.postgres.session import open_application
@@ -116,6 +116,8 @@ class Failures:
             self._keep(item, lines, changed)
             self._log(lines)
         except HarnessError as error:
+            if isinstance(error, ServerLost) and (fate := self._state.fate):
+                lines.append(fate)
             lines.append(f"more cannot be told: {error}")
         return lines
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from harness.databases import freshness
-from harness.errors import ConfigError, HarnessError
+from harness.errors import ConfigError, HarnessError, ServerLost
 from harness.listing import together
 from harness.postgres import activity
 from harness.pytest_plugin import django
@@ -165,7 +165,11 @@ class Refresher:
         except Exception as error:  # noqa: BLE001 — a package's strategy may raise anything
             # Still dirty: the next test tries again.
             said = error if isinstance(error, HarnessError) else traceback.format_exc()
-            self._problem = f"pg-harness: the database could not be brought back after {culprit}: {said}"
+            # What it was, first: the rest is libpq's.
+            fate = f"{lost}: " if isinstance(error, ServerLost) and (lost := self._state.fate) else ""
+            self._problem = (
+                f"pg-harness: {fate}the database could not be brought back after {culprit}: {said}"
+            )
             return
         self._dirty_by = ""
         if report is None:

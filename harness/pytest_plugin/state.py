@@ -183,6 +183,11 @@ class State:
         return self.closed if self.lease is None else self.lease.dsns
 
     @property
+    def fate(self) -> str:
+        """What has become of the server where it does not answer any more, as its backend knows; empty where it does not."""
+        return self.harness.server.fate if self.harness is not None else ""
+
+    @property
     def in_fork(self) -> bool:
         """Whether this is a copy of the process that a test has forked."""
         return os.getpid() != self.pid

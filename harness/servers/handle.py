@@ -83,6 +83,14 @@ class Server:
                 "server: its switch was dead, and is started again: it ends itself when nobody uses it"
             )
 
+    @property
+    def fate(self) -> str:
+        """What has become of it where it does not answer any more, for people; empty where its backend does not know."""
+        try:
+            return self.backend.fate(self.info)
+        except HarnessError:
+            return ""
+
     def logs(self, follow: bool = False) -> Iterator[str]:
         """Lines of the server's log."""
         return self.backend.logs(self.info, follow)

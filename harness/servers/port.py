@@ -216,6 +216,14 @@ class Backend(Protocol):
         """Lines of the server's log, without line ends."""
         ...
 
+    def fate(self, info: ServerInfo) -> str:
+        """What has become of a server that does not answer any more, in one sentence for people; empty where that is unknown.
+
+        Raises:
+            BackendError: whoever knows does not tell.
+        """
+        return ""
+
     def psql(
         self, info: ServerInfo, database: str, words: Sequence[str], *, user: str, terminal: bool
     ) -> Sequence[str] | None:

@@ -457,7 +457,7 @@ class SwarmBackend(Backend):
             yield from self.cluster.log(task, follow=follow)
 
     def fate(self, info: ServerInfo) -> str:
-        """What has become of a server that does not answer, for people; empty where the Swarm says that it runs."""
+        """What has become of a server that does not answer, for people."""
         handle, _, wanted = info.handle.partition(":")
         nodes = self.cluster.nodes()
         task = next((task for task in self.cluster.tasks(handle) if task.id == wanted), None)
@@ -466,12 +466,16 @@ class SwarmBackend(Backend):
         node = nodes.get(task.node)
         if node is None:
             return f"its node {task.node} has left the Swarm" if task.node else ""
+        lost = "what was leased there is gone, and the run goes on elsewhere"
         if why := node.trouble:
-            return f"the node {node} of the Swarm {why}: its servers are gone"
+            return f"the node {node} of the Swarm {why}: {lost}"
         if task.ended or not task.wanted:
             told = f": {task.error}" if task.error else ""
-            return f"its task on the node {node} is {task.state} (exit code {task.exit_code}){told}"
-        return ""
+            return f"the server on the node {node} of the Swarm is {task.state}, with exit code {task.exit_code}{told}: {lost}"
+        return (
+            f"the node {node} of the Swarm does not answer, of which the Swarm says that it is ready "
+            "(it notices after a quarter of a minute)"
+        )
 
 
 def _mine(service: Service) -> bool:
