@@ -99,6 +99,9 @@ class Failures:
     def _describe(self, item: pytest.Item) -> Iterable[str]:
         harness, lease = self._state.running
         lines: list[str] = []
+        if self._refresher.lost:
+            # The test's own report says it.
+            return lines
         try:
             for name, leased in lease.databases.items():
                 title = "database" if name == "default" else f"database {name}"

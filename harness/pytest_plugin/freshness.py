@@ -28,6 +28,7 @@ class Refresher:
 
     Attributes:
         mode: what the test that is running now was given.
+        lost: whether the server did not answer when it was last asked to put back: each further question would wait as long.
     """
 
     def __init__(self, state: State) -> None:
@@ -42,6 +43,7 @@ class Refresher:
         self._class: type | None = None
         self._elsewhere: dict[str, tuple[str, WiderFixtures]] = {}
         self.mode = self._usual
+        self.lost = False
         self.wider = WiderFixtures(state)
 
     # --- what each test gets -----------------------------------------------------------------------
@@ -160,13 +162,15 @@ class Refresher:
     def _bring_back(self, since: float) -> None:
         _, lease = self._state.running
         culprit = self._dirty_by
+        self.lost = False
         try:
             report = self.mode.refresh(lease)
         except Exception as error:  # noqa: BLE001 — a package's strategy may raise anything
             # Still dirty: the next test tries again.
             said = error if isinstance(error, HarnessError) else traceback.format_exc()
             # What it was, first: the rest is libpq's.
-            fate = f"{lost}: " if isinstance(error, ServerLost) and (lost := self._state.fate) else ""
+            self.lost = isinstance(error, ServerLost)
+            fate = f"{told}: " if self.lost and (told := self._state.fate) else ""
             self._problem = (
                 f"pg-harness: {fate}the database could not be brought back after {culprit}: {said}"
             )

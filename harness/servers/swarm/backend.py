@@ -35,6 +35,9 @@ logger = logging.getLogger("pg_harness.servers.swarm")
 ENDING = 15.0
 """Seconds that the Swarm may take to tell that a server has ended, or that a service is gone."""
 
+REMOVED = 2.0
+"""Seconds that it may take to forget an ended one."""
+
 LOCKED = 120.0
 """Seconds to wait for others of this checkout that change a service."""
 
@@ -343,6 +346,10 @@ class SwarmBackend(Backend):
         wanted = sum(task.id in note.claims for task in alive) + note.waiters
         if (missing := wanted - len(alive) - coming) > 0:
             self.cluster.change(handle, lambda spec_: _scale(spec_, service.replicas + missing))
+        elif coming:
+            # A number that was raised again while the Swarm still removed an ended task counts that one: it looks once more
+            # at a service that is changed, be it into what it was.
+            self.cluster.change(handle, lambda _: True)
 
     def tidy(self, handle: str, *, ended: str = "") -> None:
         """Remove a service of which nobody has a server, or waits for one; else have it no more replicas than servers. Under the
@@ -374,6 +381,15 @@ class SwarmBackend(Backend):
         target = max(running, claimed + note.waiters)
         if target < service.replicas:
             self.cluster.change(handle, lambda spec_: _scale(spec_, target))
+            self._removed(handle, target)
+
+    def _removed(self, handle: str, replicas: int) -> None:
+        """Wait until the Swarm has removed what is more than so many: a start that follows would count it."""
+        deadline = time.monotonic() + REMOVED
+        while time.monotonic() < deadline:
+            if len({task.slot for task in self.cluster.tasks(handle)}) <= replicas:
+                return
+            time.sleep(0.05)
 
     def note_of(self, service: Service) -> Note | None:
         """What is noted of a service; None where nothing is."""
