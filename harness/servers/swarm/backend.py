@@ -69,6 +69,7 @@ class SwarmBackend(Backend):
             shm_size=settings.shm_size,
             timeout=timeout,
             cache=project.cache,
+            repository=settings.baked_repository or "",
         )
         self._notes = Notes(project.folder / "swarm")
 

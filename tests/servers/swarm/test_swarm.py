@@ -6,6 +6,8 @@ import json
 import re
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +25,9 @@ pytestmark = [pytest.mark.docker, pytest.mark.server]
 
 
 @pytest.fixture(scope="module")
-def site(network: Network, engines: Sequence[Engine], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(
+    network: Network, engines: Sequence[Engine], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
     """A checkout that is baked, and whose image all nodes have."""
     make_swarm(engines)
     made = Site.on(tmp_path_factory.mktemp("swarm") / "shop", network, engines)
@@ -49,7 +53,9 @@ def test_servers_come_and_go_with_the_workers(site: Site) -> None:
         assert {lease.dsn.host for lease in leases.values()} == {engine.address for engine in site.engines}
         for number, lease in enumerate(leases.values()):
             with psycopg.connect(lease.url) as connection:
-                connection.execute("insert into users (name) select 'more' from generate_series(1, %s)", [number])
+                connection.execute(
+                    "insert into users (name) select 'more' from generate_series(1, %s)", [number]
+                )
         leases["b"].release()
         until(lambda: site.replicas() == [2], seconds=10, what="two servers are left")
         for worker, count in (("a", 1), ("c", 3)):
@@ -109,8 +115,8 @@ def test_more_memory_than_a_node_has(site: Site) -> None:
 
 
 def test_an_image_that_no_node_has(site: Site) -> None:
-    with pytest.raises(BackendUnavailable, match="no-such-image:1 is not on this Docker daemon and cannot be pulled"):
-        acquire.ensure(site.project(image="no-such-image:1"))
+    with pytest.raises(BackendUnavailable, match="is not on this Docker daemon and cannot be pulled"):
+        acquire.ensure(site.project(image="127.0.0.1:1/no-such-image:1"))
 
 
 def test_nodes_without_the_image_are_left_out(site: Site, told: list[str]) -> None:
@@ -134,7 +140,7 @@ def test_a_drained_node_loses_its_leases_and_the_run_goes_on(site: Site) -> None
         lost = next(lease for lease in leases if lease.dsn.host == last.address)
         try:
             manager.docker("node", "update", "--availability", "drain", handle)
-            until(lambda: not last.containers(), seconds=20, what="the node is empty")
+            until(lambda: not last.docker("ps", "-q").split(), seconds=20, what="nothing runs on the node")
             info = next(one for one in site.backend().list(run.project.id) if one.dsn.host != last.address)
             assert greet(info.dsn, info.server_id) is not None
             members = run._run.placement.members
@@ -204,7 +210,7 @@ def test_a_killed_run_leaves_nothing(site: Site) -> None:
         """,
     )
     child = subprocess.Popen(
-        [__import__("sys").executable, "hold.py"], cwd=site.root, env=site.environ, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "hold.py"], cwd=site.root, env=site.environ, stdout=subprocess.PIPE, text=True, start_new_session=True
     )  # fmt: skip
     assert child.stdout is not None
     assert child.stdout.readline()
@@ -244,14 +250,31 @@ def test_a_suite_of_four_workers_with_one_node_killed_in_the_middle(site: Site) 
     site.write("test_suite.py", SUITE)
     told = site.root / "told"
     with site.start(
-        "pytest", "-n", "4", "-v", "-p", "no:asyncio", "-p", "no:cacheprovider", "test_suite.py", PGHARNESS_ISOLATION="server"
+        "pytest",
+        "-n",
+        "4",
+        "-v",
+        "-p",
+        "no:asyncio",
+        "-p",
+        "no:cacheprovider",
+        "test_suite.py",
+        PGHARNESS_ISOLATION="server",
     ) as child:
         try:
-            until(lambda: told.exists() and len(told.read_text().splitlines()) == 4, seconds=60, what="each worker has begun")
-            workers = {line.split()[0]: line.split("@")[1].split(":")[0] for line in told.read_text().splitlines()}
+            until(
+                lambda: told.exists() and len(told.read_text().splitlines()) == 4,
+                seconds=60,
+                what="each worker has begun",
+            )
+            workers = {
+                line.split()[0]: line.split("@")[1].split(":")[0] for line in told.read_text().splitlines()
+            }
             assert len(set(workers.values())) == 3, workers
             (site.root / "go").touch()
-            until(lambda: len(told.read_text().splitlines()) >= 8, seconds=30, what="the suite is in its middle")
+            until(
+                lambda: len(told.read_text().splitlines()) >= 8, seconds=30, what="the suite is in its middle"
+            )
             last.kill()
             said, _ = child.communicate(timeout=170)
         finally:
@@ -266,5 +289,59 @@ def test_a_suite_of_four_workers_with_one_node_killed_in_the_middle(site: Site) 
     assert wrong and set(wrong) == lost, said
     passed = {worker for worker, outcome in outcomes if outcome == "PASSED"}
     assert passed == set(workers), said
-    assert re.search(rf"the node \S+ \({re.escape(last.address)}\) of the Swarm (is down|does not answer)", said), said
+    assert re.search(
+        rf"the node \S+ \({re.escape(last.address)}\) of the Swarm (is down|does not answer)", said
+    ), said
     assert "Traceback" not in said.replace("tracebackhide", "")
+
+
+def test_a_worker_of_the_swarm_is_no_manager(site: Site) -> None:
+    code, said = site.call("harness", "up", DOCKER_HOST=site.engines[1].tcp)
+    assert code == BackendUnavailable.exit_code
+    assert "is a worker of its Swarm, and only managers are asked" in said
+    assert "name a manager: DOCKER_HOST or a Docker context" in said
+
+
+def test_a_swarm_without_a_leader(site: Site) -> None:
+    """Nothing can be started or ended: that is said soon, servers that run go on, and all is put right once it has one again."""
+    manager, second, _ = site.engines
+    second_id = node_of(manager, second)
+    manager.docker("node", "update", "--label-add", "here=yes", node_of(manager, manager))
+    with site.open(swarm_constraints=["node.labels.here == yes"]) as run:
+        lease = run.lease("a")
+        manager.docker("node", "promote", second_id)
+        until(
+            lambda: "Reachable" in manager.docker("node", "ls", "--format", "{{.ManagerStatus}}"),
+            seconds=20,
+            what="there are two managers",
+        )
+        second.kill()
+        try:
+            began = time.monotonic()
+            with pytest.raises(
+                BackendUnavailable, match="has no leader: too few of its managers answer"
+            ) as caught:
+                run.lease("b")
+            assert time.monotonic() - began < 45
+            assert "--force-new-cluster" in str(caught.value)
+            lease.renew()
+            with psycopg.connect(lease.url) as connection:
+                assert connection.execute("select count(*) from users").fetchone() == (1,)
+            code, said = site.call("harness", "down", "--all", "--yes")
+            assert code == BackendUnavailable.exit_code
+            assert "has no leader" in said
+        finally:
+            second.start()
+            nodes_ready(site.engines, count=3)
+    manager.docker("node", "demote", second_id)
+
+
+def test_a_password_that_is_lost(site: Site) -> None:
+    """The Swarm does not tell it again: the server that nobody can enter is replaced."""
+    first = acquire.ensure(site.project())
+    first.close()
+    for path in Path(site.environ["PGHARNESS_STATE_DIR"]).rglob("*.json"):
+        path.unlink()
+    with acquire.ensure(site.project()) as second:
+        assert second.info.server_id != first.info.server_id
+        assert len(site.services()) == 1
