@@ -70,7 +70,7 @@ def test_a_note_is_for_its_owner_alone_and_hides_the_password(tmp_path: Path) ->
 
 @pytest.mark.parametrize("wrong", ["db=yes", "node.labels.db", "node.foo == 1", "node.labels.db => yes"])
 def test_a_constraint_of_another_form(tmp_path: Path, wrong: str) -> None:
-    with pytest.raises(ConfigError, match="a constraint of a Swarm is node.labels.NAME"):
+    with pytest.raises(ConfigError, match=r"a constraint of a Swarm is node\.labels\.NAME"):
         load({}, start=tmp_path, overrides={"swarm_constraints": [wrong]})
 
 
@@ -108,7 +108,7 @@ def test_one_of_two_claims_wins_and_the_server_ends_itself(new_checkout: Callabl
             said = other.value("select obj_description(to_regnamespace('pgh_claimed'))")
             assert said == "run-1234abcd-gw0"
             shut_down(other)
-        with pytest.raises(Exception, match="terminat|closed|not there"):
+        with pytest.raises(Exception, match=r"terminat|closed|not there"):
             server.session.value("select pg_sleep(10)")
 
 
