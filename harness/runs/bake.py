@@ -336,7 +336,11 @@ def _store(backend: Backend, project: Project) -> SnapshotStore:
     store = backend.snapshots()
     if store is not None:
         return store
-    keeping = (word for word in registry.starting() if registry.named(word, project).snapshots() is not None)
+    keeping = (
+        word
+        for word in registry.starting()
+        if not registry.kinds()[word].elsewhere and registry.named(word, project).snapshots() is not None
+    )
     others = " or ".join(f'"{word}"' for word in keeping)
     raise BackendUnavailable(
         f"the {backend.name} backend cannot start servers of our own, one for each worker",

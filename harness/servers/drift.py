@@ -39,7 +39,10 @@ def mark(settings: Settings) -> str:
     """Six hex digits of all that decides a start, whatever the backend: names a second server beside another."""
     everything: dict[str, str] = {}
     # The first of them last: what two of them note under one key is noted as `auto` prefers it.
-    for backend in reversed(tuple(registry.BACKENDS)):
+    for backend, kind in reversed(tuple(registry.BACKENDS.items())):
+        if kind.elsewhere and settings.backend != backend:
+            # Names of servers that run know nothing of it.
+            continue
         everything |= of(settings, backend)
     return names.digest(repr(sorted(everything.items())), 6)
 
