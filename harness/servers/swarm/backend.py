@@ -60,17 +60,8 @@ class SwarmBackend(Backend):
     def __init__(self, project: Project, *, timeout: float = 10) -> None:
         self._project = project
         self.settings = project.settings
-        settings = project.settings
         # On the manager's own daemon: what is baked, and the images that services are made of.
-        self._beside = DockerBackend(
-            project.environ,
-            image=settings.image,
-            memory_limit=settings.memory_limit,
-            shm_size=settings.shm_size,
-            timeout=timeout,
-            cache=project.cache,
-            repository=settings.baked_repository or "",
-        )
+        self._beside = DockerBackend.on(project, None, timeout=timeout)
         self._notes = Notes(project.folder / "swarm")
 
     @property

@@ -36,7 +36,9 @@ _MEANINGS = (
         True,
     ),
     (
-        re.compile("does not have a leader|too few managers|deadline *exceeded|no leader|lost leader", re.IGNORECASE),
+        re.compile(
+            "does not have a leader|too few managers|deadline *exceeded|no leader|lost leader", re.IGNORECASE
+        ),
         "the Swarm of {where} has no leader: too few of its managers answer, so nothing can be started or ended there",
         (
             "see which managers are gone: `docker info`, or `docker node ls` once one of them is back",
