@@ -25,6 +25,14 @@ UNLIMITED = {
     "migrations/dump/load.py: subprocess.Popen": "waited for with a limit, and killed",
     "migrations/tools/child.py: subprocess.Popen": "waited for with a limit, and its group killed",
     "servers/process/user.py: fcntl.flock": "without waiting",
+    "servers/pooler/front.py: fcntl.flock": "the keeper tries it without waiting, and lets go at once",
+    "servers/pooler/front.py: subprocess.Popen": "a keeper: it says within START seconds that it is ready, or why not, and outlives us",
+    "servers/pooler/front.py: process.wait": "it was killed",
+    "servers/pooler/keeper.py: fcntl.flock": "without waiting",
+    "servers/pooler/keeper.py: subprocess.Popen": "the pooler: it is kept for as long as its server lives",
+    "servers/pooler/keeper.py: child.wait": "it was killed",
+    "servers/pooler/keeper.py: self._child.wait": "it was killed",
+    "servers/swarm/backend.py: placing.wait": "until the request's start_timeout",
     "bench/crowd.py: subprocess.Popen": "killed by a timer",
     "bench/crowd.py: worker.communicate": "killed by a timer",
     "bench/crowd.py: worker.wait": "it was killed",
@@ -35,6 +43,7 @@ DOORS = {
     "psycopg.connect": ["postgres/session.py"],
     "Connection.connect": ["postgres/session.py"],
     "docker_client.DockerClient": ["servers/docker/daemon.py"],
+    "docker.DockerClient": ["servers/docker/over_ssh.py"],
     "FileLock": ["config/project.py"],
 }
 """Whoever connects or locks is named here, because the limit is stated there."""
@@ -94,16 +103,18 @@ def test_there_is_one_door_to_each_that_states_the_limit() -> None:
     assert session.count('parameters["connect_timeout"] = ') == 1
     assert session.count('"connect_timeout": CONNECT_TIMEOUT, **') == 1
     assert "tc.client.api.timeout = " in (PACKAGE / "servers/docker/daemon.py").read_text()
+    assert "timeout=CALL_LIMIT)" in (PACKAGE / "servers/docker/over_ssh.py").read_text()
 
 
 def test_few_sessions_have_no_limits() -> None:
-    """Migrations have migration_timeout; who looks at a server of somebody else's changes nothing, and waits for nobody."""
+    """Migrations have migration_timeout; who looks at a server of somebody else's changes nothing, and waits for nobody; a pooler's
+    console takes no settings, and each of its commands has the limit of a silent server."""
     found = [
         file
         for file, call, name in calls()
         if name.endswith("Session.connect") and any(keyword.arg == "limited" for keyword in call.keywords)
     ]
-    assert found == ["postgres/script.py", "servers/external.py"]
+    assert found == ["postgres/console.py", "postgres/script.py", "servers/external.py"]
 
 
 def test_whoever_waits_for_a_lock_in_the_server_says_for_how_long() -> None:

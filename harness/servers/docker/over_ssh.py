@@ -85,6 +85,7 @@ def start(words: Sequence[str], environ: Mapping[str, str], *, both: Any, stderr
             stderr=stderr,
             start_new_session=True,
             check=True,
+            timeout=10,
             env={**environ, **processes.STAYS},
         )
         return int(done.stdout)
@@ -133,6 +134,8 @@ def client(url: str, environ: Mapping[str, str], *, timeout: float) -> Any:
     import urllib3.connectionpool
     from docker.transport import UnixHTTPAdapter
 
+    from harness.servers.docker.daemon import CALL_LIMIT
+
     # Open as long as the client, whose further connections write there too.
     said = tempfile.TemporaryFile()  # noqa: SIM115
     words = command(url, (), "docker system dial-stdio", timeout=timeout)
@@ -160,7 +163,7 @@ def client(url: str, environ: Mapping[str, str], *, timeout: float) -> Any:
                 return pool
 
     # As for a Unix socket, which is never opened: its adapter is replaced by ours. A version that is named is not asked for.
-    made = docker.DockerClient(base_url="unix:///ssh", version="1.41")
+    made = docker.DockerClient(base_url="unix:///ssh", version="1.41", timeout=CALL_LIMIT)
     adapter = Adapter("http+unix:///ssh", made.api.timeout)
     made.api.mount("http+docker://", adapter)
     made.api._custom_adapter = adapter

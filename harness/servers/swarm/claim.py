@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 
 from harness.errors import HarnessError, ServerRefused
+from harness.postgres import sqlstate
 from harness.postgres.session import Session, ident, literal
 
 FREE, CLAIMED = "pgh_free", "pgh_claimed"
 """Schemas of the maintenance database: what is renamed."""
 
-_GONE = ("3F000", "42P06", "42704")
+_GONE = (sqlstate.INVALID_SCHEMA_NAME, sqlstate.DUPLICATE_SCHEMA, sqlstate.UNDEFINED_OBJECT)
 """No such schema; it is there already; no such object: another one was quicker."""
 
 
