@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from harness.config.project import Project
@@ -263,21 +264,14 @@ class ServerPerHost:
         )
 
 
-class _alive:
+@contextmanager
+def _alive(word: str) -> Iterator[None]:
     """A block that concerns one host's server: that it is gone ends nothing but what was there."""
-
-    def __init__(self, word: str) -> None:
-        self._word = word
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, ServerLost):
-            return False
+    try:
+        yield
+    except ServerLost as error:
         why = error.message.splitlines()[0]
-        logger.info("docker: what is on %s ends by itself, it cannot be reached: %s", self._word, why)
-        return True
+        logger.info("docker: what is on %s ends by itself, it cannot be reached: %s", word, why)
 
 
 def purpose_on(word: str) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Callable
 
@@ -12,18 +10,9 @@ import psycopg
 import pytest
 from fix_backends import until
 from fix_cli import Project
+from fix_pooler import NEEDS, POOLED
 
-from harness.servers.pooler import pgbouncer
-
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(
-        shutil.which("pgbouncer", path=os.pathsep.join([os.environ["PATH"], *pgbouncer.PLACES])) is None,
-        reason="pgbouncer is not installed",
-    ),
-]
-
-POOLED = {"PGHARNESS_POOLER": "pgbouncer"}
+pytestmark = NEEDS
 
 
 @pytest.fixture

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-
-import pytest
 from fix_plugin import Folder
+from fix_pooler import NEEDS, POOLED
 
-from harness.servers.pooler import pgbouncer
-
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(
-        shutil.which("pgbouncer", path=os.pathsep.join([os.environ["PATH"], *pgbouncer.PLACES])) is None,
-        reason="pgbouncer is not installed",
-    ),
-]
-
-POOLED = {"PGHARNESS_POOLER": "pgbouncer"}
+pytestmark = NEEDS
 
 
 def test_pytest_and_its_workers_go_through_it(folder: Folder) -> None:

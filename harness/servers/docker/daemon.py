@@ -208,7 +208,12 @@ def connect(environ: Mapping[str, str], *, timeout: float, host: Host | None = N
                 # A host that a user names need not be an address of the daemon's machine.
                 override = bool(getattr(config.testcontainers_config, "tc_host_override", None))
                 remote = host is not None and host.remote
-                made = _Direct(host, timeout) if host is not None and remote else docker_client.DockerClient()
+                if host is not None and remote:
+                    made: Any = _Direct(host, timeout)
+                else:
+                    made = docker_client.DockerClient()
+                    if isinstance(made.client.api.verify, str):
+                        _trusting(made.client.api)
                 daemon = _describe(made, socket, prefix, override and not remote, folder)
             if given_up.is_set():
                 # Nobody takes it any more: left to the garbage collector it would be an unclosed socket.
@@ -269,12 +274,6 @@ class _Direct:
         from docker import APIClient, DockerClient
         from docker.tls import TLSConfig
 
-        class Api(APIClient):  # type: ignore[misc]  # docker has no types
-            """Compares the daemon's certificate with the authority that is named, whatever REQUESTS_CA_BUNDLE says."""
-
-            def merge_environment_settings(self, *given: Any, **named: Any) -> Any:
-                return {**super().merge_environment_settings(*given, **named), "verify": self.verify}
-
         tls: Any = False
         if host.certificates:
             folder = Path(host.certificates)
@@ -285,7 +284,11 @@ class _Direct:
             )
         self._address = host.address
         self.client = DockerClient.__new__(DockerClient)
-        self.client.api = Api(base_url=host.address, version="auto", tls=tls, timeout=timeout)
+        # A version that is named is not asked for: nothing is said before the right authority is known.
+        api = APIClient(base_url=host.address, version="1.41", tls=tls, timeout=timeout)
+        _trusting(api)
+        api._version = api._retrieve_server_version()
+        self.client.api = api
 
     def get_connection_mode(self) -> str:
         """As where ``DOCKER_HOST`` is set."""
@@ -441,8 +444,6 @@ def _trusting(session: Any) -> None:
 def _describe(tc: Any, socket: str | None, prefix: str, named: bool, folder: Path) -> Daemon:
     # docker-py's own default is the same today.
     tc.client.api.timeout = CALL_LIMIT
-    if isinstance(tc.client.api.verify, str):
-        _trusting(tc.client.api)
     mode = getattr(tc.get_connection_mode(), "value", "docker_host")
     host = tc.host()
     where = socket or os.environ.get("DOCKER_HOST") or str(tc.client.api.base_url)
