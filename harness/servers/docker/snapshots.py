@@ -43,6 +43,9 @@ REPOSITORY = "pg-harness/baked"
 
 _FORMAT = "docker 1"
 
+_LOOKS = 5
+"""How often images are listed where one of them goes meanwhile."""
+
 logger = logging.getLogger("pg_harness.servers.docker")
 
 
@@ -226,12 +229,12 @@ class DockerSnapshots(SnapshotStore):
                 log_tail=container.logs(tail=25).decode("utf-8", "replace"),
             )
         with translated("commit the container that was baked"):
-            made = daemon.client.api.commit(
+            daemon.client.api.commit(
                 container.id, repository=REPOSITORY, tag=key, changes=_changes(key, facts)
             )
             container_.remove(daemon, container.id)
-            image = daemon.client.images.get(made["Id"])
-        found = _snapshot(image)
+        # By its name: a client on another machine may have baked the same meanwhile, and removed the one that lost it.
+        found = self.here(key)
         if found is None:
             raise BackendError(f"the image {REPOSITORY}:{key} was committed and lacks its labels")
         # Baked again (`bake --rebuild`): the one before has lost its tag, and nobody would ever look for it.
@@ -241,16 +244,32 @@ class DockerSnapshots(SnapshotStore):
         return found
 
     def touch(self, snapshot: Snapshot) -> None:
-        """Tag it again: the daemon notes when that was."""
+        """Tag it again: the daemon notes when that was. One that is gone meanwhile has nothing to note."""
         with translated("tag an image"):
-            self._backend.daemon.client.api.tag(snapshot.ref, REPOSITORY, snapshot.key, force=True)
+            try:
+                self._backend.daemon.client.api.tag(snapshot.ref, REPOSITORY, snapshot.key, force=True)
+            except Exception as error:
+                if gone(error) != 404:
+                    raise
 
     def list(self) -> Sequence[Snapshot]:
         """All images of ours on this daemon."""
-        with translated("list its images"):
-            images = self._backend.daemon.client.images.list(filters={"label": f"{LABEL}.baked"})
-        found = [_snapshot(image) for image in images]
-        return [snapshot for snapshot in found if snapshot is not None]
+        return [snapshot for _, snapshot in self._images()]
+
+    def _images(self) -> Sequence[tuple[Any, Snapshot]]:
+        """Images of ours, with what they say."""
+        images = self._backend.daemon.client.images
+        looks = 0
+        while True:
+            try:
+                with translated("list its images"):
+                    found = images.list(filters={"label": f"{LABEL}.baked"})
+                return [(image, snapshot) for image in found if (snapshot := _snapshot(image)) is not None]
+            except BackendError as error:
+                # Each is looked at by itself: one of them was removed since they were listed.
+                looks += 1
+                if error.__cause__ is None or gone(error.__cause__) != 404 or looks == _LOOKS:
+                    raise
 
     def remove(self, snapshot: Snapshot) -> bool:
         """Remove the image; one that containers still use is left."""
@@ -304,9 +323,7 @@ class DockerSnapshots(SnapshotStore):
 
     def _untagged(self) -> Sequence[str]:
         """Remove images that lost their tag to one that was baked again, or whose maker was killed before it had one."""
-        with translated("list its images"):
-            images = self._backend.daemon.client.images.list(filters={"label": f"{LABEL}.baked"})
-        made = [(image, snapshot) for image in images if (snapshot := _snapshot(image)) is not None]
+        made = self._images()
         tagged = {snapshot.key for image, snapshot in made if snapshot.name in image.tags}
         gone = []
         for image, snapshot in made:
