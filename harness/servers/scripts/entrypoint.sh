@@ -243,8 +243,9 @@ if [ -n "${PGHARNESS_TLS:-}" ]; then
     [ -r "$here/server.key" ] || die "no key came for TLS, or this user cannot read it"
     exec 4<"$here/server.key"
 fi
-# Where nothing was put into the container before its start (a Swarm's task): the server's user makes its files there.
-[ -d "$base" ] || mkdir -m 1777 "$base" 2>/dev/null || :
+# Into a Swarm's task nothing was put before its start: the server's user makes its files there. Elsewhere an image that says it has data,
+# and has none, must not get an empty server.
+[ -z "${PGHARNESS_SERVER_ID:-}" ] || [ -d "$base" ] || mkdir -m 1777 "$base" 2>/dev/null || :
 # Who may write there is root; an image without the file gets one.
 if [ -w /etc/passwd ] || { [ ! -e /etc/passwd ] && [ -w /etc ]; }; then
     find_user
