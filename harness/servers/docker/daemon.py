@@ -35,8 +35,13 @@ CALL_LIMIT = 60.0
 SILENT = 60.0
 """Seconds for which a daemon that did not answer is not asked again: a command has several questions, and one patience."""
 
-_silent: dict[str, float] = {}
-"""Address → when the wait for its answer was given up (``time.monotonic``)."""
+ELSEWHERE = 10.0
+"""Seconds that a daemon on another machine has at least: a log-in by ssh takes one or two where that machine is busy, and
+``backend = "auto"`` would take local binaries although somebody named a daemon."""
+
+_silent: dict[str, tuple[float, float]] = {}
+"""Address → when the wait for its answer was given up (``time.monotonic``), and how many seconds it was: who has more
+patience asks again."""
 
 _ASKED = "pg-harness asked"
 """Beside what it says of itself: when it was asked, by our clock."""
@@ -141,7 +146,7 @@ def connect(environ: Mapping[str, str], *, timeout: float, host: Host | None = N
     """The daemon that the user means.
 
     Args:
-        timeout: seconds that it may take to answer (imports not counted).
+        timeout: seconds that it may take to answer (imports not counted); :data:`ELSEWHERE` at least over a network.
         host: one of several, as the settings name it; None: the only one.
 
     Raises:
@@ -162,11 +167,11 @@ def connect(environ: Mapping[str, str], *, timeout: float, host: Host | None = N
             absent=True,
         )
     where = environ.get("DOCKER_HOST") or socket or "the current Docker context"
-    silent = BackendUnavailable(
-        f"the Docker daemon at {where} did not answer within {timeout:g} s", remedies=_REMEDIES
-    )
-    if time.monotonic() - _silent.get(where, -math.inf) < SILENT:
-        raise silent
+    if _elsewhere(where):
+        timeout = max(timeout, ELSEWHERE)
+    since, waited = _silent.get(where, (-math.inf, 0.0))
+    if waited >= timeout and time.monotonic() - since < SILENT:
+        raise _no_answer(where, waited)
     if (reason := _refusal(where)) is not None:
         raise BackendUnavailable(
             f"the Docker daemon at {where} does not answer: {reason}",
@@ -235,8 +240,8 @@ def connect(environ: Mapping[str, str], *, timeout: float, host: Host | None = N
     if found:
         return found[0]
     if not failures:
-        _silent[where] = time.monotonic()
-        raise silent
+        _silent[where] = time.monotonic(), timeout
+        raise _no_answer(where, timeout)
     failure = failures[0]
     if not isinstance(failure, Exception) or isinstance(failure, BackendUnavailable):
         raise failure
@@ -250,6 +255,22 @@ def connect(environ: Mapping[str, str], *, timeout: float, host: Host | None = N
     raise BackendUnavailable(
         f"the Docker daemon at {where} does not answer: {text}", remedies=remedies
     ) from failure
+
+
+def _no_answer(where: str, waited: float) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"the Docker daemon at {where} did not answer within {waited:g} s", remedies=_REMEDIES
+    )
+
+
+def _elsewhere(address: str) -> bool:
+    """Whether a daemon's address is one of another machine."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme == "ssh" or (parts.scheme == "tcp" and parts.hostname not in _LOCAL)
+    except ValueError:
+        # The client says what is wrong with it.
+        return False
 
 
 def _certificates(said: str, host: Host) -> Iterator[str]:

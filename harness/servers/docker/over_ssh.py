@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket as socket_
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -167,6 +168,7 @@ def client(url: str, environ: Mapping[str, str], *, timeout: float) -> Any:
     adapter = Adapter("http+unix:///ssh", made.api.timeout)
     made.api.mount("http+docker://", adapter)
     made.api._custom_adapter = adapter
+    weakref.finalize(made, said.close)
     try:
         made.api._version = made.api._retrieve_server_version()
     except Exception as error:

@@ -354,6 +354,27 @@ def test_a_daemon_that_says_nothing_costs_a_second(place: Checkout) -> None:
         with pytest.raises(BackendUnavailable, match="did not answer within 1 s"):
             connect(place.environ, timeout=1)
         assert time.monotonic() - began < 4
+        # Who asks with the same patience is told at once; who has more of it asks again, and is told what was waited.
+        began = time.monotonic()
+        with pytest.raises(BackendUnavailable, match="did not answer within 1 s"):
+            connect(place.environ, timeout=1)
+        assert time.monotonic() - began < 0.5
+        with pytest.raises(BackendUnavailable, match="did not answer within 2 s"):
+            connect(place.environ, timeout=2)
+        assert time.monotonic() - began >= 2
+
+
+def test_a_log_in_by_ssh_may_take_longer_than_a_socket_here(place: Checkout) -> None:
+    """`auto` and `doctor` give a daemon a second; a busy machine needs more than that to let somebody in."""
+    programs = place.root / "programs"
+    programs.mkdir()
+    ssh = programs / "ssh"
+    ssh.write_text("#!/bin/sh\nsleep 1.5\nunset DOCKER_HOST\nexec docker system dial-stdio\n")
+    ssh.chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    daemon = connect(place.environ | {"DOCKER_HOST": "ssh://somebody@busy", "PATH": path}, timeout=1)
+    daemon.client.close()
+    assert daemon.ssh == "ssh://somebody@busy"
 
 
 class _proxy:
