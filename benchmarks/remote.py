@@ -9,6 +9,8 @@ The engine is a real dockerd in a network namespace (root, as the tests that hav
   certificate that were made before and are mounted, and a log-in that is tried until it succeeds.
 - A reset after a row was written, over TLS: straight to the server, and with that many milliseconds put between, there and back. What it
   costs more is told in round trips.
+- Eight servers (`run -n 8 --isolation server`) over two engines against eight on one of them, until the command begins. Each engine has one
+  processor of this machine to itself, as two machines would.
 """
 
 from __future__ import annotations
@@ -37,18 +39,19 @@ from harness.servers.docker.backend import DockerBackend
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "fixtures"))
 
 
+SERVERS = 8
 WRITE = "insert into t000 (name) values ('dirt')"
 
 
 @contextmanager
-def engine() -> Iterator[tuple[str, dict[str, str]]]:
-    """A second engine: its address, and the variables of its clients."""
+def engines(*processors: int | None) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Further engines, each on one processor of this machine, or on all: their addresses, and the variables of their clients."""
     from fix_engines import Network  # type: ignore[import-not-found]  # of the tests
 
     network = Network(Path(tempfile.mkdtemp(prefix="pgh-bench-", dir="/tmp")))
     try:
-        (one,) = network.add(1)
-        yield one.address, {"DOCKER_HOST": one.tcp, **network.with_certificates}
+        found = network.add(len(processors), processors=processors)
+        yield [each.address for each in found], dict(network.with_certificates)
     finally:
         network.close()
 
@@ -135,6 +138,37 @@ def starts(folder: Path, address: str, environ: dict[str, str], pairs: int) -> N
     compare("a server, until SELECT 1 over TLS", ours, by_hand, pairs=pairs, aim=1.2)
 
 
+def spread(folder: Path, hosts: list[str], environ: dict[str, str], pairs: int) -> None:
+    """Eight servers over all hosts, and on the first of them, in turn."""
+
+    def until_the_command(hosts: list[str]) -> float:
+        began = time.time()
+        done = subprocess.run(
+            [sys.executable, "-m", "harness", "run", "-n", str(SERVERS), "--isolation", "server", "--", "date", "+%s.%N"],
+            cwd=folder,
+            env={**environ, "DOCKER_HOSTS": ",".join(hosts)},
+            check=True,
+            capture_output=True,
+            text=True,
+        )  # fmt: skip
+        if "left out" in done.stderr:
+            raise SystemExit(done.stderr)
+        return float(done.stdout) - began
+
+    # The migrated image, on each of them: once, before anything is measured.
+    until_the_command(hosts)
+    head(
+        f"{SERVERS} servers over {len(hosts)} engines of one processor each, against {SERVERS} on one of them"
+    )
+    compare(
+        "until the command begins",
+        lambda: until_the_command(hosts),
+        lambda: until_the_command(hosts[:1]),
+        pairs=pairs,
+        aim=0.6,
+    )
+
+
 def resets(folder: Path, environ: dict[str, str], milliseconds: float) -> None:
     """What a delay adds to a reset, in round trips."""
     import json
@@ -185,22 +219,37 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--delay", type=float, default=1.0, help="milliseconds, there and back")
     given = parser.parse_args()
-    with schema.project() as (folder, own), engine() as (address, remote):
+    with schema.project() as (folder, own):
         environ = {
-            **os.environ, **own, **remote, "PGHARNESS_BACKEND": "docker", "PGHARNESS_IMAGE": "pgharness-test:busybox",
+            **os.environ, **own, "PGHARNESS_BACKEND": "docker", "PGHARNESS_IMAGE": "pgharness-test:busybox",
             "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         }  # fmt: skip
-        try:
-            starts(folder, address, environ, given.pairs)
-            resets(folder, environ, given.delay)
-        finally:
-            subprocess.run(
-                [sys.executable, "-m", "harness", "down", "--all", "--yes"],
-                cwd=folder,
-                env=environ,
-                check=True,
-                capture_output=True,
-            )
+        with engines(None) as ((address,), certificates):
+            environ |= {**certificates, "DOCKER_HOST": f"tcp://{address}:2376"}
+            try:
+                starts(folder, address, environ, given.pairs)
+                resets(folder, environ, given.delay)
+            finally:
+                down(folder, environ)
+        with engines(0, 1) as (addresses, certificates):
+            del environ["DOCKER_HOST"]
+            hosts = [f"tcp://{address}:2376" for address in addresses]
+            environ |= certificates
+            try:
+                spread(folder, hosts, environ, given.pairs)
+            finally:
+                down(folder, {**environ, "DOCKER_HOSTS": ",".join(hosts)})
+
+
+def down(folder: Path, environ: dict[str, str]) -> None:
+    """End all that was started."""
+    subprocess.run(
+        [sys.executable, "-m", "harness", "down", "--all", "--yes"],
+        cwd=folder,
+        env=environ,
+        check=True,
+        capture_output=True,
+    )
 
 
 if __name__ == "__main__":
