@@ -195,6 +195,10 @@ class _Search:
             info = backend.find(self._project.id, hint.purpose)
             if info is None:
                 return None, hint
+            if self._purpose != "up" and not drift.on_named_host(info, self._settings):
+                told = f"{info.description} is left alone: the settings do not name its host any more"
+                decisions.note(self._project, "server", told)
+                continue
             # Its backend says that it runs: it may be starting (`docker restart`).
             patience = START_PATIENCE if self._purpose == "up" else RESTART_PATIENCE
             session, why = self._attach(info, patience)

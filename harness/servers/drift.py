@@ -44,6 +44,8 @@ def mark(settings: Settings) -> str:
             # Names of servers that run know nothing of it.
             continue
         everything |= of(settings, backend)
+    if settings.hosts:
+        everything["hosts"] = " ".join(settings.hosts)
     return names.digest(repr(sorted(everything.items())), 6)
 
 
@@ -58,9 +60,16 @@ def fits(info: ServerInfo, settings: Settings, purpose: str) -> bool:
     """Whether the settings still mean this server. A person's is never replaced: its data would be out of sight."""
     if not info.ours or purpose == "up":
         return info.ours
-    # On a host that the settings do not name any more it is out of the run's sight.
-    there = info.backend != "docker" or info.host in (settings.hosts or ("",))
-    return there and settings.backend in (registry.AUTO, info.backend) and not changes(info, settings)
+    return (
+        on_named_host(info, settings)
+        and settings.backend in (registry.AUTO, info.backend)
+        and not changes(info, settings)
+    )
+
+
+def on_named_host(info: ServerInfo, settings: Settings) -> bool:
+    """Whether it is on a host that the settings name: whoever takes one out of them means that no run goes there."""
+    return info.backend != "docker" or info.host in (settings.hosts or ("",))
 
 
 def told(info: ServerInfo, settings: Settings) -> list[str]:

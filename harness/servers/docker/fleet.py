@@ -41,6 +41,9 @@ logger = logging.getLogger("pg_harness.servers.docker")
 ONLY = ""
 """The word of the daemon that is looked for where no hosts are named."""
 
+_named: set[tuple[str, str, str]] = set()
+"""Project, host and reason that were told of: a command asks more than once, by backends of their own."""
+
 PATIENCE = 20.0
 """Seconds that a host may take to tell what it has, beyond those in which it has to answer at all."""
 
@@ -75,7 +78,6 @@ class Fleet(Backend):
         self._looked = False
         self._out: dict[str, str] = {}
         self._silent: dict[str, str] = {}
-        self._named: set[str] = set()
         self.keys: dict[str, str] = {}
 
     @classmethod
@@ -154,9 +156,10 @@ class Fleet(Backend):
     def _name(self, word: str, why: str) -> None:
         """Tell it once in this process."""
         with self._lock:
-            if word in self._named or word == ONLY:
+            told = (self.project.id, word, why)
+            if told in _named or word == ONLY:
                 return
-            self._named.add(word)
+            _named.add(told)
         logger.warning("docker: the host %s is left out: %s", word, why)
 
     def failed(self, word: str, error: BackendError) -> None:

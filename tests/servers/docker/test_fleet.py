@@ -104,6 +104,18 @@ def test_one_shared_server_a_host_stays_warm_and_follows_the_migrations(
     assert [servers(engine) for engine in engines] == [[], [], []]
 
 
+def test_a_server_on_a_host_that_is_not_named_any_more(site: Site, engines: Sequence[Engine]) -> None:
+    """No run uses it; `down --all` ends it."""
+    one, two, three = engines
+    ask = ("run", "-n", "1", "--", "sh", "-c", 'echo "$DATABASE_URL"')
+    for engine in (one, two):
+        site.environ["DOCKER_HOSTS"] = engine.tcp
+        assert f"@{engine.address}:" in site.ok(*ask)[0]
+    site.environ["DOCKER_HOSTS"] = three.tcp
+    assert len(json.loads(site.ok("down", "--all", "--json")[0])["ended"]) == 2
+    assert [servers(engine) for engine in engines] == [[], [], []]
+
+
 def test_hosts_that_cannot_be_used_are_named_once_and_left_out(
     site: Site, engines: Sequence[Engine], network: Network, tmp_path: Path
 ) -> None:
@@ -125,7 +137,8 @@ def test_hosts_that_cannot_be_used_are_named_once_and_left_out(
     assert "certificate verify failed" in err
     assert err.count(f"the host tcp://{three.address}:1 is left out") == 1
     assert "Connection refused" in err
-    told, _ = site.ok("doctor")
+    told, err = site.ok("doctor")
+    assert err.count(f"the host {twice} is left out") == 1
     assert f"note  docker      {twice}" in told
     assert "1 of 4 Docker hosts can be used" in told
     # None of them: told with each reason, and what to do.
