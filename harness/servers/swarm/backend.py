@@ -92,6 +92,9 @@ class SwarmBackend(Backend):
     def examine(self) -> Iterator[Finding]:
         """The Swarm, its nodes, and the image."""
         yield Finding("ok", self.available())
+        if self.settings.hosts:
+            told = f"{self.settings.origin('hosts')} is not used: the Swarm places servers, on its own nodes"
+            yield Finding("note", told, ['leave hosts out, or take backend = "docker"'])
         for node in self.cluster.nodes().values():
             if why := node.trouble:
                 yield Finding("note", f"the node {node} {why}: no server is placed there")

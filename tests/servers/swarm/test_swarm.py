@@ -172,7 +172,8 @@ def test_the_server_that_runs_share(site: Site) -> None:
     status = site.ok("status")
     assert "of the Swarm, on" in status
     assert "database system is ready to accept connections" in site.ok("logs", "run")
-    doctor = site.ok("doctor")
+    doctor = site.ok("doctor", DOCKER_HOSTS="local")
+    assert "the variable DOCKER_HOSTS is not used: the Swarm places servers" in doctor
     assert "a Swarm of 3 nodes, 3 of them ready" in doctor
     until(
         lambda: not any(engine.docker("ps", "-q").split() for engine in site.engines),
