@@ -227,9 +227,14 @@ def _walk(root: Path) -> Iterator[Path]:
                     return
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir(follow_symlinks=False):
+                # What a link leads to may be closed to us (/proc/1/cwd).
+                try:
+                    is_folder, is_file = entry.is_dir(follow_symlinks=False), entry.is_file()
+                except OSError:
+                    continue
+                if is_folder:
                     if entry.name not in SKIPPED:
                         below.append(Path(entry.path))
-                elif entry.is_file():
+                elif is_file:
                     yield Path(entry.path)
         level = below

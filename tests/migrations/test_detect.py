@@ -64,6 +64,13 @@ def test_what_is_not_the_projects_own_is_skipped(tmp_path: Path) -> None:
     assert all(f"#   {line}" in propose(tmp_path) for line in looked_for())
 
 
+def test_what_cannot_be_looked_at_is_passed_over(tmp_path: Path) -> None:
+    # As /proc/1/cwd is to most: asking what it leads to is refused.
+    (tmp_path / "around").symlink_to("around")
+    write(tmp_path, {"db/migrations/a.sql": ""})
+    assert [finding.text for finding in detect(tmp_path)] == ["sql:db/migrations"]
+
+
 def test_others_are_named(tmp_path: Path) -> None:
     write(tmp_path, {"manage.py": MANAGE, "db/migrations/a.sql": ""})
     assert '# also found: "sql:db/migrations" (plain SQL files: 1 migration in db/migrations)' in propose(
