@@ -21,7 +21,7 @@ from harness.sandbox.sandbox import Sandbox
 from harness.sandbox.watermarks import WatermarkStore
 from harness.servers import inventory
 from harness.servers.acquire import alone
-from harness.servers.port import ServerInfo
+from harness.servers.port import ServerInfo, of_agents
 
 logger = logging.getLogger("pg_harness.cli")
 
@@ -32,7 +32,7 @@ DESCRIPTION = """\
 End the server that `up` started in this checkout, and remove its data: your databases are gone. Where they were
 changed since they were made, it asks first (`stop` keeps the data).
 
---all ends the servers of this checkout's test runs as well (tests that run just now lose theirs), with their
+--all ends the servers of this checkout's test runs and agents as well (tests that run just now lose theirs), with their
 templates and the databases that failed tests kept.
 
 Other checkouts are never touched. A server that someone else runs (--server-url) goes on; there, `down` drops
@@ -41,7 +41,7 @@ your databases, and `down --all` all of this checkout's: templates, spares and k
 
 
 PARAMETERS: list[click.Parameter] = [
-    flag("--all", help="the servers of test runs too, with templates and kept databases"),
+    flag("--all", help="the servers of test runs and agents too, with templates and kept databases"),
     flag("--dry-run", help="only tell what would go"),
     flag("--yes", help="do not ask (needed where your databases were changed, and there is no terminal)"),
     json_flag(),
@@ -145,6 +145,14 @@ def _end(context: Context, everything: bool, asked: inventory.Asked, dry_run: bo
                 }
             )
             _tell(context, f"{info.purpose}: {info.description}", names, dry_run)
+        elif of_agents(info.purpose):
+            # A person who wants all gone does not know that an agent's client has started one.
+            logger.info(
+                "left: the agents' server of `pg-harness mcp`, %s. It ends itself after %g s without use; `pg-harness down --all` ends it now, "
+                "with what agents have in it",
+                info.description,
+                info.ttl or 0,
+            )
     if dry_run:
         return ended
     noted = inventory.noted_purposes(context.project) if everything else ()

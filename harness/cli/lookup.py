@@ -13,6 +13,7 @@ from harness.postgres.names import Kind
 from harness.runs.places import Place, places_on
 from harness.runs.session import ServerSession
 from harness.servers import inventory
+from harness.servers.port import OF_AGENTS
 
 
 def nothing(context: Context) -> LeaseError:
@@ -56,12 +57,13 @@ def open_one(context: Context, purpose: str, *, guard: bool = True) -> ServerSes
 
 
 def all_purposes(context: Context) -> list[str]:
-    """``up``, ``run``, and those of servers for one worker each. An external server has one for all."""
+    """``up``, ``run``, and those of servers for one worker each, and for agents. An external server has one for all."""
     if context.settings.server_url is not None:
         return ["up"]
     folder = context.project.folder
-    # A worker's own, and those of several Docker hosts.
-    hinted = sorted(path.stem for path in folder.glob("run[-.]*.json")) if folder.is_dir() else []
+    # A worker's own, those of several Docker hosts, and agents'.
+    patterns = ("run[-.]*.json", f"{OF_AGENTS}*.json") if folder.is_dir() else ()
+    hinted = [path.stem for pattern in patterns for path in sorted(folder.glob(pattern))]
     return ["up", "run", *hinted]
 
 

@@ -29,6 +29,7 @@ VERBS: Mapping[str, tuple[str, str]] = {
     "migrate": ("migrate", "apply pending migrations to your databases, and keep their data"),
     "fork": ("fork", "a second copy of your databases beside the first, by a name"),
     "reset": ("reset", "bring databases back to your mark, or to their migrations' state"),
+    "mcp": ("mcp", "databases for an agent, by the Model Context Protocol"),
     "logs": ("logs", "the server's log"),
     "bake": ("bake", "keep a migrated server, for later ones to start from"),
     "fingerprint": ("fingerprint", "all that decides the migrated state, as one word: a key for CI's caches"),

@@ -22,7 +22,7 @@ from harness.runs.places import Place, places_on
 from harness.runs.session import ServerSession
 from harness.sandbox import marks as saved_marks
 from harness.servers import registry
-from harness.servers.port import OF_VERSION, HostState, table
+from harness.servers.port import OF_VERSION, HostState, of_agents, table
 
 DESCRIPTION = """\
 Where the project's root and settings are, which servers of it run, and what is on them. Starts nothing.
@@ -180,7 +180,12 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
 def _server_lines(server: Mapping[str, Any]) -> list[str]:
     # One of several versions that stand side by side: its own line says which.
     of_runs = server["purpose"] == "run" or server["purpose"].startswith(OF_VERSION)
-    whose = "the test runs'" if of_runs else {"up": "yours"}.get(server["purpose"], server["purpose"])
+    if of_runs:
+        whose = "the test runs'"
+    elif of_agents(server["purpose"]):
+        whose = "agents'"
+    else:
+        whose = {"up": "yours"}.get(server["purpose"], server["purpose"])
     ttl = f", ends itself after {server['ttl']:g} s without use" if server["ttl"] is not None else ""
     used = sum(server["connections"].values())
     lines = [

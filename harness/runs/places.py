@@ -15,6 +15,9 @@ from harness.postgres.label import Label
 from harness.postgres.names import DatabaseName, Kind
 from harness.runs.session import ServerSession
 
+AGENT = "agent-"
+"""What the words of databases that ``pg-harness mcp`` has made begin with; its session's eight hex digits and a slash follow."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -116,6 +119,8 @@ def _leases(session: ServerSession, observed: Sequence[Database]) -> list[Place]
         if run == names.SANDBOX:
             words = (worker,)
             what = f"yours, worker {worker}" if worker.isdigit() else f"your fork {worker}"
+            if worker.startswith(AGENT):
+                what = f"an agent's: {worker}"
         else:
             words, what = (worker, f"{run[:8]}:{worker}"), f"worker {worker} of the test run {run[:8]}"
         result.append(Place(Kind.LEASE, (*words, *_full(members)), what, run, worker, members, session))

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from harness.config.project import Project
-from harness.databases import sweep
+from harness.databases import role, sweep
 from harness.errors import LeaseError, LeaseLost
 from harness.migrations.port import Progress, unseen
 from harness.postgres import databases, locks
@@ -402,7 +402,7 @@ class Sandbox:
                 marks.drop_of(session, project, database.name)
                 databases.drop(session, database.name, project)
                 self._store.forget(database.name)
-            if not self._session.server.info.ours:
+            if role.shared(self._session.server.info):
                 sweep.drop_logins(session, project, sandbox=True)
 
     # --- one at a time -----------------------------------------------------------------------------

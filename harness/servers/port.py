@@ -82,6 +82,16 @@ OF_VERSION = "run-pg"
 """What the purpose of a test runs' server begins with that stands beside one of another version: ``"run-pg17"``."""
 
 
+OF_AGENTS = "mcp"
+"""The purpose of the server that ``pg-harness mcp`` has agents' databases on. Where others use it and other settings started it, there is
+a second one, ``"mcp-…"``."""
+
+
+def of_agents(purpose: str) -> bool:
+    """Whether agents' databases are on servers of this purpose."""
+    return purpose.partition("-")[0] == OF_AGENTS
+
+
 def private(purpose: str) -> bool:
     """Whether one process alone, by itself or by its workers, uses servers of this purpose: of a worker, of a bake."""
     return purpose.startswith(("run-", "bake-")) and not purpose.startswith(OF_VERSION)
