@@ -129,7 +129,12 @@ def _up(context: Context, sandbox: Sandbox, given: Mapping[str, Any]) -> None:
     # Here: a warm `up` that only prints URLs does without.
     from harness.runs.rewinding import told
 
-    logger.info("reset: %s", told(sandbox.rewinding))
+    # Likewise.
+    from harness.servers import sharing
+
+    logger.info(
+        "reset: %s%s", told(sandbox.rewinding), sharing.told(sandbox.server.session, sandbox.server.info)
+    )
     if sandbox.server.started:
         logger.info(
             'next: `eval "$(pg-harness env)"` sets DATABASE_URL in this shell, `pg-harness psql` opens the database'

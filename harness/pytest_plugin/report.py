@@ -12,6 +12,7 @@ from harness.databases import freshness
 from harness.databases.spec import sources as sources_of
 from harness.postgres import names
 from harness.pytest_plugin.state import Role, State
+from harness.servers import sharing
 
 _MISSING_RIGHTS = "[42501]"
 _GRANT = (
@@ -90,7 +91,8 @@ def server_line(state: State) -> str:
     how = f"started in {server.seconds:.1f} s" if server.started else f"warm, ready in {state.seconds:.2f} s"
     info = server.info
     where = {"memory": ", in memory", "disk": ", on disk"}.get(info.storage, "")
-    return f"PostgreSQL {version // 10000}.{version % 10000}, {info.backend}{where}, {how}"
+    shared = sharing.told(server.session, info)
+    return f"PostgreSQL {version // 10000}.{version % 10000}, {info.backend}{where}{shared}, {how}"
 
 
 def reset_lines(state: State) -> list[str]:

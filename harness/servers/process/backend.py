@@ -18,7 +18,7 @@ from harness.config import own_folder, processes
 from harness.config.project import Project, file_lock
 from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerStartError
-from harness.servers import defaults, handshake
+from harness.servers import defaults, handshake, sharing
 from harness.servers import memory as memory_
 from harness.servers.port import (
     Backend,
@@ -340,6 +340,14 @@ class ProcessBackend(Backend):
             # Socket paths are limited to 107 bytes; nothing of ours needs one.
             "unix_socket_directories": "",
         }
+        if (
+            record.storage == "disk"
+            and sharing.clones(record.version)
+            and "file_copy_method" not in settings
+            and sharing.can(folder)
+        ):
+            # Where the file system cannot, the server's copies are ours to leave alone.
+            settings["file_copy_method"] = "clone"
         if record.storage == "memory":
             # Kept with the data: a postmaster killed with SIGKILL left its segments in /dev/shm for ever.
             settings.setdefault("dynamic_shared_memory_type", "mmap")
