@@ -219,6 +219,18 @@ class LeaseLost(LeaseError):
     """The database of this lease was dropped or renamed by somebody else, or its server restarted."""
 
 
+class ReplicaBehind(LeaseError):
+    """A standby has not replayed what its primary has written, within the time allowed.
+
+    Attributes:
+        behind: bytes of the log that were left; None where it did not say.
+    """
+
+    def __init__(self, message: str, *, behind: int | None = None) -> None:
+        super().__init__(message)
+        self.behind = behind
+
+
 class LeaseInUse(LeaseError):
     """Sessions of the application do not let go of the database.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
+from harness.config.settings import MOST_REPLICAS
 from harness.dsn import FORMS, TLS, Dsn
 from harness.errors import ConfigError
 
@@ -34,6 +35,11 @@ DIRECT = "direct"
 
 DIRECT_URL = "DATABASE_DIRECT_URL"
 """The variable that says it."""
+
+REPLICA = "replica"
+"""What addresses on the first of the server's standbys are called, as in ``{replica.url}``; on the second ``{replica2.url}``."""
+
+_ON_REPLICA = re.compile(rf"(?:(?P<name>.+)\.)?{REPLICA}(?P<number>[2-9]?)")
 
 DEFAULT = "default"
 
@@ -78,6 +84,9 @@ def variables(
     result = {"DATABASE_URL": default.url, **default.libpq()}
     if DIRECT in dsns:
         result[DIRECT_URL] = dsns[DIRECT].url
+    for variable, word in _replica_urls().items():
+        if word in dsns:
+            result[variable] = dsns[word].url
     for name, table in templates.items():
         for variable, template in table.items():
             result[variable] = render(template, name, dsns, slot, variable)
@@ -86,7 +95,21 @@ def variables(
 
 def names(tables: Iterable[Mapping[str, str]]) -> list[str]:
     """The variables that say where a worker's databases are: ours, and those of the ``env`` tables of all databases."""
-    return ["DATABASE_URL", DIRECT_URL, *PARTS, *(variable for table in tables for variable in table)]
+    own = ["DATABASE_URL", DIRECT_URL, *_replica_urls(), *PARTS]
+    return [*own, *(variable for table in tables for variable in table)]
+
+
+def replica_url(number: int) -> str:
+    """The variable that says where the database is on a standby."""
+    return f"DATABASE_REPLICA{number if number > 1 else ''}_URL"
+
+
+def _replica_urls() -> dict[str, str]:
+    """Variable → what its address is called, of all standbys that there can be."""
+    return {
+        replica_url(number): REPLICA if number == 1 else f"{REPLICA}{number}"
+        for number in range(1, MOST_REPLICAS + 1)
+    }
 
 
 def numbered(tables: Iterable[Mapping[str, str]], each: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -145,6 +168,12 @@ def _value(placeholder: str, spec: str, own: str, dsns: Mapping[str, Dsn], slot:
     if dot and database.rpartition(".")[2] == DIRECT and database not in dsns:
         # No pooler in front: the same settings hold for runs with one and without.
         database = database.removesuffix(DIRECT).rstrip(".") or DEFAULT
+    if dot and (found := _ON_REPLICA.fullmatch(database)):
+        if not found["name"] and own != DEFAULT:
+            database = f"{own}.{database}"
+        if database not in dsns:
+            # No standby: as with one, but that what is read there was written there.
+            database = found["name"] or own
     if dot and database not in dsns:
         raise ValueError(f"there is no database {database!r}")
     if key not in PLACEHOLDERS:

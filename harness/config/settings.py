@@ -15,6 +15,8 @@ DEFAULT_IMAGE = "postgres:17"
 IMAGE_OF = "postgres:{}"
 """The image of a version."""
 DEFAULT_DATABASE = "default"
+MOST_REPLICAS = 3
+"""Standbys of one server at most: each is a whole copy of it."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ class Settings:
     ``DATABASE_DIRECT_URL`` to the server itself."""
     preload: tuple[str, ...] = ()
     """Libraries that the server loads when it starts (``shared_preload_libraries``), as extensions with background workers need it."""
+    replicas: int = 0
+    """How many streaming standbys the server has, to read from: ``lease.replica``, ``DATABASE_REPLICA_URL``. Resets are by rows then."""
     origins: Mapping[str, str] = field(default_factory=dict)
     pg_versions: tuple[str, ...] = ()
     by_version: Mapping[str, str] = field(default_factory=dict)

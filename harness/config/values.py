@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config.settings import SourceSpec
+from harness.config.settings import MOST_REPLICAS, SourceSpec
 from harness.config.sources import EXAMPLE, parse_spec
 from harness.dsn import Dsn
 from harness.errors import ConfigError
@@ -212,6 +212,13 @@ def _libraries(raw: Any, _text: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def _replicas(raw: Any, text: bool) -> int:
+    number: int = _whole(0)(raw, text)
+    if number > MOST_REPLICAS:
+        raise WrongValue(f"must be {MOST_REPLICAS} at most: each is a whole copy of the server")
+    return number
+
+
 def _attributes(raw: Any, _text: bool) -> tuple[str, ...]:
     known = ("CREATEDB", "CREATEROLE", "REPLICATION", "BYPASSRLS", "SUPERUSER", "INHERIT", "NOINHERIT")
     found = tuple(item.upper() for item in read_texts(raw))
@@ -359,6 +366,7 @@ READERS: Mapping[str, Reader] = {
     "postgres": Reader(_postgres, "table of texts", '{ work_mem = "64MB" }'),
     "pooler": _choice("none", "pgbouncer"),
     "preload": Reader(_libraries, "list of texts", '["pg_cron"]'),
+    "replicas": Reader(_replicas, "whole number, 0 to 3", "1"),
 }
 
 SOURCES: Mapping[str, str] = {"migrations": '["alembic"]', "seeds": '["sql:db/seeds"]'}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -13,6 +14,7 @@ from harness.config.settings import DEFAULT_DATABASE
 from harness.databases.address import Address, Addressed
 from harness.databases.changed import LeaseChanges, by_names
 from harness.databases.clones import Claim, Clones
+from harness.databases.replicas import Replica, no_replica, replicas, words
 from harness.databases.resetting import DatabaseReset
 from harness.databases.template import Template
 from harness.dsn import Dsn
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from harness.databases.pool import Filler
     from harness.reset.marks import Mark
     from harness.reset.rewind.answer import Answer
+    from harness.servers.replica.following import Following
 
 logger = logging.getLogger("pg_harness.databases")
 
@@ -42,12 +45,25 @@ class LeasedDatabase(Addressed):
     """
 
     def __init__(
-        self, name: str, dsn: Dsn, template: Template, claim: Claim, direct: Dsn | None = None
+        self,
+        name: str,
+        dsn: Dsn,
+        template: Template,
+        claim: Claim,
+        direct: Dsn | None = None,
+        on_replicas: Sequence[Dsn] = (),
     ) -> None:
         super().__init__(name, dsn, pooled=direct is not None and direct != dsn)
         self._direct = dsn if direct is None else direct
         self.template = template
         self.claim = claim
+        self.replicas: tuple[Replica, ...] = replicas(name, on_replicas)
+        """It on each of the server's standbys; empty without the setting ``replicas``."""
+
+    @property
+    def replica(self) -> Replica | None:
+        """It on the first of them; None: there is none."""
+        return next(iter(self.replicas), None)
 
     @property
     def direct(self) -> Addressed:
@@ -143,9 +159,11 @@ class Lease(Address):
         on_release: Callable[[Lease], None] = lambda lease: None,
         filler: Callable[[], Filler] | None = None,
         reset_timeout: float = 5.0,
+        following: Following | None = None,
     ) -> None:
         """
         Args:
+            following: what waits for the server's standbys; None: it has none.
             reset_timeout: seconds that a reset waits for sessions of the application before it ends them.
             epoch: how many times the server's sessions were lost so far.
             filler: gives what works in the background; None: what is replaced is dropped at once.
@@ -160,6 +178,7 @@ class Lease(Address):
         self._released = False
         self._marks: dict[str, LeaseMark] = {}
         self._marked = 0
+        self._following = following
         # Tests in one thread, and clients of the control interface in others.
         self._lock = threading.RLock()
         self._resets = {
@@ -191,9 +210,37 @@ class Lease(Address):
         return self["default"].pooled
 
     @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """The database ``default`` on each of the server's streaming standbys, to read from; empty without the setting ``replicas``."""
+        return self["default"].replicas
+
+    @property
+    def replica(self) -> Replica | None:
+        """The first of :attr:`replicas`: ``lease.replica.url``, ``lease.replica.connect()``; None: there is none."""
+        return self["default"].replica
+
+    @_alone
+    def wait_for_replica(self, timeout: float = 10.0) -> None:
+        """Wait until each standby shows what was committed by now.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            ReplicaBehind: it takes longer; it says how far behind it is, and what may be in the way. ConfigError: there is no standby.
+        """
+        self._check()
+        if self._following is None:
+            raise no_replica()
+        self._following.wait(timeout)
+
+    @property
     def addresses(self) -> dict[str, Dsn]:
-        """:attr:`dsns`, and where a pooler is in front those at the server itself: ``"direct"``, ``"analytics.direct"``."""
-        return with_direct(self.dsns, {name: d.direct.dsn for name, d in self._databases.items()})
+        """:attr:`dsns`; where a pooler is in front those at the server itself: ``"direct"``, ``"analytics.direct"``; and those on
+        standbys: ``"replica"``, ``"analytics.replica"``, ``"replica2"``."""
+        found = with_direct(self.dsns, {name: d.direct.dsn for name, d in self._databases.items()})
+        on = {name: [replica.dsn for replica in d.replicas] for name, d in self._databases.items()}
+        return found | words(on)
 
     @property
     def databases(self) -> Mapping[str, LeasedDatabase]:
@@ -285,7 +332,17 @@ class Lease(Address):
             reset.reset(to=mark._marks[name] if mark is not None else None, sessions=sessions)
             for name, reset in self._resets.items()
         ]
-        return self._told("reset", reports, began)
+        return self._told("reset", self._followed(reports), began)
+
+    def _followed(self, reports: list[ResetReport]) -> list[ResetReport]:
+        """The same reports, once the standbys show what they tell of: with whom that ended there."""
+        if self._following is None:
+            return reports
+        if all(report.strategy == "nothing" for report in reports):
+            self._following.look()
+            return reports
+        ended = self._following.settle([d.dsn.database for d in self._databases.values()])
+        return [replace(reports[0], ended=(*reports[0].ended, *ended)), *reports[1:]]
 
     def _marked_as(self, to: LeaseMark | str | None) -> LeaseMark | None:
         """The mark to come back to; None: the top one. For ``"template"``, all are released."""
@@ -307,7 +364,7 @@ class Lease(Address):
         began = time.monotonic()
         surely = self._clones.link.surely
         reports = [surely(partial(reset.renew, reason=reason)) for reset in self._resets.values()]
-        return self._told("renewed", reports, began)
+        return self._told("renewed", self._followed(reports), began)
 
     def _told(self, what: str, reports: list[ResetReport], began: float) -> ResetReport:
         report = _together(reports, 1000 * (time.monotonic() - began))
@@ -393,6 +450,8 @@ class Lease(Address):
         """Log out of the databases, which stay as they are; later resets are clones."""
         for reset in self._resets.values():
             reset.close()
+        if self._following is not None:
+            self._following.close()
 
     def exists(self) -> bool:
         """Whether all its databases are there."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from harness.config.settings import DEFAULT_DATABASE
 from harness.databases.lease import with_direct
+from harness.databases.replicas import words
 from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.postgres import databases, names
@@ -89,8 +90,10 @@ class Place:
         return {name: self.dsn(name) for name in order}
 
     def addresses(self) -> dict[str, Dsn]:
-        """:meth:`dsns`, and where a pooler is in front those at the server itself, see :attr:`harness.databases.lease.Lease.addresses`."""
-        return with_direct(self.dsns(), {name: self.dsn(name, direct=True) for name in self.databases})
+        """:meth:`dsns`, those at the server itself and on standbys, see :attr:`harness.databases.lease.Lease.addresses`."""
+        direct = {name: self.dsn(name, direct=True) for name in self.databases}
+        on = {name: self.session.on_standbys(dsn) for name, dsn in direct.items()}
+        return with_direct(self.dsns(), direct) | words(on)
 
 
 def places_on(session: ServerSession) -> list[Place]:

@@ -47,6 +47,11 @@ def remedies(settings: Settings, server: Server, why: str) -> list[str]:
     if not server.info.ours:
         named = f" (it is set by {settings.origin('server_url')})" if settings.server_url else ""
         return [f"without server_url{named}, pg-harness starts a server of its own, which can", f"or {_ROWS}"]
+    if server.info.standbys:
+        return [
+            f"leave `replicas` out ({settings.origin('replicas')}): a standby follows resets by rows",
+            f"or {_ROWS}",
+        ]
     if "module" in why:
         return [
             "pg-harness build-native compiles the module for the PostgreSQL of this machine (a C compiler and its headers)",
@@ -96,6 +101,9 @@ def _by_settings(project: Project, server: Server) -> str:
     settings = project.settings
     if settings.engine == "rows":
         return f'engine = "rows", {settings.origin("engine")}'
+    if server.info.standbys:
+        # What it writes is put right by recovery, and sessions of a standby keep what they know of the pages.
+        return f"replicas = {len(server.info.standbys)}"
     return "" if server.info.ours else "the server is somebody else's"
 
 

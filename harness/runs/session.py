@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from harness.databases.pool import Filler
     from harness.servers.handle import Server
     from harness.servers.pooler.front import Pooler
+    from harness.servers.replica.following import Following
+    from harness.servers.replica.standbys import Standbys
 
 logger = logging.getLogger("pg_harness.runs")
 
@@ -92,6 +94,7 @@ class ServerSession:
         self._clones: Clones | None = None
         self._rewinding: rewinding.Rewinding | None = None
         self._front: Pooler | None = None
+        self._standbys: Standbys | None = None
         self.filler: Filler | None = None
 
     @property
@@ -142,6 +145,32 @@ class ServerSession:
             each = self.settings.connections_per_worker
             self._front = Pooler.of(self.project, self.server.info, connections=each)
         return self._front
+
+    @property
+    def standbys(self) -> Standbys | None:
+        """The standbys of this server, where the settings ask for some and it has them.
+
+        Raises:
+            BackendUnavailable: the server is somebody else's.
+        """
+        if self._standbys is None and self.settings.replicas:
+            # Here: a run without them pays for nothing of it.
+            from harness.servers.replica.standbys import Standbys
+
+            self._standbys = Standbys.of(self.project, self.server)
+        return self._standbys
+
+    def on_standbys(self, direct: Dsn) -> tuple[Dsn, ...]:
+        """The address of a database on each of them."""
+        standbys = self.standbys
+        return () if standbys is None else standbys.dsns(direct)
+
+    def _following(self, link: Link) -> Following | None:
+        if self.standbys is None:
+            return None
+        from harness.servers.replica.following import Following  # as in `standbys`
+
+        return Following(self.standbys, link, patience=self.settings.reset_timeout)
 
     def through_front(self, direct: Dsn, login: Owner) -> Dsn:
         """The application's address of a database: through the pooler, where there is one.
@@ -230,6 +259,9 @@ class ServerSession:
             _ = self.rewinding
         if (front := self.front) is not None:
             front.ensure()
+        if (standbys := self.standbys) is not None:
+            # Before anything is migrated: what there is by now is copied, the rest is streamed.
+            standbys.ensure()
         for database in self.settings.databases:
             try:
                 made = self._template(self.link, self.spec(database), rebuild=rebuild)
@@ -335,7 +367,8 @@ class ServerSession:
             direct = self.link.dsn.with_user(login.name, login.password)
             direct = direct.with_database(claim.name(self.project.id))
             dsn = self.through_front(direct, login)
-            leased[name] = LeasedDatabase(name, dsn, made, claim, direct)
+            leased[name] = LeasedDatabase(name, dsn, made, claim, direct, self.on_standbys(direct))
+        following = self._following(self.link if link is None else link)
         lease = Lease(
             self.clones if link is None else self._clones_over(link),
             leased,
@@ -345,7 +378,10 @@ class ServerSession:
             on_release=self._released,
             filler=self._filling if self.run != names.SANDBOX else None,
             reset_timeout=self.settings.reset_timeout,
+            following=following,
         )
+        if following is not None and self.run != names.SANDBOX:
+            following.settle([d.dsn.database for d in leased.values()])
         self.leases.append(lease)
         if link is not None:
             self._links[lease] = link

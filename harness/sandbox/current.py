@@ -24,7 +24,8 @@ def urls(project: Project, workers: int | None) -> list[str]:
         workers: how many; None: as many as there are.
     """
     settings = project.settings
-    if settings.server_url is not None or settings.pooled or not Hint.of(project, "up").path.exists():
+    more = settings.pooled or settings.replicas
+    if settings.server_url is not None or more or not Hint.of(project, "up").path.exists():
         return []
     found = inventory.find(project, purpose="up")
     if found is None:

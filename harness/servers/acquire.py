@@ -382,6 +382,8 @@ def new_request(project: Project, purpose: str, ttl: float | None) -> ServerRequ
         port_named=bool(named),
         ttl=ttl if purpose == "up" else (ttl or settings.ttl),
         start_timeout=settings.start_timeout,
+        # What is baked starts many servers, and has no use of one.
+        replicas=0 if purpose.startswith("bake-") else settings.replicas,
     )
 
 

@@ -43,14 +43,32 @@ _STORAGE: Mapping[str, Mapping[str, str]] = {
 }
 
 
+_WITH_REPLICAS: Mapping[str, str] = {
+    # What the application has committed is in the log within this time, and soon after on the standby; else 200 ms.
+    "wal_writer_delay": "10ms",
+    # A standby says that it is alive, and a walsender that is stuck gives up, sooner than after a minute.
+    "wal_sender_timeout": "20s",
+}
+
+_KEPT: Mapping[str, str] = {"memory": "128MB", "disk": "512MB"}
+"""How much log a server keeps for standbys, by storage. No slot holds it back: a standby that was killed must not fill the disk."""
+
+
 def throwaway(*, max_connections: int, user: Mapping[str, str]) -> dict[str, str]:
     """The settings that every server of ours is started with; the user's win."""
     return {**_THROWAWAY, "max_connections": str(max_connections), **user}
 
 
-def complete(settings: Mapping[str, str], *, storage: str, server_id: str) -> dict[str, str]:
-    """``settings``, with what depends on the storage where nobody said otherwise, and the server's identity."""
-    return {**_STORAGE[storage], **settings, "harness.server_id": server_id}
+def complete(
+    settings: Mapping[str, str], *, storage: str, server_id: str, replicas: int = 0
+) -> dict[str, str]:
+    """``settings``, with what depends on the storage where nobody said otherwise, and the server's identity.
+
+    Args:
+        replicas: how many standbys it will have.
+    """
+    more = {**_WITH_REPLICAS, "wal_keep_size": _KEPT[storage]} if replicas else {}
+    return {**_STORAGE[storage], **more, **settings, "harness.server_id": server_id}
 
 
 def render(settings: Mapping[str, str]) -> str:

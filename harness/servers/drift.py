@@ -32,6 +32,8 @@ def of(settings: Settings, backend: str) -> dict[str, str]:
         facts[_NOTED_AS.get(key, key)] = word if word and default else str(value)
     if settings.preload:
         facts["preload"] = ", ".join(settings.preload)
+    if settings.replicas:
+        facts["replicas"] = str(settings.replicas)
     return facts | {_POSTGRES + name: names.digest(text, 8) for name, text in settings.postgres.items()}
 
 

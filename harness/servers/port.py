@@ -36,6 +36,7 @@ class ServerRequest:
         host: word of the Docker host to prefer, where the backend has several; empty: any.
         files: machine, as ``uname -m`` says → name → what the server may want to read, see :meth:`Backend.shelf`: put
             there at once where that is cheaper than later.
+        replicas: how many standbys it will have, see :meth:`Backend.standbys`.
     """
 
     project: str
@@ -54,6 +55,7 @@ class ServerRequest:
     made_with: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict, repr=False)
     host: str = ""
+    replicas: int = 0
 
     @property
     def throwaway(self) -> bool:
@@ -113,6 +115,7 @@ class ServerInfo:
         root: that checkout's path, for people; empty where it is unknown.
         made_with: the settings that decided its start; empty where they are unknown.
         host: word of the Docker host that it runs on, where the settings name several; empty: the only daemon.
+        standbys: the port of each standby that it may have, at the same address; whether one is there is not said.
     """
 
     dsn: Dsn
@@ -128,6 +131,7 @@ class ServerInfo:
     root: str = ""
     made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
     host: str = ""
+    standbys: tuple[int, ...] = ()
 
     @property
     def ours(self) -> bool:
@@ -288,6 +292,14 @@ class Backend(Protocol):
         """
         raise BackendError(f"the backend {self.name} brings no files to its servers")
 
+    def standbys(self, info: ServerInfo) -> StandbyPlace:
+        """Where standbys of a server run, see :attr:`ServerRequest.replicas`.
+
+        Raises:
+            BackendError: nowhere; the text says why.
+        """
+        raise BackendError(f"the backend {self.name} starts no standbys: leave the setting `replicas` out")
+
     def folders(self) -> Sequence[Path]:
         """What it keeps on this machine for this user beside the folders of state and cache; for ``uninstall``."""
         return ()
@@ -295,6 +307,54 @@ class Backend(Protocol):
     def snapshots(self) -> SnapshotStore | None:
         """Where its servers' data is kept, to start others from it; None: it cannot keep any."""
         return None
+
+
+class StandbyPlace(Protocol):
+    """Where the standbys of one server run: beside it, as its own user, until it ends. They are numbered from 1."""
+
+    def primary(self) -> Mapping[str, str]:
+        """How a standby reaches its primary, as parameters of libpq; no secret is among them."""
+        ...
+
+    def copy(self, number: int) -> None:
+        """Copy the server's data, while it runs: the caller has told it that a backup is made. What was there before is removed.
+
+        Raises:
+            BackendError: there is no room for it.
+        """
+        ...
+
+    def launch(self, number: int, settings: Mapping[str, str], label: str | None) -> None:
+        """Start the postmaster on its data, unless it runs; do not wait until it answers.
+
+        Args:
+            settings: beyond those of the server.
+            label: of the backup that its data was just copied in; None: it goes on from where it was.
+
+        Raises:
+            BackendError: it cannot be started.
+        """
+        ...
+
+    def running(self, number: int) -> bool:
+        """Whether its postmaster runs."""
+        ...
+
+    def end(self, number: int) -> None:
+        """End its postmaster at once; that it does not run is success. Its data stays."""
+        ...
+
+    def log(self, number: int) -> str:
+        """The last lines of its log; empty where there is none."""
+        ...
+
+    def move(self, number: int) -> int:
+        """Give it another port, because somebody else has its own; return that.
+
+        Raises:
+            BackendError: it cannot have another one.
+        """
+        ...
 
 
 @dataclass(frozen=True)

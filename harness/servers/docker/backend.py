@@ -30,6 +30,7 @@ from harness.servers.port import (
     ServerRequest,
     Shelf,
     SnapshotStore,
+    StandbyPlace,
     free_port,
     private,
 )
@@ -155,6 +156,13 @@ class DockerBackend(Backend):
             BackendUnavailable: no daemon, or no such image.
             ServerStartError: the container ended or did not become ready; its log is in the error.
         """
+        if request.replicas and self.daemon.ssh:
+            raise BackendUnavailable(
+                f"replicas = {request.replicas}: the daemon at {self.daemon.where} is reached by ssh, whose tunnel leads to one port of a server",
+                remedies=[
+                    "reach it by tcp:// with TLS, take a daemon or local programs of this machine, or leave `replicas` out"
+                ],
+            )
         for container in self._containers(request.project, request.purpose):
             if container.status == "created" or private(request.purpose):
                 # Its maker was killed: before it started, or while it was baked, when it has lost its password already. It is
@@ -349,6 +357,13 @@ class DockerBackend(Backend):
                 container.exec_run(["rm", "-f", f"{spec.HOME}/{name}"], user="root")
 
         return Shelf(spec.HOME, put, remove)
+
+    def standbys(self, info: ServerInfo) -> StandbyPlace:
+        """In the same container."""
+        # Here: most servers have none.
+        from harness.servers.docker.standbys import DockerStandbys
+
+        return DockerStandbys(self.daemon, info)
 
     def holds(self, project: str, purpose: str) -> bool:
         """Whether there is a container of that identity, running or not."""

@@ -19,7 +19,7 @@ from harness.servers import defaults, handshake, memory
 from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, gone, translated
 from harness.servers.docker.output import Output, feeding
-from harness.servers.port import ServerInfo, ServerRequest
+from harness.servers.port import ServerInfo, ServerRequest, free_port
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
@@ -40,7 +40,9 @@ def run(daemon: Daemon, made_of: spec.ContainerSpec, request: ServerRequest) -> 
         )
     fed = made_of.fed and daemon.feeds
     try:
-        container = spec.create(daemon, made_of, request, fed=fed)
+        # Of a person's, Docker would choose others each time that the container is started.
+        ports = [free_port(daemon.bind) for _ in range(request.replicas)] if _stays(daemon, request) else []
+        container = spec.create(daemon, made_of, request, fed=fed, standbys=ports)
     except BackendError as error:
         raise ServerStartError(f"{error} (image {made_of.name})") from error
     except BaseException:
@@ -76,6 +78,10 @@ def run(daemon: Daemon, made_of: spec.ContainerSpec, request: ServerRequest) -> 
     if daemon.encrypted:
         logger.info("docker: the daemon is on %s; the port is open there, for TLS alone", daemon.host)
     return info
+
+
+def _stays(daemon: Daemon, request: ServerRequest) -> bool:
+    return request.purpose == "up" and bool(daemon.bind) and daemon.local
 
 
 def _remove_late(daemon: Daemon, name: str) -> None:
@@ -253,8 +259,8 @@ def address(daemon: Daemon, container: Any, password: str, *, port: int = 0, por
     if not daemon.bind:
         for name, settings in (network.get("Networks") or {}).items():
             if settings.get("IPAddress") and daemon.network in (None, name):
-                return Dsn(settings["IPAddress"], 5432, "postgres", password, "postgres")
-    for published in (network.get("Ports") or {}).get("5432/tcp") or ():
+                return Dsn(settings["IPAddress"], spec.PORT, "postgres", password, "postgres")
+    for published in (network.get("Ports") or {}).get(f"{spec.PORT}/tcp") or ():
         there = int(published["HostPort"])
         options: dict[str, str] = {}
         if certificate := container.labels.get(spec.CERTIFICATE):
@@ -288,7 +294,19 @@ def info_of(dsn: Dsn, container: Any) -> ServerInfo:
         project=said.get("project", ""),
         root=said.get("root", ""),
         made_with=made_with(said.get("made-with", "{}")),
+        standbys=_standbys(dsn, container, int(said.get("replicas") or 0)),
     )
+
+
+def _standbys(dsn: Dsn, container: Any, count: int) -> tuple[int, ...]:
+    """The ports of a container's standbys; none where it does not run."""
+    inside = [spec.PORT + number for number in range(1, count + 1)]
+    published = (container.attrs.get("NetworkSettings") or {}).get("Ports") or {}
+    if not published.get(f"{spec.PORT}/tcp"):
+        # Reached by the container's own address, or not at all.
+        return tuple(inside) if dsn.port == spec.PORT else ()
+    found = [int(entry["HostPort"]) for port in inside for entry in (published.get(f"{port}/tcp") or ())[:1]]
+    return tuple(found) if len(found) == count else ()
 
 
 def made_with(text: str) -> dict[str, str]:

@@ -32,6 +32,7 @@ from harness.servers.port import (
     Shelf,
     Snapshot,
     SnapshotStore,
+    StandbyPlace,
     table,
 )
 from harness.servers.records import noted_hosts
@@ -357,6 +358,10 @@ class Fleet(Backend):
     def shelf(self, info: ServerInfo) -> Shelf:
         """A folder in the container."""
         return self._member(info).shelf(info)
+
+    def standbys(self, info: ServerInfo) -> StandbyPlace:
+        """In the container, on its host."""
+        return self._member(info).standbys(info)
 
     def free_memory(self) -> int:
         """Of all hosts together."""

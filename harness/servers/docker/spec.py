@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LABEL = "dev.pg-harness"
 HOME = "/pgharness"
 """Our folder in the container. No image declares it as a VOLUME, so a commit keeps what lies in it."""
+PORT = 5432
+"""Where the server listens in its container; its standbys on the ports behind it."""
 DISK, MEMORY = f"{HOME}/data", f"{HOME}/memory"
 SCRIPTS = f"{LABEL}.scripts"
 """Label of a baked image: which scripts lie in it."""
@@ -39,6 +41,9 @@ SECRETS = (
 )
 """Files of one server that no image may hold."""
 
+
+REPLICAS = f"{LABEL}.replicas"
+"""Label of a server's container: how many standbys it may have."""
 
 MEMORY_LABEL = f"{LABEL}.memory"
 """Label of a server's container: bytes of memory that it may take, for whoever places further ones."""
@@ -137,11 +142,19 @@ def architecture(about: Mapping[str, Any]) -> str:
     return _SAME.get(told, told)
 
 
-def create(daemon: Daemon, made_of: ContainerSpec, request: ServerRequest, *, fed: bool) -> Any:
+def create(
+    daemon: Daemon,
+    made_of: ContainerSpec,
+    request: ServerRequest,
+    *,
+    fed: bool,
+    standbys: Sequence[int] = (),
+) -> Any:
     """Create the container, not yet filled or started.
 
     Args:
         fed: whether its password and settings will come by standard input.
+        standbys: the ports of its standbys; empty: any.
 
     Raises:
         BackendError: the daemon refused.
@@ -158,6 +171,8 @@ def create(daemon: Daemon, made_of: ContainerSpec, request: ServerRequest, *, fe
         f"{LABEL}.made-with": json.dumps(dict(request.made_with)),
         MEMORY_LABEL: str(_takes(request, made_of)),
     }
+    if request.replicas:
+        labels[REPLICAS] = str(request.replicas)
     environment = {
         "PGHARNESS_BASE": folder(made_of.storage),
         "PGHARNESS_USER": (made_of.image.attrs.get("Config") or {}).get("User") or "",
@@ -176,7 +191,9 @@ def create(daemon: Daemon, made_of: ContainerSpec, request: ServerRequest, *, fe
     if daemon.bind:
         # By ssh, the port is the one of this machine, where the tunnel begins.
         port = None if daemon.ssh else request.port or None
-        options["ports"] = {"5432/tcp": (daemon.bind, port)}
+        options["ports"] = {f"{PORT}/tcp": (daemon.bind, port)}
+        for number, its in enumerate(standbys or [None] * request.replicas, 1):
+            options["ports"][f"{PORT + number}/tcp"] = (daemon.bind, its)
     if daemon.network:
         options["network"] = daemon.network
     if made_of.storage == "memory":
@@ -210,7 +227,7 @@ def _takes(request: ServerRequest, made_of: ContainerSpec) -> int:
     buffers = memory.bytes_of(request.settings.get("shared_buffers", "128MB"))
     # The tmpfs is a limit, far beyond what most servers write.
     data = min(made_of.memory, memory.AT_LEAST) if made_of.storage == "memory" else 0
-    return buffers + memory.PROCESSES + data
+    return (buffers + memory.PROCESSES + data) * (1 + request.replicas)
 
 
 def owner() -> str:
@@ -230,8 +247,13 @@ def name_of(request: ServerRequest) -> str:
 
 def settings_of(request: ServerRequest, made_of: ContainerSpec) -> bytes:
     """The server's settings, one a line."""
-    settings = defaults.complete(request.settings, storage=made_of.storage, server_id=request.server_id)
-    return defaults.render({**settings, "listen_addresses": "*", "port": "5432"}).encode()
+    settings = defaults.complete(
+        request.settings,
+        storage=made_of.storage,
+        server_id=request.server_id,
+        replicas=request.replicas,
+    )
+    return defaults.render({**settings, "listen_addresses": "*", "port": str(PORT)}).encode()
 
 
 def feed(request: ServerRequest, made_of: ContainerSpec) -> bytes:
@@ -253,7 +275,7 @@ def archive(request: ServerRequest, made_of: ContainerSpec) -> bytes:
     return _tar(((HOME, 0o755), (DISK, 0o1777)), files)
 
 
-_SCRIPTS = ("entrypoint.sh", "watch.sh")
+_SCRIPTS = ("entrypoint.sh", "watch.sh", "standby.sh")
 
 
 @cache

@@ -26,6 +26,7 @@ from harness.servers.port import (
     ServerRequest,
     Shelf,
     SnapshotStore,
+    StandbyPlace,
     free_port,
     private,
     watching,
@@ -33,12 +34,11 @@ from harness.servers.port import (
 from harness.servers.process import cluster as cluster_
 from harness.servers.process import folders
 from harness.servers.process.binaries import Binaries, choose
-from harness.servers.process.record import NAME, Record, folder_name, log_tail, open_log
+from harness.servers.process.record import ADDRESS, NAME, Record, folder_name, log_tail, open_log
 from harness.servers.process.user import COMMON, ServerUser, enterable_binaries, make_folder, put
 
 logger = logging.getLogger("pg_harness.servers.process")
 
-_ADDRESS = "127.0.0.1"
 _ATTEMPTS = 10
 """How many ports are tried: between choosing and binding, somebody else may take one."""
 
@@ -152,6 +152,7 @@ class ProcessBackend(Backend):
             version=binaries.version,
             ttl=request.ttl,
             made_with=request.made_with,
+            standbys=_ports(request),
         )
         try:
             make_folder(folder, user)
@@ -189,6 +190,12 @@ class ProcessBackend(Backend):
         record.kill_watcher(folder)
         if not record.interrupt(folder, patience=60):
             raise BackendError(f"{info.description} does not end within 60 s: its log is {folder / 'log'}")
+        if record.standbys:
+            from harness.servers.process import standbys  # as in `_remove`
+
+            # They end by themselves, each from a point that it goes on from; one that is started before that ends again.
+            for standby in standbys.of(folder):
+                standbys.wait(standby, patience=10)
 
     def watched(self, info: ServerInfo) -> bool:
         """By its record; of a server that has ended there is nothing to watch."""
@@ -275,6 +282,13 @@ class ProcessBackend(Backend):
         # From the data directory: a server that is started from this one's data finds the file beside its own.
         return Shelf("..", partial(_put, folder), partial(_take_away, folder))
 
+    def standbys(self, info: ServerInfo) -> StandbyPlace:
+        """In the server's own folder."""
+        # Here: most servers have none.
+        from harness.servers.process.standbys import ProcessStandbys
+
+        return ProcessStandbys(Path(info.handle))
+
     def _place(self, request: ServerRequest, user: ServerUser) -> tuple[str, Path]:
         """Storage, and the folder in which the server's own is made."""
         storage, shared = "disk", self._memory
@@ -315,7 +329,7 @@ class ProcessBackend(Backend):
         # The same port as before, if it is free: a person's URLs stay the same.
         chosen = request.port if request.port_named else record.port or request.port
         for attempt in range(1 if request.port_named else _ATTEMPTS):
-            port = chosen if chosen and attempt == 0 else free_port(_ADDRESS)
+            port = chosen if chosen and attempt == 0 else free_port(ADDRESS)
             started = self._launch_once(folder, replace(record, port=port, ttl=request.ttl), request, user)
             try:
                 return _wait(folder, started, request)
@@ -325,17 +339,22 @@ class ProcessBackend(Backend):
                 started.kill_watcher(folder)
         if request.port_named:
             raise ServerStartError(
-                f"port {chosen} (setting port) is in use on {_ADDRESS}: name another, or none",
+                f"port {chosen} (setting port) is in use on {ADDRESS}: name another, or none",
                 log_tail=log_tail(folder),
             )
         raise ServerStartError(
-            f"no port on {_ADDRESS} could be bound in {_ATTEMPTS} attempts", log_tail=log_tail(folder)
+            f"no port on {ADDRESS} could be bound in {_ATTEMPTS} attempts", log_tail=log_tail(folder)
         )
 
     def _launch_once(self, folder: Path, record: Record, request: ServerRequest, user: ServerUser) -> Record:
-        settings = defaults.complete(request.settings, storage=record.storage, server_id=record.server_id)
+        settings = defaults.complete(
+            request.settings,
+            storage=record.storage,
+            server_id=record.server_id,
+            replicas=len(record.standbys),
+        )
         settings |= {
-            "listen_addresses": _ADDRESS,
+            "listen_addresses": ADDRESS,
             "port": str(record.port),
             # Socket paths are limited to 107 bytes; nothing of ours needs one.
             "unix_socket_directories": "",
@@ -365,7 +384,7 @@ class ProcessBackend(Backend):
         command += [folder / "log", folder / "settings"]
         if record.ttl is not None:
             command += [str(key), f"{record.ttl:g}", folder, *([str(record.pid)] if record.pid else ())]
-        watcher = {"PGHOST": _ADDRESS, "PGPORT": str(record.port), "PGPASSFILE": str(folder / "pgpass")}
+        watcher = {"PGHOST": ADDRESS, "PGPORT": str(record.port), "PGPASSFILE": str(folder / "pgpass")}
         watcher |= watching(record.purpose)
         try:
             # Where it listens is known to all before it does.
@@ -399,7 +418,7 @@ def _take_away(folder: Path, name: str) -> None:
 
 def _info(folder: Path, record: Record) -> ServerInfo:
     return ServerInfo(
-        dsn=Dsn(_ADDRESS, record.port or 1, "postgres", record.password, "postgres"),
+        dsn=Dsn(ADDRESS, record.port or 1, "postgres", record.password, "postgres"),
         server_id=record.server_id,
         backend="process",
         purpose=record.purpose,
@@ -411,7 +430,13 @@ def _info(folder: Path, record: Record) -> ServerInfo:
         project=record.project,
         root=record.root,
         made_with=record.made_with,
+        standbys=record.standbys,
     )
+
+
+def _ports(request: ServerRequest) -> tuple[int, ...]:
+    """One for each standby, free just now."""
+    return tuple(free_port(ADDRESS) for _ in range(request.replicas))
 
 
 def _wait(folder: Path, record: Record, request: ServerRequest) -> ServerInfo:
@@ -432,7 +457,14 @@ def _renewed(record: Record, request: ServerRequest) -> Record:
     stays = {
         key: record.made_with[key] for key in ("version", "binaries", "storage") if key in record.made_with
     }
-    return replace(record, server_id=request.server_id, made_with={**request.made_with, **stays})
+    # Those that it has keep their addresses.
+    ports = (*record.standbys, *_ports(request))[: request.replicas]
+    return replace(
+        record,
+        server_id=request.server_id,
+        made_with={**request.made_with, **stays},
+        standbys=ports,
+    )
 
 
 def _remove(folder: Path) -> None:
@@ -441,6 +473,12 @@ def _remove(folder: Path) -> None:
     if record is not None:
         record.end(folder, patience=10)
         record.kill_watcher(folder)
+        if record.standbys:
+            # Here: most servers have none.
+            from harness.servers.process import standbys
+
+            for standby in standbys.of(folder):
+                standbys.end(standby)
         # First: a start that finds half of the data, because we were cut off, must not take it for a server's.
         with suppress(OSError):
             (folder / NAME).unlink(missing_ok=True)

@@ -20,6 +20,12 @@ from harness.servers import defaults
 
 NAME = "server.json"
 
+ADDRESS = "127.0.0.1"
+"""Where local servers listen: never beyond this machine."""
+
+END = (signal.SIGQUIT, signal.SIGKILL)
+"""How a postmaster is ended whose data is about to be removed: at once, and without a checkpoint."""
+
 LAUNCHED = "launched"
 """The file in which ``launch.sh`` notes the two numbers before it tells us: we may not live to write them down."""
 
@@ -56,7 +62,7 @@ class Record:
         port: on 127.0.0.1.
         binaries: folder of the programs it was started with.
         version: of those programs.
-        made_with: as in :class:`harness.servers.port.ServerInfo`.
+        made_with, standbys: as in :class:`harness.servers.port.ServerInfo`.
     """
 
     project: str
@@ -72,6 +78,7 @@ class Record:
     watcher: int = 0
     port: int = 0
     made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
+    standbys: tuple[int, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Replace the file.
@@ -120,19 +127,7 @@ class Record:
 
     def running(self, folder: Path) -> bool:
         """Whether its postmaster runs: by PostgreSQL's own pid file, and not another process of that number."""
-        data = folder / "data"
-        try:
-            first = (data / "postmaster.pid").read_text().splitlines()[0]
-        except (OSError, IndexError):
-            return False
-        if self.pid <= 0 or first.strip() != str(self.pid) or not running(self.pid):
-            return False
-        try:
-            process = os.stat(f"/proc/{self.pid}")
-            # The server's own user writes those numbers, and must not have somebody else's process ended.
-            return process.st_uid == data.stat().st_uid and os.path.samefile(f"/proc/{self.pid}/cwd", data)
-        except OSError:
-            return sys.platform != "linux"
+        return self.pid > 0 and postmaster_in(folder / "data") == self.pid
 
     def watched(self, folder: Path) -> bool:
         """Whether its dead-man's switch runs."""
@@ -150,7 +145,7 @@ class Record:
             patience: seconds for each of the signals.
         """
         with Process.of(self.pid, lambda: self.running(folder)) as postmaster:
-            for number in (signal.SIGQUIT, signal.SIGKILL):
+            for number in END:
                 postmaster.send(number)
                 if postmaster.ended(patience):
                     return
@@ -160,6 +155,23 @@ class Record:
         with Process.of(self.pid, lambda: self.running(folder)) as postmaster:
             postmaster.send(signal.SIGINT)
             return postmaster.ended(patience)
+
+
+def postmaster_in(data: Path) -> int:
+    """The number of the postmaster that runs on a data directory, by its own pid file; 0: none does."""
+    try:
+        pid = int((data / "postmaster.pid").read_text().splitlines()[0])
+    except (OSError, IndexError, ValueError):
+        return 0
+    if pid <= 0 or not running(pid):
+        return 0
+    try:
+        process = os.stat(f"/proc/{pid}")
+        # The server's own user writes those numbers, and must not have somebody else's process ended.
+        its = process.st_uid == data.stat().st_uid and os.path.samefile(f"/proc/{pid}/cwd", data)
+    except OSError:
+        its = sys.platform != "linux"
+    return pid if its else 0
 
 
 def log_tail(folder: Path) -> str:

@@ -6,6 +6,7 @@
 #   settings   server settings, one `name=value` a line
 #   server.crt, server.key   where PGHARNESS_TLS is set: then nobody logs in over the network without TLS
 #   watch.sh   the dead-man's switch
+#   standby.sh what starts a standby beside the server, where one is asked for later
 # Into an image that has the scripts, password, settings, certificate and key come by standard input instead (PGHARNESS_STDIN).
 # Environment (no secrets): PGHARNESS_BASE where data directories lie; PGHARNESS_TTL seconds, empty: never;
 # PGHARNESS_LOCK_KEY of the sign of life, a number or an SQL expression; PGHARNESS_SERVER_ID the server's id, where the settings
@@ -186,6 +187,37 @@ watch() {
     exec /bin/sh "$here/watch.sh" watch "$pid" "$PGHARNESS_BIN/psql" "$PGHARNESS_LOCK_KEY" "$PGHARNESS_TTL" </dev/null
 }
 
+# A standby beside the server (standby.sh): $PGHARNESS_STANDBY is the verb and its number.
+standby() {
+    verb=${PGHARNESS_STANDBY% *}
+    number=${PGHARNESS_STANDBY#* }
+    data=
+    for pid in "$base"/*/postmaster.pid "$here"/data/*/postmaster.pid; do
+        case $pid in
+        */standby-* | *'*'*) ;;
+        *) data=${pid%/*} ;;
+        esac
+    done
+    [ -n "$data" ] || die "the server does not run"
+    folder=${data%/*}/standby-$number
+    case $verb in
+    copy) exec /bin/sh "$here/standby.sh" copy "$data" "$folder" ;;
+    launch)
+        set --
+        if [ -n "${PGHARNESS_TLS:-}" ]; then
+            set -- -c ssl=on -c "ssl_cert_file=$here/server.crt" -c "ssl_key_file=$base/server.key" \
+                -c ssl_min_protocol_version=TLSv1.2 -c "hba_file=$base/hba.conf"
+        fi
+        # What a postmaster inherits, its sessions could read.
+        bin=$PGHARNESS_BIN
+        unset PGHARNESS_STAGE PGHARNESS_BIN PGHARNESS_TTL PGHARNESS_LOCK_KEY PGHARNESS_USER PGHARNESS_BASE PGHARNESS_TLS
+        exec /bin/sh "$here/standby.sh" launch "$bin" "$data" "$folder" "$here/settings" "$here/standby-$number.own" \
+            "$here/standby-$number.label" "$@"
+        ;;
+    *) exec /bin/sh "$here/standby.sh" "$verb" "$folder" ;;
+    esac
+}
+
 # An image's own PG* variables would bend initdb and psql.
 unset PGDATA PGHOST PGPORT PGUSER PGPASSWORD PGDATABASE PGOPTIONS PGSERVICE PGHOSTADDR PGSSLMODE PGPASSFILE 2>/dev/null || :
 export LC_ALL=C
@@ -193,6 +225,7 @@ export LC_ALL=C
 case ${PGHARNESS_STAGE:-} in
 server) serve ;;
 watch) watch ;;
+standby) standby ;;
 esac
 find_binaries
 if [ "${1:-}" = version ]; then
@@ -208,6 +241,15 @@ if [ "${1:-}" = watch ]; then
     fi
     export PGHARNESS_BIN="$bin"
     watch
+fi
+if [ "${1:-}" = standby ]; then
+    export PGHARNESS_STANDBY="$2 $3"
+    if [ -w /etc/passwd ]; then
+        find_user
+        as_user standby
+    fi
+    export PGHARNESS_BIN="$bin"
+    standby
 fi
 if [ -n "${PGHARNESS_STDIN:-}" ] && [ ! -e "$here/password" ]; then
     # The image has these scripts already: all that is new comes by standard input, up to an empty line.

@@ -158,6 +158,10 @@ done
 if [ -n "$directory" ]; then
     # Who started a server that died at once still wants the end of its log.
     [ "$ours" = yes ] || sleep 3
+    # What a standby writes while its folder is removed would stay.
+    for standby in "$directory"/standby-*; do
+        [ ! -e "$standby/data" ] || /bin/sh "$directory/standby.sh" end "$standby"
+    done
     [ "$clean" != yes ] || leave
     rm -rf "$directory"
 fi

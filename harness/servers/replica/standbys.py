@@ -1,0 +1,335 @@
+"""The standbys of one server: found, started, or made again from a copy of its data."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+
+from harness.config.project import Project, file_lock
+from harness.dsn import Dsn
+from harness.errors import (
+    BackendError,
+    BackendUnavailable,
+    ConfigError,
+    ServerLost,
+    ServerRefused,
+    ServerStartError,
+)
+from harness.listing import counted
+from harness.postgres.admin import connect_verified
+from harness.postgres.session import Session
+from harness.servers import handshake
+from harness.servers.handle import Server
+from harness.servers.port import ServerInfo, StandbyPlace, private
+from harness.servers.records import Hint
+
+logger = logging.getLogger("pg_harness.servers.replica")
+
+GOES_ON = 10.0
+"""Seconds in which a standby that was started again has to come to where its primary is; else it is made anew."""
+
+LOOK = 0.5
+"""Seconds between two looks at its process: of one in a container the daemon has to be asked."""
+
+PORTS = 5
+"""Ports that are tried: another program may take one between our look and the start."""
+
+_TAKEN = "could not create any TCP/IP sockets"
+_TOO_LATE = "has already been removed"
+"""What the log of a standby says that was away for too long (walsender.c): its primary has recycled what it lacks."""
+
+FLUSH = "select pg_logical_emit_message(true, 'pg-harness', '')::text"
+"""Writes to the log, and the commit behind it flushes all before; a standby gets nothing that was not flushed. Returns how far."""
+
+
+class Standbys:
+    """Those of one server, as one process knows them.
+
+    Nothing is started before :meth:`ensure`.
+
+    Args:
+        server: the primary. Its :class:`ServerInfo` is changed where a standby gets another port.
+    """
+
+    def __init__(self, project: Project, server: Server) -> None:
+        self._project = project
+        self._server = server
+        self._timeout = project.settings.start_timeout
+        self._place: StandbyPlace | None = None
+        # Leases are reset in threads.
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of(cls, project: Project, server: Server) -> Standbys | None:
+        """Those that the settings ask for; None: none, or the server was started without.
+
+        Raises:
+            BackendUnavailable: the server is somebody else's.
+        """
+        wanted = project.settings.replicas
+        if not wanted:
+            return None
+        if not server.info.ours:
+            raise BackendUnavailable(
+                f"replicas = {wanted} ({project.settings.origin('replicas')}), and the server is somebody else's: "
+                "pg-harness starts standbys beside servers of its own only",
+                checked=[server.info.description],
+                remedies=[
+                    "leave `replicas` out",
+                    "without server_url, pg-harness starts a server of its own, with its standbys",
+                ],
+            )
+        if not server.info.standbys:
+            # A person's server that was started before: drift.told() has said so.
+            return None
+        return cls(project, server)
+
+    @property
+    def info(self) -> ServerInfo:
+        """Of the primary."""
+        return self._server.info
+
+    @property
+    def numbers(self) -> range:
+        """Of those that are used, from 1."""
+        return range(1, min(self._project.settings.replicas, len(self.info.standbys)) + 1)
+
+    def dsn(self, number: int) -> Dsn:
+        """The superuser's address of the maintenance database there."""
+        return replace(self.info.dsn, port=self.info.standbys[number - 1])
+
+    def dsns(self, direct: Dsn) -> tuple[Dsn, ...]:
+        """Where a database of the primary is on each of them."""
+        return tuple(replace(direct, port=self.dsn(number).port) for number in self.numbers)
+
+    def connect(self, number: int) -> Session:
+        """Log in to one, as the superuser.
+
+        Raises:
+            ServerLost: it is not there, or another server answers. ServerRefused: it is starting.
+        """
+        return connect_verified(self.dsn(number), _id(self.info, number))
+
+    def told(self) -> list[str]:
+        """One line for each, for people: where it is, and how far it is behind."""
+        return [f"standby {number}: {self._state(number)}" for number in self.numbers]
+
+    def _state(self, number: int) -> str:
+        dsn = self.dsn(number)
+        try:
+            with self.connect(number) as session:
+                row = session.row(
+                    "select status, pg_wal_lsn_diff(latest_end_lsn, pg_last_wal_replay_lsn())::bigint"
+                    " from pg_stat_wal_receiver"
+                )
+        except (ServerLost, ServerRefused):
+            return f"{dsn.masked} does not answer: the next run or reset starts it again"
+        if row is None:
+            return f"{dsn.masked}, not connected to its primary"
+        behind = max(0, row[1] or 0)
+        return f"{dsn.masked}, {row[0]}" + (f", {behind} bytes behind" if behind else "")
+
+    # --- starting ----------------------------------------------------------------------------------
+
+    def ensure(self) -> None:
+        """Have all of them there and near their primary.
+
+        Raises:
+            ServerStartError: one does not start. BackendError: its data cannot be copied.
+        """
+        for number in self.numbers:
+            if not self._answers(number):
+                with self._lock, self._alone():
+                    # Another process may have seen to it meanwhile.
+                    if not self._answers(number):
+                        self._repair(number)
+
+    def _answers(self, number: int) -> bool:
+        try:
+            self.connect(number).close()
+        except (ServerLost, ServerRefused):
+            return False
+        return True
+
+    def _alone(self) -> AbstractContextManager[None]:
+        if private(self.info.purpose):
+            # One process uses it, and a lock file for each would stay for ever.
+            return nullcontext()
+        return file_lock(
+            self._project.folder / f"{self.info.purpose}.standby.lock",
+            timeout=2 * self._timeout + GOES_ON,
+            waiting_for="a standby of the server",
+        )
+
+    @property
+    def _of(self) -> StandbyPlace:
+        if self._place is None:
+            self._place = self._server.backend.standbys(self.info)
+        return self._place
+
+    def _repair(self, number: int) -> None:
+        began = time.monotonic()
+        why = "" if self._server.started else self._go_on(number)
+        if self._server.started or why:
+            if why:
+                logger.info("replica: standby %s is made again: %s", number, why)
+            self._make(number)
+        logger.info(
+            "replica: standby %s of %s on port %s, after %.1f s",
+            number,
+            self.info.description,
+            self.info.standbys[number - 1],
+            time.monotonic() - began,
+        )
+
+    def _go_on(self, number: int) -> str:
+        """Start it from its own data; return why it has to be made anew."""
+        try:
+            self._launch(number, None)
+        except (BackendError, ServerStartError) as error:
+            return error.message.splitlines()[0]
+        return self._comes(number)
+
+    def _comes(self, number: int) -> str:
+        """Why it does not come to where its primary is now; empty where it does."""
+        deadline, look = time.monotonic() + GOES_ON, time.monotonic() + LOOK
+        with connect_verified(self.info.dsn, self.info.server_id) as primary, self.connect(number) as session:
+            target = primary.value(FLUSH)
+            while (behind := bytes_behind(session, target)) != 0:
+                now = time.monotonic()
+                if now > look:
+                    look = now + LOOK
+                    if _TOO_LATE in self._of.log(number):
+                        return "it was away for too long: its primary has recycled the log that it lacks"
+                if now > deadline:
+                    return f"it is still {behind} bytes behind after {GOES_ON:g} s"
+                time.sleep(0.01)
+        return ""
+
+    def _make(self, number: int) -> None:
+        place = self._of
+        with connect_verified(self.info.dsn, self.info.server_id) as session:
+            _refuse_tablespaces(session)
+            with _backup(session) as label:
+                place.copy(number)
+        for attempt in range(PORTS):
+            try:
+                self._launch(number, label())
+            except ServerStartError as error:
+                if _TAKEN not in error.log_tail or attempt + 1 == PORTS:
+                    raise
+                self._moved(number, place.move(number))
+            else:
+                return
+
+    def _moved(self, number: int, port: int) -> None:
+        ports = [*self.info.standbys]
+        ports[number - 1] = port
+        self._server.info = replace(self.info, standbys=tuple(ports))
+        Hint.of(self._project, self.info.purpose).write(self.info)
+
+    def _launch(self, number: int, label: str | None) -> None:
+        place = self._of
+        place.launch(number, self._settings(number), label)
+        looked = time.monotonic()
+
+        def died() -> str | None:
+            nonlocal looked
+            if time.monotonic() - looked < LOOK:
+                return None
+            looked = time.monotonic()
+            return (
+                None
+                if place.running(number)
+                else f"standby {number} of {self.info.description} ended at once"
+            )
+
+        handshake.wait(
+            self.dsn(number),
+            _id(self.info, number),
+            timeout=self._timeout,
+            died=died,
+            tail=lambda: place.log(number),
+        )
+
+    def _settings(self, number: int) -> dict[str, str]:
+        reach = {**self._of.primary(), "user": "postgres", "application_name": f"pg-harness standby {number}"}
+        reach |= {"sslmode": "disable", "gssencmode": "disable"}
+        own = self._project.settings.postgres
+        return {
+            # A transaction on it is in the way of the log for as long as a reset would wait for it.
+            "max_standby_streaming_delay": own.get(
+                "max_standby_streaming_delay", f"{1000 * self._project.settings.reset_timeout:.0f}ms"
+            ),
+            "harness.server_id": _id(self.info, number),
+            "primary_conninfo": " ".join(f"{name}='{_quoted(value)}'" for name, value in reach.items()),
+            "hot_standby": "on",
+            "unix_socket_directories": "",
+            "wal_receiver_status_interval": "1s",
+            # Else it looks for its primary every five seconds only, after a crash of that.
+            "wal_retrieve_retry_interval": "200ms",
+            # Of its own log it needs nothing.
+            "wal_keep_size": "0",
+        }
+
+
+def _id(info: ServerInfo, number: int) -> str:
+    """What a standby calls itself: who means the primary never takes it for that."""
+    return f"{info.server_id}.{number}"
+
+
+def _quoted(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def bytes_behind(session: Session, target: str) -> int | None:
+    """How much a standby has not replayed yet, up to a place in the log; None: nothing at all so far.
+
+    Args:
+        session: on the standby.
+    """
+    behind: int | None = session.value(
+        # GREATEST passes over a NULL.
+        "select case when replayed is not null then greatest(0, pg_wal_lsn_diff(%s, replayed)) end::bigint"
+        " from pg_last_wal_replay_lsn() replayed",
+        (target,),
+    )
+    return behind
+
+
+@contextmanager
+def _backup(session: Session) -> Iterator[Callable[[], str]]:
+    """As long as the block lasts the server's files may be copied; what is given returns the backup's label afterwards."""
+    # Until 15 a backup is one of two kinds, and is called otherwise.
+    old = session.server_version < 150000
+    session.value(
+        "select pg_start_backup('pg-harness', true, false)"
+        if old
+        else "select pg_backup_start('pg-harness', true)"
+    )
+    label: list[str] = []
+    stop = "pg_stop_backup(false, false)" if old else "pg_backup_stop(false)"
+    try:
+        yield lambda: label[0]
+    finally:
+        # Left open it would end with the session, and so would full pages in the log.
+        label.append(str(session.value(f"select labelfile from {stop}")))
+
+
+def _refuse_tablespaces(session: Session) -> None:
+    found: Mapping[str, str] = dict(
+        session.rows(
+            "select spcname, pg_tablespace_location(oid) from pg_tablespace"
+            " where pg_tablespace_location(oid) not in ('', 'pg_tblspc/' || oid)"
+        )
+    )
+    if found:
+        raise ConfigError(
+            f"the server has {counted(len(found), 'tablespace')} ({', '.join(found)}): a standby on the same machine would write "
+            "to the same folder. Leave `replicas` out, or drop them",
+            key="replicas",
+        )
