@@ -149,7 +149,7 @@ class Missing:
     No fixtures of these names, which would hide those of other plugins; and nothing at all where no test asks for one.
     """
 
-    names = frozenset({"pg", "pg_url", "pg_conn", "pg_harness", "pg_version"})
+    names = frozenset({"pg", "pg_url", "pg_conn", "pg_harness", "pg_version", "pg_replica"})
 
     def __init__(self, why: str) -> None:
         self._why = why

@@ -21,6 +21,7 @@ from harness.errors import (
     LeaseLost,
     MigrationError,
     PoolTimeout,
+    ReplicaBehind,
     ServerLost,
     ServerRefused,
     ServerStartError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from harness.control.current import current
     from harness.databases.changed import DatabaseChanges, LeaseChanges, TableChanges
     from harness.databases.lease import Lease, LeaseMark
+    from harness.databases.replicas import Replica
     from harness.dsn import Dsn
     from harness.reset.report import ResetReport
     from harness.runs.harness import Harness
@@ -58,6 +60,8 @@ __all__ = [
     "LeaseMark",
     "MigrationError",
     "PoolTimeout",
+    "Replica",
+    "ReplicaBehind",
     "ResetReport",
     "ServerLost",
     "ServerRefused",
@@ -76,6 +80,7 @@ _LAZY = {
     "Lease": "harness.databases.lease",
     "LeaseChanges": "harness.databases.changed",
     "LeaseMark": "harness.databases.lease",
+    "Replica": "harness.databases.replicas",
     "ResetReport": "harness.reset.report",
     "Settings": "harness.config.settings",
     "TableChanges": "harness.databases.changed",

@@ -15,6 +15,7 @@ from harness.cli.context import Context
 from harness.cli.parser import Usage
 from harness.config.run_variables import LEASE, RUN
 from harness.control.client import ControlClient, numbers
+from harness.databases.replicas import no_replica
 from harness.dsn import Dsn
 from harness.errors import ConfigError, LeaseError
 
@@ -59,13 +60,21 @@ def what(client: ControlClient, found: int) -> str:
     return f"worker {found} of the run {client.run[:8]}"
 
 
-def dsn(client: ControlClient, found: int, database: str) -> Dsn:
+def dsn(client: ControlClient, found: int, database: str, *, replica: bool = False) -> Dsn:
     """The address of one database of a lease.
 
+    Args:
+        replica: on the first standby of its server.
+
     Raises:
-        ConfigError: it has none of that name.
+        ConfigError: it has none of that name; or the server has no standby.
     """
-    urls = client.environment(found)["urls"]
+    told = client.environment(found)
+    urls = told["urls"]
+    if replica:
+        urls = {name: on[0] for name, on in told["replicas"].items() if on}
+        if not urls:
+            raise no_replica()
     if database not in urls:
         raise ConfigError(
             f"{what(client, found)} has no database {database!r}; it has {', '.join(urls)}",

@@ -91,6 +91,7 @@ def _server(server: ServerSession) -> dict[str, Any]:
         "ttl": info.ttl,
         "host": info.host or None,
         "address": info.dsn.masked,
+        "standbys": _standbys(server),
         "version": ".".join(map(str, divmod(session.server_version, 10000))),
         "connections": dict(sum((Counter(s) for s in states.values()), Counter())),
         "reset": rewinding.told(rewinding.known(server.project, server.server, session)),
@@ -127,6 +128,14 @@ def _server(server: ServerSession) -> dict[str, Any]:
         "spares": kinds[Kind.SPARE],
         "left_over": kinds[Kind.RETIRED] + kinds[Kind.BUILDING],
     }
+
+
+def _standbys(server: ServerSession) -> list[str]:
+    if not server.server.info.standbys:
+        return []
+    from harness.servers.replica.standbys import Standbys
+
+    return Standbys.told(server.project, server.server)
 
 
 def _template(place: Place, today: Mapping[str, str]) -> dict[str, Any]:
@@ -193,6 +202,7 @@ def _server_lines(server: Mapping[str, Any]) -> list[str]:
         f"server    {whose}: {server['description']}, data {_storage(server['storage'], server['bytes'])}{ttl}",
         f"          PostgreSQL {server['version']}, {server['address']}, {used} of {server['max_connections']} connections{_states(server['connections'])}",
     ]
+    lines += [f"          {line}" for line in server["standbys"]]
     lines.append(f"reset     {server['reset']}")
     for item in server["templates"]:
         age = {True: "current", False: "of other migrations", None: "migrations cannot be read"}[

@@ -6,7 +6,8 @@ import click
 
 from harness.cli import inside, lookup
 from harness.cli.context import Context
-from harness.cli.options import json_flag, lease_words
+from harness.cli.options import flag, json_flag, lease_words
+from harness.databases.replicas import no_replica
 from harness.dsn import FORMS, Dsn
 
 USAGE = "[WORKER] [options]"
@@ -18,6 +19,7 @@ Print the URL of one database: yours (1, 2, …), one of a test run's (gw2), or 
 PARAMETERS: list[click.Parameter] = [
     *lease_words(),
     click.Option(["--form"], type=click.Choice(FORMS), default="url", help="how it is written; default: url"),
+    flag("--replica", help="on the server's standby (setting replicas), to read from"),
     json_flag(),
 ]
 
@@ -29,12 +31,18 @@ def run(context: Context) -> int:
     if (client := inside.client_of(context)) is not None:
         with client:
             number = inside.number(client, word)
-            return _answer(
-                context, inside.dsn(client, number, database), str(number), inside.what(client, number)
-            )
+            replica = getattr(context.arguments, "replica", False)
+            dsn = inside.dsn(client, number, database, replica=replica)
+            return _answer(context, dsn, str(number), inside.what(client, number))
     with lookup.resolved(context, word) as place:
         lookup.refuse_template(place, "name")
-        return _answer(context, place.dsn(database), place.worker, place.what)
+        dsn = place.dsn(database)
+        if getattr(context.arguments, "replica", False):
+            on = place.session.on_standbys(place.dsn(database, direct=True))
+            if not on:
+                raise no_replica()
+            dsn = on[0]
+        return _answer(context, dsn, place.worker, place.what)
 
 
 def _answer(context: Context, dsn: Dsn, worker: str, what: str) -> int:

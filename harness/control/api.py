@@ -120,6 +120,7 @@ class ControlApi:
             ("DELETE", re.compile(r"/v1/mark/(?P<id>[^/]+)/(?P<mark>.+)"), self._unmark),
             ("GET", re.compile(r"/v1/changes/(?P<id>[^/]+)"), self._changes),
             ("GET", re.compile(r"/v1/env/(?P<id>[^/]+)"), self._env),
+            ("POST", re.compile(r"/v1/wait-for-replica/(?P<id>[^/]+)"), self._wait_for_replica),
             ("GET", re.compile(r"/v1/status"), self._status),
             ("POST", re.compile(r"/v1/stop"), self._end),
         ]
@@ -250,8 +251,21 @@ class ControlApi:
         number = _number(id, scope)
         return Answer(
             HTTPStatus.OK,
-            {"id": number, "urls": self._table.urls(number), "env": self._table.variables(number)},
+            {
+                "id": number,
+                "urls": self._table.urls(number),
+                "replicas": self._table.replicas(number),
+                "env": self._table.variables(number),
+            },
         )
+
+    def _wait_for_replica(self, request: Request, scope: Scope, id: str) -> Answer:
+        number = _number(id, scope)
+        said = request.query.get("timeout", "10")
+        if not re.fullmatch(r"\d{1,4}(\.\d{1,6})?", said) or float(said) > LONGEST_WAIT:
+            raise _unprocessable(f"timeout must be 0 to {LONGEST_WAIT:g} seconds (it is {said[:40]!r})")
+        self._table.wait_for_replica(number, float(said))
+        return Answer(HTTPStatus.NO_CONTENT)
 
     def _status(self, request: Request, scope: Scope) -> Answer:
         return Answer(HTTPStatus.OK, self._table.status())

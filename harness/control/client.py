@@ -10,7 +10,7 @@ from typing import Any, Self
 from urllib.parse import quote, unquote, urlsplit
 
 from harness.config.run_variables import LEASE, RUN, TOKEN, URL
-from harness.errors import BackendError, ConfigError, HarnessError, LeaseError, LeaseLost
+from harness.errors import BackendError, ConfigError, HarnessError, LeaseError, LeaseLost, ReplicaBehind
 
 PATIENCE = 120.0
 """Seconds to wait for an answer: a reset may have to wait for sessions, and then clone a large database."""
@@ -96,6 +96,17 @@ class ControlClient:
     def environment(self, number: int) -> dict[str, Any]:
         """``urls`` of the databases and ``env`` of one lease."""
         return self._ask("GET", f"/v1/env/{number}")
+
+    def wait_for_replica(self, number: int, timeout: float) -> None:
+        """Wait until the standbys of a lease's server show what was committed by now.
+
+        Raises:
+            ReplicaBehind: it takes longer.
+        """
+        try:
+            self._ask("POST", f"/v1/wait-for-replica/{number}?timeout={timeout:g}")
+        except LeaseError as error:
+            raise (ReplicaBehind(error.message) if type(error) is LeaseError else error) from None
 
     def stop(self) -> None:
         """End what ``serve`` serves.

@@ -10,6 +10,7 @@ from harness.config.run_variables import URL
 from harness.control.client import ControlClient
 from harness.databases.address import Address, Addressed
 from harness.databases.changed import LeaseChanges, from_json
+from harness.databases.replicas import Replica, replicas
 from harness.dsn import Dsn
 from harness.errors import ConfigError, LeaseError
 from harness.reset.report import ResetReport
@@ -86,6 +87,28 @@ class CurrentLease(Address):
     def databases(self) -> Mapping[str, Addressed]:
         """Database name → database, ``default`` first."""
         return {name: Addressed(name, dsn) for name, dsn in self.dsns.items()}
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """The database ``default`` on each of the server's standbys, as :attr:`harness.Lease.replicas`."""
+        urls = self._client.environment(self.number)["replicas"][DEFAULT]
+        return replicas(DEFAULT, [Dsn.parse(url, origin="the run") for url in urls])
+
+    @property
+    def replica(self) -> Replica | None:
+        """The first of :attr:`replicas`; None: there is none."""
+        return next(iter(self.replicas), None)
+
+    def wait_for_replica(self, timeout: float = 10.0) -> None:
+        """Wait until each standby shows what was committed by now.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            ReplicaBehind: it takes longer. ConfigError: there is no standby.
+        """
+        self._client.wait_for_replica(self.number, timeout)
 
     def __getitem__(self, name: str) -> Addressed:
         """One of its databases, by its name.

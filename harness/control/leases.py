@@ -157,6 +157,11 @@ class LeaseTable:
         """Database name → URL of one lease."""
         return {name: dsn.url for name, dsn in self._entry(number).lease.dsns.items()}
 
+    def replicas(self, number: int) -> dict[str, list[str]]:
+        """Database name → URL of one lease on each standby of its server."""
+        found = self._entry(number).lease.databases
+        return {name: [replica.url for replica in database.replicas] for name, database in found.items()}
+
     # --- taking and giving back --------------------------------------------------------------------
 
     def take(
@@ -290,6 +295,15 @@ class LeaseTable:
         """
         with self._used(number) as entry:
             return self._reset(entry, to)
+
+    def wait_for_replica(self, number: int, timeout: float) -> None:
+        """Wait until each standby shows what was committed by now.
+
+        Raises:
+            UnknownLease. ReplicaBehind: it takes longer. ConfigError: there is no standby.
+        """
+        with self._used(number) as entry:
+            entry.lease.wait_for_replica(timeout)
 
     def mark(self, number: int, name: str = "") -> str:
         """Make the present state the one that :meth:`reset` comes back to; return its name. Marks stack.

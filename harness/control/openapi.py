@@ -108,7 +108,16 @@ _SCHEMAS: dict[str, Any] = {
             "description": "Database → the same for programs: tables and sequences by their names.",
         },
     ),
-    "Environment": _object(id=_ID, urls={**_TEXTS, "description": "Database → URL."}, env=_TEXTS),
+    "Environment": _object(
+        id=_ID,
+        urls={**_TEXTS, "description": "Database → URL."},
+        replicas={
+            "type": "object",
+            "additionalProperties": _STRINGS,
+            "description": "Database → its URL on each streaming standby; none without the setting `replicas`.",
+        },
+        env=_TEXTS,
+    ),
     "Status": _object(
         run=_STRING,
         workers=_COUNT,
@@ -253,6 +262,20 @@ _PATHS: dict[str, Any] = {
             "The addresses and the environment of a lease, with passwords.",
             {**_answer("Environment"), **_refusals("403", "404", "413")},
             _AT_ID,
+        )
+    },
+    "/v1/wait-for-replica/{id}": {
+        "post": _operation(
+            "waitForReplica",
+            "Wait until the standbys show what was committed by now.",
+            {**_DONE, **_refusals("403", "404", "409", "413", "422", "503")},
+            _AT_ID,
+            {
+                "name": "timeout",
+                "in": "query",
+                "schema": {**_STRING, "pattern": r"^\d{1,4}(\.\d{1,6})?$", "default": "10"},
+                "description": "Seconds, 3600 at most; 409 where it takes longer.",
+            },
         )
     },
     "/v1/status": {

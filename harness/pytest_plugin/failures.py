@@ -27,6 +27,9 @@ OUTLIVED = frozenset({"ObjectDeletedError", "StaleDataError", "FlushError", "Pen
 ENDED = "terminating connection due to administrator command"
 """What the next statement of a session meets that was idle in a transaction, and in a reset's way."""
 
+READ_ONLY = "in a read-only transaction"
+"""What PostgreSQL says of a statement that writes (25006), on a standby too."""
+
 MOST_LOGS = 10
 """Failures per process whose log is read: a server in a container has to be asked for all of it each time."""
 
@@ -54,7 +57,7 @@ class Failures:
         report = yield
         state = self._state
         if report.failed and call.when in ("setup", "call") and not state.in_fork and state.lease is not None:
-            lines = [*self._wrong_form(call, item.nodeid), *self._describe(item)]
+            lines = [*self._wrong_form(call, item.nodeid), *self._read_only(call), *self._describe(item)]
             report.sections.append(("pg-harness", "\n".join(lines)))
             self._tell_what_outlived(item, call)
         return report
@@ -78,6 +81,20 @@ class Failures:
         if told:
             self._state.summary.notice(f"{where}: {told}", group=told)
         return [told] if told else []
+
+    def _read_only(self, call: pytest.CallInfo[Any]) -> list[str]:
+        """That a standby cannot be written to, where the test may have tried it."""
+        lease = self._state.lease
+        if call.excinfo is None or lease is None or lease.replica is None:
+            return []
+        if READ_ONLY not in str(call.excinfo.value):
+            return []
+        replica, primary = lease.replica.dsn, lease.dsn
+        told = (
+            f"a standby can only be read from: was that statement meant for {replica.host}:{replica.port} (DATABASE_REPLICA_URL, "
+            f"lease.replica)? What writes goes to {primary.host}:{primary.port} (DATABASE_URL), SELECT … FOR UPDATE and nextval() too"
+        )
+        return [told]
 
     def _tell_what_outlived(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> None:
         """An ORM's session of an earlier test is the usual reason for some errors, and they do not say so."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from harness.databases.lease import Lease
+    from harness.databases.replicas import Replica
     from harness.runs.harness import Harness
 
 
@@ -60,6 +61,17 @@ def pg(_pg_harness_lease: Lease) -> Lease:
 def pg_url(_pg_harness_lease: Lease) -> str:
     """``postgresql://…`` of this worker's database; the same for the whole run."""
     return _pg_harness_lease.url
+
+
+@pytest.fixture(scope="session")
+def pg_replica(_pg_harness_lease: Lease) -> Replica:
+    """This worker's database on the server's standby (setting ``replicas``): ``pg_replica.url``, ``pg_replica.connect()``.
+    ``pg.wait_for_replica()`` waits until it shows what was committed."""
+    if (found := _pg_harness_lease.replica) is None:
+        pytest.fail(
+            "pg_replica: the server has no standby: set `replicas = 1` (docs/stack.md)", pytrace=False
+        )
+    return found
 
 
 @pytest.fixture(scope="session")

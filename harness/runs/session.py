@@ -165,6 +165,18 @@ class ServerSession:
         standbys = self.standbys
         return () if standbys is None else standbys.dsns(direct)
 
+    def follow(self, names: Sequence[str]) -> None:
+        """Wait until the standbys show these databases as they were just reset.
+
+        Raises:
+            ReplicaBehind: one of them does not come to it.
+        """
+        if (following := self._following(self.link)) is not None:
+            try:
+                following.settle(names)
+            finally:
+                following.close()
+
     def _following(self, link: Link) -> Following | None:
         if self.standbys is None:
             return None

@@ -306,6 +306,7 @@ class Sandbox:
             above = [other for other in there if mark is None or other.number > mark.number]
             if above:
                 self._release(above, None)
+        self._session.follow([database.name for database in place.databases.values()])
         return Returned(mark, reports)
 
     def changes(self, place: Place, to: str | None = None) -> Differences:

@@ -172,8 +172,10 @@ class Room:
             BackendError: the daemon does not tell its memory.
         """
         buffers = bytes_of(settings.postgres.get("shared_buffers", "128MB"))
-        # Baked data, one clone at work and one while a reset replaces it.
-        return cls(backend.free_memory(), buffers + PROCESSES, 2 * baked + WRITES, settings.storage)
+        copies = 1 + settings.replicas
+        # Baked data, one clone at work and one while a reset replaces it; the same on each standby.
+        data = copies * (2 * baked + WRITES)
+        return cls(backend.free_memory(), copies * (buffers + PROCESSES), data, settings.storage)
 
     def storage(self, count: int) -> str:
         """``"memory"`` where ``count`` servers fit into half of what is free, else ``"disk"``."""
@@ -226,9 +228,10 @@ def bytes_of(text: str) -> int:
 # --- data that outgrows memory: noticed once its size is known, remembered for the next start -------------
 
 
-def grown(size: int, workers: int) -> int:
-    """Bytes that templates of ``size`` bytes take with a clone for each worker, a baseline, and a spare for a re-clone."""
-    return WRITES + size * (workers + 3)
+def grown(size: int, workers: int, replicas: int = 0) -> int:
+    """Bytes that templates of ``size`` bytes take with a clone for each worker, a baseline, and a spare for a re-clone; with
+    standbys, on all of them together."""
+    return (1 + replicas) * (WRITES + size * (workers + 3))
 
 
 def told_full(text: str) -> bool:
@@ -249,10 +252,11 @@ def must_move(
     if not _may_move(project.settings, server):
         return False
     there = allowed(project.settings)
-    if grown(size, max(workers, CROWD)) <= there:
+    replicas = project.settings.replicas
+    if grown(size, max(workers, CROWD), replicas) <= there:
         return False
     workers += others()
-    needed = grown(size, workers)
+    needed = grown(size, workers, replicas)
     if needed <= there:
         return False
     remember(project, size)
@@ -343,7 +347,8 @@ def with_storage(project: Project, workers: int) -> Project:
     except (OSError, ValueError):
         return project
     # Against today's workers and room: another day may have fewer of the former, or more of the latter.
-    return project.having(storage="disk") if grown(size, workers) > allowed(project.settings) else project
+    needed = grown(size, workers, project.settings.replicas)
+    return project.having(storage="disk") if needed > allowed(project.settings) else project
 
 
 def remember(project: Project, size: int) -> None:

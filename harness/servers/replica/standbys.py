@@ -88,6 +88,12 @@ class Standbys:
             return None
         return cls(project, server)
 
+    @classmethod
+    def told(cls, project: Project, server: Server) -> list[str]:
+        """One line for each that a server has, whatever the settings ask for now: where it is, and how far it is behind."""
+        its = cls(project, server)
+        return [f"standby {n}: {its._state(n)}" for n in range(1, len(server.info.standbys) + 1)]
+
     @property
     def info(self) -> ServerInfo:
         """Of the primary."""
@@ -113,10 +119,6 @@ class Standbys:
             ServerLost: it is not there, or another server answers. ServerRefused: it is starting.
         """
         return connect_verified(self.dsn(number), _id(self.info, number))
-
-    def told(self) -> list[str]:
-        """One line for each, for people: where it is, and how far it is behind."""
-        return [f"standby {number}: {self._state(number)}" for number in self.numbers]
 
     def _state(self, number: int) -> str:
         dsn = self.dsn(number)
