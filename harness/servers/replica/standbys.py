@@ -38,6 +38,10 @@ LOOK = 0.5
 PORTS = 5
 """Ports that are tried: another program may take one between our look and the start."""
 
+DELAY = 2
+"""How many ``reset_timeout`` the log waits for a transaction there: a reset ends it before, and names it; of a worker whose test goes on
+nobody else has to wait for longer."""
+
 _TAKEN = "could not create any TCP/IP sockets"
 _TOO_LATE = "has already been removed"
 """What the log of a standby says that was away for too long (walsender.c): its primary has recycled what it lacks."""
@@ -60,6 +64,8 @@ class Standbys:
         self._server = server
         self._timeout = project.settings.start_timeout
         self._place: StandbyPlace | None = None
+        # Of a server that was started just now, nothing has to be looked for.
+        self._new = set(self.numbers if server.started else ())
         # Leases are reset in threads.
         self._lock = threading.RLock()
 
@@ -175,10 +181,11 @@ class Standbys:
 
     def _repair(self, number: int) -> None:
         began = time.monotonic()
-        why = "" if self._server.started else self._go_on(number)
-        if self._server.started or why:
-            if why:
-                logger.info("replica: standby %s is made again: %s", number, why)
+        if number in self._new:
+            self._make(number)
+            self._new.discard(number)
+        elif why := self._go_on(number):
+            logger.info("replica: standby %s is made again: %s", number, why)
             self._make(number)
         logger.info(
             "replica: standby %s of %s on port %s, after %.1f s",
@@ -261,11 +268,10 @@ class Standbys:
     def _settings(self, number: int) -> dict[str, str]:
         reach = {**self._of.primary(), "user": "postgres", "application_name": f"pg-harness standby {number}"}
         reach |= {"sslmode": "disable", "gssencmode": "disable"}
-        own = self._project.settings.postgres
+        own, patience = self._project.settings.postgres, 1000 * self._project.settings.reset_timeout
         return {
-            # A transaction on it is in the way of the log for as long as a reset would wait for it.
             "max_standby_streaming_delay": own.get(
-                "max_standby_streaming_delay", f"{1000 * self._project.settings.reset_timeout:.0f}ms"
+                "max_standby_streaming_delay", f"{DELAY * patience:.0f}ms"
             ),
             "harness.server_id": _id(self.info, number),
             "primary_conninfo": " ".join(f"{name}='{_quoted(value)}'" for name, value in reach.items()),
