@@ -99,7 +99,15 @@ class Sandbox:
             base=partial(baked_base, project),
             files=partial(rewinding.files, project),
         )
-        return cls(ServerSession(project, server, progress=progress))
+        session = ServerSession(project, server, progress=progress)
+        try:
+            # After a `stop` the server is there again, and its standbys are not.
+            if (standbys := session.standbys) is not None:
+                standbys.ensure()
+        except BaseException:
+            session.close(release=False)
+            raise
+        return cls(session)
 
     @property
     def rewinding(self) -> rewinding.Rewinding:

@@ -64,8 +64,8 @@ class Standbys:
         self._server = server
         self._timeout = project.settings.start_timeout
         self._place: StandbyPlace | None = None
-        # Of a server that was started just now, nothing has to be looked for.
-        self._new = set(self.numbers if server.started else ())
+        # Of a server that was started just now nothing has to be looked for; a person's may have been stopped.
+        self._new = set(self.numbers if server.started and server.info.purpose != "up" else ())
         # Leases are reset in threads.
         self._lock = threading.RLock()
 
@@ -184,8 +184,9 @@ class Standbys:
         if number in self._new:
             self._make(number)
             self._new.discard(number)
-        elif why := self._go_on(number):
-            logger.info("replica: standby %s is made again: %s", number, why)
+        elif (why := self._go_on(number)) is not None:
+            if why:
+                logger.info("replica: standby %s is made again: %s", number, why)
             self._make(number)
         logger.info(
             "replica: standby %s of %s on port %s, after %.1f s",
@@ -195,13 +196,16 @@ class Standbys:
             time.monotonic() - began,
         )
 
-    def _go_on(self, number: int) -> str:
-        """Start it from its own data; return why it has to be made anew."""
+    def _go_on(self, number: int) -> str | None:
+        """Start it from its own data; return why it has to be made anew: empty where there is none of it. None: it goes on."""
         try:
             self._launch(number, None)
-        except (BackendError, ServerStartError) as error:
+        except ServerStartError as error:
             return error.message.splitlines()[0]
-        return self._comes(number)
+        except BackendError as error:
+            logger.debug("replica: %s", error.message)
+            return ""
+        return self._comes(number) or None
 
     def _comes(self, number: int) -> str:
         """Why it does not come to where its primary is now; empty where it does."""

@@ -6,6 +6,7 @@
 #                                        start a postmaster on FOLDER/data, with the settings in SETTINGS and then those in OWN, and
 #                                        what ends it with the primary. LABEL, where there is such a file, is of the backup in which
 #                                        the data was copied just now. Further arguments are postgres's
+#   standby.sh watch PRIMARY PID FOLDER  what ends it: looks after both processes until one of them has ended
 #   standby.sh running FOLDER            whether its postmaster runs
 #   standby.sh end FOLDER                end it, with what looks after it; that there is none is success
 #   standby.sh log FOLDER                print the end of its log
@@ -91,7 +92,10 @@ watch() {
     primary=$1
     pid=$2
     folder=$3
-    while works_in "$pid" "$folder/data"; do
+    seen=
+    while alive "$pid"; do
+        # It goes there a moment after its start; a process that was there and is not is another one of the same number.
+        if works_in "$pid" "$folder/data"; then seen=yes; elif [ -n "$seen" ]; then break; fi
         if ! alive "$primary"; then
             # Gently at first: a person's is started again, from where it was.
             for signal in INT QUIT KILL; do
@@ -131,8 +135,8 @@ launch() {
     : >"$folder/log"
     "$bin/postgres" -D "$folder/data" "$@" </dev/null >>"$folder/log" 2>&1 &
     pid=$!
-    # Nobody's child: it outlives who calls.
-    (watch "$server" "$pid" "$folder" </dev/null >/dev/null 2>&1 &)
+    # A shell of its own: a function that is called with other files keeps ours open, and whoever called us reads until they are closed.
+    /bin/sh "$0" watch "$server" "$pid" "$folder" </dev/null >/dev/null 2>&1 &
 }
 
 end() {
@@ -153,6 +157,7 @@ copy) copy "$@" ;;
 launch) launch "$@" ;;
 running) running "$@" ;;
 end) end "$@" ;;
+watch) watch "$@" ;;
 log) tail -n 25 "$1/log" ;;
 *) say "standby.sh does not know $verb"; exit 64 ;;
 esac
