@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from fix_backends import docker
 from fix_backends import until as until_of
 from fix_servers import binaries_of
 
@@ -22,7 +23,7 @@ from harness.config.load import load
 from harness.config.project import Project
 from harness.databases.lease import Lease
 from harness.databases.replicas import Replica
-from harness.errors import BackendUnavailable, ConfigError, ServerLost
+from harness.errors import BackendUnavailable, ConfigError, ServerLost, ServerStartError
 from harness.postgres.session import Session
 from harness.runs.run import Run
 from harness.servers import inventory
@@ -360,7 +361,7 @@ def test_a_port_that_is_taken_is_not_waited_for(run: Run, monkeypatch: pytest.Mo
         assert label is not None
         assert "CHECKPOINT LOCATION" in label
         if len(calls) < 2:
-            raise standbys_.ServerStartError("no", log_tail="could not create any TCP/IP sockets")
+            raise ServerStartError("no", log_tail="could not create any TCP/IP sockets")
 
     mine = standbys_.Standbys(standbys._project, run.server)
     before = run.server.info
@@ -477,3 +478,37 @@ def test_a_wrong_number_is_refused(value: str, folders: tuple[Path, Path], tmp_p
     environ = {**new_environ(folders), "PGHARNESS_REPLICAS": value}
     with pytest.raises(ConfigError, match="PGHARNESS_REPLICAS"):
         load(environ, start=new_root(tmp_path / "wrong"))
+
+
+# --- in a container ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.docker
+def test_one_in_a_container(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    environ, root = new_environ(folders), new_root(tmp_path / "container")
+    environ |= {"PGHARNESS_BACKEND": "docker", "PGHARNESS_IMAGE": "pgharness-test:15"}
+    del environ["PGHARNESS_BINARIES"]
+    with opened(root, environ) as run, run.lease(watch=True) as lease:
+        replica = replica_of(lease)
+        assert names_in(replica) == ["first"]
+        for _ in range(2):
+            write(lease)
+            lease.wait_for_replica()
+            assert names_in(replica) == ["first", "new"]
+            lease.reset()
+            assert names_in(replica) == ["first"]
+            # As if it had been killed, in its container.
+            run.server.backend.standbys(run.server.info).end(1)
+        write(lease, "create table more ()")
+        assert lease.reset().strategy == "clone"
+        assert names_in(replica) == ["first"]
+        # Its port is for this machine alone, as its server's is.
+        bound = docker("port", run.server.info.handle).splitlines()
+        assert len(bound) == 2
+        assert all("-> 127.0.0.1:" in line for line in bound)
+        # Found again by what the container says of itself.
+        found = run.server.backend.find(run.project, "run")
+        assert found is not None
+        assert found.standbys == run.server.info.standbys
+        handle = run.server.info.handle
+    assert not docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"id={handle}")

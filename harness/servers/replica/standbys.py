@@ -38,9 +38,9 @@ LOOK = 0.5
 PORTS = 5
 """Ports that are tried: another program may take one between our look and the start."""
 
-DELAY = 2
-"""How many ``reset_timeout`` the log waits for a transaction there: a reset ends it before, and names it; of a worker whose test goes on
-nobody else has to wait for longer."""
+DELAY = 10.0
+"""Seconds beyond ``reset_timeout`` that the log waits for a transaction there. A reset has ended that before, and named it; other workers
+wait no longer for one whose test goes on."""
 
 _TAKEN = "could not create any TCP/IP sockets"
 _TOO_LATE = "has already been removed"
@@ -272,10 +272,10 @@ class Standbys:
     def _settings(self, number: int) -> dict[str, str]:
         reach = {**self._of.primary(), "user": "postgres", "application_name": f"pg-harness standby {number}"}
         reach |= {"sslmode": "disable", "gssencmode": "disable"}
-        own, patience = self._project.settings.postgres, 1000 * self._project.settings.reset_timeout
+        own, patience = self._project.settings.postgres, self._project.settings.reset_timeout
         return {
             "max_standby_streaming_delay": own.get(
-                "max_standby_streaming_delay", f"{DELAY * patience:.0f}ms"
+                "max_standby_streaming_delay", f"{1000 * (patience + DELAY):.0f}ms"
             ),
             "harness.server_id": _id(self.info, number),
             "primary_conninfo": " ".join(f"{name}='{_quoted(value)}'" for name, value in reach.items()),
