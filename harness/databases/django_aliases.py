@@ -20,7 +20,8 @@ def adopt(dsns: Mapping[str, Dsn]) -> list[str]:
     """Point Django's connections to the databases; return the aliases for which there is none.
 
     An alias goes to the database of its name in ``[tool.pg-harness.databases]``, ``default`` to the top level;
-    one whose settings came from DATABASE_URL is there already, and a mirror follows what it mirrors.
+    one whose settings came from DATABASE_URL is there already, and a mirror follows what it mirrors. ``replica``, where ``dsns`` has
+    it, is the server's standby.
     """
     from django.db import connections
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.databases import django_aliases
+from harness.databases.replicas import words
 from harness.databases.spec import sources
 from harness.pytest_plugin.state import State, state_of
 
@@ -38,7 +39,9 @@ def adopt(state: State) -> list[str]:
     django_conf = sys.modules.get("django.conf")
     if django_conf is None or not django_conf.settings.configured:
         return []
-    return django_aliases.adopt(state.dsns)
+    # An alias `replica` that mirrors nothing is the standby.
+    on = words({"default": [each.dsn for each in state.lease.replicas]}) if state.lease is not None else {}
+    return django_aliases.adopt({**on, **state.dsns})
 
 
 def turn(state: State) -> None:

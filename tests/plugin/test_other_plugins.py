@@ -316,3 +316,51 @@ def test_django_makes_the_databases_that_are_not_ours(
         assert (folder.path / "names.txt").read_text() == f"test_{name}"
     finally:
         end_servers(folder)
+
+
+ON_A_STANDBY = """
+    import os
+    DATABASES = {
+        name: {"ENGINE": "django.db.backends.postgresql", "NAME": "prod", "HOST": "192.0.2.1"} for name in ("default", "replica")
+    }
+    DATABASE_ROUTERS = ["settings.Router"]
+    INSTALLED_APPS = ["shop"]
+    USE_TZ = True
+    SECRET_KEY = "x"
+    DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+    class Router:
+        def db_for_read(self, model, **hints): return "replica"
+        def db_for_write(self, model, **hints): return "default"
+        def allow_relation(self, one, other, **hints): return True
+        def allow_migrate(self, db, label, **hints): return db == "default"
+"""
+
+ON_A_STANDBY_TESTS = """
+    import pytest
+    from django.db import connections
+    from shop.models import Item
+
+    def names(): return list(Item.objects.order_by("id").values_list("name", flat=True))
+
+    @pytest.mark.django_db(transaction=True, databases=["default", "replica"])
+    @pytest.mark.parametrize("i", range(3))
+    def test_it(i, pg):
+        assert int(connections["replica"].settings_dict["PORT"]) == pg.replica.dsn.port != pg.dsn.port
+        assert names() == ["seed"]
+        Item.objects.create(name="x")
+        pg.wait_for_replica()
+        assert names() == ["seed", "x"]
+"""
+
+
+def test_an_alias_of_django_is_the_standby(folder: Folder) -> None:
+    plugins = need("pytest_django.plugin", "django")[:-1]
+    shop(folder, ON_A_STANDBY, ON_A_STANDBY_TESTS)
+    root = (folder.place.root / "pg-harness.toml").read_text()
+    root = root.replace('migrations = ["sql:migrations"]', 'migrations = ["django:settings"]\nreplicas = 1')
+    (folder.path / "pg-harness.toml").write_text(root)
+    try:
+        folder.pytest(plugins=plugins).ok(3)
+    finally:
+        end_servers(folder)
