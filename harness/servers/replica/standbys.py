@@ -90,6 +90,12 @@ class Standbys:
                 ],
             )
         if not server.info.standbys:
+            if server.info.purpose != "up":
+                raise BackendUnavailable(
+                    f"replicas = {wanted} ({project.settings.origin('replicas')}), and the backend {server.info.backend} starts no standbys",
+                    checked=[server.info.description],
+                    remedies=["leave `replicas` out", 'or take backend = "docker" or "process"'],
+                )
             # A person's server that was started before: drift.told() has said so.
             return None
         return cls(project, server)
