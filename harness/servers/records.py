@@ -52,9 +52,10 @@ class Hint:
     def write(self, info: ServerInfo) -> None:
         """Replace the file. A folder that cannot be written to costs speed, not the run."""
         content = asdict(info)
-        if not info.host:
+        for name in ("host", "standbys"):
             # An earlier version refuses a file with what it does not know, and would start a second server.
-            del content["host"]
+            if not content[name]:
+                del content[name]
         self._file.note(content)
 
     def forget(self) -> None:

@@ -300,6 +300,8 @@ def info_of(dsn: Dsn, container: Any) -> ServerInfo:
 
 def _standbys(dsn: Dsn, container: Any, count: int) -> tuple[int, ...]:
     """The ports of a container's standbys; none where it does not run."""
+    if not count:
+        return ()
     inside = [spec.PORT + number for number in range(1, count + 1)]
     published = (container.attrs.get("NetworkSettings") or {}).get("Ports") or {}
     if not published.get(f"{spec.PORT}/tcp"):

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -86,8 +86,12 @@ class Record:
         Raises:
             OSError: it cannot be written, or the folder is gone.
         """
+        content = asdict(self)
+        if not self.standbys:
+            # As earlier versions write it.
+            del content["standbys"]
         # No folder is made: a server that was ended meanwhile would seem to be there again.
-        StateFile(folder / NAME, folder_mode=None).write(self)
+        StateFile(folder / NAME, folder_mode=None).write(content)
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
