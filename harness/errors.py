@@ -14,6 +14,7 @@
     ├─ LeaseError                    124
     │  ├─ LeaseClosed                124   you released it
     │  ├─ LeaseLost                  124   the world dropped it
+    │  ├─ ReplicaBehind              124   a standby does not show what was written, within the time allowed
     │  └─ LeaseInUse                 124   sessions of the application do not let go
     └─ PoolTimeout (TimeoutError)    124   no database within the time allowed
 

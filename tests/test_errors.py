@@ -22,6 +22,7 @@ EXAMPLES: list[HarnessError] = [
     errors.LeaseClosed("x"),
     errors.LeaseLost("x"),
     errors.LeaseInUse("x", sessions=["pid 1"]),
+    errors.ReplicaBehind("x", behind=80),
     errors.PoolTimeout("x"),
 ]
 

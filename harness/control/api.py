@@ -17,6 +17,7 @@ from harness.control import openapi
 from harness.control.leases import AllLeased, LeaseTable, UnknownLease
 from harness.databases.changed import for_json
 from harness.databases.lease import TEMPLATE, UnknownMark
+from harness.databases.replicas import NoReplica
 from harness.errors import (
     BackendError,
     ConfigError,
@@ -37,6 +38,9 @@ logger = logging.getLogger("pg_harness.control")
 
 LONGEST_WAIT = 3600.0
 """Seconds that a client may wait for a lease."""
+
+LONGEST_LAG = 600.0
+"""Seconds that a client may wait for a standby: nobody else has the lease meanwhile."""
 
 LONGEST_WORD = 200
 """Characters of a worker's name, or a mark's."""
@@ -261,10 +265,9 @@ class ControlApi:
 
     def _wait_for_replica(self, request: Request, scope: Scope, id: str) -> Answer:
         number = _number(id, scope)
-        said = request.query.get("timeout", "10")
-        if not re.fullmatch(r"\d{1,4}(\.\d{1,6})?", said) or float(said) > LONGEST_WAIT:
-            raise _unprocessable(f"timeout must be 0 to {LONGEST_WAIT:g} seconds (it is {said[:40]!r})")
-        self._table.wait_for_replica(number, float(said))
+        timeout = _seconds(request.query.get("timeout", "10"), LONGEST_LAG)
+        with self._waits():
+            self._table.wait_for_replica(number, timeout)
         return Answer(HTTPStatus.NO_CONTENT)
 
     def _status(self, request: Request, scope: Scope) -> Answer:
@@ -346,6 +349,17 @@ def _lease_request(body: Mapping[str, Any]) -> dict[str, Any]:
     return asked
 
 
+def _seconds(said: str, most: float) -> float:
+    # float() takes more than JSON's numbers: blanks, underscores, "inf".
+    try:
+        found = float(said) if re.fullmatch(r"[0-9.eE+-]+", said) else -1.0
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= most:
+        raise _unprocessable(f"timeout must be 0 to {most:g} seconds (it is {said[:40]!r})")
+    return found
+
+
 def _unprocessable(detail: str) -> Refused:
     return Refused(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
 
@@ -361,7 +375,7 @@ def _wrong_method(method: str, path: str, allowed: list[str]) -> Refused:
 def _status_of(error: HarnessError) -> tuple[HTTPStatus, dict[str, Any]]:
     more: dict[str, Any] = {"error": type(error).__name__}
     match error:
-        case UnknownLease() | UnknownMark():
+        case UnknownLease() | UnknownMark() | NoReplica():
             return HTTPStatus.NOT_FOUND, more
         case AllLeased():
             return HTTPStatus.SERVICE_UNAVAILABLE, {**more, "holders": list(error.holders)}

@@ -101,10 +101,11 @@ class ControlClient:
         """Wait until the standbys of a lease's server show what was committed by now.
 
         Raises:
-            ReplicaBehind: it takes longer.
+            ReplicaBehind: it takes longer. ConfigError: there is no standby, or one cannot wait for so long.
         """
         try:
-            self._ask("POST", f"/v1/wait-for-replica/{number}?timeout={timeout:g}")
+            path = f"/v1/wait-for-replica/{number}?timeout={timeout:.3f}"
+            self._ask("POST", path, patience=PATIENCE + timeout)
         except LeaseError as error:
             raise (ReplicaBehind(error.message) if type(error) is LeaseError else error) from None
 
@@ -120,7 +121,10 @@ class ControlClient:
         """Who holds which lease."""
         return self._ask("GET", "/v1/status")
 
-    def _ask(self, method: str, path: str) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, *, patience: float = PATIENCE) -> dict[str, Any]:
+        self._connection.timeout = patience
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(patience)
         try:
             # A length of none, too: waitress reads no body then.
             self._connection.request(

@@ -273,8 +273,8 @@ _PATHS: dict[str, Any] = {
             {
                 "name": "timeout",
                 "in": "query",
-                "schema": {**_STRING, "pattern": r"^\d{1,4}(\.\d{1,6})?$", "default": "10"},
-                "description": "Seconds, 3600 at most; 409 where it takes longer.",
+                "schema": {"type": "number", "minimum": 0, "maximum": 600, "default": 10},
+                "description": "Seconds; 409 where it takes longer, 404 where there is no standby.",
             },
         )
     },

@@ -14,7 +14,7 @@ from harness.config.settings import DEFAULT_DATABASE
 from harness.databases.address import Address, Addressed
 from harness.databases.changed import LeaseChanges, by_names
 from harness.databases.clones import Claim, Clones
-from harness.databases.replicas import Replica, no_replica, replicas, words
+from harness.databases.replicas import NoReplica, Replica, replicas, words
 from harness.databases.resetting import DatabaseReset
 from harness.databases.template import Template
 from harness.dsn import Dsn
@@ -231,7 +231,7 @@ class Lease(Address):
         """
         self._check()
         if self._following is None:
-            raise no_replica()
+            raise NoReplica
         self._following.wait(timeout)
 
     @property

@@ -46,6 +46,10 @@ def words(databases: Mapping[str, Sequence[Dsn]]) -> dict[str, Dsn]:
     }
 
 
-def no_replica() -> ConfigError:
-    """What to raise where somebody waits for a standby that there is not."""
-    return ConfigError("the server has no standby: set `replicas = 1` (docs/stack.md)", key="replicas")
+class NoReplica(ConfigError):
+    """Somebody waits for a standby, or asks where it is, and there is none."""
+
+    def __init__(
+        self, message: str = "the server has no standby: set `replicas = 1` (docs/stack.md)"
+    ) -> None:
+        super().__init__(message, key="replicas")
