@@ -25,7 +25,7 @@ from harness.databases.lease import Lease
 from harness.runs.run import Run
 from harness.servers import inventory
 
-SIDES = {
+SIDES: dict[str, dict[str, int | str]] = {
     "none, by pages": {"replicas": 0},
     "none, by rows": {"replicas": 0, "engine": "rows"},
     "one standby": {"replicas": 1, "engine": "rows"},

@@ -15,7 +15,7 @@ from harness.cli.context import Context
 from harness.cli.parser import Usage
 from harness.config.run_variables import LEASE, RUN
 from harness.control.client import ControlClient, numbers
-from harness.databases.replicas import no_replica
+from harness.databases.replicas import NoReplica
 from harness.dsn import Dsn
 from harness.errors import ConfigError, LeaseError
 
@@ -74,7 +74,7 @@ def dsn(client: ControlClient, found: int, database: str, *, replica: bool = Fal
     if replica:
         urls = {name: on[0] for name, on in told["replicas"].items() if on}
         if not urls:
-            raise no_replica()
+            raise NoReplica
     if database not in urls:
         raise ConfigError(
             f"{what(client, found)} has no database {database!r}; it has {', '.join(urls)}",

@@ -120,6 +120,11 @@ def json_flag() -> click.Option:
     return flag("--json", help="the answer as JSON")
 
 
+def replica_flag() -> click.Option:
+    """``--replica``, for verbs that lead to a database."""
+    return flag("--replica", help="on the server's standby (setting replicas), to read from")
+
+
 def lease_words(*, templates: bool = False) -> list[click.Parameter]:
     """``WORKER``, the one word that names a lease everywhere, and ``--database``. Without it, the first is meant.
 

@@ -14,7 +14,7 @@ import click
 
 from harness.cli import inside, lookup
 from harness.cli.context import Context
-from harness.cli.options import flag, lease_words
+from harness.cli.options import flag, lease_words, replica_flag
 from harness.cli.run.child import call
 from harness.config.environment import child_environment
 from harness.databases.clones import Claim
@@ -46,6 +46,7 @@ TAKES_COMMAND = True
 PARAMETERS: list[click.Parameter] = [
     *lease_words(templates=True),
     flag("--admin", help="as the superuser instead of the application's role"),
+    replica_flag(),
 ]
 
 
@@ -54,20 +55,25 @@ def run(context: Context) -> int:
     given = context.arguments
     word: str | None = getattr(given, "worker", None)
     admin = bool(getattr(given, "admin", False))
+    replica = bool(getattr(given, "replica", False))
     if (client := inside.client_of(context)) is not None and not admin and word != "template":
         with client:
-            dsn = inside.dsn(client, inside.number(client, word), given.database)
+            dsn = inside.dsn(client, inside.number(client, word), given.database, replica=replica)
         if (local := local_psql(context, None)) is not None:
             return call(*_with(local, context, dsn, context.command or []))
     # The session stays open meanwhile: it is what keeps a server with a TTL from ending itself.
-    with lookup.resolved(context, word) as place, _entered(place, given.database, admin) as dsn:
+    with lookup.resolved(context, word) as place, _entered(place, given.database, admin, replica) as dsn:
         return call(*_command(context, place, dsn, context.command or []))
 
 
 @contextmanager
-def _entered(place: Place, database: str, admin: bool) -> Iterator[Dsn]:
+def _entered(place: Place, database: str, admin: bool, replica: bool) -> Iterator[Dsn]:
     """The address to connect to: for a template, that of a copy."""
     found = place.database(database)
+    if replica:
+        lookup.refuse_template(place, "name")
+        yield place.on_standby(database, admin=admin)
+        return
     if place.kind is not Kind.TEMPLATE:
         yield place.dsn(database, admin=admin, direct=True)
         return
@@ -99,7 +105,10 @@ def _command(
     if local is not None:
         return _with(local, context, dsn, words)
     terminal = bool(sys.stdin is not None and sys.stdin.isatty())
-    there = place.session.server.backend.psql(info, dsn.database, words, user=dsn.user, terminal=terminal)
+    there = None
+    if dsn.port not in info.standbys:
+        # The one in the container is let in without a password, by the socket that the server alone has.
+        there = place.session.server.backend.psql(info, dsn.database, words, user=dsn.user, terminal=terminal)
     if there is not None:
         return list(there), dict(context.environ)
     raise BackendUnavailable(

@@ -6,8 +6,7 @@ import click
 
 from harness.cli import inside, lookup
 from harness.cli.context import Context
-from harness.cli.options import flag, json_flag, lease_words
-from harness.databases.replicas import no_replica
+from harness.cli.options import json_flag, lease_words, replica_flag
 from harness.dsn import FORMS, Dsn
 
 USAGE = "[WORKER] [options]"
@@ -19,7 +18,7 @@ Print the URL of one database: yours (1, 2, …), one of a test run's (gw2), or 
 PARAMETERS: list[click.Parameter] = [
     *lease_words(),
     click.Option(["--form"], type=click.Choice(FORMS), default="url", help="how it is written; default: url"),
-    flag("--replica", help="on the server's standby (setting replicas), to read from"),
+    replica_flag(),
     json_flag(),
 ]
 
@@ -28,20 +27,15 @@ def run(context: Context) -> int:
     """Print it."""
     database: str = context.arguments.database
     word: str | None = getattr(context.arguments, "worker", None)
+    replica = bool(getattr(context.arguments, "replica", False))
     if (client := inside.client_of(context)) is not None:
         with client:
             number = inside.number(client, word)
-            replica = getattr(context.arguments, "replica", False)
             dsn = inside.dsn(client, number, database, replica=replica)
             return _answer(context, dsn, str(number), inside.what(client, number))
     with lookup.resolved(context, word) as place:
         lookup.refuse_template(place, "name")
-        dsn = place.dsn(database)
-        if getattr(context.arguments, "replica", False):
-            on = place.session.on_standbys(place.dsn(database, direct=True))
-            if not on:
-                raise no_replica()
-            dsn = on[0]
+        dsn = place.on_standby(database) if replica else place.dsn(database)
         return _answer(context, dsn, place.worker, place.what)
 
 

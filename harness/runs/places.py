@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from harness.config.settings import DEFAULT_DATABASE
 from harness.databases.lease import with_direct
-from harness.databases.replicas import words
+from harness.databases.replicas import NoReplica, words
 from harness.dsn import Dsn
 from harness.errors import ConfigError
 from harness.postgres import databases, names
@@ -83,6 +83,16 @@ class Place:
         login = owner.named(database.role)
         dsn = dsn.with_user(login.name, login.password)
         return dsn if direct else self.session.through_front(dsn, login)
+
+    def on_standby(self, name: str, *, admin: bool = False) -> Dsn:
+        """The same on the first of the server's standbys.
+
+        Raises:
+            NoReplica: it has none.
+        """
+        if on := self.session.on_standbys(self.dsn(name, admin=admin, direct=True)):
+            return on[0]
+        raise NoReplica
 
     def dsns(self) -> dict[str, Dsn]:
         """Name in the settings → address as the application's role, ``default`` first."""

@@ -43,6 +43,10 @@ def test_a_person_has_one_that_stays_with_the_server(with_replica: Project) -> N
     with psycopg.connect(url) as connection:
         connection.execute("delete from users")
     with_replica.ok("reset")
+    asked = "select pg_is_in_recovery(), current_user"
+    assert with_replica.ok("psql", "--replica", "--", "-XAtc", asked).strip() == "t|app"
+    assert with_replica.ok("psql", "--replica", "--admin", "--", "-XAtc", asked).strip() == "t|postgres"
+    assert "a template takes no connections" in with_replica.fails(124, "psql", "template", "--replica")
     # The command has waited for it.
     assert names_at(replica) == ["mine"]
     with_replica.ok("stop")
@@ -70,12 +74,15 @@ def test_a_command_of_run_has_its_address_and_can_wait(with_replica: Project) ->
     assert with_replica.ok("run", "-n", "2", "--", sys.executable, "-c", code).split() == ["1", "0"]
     url = with_replica.ok("run", "--", sys.executable, "-m", "harness", "url", "--replica")
     assert url.startswith("postgresql://")
+    words = ("psql", "--replica", "--", "-XAtc", "select pg_is_in_recovery()")
+    assert with_replica.ok("run", "--", sys.executable, "-m", "harness", *words).strip() == "t"
 
 
 def test_without_one_that_is_said(new_project: Callable[..., Project]) -> None:
     project = new_project("alone")
     project.ok("up")
-    assert "the server has no standby: set `replicas = 1`" in project.fails(120, "url", "--replica")
+    for verb in ("url", "psql"):
+        assert "the server has no standby: set `replicas = 1`" in project.fails(120, verb, "--replica")
     # A person's server is used as it is, and it is said that it was started without one.
     done = project.run("up", **REPLICA)
     assert done.returncode == 0
