@@ -151,7 +151,7 @@ class ServerSession:
         """The standbys of this server, where the settings ask for some and it has them.
 
         Raises:
-            BackendUnavailable: the server is somebody else's.
+            BackendUnavailable: the server's backend starts none.
         """
         if self._standbys is None and self.settings.replicas:
             # Here: a run without them pays for nothing of it.

@@ -48,6 +48,7 @@ class BackendKind:
         title: what ``doctor`` calls it; empty: its word.
         elsewhere: whether its servers are on other machines, by a service that most have none of: commands that look
             for all servers ask it only where the settings name it, or it is noted of this checkout.
+        no_standbys: why no server of it can have one (setting ``replicas``), in one clause; empty: one may.
     """
 
     backend: str | Callable[..., Backend]
@@ -58,6 +59,7 @@ class BackendKind:
     address: str = ""
     title: str = ""
     elsewhere: bool = False
+    no_standbys: str = ""
 
 
 BACKENDS: Mapping[str, BackendKind] = {
@@ -80,9 +82,13 @@ BACKENDS: Mapping[str, BackendKind] = {
         lacking="no manager of a Docker Swarm answers",
         decided_by={"image": "", "shm_size": "", "memory_limit": "auto", "swarm_constraints": "none"},
         elsewhere=True,
+        no_standbys="a Swarm's task publishes one port, and may be moved to another node",
     ),
     "external": BackendKind(
-        "harness.servers.external:ExternalBackend.of", address="server_url", title="server URL"
+        "harness.servers.external:ExternalBackend.of",
+        address="server_url",
+        title="server URL",
+        no_standbys="the server is somebody else's, and pg-harness starts standbys beside its own only",
     ),
 }
 """Word → kind, those that come with us."""
@@ -128,13 +134,24 @@ WORDS = Words()
 
 
 def check_settings(settings: Settings) -> None:
-    """Refuse what :func:`chosen` would refuse for its form, before anything is looked for.
+    """Refuse what :func:`chosen` would refuse for its form, and settings that do not go together, before anything is looked for.
 
     Raises:
-        ConfigError: there is no such backend, or the setting that it needs is missing; with the place.
+        ConfigError: there is no such backend, the setting that it needs is missing, or it has no standbys; with the place.
     """
     if settings.backend != AUTO:
         _kind(settings.backend, settings)
+    if settings.replicas and (kind := find_kind(wanted(settings))) is not None and kind.no_standbys:
+        origin = settings.origin("replicas")
+        beside = kind.address or f'backend = "{settings.backend}"'
+        raise ConfigError(
+            f"{origin}: replicas = {settings.replicas} cannot be had beside {beside} "
+            f"({settings.origin(kind.address or 'backend')}): {kind.no_standbys}. "
+            "Leave `replicas` out, or let pg-harness start a server of its own on this machine or a Docker host",
+            key="replicas",
+            origin=origin,
+            value=str(settings.replicas),
+        )
 
 
 def _kind(word: str, settings: Settings) -> BackendKind:

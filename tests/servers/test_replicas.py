@@ -25,6 +25,7 @@ from harness.databases.lease import Lease
 from harness.databases.replicas import Replica
 from harness.errors import BackendUnavailable, ConfigError, ServerLost, ServerStartError
 from harness.postgres.session import Session
+from harness.runs.opening import settings_of
 from harness.runs.run import Run
 from harness.servers import inventory
 from harness.servers.process.record import postmaster_in
@@ -425,11 +426,33 @@ def test_each_worker_has_one_where_each_has_a_server(folders: tuple[Path, Path],
 # --- refused -----------------------------------------------------------------------------------------------
 
 
-def test_a_server_of_others_has_none(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backend", "why"),
+    [
+        (
+            {"server_url": "postgresql://ann@127.0.0.1:9/shop"},
+            r"server_url \(.*\): the server is somebody else's",
+        ),
+        ({"backend": "swarm"}, r'backend = "swarm" \(.*\): a Swarm\'s task publishes one port'),
+    ],
+)
+def test_what_can_have_none_says_so_before_anything_is_started(
+    backend: dict[str, str], why: str, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     environ, root = new_environ(folders), new_root(tmp_path / "others")
+    del environ["PGHARNESS_BACKEND"]
+    with pytest.raises(ConfigError, match=rf"replicas = 1 cannot be had beside {why}.*Leave `replicas` out"):
+        settings_of(root, environ, backend)
+
+
+def test_a_backend_of_others_that_starts_none_says_so(
+    run: Run, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    environ, root = new_environ(folders), new_root(tmp_path / "lent")
     url = run.server.info.dsn.url
     with (
-        pytest.raises(BackendUnavailable, match=r"replicas = 1 .*somebody else's"),
+        # Not through the edge, which refuses it before.
+        pytest.raises(BackendUnavailable, match=r"replicas = 1 .*the backend external starts no standbys"),
         opened(root, environ, backend="external", server_url=url, allow_foreign=True),
     ):
         pass

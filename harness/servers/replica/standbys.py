@@ -74,30 +74,20 @@ class Standbys:
         """Those that the settings ask for; None: none, or the server was started without.
 
         Raises:
-            BackendUnavailable: the server is somebody else's.
+            BackendUnavailable: the server's backend starts none.
         """
         wanted = project.settings.replicas
         if not wanted:
             return None
-        if not server.info.ours:
-            raise BackendUnavailable(
-                f"replicas = {wanted} ({project.settings.origin('replicas')}), and the server is somebody else's: "
-                "pg-harness starts standbys beside servers of its own only",
-                checked=[server.info.description],
-                remedies=[
-                    "leave `replicas` out",
-                    "without server_url, pg-harness starts a server of its own, with its standbys",
-                ],
-            )
         if not server.info.standbys:
-            if server.info.purpose != "up":
-                raise BackendUnavailable(
-                    f"replicas = {wanted} ({project.settings.origin('replicas')}), and the backend {server.info.backend} starts no standbys",
-                    checked=[server.info.description],
-                    remedies=["leave `replicas` out", 'or take backend = "docker" or "process"'],
-                )
-            # A person's server that was started before: drift.told() has said so.
-            return None
+            if server.info.ours and server.info.purpose == "up":
+                # A person's server that was started before: drift.told() has said so.
+                return None
+            raise BackendUnavailable(
+                f"replicas = {wanted} ({project.settings.origin('replicas')}), and the backend {server.info.backend} starts no standbys",
+                checked=[server.info.description],
+                remedies=["leave `replicas` out", 'or take backend = "docker" or "process"'],
+            )
         return cls(project, server)
 
     @classmethod
