@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psycopg
 import pytest
 import trustme
 from fix_backends import docker, until
@@ -329,3 +330,29 @@ def test_clocks_that_differ_by_an_hour(
     monkeypatch.setattr(time, "time", lambda: now() + 7200)
     assert len(store.leftovers()) == 1
     assert handle not in engines[0].docker("ps", "-aq", "--no-trunc")
+
+
+def test_a_standby_is_beside_its_server_and_by_tls_as_that_is(site: Site, engines: Sequence[Engine]) -> None:
+    with site.open(replicas=1) as run, run.lease(watch=True) as lease:
+        replica = lease.replica
+        assert replica is not None
+        assert run.server.info.host in {engine.tcp for engine in engines}
+        assert (replica.dsn.host, replica.dsn.options) == (lease.dsn.host, lease.dsn.options)
+        assert replica.dsn.options["sslmode"] == "verify-full"
+        with pytest.raises(psycopg.OperationalError, match="no encryption"):
+            psycopg.connect(replica.url, sslmode="disable")
+        with lease.connect() as connection:
+            connection.execute("insert into users (name) values ('b')")
+        with replica.connect(autocommit=True) as reading:
+            lease.wait_for_replica()
+            assert reading.execute("select name from users").fetchall() == [("a",), ("b",)]
+            lease.reset()
+            assert reading.execute("select name from users").fetchall() == [("a",)]
+
+
+def test_by_ssh_there_is_no_standby(site: Site, engines: Sequence[Engine]) -> None:
+    code, _, err = site.call("up", DOCKER_HOSTS=engines[0].ssh(), PGHARNESS_REPLICAS="1")
+    assert code == 121, err
+    assert "replicas = 1: the daemon at" in err
+    assert "is reached by ssh, whose tunnel leads to one port of a server" in err
+    assert servers(engines[0]) == []
