@@ -338,10 +338,8 @@ class Lease(Address):
         """The same reports, once the standbys show what they tell of: with whom that ended there."""
         if self._following is None:
             return reports
-        if all(report.strategy == "nothing" for report in reports):
-            self._following.look()
-            return reports
-        ended = self._following.settle([d.dsn.database for d in self._databases.values()])
+        names = [d.dsn.database for d in self._databases.values()]
+        ended = self._following.settle(names, written=any(report.strategy != "nothing" for report in reports))
         return [replace(reports[0], ended=(*reports[0].ended, *ended)), *reports[1:]]
 
     def _marked_as(self, to: LeaseMark | str | None) -> LeaseMark | None:

@@ -392,11 +392,15 @@ class ServerSession:
             reset_timeout=self.settings.reset_timeout,
             following=following,
         )
-        if following is not None and self.run != names.SANDBOX:
-            following.settle([d.dsn.database for d in leased.values()])
         self.leases.append(lease)
         if link is not None:
             self._links[lease] = link
+        if following is not None and self.run != names.SANDBOX:
+            try:
+                following.settle([d.dsn.database for d in leased.values()])
+            except BaseException:
+                lease.release()
+                raise
         return lease
 
     def _claim(self, worker: str, index: int) -> Claim:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ import psycopg
 import pytest
 from fix_backends import docker
 from fix_backends import until as until_of
+from fix_reset_servers import VERSIONS, binaries
 from fix_servers import binaries_of
 
 from harness import ReplicaBehind
@@ -28,7 +30,10 @@ from harness.postgres.session import Session
 from harness.runs.opening import settings_of
 from harness.runs.run import Run
 from harness.servers import inventory
+from harness.servers.external import OLDEST
+from harness.servers.pooler import pgbouncer
 from harness.servers.process.record import postmaster_in
+from harness.servers.replica import following
 from harness.servers.replica import standbys as standbys_
 
 pytestmark = [
@@ -294,6 +299,39 @@ def test_one_that_a_transaction_holds_up_names_it(lease: Lease) -> None:
             lease.wait_for_replica(timeout=0.15)
 
 
+def test_a_reset_that_is_late_there_is_not_taken_for_done(
+    run: Run, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "PATIENCE", 0.5)
+    with superuser(run) as session:
+
+        def delayed(value: str) -> None:
+            session.execute(f"alter system set recovery_min_apply_delay = '{value}'")
+            session.value("select pg_reload_conf()")
+            until(lambda: session.value("show recovery_min_apply_delay") == value)
+
+        write(lease)
+        lease.wait_for_replica()
+        delayed("1h")
+        try:
+            # Its commit is replayed in an hour; the second reset finds nothing to do at its primary.
+            for _ in range(2):
+                with pytest.raises(
+                    ReplicaBehind, match=r"within 0\.5 s: .*\n.*recovery_min_apply_delay is 1h"
+                ):
+                    lease.reset()
+            # Nor is a lease given that the standby does not show.
+            with pytest.raises(ReplicaBehind):
+                run.lease("late", watch=True)
+            assert names_in(replica_of(lease)) == ["first", "new"]
+        finally:
+            delayed("0")
+    assert lease.reset().strategy == "nothing"
+    assert names_in(replica_of(lease)) == ["first"]
+    with run.lease("late", watch=True) as other:
+        assert names_in(replica_of(other)) == ["first"]
+
+
 def test_one_that_was_killed_is_started_again_at_its_address(run: Run, lease: Lease) -> None:
     write(lease)
     before, url = pid_of(run), replica_of(lease).url
@@ -358,7 +396,7 @@ def test_a_port_that_is_taken_is_not_waited_for(run: Run, monkeypatch: pytest.Mo
         def copy(self, number: int) -> None:
             pass
 
-    def launch(self: standbys_.Standbys, number: int, label: str | None) -> None:
+    def launch(self: standbys_.Standbys, number: int, label: str | None, *, timeout: float) -> None:
         assert label is not None
         assert "CHECKPOINT LOCATION" in label
         if len(calls) < 2:
@@ -423,6 +461,51 @@ def test_each_worker_has_one_where_each_has_a_server(folders: tuple[Path, Path],
     assert not any(processes.running(pid) for pid in pids)
 
 
+# --- with others -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [each for each in dict.fromkeys((OLDEST, *VERSIONS)) if each != 15])
+def test_versions(version: int, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    programs = binaries(version)
+    if programs is None:
+        pytest.skip(f"PostgreSQL {version} is not installed on this machine")
+    environ, root = new_environ(folders), new_root(tmp_path / "version")
+    environ["PGHARNESS_BINARIES"] = str(programs)
+    with opened(root, environ) as run, run.lease(watch=True) as lease:
+        replica = replica_of(lease)
+        with replica.connect() as connection:
+            assert connection.info.server_version // 10000 == version
+        for statement in ("insert into users (name) values ('new')", "alter table users add column age int"):
+            write(lease, statement)
+            lease.wait_for_replica()
+            lease.reset()
+            with replica.connect() as connection:
+                assert connection.execute("select * from users").fetchall() == [(1, "first")]
+
+
+@pytest.mark.skipif(
+    shutil.which("pgbouncer", path=os.pathsep.join([os.environ["PATH"], *pgbouncer.PLACES])) is None,
+    reason="pgbouncer is not installed",
+)
+def test_a_pooler_is_in_front_of_the_primary_alone(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    environ, root = new_environ(folders), new_root(tmp_path / "pooled")
+    with opened(root, environ, pooler="pgbouncer") as run, run.lease(watch=True) as lease:
+        replica, values = replica_of(lease), run.variables(lease)
+        assert lease.pooled
+        assert values["DATABASE_REPLICA_URL"] == values["READ_URL"] == replica.url
+        assert len({replica.dsn.port, lease.dsn.port, lease.direct.dsn.port}) == 3
+        with lease.connect() as writing, replica.connect(autocommit=True) as reading:
+            for statement in ("insert into users (name) values ('new')", "drop table users"):
+                writing.execute(statement.encode())
+                writing.commit()
+                lease.wait_for_replica()
+                lease.reset()
+                # A clone ends who reads in the database before it.
+                if statement.startswith("insert"):
+                    assert reading.execute("select name from users").fetchall() == [("first",)]
+        assert names_in(replica) == names_in(lease) == ["first"]
+
+
 # --- refused -----------------------------------------------------------------------------------------------
 
 
@@ -435,6 +518,7 @@ def test_each_worker_has_one_where_each_has_a_server(folders: tuple[Path, Path],
         ),
         ({"backend": "swarm"}, r'backend = "swarm" \(.*\): a Swarm\'s task publishes one port'),
     ],
+    ids=["external", "swarm"],
 )
 def test_what_can_have_none_says_so_before_anything_is_started(
     backend: dict[str, str], why: str, folders: tuple[Path, Path], tmp_path: Path

@@ -59,6 +59,7 @@ class Following:
         self._link = link
         self._patience = patience
         self._known: dict[int, _Standby] = {}
+        self._settled = True
 
     def wait(self, timeout: float) -> None:
         """Until each standby has replayed what the primary has written by now.
@@ -71,25 +72,28 @@ class Following:
         for number in self._standbys.numbers:
             self._surely(number, lambda one: self._replayed(one, target, deadline, timeout))
 
-    def settle(self, databases: Sequence[str]) -> tuple[str, ...]:
+    def settle(self, databases: Sequence[str], *, written: bool = True) -> tuple[str, ...]:
         """After a reset: each standby has replayed it, and no session there sees what was before; return whom that ended.
 
         Args:
             databases: the lease's, by their names.
+            written: whether the reset has written anything; else the standbys need only be there: a test may have killed one.
 
         Raises:
             ReplicaBehind: a standby does not come to it.
         """
-        target = self._flushed()
         ended: list[str] = []
+        if not written and self._settled:
+            for number in self._standbys.numbers:
+                self._surely(number, lambda one: one.session.value("select 1"))
+            return ()
+        # Until it is so: a reset that was told to be late must not be taken for done by the next one, which has nothing to do.
+        self._settled = False
+        target = self._flushed()
         for number in self._standbys.numbers:
             self._surely(number, lambda one: self._settle(one, target, databases, ended))
+        self._settled = True
         return tuple(ended)
-
-    def look(self) -> None:
-        """Have the standbys there although nothing was to be reset: a test may have killed one."""
-        for number in self._standbys.numbers:
-            self._surely(number, lambda one: one.session.value("select 1"))
 
     def close(self) -> None:
         """Log out."""
@@ -189,6 +193,10 @@ class Following:
         if _paused(session):
             lines.append(
                 "its replay is paused (pg_wal_replay_pause()); select pg_wal_replay_resume() lets it go on"
+            )
+        if (delay := session.value("show recovery_min_apply_delay")) != "0":
+            lines.append(
+                f"its recovery_min_apply_delay is {delay}: it replays what was committed so long ago"
             )
         if session.value("select count(*) from pg_stat_wal_receiver") == 0:
             lines.append("it is not connected to its primary")

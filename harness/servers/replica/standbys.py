@@ -30,7 +30,7 @@ from harness.servers.records import Hint
 logger = logging.getLogger("pg_harness.servers.replica")
 
 GOES_ON = 10.0
-"""Seconds in which a standby that was started again has to come to where its primary is; else it is made anew."""
+"""Seconds in which a standby that was started again has to answer, and then to come to where its primary is; else it is made anew."""
 
 LOOK = 0.5
 """Seconds between two looks at its process: of one in a container the daemon has to be asked."""
@@ -195,7 +195,7 @@ class Standbys:
     def _go_on(self, number: int) -> str | None:
         """Start it from its own data; return why it has to be made anew: empty where there is none of it. None: it goes on."""
         try:
-            self._launch(number, None)
+            self._launch(number, None, timeout=GOES_ON)
         except ServerStartError as error:
             return error.message.splitlines()[0]
         except BackendError as error:
@@ -227,7 +227,7 @@ class Standbys:
                 place.copy(number)
         for attempt in range(PORTS):
             try:
-                self._launch(number, label())
+                self._launch(number, label(), timeout=self._timeout)
             except ServerStartError as error:
                 if _TAKEN not in error.log_tail or attempt + 1 == PORTS:
                     raise
@@ -241,7 +241,7 @@ class Standbys:
         self._server.info = replace(self.info, standbys=tuple(ports))
         Hint.of(self._project, self.info.purpose).write(self.info)
 
-    def _launch(self, number: int, label: str | None) -> None:
+    def _launch(self, number: int, label: str | None, *, timeout: float) -> None:
         place = self._of
         place.launch(number, self._settings(number), label)
         looked = time.monotonic()
@@ -260,7 +260,7 @@ class Standbys:
         handshake.wait(
             self.dsn(number),
             _id(self.info, number),
-            timeout=self._timeout,
+            timeout=timeout,
             died=died,
             tail=lambda: place.log(number),
         )
