@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 
@@ -83,6 +84,19 @@ def test_without_one_that_is_said(new_project: Callable[..., Project]) -> None:
     project.ok("up")
     for verb in ("url", "psql"):
         assert "the server has no standby: set `replicas = 1`" in project.fails(120, verb, "--replica")
+    # Who has none pays for none.
+    code = (
+        "import sys, harness\n"
+        "with harness.Harness.open() as h, h.lease() as lease:\n"
+        "    with lease.connect() as c: c.execute(\"insert into users (name) values ('x')\")\n"
+        "    lease.reset()\n"
+        "print([name for name in sys.modules if name.startswith('harness.servers.replica') or name.endswith('standbys')])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project.root, env=project.environ, capture_output=True, text=True,
+        timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]"
     # A person's server is used as it is, and it is said that it was started without one.
     done = project.run("up", **REPLICA)
     assert done.returncode == 0
