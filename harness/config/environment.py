@@ -99,17 +99,15 @@ def names(tables: Iterable[Mapping[str, str]]) -> list[str]:
     return [*own, *(variable for table in tables for variable in table)]
 
 
-def replica_url(number: int) -> str:
-    """The variable that says where the database is on a standby."""
-    return f"DATABASE_REPLICA{number if number > 1 else ''}_URL"
+def replica_word(number: int) -> str:
+    """What addresses on a standby are called: of the first without its number."""
+    return REPLICA if number == 1 else f"{REPLICA}{number}"
 
 
 def _replica_urls() -> dict[str, str]:
     """Variable → what its address is called, of all standbys that there can be."""
-    return {
-        replica_url(number): REPLICA if number == 1 else f"{REPLICA}{number}"
-        for number in range(1, MOST_REPLICAS + 1)
-    }
+    words = [replica_word(number) for number in range(1, MOST_REPLICAS + 1)]
+    return {f"DATABASE_{word.upper()}_URL": word for word in words}
 
 
 def numbered(tables: Iterable[Mapping[str, str]], each: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from harness.config.environment import DEFAULT, REPLICA
+from harness.config.environment import DEFAULT, replica_word
 from harness.databases.address import Addressed
 from harness.dsn import Dsn
 from harness.errors import ConfigError
@@ -27,11 +27,6 @@ def replicas(name: str, dsns: Sequence[Dsn]) -> tuple[Replica, ...]:
     return tuple(Replica(name, dsn, number) for number, dsn in enumerate(dsns, 1))
 
 
-def word(number: int) -> str:
-    """What a standby is called in templates and variables: the first has no number."""
-    return REPLICA if number == 1 else f"{REPLICA}{number}"
-
-
 def words(databases: Mapping[str, Sequence[Dsn]]) -> dict[str, Dsn]:
     """Addresses on standbys by the words that variables' templates name them with: ``"replica"``, ``"replica2"``,
     ``"analytics.replica"``.
@@ -40,7 +35,7 @@ def words(databases: Mapping[str, Sequence[Dsn]]) -> dict[str, Dsn]:
         databases: name → its address on each standby.
     """
     return {
-        (word(number) if name == DEFAULT else f"{name}.{word(number)}"): dsn
+        (replica_word(number) if name == DEFAULT else f"{name}.{replica_word(number)}"): dsn
         for name, dsns in databases.items()
         for number, dsn in enumerate(dsns, 1)
     }
