@@ -4,6 +4,7 @@ is in, and what they do is none of a test's business once it has ended."""
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from harness.errors import LeaseInUse, ServerRefused
 from harness.postgres import databases, ending, names, sqlstate
@@ -26,10 +27,13 @@ def workers(session: Session, database: str) -> list[int]:
     return session.column(_WORKERS, (database,))
 
 
-def end(session: Session, database: str) -> None:
+def end(session: Session, database: str, *, but: Sequence[int] = ()) -> None:
     """End the background workers of a database, and let none in any more: it is about to be renamed, or copied.
 
-    Nothing is done where there is none.
+    Nothing is done where there is none. Else all other sessions there end too.
+
+    Args:
+        but: pids of sessions that stay.
 
     Raises:
         LeaseInUse: one comes back again and again.
@@ -39,15 +43,18 @@ def end(session: Session, database: str) -> None:
             return
         # Before: whoever starts them would start them again.
         session.execute(f"alter database {ident(database)} with allow_connections false")
-        ending.end_all(session, database)
+        ending.end_all(session, database, but=but)
     raise LeaseInUse(
         f"background workers do not let go of database {database}",
         sessions=[f"pid {pid}" for pid in workers(session, database)],
     )
 
 
-def shut(session: Session, database: str) -> None:
-    """Let nobody into a database that is about to be renamed: a worker may come at any moment. :func:`open_again` undoes it.
+def shut(session: Session, database: str, *, but: Sequence[int] = ()) -> None:
+    """Let nobody into a database that is about to be renamed, or copied: a worker may come at any moment. :func:`open_again` undoes it.
+
+    Args:
+        but: pids of sessions that stay.
 
     Raises:
         LeaseInUse: as :func:`end`.
@@ -59,7 +66,7 @@ def shut(session: Session, database: str) -> None:
         if error.sqlstate != sqlstate.INVALID_CATALOG_NAME:
             raise
         return
-    end(session, database)
+    end(session, database, but=but)
 
 
 def open_again(session: Session, database: str) -> None:

@@ -186,6 +186,9 @@ class Build:
     def _freeze(self, name: str, created_roles: list[str], seconds: float) -> Label:
         session = self.session
         with Session.connect(session.dsn.with_database(name)) as inside:
+            if background.scheduler_database(session) == name:
+                # A job that ran from here on would move a sequence that is settled, and what it wrote would be in every clone.
+                background.shut(session, name, but=[inside.pid])
             settled = settle_sequences(inside)
             if not self.probe_strategy:
                 namespaces.make_temporary(inside)

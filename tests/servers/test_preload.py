@@ -14,7 +14,7 @@ from fix_servers import binaries_of
 from harness.config.load import load
 from harness.config.project import Project
 from harness.config.settings import Settings
-from harness.databases import background
+from harness.databases import background, builder
 from harness.errors import ConfigError, MigrationError, ServerStartError
 from harness.postgres import databases, names
 from harness.postgres.session import Session
@@ -219,6 +219,32 @@ def test_with_a_server_for_each_worker_its_jobs_run_and_a_reset_ends_them(
         assert lease.renew().strategy == "clone"
         assert "runs no jobs on this server any more" in caplog.text
         lease.release()
+
+
+@pytest.mark.server
+@needs_pg_cron
+def test_no_job_runs_in_a_template_that_is_being_finished(
+    new_project: Callable[..., tuple[Settings, dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, environ = new_project(
+        MIGRATION + "select cron.schedule('start', '@reboot', 'insert into ticks select now()');",
+        isolation="server",
+    )
+    began: list[bool] = []
+
+    def slowly(inside: Session) -> bool:
+        """As it is, and then the scheduler has time for its first job."""
+        settled = databases.settle_sequences(inside)
+        deadline = time.monotonic() + 3
+        while not inside.value("select is_called from cron.runid_seq") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        began.append(inside.value("select is_called from cron.runid_seq"))
+        return settled
+
+    monkeypatch.setattr(builder, "settle_sequences", slowly)
+    with Run.open_with(settings, environ) as run:
+        assert began == [False]
+        run.lease(watch=True).release()
 
 
 @pytest.mark.server
