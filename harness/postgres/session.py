@@ -143,6 +143,8 @@ class Session:
     def __init__(self, connection: Connection, dsn: Dsn) -> None:
         self.connection = connection
         self.dsn = dsn
+        # Now: a connection that was closed says nothing any more, not even this, and raises what is no error of ours.
+        self._version = connection.info.server_version
 
     @classmethod
     def connect(
@@ -227,7 +229,7 @@ class Session:
     @property
     def server_version(self) -> int:
         """As ``server_version_num``: 150018 is 15.18."""
-        return self.connection.info.server_version
+        return self._version
 
     @property
     def closed(self) -> bool:

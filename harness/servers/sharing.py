@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from harness.errors import ServerLost
+
 if TYPE_CHECKING:
     from harness.postgres.session import Session
     from harness.servers.port import ServerInfo
@@ -53,7 +55,11 @@ def told(session: Session, info: ServerInfo) -> str:
     # What lies below a container's files, only its daemon knows.
     if info.backend != "process" or info.storage != "disk" or session.server_version // 10000 < SINCE:
         return ""
-    if session.value("select current_setting('file_copy_method', true)") != "clone":
+    try:
+        if session.value("select current_setting('file_copy_method', true)") != "clone":
+            return ""
+    except ServerLost:
+        # A session that was lost meanwhile is no reason not to run: whoever needs one logs in again.
         return ""
     # Somebody may have set it himself, where the file system cannot.
     return ", clones share blocks" if can(Path(info.handle)) else ""

@@ -176,7 +176,8 @@ def test_a_restore_that_is_not_worth_it_without_a_truncate_is_a_clone(
     with pytest.MonkeyPatch.context() as patched:
         # More than the rows take, and less than 20,000 deletions besides.
         patched.setattr(ResetEngine, "_worth", 50.0)
-        with pytest.raises(RecloneNeeded, match="a clone is worth"):
+        # After a checkpoint there are whole pages in the log, which then is too much to read.
+        with pytest.raises(RecloneNeeded, match=r"a clone is worth|cost more than a clone"):
             case.reset()
     case.bench.reclone()
 
