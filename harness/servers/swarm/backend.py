@@ -351,23 +351,28 @@ class SwarmBackend(Backend):
         lock alone.
 
         Args:
-            ended: a task that counts as none, whatever the Swarm says of it.
+            ended: a task that is nobody's any more, whatever the Swarm says of it.
         """
         service = self.cluster.service(handle)
         if service is None:
             return
         nodes = self.cluster.nodes()
-        alive = [task for task in self.cluster.tasks(handle) if _there(task, nodes) and task.id != ended]
+        there = [task for task in self.cluster.tasks(handle) if _there(task, nodes)]
+        alive = [task for task in there if task.id != ended]
         note = self.note_of(service)
         if note is None or not alive:
             self.remove(service)
             return
         if ended in note.claims:
-            note = note.released(ended)
+            note = note.left(ended) if len(there) > len(alive) else note.released(ended)
             self.note(service, note)
-        claimed = sum(task.id in note.claims for task in alive)
+        claimed = sum(bool(note.claims.get(task.id)) for task in alive)
         if spec.is_group(service.labels.get(f"{LABEL}.purpose", "")) and not claimed + note.waiters:
             self.remove(service)
+            return
+        if len(there) > len(alive):
+            # It hangs, or its node is gone and the Swarm has not noticed: it counts there, and a smaller number would end
+            # another worker's server instead.
             return
         if any(task.state != "running" and not task.unplaced for task in alive):
             # Of those that do not run the newest would go first: another worker's start.

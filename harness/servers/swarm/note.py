@@ -25,7 +25,7 @@ class Note:
         password: of the superuser, the same on all its servers.
         certificate: of its servers, PEM; empty where they have none.
         names: what that certificate is for: the addresses of the nodes that there were.
-        claims: task → purpose of the worker that has it.
+        claims: task → purpose of the worker that has it; empty: nobody has it any more, and it does not end.
         waiting: purpose of a worker that waits for a server → the number of its process.
     """
 
@@ -47,6 +47,10 @@ class Note:
     def claimed(self, task: str, purpose: str) -> Note:
         """With a server that a worker has."""
         return replace(self.waits_no_more(purpose), claims={**self.claims, task: purpose})
+
+    def left(self, task: str) -> Note:
+        """With a server that nobody has any more, although it counts as one that runs: nobody else may take it."""
+        return replace(self, claims={**self.claims, task: ""})
 
     def released(self, task: str) -> Note:
         """Without it."""
