@@ -42,7 +42,7 @@ LOCKED = 120.0
 """Seconds to wait for others of this checkout that change a service."""
 
 LEFT = 15 * 60.0
-"""Seconds after which a secret or a config that no service uses is nobody's work in progress."""
+"""Seconds after which a secret or a config that no service uses, and nothing here is noted of, is nobody's work in progress."""
 
 _NOWHERE = Dsn("127.0.0.1", 1, "postgres", "", "postgres")
 
@@ -239,15 +239,29 @@ class SwarmBackend(Backend):
         )
 
     def _ready(self, request: ServerRequest) -> Service | None:
-        """The service of that name, if it can be used: one whose servers have ended, or whose password is lost, is removed."""
+        """The service of that name, if it can be used; one whose servers have ended is removed.
+
+        Raises:
+            BackendError: its password is not known here, and others may be using it.
+        """
         group = spec.group_of(request.purpose)
         for service in self._services(request.project, group):
             note = self.note_of(service)
             tasks = self.cluster.tasks(service.id)
+            if note is None and not (tasks and all(task.ended for task in tasks) and group != "up"):
+                raise self._not_noted(service, group)
             if note is not None and (group != request.purpose or any(task.alive for task in tasks)):
                 return service
             self.remove(service)
         return None
+
+    def _not_noted(self, service: Service, group: str) -> BackendError:
+        command = "pg-harness down" if group == "up" else "pg-harness down --all"
+        return BackendError(
+            f"the service {service.name} of the Swarm is there, and its password is not noted in {self._notes.folder}: it was "
+            "started with another state folder (PGHARNESS_STATE_DIR) or by another machine or version, or the note was removed. "
+            f"It was not replaced, because others may be using it: `{command}` ends it, with its data."
+        )
 
     def _create(self, request: ServerRequest) -> Service:
         daemon, nodes = self._daemon, self.cluster.nodes()
@@ -259,7 +273,7 @@ class SwarmBackend(Backend):
         mark = secrets.token_hex(6)
         names = tuple(sorted({node.address for node in nodes.values() if node.address}))
         certificate, key = _certificate(names)
-        note = Note(str(request.root), request.password, certificate, names)
+        note = Note(str(request.root), request.password, certificate, names, swarm=self.cluster.id)
         self._note(mark, note)
         labels = {**self.settings.swarm_labels, **spec.labels_of(request, made_of, mark)}
         try:
@@ -308,7 +322,8 @@ class SwarmBackend(Backend):
         if others and task:
             self._end_one(handle, task, info)
         with self.alone():
-            self.tidy(handle, ended=task)
+            # Without its password none of its servers can be ended by itself: whoever ends one nevertheless ends all.
+            self.tidy(handle, ended=task, whole=not info.dsn.password)
 
     def _end_one(self, handle: str, task: str, info: ServerInfo) -> None:
         """Have one server of several end itself: a smaller number of replicas alone would leave it to the Swarm which one ends."""
@@ -346,12 +361,13 @@ class SwarmBackend(Backend):
             # at a service that is changed, be it into what it was.
             self.cluster.change(handle, lambda _: True)
 
-    def tidy(self, handle: str, *, ended: str = "") -> None:
+    def tidy(self, handle: str, *, ended: str = "", whole: bool = False) -> None:
         """Remove a service of which nobody has a server, or waits for one; else have it no more replicas than servers. Under the
         lock alone.
 
         Args:
             ended: a task that is nobody's any more, whatever the Swarm says of it.
+            whole: whether a service that nothing is noted of is removed although others of its servers may be used.
         """
         service = self.cluster.service(handle)
         if service is None:
@@ -360,8 +376,13 @@ class SwarmBackend(Backend):
         there = [task for task in self.cluster.tasks(handle) if _there(task, nodes)]
         alive = [task for task in there if task.id != ended]
         note = self.note_of(service)
-        if note is None or not alive:
+        if not alive or (note is None and whole):
             self.remove(service)
+            return
+        if note is None:
+            logger.warning(
+                "swarm: nothing is noted any more of the service %s, and others may be using it", service.name
+            )
             return
         if ended in note.claims:
             note = note.left(ended) if len(there) > len(alive) else note.released(ended)
@@ -429,8 +450,8 @@ class SwarmBackend(Backend):
         """Remove what was kept for a service that is gone."""
         if not mark:
             return
-        for kind, handle, _ in self.cluster.files([f"{spec.NOTE}={mark}"]):
-            self.cluster.remove_file(kind, handle)
+        for file in self.cluster.files([f"{spec.NOTE}={mark}"]):
+            self.cluster.remove_file(file.kind, file.id)
         self._notes.forget(mark)
 
     def leftovers(self) -> Sequence[str]:
@@ -450,15 +471,24 @@ class SwarmBackend(Backend):
                     continue
                 self.remove(service)
                 gone.append(service.name)
+            noted = self._notes.marks()
             labels = [f"{spec.BACKEND}=swarm", f"{LABEL}.project={self._project.id}"]
-            for kind, handle, its in self.cluster.files(labels):
-                if its.get(f"{LABEL}.owner", docker_spec.owner()) != docker_spec.owner():
+            for file in self.cluster.files(labels):
+                mark = file.labels.get(spec.NOTE, "")
+                if (
+                    file.labels.get(f"{LABEL}.owner", docker_spec.owner()) != docker_spec.owner()
+                    or mark in known
+                ):
                     continue
-                # Their service is made after them, under this lock.
-                if its.get(spec.NOTE) not in known and self.cluster.remove_file(kind, handle):
-                    gone.append(f"the {kind} {handle} of the Swarm")
-            for mark in self._notes.marks():
-                if mark not in known:
+                # Their service is made after them: under this lock, or under that of another state folder.
+                if mark not in noted and self.cluster.now() - file.created < LEFT:
+                    continue
+                if self.cluster.remove_file(file.kind, file.id):
+                    gone.append(f"the {file.kind} {file.id} of the Swarm")
+            for mark in noted:
+                note = self._notes.read(mark)
+                # What this Swarm does not know may be another one's, which this checkout uses by turns.
+                if mark not in known and note is not None and note.swarm == self.cluster.id:
                     self._notes.forget(mark)
         return gone
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from harness.errors import BackendError, BackendUnavailable
@@ -203,6 +205,27 @@ class Service:
         return tuple((self.spec["TaskTemplate"].get("Placement") or {}).get("Constraints") or ())
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A secret or a config.
+
+    Attributes:
+        kind: ``"secret"`` or ``"config"``.
+        created: when, in seconds since 1970 by the manager's clock.
+    """
+
+    kind: str
+    id: str
+    labels: Mapping[str, str]
+    created: float
+
+    @classmethod
+    def of(cls, kind: str, told: Mapping[str, Any]) -> Kept:
+        """As the manager's interface tells it."""
+        created = datetime.fromisoformat(str(told["CreatedAt"])).timestamp()
+        return cls(kind, str(told["ID"]), told["Spec"].get("Labels") or {}, created)
+
+
 class Cluster:
     """What is asked of a manager. Every error of its client becomes one of ours.
 
@@ -213,6 +236,16 @@ class Cluster:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._api = daemon.client.api
+
+    @property
+    def id(self) -> str:
+        """The Swarm's own, which each of its managers tells."""
+        told = self._daemon.about().get("Swarm") or {}
+        return str((told.get("Cluster") or {}).get("ID") or "")
+
+    def now(self) -> float:
+        """Seconds since 1970, by the manager's clock."""
+        return time.time() + self._daemon.ahead()
 
     def nodes(self) -> dict[str, Node]:
         """Id → node.
@@ -255,7 +288,7 @@ class Cluster:
             spec: as the interface takes it.
 
         Raises:
-            Taken: there is one of that name.
+            BackendError: there is one of that name, or what it is made of is refused.
         """
         with asked(self._daemon, "create a service"):
             made = self._api.create_service(
@@ -317,13 +350,13 @@ class Cluster:
         with asked(self._daemon, "keep a file"):
             return str(self._api.create_config(name, content, labels=dict(labels))["ID"])
 
-    def files(self, labels: Sequence[str]) -> list[tuple[str, str, Mapping[str, str]]]:
-        """(``"secret"`` or ``"config"``, id, labels) of what was kept with these labels."""
+    def files(self, labels: Sequence[str]) -> list[Kept]:
+        """The secrets and configs that were kept with these labels."""
         with asked(self._daemon, "list its secrets and configs"):
             filters = {"label": list(labels)}
             found = [("secret", told) for told in self._api.secrets(filters=filters)]
             found += [("config", told) for told in self._api.configs(filters=filters)]
-        return [(kind, str(told["ID"]), told["Spec"].get("Labels") or {}) for kind, told in found]
+        return [Kept.of(kind, told) for kind, told in found]
 
     def remove_file(self, kind: str, handle: str) -> bool:
         """Remove a secret or a config; False where a service still uses it."""

@@ -24,6 +24,7 @@ class Note:
         root: the checkout's path: the note is forgotten where that is gone.
         password: of the superuser, the same on all its servers.
         certificate: of its servers, PEM; empty where they have none.
+        swarm: the Swarm's own id: another one does not know the service, and what is noted of it stays.
         names: what that certificate is for: the addresses of the nodes that there were.
         claims: task → purpose of the worker that has it; empty: nobody has it any more, and it does not end.
         waiting: purpose of a worker that waits for a server → the number of its process.
@@ -35,6 +36,7 @@ class Note:
     names: tuple[str, ...] = ()
     claims: Mapping[str, str] = field(default_factory=dict)
     waiting: Mapping[str, int] = field(default_factory=dict)
+    swarm: str = ""
 
     def waits(self, purpose: str) -> Note:
         """With one worker more that waits: this process's."""

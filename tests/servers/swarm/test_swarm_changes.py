@@ -12,14 +12,14 @@ import pytest
 
 from harness.config.load import load
 from harness.config.project import Project
-from harness.errors import ServerLost
+from harness.errors import BackendError, ServerLost
 from harness.servers.docker import spec as docker_spec
 from harness.servers.docker.spec import LABEL
-from harness.servers.port import ServerInfo
+from harness.servers.port import ServerInfo, ServerRequest
 from harness.servers.swarm import backend as backend_
 from harness.servers.swarm import spec
 from harness.servers.swarm.backend import SwarmBackend
-from harness.servers.swarm.cluster import Node, Service, Task
+from harness.servers.swarm.cluster import Kept, Node, Service, Task
 from harness.servers.swarm.note import Note, Notes
 
 NODE = Node("n1", "db1", "192.0.2.7", "ready", "active", "", 2**34, "x86_64")
@@ -37,6 +37,7 @@ class StubCluster:
     id: str = "swarm-a"
     there: Service | None = None
     placed: list[Task] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
 
     def have(self, project: Project, group: str, tasks: Sequence[Task], ttl: str = "60") -> Service:
         labels = {
@@ -80,8 +81,15 @@ class StubCluster:
     def remove(self, _: str) -> None:
         self.there, self.placed = None, []
 
-    def files(self, _: Sequence[str]) -> list[Any]:
-        return []
+    def files(self, _: Sequence[str]) -> list[Kept]:
+        return list(self.kept)
+
+    def remove_file(self, kind: str, handle: str) -> bool:
+        self.kept = [file for file in self.kept if (file.kind, file.id) != (kind, handle)]
+        return True
+
+    def now(self) -> float:
+        return 1e9
 
     @property
     def left(self) -> list[str]:
@@ -117,7 +125,11 @@ def info_of(backend: SwarmBackend, handle: str) -> ServerInfo:
 
 
 def test_a_server_that_cannot_be_told_to_end_costs_no_other_worker_its_own(
-    backend: SwarmBackend, cluster: StubCluster, project: Project, notes: Notes, monkeypatch: pytest.MonkeyPatch
+    backend: SwarmBackend,
+    cluster: StubCluster,
+    project: Project,
+    notes: Notes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its node is gone, and the Swarm still counts it: a smaller number would be another one's end."""
 
@@ -160,3 +172,85 @@ def test_a_service_goes_with_its_last_worker_although_a_server_of_it_hangs(
     backend.tidy("s1", ended="t2")
     assert cluster.there is None
     assert notes.marks() == []
+
+
+def request(project: Project, purpose: str) -> ServerRequest:
+    return ServerRequest(project.id, purpose, "id", Path(project.settings.root), "secret")
+
+
+@pytest.mark.parametrize(
+    ("purpose", "ends"), [("up", "`pg-harness down` ends"), (f"{GROUP}-gw1", "`pg-harness down --all` ends")]
+)
+def test_a_service_that_is_noted_elsewhere_is_not_replaced(
+    backend: SwarmBackend, cluster: StubCluster, project: Project, purpose: str, ends: str
+) -> None:
+    """Another state folder may know it: a person's databases, or a run, would go with it."""
+    cluster.have(project, spec.group_of(purpose), [running("t1")])
+    with pytest.raises(
+        BackendError, match=r"password is not noted in .*/swarm.*It was not replaced"
+    ) as caught:
+        backend.start(request(project, purpose))
+    assert ends in str(caught.value)
+    assert cluster.left == ["t1"]
+    # Nor one whose first task is not there yet.
+    cluster.placed = []
+    with pytest.raises(BackendError, match="It was not replaced"):
+        backend.start(request(project, purpose))
+    assert cluster.there is not None
+    # Who ends it ends it: it is listed, without a password.
+    cluster.placed = [running("t1"), running("t2", 2)]
+    backend.stop(info_of(backend, "t1"))
+    assert cluster.there is None
+
+
+def test_a_run_s_service_whose_servers_have_ended_is_replaced_without_its_note(
+    backend: SwarmBackend, cluster: StubCluster, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.have(project, GROUP, [replace(running("t1"), state="complete", wanted=False)])
+
+    def create(_: object) -> None:
+        assert cluster.there is None
+        raise ServerLost("as far as it goes here")
+
+    monkeypatch.setattr(backend, "_create", create)
+    with pytest.raises(ServerLost, match="as far"):
+        backend.start(request(project, f"{GROUP}-gw1"))
+
+
+def test_a_worker_that_ends_leaves_the_servers_of_others_although_the_note_is_lost(
+    backend: SwarmBackend, cluster: StubCluster, project: Project, notes: Notes, told: list[str]
+) -> None:
+    cluster.have(project, GROUP, [running("t1", 1), running("t2", 2)])
+    notes.write("ab12", Note("/shop", "secret").claimed("t1", f"{GROUP}-gw1").claimed("t2", f"{GROUP}-gw2"))
+    info = info_of(backend, "t1")
+    notes.forget("ab12")
+    cluster.becomes("t1", state="complete")
+    backend.stop(info)
+    assert cluster.left == ["t2"]
+    assert any("nothing is noted any more of the service pg-harness-s" in line for line in told)
+
+
+def test_leftovers_of_one_swarm_are_not_another_s(
+    backend: SwarmBackend, cluster: StubCluster, project: Project, notes: Notes
+) -> None:
+    """A checkout may use two by turns: what is noted of the other's servers is their only password."""
+    notes.write("aa11", Note("/shop", "secret", "PEM", swarm="swarm-b"))
+    notes.write("bb22", Note("/shop", "secret", "PEM", swarm=cluster.id))
+    (notes.folder / "cc33.json").write_text('{"format": 2}')
+    assert backend.leftovers() == []
+    assert notes.marks() == ["aa11", "cc33"]
+    assert notes.certificate("aa11").exists()
+    assert not notes.certificate("bb22").exists()
+
+
+def test_files_of_a_service_that_is_being_made_under_another_state_folder_stay(
+    backend: SwarmBackend, cluster: StubCluster, notes: Notes
+) -> None:
+    notes.write("bb22", Note("/shop", "secret", swarm=cluster.id))
+    cluster.kept = [
+        Kept("secret", "being-made", {spec.NOTE: "dd44"}, cluster.now() - 60),
+        Kept("secret", "left", {spec.NOTE: "ee55"}, cluster.now() - backend_.LEFT - 1),
+        Kept("config", "cut-off", {spec.NOTE: "bb22"}, cluster.now()),
+    ]
+    assert backend.leftovers() == ["the secret left of the Swarm", "the config cut-off of the Swarm"]
+    assert [file.id for file in cluster.kept] == ["being-made"]
