@@ -39,6 +39,12 @@ def claim(session: Session, purpose: str) -> bool:
     return True
 
 
+def holder(session: Session) -> str:
+    """The purpose of the worker that has claimed the server; "somebody" where that is not told."""
+    told = session.value("select obj_description(to_regnamespace(%s), 'pg_namespace')", (CLAIMED,))
+    return str(told or "somebody")
+
+
 def shut_down(session: Session) -> None:
     """Have the server end itself, cleanly: its task is complete then, and the Swarm starts no other for it."""
     # The answer may not come any more.

@@ -14,7 +14,7 @@ from harness.postgres.session import greet
 from harness.servers import defaults
 from harness.servers.port import ServerInfo, ServerRequest
 from harness.servers.swarm import spec
-from harness.servers.swarm.claim import claim
+from harness.servers.swarm.claim import claim, holder
 from harness.servers.swarm.cluster import Node, Service, Task
 from harness.servers.swarm.note import Note
 
@@ -143,17 +143,19 @@ class Placing:
         with session:
             if not self._grouped:
                 return info
-            if not claim(session, self._request.purpose):
-                return None
-        self._note_claim(task)
-        return replace(info, purpose=self._request.purpose)
+            ours = claim(session, self._request.purpose)
+            owner = self._request.purpose if ours else holder(session)
+        # Another's too: killed before it noted that, it would leave a server that looks free, and none is asked for in its place.
+        self._note_claim(task, owner)
+        return replace(info, purpose=owner) if ours else None
 
-    def _note_claim(self, task: Task) -> None:
+    def _note_claim(self, task: Task, owner: str) -> None:
         """So that others know it without a log-in."""
         assert self._service is not None
         with self._backend.alone():
-            if (note := self._backend.note_of(self._service)) is not None:
-                self._backend.note(self._service, note.claimed(task.id, self._request.purpose))
+            note = self._backend.note_of(self._service)
+            if note is not None and task.id not in note.claims:
+                self._backend.note(self._service, note.claimed(task.id, owner))
 
     # --- what may go wrong ---------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from harness.servers.docker import spec as docker_spec
 from harness.servers.docker.spec import LABEL
 from harness.servers.port import ServerInfo, ServerRequest
 from harness.servers.swarm import backend as backend_
-from harness.servers.swarm import spec
+from harness.servers.swarm import placing, spec
 from harness.servers.swarm.backend import SwarmBackend
 from harness.servers.swarm.cluster import Kept, Node, Service, Task
 from harness.servers.swarm.note import Note, Notes
@@ -87,6 +87,9 @@ class StubCluster:
     def remove_file(self, kind: str, handle: str) -> bool:
         self.kept = [file for file in self.kept if (file.kind, file.id) != (kind, handle)]
         return True
+
+    def log(self, _: str, **__: object) -> list[str]:
+        return []
 
     def now(self) -> float:
         return 1e9
@@ -254,3 +257,38 @@ def test_files_of_a_service_that_is_being_made_under_another_state_folder_stay(
     ]
     assert backend.leftovers() == ["the secret left of the Swarm", "the config cut-off of the Swarm"]
     assert [file.id for file in cluster.kept] == ["being-made"]
+
+
+def test_a_claim_that_was_never_noted_is_no_free_server(
+    backend: SwarmBackend,
+    cluster: StubCluster,
+    project: Project,
+    notes: Notes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its worker was killed before it could: the next one asks for a server of its own, and does not wait for that one."""
+    cluster.have(project, GROUP, [running("t1")])
+    notes.write("ab12", Note("/shop", "secret"))
+    monkeypatch.setattr(placing, "greet", lambda dsn, server_id, timeout: StubSession(server_id))
+    monkeypatch.setattr(placing, "claim", lambda session, purpose: session.server_id != "t1")
+    monkeypatch.setattr(placing, "holder", lambda session: f"{GROUP}-gw0", raising=False)
+    found = backend.start(replace(request(project, f"{GROUP}-gw1"), start_timeout=3))
+    assert found.server_id != "t1"
+    assert found.purpose == f"{GROUP}-gw1"
+    noted = notes.read("ab12")
+    assert noted is not None
+    assert noted.claims == {"t1": f"{GROUP}-gw0", found.server_id: f"{GROUP}-gw1"}
+    assert noted.waiters == 0
+
+
+@dataclass
+class StubSession:
+    """A session on the server of one task."""
+
+    server_id: str
+
+    def __enter__(self) -> StubSession:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None

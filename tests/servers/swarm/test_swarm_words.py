@@ -13,7 +13,7 @@ from harness.errors import BackendUnavailable, ConfigError
 from harness.postgres.session import Session, lock_key
 from harness.servers import drift, registry
 from harness.servers.swarm import spec
-from harness.servers.swarm.claim import claim, shut_down
+from harness.servers.swarm.claim import claim, holder, shut_down
 from harness.servers.swarm.cluster import Node, Task
 from harness.servers.swarm.note import Note, Notes
 
@@ -105,8 +105,7 @@ def test_one_of_two_claims_wins_and_the_server_ends_itself(new_checkout: Callabl
             # As if the other had looked before the first was done.
             other.execute("create schema pgh_free")
             assert not claim(other, "run-1234abcd-gw1")
-            said = other.value("select obj_description(to_regnamespace('pgh_claimed'))")
-            assert said == "run-1234abcd-gw0"
+            assert holder(other) == "run-1234abcd-gw0"
             shut_down(other)
         with pytest.raises(Exception, match=r"terminat|closed|not there"):
             server.session.value("select pg_sleep(10)")
