@@ -44,8 +44,8 @@ def is_group(purpose: str) -> bool:
 
 
 def name_of(request: ServerRequest) -> str:
-    """What the service is called; there is at most one of a checkout and purpose."""
-    return f"pg-harness-{request.project}-{group_of(request.purpose)}"
+    """What the service is called; there is at most one of a checkout, user and purpose: several users may have one checkout."""
+    return "-".join(filter(None, ("pg-harness", request.project, docker.owner(), group_of(request.purpose))))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def files(request: ServerRequest, made_of: docker.ContainerSpec, *, certificate:
         found += [File(name, content, 0o755) for name, content in docker.script_files()]
         brought = request.files.get(made_of.machine, {})
         found += [File(name, content, 0o644) for name, content in brought.items()]
-    found.append(File("settings", docker.settings_of(request, made_of), 0o644))
+    # A setting may hold a password; the server's user reads it.
+    found.append(File("settings", docker.settings_of(request, made_of), 0o444, secret=True))
     found.append(File("password", request.password.encode() + b"\n", 0o400, secret=True))
     if certificate:
         found.append(File("server.crt", certificate.encode(), 0o644))

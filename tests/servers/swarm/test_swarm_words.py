@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fix_backends import Checkout, docker
@@ -12,6 +15,8 @@ from harness.config.load import load
 from harness.errors import BackendUnavailable, ConfigError
 from harness.postgres.session import Session, lock_key
 from harness.servers import drift, registry
+from harness.servers.docker import spec as docker_spec
+from harness.servers.port import ServerRequest
 from harness.servers.swarm import spec
 from harness.servers.swarm.claim import claim, holder, shut_down
 from harness.servers.swarm.cluster import Node, Task
@@ -25,6 +30,34 @@ def test_workers_of_one_run_share_a_service_and_nobody_else() -> None:
         assert spec.group_of(purpose) == purpose
         assert not spec.is_group(purpose)
     assert spec.is_group("run-1234abcd")
+
+
+def test_two_users_of_one_checkout_have_services_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Swarm has each name once."""
+    names = set()
+    for user in (0, 1000, 4294967294):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        name = spec.name_of(ServerRequest("0123456789", "run-1234abcd-gw0", "", Path("/shop"), "secret"))
+        # Docker takes no longer one.
+        assert re.fullmatch(r"pg-harness-0123456789-[0-9]+-run-1234abcd", name)
+        assert len(name) < 64
+        names.add(name)
+    assert len(names) == 3
+
+
+def test_what_a_manager_shows_holds_no_setting() -> None:
+    """A setting may hold a password: configs are shown to whoever may look at them, secrets to nobody."""
+    request = ServerRequest(
+        "0123456789", "up", "", Path("/shop"), "s3cr3t", {"primary_conninfo": "password=t0psecret"}
+    )
+    image = SimpleNamespace(attrs={"Architecture": "amd64"}, labels={})
+    made_of = docker_spec.ContainerSpec(image, "postgres:17", "disk", 0, 0)
+    found = {file.name: file for file in spec.files(request, made_of, certificate="PEM", key="pr1vate")}
+    assert b"t0psecret" in found["settings"].content
+    shown = b"".join(file.content for file in found.values() if not file.secret)
+    assert not any(secret in shown for secret in (b"t0psecret", b"s3cr3t", b"pr1vate"))
+    # The server's own user reads it.
+    assert found["settings"].mounted("s1", "x")["File"]["Mode"] & 0o004
 
 
 def test_a_manager_that_listens_everywhere_knows_its_address_as_a_manager() -> None:
