@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from harness.postgres import databases
 from harness.postgres.session import Session
 from harness.runs.run import Run
 from harness.servers import inventory
-from harness.servers.pooler import front, notes, pgbouncer
+from harness.servers.pooler import front, keeper, notes, pgbouncer
 from harness.servers.port import ServerInfo
 
 pytestmark = [
@@ -354,6 +355,26 @@ def test_a_killed_keeper_takes_it_along(run: Run, lease: Lease) -> None:
     with lease.connect() as connection:
         assert connection.execute("select 1").fetchone() == (1,)
     assert noted(run).keeper != before.keeper
+
+
+def test_a_server_whose_machine_fell_silent_is_noticed(run: Run, tmp_path: Path) -> None:
+    """Nothing is said on its session then: the system has to ask, and asks after two hours where nobody tells it when."""
+    direct = run.server.admin_dsn
+    for options, idle in (({}, 15), ({"keepalives_idle": "7"}, 7)):
+        server = direct.with_options(options)
+        nowhere = tmp_path / "nowhere"
+        orders = keeper.Orders(
+            (), None, None, nowhere, nowhere, 1, server, run.server.info.server_id, None, nowhere
+        )
+        with subprocess.Popen(["true"]) as child:
+            link = keeper.Keeper(orders, child)._link
+        with link.session as session, socket.socket(fileno=os.dup(session.connection.fileno())) as wire:
+            assert wire.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            told = [
+                wire.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            ]
+            assert told == [idle, 5, 3]
 
 
 def test_it_ends_with_its_server_and_leaves_nothing(

@@ -40,6 +40,15 @@ START = 10.0
 LOOK = 1.0
 """Seconds between two looks at whether anybody uses it, at most."""
 
+KEEPALIVES = {
+    "keepalives": "1",
+    "keepalives_idle": "15",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+}
+"""Parameters of the session, but for those that the address has: a machine that fell silent says no word of its end, and the
+system would look after two hours only."""
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -112,7 +121,8 @@ class Keeper:
     def __init__(self, orders: Orders, child: subprocess.Popen[bytes]) -> None:
         self._orders = orders
         self._child = child
-        self._link = Link(orders.server, orders.server_id)
+        server = orders.server
+        self._link = Link(server.with_options({**KEEPALIVES, **server.options}), orders.server_id)
         self._idle_since = time.monotonic()
 
     def keep(self) -> None:
