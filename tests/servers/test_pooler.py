@@ -15,8 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import psycopg
 import pytest
@@ -30,7 +32,7 @@ from harness.config.project import Project
 from harness.config.state_file import StateFile
 from harness.databases.lease import Lease
 from harness.dsn import Dsn
-from harness.errors import BackendUnavailable, HarnessError
+from harness.errors import BackendUnavailable, HarnessError, ServerRefused, ServerStartError
 from harness.postgres import databases
 from harness.postgres.session import Session
 from harness.runs.run import Run
@@ -458,6 +460,61 @@ def test_a_program_that_does_not_start_is_an_error_with_its_log(
     )
     with pytest.raises(HarnessError, match=r"pgbouncer\) did not start: .*(ended at once|Permission)"):
         other.ensure()
+
+
+def test_an_attempt_that_fails_leaves_no_process(
+    folders: tuple[Path, Path], run: Run, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is noted nowhere, and would stay until the server ends: one whose console lets nobody in, and one at Ctrl-C."""
+    project = run.placement.project
+    other = front.Pooler(replace(project, id="f" * 10), run.server.info, connections=5)
+    launched: list[int] = []
+    launch = other._launch
+
+    def launching(config: pgbouncer.Config) -> int:
+        launched.append(launch(config))
+        assert len(bouncers(config.folder)) == 1
+        config.log.write_text("what it says\n")
+        return launched[-1]
+
+    def refused(_: Dsn) -> None:
+        raise ServerRefused("nobody gets in", sqlstate="08P01", statement="")
+
+    monkeypatch.setattr(other, "_launch", launching)
+    with monkeypatch.context() as patch:
+        patch.setattr(front, "ATTEMPTS", 2)
+        patch.setattr(front.Console, "connect", refused)
+        with pytest.raises(ServerStartError, match="nobody gets in") as caught:
+            other.ensure()
+    assert "what it says" in str(caught.value)
+    assert len(launched) == 2
+    assert [pid for pid in launched if processes.running(pid)] == []
+    assert bouncers(other._folder()) == []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *words: Any, **values: Any) -> None:
+            super().__init__(*words, **values)
+            started.append(self.pid)
+            answers, self.stdout = self.stdout, MagicMock()
+            self.stdout.__exit__.side_effect = lambda *_: answers.close()
+            self.stdout.readline.side_effect = self.wait_in_vain
+
+        def wait_in_vain(self) -> None:
+            until(lambda: bouncers(other._folder()) != [])
+            raise KeyboardInterrupt
+
+    def interrupted(config: pgbouncer.Config) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", Interrupted)
+            return launch(config)
+
+    started: list[int] = []
+    monkeypatch.setattr(other, "_launch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        other.ensure()
+    assert len(started) == 1
+    assert [pid for pid in started if processes.running(pid)] == []
+    assert bouncers(other._folder()) == []
 
 
 def test_in_front_of_somebody_elses_server_it_ends_with_the_last_run(

@@ -45,6 +45,9 @@ ATTEMPTS = 5
 OTHERS = 3.0
 """Seconds that the pooler of a server that has ended may take to end as well."""
 
+ENDING = 5.0
+"""Seconds that a keeper may take to end."""
+
 BUSY = 0.05
 """Seconds to wait for a database without open transactions to be set aside; where there are some, who waits ends them."""
 
@@ -280,6 +283,8 @@ class Pooler:
         admitted = list(dict.fromkeys([*self._lines(folder / "users.txt")[1:], *mine]))
         error: ServerStartError | None = None
         for attempt in range(ATTEMPTS):
+            # The keeper of the attempt before has removed it.
+            folder = self._folder()
             port = before.port if before is not None and attempt == 0 else free_port(ADDRESS)
             pool = min(
                 pgbouncer.POOL,
@@ -293,13 +298,21 @@ class Pooler:
             self._put(config.log, "")
             if certificates := self._info.dsn.options.get("sslrootcert"):
                 self._put(config.authority, Path(certificates).read_text())
+            log = ""
             try:
                 made = replace(made, keeper=self._launch(config))
-                self._console = Console.connect(self._dsn(made))
+                try:
+                    self._console = Console.connect(self._dsn(made))
+                    self._file.write(made)
+                except BaseException:
+                    # It is noted nowhere: it would stay until the server ends. Its files go with it.
+                    log = pgbouncer.log_tail(config.log)
+                    self._leave()
+                    notes.end(made)
+                    raise
             except (ServerStartError, ServerLost, ServerRefused) as why:
-                error = pgbouncer.did_not_start(why.message, pgbouncer.log_tail(config.log))
+                error = pgbouncer.did_not_start(why.message, log or pgbouncer.log_tail(config.log))
                 continue
-            self._file.write(made)
             self._notes = made
             self._tell(before, made)
             return
@@ -345,16 +358,20 @@ class Pooler:
             )
         assert process.stdin is not None
         assert process.stdout is not None
-        with process.stdin, process.stdout:
-            try:
-                process.stdin.write(json.dumps(asdict(orders), default=os.fspath).encode())
-                process.stdin.close()
-            except OSError:
-                pass  # It has ended, and says why below.
-            said = process.stdout.readline().decode().strip()
+        said = ""
+        try:
+            with process.stdin, process.stdout:
+                try:
+                    process.stdin.write(json.dumps(asdict(orders), default=os.fspath).encode())
+                    process.stdin.close()
+                except OSError:
+                    pass  # It has ended, and says why below.
+                said = process.stdout.readline().decode().strip()
+        finally:
+            # Also where Ctrl-C came meanwhile: nobody else knows its number.
+            if said != "ready":
+                _end(process)
         if said != "ready":
-            process.kill()
-            process.wait()
             raise ServerStartError(said or "its keeper ended at once")
         # Nobody waits for it: it is init's as soon as we end.
         process.returncode = 0
@@ -425,6 +442,16 @@ class Pooler:
     def __repr__(self) -> str:
         where = f"port {self._notes.port}" if self._notes is not None else "not asked for yet"
         return f"<Pooler {where}, in front of {self._info.description}>"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a keeper and what it has started, which it ends itself, if it can."""
+    process.terminate()
+    try:
+        process.wait(timeout=ENDING)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _for_clients(direct: Dsn) -> dict[str, str]:

@@ -59,7 +59,7 @@ def end_all(folder: Path, *, runs: bool) -> list[str]:
         notes = read(path)
         if notes is None or not (notes.purpose == "up" or (runs and notes.purpose)):
             continue
-        if _end(notes):
+        if end(notes):
             ended.append(f"{notes.program.told} on port {notes.port}")
         _remove(path, notes)
     return ended
@@ -108,7 +108,8 @@ def _keeps(notes: Notes) -> bool:
     return str(notes.folder).encode() in words
 
 
-def _end(notes: Notes) -> bool:
+def end(notes: Notes) -> bool:
+    """End a pooler by its keeper, and wait; whether it was there."""
     with processes.Process.of(notes.keeper, lambda: _keeps(notes)) as process:
         there = _keeps(notes)
         process.send(signal.SIGTERM)
