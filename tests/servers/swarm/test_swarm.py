@@ -72,6 +72,12 @@ def test_nobody_gets_in_without_tls_and_no_secret_is_told(site: Site, network: N
         told = site.inspect(site.services()[0])
         note = json.loads(next(Path(site.environ["PGHARNESS_STATE_DIR"]).glob("*/swarm/*.json")).read_text())
         assert len(note["password"]) == 48
+        # So that a gc at another Swarm does not forget it.
+        manager = site.engines[0]
+        assert note["swarm"] == manager.docker("info", "--format", "{{.Swarm.Cluster.ID}}").strip()
+        # A setting may hold a password.
+        assert "settings" not in manager.docker("config", "ls", "--format", "{{.Name}}")
+        assert "settings" in manager.docker("secret", "ls", "--format", "{{.Name}}")
         for engine in site.engines:
             for handle in engine.docker("ps", "-q").split():
                 told += engine.docker("inspect", handle) + engine.docker("exec", handle, "env")
