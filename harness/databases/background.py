@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from harness.errors import LeaseInUse, ServerRefused
 from harness.postgres import databases, ending, names, sqlstate
-from harness.postgres.session import Session, ident, literal
+from harness.postgres.session import CATALOG_ONLY, Session, ident, literal
 
 PATIENCE = 0.25
 """Seconds that a worker's transaction may go on into a reset: bookkeeping takes milliseconds, a job is ended."""
@@ -127,7 +127,7 @@ def stand_in(session: Session, project: str) -> None:
 
 def tell_scheduler(session: Session, database: str) -> None:
     """Have pg_cron read its jobs again, after a reset that put them back behind its back."""
-    with Session.connect(session.dsn.with_database(database)) as inside:
+    with Session.connect(session.dsn.with_database(database), settings=CATALOG_ONLY) as inside:
         if inside.value("select to_regclass('cron.job') is not null"):
             # Its trigger is the statement's, and needs no row.
             inside.execute("delete from cron.job where false")

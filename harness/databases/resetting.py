@@ -59,7 +59,13 @@ class DatabaseReset:
         *,
         reset_timeout: float,
         filler: Callable[[], Filler] | None = None,
+        rowless: str = "",
     ) -> None:
+        """
+        Args:
+            rowless: see :class:`harness.reset.engine.ResetEngine`.
+        """
+        self._rowless = rowless
         self._problem = self._missing = ""
         self._noted: Watermark | None = None
         self._watched = self._resumed = False
@@ -192,6 +198,7 @@ class DatabaseReset:
             role=self._role,
             reset_timeout=self._timeout,
             rewinder=Rewinder(schema, most_bytes=MOST_BYTES) if schema else None,
+            rowless=self._rowless,
         )
         # Until one was measured: a large database takes longer.
         engine.clone_ms = (

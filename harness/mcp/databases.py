@@ -22,9 +22,10 @@ from harness.runs import rewinding
 from harness.runs.bake import baked_base
 from harness.runs.places import Place
 from harness.runs.session import ServerSession
+from harness.sandbox import guests
 from harness.sandbox.sandbox import Sandbox
 from harness.servers import acquire, inventory
-from harness.servers.port import OF_AGENTS
+from harness.servers.port import OF_AGENTS, of_agents
 
 if TYPE_CHECKING:
     from harness.servers.port import ServerInfo
@@ -105,6 +106,9 @@ class AgentDatabases:
 
     def _opened(self, session: ServerSession) -> Sandbox:
         sandbox = Sandbox(session)
+        # On somebody else's server all databases lie side by side, and one role may own the developer's and ours.
+        if self.external or (CHANGE in self.allow and not of_agents(session.server.info.purpose)):
+            guests.note(self._project, session.link.server_id)
         held = [(LIFE, self.session)]
         if session.server.info.server_id:
             held.append(("server", session.server.info.server_id))

@@ -14,7 +14,7 @@ from harness.errors import LeaseInUse, ServerLost, ServerRefused
 from harness.postgres import ending, names, sqlstate
 from harness.postgres import label as labels
 from harness.postgres.label import Label
-from harness.postgres.session import Session, ident, literal
+from harness.postgres.session import CATALOG_ONLY, Session, ident, literal
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def _clear_inside(session: Session, name: str, limit: int) -> None:
     ours = 0 if session.superuser else -1
     session.execute(f"alter database {ident(name)} with allow_connections true connection limit {ours}")
     try:
-        inside = Session.connect(session.dsn.with_database(name))
+        inside = Session.connect(session.dsn.with_database(name), settings=CATALOG_ONLY)
     finally:
         session.execute(f"alter database {ident(name)} with allow_connections false connection limit {limit}")
     with inside:

@@ -95,6 +95,10 @@ def conninfo(dsn: Dsn, *, application_name: str = APPLICATION_NAME) -> dict[str,
     }
 
 
+CATALOG_ONLY: Mapping[str, str] = {"search_path": "pg_catalog"}
+"""Settings of an admin's session in a database that somebody else owns: there ``public.format(text, regclass)`` would be taken for
+PostgreSQL's own ``format``, whose arguments fit less well, and run with the admin's rights."""
+
 WAYS: dict[str, Callable[[], str]] = {}
 """What leads to servers that are not reached directly, by the servers' ids: each says that it has ended; else nothing."""
 

@@ -101,6 +101,7 @@ class ResetEngine:
         role: the application's role, whose settings are put back too.
         reset_timeout: seconds, see :class:`Limits`.
         rewinder: puts back pages, where the server has its module; None: rows only.
+        rowless: why no rows may be put back, where that is so: what pages do not bring back is for a clone.
         stage: called with the name of each stage; for tests.
 
     Attributes:
@@ -118,6 +119,7 @@ class ResetEngine:
         reset_timeout: float = 5.0,
         most_bytes: int = MOST_BYTES,
         rewinder: Rewinder | None = None,
+        rowless: str = "",
         stage: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.limits = Limits(reset_timeout, most_bytes)
@@ -129,6 +131,7 @@ class ResetEngine:
         self._pages = Pages(
             rewinder, self._connections, self._tracker, self._marks, lambda: self._look(force=True)
         )
+        self._rowless = rowless
         self._stage = stage
         self._based = False
         self._refilling = False
@@ -297,6 +300,9 @@ class ResetEngine:
                     "reading them would cost more than a clone"
                 )
             found, files = tracker.resolve(window)
+            # Before rows are read: a cast of an owner's is run by that.
+            if self._rowless and found.tables:
+                raise RecloneNeeded(self._rowless)
             baseline = tracker.baseline(found, may_truncate=met.may_truncate, worth=self._worth)
             todo = plan(found, baseline)
             if isinstance(todo, Reclone):

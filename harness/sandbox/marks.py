@@ -17,7 +17,7 @@ from harness.errors import LeaseError, LeaseLost, ServerRefused
 from harness.postgres import databases, ending, incarnation, names, sqlstate
 from harness.postgres.databases import Database, apply_statements, read_attributes, settle_sequences
 from harness.postgres.label import Label
-from harness.postgres.session import Session, ident
+from harness.postgres.session import CATALOG_ONLY, Session, ident
 from harness.reset.watermark import Watermark
 from harness.sandbox import closing
 
@@ -179,7 +179,7 @@ def _copy(
     noted = watermark_of(session, source, role)[0] if strategy == "file_copy" else None
     with closing.shut(session, source):
         databases.clone(session, copy, template=source, owner=owner, strategy=strategy)
-        with Session.connect(session.dsn.with_database(copy)) as inside:
+        with Session.connect(session.dsn.with_database(copy), settings=CATALOG_ONLY) as inside:
             settle_sequences(inside)
             unlogged = incarnation.label(inside)
         if noted is not None:
@@ -202,7 +202,7 @@ def _roll_back_prepared(session: Session, database: str) -> list[str]:
     found = ending.prepared_by_name(session, database)
     if not found:
         return []
-    with Session.connect(session.dsn.with_database(database)) as inside:
+    with Session.connect(session.dsn.with_database(database), settings=CATALOG_ONLY) as inside:
         for gid in found:
             ending.roll_back(inside, gid)
     return [f"prepared transaction {gid}" for gid in found]
@@ -274,7 +274,7 @@ def check(session: Session, saved: str, copy: Database) -> None:
     if labelled is None:
         # Of an earlier version: in which life it was made, nobody knows.
         open_up(session, copy.name)
-        with Session.connect(session.dsn.with_database(copy.name)) as inside:
+        with Session.connect(session.dsn.with_database(copy.name), settings=CATALOG_ONLY) as inside:
             labelled = incarnation.label(inside) and incarnation.UNKNOWN
         shut(session, copy.name)
     if incarnation.emptied(session, labelled):

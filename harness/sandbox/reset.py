@@ -21,7 +21,7 @@ from harness.postgres.session import Session
 from harness.reset.changes import Changes
 from harness.reset.report import ResetReport
 from harness.reset.watermark import Watermark
-from harness.sandbox import marks
+from harness.sandbox import guests, marks
 from harness.sandbox.marks import SavedMark
 from harness.sandbox.watermarks import Provenance, WatermarkStore
 
@@ -43,16 +43,18 @@ class MarkReset(DatabaseReset):
         *,
         strategy: str | None,
         reset_timeout: float,
+        rowless: str,
     ) -> None:
         """
         Args:
             name: what the mark is called.
             copy: the mark's copy of ``database``.
+            rowless: see :class:`harness.reset.engine.ResetEngine`.
         """
         dsn = clones.link.dsn.with_database(database.name)
         # Neither a template nor a claim of one is needed: what would use them is replaced here.
         stands_for = Template(copy.name, "", "", strategy=strategy)
-        super().__init__(clones, dsn, stands_for, Claim("", ""), reset_timeout=reset_timeout)
+        super().__init__(clones, dsn, stands_for, Claim("", ""), reset_timeout=reset_timeout, rowless=rowless)
         self._role = database.role
         self._name, self._copy, self._marked, self._strategy = name, copy, database, strategy
         self._is_open = False
@@ -94,6 +96,7 @@ class SandboxReset:
     def __init__(self, place: Place, name: str, mark: SavedMark | None, store: WatermarkStore) -> None:
         self._clones, self._store = place.session.clones, store
         self._timeout = place.session.settings.reset_timeout
+        rowless = guests.rowless(place)
         database = place.databases[name]
         self._database = self._stored_as = database.name
         if mark is None:
@@ -101,7 +104,9 @@ class SandboxReset:
             self._source = origin.name
             dsn = self._clones.link.dsn.with_database(database.name)
             claim = claim_of(place, database)
-            self._reset = DatabaseReset(self._clones, dsn, origin, claim, reset_timeout=self._timeout)
+            self._reset = DatabaseReset(
+                self._clones, dsn, origin, claim, reset_timeout=self._timeout, rowless=rowless
+            )
         else:
             copy = mark.databases[name]
             self._source = self._stored_as = copy.name
@@ -112,6 +117,7 @@ class SandboxReset:
                 database,
                 strategy=strategy_of(place),
                 reset_timeout=self._timeout,
+                rowless=rowless,
             )
         self._provenance = self._now()
         found = databases.find(self._clones.link.session, database.name)

@@ -1,0 +1,117 @@
+"""What an agent's own SQL makes us do as a superuser: nothing of it runs, whichever way a database is brought back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from fix_cli import Project
+from fix_mcp import agent, tell
+
+pytestmark = pytest.mark.server
+
+SLY = """
+create or replace function public.{name} language plpgsql as $$
+begin
+    create role evil superuser;
+    return {value};
+exception when others then return {value}; end $$;
+"""
+"""A function that uses the rights of whoever runs it, and works for those without any."""
+
+IN_A_CHECK = SLY.format(name="sly(int) returns bool", value="true")
+
+ROWS = {"PGHARNESS_ENGINE": "rows"}
+
+MIGRATION = """
+create function fine(int) returns bool language sql immutable as 'select true';
+create table users (id serial primary key, name text, constraint fine check (fine(id)));
+insert into users (name) values ('a'), ('b');
+"""
+
+
+@pytest.fixture(scope="module")
+def base(new_project: Callable[..., Project]) -> Project:
+    made = new_project("rights", migrations=False)
+    made.migrate("001_users.sql", MIGRATION)
+    return made
+
+
+async def assert_no_superuser(me: object, database: str) -> None:
+    found = await me.sql(database, "select rolname from pg_roles where rolsuper order by 1")  # type: ignore[attr-defined]
+    assert found == [["postgres"]]
+
+
+def test_rows_of_a_mark_are_not_put_back_by_the_agents_own_functions(base: Project) -> None:
+    async def story() -> None:
+        async with agent(base, **ROWS) as me:
+            await me.ok("create", name="m")
+            await me.sql("m", f"{IN_A_CHECK} alter table users add constraint sly check (sly(id))")
+            await me.ok("mark", database="m")
+            await me.sql("m", "delete from users")
+            back = (await me.ok("reset", database="m"))["databases"]["default"]
+            assert back["strategy"] == "clone"
+            assert "an agent may have changed the schema" in back["reason"]
+            assert await me.sql("m", "select name from users order by id") == [["a"], ["b"]]
+            await assert_no_superuser(me, "m")
+
+    tell(story)
+
+
+def test_a_function_of_the_migrations_that_was_replaced_does_not_put_rows_back(base: Project) -> None:
+    async def story() -> None:
+        async with agent(base, **ROWS) as me:
+            await me.ok("create", name="t")
+            await me.sql("t", f"delete from users; {SLY.format(name='fine(int) returns bool', value='true')}")
+            back = (await me.ok("reset", database="t"))["databases"]["default"]
+            assert back["strategy"] == "clone"
+            await assert_no_superuser(me, "t")
+            # What is replaced after the look at the catalogs would be run: rows alone are no reason to take that way either.
+            await me.sql("t", "delete from users")
+            back = (await me.ok("reset", database="t"))["databases"]["default"]
+            assert back["strategy"] == "clone"
+            assert "an agent may have changed the schema" in back["reason"]
+            assert await me.sql("t", "select name from users order by id") == [["a"], ["b"]]
+
+    tell(story)
+
+
+def test_functions_that_pass_for_postgresqls_own_are_not_called(base: Project) -> None:
+    async def story() -> None:
+        async with agent(base) as me:
+            await me.ok("create", name="p")
+            for name, value in (
+                ("format(text, regclass) returns text", "'select 1::int8, true, 0::int8'"),
+                ("pg_relation_size(oid) returns int8", "0"),
+                ("format(text, oid) returns text", "''"),
+            ):
+                await me.sql("p", SLY.format(name=name, value=value))
+            await me.sql("p", "create unlogged table u (id serial); select nextval('u_id_seq')")
+            await me.ok("mark", database="p", name="one")
+            await assert_no_superuser(me, "p")
+            await me.sql("p", "drop table u")
+            await me.ok("reset", database="p")
+            await me.ok("drop", database="p")
+            await me.ok("create", name="look")
+            await assert_no_superuser(me, "look")
+
+    tell(story)
+
+
+def test_nor_where_a_person_resets_what_an_agent_could_change(base: Project) -> None:
+    url = base.ok("up", **ROWS).strip()
+
+    async def story() -> None:
+        async with agent(base, "--allow", "change", **ROWS) as me:
+            await me.sql("1", f"{IN_A_CHECK} alter table users add constraint sly check (sly(id))")
+
+    tell(story)
+    base.ok("mark", **ROWS)
+    with psycopg.connect(url) as connection:
+        connection.execute("delete from users")
+    said = base.run("reset", **ROWS)
+    assert "an agent may have changed the schema" in said.stdout + said.stderr
+    with psycopg.connect(url) as connection:
+        assert connection.execute("select name from users order by id").fetchall() == [("a",), ("b",)]
+        assert connection.execute("select rolname from pg_roles where rolsuper").fetchall() == [("postgres",)]
