@@ -5,6 +5,7 @@ All statements run in the maintenance database, but that which settles sequences
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -430,7 +431,16 @@ _LISTS = {"local_preload_libraries", "search_path", "session_preload_libraries",
 def _setting_value(key: str, value: str) -> str:
     if key.lower() not in _LISTS:
         return literal(value)
-    return value or "''"
+    # Word by word: what FROM CURRENT has stored is as somebody typed it, and may be a statement.
+    words = _WORD.findall(value) if _WORDS.fullmatch(value) else [value]
+    found = [word[1:-1].replace('""', '"') if word.startswith('"') else word for word in words]
+    return ", ".join(map(literal, found)) or "''"
+
+
+_WORD = re.compile(r'"(?:[^"]|"")*"|[^",\s][^,\s]*')
+"""One word of a list, as PostgreSQL reads it (varlena.c: SplitGUCList)."""
+
+_WORDS = re.compile(rf"\s*(?:(?:{_WORD.pattern})\s*(?:,\s*(?:{_WORD.pattern})\s*)*)?")
 
 
 FOR_EACH = "/* for each worker */ "

@@ -99,6 +99,27 @@ def test_functions_that_pass_for_postgresqls_own_are_not_called(base: Project) -
     tell(story)
 
 
+def test_a_setting_of_its_database_is_no_statement_of_ours(base: Project) -> None:
+    async def story() -> None:
+        async with agent(base) as me:
+            await me.ok("create", name="s")
+            # FROM CURRENT keeps the list as it was given, and a list's word may have anything but a blank in it.
+            await me.sql(
+                "s",
+                "select set_config('search_path', 'public,a;create/**/role/**/evil/**/superuser', false);"
+                "do $$ begin execute format('alter database %I set search_path from current', current_database()); end $$",
+            )
+            await me.ok("mark", database="s")
+            await assert_no_superuser(me, "s")
+            await me.ok("fork", database="s", name="s2")
+            assert await me.sql("s2", "show search_path") == [
+                ['public, "a;create/**/role/**/evil/**/superuser"']
+            ]
+            await assert_no_superuser(me, "s")
+
+    tell(story)
+
+
 def test_nor_where_a_person_resets_what_an_agent_could_change(base: Project) -> None:
     url = base.ok("up", **ROWS).strip()
 
