@@ -16,11 +16,11 @@ from harness.databases import sweep
 from harness.errors import ConfigError, HarnessError, LeaseError
 from harness.mcp.allowed import CHANGE, EXTERNAL, READ
 from harness.migrations.port import Progress, unseen
-from harness.postgres import databases, incarnation, locks
+from harness.postgres import databases, incarnation, locks, names
 from harness.postgres.liveness import SignOfLife
 from harness.runs import rewinding
 from harness.runs.bake import baked_base
-from harness.runs.places import Place
+from harness.runs.places import AGENT, Place
 from harness.runs.session import ServerSession
 from harness.sandbox import guests
 from harness.sandbox.sandbox import Sandbox
@@ -40,6 +40,9 @@ CONNECTIONS = 10
 
 LIFE = "agent"
 """The kind of the lock that a session holds on a server for as long as it lives."""
+
+_LIVES = "pg-harness mcp "
+"""What ``pg_stat_activity`` shows for the sessions that hold it; the agent's session follows."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _WORD = re.compile(r"agent-([0-9a-f]{8})/(.+)")
@@ -80,6 +83,8 @@ class AgentDatabases:
         self._person: Sandbox | None = None
         self._lives: list[SignOfLife] = []
         self._sandboxes: list[tuple[Sandbox, ServerSession]] = []
+        # Those of this session, and no label says so: whoever owns a database may write that.
+        self._names: set[str] = set()
         self._closed = False
 
     # --- the servers -------------------------------------------------------------------------------
@@ -112,9 +117,10 @@ class AgentDatabases:
         held = [(LIFE, self.session)]
         if session.server.info.server_id:
             held.append(("server", session.server.info.server_id))
-        self._lives.append(SignOfLife(session.link.another(), held, f"pg-harness mcp {self.session}"))
+        name = f"{_LIVES}{self.session}"
+        self._lives.append(SignOfLife(session.link.another(), held, name))
         self._sandboxes.append((sandbox, session))
-        _sweep(sandbox, session)
+        _sweep(sandbox, session, name)
         return sandbox
 
     def _answers(self, sandbox: Sandbox) -> bool:
@@ -146,11 +152,16 @@ class AgentDatabases:
         """Name → where it is, of this session's."""
         found: dict[str, tuple[Sandbox, Place]] = {}
         for sandbox in dict.fromkeys(filter(None, (self._known(self._own), self._known(self._person)))):
-            for word, place in sandbox.everything().items():
-                match = _WORD.fullmatch(word)
-                if match and match[1] == self.session:
-                    found[match[2]] = sandbox, place
+            there = sandbox.everything()
+            for name in sorted(self._names):
+                word = self._word(name)
+                # Without its label it is called as in its name.
+                if (place := there.get(word) or there.get(names.plain(word))) is not None:
+                    found[name] = sandbox, place
         return found
+
+    def _word(self, name: str) -> str:
+        return f"{AGENT}{self.session}/{name}"
 
     def _known(self, sandbox: Sandbox | None) -> Sandbox | None:
         return sandbox if sandbox is not None and self._answers(sandbox) else None
@@ -216,9 +227,9 @@ class AgentDatabases:
         """
         name = self._free(name)
         sandbox = self._sandbox(progress)
-        word = f"agent-{self.session}/{name}"
-        sandbox.ensure([word])
-        return sandbox.everything()[word]
+        self._names.add(name)
+        sandbox.ensure([self._word(name)])
+        return self.own()[name][1]
 
     def fork(self, of: str, name: str | None, mark: str | None) -> tuple[Place, list[str]]:
         """A copy of one, or of what a mark of it holds, beside it.
@@ -229,7 +240,8 @@ class AgentDatabases:
         # A copy ends the sessions of whoever is in it; and one of a developer's belongs to the same role as the original.
         sandbox, place = self.find(of, changing=True)
         name = self._free(name)
-        return sandbox.fork(place, f"agent-{self.session}/{name}", mark)
+        self._names.add(name)
+        return sandbox.fork(place, self._word(name), mark)
 
     def _free(self, name: str | None) -> str:
         own = self.own()
@@ -322,14 +334,29 @@ def _drop(sandbox: Sandbox, session: ServerSession, place: Place) -> None:
     sandbox.drop_fork(place)
 
 
-def _sweep(sandbox: Sandbox, session: ServerSession) -> None:
-    """Drop what sessions have left that were killed: whoever lives holds a lock."""
-    admin = session.link.session
+def _sweep(sandbox: Sandbox, session: ServerSession, name: str) -> None:
+    """Drop what sessions have left that were killed: whoever lives holds a lock.
+
+    Args:
+        name: of our own sign of life.
+    """
+    admin, info = session.link.session, session.server.info
+    alone = (
+        info.ours
+        and of_agents(info.purpose)
+        and not admin.value(
+            "select exists (select from pg_stat_activity where usename = current_user and application_name like %s "
+            "and application_name <> %s)",
+            (f"{_LIVES}%", name),
+        )
+    )
     life = session.link.session.value(f"select {incarnation.LIFE}")
     for word, place in sandbox.everything().items():
         match = _WORD.fullmatch(word)
-        if match is None or locks.is_held(admin, LIFE, match[1]):
+        if match is not None and locks.is_held(admin, LIFE, match[1]):
             continue
+        if match is None and not (place.fork and alone):
+            continue  # no agent's; or its label is gone, and it may be that of a session that lives
         if sweep.in_grace(admin) and any(d.label.claimed != life for d in place.databases.values()):
             continue  # a crash of the server has ended its sign of life, which comes back
         with suppress(HarnessError):

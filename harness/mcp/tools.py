@@ -126,8 +126,8 @@ class Tools:
         def act() -> list[dict[str, Any]]:
             own = self._databases.own()
             found = [
-                {**_place(place), "marks": [_mark(m) for m in sandbox.marks(place)]}
-                for sandbox, place in own.values()
+                {**_place(place), "name": name, "marks": [_mark(m) for m in sandbox.marks(place)]}
+                for name, (sandbox, place) in own.items()
             ]
             change = CHANGE in self._databases.allow
             return found + [

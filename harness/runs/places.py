@@ -119,7 +119,9 @@ def _leases(session: ServerSession, observed: Sequence[Database]) -> list[Place]
         parsed = found.parsed
         if parsed is None or parsed.kind is not Kind.LEASE or parsed.claiming:
             continue
-        database = _by_name(session, found, parsed) if found.sandbox and not found.label else found
+        database = (
+            _by_name(session, found, parsed) if found.sandbox and not _own(found.label, parsed) else found
+        )
         label = database.label
         # A clone that is being handed over still carries a spare's label.
         if label.kind != "lease":
@@ -140,11 +142,17 @@ def _leases(session: ServerSession, observed: Sequence[Database]) -> list[Place]
     return sorted(result, key=lambda place: (place.run, place.fork, _number(place.worker)))
 
 
+def _own(label: Label, parsed: DatabaseName) -> bool:
+    """Whether a label is of the database's own worker: whoever owns a database may write it, and name another's there."""
+    return label.kind == "lease" and (label.worker is None or names.plain(label.worker) == parsed.worker)
+
+
 def _by_name(session: ServerSession, database: Database, parsed: DatabaseName) -> Database:
     """A person's database whose comment, and with it the label, somebody has overwritten: its name says whose it is."""
     known = session.settings.databases
     name = known[parsed.index].name if parsed.index < len(known) else DEFAULT_DATABASE
-    return replace(database, label=Label(kind="lease", worker=parsed.worker, database=name))
+    label = Label(kind="lease", worker=parsed.worker, database=name, claimed=database.label.claimed)
+    return replace(database, label=label)
 
 
 def _kept(session: ServerSession, observed: Sequence[Database]) -> list[Place]:

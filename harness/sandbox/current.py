@@ -50,10 +50,11 @@ def urls(project: Project, workers: int | None) -> list[str]:
             name = label.name_in_settings
             if not database.allows_connections:
                 return []
-            if label.kind == "lease" and not (label.worker or "").isdigit():
+            if not parsed.worker.isdigit():
                 continue  # a fork: whatever it is made from, `up` has no part in it
+            # By its name: the label may be written by whoever owns the database.
             if label.kind == "lease" and label.fingerprint == wanted.get(name):
-                mine.setdefault(label.worker or "", {})[name] = database.name
+                mine.setdefault(parsed.worker, {})[name] = database.name
             elif name in wanted:
                 return []
         numbers = [str(number) for number in range(1, (workers or len(mine)) + 1)]

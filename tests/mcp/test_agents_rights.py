@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 
 import psycopg
@@ -36,6 +39,21 @@ def base(new_project: Callable[..., Project]) -> Project:
     made = new_project("rights", migrations=False)
     made.migrate("001_users.sql", MIGRATION)
     return made
+
+
+KILLED = """
+import os, pathlib
+from harness.config.load import load
+from harness.config.project import Project
+from harness.mcp.databases import AgentDatabases
+me = AgentDatabases(Project.of(load(os.environ, start=pathlib.Path.cwd()), os.environ), frozenset())
+place = me.create("hidden")
+made = place.databases["default"]
+label = f'pg-harness {{"kind":"x","claimed":"{made.label.claimed}"}}'
+place.session.link.session.execute(f"comment on database {made.name} is '{label}'")
+os._exit(9)
+"""
+"""A session that takes the label of its database away, and is killed."""
 
 
 async def assert_no_superuser(me: object, database: str) -> None:
@@ -118,6 +136,69 @@ def test_a_setting_of_its_database_is_no_statement_of_ours(base: Project) -> Non
             await assert_no_superuser(me, "s")
 
     tell(story)
+
+
+def commented(text: str) -> str:
+    return f"do $$ begin execute format('comment on database %I is %L', current_database(), {text}); end $$"
+
+
+def test_a_label_that_names_another_sessions_database_is_not_believed(base: Project) -> None:
+    async def story() -> None:
+        async with agent(base) as me, agent(base) as other:
+            await me.ok("create", name="mine")
+            theirs = (await other.ok("create", name="x"))["word"]
+            for word in (theirs, theirs.replace("/x", "/y"), "1"):
+                label = {"kind": "lease", "worker": word, "database": "default"}
+                await me.sql("mine", commented(f"'pg-harness {json.dumps(label)}'"))
+                assert await other.words() == [theirs]
+                assert await other.sql("x", "select name from users order by id") == [["a"], ["b"]]
+                assert await me.sql("mine", "select name from users order by id") == [["a"], ["b"]]
+                assert "you have no database 'y'" in await other.fails("drop", database="y")
+            assert base.fails(120, "url", theirs.replace("/x", "/y"))
+            await other.ok("drop", database="x")
+            assert await me.sql("mine", "select name from users order by id") == [["a"], ["b"]]
+
+    tell(story)
+
+
+def test_a_database_without_its_label_counts_and_ends_with_the_session(base: Project) -> None:
+    def left() -> list[str]:
+        told = json.loads(base.ok("status", "--json"))
+        return [
+            worker["worker"]
+            for server in told["servers"]
+            if server["purpose"] == "mcp"
+            for worker in server["workers"]
+        ]
+
+    async def story() -> None:
+        async with agent(base) as me, agent(base) as other:
+            await me.ok("create", name="hidden")
+            await me.ok("mark", database="hidden", name="one")
+            await me.sql("hidden", commented("'x'"))
+            assert [one["name"] for one in (await me.ok("list"))["databases"]] == ["hidden"]
+            assert "already" in await me.fails("create", name="hidden")
+            await me.sql("hidden", "delete from users")
+            await me.ok("reset", database="hidden")
+            assert await me.sql("hidden", "select count(*) from users") == [[2]]
+            # Another session that begins leaves it alone, and does not see it.
+            await other.ok("create", name="o")
+            assert len(await other.words()) == 1
+            assert await me.sql("hidden", "select count(*) from users") == [[2]]
+
+    tell(story)
+    assert left() == []
+
+    # One that is killed.
+    subprocess.run([sys.executable, "-c", KILLED], cwd=base.root, env=base.environ, check=False, timeout=100)
+    assert len(left()) == 1
+
+    async def next_one() -> None:
+        async with agent(base) as me:
+            await me.ok("create")
+
+    tell(next_one)
+    assert left() == []
 
 
 def test_nor_where_a_person_resets_what_an_agent_could_change(base: Project) -> None:
