@@ -300,9 +300,8 @@ class Statement:
         if not current.columns:
             types = connection.adapters.types
             for column in range(result.nfields):
-                known = types.get(result.ftype(column))
                 name = (result.fname(column) or b"").decode(errors="replace")
-                current.columns.append((name, known.name if known else f"oid {result.ftype(column)}"))
+                current.columns.append((name, _type(types, result.ftype(column))))
         for row in range(result.ntuples):
             values = [result.get_value(row, column) for column in range(result.nfields)]
             size = sum(len(value) for value in values if value is not None)
@@ -398,8 +397,18 @@ def _value(raw: bytes | None, kind: str, length: int) -> Any:
     text = raw.decode(errors="replace")
     if kind == "bool":
         return text == "t"
-    if kind in ("int2", "int4", "int8", "oid"):
-        return int(text) if abs(int(text)) < SAFE_INTEGER else text
-    if kind in ("float4", "float8") and math.isfinite(float(text)):
-        return float(text)
+    # The statement is done: whatever cannot be read as a number is told as it came, and is no error.
+    with suppress(ValueError):
+        if kind in ("int2", "int4", "int8", "oid"):
+            return int(text) if abs(int(text)) < SAFE_INTEGER else text
+        if kind in ("float4", "float8") and math.isfinite(float(text)):
+            return float(text)
     return _cut(text, length)
+
+
+def _type(types: Any, oid: int) -> str:
+    """What a column's type is called; psycopg finds an array's OID at its element's type."""
+    known = types.get(oid)
+    if known is None:
+        return f"oid {oid}"
+    return str(known.name) if known.oid == oid else f"{known.name}[]"

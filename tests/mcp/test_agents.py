@@ -223,6 +223,15 @@ def test_sql_is_bounded(base: Project) -> None:
             assert first[7].endswith("(5,000 characters in all)")
             assert "rolled back" in told["notes"][0]
             assert await me.sql("b", "select count(*) from users") == [[0]]
+            told = await me.ok(
+                "run_sql",
+                database="b",
+                sql="select array[1,2], array[1.5::float8], array[true], array[[1],[2]], '{}'::int8[], array['a']",
+            )
+            assert told["results"][0]["rows"] == [["{1,2}", "{1.5}", "{t}", "{{1},{2}}", "{}", "{a}"]]
+            assert [column["type"] for column in told["results"][0]["columns"]][:3] == [
+                "int4[]", "float8[]", "bool[]",
+            ]  # fmt: skip
 
     tell(story)
 
