@@ -250,9 +250,11 @@ class Tools:
     ) -> CallToolResult:
         """Make the present state, rows and schema, the one that `reset` comes back to. Marks are a stack. Sessions that are in the
         database end: PostgreSQL copies none that somebody is in."""
-        if name is not None and (not name.strip() or name == TEMPLATE or len(name) > 60):
+        if name is not None and (
+            not name.strip() or name == TEMPLATE or len(name) > 60 or not name.isprintable()
+        ):
             raise ConfigError(
-                f"{name[:80]!r} cannot be a mark's name (1 to 60 characters; `template` is the migrations' state)",
+                f"{name[:80]!r} cannot be a mark's name (1 to 60 characters, all of them printable; `template` is the migrations' state)",
                 key="name",
             )
 

@@ -153,11 +153,17 @@ _JSON: Mapping[str, tuple[type, ...]] = {
 _KEYS = {f.name: _JSON[str(f.type)] for f in fields(Label) if f.name != "others"}
 
 
+_SHOWN = {"worker", "name", "why", "created"}
+"""Texts that people see. Whoever owns a database may write its comment: what a terminal would obey is told as its escape."""
+
+
 def _read(key: str, value: Any) -> Any:
     """The value of a field; None where it is of another type."""
     # By `type`: to `isinstance` a bool is an int.
     if type(value) not in _KEYS.get(key, ()):
         return None
+    if key in _SHOWN:
+        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in value)
     if isinstance(value, list):
         return tuple(value) if all(isinstance(item, str) for item in value) else None
     return value

@@ -119,6 +119,8 @@ def save(
     marks = stack(session, project, leased)
     number = marks[-1].number + 1 if marks else 1
     name = name or str(number)
+    if not name.isprintable():
+        raise LeaseError(f"{name!r} cannot be a mark's name: it holds what cannot be printed")
     if any(saved.name == name for saved in marks):
         raise LeaseError(f"there is a mark {name!r} already: release it first, or take another name")
     created = datetime.now(UTC).isoformat(timespec="milliseconds")

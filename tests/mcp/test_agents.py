@@ -456,7 +456,8 @@ def test_names_and_numbers(base: Project) -> None:
             for name in ("", "a b", "../x", "x" * 41, "é"):
                 assert "cannot be a database's name" in await me.fails("create", name=name)
             assert "there is no mark 'x'" in await me.fails("reset", database="1", to="x")
-            assert "cannot be a mark's name" in await me.fails("mark", database="1", name="template")
+            for name in ("template", "m\x1b[31mRED", "two\nlines", "\u202eright"):
+                assert "cannot be a mark's name" in await me.fails("mark", database="1", name=name)
             # What its role creates besides goes with it.
             await me.sql("1", "create database beside_an_agent")
             await me.ok("drop", database="2")

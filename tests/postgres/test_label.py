@@ -126,3 +126,8 @@ def test_a_database_by_its_name() -> None:
 def test_labels_are_values() -> None:
     with pytest.raises(AttributeError):
         Label().kind = "lease"  # type: ignore[misc]
+
+
+def test_what_a_terminal_obeys_is_told_as_its_escape() -> None:
+    _, found = label.split('pg-harness {"kind":"mark","name":"m\\u001b[31m\\u202ex","worker":"a\\nb"}')
+    assert (found.name, found.worker) == (r"m\x1b[31m\u202ex", r"a\nb")
