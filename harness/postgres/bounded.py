@@ -237,7 +237,7 @@ class Statement:
                     ending = self._why_end(deadline)
                     if ending:
                         # The server says so by an error, which is read as any other.
-                        pgconn.get_cancel().cancel()
+                        _cancel(connection)
                         give_up = time.monotonic() + PATIENCE
                 if time.monotonic() > give_up:
                     pgconn.finish()
@@ -280,7 +280,7 @@ class Statement:
                             f"the result is larger than {self._limits.read // 1024**2} MB: the statement was cancelled, and "
                             "what it did is rolled back. Add LIMIT, or ask for fewer columns"
                         )
-                        pgconn.get_cancel().cancel()
+                        _cancel(connection)
                         give_up = time.monotonic() + PATIENCE
                     continue
                 current = self._finish(answer, current, result)
@@ -361,6 +361,12 @@ class Statement:
         if self._read_only and "multiple commands" in message:
             lines.append("read_only runs one statement at a time: call it once for each")
         return StatementFailed("\n".join(lines), fields=fields)
+
+
+def _cancel(connection: psycopg.Connection[Any]) -> None:
+    """Ask for it on a connection of its own, which a server that hangs may not answer: what is to be done then is done at ``PATIENCE``."""
+    with suppress(psycopg.Error):
+        connection.cancel_safe(timeout=PATIENCE)
 
 
 def _received(number: int) -> int:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fix_servers import binaries_of
 
 from harness.config import project
 from harness.errors import ServerLost, ServerRefused
-from harness.postgres import watchdog
+from harness.postgres import bounded, watchdog
 from harness.postgres.session import Session
 from harness.servers.port import ServerInfo
 from harness.servers.process.backend import ProcessBackend
@@ -140,3 +141,21 @@ def test_a_full_server_still_answers(own: ServerInfo) -> None:
         with pytest.raises(ServerRefused, match="too many"):
             _fill(own, others, limit)
         assert session.value("select 7 from pg_sleep(1.5)") == 7
+
+
+def test_a_statement_is_given_up_though_the_server_takes_no_cancel(
+    own: ServerInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "PATIENCE", 0.3)
+    limits = bounded.Limits(seconds=60)
+    statement = bounded.Statement(
+        own.dsn, "select pg_sleep(60)", read_only=False, superuser=True, limits=limits
+    )
+    with ThreadPoolExecutor(1) as threads, Session.connect(own.dsn) as session:
+        running = threads.submit(statement.run)
+        while not session.value("select count(*) from pg_stat_activity where wait_event = 'PgSleep'"):
+            time.sleep(0.05)
+        with frozen(own):
+            statement.cancel()
+            error = running.exception(timeout=10)
+        assert "its session was closed" in str(error)
