@@ -14,6 +14,7 @@ from harness.config.logs import LOGGER
 from harness.config.project import Project
 from harness.mcp.databases import AgentDatabases
 from harness.mcp.tools import Tools
+from harness.migrations.tools import child
 
 logger = logging.getLogger("pg_harness.mcp")
 
@@ -52,6 +53,9 @@ async def _end_by_signal(databases: AgentDatabases, tools: Tools) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for signum in signals:
             tools.cancel()
+            # Migrations that a call has started: it fails by that, and lets us drop what it was making.
+            await anyio.to_thread.run_sync(child.end_all)
             await anyio.to_thread.run_sync(partial(databases.close, PATIENCE))
+            await anyio.to_thread.run_sync(child.end_all)
             # Another thread reads stdin, which only the client can end: no orderly way out would come to its end before.
             os._exit(128 + signum)

@@ -348,6 +348,37 @@ def test_the_end_of_a_session(base: Project, how: int | None) -> None:
         stream.close()
 
 
+def test_a_signal_ends_the_migrations_that_a_call_has_started(new_project: Callable[..., Project]) -> None:
+    project = new_project("slow-command", migrations=False)
+    noted = project.root / "pid"
+    project.environ |= {
+        "PGHARNESS_MIGRATIONS": f"command:sh -c 'echo $$ > {noted}.new; mv {noted}.new {noted}; sleep 300'"
+    }
+    child = subprocess.Popen(
+        project.command("mcp"), cwd=project.root, env=project.environ, text=True, bufsize=1,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with child:
+        assert child.stdin is not None
+        about = {
+            "protocolVersion": "2025-06-18",
+            "capabilities": {},
+            "clientInfo": {"name": "t", "version": "1"},
+        }
+        for number, method, parameters in (
+            (1, "initialize", about),
+            (None, "notifications/initialized", {}),
+            (2, "tools/call", {"name": "create", "arguments": {}}),
+        ):
+            call = {"jsonrpc": "2.0", "method": method, "params": parameters}
+            child.stdin.write(json.dumps(call if number is None else {**call, "id": number}) + "\n")
+        wait_until(noted.exists)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.killpg(int(noted.read_text()), 0)
+
+
 @pytest.mark.docker
 def test_in_a_container(new_project: Callable[..., Project]) -> None:
     project = new_project("contained")

@@ -126,6 +126,7 @@ def run(
     )
     # Nothing stands between the start and the try: a Ctrl-C there would leave the program behind.
     try:
+        _running.add(process)
         kept: deque[str] = deque(maxlen=KEPT_LINES)
         reader = threading.Thread(
             target=_read, args=(process, kept, line), name="pg-harness-output", daemon=True
@@ -142,9 +143,20 @@ def run(
         code = None
     finally:
         _end_group(process)
+        _running.discard(process)
     # The pipe ends with its last writer; a process that left the group may hold it open for ever.
     reader.join(_TERM_GRACE)
     return Finished(code, tuple(kept))
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+"""Programs that run just now, of whichever thread."""
+
+
+def end_all() -> None:
+    """End what runs, whichever thread waits for it: a process that is about to go would leave it behind."""
+    for process in list(_running):
+        _end_group(process)
 
 
 def _read(process: subprocess.Popen[bytes], kept: deque[str], line: Callable[[str], None]) -> None:
