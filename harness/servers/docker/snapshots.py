@@ -43,6 +43,9 @@ REPOSITORY = "pg-harness/baked"
 
 _FORMAT = "docker 1"
 
+_COMMENT = "pg-harness baked"
+"""On the layer that a bake commits. Labels pass on to whatever a person builds or commits on top of it; this does not."""
+
 _LOOKS = 5
 """How often images are listed where one of them goes meanwhile."""
 
@@ -230,7 +233,7 @@ class DockerSnapshots(SnapshotStore):
             )
         with translated("commit the container that was baked"):
             daemon.client.api.commit(
-                container.id, repository=REPOSITORY, tag=key, changes=_changes(key, facts)
+                container.id, repository=REPOSITORY, tag=key, message=_COMMENT, changes=_changes(key, facts)
             )
             container_.remove(daemon, container.id)
         # By its name: a client on another machine may have baked the same meanwhile, and removed the one that lost it.
@@ -253,7 +256,7 @@ class DockerSnapshots(SnapshotStore):
                     raise
 
     def list(self) -> Sequence[Snapshot]:
-        """All images of ours on this daemon."""
+        """All images of ours on this daemon; not what a person has built or committed on top of one, or kept by a name of his."""
         return [snapshot for _, snapshot in self._images()]
 
     def _images(self) -> Sequence[tuple[Any, Snapshot]]:
@@ -264,18 +267,40 @@ class DockerSnapshots(SnapshotStore):
             try:
                 with translated("list its images"):
                     found = images.list(filters={"label": f"{LABEL}.baked"})
-                return [(image, snapshot) for image in found if (snapshot := _snapshot(image)) is not None]
+                    made = [(each, told) for each in found if (told := _snapshot(each)) is not None]
+                    return [(image, snapshot) for image, snapshot in made if self._is_ours(image, snapshot)]
             except BackendError as error:
                 # Each is looked at by itself: one of them was removed since they were listed.
                 looks += 1
                 if error.__cause__ is None or gone(error.__cause__) != 404 or looks == _LOOKS:
                     raise
 
+    def _is_ours(self, image: Any, snapshot: Snapshot) -> bool:
+        """Whether it has a name of ours, or lost it, and is no person's: labels alone are inherited by what he makes of it."""
+        if image.tags:
+            return any(self._is_name_of_ours(tag, snapshot) for tag in image.tags)
+        digests: Sequence[str] = image.attrs.get("RepoDigests") or []
+        if self.repository and any(name.startswith(f"{self.repository}@") for name in digests):
+            return True
+        newest = next(iter(image.history()), {})
+        return str(newest.get("Comment") or "") == _COMMENT
+
+    def _is_name_of_ours(self, tag: str, snapshot: Snapshot) -> bool:
+        return tag.startswith(f"{REPOSITORY}:") or bool(
+            self.repository and tag == f"{self.repository}:{snapshot.key}"
+        )
+
     def remove(self, snapshot: Snapshot) -> bool:
-        """Remove the image; one that containers still use is left."""
+        """Remove the image; one that containers still use is left. One that has a person's name too loses ours, and stays."""
         image = image_.find(self._backend.daemon, snapshot.ref)
         if image is None:
             return True
+        with translated("look at an image"):
+            ours = self._is_ours(image, snapshot)
+        names = [tag for tag in image.tags if self._is_name_of_ours(tag, snapshot)]
+        if not ours or len(names) < len(image.tags):
+            self._untag(names)
+            return ours
         with translated("remove an image"):
             try:
                 # By its id it would be refused while it has names in two repositories; a person's own names stay.

@@ -8,6 +8,7 @@ import re
 import signal
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ def test_an_image_without_its_tag_is_swept(estate: Estate) -> None:
     # What a kill leaves: the same image, without any name.
     container = docker("create", base.ref)
     try:
-        dangling = docker("commit", container)
+        dangling = docker("commit", "-m", snapshots._COMMENT, container)
     finally:
         docker("rm", container)
     told = store.leftovers()
@@ -105,6 +106,55 @@ def test_an_image_without_its_tag_is_swept(estate: Estate) -> None:
         "images", "-q", "--no-trunc", "--filter", f"label=dev.pg-harness.baked={base.key}"
     )
     assert [one.ref for one in estate.bases()] == [base.ref]
+
+
+def test_what_a_person_has_made_of_an_image_stays(estate: Estate) -> None:
+    """Built or committed on top of one, it has our labels; tagged, it is one: none of it is a leftover of ours."""
+    base = estate.ensure().snapshot
+    name = f"pgharness-mine-{base.key[:8]}"
+    made = {
+        "built": docker(
+            "build", "-q", "-t", f"{name}:built", "-", stdin=f"FROM {base.ref}\nLABEL a=b\n".encode()
+        ),
+        # As the first one is once the same tag is built again.
+        "built, without a name": docker("build", "-q", "-", stdin=f"FROM {base.ref}\nLABEL a=c\n".encode()),
+    }
+    container = docker("create", base.ref)
+    try:
+        made["committed"] = docker("commit", container, f"{name}:committed")
+        made["committed, without a name"] = docker("commit", "-m", "with my rows", container)
+    finally:
+        docker("rm", container)
+    docker("tag", base.ref, f"{name}:kept")
+    made["baked"] = base.ref
+    try:
+        # Nothing is left of its own names, and it is not the one that is found any more.
+        again = estate.baker().ensure(rebuild=True).snapshot
+        store = estate.baker().store
+        for _ in range(2):
+            assert [line for line in store.leftovers() if base.key in line] == []
+            assert _there(made) == set(made)
+            assert [one.ref for one in estate.bases()] == [again.ref]
+            # Nor by whoever was told of it before.
+            assert [store.remove(replace(base, ref=ref)) for ref in made.values()] == [False] * len(made)
+        # One that has both names loses ours.
+        docker("tag", again.ref, f"{name}:again")
+        assert store.remove(again)
+        assert docker("image", "inspect", "-f", "{{.RepoTags}}", again.ref) == f"[{name}:again]"
+        assert (estate.baker().look(), estate.bases()) == (None, [])
+        assert _there(made) == set(made)
+    finally:
+        mine = docker(
+            "images", "-q", "--no-trunc", "--filter", f"label=dev.pg-harness.baked={base.key}"
+        ).split()
+        # Children first: they were made last.
+        for _ in range(2):
+            for ref in mine:
+                _quiet("rmi", "-f", ref)
+
+
+def _there(made: dict[str, str]) -> set[str]:
+    return {what for what, ref in made.items() if _quiet("image", "inspect", "-f", "{{.Id}}", ref)}
 
 
 def _archive(container: str, path: str) -> bytes:
