@@ -80,7 +80,10 @@ def machine_id() -> str:
         # A container image built from another machine's disk may share it: the host's name is added.
         if text:
             return f"{text}:{os.uname().nodename}" if hasattr(os, "uname") else text
-    return f"{uuid.getnode():012x}:{sys.platform}"
+    card = f"{uuid.getnode():012x}:{sys.platform}"
+    # Containers have none, and of many their address makes the card's: those of two machines may have the same. A Mac's is
+    # burnt in, and its name changes with the network that it is in.
+    return f"{card}:{os.uname().nodename}" if sys.platform == "linux" else card
 
 
 def project_id(root: Path) -> str:

@@ -18,9 +18,9 @@ from harness.config.project import Project, cache_dir, file_lock, make_folder
 from harness.dsn import Dsn
 from harness.errors import BackendError, BackendUnavailable, ServerStartError
 from harness.servers import memory
+from harness.servers.docker import abandoned, spec
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
-from harness.servers.docker import spec
 from harness.servers.docker.daemon import Daemon, connect, translated
 from harness.servers.docker.hosts import Host
 from harness.servers.port import (
@@ -165,10 +165,8 @@ class DockerBackend(Backend):
             )
         for container in self._containers(request.project, request.purpose):
             if container.status == "created" or private(request.purpose):
-                # Its maker was killed: before it started, or while it was baked, when it has lost its password already. It is
-                # nobody else's (there is a lock).
-                with translated(f"remove the container {container.short_id}"):
-                    container_.remove(self.daemon, container.id)
+                # Its maker was killed, as a rule: before it started, or while it was baked.
+                self._clear(container)
                 continue
             info = self._revive(container, request)
             if info is not None:
@@ -208,6 +206,26 @@ class DockerBackend(Backend):
                 ) from error
             request = replace(request, port=self._free_port())
             return container_.run(self.daemon, made_of, request)
+
+    def _clear(self, container: Any) -> None:
+        """Remove a container that nobody goes on with; one that another client may be at work with stays, and ends by itself."""
+        held = None
+        if container.status == "running":
+            try:
+                info = self._info(container)
+            except BackendUnavailable:
+                return
+            held = abandoned.claim(info) if info is not None else None
+            if held is None:
+                return
+        elif container.status not in abandoned.IDLE or not abandoned.half_made(self.daemon, container):
+            return
+        try:
+            with translated(f"remove the container {container.short_id}"):
+                container_.remove(self.daemon, container.id)
+        finally:
+            if held is not None:
+                held.close()
 
     def _free_port(self) -> int:
         """One that is free, on this machine; of another one it is not known, and a guess among ten thousand seldom fails."""
@@ -412,4 +430,4 @@ _NOWHERE = Dsn("127.0.0.1", 1, "postgres", "", "postgres")
 def _idle(container: Any) -> bool:
     """Whether a container that is there does not run: it was not started yet, or has ended."""
     state = container_.state_of(container)
-    return state is not None and state["Status"] in ("created", "exited", "dead")
+    return state is not None and state["Status"] in abandoned.IDLE

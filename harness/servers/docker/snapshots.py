@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,9 @@ from harness.config.state_file import StateFile
 from harness.errors import BackendError, ServerStartError
 from harness.postgres import roles
 from harness.postgres.session import Session
+from harness.servers.docker import abandoned, spec
 from harness.servers.docker import container as container_
 from harness.servers.docker import image as image_
-from harness.servers.docker import spec
 from harness.servers.docker.daemon import gone, translated
 from harness.servers.docker.spec import LABEL
 from harness.servers.port import (
@@ -282,8 +281,8 @@ class DockerSnapshots(SnapshotStore):
         digests: Sequence[str] = image.attrs.get("RepoDigests") or []
         if self.repository and any(name.startswith(f"{self.repository}@") for name in digests):
             return True
-        newest = next(iter(image.history()), {})
-        return str(newest.get("Comment") or "") == _COMMENT
+        history: Sequence[Mapping[str, Any]] = image.history()
+        return bool(history) and history[0].get("Comment") == _COMMENT
 
     def _is_name_of_ours(self, tag: str, snapshot: Snapshot) -> bool:
         return tag.startswith(f"{REPOSITORY}:") or bool(
@@ -335,12 +334,8 @@ class DockerSnapshots(SnapshotStore):
                 ignore_removed=True,
             )
         for container in containers:
-            ended = container.attrs.get("State", {}).get("FinishedAt") or ""
-            began = container.attrs.get("Created") or ""
-            # By the daemon's clock, which may be another machine's: what was made just now is not an hour old.
-            idle = time.time() + daemon.ahead() - max(_seconds(ended), _seconds(began))
             own = private(container.labels.get(f"{LABEL}.purpose", ""))
-            if own and idle > CUT_OFF:
+            if own and abandoned.idle(daemon, container) > CUT_OFF:
                 with translated(f"remove the container {container.short_id}"):
                     container_.remove(daemon, container.id)
                 gone.append(container.name)
@@ -386,6 +381,7 @@ def _changes(key: str, facts: Mapping[str, str]) -> list[str]:
                 "server-id",
                 "root",
                 "owner",
+                "maker",
                 "ttl",
                 "storage",
                 "certificate",
@@ -432,7 +428,7 @@ def _snapshot(image: Any) -> Snapshot | None:
         return None
     if not re.fullmatch("[0-9a-f]{24}", key) or not math.isfinite(created) or not isinstance(facts, dict):
         return None
-    tagged = _seconds((image.attrs.get("Metadata") or {}).get("LastTagTime") or "")
+    tagged = abandoned.seconds((image.attrs.get("Metadata") or {}).get("LastTagTime") or "")
     # Of a clock that was ahead: it would be the newest one for ever.
     created = min(max(0.0, created), time.time())
     shared: list[str] = image.attrs.get("RepoDigests") or []
@@ -454,11 +450,3 @@ def _own_size(image: Any) -> int:
     with translated("look at an image"):
         history = image.history()
     return int(history[0].get("Size") or 0) if history else 0
-
-
-def _seconds(text: str) -> float:
-    """Seconds since 1970 of Docker's times; 0 for none, which may be in the year 1."""
-    try:
-        return max(0.0, datetime.fromisoformat(text).timestamp())
-    except ValueError:
-        return 0.0

@@ -6,11 +6,14 @@ import hashlib
 import io
 import json
 import os
+import socket
 import tarfile
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.servers import defaults, memory
@@ -44,6 +47,9 @@ SECRETS = (
 
 REPLICAS = f"{LABEL}.replicas"
 """Label of a server's container: how many standbys it may have."""
+
+MAKER = f"{LABEL}.maker"
+"""Label of a server's container: the process that made it, and where its number means something."""
 
 MEMORY_LABEL = f"{LABEL}.memory"
 """Label of a server's container: bytes of memory that it may take, for whoever places further ones."""
@@ -165,6 +171,7 @@ def create(
         f"{LABEL}.server-id": request.server_id,
         f"{LABEL}.root": str(request.root),
         f"{LABEL}.owner": owner(),
+        MAKER: f"{os.getpid()} {process_space()}",
         f"{LABEL}.storage": made_of.storage,
         f"{LABEL}.image": made_of.name,
         f"{LABEL}.ttl": "" if request.ttl is None else f"{request.ttl:g}",
@@ -233,6 +240,20 @@ def _takes(request: ServerRequest, made_of: ContainerSpec) -> int:
 def owner() -> str:
     """The number of the user as whom we run; empty on systems without such numbers."""
     return str(os.geteuid()) if hasattr(os, "geteuid") else ""
+
+
+@cache
+def process_space() -> str:
+    """Sixteen hex digits of where our number means us, and that of a dead process nobody: one boot of one kernel, one namespace.
+
+    Not :func:`harness.config.project.machine_id`: machines that were copied may share that one.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        where = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        where = f"{uuid.getnode():012x} {socket.gethostname()}"
+    return hashlib.sha256(where.encode()).hexdigest()[:16]
 
 
 def mine(container: Any) -> bool:

@@ -26,9 +26,10 @@ from harness.config.project import Project
 from harness.errors import BackendUnavailable, ServerRefused, ServerStartError
 from harness.postgres.session import Session
 from harness.servers import inventory
+from harness.servers.docker import abandoned, spec
 from harness.servers.docker.backend import LABEL, DockerBackend
 from harness.servers.docker.daemon import connect
-from harness.servers.handshake import life_key
+from harness.servers.handshake import attach, life_key
 
 pytestmark = pytest.mark.docker
 IMAGE = "pgharness-test:15"
@@ -445,10 +446,74 @@ def test_an_interrupt_during_a_pull_leaves_nothing(place: Checkout) -> None:
     assert not place.hint().exists()
 
 
+def _dead() -> int:
+    """The number of a process that has ended."""
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    return ended.pid
+
+
+def _made(place: Checkout, purpose: str, maker: str, verb: str = "create") -> str:
+    """A container of this checkout's, as another client has made it."""
+    labels = {"project": place.project, "purpose": purpose, "maker": maker}
+    words = [word for name, value in labels.items() for word in ("--label", f"{LABEL}.{name}={value}")]
+    made = docker(verb, *(["-d"] if verb == "run" else []), *words, IMAGE, "true")
+    if verb == "run":
+        docker("wait", made)
+    return made
+
+
 def test_a_container_whose_maker_was_killed_is_removed_by_the_next(place: Checkout) -> None:
-    labels = [f"{LABEL}.project={place.project}", f"{LABEL}.purpose=run"]
-    docker("create", *(word for label in labels for word in ("--label", label)), IMAGE, "true")
+    _made(place, "run", f"{_dead()} {spec.process_space()}")
     assert len(containers(place)) == 1
     with place.ensure(place.settings(backend="docker", image=IMAGE)) as found:
         assert found.started
         assert len(containers(place)) == 1
+
+
+def _start(place: Checkout, purpose: str) -> None:
+    """Look at what is there under that name, as a start does, and start nothing: there is no such image."""
+    with pytest.raises(ServerStartError, match="was removed"):
+        backend(place).start(place.request(purpose, snapshot=f"sha256:{'0' * 64}"))
+
+
+@pytest.mark.parametrize(
+    ("purpose", "verb"), [("run", "create"), ("bake-0123", "create"), ("bake-0123", "run")]
+)
+def test_what_another_client_is_about_to_start_or_to_keep_stays(
+    place: Checkout, monkeypatch: pytest.MonkeyPatch, purpose: str, verb: str
+) -> None:
+    """Its lock lies on another machine, or in another folder: it has just created a container, or is about to commit it."""
+    living = _made(place, purpose, f"{os.getpid()} {spec.process_space()}", verb)
+    elsewhere = _made(place, purpose, f"{_dead()} 0123456789abcdef", verb)
+    _made(place, purpose, f"{_dead()} {spec.process_space()}", verb)
+    assert len(containers(place)) == 3
+    _start(place, purpose)
+    left = docker("ps", "-aq", "--no-trunc", "--filter", f"label={LABEL}.project={place.project}").split()
+    assert set(left) == {living, elsewhere}
+    # Nobody is about to for that long.
+    monkeypatch.setattr(abandoned, "CUT_OFF", 0)
+    _start(place, purpose)
+    assert containers(place) == []
+
+
+def test_a_server_of_another_client_is_removed_once_nobody_uses_it(place: Checkout) -> None:
+    """Two clients that bake the same at once: neither ends the other's server; that of one who was killed is replaced."""
+    ours = backend(place, "pgharness-test:busybox")
+    info = ours.start(place.request("bake-0123"))
+    try:
+        session, why = attach(info)
+        assert session is not None, why
+        _start(place, "bake-0123")
+        assert session.value("select 1") == 1
+        with Session.connect(info.dsn) as other:
+            session.close()
+            # As a baker does in the end: we cannot find out whether he is there.
+            other.execute("alter role postgres password null")
+            _start(place, "bake-0123")
+            assert len(containers(place)) == 1
+            other.execute(f"alter role postgres password '{info.dsn.password}'")
+        _start(place, "bake-0123")
+        assert containers(place) == []
+    finally:
+        ours.stop(info)
