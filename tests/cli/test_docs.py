@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +51,34 @@ def test_what_a_page_leads_to_is_there(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+_ELSEWHERE = re.compile(r"DOCKER_HOST(?:: |=)tcp://(?!localhost|127\.)")
+_BLOCK = re.compile(r"^```.*?^```|^\|[^\n]*$", re.MULTILINE | re.DOTALL)
+"""What stands by itself: code, or a row of a table."""
+
+
+def test_who_reaches_a_daemon_by_tcp_is_told_to_install_what_makes_certificates() -> None:
+    """Its servers' ports are open there, for TLS alone: without that library none is started."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    makes = {name for name, needs in extras.items() if any(need.startswith("cryptography") for need in needs)}
+    assert makes
+    found = [
+        (page, block)
+        for page in PAGES
+        for block in _BLOCK.findall(page.read_text())
+        if _ELSEWHERE.search(block)
+    ]
+    assert {page.name for page, _ in found} >= {"ci.md"}
+    for page, block in found:
+        # Each command that installs us there; a row of a table names one.
+        installs = [line for line in block.splitlines() if "pip install" in line and "pg-harness" in line]
+        assert installs, f"{page.name}: {block}"
+        for line in installs:
+            brought = {
+                name for names in re.findall(r"pg-harness\[([a-z,]+)\]", line) for name in names.split(",")
+            }
+            assert brought & makes, f"{page.name}: {line}"
 
 
 def test_calls_were_found() -> None:
