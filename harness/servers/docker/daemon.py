@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from harness.config.project import state_dir
 from harness.errors import BackendError, BackendUnavailable, ServerLost
-from harness.servers.docker.hosts import Host
+from harness.servers.docker.hosts import Host, parse
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
@@ -213,8 +213,9 @@ def connect(environ: Mapping[str, str], *, timeout: float, host: Host | None = N
                 # A host that a user names need not be an address of the daemon's machine.
                 override = bool(getattr(config.testcontainers_config, "tc_host_override", None))
                 remote = host is not None and host.remote
-                if host is not None and remote:
-                    made: Any = _Direct(host, timeout)
+                direct = host if remote else _by_authority_alone(named, environ) if host is None else None
+                if direct is not None:
+                    made: Any = _Direct(direct, timeout)
                 else:
                     made = docker_client.DockerClient()
                     if isinstance(made.client.api.verify, str):
@@ -287,6 +288,23 @@ def _certificates(said: str, host: Host) -> Iterator[str]:
     yield f"see that ca.pem in {where} is the authority of that daemon, and that cert.pem and key.pem there are of a client it knows"
 
 
+def _has_own(folder: Path) -> bool:
+    """Whether there is a certificate of ours. A daemon behind a proxy, or one that looks at nobody's, has none to show to."""
+    return (folder / "cert.pem").is_file() and (folder / "key.pem").is_file()
+
+
+def _by_authority_alone(named: str, environ: Mapping[str, str]) -> Host | None:
+    """The daemon of ``DOCKER_HOST`` where ``DOCKER_CERT_PATH`` has a ``ca.pem`` and nothing of ours, which suffices docker's own command.
+
+    The client's own reading of these variables demands all three files.
+    """
+    if not named.startswith("tcp://"):
+        return None
+    (host,) = parse([named], environ, "DOCKER_HOST")
+    folder = Path(host.certificates)
+    return host if host.certificates and (folder / "ca.pem").is_file() and not _has_own(folder) else None
+
+
 class _Direct:
     """A client of one daemon elsewhere, in the form in which testcontainers has its own: nothing is read from the environment."""
 
@@ -298,11 +316,8 @@ class _Direct:
         tls: Any = False
         if host.certificates:
             folder = Path(host.certificates)
-            tls = TLSConfig(
-                client_cert=(str(folder / "cert.pem"), str(folder / "key.pem")),
-                ca_cert=str(folder / "ca.pem"),
-                verify=host.verify,
-            )
+            own = (str(folder / "cert.pem"), str(folder / "key.pem")) if _has_own(folder) else None
+            tls = TLSConfig(client_cert=own, ca_cert=str(folder / "ca.pem"), verify=host.verify)
         self._address = host.address
         self.client = DockerClient.__new__(DockerClient)
         # A version that is named is not asked for: nothing is said before the right authority is known.

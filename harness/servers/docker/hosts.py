@@ -31,7 +31,7 @@ class Host:
     Attributes:
         word: what the settings call it.
         address: ``ssh://…``, ``tcp://…``, ``unix://…``; empty: this machine's own, wherever its socket is.
-        certificates: the folder with ``ca.pem``, ``cert.pem`` and ``key.pem``; empty: it is spoken to without.
+        certificates: the folder with ``ca.pem``, and ``cert.pem`` and ``key.pem`` where ours are looked at; empty: it is spoken to without.
         verify: whether its certificate is compared with that authority.
     """
 

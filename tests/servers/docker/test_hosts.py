@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import trustme
 
 from harness.config.load import load
-from harness.errors import ConfigError
+from harness.errors import BackendUnavailable, ConfigError
 from harness.servers import registry
+from harness.servers.docker.daemon import connect
 from harness.servers.docker.hosts import Host, parse
 
 ORIGIN = "pyproject.toml"
@@ -111,3 +117,58 @@ def test_the_docker_command_of_a_host(tmp_path: Path) -> None:
         ["docker", "-H", "tcp://10.0.0.5:2375"],
         [],
     ]
+
+
+class _Version(BaseHTTPRequestHandler):
+    """Answers as a daemon that is asked for its version."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"ApiVersion": "1.41"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Not into the tests' output."""
+
+
+@pytest.fixture
+def behind_tls(tmp_path: Path) -> Iterator[tuple[str, trustme.CA]]:
+    """The address of a daemon that shows a certificate and wants none, and the authority that it is of."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Version) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"tcp://127.0.0.1:{server.server_address[1]}", authority
+        server.shutdown()
+        thread.join(timeout=10)
+
+
+@pytest.mark.parametrize("named", ["by a context", "by a word", "by DOCKER_HOST"])
+def test_an_authority_without_a_certificate_of_ours_suffices(
+    tmp_path: Path, behind_tls: tuple[str, trustme.CA], named: str
+) -> None:
+    """As for the docker command, which shows none where there is none to show."""
+    address, authority = behind_tls
+    environ = {"HOME": str(tmp_path)}
+    folder = context(tmp_path, "ci-1", address, certificates=True)
+    if named != "by a context":
+        environ |= {"DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": str(folder), "DOCKER_HOST": address}
+    words = {"by a context": ["context:ci-1"], "by a word": [address]}.get(named, [])
+    host = next(iter(parse(words, environ, ORIGIN)), None)
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    found = connect(environ, timeout=10, host=host)
+    try:
+        assert found.where == address
+        assert found.client.version()["ApiVersion"] == "1.41"
+    finally:
+        found.client.close()
+    # It is what the daemon is believed by.
+    trustme.CA().cert_pem.write_to_path(folder / "ca.pem")
+    with pytest.raises(BackendUnavailable, match="certificate verify failed"):
+        connect(environ, timeout=10, host=host)
