@@ -8,6 +8,7 @@ import logging
 import os
 import tarfile
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,6 +26,10 @@ logger = logging.getLogger("pg_harness.servers.docker")
 
 _REMOVAL = 10.0
 """Seconds that the daemon may take to remove a container."""
+_PASSWORD = 64 * 1024
+"""Bytes that the password's file may have."""
+_WRAPPING = 64 * 1024
+"""Bytes that a tar file may have beside the one file in it: names, and zeros up to a whole record."""
 _LATE = 1.0
 """Seconds in which a container appears whose creation was interrupted."""
 
@@ -324,6 +329,25 @@ def read_password(container: Any) -> str:
     """The password file's content; the daemon reads it, whatever the state of the container."""
     with translated(f"read from the container {container.short_id}"):
         chunks, _ = container.get_archive(f"{spec.HOME}/password")
-        with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as tar:
+        content = limited(chunks, _PASSWORD)
+        if content is None:
+            raise BackendError(
+                f"{spec.HOME}/password in the container {container.short_id} is not what was put there"
+            )
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             member = tar.extractfile("password")
             return member.read().decode().strip() if member else ""
+
+
+def limited(chunks: Iterable[bytes], most: int) -> bytes | None:
+    """What the daemon sends of a file, as a tar file; None where it is more than a file of so many bytes.
+
+    The size that is told with it is of no use: a folder's is its own, and all that lies in it is sent.
+    """
+    content = bytearray()
+    for chunk in chunks:
+        content += chunk
+        if len(content) > most + _WRAPPING:
+            # The rest is not read: the connection is closed with the last reference to it.
+            return None
+    return bytes(content)

@@ -97,7 +97,9 @@ def _read(container: Any, path: str) -> bytes | None:
         if not isinstance(told, Mapping) or not 0 <= int(told.get("size") or 0) <= _MOST:
             chunks.close()
             return None
-        content = b"".join(chunks)
+        content = container_.limited(chunks, _MOST)
+    if content is None:
+        return None
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         member = tar.next()
         file = tar.extractfile(member) if member is not None and member.isreg() else None
