@@ -128,7 +128,7 @@ def _bases(context: Context, asked: inventory.Asked, dry_run: bool) -> list[dict
                 for name in bakery.leftovers()
             ]
     if not dry_run:
-        inventory.forget_gone(context.project)
+        inventory.forget_gone(context.project, asked.silent)
     return gone
 
 

@@ -117,6 +117,8 @@ class _Search:
                 session, reason = self._attach(info)
                 if session is not None:
                     self._check_version(info, session)
+                    if info.host:
+                        hint.seen()
                     return self.result(info, session, hint)
             self._refused[hint] = info, reason
         return None

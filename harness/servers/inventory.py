@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ from harness.servers.acquire import external, locked
 from harness.servers.handle import Server
 from harness.servers.handshake import attach, claim_alone
 from harness.servers.port import Backend, ServerInfo
-from harness.servers.records import Hint, root_of
+from harness.servers.records import Hint, is_over, root_of
 
 logger = logging.getLogger("pg_harness.servers")
 
@@ -103,6 +103,7 @@ class Asked:
                 absent = isinstance(error, BackendUnavailable) and error.absent
                 if (wanted in (word, registry.AUTO) and not absent) or word in hinted:
                     silent[word] = error.message.splitlines()[0]
+                    silent |= backend.silent()
             else:
                 working.append(backend)
                 silent |= backend.silent()
@@ -135,8 +136,8 @@ class Asked:
 
 def _hinted(project: Project) -> set[str]:
     """The backends of the servers that were noted for this checkout."""
-    hints = (Hint(path).read()[0] for path in project.folder.glob("*.json"))
-    return {info.backend for info in hints if info is not None}
+    hints = ((hint, hint.read()[0]) for hint in map(Hint, project.folder.glob("*.json")))
+    return {info.backend for hint, info in hints if info is not None and not is_over(hint, info)}
 
 
 def halt(project: Project, *, asked: Asked) -> list[ServerInfo]:
@@ -231,12 +232,24 @@ def forget_cut_off(project: Project) -> list[str]:
     return gone
 
 
-def forget_gone(project: Project) -> list[str]:
-    """Remove the hints of workers' servers that do not answer any more; return their purposes."""
+def forget_gone(project: Project, silent: Container[str] | None = None) -> list[str]:
+    """Remove the hints of workers' servers that do not answer any more, and of those that each Docker host had; return their purposes.
+
+    Args:
+        silent: the hosts that could not be asked; None: it is not known which. Of a shared server there, the hint stays until the
+            server has ended by itself: by it the next command knows what to ask.
+    """
     gone = []
-    for path in sorted(project.folder.glob("run-*.json")):
+    for path in sorted(project.folder.glob("run[-.]*.json")):
         hint = Hint.of(project, path.stem)
         info, _ = hint.read()
+        if path.stem.startswith("run.") and info is not None:
+            if is_over(hint, info):
+                hint.forget()
+                gone.append(path.stem)
+                continue
+            if silent is None or info.host in silent:
+                continue
         try:
             session = attach(info)[0] if info is not None else None
         except PoolTimeout:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +13,9 @@ from harness.config.state_file import StateFile, Unreadable
 from harness.servers.port import ServerInfo
 
 _FORMAT = 1
+
+_LONG = 3600.0
+"""Seconds, beyond its TTL, after which a server that nobody has used has ended, whether or not its host answers."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class Hint:
                 del content[name]
         self._file.note(content)
 
+    def seen(self) -> None:
+        """Note that its server was used now."""
+        with suppress(OSError):
+            os.utime(self.path)
+
     def forget(self) -> None:
         """Remove the file, if it is there. One that cannot be removed names a server that does not answer."""
         with suppress(OSError):
@@ -73,13 +83,31 @@ def root_of(hint: Path) -> str:
 
 
 def noted_hosts(project: Project) -> dict[str, str]:
-    """Purpose → word of the Docker host, of the noted servers that are on a host that the settings have named."""
+    """Purpose → word of the Docker host, of the noted servers that are on a host that the settings have named.
+
+    Those that have ended by themselves long ago are left out: their host may be gone for good, and would be waited for each time.
+    """
     found = {}
     for path in sorted(project.folder.glob("*.json")):
         try:
-            word = StateFile(path).read().get("host")
+            noted = StateFile(path).read()
         except (FileNotFoundError, Unreadable):
             continue
-        if isinstance(word, str) and word:
+        word = noted.get("host")
+        if isinstance(word, str) and word and not (path.stem != "up" and _over(path, noted.get("ttl"))):
             found[path.stem] = word
     return found
+
+
+def is_over(hint: Hint, info: ServerInfo) -> bool:
+    """Whether a test run's server on a Docker host has ended by itself, however silent its host is: its TTL has long passed."""
+    return bool(info.host) and hint.purpose != "up" and _over(hint.path, info.ttl)
+
+
+def _over(path: Path, ttl: object) -> bool:
+    if not isinstance(ttl, int | float):
+        return False
+    try:
+        return time.time() - path.stat().st_mtime > ttl + _LONG
+    except OSError:
+        return False

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, Self, TypeVar
 
 from harness.config.project import Project
-from harness.errors import BackendError, BackendUnavailable, ServerLost, ServerStartError
+from harness.errors import BackendError, BackendUnavailable, ConfigError, ServerLost, ServerStartError
 from harness.listing import counted
 from harness.servers import memory
 from harness.servers.balance import HostRoom, plan
@@ -59,6 +59,7 @@ class Fleet(Backend):
         members: word → the host's own backend, those that servers are started on; in the order of the settings.
         former: likewise, those that the settings do not name any more, and that servers of the checkout were noted on.
         timeout: seconds that a daemon may take to answer.
+        lost: word → why it leads to no daemon any more, of former hosts.
     """
 
     name = "docker"
@@ -70,10 +71,12 @@ class Fleet(Backend):
         former: Mapping[str, DockerBackend],
         *,
         timeout: float,
+        lost: Mapping[str, str] | None = None,
     ) -> None:
         self.project = project
         self._members = dict(members)
         self._former = dict(former)
+        self._lost = dict(lost or {})
         self._timeout = timeout
         self._lock = threading.RLock()
         self._looked = False
@@ -93,12 +96,16 @@ class Fleet(Backend):
         members = {host.word: DockerBackend.on(project, host, timeout=timeout) for host in wanted}
         if not members:
             members[ONLY] = DockerBackend.on(project, None, timeout=timeout)
-        former = {}
+        former: dict[str, DockerBackend] = {}
+        lost: dict[str, str] = {}
         for word in dict.fromkeys(noted_hosts(project).values()):
             if word not in members:
-                (host,) = hosts_.parse([word], project.environ, "a server of this checkout that was noted")
-                former[word] = DockerBackend.on(project, host, timeout=timeout)
-        return cls(project, members, former, timeout=timeout)
+                try:
+                    former[word] = _noted(project, word, timeout)
+                except BackendUnavailable as error:
+                    # Nothing that the settings say is wrong: no command may end because of it.
+                    lost[word] = reason_of(error)
+        return cls(project, members, former, timeout=timeout, lost=lost)
 
     # --- which hosts there are ---------------------------------------------------------------------
 
@@ -129,14 +136,17 @@ class Fleet(Backend):
                 return
             every = {**self._members, **self._former}
             answers = side_by_side(every, room.identity, self._timeout + PATIENCE)
+            for word, why in self._lost.items():
+                self._fell_silent(word, why)
             known: dict[str, str] = {}
             first = ""
             for word, identity in answers.items():
                 if isinstance(identity, BackendError):
                     # Where there is no sign of a daemon, nothing of ours can be there either.
-                    if not (isinstance(identity, BackendUnavailable) and identity.absent):
-                        self._silent[word] = reason_of(identity)
-                    self._leave_out(word, reason_of(identity))
+                    if isinstance(identity, BackendUnavailable) and identity.absent:
+                        self._leave_out(word, reason_of(identity))
+                    else:
+                        self._fell_silent(word, reason_of(identity))
                     continue
                 machine = architecture(every[word].daemon.about())
                 if identity in known:
@@ -148,6 +158,21 @@ class Fleet(Backend):
                     known[identity] = word
                     first = first or machine
             self._looked = True
+
+    def _fell_silent(self, word: str, why: str) -> None:
+        """It is not asked again by this command, and what it may hold is told by :meth:`silent`."""
+        if word not in self._members:
+            paths = [
+                self.project.folder / f"{name}.json"
+                for name, at in noted_hosts(self.project).items()
+                if at == word
+            ]
+            if paths:
+                noted = ", ".join(map(str, paths))
+                why += f" (a server there is noted in {noted}: remove that if the host is gone for good)"
+        with self._lock:
+            self._silent.setdefault(word, why)
+        self._leave_out(word, why)
 
     def _leave_out(self, word: str, why: str) -> None:
         with self._lock:
@@ -166,8 +191,7 @@ class Fleet(Backend):
     def failed(self, word: str, error: BackendError) -> None:
         """A host that has answered before did not do what it should."""
         if isinstance(error, ServerLost | BackendUnavailable) and not self._answers(word):
-            self._silent.setdefault(word, reason_of(error))
-            self._leave_out(word, reason_of(error))
+            self._fell_silent(word, reason_of(error))
         else:
             self._name(word, reason_of(error))
 
@@ -417,10 +441,7 @@ class Fleet(Backend):
         with self._lock:
             found = self._members.get(info.host) or self._former.get(info.host)
             if found is None:
-                origin = "a server of this checkout that was noted"
-                host = hosts_.parse([info.host], self.project.environ, origin)[0] if info.host else None
-                found = DockerBackend.on(self.project, host, timeout=self._timeout)
-                self._former[info.host] = found
+                found = self._former[info.host] = _noted(self.project, info.host, self._timeout)
             return found
 
     def _everywhere(self, call: Callable[[DockerBackend], Answer]) -> dict[str, Answer]:
@@ -443,6 +464,19 @@ class Fleet(Backend):
     @staticmethod
     def _at(word: str, info: ServerInfo) -> ServerInfo:
         return replace(info, host=word, description=f"{info.description} on {word}") if word else info
+
+
+def _noted(project: Project, word: str, timeout: float) -> DockerBackend:
+    """The backend of a host that only a noted server names.
+
+    Raises:
+        BackendUnavailable: its word leads to no daemon any more.
+    """
+    try:
+        host = hosts_.parse([word], project.environ, "a noted server")[0] if word else None
+    except ConfigError as error:
+        raise BackendUnavailable(error.message.replace("hosts holds", "its host was", 1)) from None
+    return DockerBackend.on(project, host, timeout=timeout)
 
 
 def ping(member: DockerBackend) -> bool:

@@ -1,0 +1,192 @@
+"""What several hosts come to where some of them do not do as they should: members that are no daemons, so that each fault can be had."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from harness.config.load import load
+from harness.config.project import Project
+from harness.dsn import Dsn
+from harness.errors import BackendUnavailable, ServerLost
+from harness.servers import inventory, registry
+from harness.servers.docker.backend import DockerBackend
+from harness.servers.docker.fleet import Fleet
+from harness.servers.port import Backend, ServerInfo, ServerRequest
+from harness.servers.records import Hint
+
+
+class Member:
+    """A host: what it holds, and what is wrong with it.
+
+    Attributes:
+        servers: purposes of the containers there; stopped or not.
+        silent: nobody answers.
+        failing: it answers, and tells nothing of its containers.
+    """
+
+    def __init__(self, name: str, machine: str = "x86_64") -> None:
+        self.name = name
+        self.machine = machine
+        self.servers: list[str] = []
+        self.silent = False
+        self.failing = False
+        self.started: list[str] = []
+
+    @property
+    def daemon(self) -> Any:
+        if self.silent:
+            raise ServerLost("it did not answer within 10 s")
+        api = SimpleNamespace(
+            networks=lambda names: [{"Name": "bridge", "Id": self.name}], containers=lambda **options: []
+        )
+        about = {"ID": self.name, "Architecture": self.machine, "MemTotal": 2**33, "NCPU": 4}
+        client = SimpleNamespace(api=api, ping=lambda: True)
+        return SimpleNamespace(about=lambda: about, client=client, local=False, where=self.name)
+
+    def list(self, project: str | None) -> list[ServerInfo]:
+        if self.silent or self.failing:
+            raise ServerLost("the daemon answered with an error: no space left on device")
+        return [server(purpose) for purpose in self.servers]
+
+    def find(self, project: str, purpose: str) -> ServerInfo | None:
+        return next((info for info in self.list(project) if info.purpose == purpose), None)
+
+    def holds(self, project: str, purpose: str) -> bool:
+        return self.find(project, purpose) is not None
+
+    def start(self, request: ServerRequest) -> ServerInfo:
+        self.started.append(request.purpose)
+        return server(request.purpose)
+
+    def stop(self, info: ServerInfo) -> None:
+        self.servers.remove(info.purpose)
+
+
+def server(purpose: str, host: str = "", ttl: float | None = None) -> ServerInfo:
+    """One that does not answer."""
+    dsn = Dsn("127.0.0.1", 1, "postgres", "secret", "postgres")
+    return ServerInfo(
+        dsn,
+        "an-id",
+        "docker",
+        purpose,
+        "disk",
+        f"a-{purpose}",
+        ttl=ttl,
+        description=f"the server {purpose}",
+        host=host,
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Callable[..., Project]:
+    """A checkout with these settings, on a machine with nothing."""
+
+    def make(**values: Any) -> Project:
+        environ = {
+            "HOME": str(tmp_path),
+            "PATH": os.environ["PATH"],
+            "PGHARNESS_STATE_DIR": str(tmp_path / "state"),
+            "PGHARNESS_CACHE_DIR": str(tmp_path / "cache"),
+            "DOCKER_HOST": f"unix://{tmp_path}/none",
+        }
+        return Project.of(load(environ, start=tmp_path, overrides=values), environ)
+
+    return make
+
+
+def fleet_of(project: Project, members: dict[str, Member], former: dict[str, Member] | None = None) -> Fleet:
+    """As Fleet.of makes it."""
+    kinds = (cast(dict[str, DockerBackend], each) for each in (members, former or {}))
+    return Fleet(project, *kinds, timeout=1)
+
+
+def asked(project: Project, fleet: Backend, monkeypatch: pytest.MonkeyPatch) -> inventory.Asked:
+    """As a command asks the backends of its settings."""
+    monkeypatch.setattr(registry, "starting", lambda: ["docker"])
+    monkeypatch.setattr(registry, "named", lambda *args, **options: fleet)
+    return inventory.Asked.of(project)
+
+
+def noted(project: Project, purpose: str, host: str, *, ttl: float | None, age: float = 0) -> Path:
+    """The hint of a server on that host, last used so long ago."""
+    hint = Hint.of(project, purpose)
+    hint.write(server(purpose, host, ttl))
+    os.utime(hint.path, (time.time() - age,) * 2)
+    return hint.path
+
+
+PER_HOST = f"run.{hashlib.sha256(b'ci-1').hexdigest()[:8]}"
+
+
+# --- hosts that are not there any more ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("purpose", ["up", PER_HOST])
+@pytest.mark.parametrize("hosts", [[], ["tcp://127.0.0.1:1"]])
+def test_a_context_that_was_removed_ends_no_command(
+    project: Callable[..., Project], purpose: str, hosts: list[str]
+) -> None:
+    """That a server was noted there is no fault of the settings: it is told, with the file, and stands for what could not be asked."""
+    here = project(hosts=hosts)
+    path = noted(here, purpose, "context:ci-1", ttl=None if purpose == "up" else 600)
+    with pytest.raises(BackendUnavailable):
+        registry.named("docker", here).list(here.id)
+    found = inventory.Asked.of(here)
+    with pytest.raises(BackendUnavailable) as caught:
+        found.check()
+    assert "there is no Docker context 'ci-1'" in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert inventory.servers(here, asked=found) == []
+    # The next `down` needs it.
+    inventory.stop(here, purpose=purpose, asked=found)
+    inventory.forget_gone(here, found.silent)
+    assert path.exists()
+
+
+def test_a_removed_context_is_told_once_and_the_other_hosts_are_used(
+    project: Callable[..., Project], caplog: pytest.LogCaptureFixture
+) -> None:
+    here = project(hosts=["tcp://127.0.0.1:1"])
+    noted(here, PER_HOST, "context:ci-1", ttl=600)
+    made = Fleet.of(here, timeout=1)
+    member = Member("one")
+    member.servers = ["run"]
+    made._members = {"tcp://127.0.0.1:1": cast(DockerBackend, member)}
+    for _ in range(2):
+        assert [info.purpose for info in made.list(here.id)] == ["run"]
+        assert list(made.usable()) == ["tcp://127.0.0.1:1"]
+    assert caplog.text.count("the host context:ci-1 is left out: ") == 1
+    assert list(made.silent()) == ["context:ci-1"]
+    # Its server's own objects ask for its backend as well.
+    with pytest.raises(BackendUnavailable, match="its host was 'context:ci-2'"):
+        made.stop(server("run", "context:ci-2"))
+
+
+def test_a_server_that_has_ended_by_itself_long_ago_names_no_host(project: Callable[..., Project]) -> None:
+    """A host that was given up is waited for, and told, for an hour beyond the TTL; a person's server stays noted."""
+    here = project()
+    old = noted(here, PER_HOST, "tcp://127.0.0.1:1", ttl=600, age=4300)
+    fresh = noted(here, "run.11111111", "tcp://127.0.0.1:2", ttl=600, age=4100)
+    mine = noted(here, "up", "tcp://127.0.0.1:3", ttl=None, age=10**7)
+    backend = registry.named("docker", here)
+    assert isinstance(backend, Fleet)
+    assert sorted(backend._former) == ["tcp://127.0.0.1:2", "tcp://127.0.0.1:3"]
+    assert inventory.forget_gone(here, ["tcp://127.0.0.1:2"]) == [PER_HOST]
+    assert [path.exists() for path in (old, fresh, mine)] == [False, True, True]
+    # Its host answers, and does not have it.
+    assert inventory.forget_gone(here) == []
+    assert inventory.forget_gone(here, []) == ["run.11111111"]
+    mine.unlink()
+    assert not isinstance(registry.named("docker", here), Fleet)
+
+
+# --- hosts that are there ----------------------------------------------------------------------------------
