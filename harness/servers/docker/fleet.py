@@ -80,7 +80,9 @@ class Fleet(Backend):
         self._timeout = timeout
         self._lock = threading.RLock()
         self._looked = False
+        # Where no servers are started, and why; of those, where none is looked for either; what may hold some all the same.
         self._out: dict[str, str] = {}
+        self._unasked: set[str] = set()
         self._silent: dict[str, str] = {}
         self.keys: dict[str, str] = {}
 
@@ -123,11 +125,11 @@ class Fleet(Backend):
         return found
 
     def _reached(self) -> Mapping[str, DockerBackend]:
-        """Those that may hold servers and answer: those that servers can be started on, and former ones."""
+        """Those that may hold servers and answer, whether or not servers are started there: each daemon once."""
         self._look()
         with self._lock:
             every = {**self._members, **self._former}
-            return {word: member for word, member in every.items() if word not in self._out}
+            return {word: member for word, member in every.items() if word not in self._unasked}
 
     def _look(self) -> None:
         """Ask all of them who they are, side by side, once."""
@@ -144,18 +146,21 @@ class Fleet(Backend):
                 if isinstance(identity, BackendError):
                     # Where there is no sign of a daemon, nothing of ours can be there either.
                     if isinstance(identity, BackendUnavailable) and identity.absent:
+                        self._unasked.add(word)
                         self._leave_out(word, reason_of(identity))
                     else:
                         self._fell_silent(word, reason_of(identity))
                     continue
                 machine = architecture(every[word].daemon.about())
                 if identity in known:
+                    self._unasked.add(word)
                     self._leave_out(word, f"it is the same daemon as {known[identity]}")
-                elif first and machine != first and word in self._members:
-                    # A former one is only looked at.
+                    continue
+                known[identity] = word
+                if first and machine != first and word in self._members:
+                    # Only looked at, as a former one is: it may hold servers of a run for which it was the first.
                     self._leave_out(word, f"its machine is {machine}, and the first host's is {first}")
                 else:
-                    known[identity] = word
                     first = first or machine
             self._looked = True
 
@@ -172,6 +177,7 @@ class Fleet(Backend):
                 why += f" (a server there is noted in {noted}: remove that if the host is gone for good)"
         with self._lock:
             self._silent.setdefault(word, why)
+            self._unasked.add(word)
         self._leave_out(word, why)
 
     def _leave_out(self, word: str, why: str) -> None:

@@ -190,3 +190,27 @@ def test_a_server_that_has_ended_by_itself_long_ago_names_no_host(project: Calla
 
 
 # --- hosts that are there ----------------------------------------------------------------------------------
+
+
+def test_a_host_of_another_architecture_is_still_asked_for_what_it_holds(
+    project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up` went there while the first host was silent: where that is back, it may not be lost sight of."""
+    here = project(hosts=["local", "tcp://127.0.0.1:1"])
+    members = {"amd": Member("amd"), "arm": Member("arm", "aarch64")}
+    # By another address, one of each counts once.
+    again = {"arm-again": Member("arm", "aarch64"), "amd-again": Member("amd")}
+    for each in (members["arm"], again["arm-again"]):
+        each.servers = ["up"]
+    fleet = fleet_of(here, members, again)
+    path = noted(here, "up", "arm", ttl=None)
+    assert list(fleet.usable()) == ["amd"]
+    assert [(host.word, host.ok) for host in fleet.hosts()] == [("amd", True), ("arm", False)]
+    assert [(info.purpose, info.host) for info in fleet.list(here.id)] == [("up", "arm")]
+    found = fleet.find(here.id, "up")
+    assert found is not None
+    assert found.host == "arm"
+    assert inventory.stop(here, purpose="up", asked=asked(here, fleet, monkeypatch))
+    assert members["arm"].servers == []
+    assert not path.exists()
+    assert fleet.silent() == {}
