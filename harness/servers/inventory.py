@@ -72,14 +72,14 @@ class Asked:
 
     Attributes:
         working: those that answer.
-        silent: word → why not, of those that may hold one all the same.
+        refused: word → why not, of those that may hold one all the same.
         unseen: servers that run, and that their backend does not see (data in memory, and no ``/dev/shm`` where we are);
             filled by :func:`stop`.
         ended: handles of what was ended by this command; one server may serve two purposes.
     """
 
     working: Sequence[Backend]
-    silent: Mapping[str, str]
+    refused: Mapping[str, str]
     unseen: list[ServerInfo] = field(default_factory=list)
     ended: set[str] = field(default_factory=set)
 
@@ -106,8 +106,15 @@ class Asked:
                     silent |= backend.silent()
             else:
                 working.append(backend)
-                silent |= backend.silent()
         return cls(working, silent)
+
+    @property
+    def silent(self) -> Mapping[str, str]:
+        """Word → why, of backends and of hosts that could not be asked so far: a host may fail in the middle of a command."""
+        found = dict(self.refused)
+        for backend in self.working:
+            found |= backend.silent()
+        return found
 
     def check(self, told: str = "and what runs there was not ended") -> None:
         """What a command says at its end that ends things, or has found nothing.

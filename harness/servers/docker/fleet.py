@@ -458,13 +458,18 @@ class Fleet(Backend):
         """
         answers = side_by_side(self._reached(), call, None)
         found: dict[str, Answer] = {}
+        failed: dict[str, str] = {}
         for word, answer in answers.items():
             if isinstance(answer, BackendError):
+                failed[word] = reason_of(answer)
                 self.failed(word, answer)
+                with self._lock:
+                    # It may answer now: what it holds was not told all the same, and is not nothing.
+                    self._silent.setdefault(word, failed[word])
             else:
                 found[word] = answer
         if not found:
-            raise self._none(self._out)
+            raise self._none({**self._out, **failed})
         return found
 
     @staticmethod

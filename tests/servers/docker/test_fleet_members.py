@@ -214,3 +214,29 @@ def test_a_host_of_another_architecture_is_still_asked_for_what_it_holds(
     assert members["arm"].servers == []
     assert not path.exists()
     assert fleet.silent() == {}
+
+
+def test_a_host_that_fails_in_the_middle_of_down_is_not_forgotten(
+    project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers, and does not tell what it has, from some moment on: what is noted of it stays, and the command says so."""
+    here = project(hosts=["local", "tcp://127.0.0.1:1"])
+    members = {"one": Member("one"), "two": Member("two")}
+    members["one"].servers = members["two"].servers = ["run"]
+    fleet = fleet_of(here, members)
+    path = noted(here, "up", "two", ttl=None)
+    found = asked(here, fleet, monkeypatch)
+    found.check()
+    members["two"].failing = True
+    assert not inventory.stop(here, purpose="up", asked=found)
+    assert path.exists()
+    with pytest.raises(
+        BackendUnavailable, match=r"was not ended: two\n(?s:.*)two: .*no space left on device"
+    ):
+        found.check()
+    # Both, then: each is told, and nothing passes for all that there is.
+    members["one"].failing = True
+    with pytest.raises(
+        BackendUnavailable, match=r"(?s)no Docker host can be used.*one: .*no space left.*two: "
+    ):
+        fleet.list(here.id)
