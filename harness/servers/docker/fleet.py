@@ -35,7 +35,7 @@ from harness.servers.port import (
     StandbyPlace,
     table,
 )
-from harness.servers.records import noted_hosts
+from harness.servers.records import Hint, noted_hosts
 
 logger = logging.getLogger("pg_harness.servers.docker")
 
@@ -107,6 +107,9 @@ class Fleet(Backend):
                 except BackendUnavailable as error:
                     # Nothing that the settings say is wrong: no command may end because of it.
                     lost[word] = reason_of(error)
+        if ONLY not in members and _host_of_person(project) == ONLY:
+            # Of the time before hosts were named.
+            former[ONLY] = DockerBackend.on(project, None, timeout=timeout)
         return cls(project, members, former, timeout=timeout, lost=lost)
 
     # --- which hosts there are ---------------------------------------------------------------------
@@ -282,15 +285,16 @@ class Fleet(Backend):
         Raises:
             BackendUnavailable: no host can be used. ServerStartError: it became ready on none of them.
         """
-        self._refuse_to_lose_sight(request)
+        if request.purpose == "up" and (word := self._kept_on(request)) is not None:
+            # A person's data is there: another server elsewhere would hide it.
+            return self._start_again(word, request)
         tried: dict[str, BackendError] = {}
         for word in self._order(request):
             try:
                 return self._start_on(word, request)
             except BackendError as error:
                 tried[word] = error
-                if word == ONLY or self._keeps(word, request):
-                    # A person's data is there: another server elsewhere would hide it.
+                if word == ONLY:
                     raise
                 self.failed(word, error)
         raise self._failed_everywhere(tried)
@@ -303,19 +307,20 @@ class Fleet(Backend):
             request = replace(request, memory=min(request.memory, member.free_memory() or request.memory))
         return self._at(word, member.start(request))
 
+    def _start_again(self, word: str, request: ServerRequest) -> ServerInfo:
+        if word in self._members and word not in self._out:
+            return self._start_on(word, request)
+        why = self._out.get(word) or f"{self.project.settings.origin('hosts')} does not name it"
+        named = word or "this machine's own daemon"
+        logger.info("docker: your server is on %s, and is started there, with its data (%s)", named, why)
+        member = {**self._former, **self._members}[word]
+        return self._at(word, member.start(replace(request, snapshot=None)))
+
     def _order(self, request: ServerRequest) -> Iterator[str]:
         """The hosts to try, best first; that they have failed meanwhile is seen."""
         found = dict(self.usable())
-        first = [request.host]
-        for word in list(found) if request.purpose == "up" else ():
-            try:
-                if self._keeps(word, request):
-                    first = [word]
-                    break
-            except BackendError as error:
-                self.failed(word, error)
-                del found[word]
-        yield from (word for word in first if found.pop(word, None) is not None)
+        if found.pop(request.host, None) is not None:
+            yield request.host
         need = memory.PROCESSES + memory.bytes_of(request.settings.get("shared_buffers", "128MB"))
         rooms = [*self._rooms(found)] if len(found) > 1 else []
         while rooms:
@@ -327,21 +332,33 @@ class Fleet(Backend):
             yield word
         yield from found
 
-    def _keeps(self, word: str, request: ServerRequest) -> bool:
-        """Whether a person's server is on that host, running or stopped."""
-        return request.purpose == "up" and self._members[word].holds(request.project, request.purpose)
+    def _kept_on(self, request: ServerRequest) -> str | None:
+        """The host that a person's server is on, running or stopped, whether or not servers are started there; None: on none.
 
-    def _refuse_to_lose_sight(self, request: ServerRequest) -> None:
+        Raises:
+            BackendUnavailable: it may be on one that does not tell.
+        """
+        self._refuse_to_lose_sight()
+        asked = side_by_side(self._reached(), lambda member: member.holds(request.project, "up"), None)
+        for word, answer in asked.items():
+            if isinstance(answer, BackendError):
+                self._fell_silent(word, reason_of(answer))
+            elif answer:
+                return word
+        self._refuse_to_lose_sight()
+        return None
+
+    def _refuse_to_lose_sight(self) -> None:
         """A person's databases may be on a host that does not answer: no others are made elsewhere in their place.
 
         Raises:
             BackendUnavailable: they may.
         """
-        word = noted_hosts(self.project).get("up") if request.purpose == "up" else None
+        word = _host_of_person(self.project)
         self._look()
         if word in self._silent:
             raise BackendUnavailable(
-                f"your server was on the Docker host {word}, which does not answer: {self._silent[word]}",
+                f"your server was on the Docker host {word or self.name}, which does not answer: {self._silent[word]}",
                 remedies=[
                     "see that it answers: your databases are there, and nothing was started elsewhere in their place",
                     f"or give them up: remove {self.project.folder / 'up.json'}",
@@ -475,6 +492,12 @@ class Fleet(Backend):
     @staticmethod
     def _at(word: str, info: ServerInfo) -> ServerInfo:
         return replace(info, host=word, description=f"{info.description} on {word}") if word else info
+
+
+def _host_of_person(project: Project) -> str | None:
+    """The word of the host that a person's server was noted on; None: of none."""
+    info, _ = Hint.of(project, "up").read()
+    return info.host if info is not None and info.backend == DockerBackend.name else None
 
 
 def _noted(project: Project, word: str, timeout: float) -> DockerBackend:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +18,7 @@ from harness.config.project import Project
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ServerLost
 from harness.servers import inventory, registry
+from harness.servers.acquire import new_request
 from harness.servers.docker.backend import DockerBackend
 from harness.servers.docker.fleet import Fleet
 from harness.servers.port import Backend, ServerInfo, ServerRequest
@@ -240,3 +242,52 @@ def test_a_host_that_fails_in_the_middle_of_down_is_not_forgotten(
         BackendUnavailable, match=r"(?s)no Docker host can be used.*one: .*no space left.*two: "
     ):
         fleet.list(here.id)
+
+
+@pytest.mark.parametrize("word", ["arm", "former", ""])
+def test_a_persons_stopped_server_starts_where_it_is(
+    project: Callable[..., Project], caplog: pytest.LogCaptureFixture, word: str
+) -> None:
+    """Also where no servers are started any more: a second one elsewhere would hide it, and its note be overwritten."""
+    caplog.set_level("INFO", "pg_harness")
+    here = project(hosts=["local", "tcp://127.0.0.1:1"])
+    members = {"amd": Member("amd"), "arm": Member("arm", "aarch64")}
+    former = {"former": Member("three"), "": Member("four")}
+    every = {**members, **former}
+    every[word].servers = ["up"]
+    fleet = fleet_of(here, members, former)
+    request = replace(new_request(here, "up", None), snapshot="sha256:of-the-first-host")
+    assert fleet.start(request).host == word
+    assert {each: member.started for each, member in every.items() if member.started} == {word: ["up"]}
+    named = word or "this machine's own daemon"
+    assert f"your server is on {named}, and is started there, with its data" in caplog.text
+    # What is no person's goes where it is wanted.
+    assert fleet.start(new_request(here, "run", None)).host == "amd"
+
+
+@pytest.mark.parametrize("word", ["amd", "former", ""])
+def test_no_second_server_while_the_host_of_a_persons_does_not_tell(
+    project: Callable[..., Project], word: str
+) -> None:
+    """It answered when it was asked who it is, and not when it was asked for that server."""
+    here = project(hosts=["local", "tcp://127.0.0.1:1"])
+    members, former = (
+        {"amd": Member("amd"), "two": Member("two")},
+        {"former": Member("three"), "": Member("")},
+    )
+    every = {**members, **former}
+    noted(here, "up", word, ttl=None)
+    every[word].failing = True
+    fleet = fleet_of(here, members, former)
+    with pytest.raises(
+        BackendUnavailable, match=f"was on the Docker host {word or 'docker'}, which does not"
+    ):
+        fleet.start(new_request(here, "up", None))
+    assert [member.started for member in every.values()] == [[]] * 4
+
+
+def test_a_persons_server_of_before_hosts_were_named_is_looked_for(project: Callable[..., Project]) -> None:
+    here = project(hosts=["tcp://127.0.0.1:1"])
+    assert list(Fleet.of(here, timeout=1)._former) == []
+    noted(here, "up", "", ttl=None)
+    assert list(Fleet.of(here, timeout=1)._former) == [""]
