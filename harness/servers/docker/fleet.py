@@ -19,7 +19,7 @@ from harness.listing import counted
 from harness.servers import memory
 from harness.servers.balance import HostRoom, plan
 from harness.servers.docker import hosts as hosts_
-from harness.servers.docker import room, taking
+from harness.servers.docker import image, room, taking
 from harness.servers.docker.backend import DockerBackend
 from harness.servers.docker.daemon import translated
 from harness.servers.docker.spec import architecture
@@ -301,8 +301,15 @@ class Fleet(Backend):
 
     def _start_on(self, word: str, request: ServerRequest) -> ServerInfo:
         member = self._members[word]
-        if request.snapshot is not None and (key := self.keys.get(request.snapshot)) is not None:
-            request = replace(request, snapshot=taking.take(key, word, self.usable(), self.project).ref)
+        key = self.keys.get(request.snapshot) if request.snapshot is not None else None
+        # What was pulled just now has no tag yet, and is tried as it is.
+        if (
+            request.snapshot is not None
+            and key is not None
+            and image.find(member.daemon, request.snapshot) is None
+        ):
+            taken = taking.take(key, word, self.usable(), self.project, ref=request.snapshot)
+            request = replace(request, snapshot=taken.ref)
         if request.memory is not None:
             request = replace(request, memory=min(request.memory, member.free_memory() or request.memory))
         return self._at(word, member.start(request))
@@ -441,7 +448,8 @@ class Fleet(Backend):
         usable = self.usable()
         wanted = {word: usable[word] for word in words if word in usable}
         taken = {
-            word: (lambda word=word: taking.take(snapshot.key, word, usable, self.project)) for word in wanted
+            word: (lambda word=word: taking.take(snapshot.key, word, usable, self.project, ref=snapshot.ref))
+            for word in wanted
         }
         for word, answer in side_by_side(taken, lambda take: take(), None).items():
             if isinstance(answer, BackendError):

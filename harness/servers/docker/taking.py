@@ -31,10 +31,15 @@ _CHUNK = 1024**2
 Answer = TypeVar("Answer")
 
 
-def take(key: str, word: str, members: Mapping[str, DockerBackend], project: Project) -> Snapshot:
-    """The baked image of that key on a host, brought there from another one where it is missing.
+def take(
+    key: str, word: str, members: Mapping[str, DockerBackend], project: Project, *, ref: str = ""
+) -> Snapshot:
+    """The baked image of that key on a host, brought there from another one where it is missing, or from where it is shared.
 
     Two clients that do the same at once do no harm: a daemon loads what it has already without storing it twice.
+
+    Args:
+        ref: of the image that was found: nothing else that is shared under its key by now is taken.
 
     Raises:
         BackendError: no host has it, or the host cannot take it (a full disk, another architecture).
@@ -49,18 +54,33 @@ def take(key: str, word: str, members: Mapping[str, DockerBackend], project: Pro
         timeout=PATIENCE,
         waiting_for=f"bringing a baked image to {word}",
     ):
-        if (found := store.find(key)) is not None:
-            return found
-        for other, member in members.items():
-            if other != word and (there := member.snapshots().here(key)) is not None:
-                _stream(there, other, member, word, members[word])
-                found = store.here(key)
-                break
+        held = ((other, _there(member, key)) for other, member in members.items() if other != word)
+        source, there = next(((other, there) for other, there in held if there is not None), ("", None))
+        found = store.find(key)
+        if found is not None and found.fetched:
+            if found.ref != (there.ref if there is not None else ref or found.ref):
+                # Something else is shared under this key by now, which nobody has tried.
+                logger.info("docker: %s is not what this run has found: it is not used", found.shared)
+                found = None
+            elif there is not None:
+                # Only what was tried has a tag over there.
+                store.touch(found)
+        if found is None and there is not None:
+            _stream(there, source, members[source], word, members[word])
+            found = store.here(key)
     if found is None:
         raise BackendError(
             f"the baked image {key} is on none of the hosts {', '.join(members)}: run again, and it is baked anew"
         )
     return found
+
+
+def _there(member: DockerBackend, key: str) -> Snapshot | None:
+    try:
+        return member.snapshots().here(key)
+    except BackendError:
+        # That one is lost, which is no fault of the host that wants it: others may have it.
+        return None
 
 
 def _stream(snapshot: Snapshot, source: str, from_: DockerBackend, target: str, to: DockerBackend) -> None:
@@ -167,8 +187,8 @@ class FleetSnapshots(SnapshotStore):
         """Wherever it is."""
         for word, store in self._stores().items():
             try:
-                if (there := store.here(snapshot.key)) is not None:
-                    store.touch(there)
+                # What was fetched has no tag to be found by, on whichever host it is: it gets that here. Others know no such image.
+                store.touch(store.here(snapshot.key) or snapshot)
             except BackendError as error:
                 self._fleet.failed(word, error)
 

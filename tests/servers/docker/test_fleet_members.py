@@ -11,17 +11,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import docker
 import pytest
 
 from harness.config.load import load
 from harness.config.project import Project
 from harness.dsn import Dsn
-from harness.errors import BackendUnavailable, ServerLost
+from harness.errors import BackendError, BackendUnavailable, ServerLost
 from harness.servers import inventory, registry
 from harness.servers.acquire import new_request
+from harness.servers.docker import taking
 from harness.servers.docker.backend import DockerBackend
 from harness.servers.docker.fleet import Fleet
-from harness.servers.port import Backend, ServerInfo, ServerRequest
+from harness.servers.port import Backend, ServerInfo, ServerRequest, Snapshot
 from harness.servers.records import Hint
 
 
@@ -41,6 +43,11 @@ class Member:
         self.silent = False
         self.failing = False
         self.started: list[str] = []
+        self.images: dict[str, str] = {}
+        self.pulled: list[str] = []
+
+    def snapshots(self) -> Store:
+        return Store(self)
 
     @property
     def daemon(self) -> Any:
@@ -50,8 +57,13 @@ class Member:
             networks=lambda names: [{"Name": "bridge", "Id": self.name}], containers=lambda **options: []
         )
         about = {"ID": self.name, "Architecture": self.machine, "MemTotal": 2**33, "NCPU": 4}
-        client = SimpleNamespace(api=api, ping=lambda: True)
+        client = SimpleNamespace(api=api, ping=lambda: True, images=SimpleNamespace(get=self.image))
         return SimpleNamespace(about=lambda: about, client=client, local=False, where=self.name)
+
+    def image(self, ref: str) -> str:
+        if ref in self.images:
+            return ref
+        raise docker.errors.ImageNotFound("no such image", response=SimpleNamespace(status_code=404))
 
     def list(self, project: str | None) -> list[ServerInfo]:
         if self.silent or self.failing:
@@ -65,11 +77,50 @@ class Member:
         return self.find(project, purpose) is not None
 
     def start(self, request: ServerRequest) -> ServerInfo:
+        if request.snapshot is not None:
+            assert request.snapshot in self.images
         self.started.append(request.purpose)
         return server(request.purpose)
 
     def stop(self, info: ServerInfo) -> None:
         self.servers.remove(info.purpose)
+
+
+KEY = "0123456789abcdef01234567"
+
+
+class Store:
+    """Baked images of a host: ref → tag; one without a tag is found by its ref alone, as Docker's are.
+
+    Attributes:
+        shared: the ref of what a registry has under :data:`KEY`; empty: nothing, or no registry.
+    """
+
+    shared = ""
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+
+    def here(self, key: str) -> Snapshot | None:
+        if self.member.silent:
+            raise ServerLost("it did not answer within 10 s")
+        return next((snapshot(ref) for ref, tag in self.member.images.items() if tag == key), None)
+
+    def find(self, key: str) -> Snapshot | None:
+        if (found := self.here(key)) is not None or not self.shared:
+            return found
+        self.member.pulled.append(self.shared)
+        self.member.images.setdefault(self.shared, "")
+        return replace(snapshot(self.shared), fetched=True, shared=f"registry/baked@{self.shared}")
+
+    def touch(self, found: Snapshot) -> None:
+        if found.ref in self.member.images:
+            self.member.images[found.ref] = found.key
+
+
+def snapshot(ref: str) -> Snapshot:
+    """As it is on a host that has it."""
+    return Snapshot(ref, KEY, "docker", 1, 0, 0)
 
 
 def server(purpose: str, host: str = "", ttl: float | None = None) -> ServerInfo:
@@ -256,7 +307,11 @@ def test_a_persons_stopped_server_starts_where_it_is(
     every = {**members, **former}
     every[word].servers = ["up"]
     fleet = fleet_of(here, members, former)
-    request = replace(new_request(here, "up", None), snapshot="sha256:of-the-first-host")
+    for member in members.values():
+        member.images = {"sha256:members": KEY}
+    request = replace(
+        new_request(here, "up", None), snapshot="sha256:members" if word == "arm" else "sha256:none"
+    )
     assert fleet.start(request).host == word
     assert {each: member.started for each, member in every.items() if member.started} == {word: ["up"]}
     named = word or "this machine's own daemon"
@@ -291,3 +346,79 @@ def test_a_persons_server_of_before_hosts_were_named_is_looked_for(project: Call
     assert list(Fleet.of(here, timeout=1)._former) == []
     noted(here, "up", "", ttl=None)
     assert list(Fleet.of(here, timeout=1)._former) == [""]
+
+
+# --- baked images that a registry has ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What hosts take from each other is noted, as ``source > target``."""
+    taken: list[str] = []
+
+    def copy(found: Snapshot, source: str, from_: Member, target: str, to: Member) -> None:
+        taken.append(f"{source} > {target}")
+        to.images[found.ref] = found.key
+
+    monkeypatch.setattr(taking, "_stream", copy)
+    return taken
+
+
+def test_what_is_pulled_is_tried_where_it_is_kept_and_streamed_to_the_others(
+    project: Callable[..., Project], stream: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One trial for all hosts and workers, also where the registry has something else by then."""
+    here = project(hosts=["local", "tcp://127.0.0.1:1"])
+    members = {"one": Member("one"), "two": Member("two"), "three": Member("three")}
+    fleet = fleet_of(here, members)
+    store = fleet.snapshots()
+    monkeypatch.setattr(Store, "shared", "sha256:tried")
+    found = store.find(KEY)
+    assert found is not None
+    assert found.fetched
+    # Somebody pushes another one meanwhile.
+    monkeypatch.setattr(Store, "shared", "sha256:untried")
+    trial = replace(new_request(here, "bake-01234567", 60), snapshot=found.ref, host="one")
+    fleet.start(trial)
+    assert members["one"].images == {"sha256:tried": ""}
+    store.touch(found)
+    assert members["one"].images == {"sha256:tried": KEY}
+    again = store.here(KEY)
+    assert again is not None
+    assert not again.fetched
+    fleet.spread(again, ["one", "two"])
+    fleet.start(replace(new_request(here, "run-0-3", 60), snapshot=again.ref, host="three"))
+    assert stream == ["one > two", "one > three"]
+    assert [member.images["sha256:tried"] for member in members.values()] == [KEY] * 3
+    assert [member.images.get("sha256:untried", "") for member in members.values()] == [""] * 3
+    # Once a host, however many servers start there; what is shared under the key by now is used by none.
+    for word in ("one", "three"):
+        fleet.start(replace(new_request(here, "run-0-4", 60), snapshot=again.ref, host=word))
+    pulled = [member.pulled for member in members.values()]
+    assert pulled == [["sha256:tried"], ["sha256:untried"], ["sha256:untried"]]
+
+
+def test_what_was_not_tried_starts_on_no_host(
+    project: Callable[..., Project], stream: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = project()
+    members = {"one": Member("one"), "two": Member("two"), "three": Member("three")}
+    members["one"].silent = True
+    monkeypatch.setattr(Store, "shared", "sha256:untried")
+    every = cast(dict[str, DockerBackend], members)
+    with pytest.raises(BackendError, match="is on none of the hosts"):
+        taking.take(KEY, "two", every, here, ref="sha256:tried")
+    # While it is tried, it has no tag.
+    monkeypatch.setattr(Store, "shared", "sha256:tried")
+    assert taking.take(KEY, "two", every, here, ref="sha256:tried").ref == "sha256:tried"
+    assert members["two"].images["sha256:tried"] == ""
+    # Pulled again from where all can have it; it was tried on another host.
+    members["three"].images = {"sha256:tried": KEY}
+    assert taking.take(KEY, "two", every, here, ref="sha256:tried").ref == "sha256:tried"
+    assert members["two"].images["sha256:tried"] == KEY
+    assert stream == []
+    # A host that is lost is no fault of one that wants it, as long as another has it.
+    monkeypatch.setattr(Store, "shared", "")
+    members["two"].images = {}
+    assert taking.take(KEY, "two", every, here, ref="sha256:tried").ref == "sha256:tried"
+    assert stream == ["three > two"]
