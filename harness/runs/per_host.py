@@ -29,6 +29,8 @@ from harness.runs.session import ServerSession
 from harness.servers import inventory, memory, registry
 from harness.servers.handshake import claim_alone
 from harness.servers.port import Backend
+from harness.servers.records import Hint
+from harness.servers.version import is_another
 
 logger = logging.getLogger("pg_harness.runs")
 
@@ -162,40 +164,17 @@ class ServerPerHost:
     def _open(self, word: str) -> SharedServer:
         project = self.project.having(hosts=(word,))
         purpose = purpose_on(word)
-        outdated = self._outdated(project, purpose)
+        stays = _outdated(project, purpose, rebuild=self._rebuild)
         return opening.shared(
             project,
             self._run,
             {
-                "rebuild": self._rebuild and outdated,
+                "rebuild": self._rebuild and stays,
                 "workers": max(1, Counter(self._places.values())[word]),
                 "progress": self._progress,
             },
             server=purpose,
         )
-
-    def _outdated(self, project: Project, purpose: str) -> bool:
-        """End a warm server that has other migrations: a new one starts with today's, which this one would run once more.
-
-        Returns:
-            Whether it is there still, because other runs use it.
-        """
-        found = inventory.find(project, purpose=purpose, guard=False)
-        if found is None:
-            return False
-        with ServerSession(project, found) as session:
-            have = {
-                database.label.fingerprint
-                for database in databases.list_ours(session.link.session, project.id)
-                if database.kind is Kind.TEMPLATE and database.label
-            }
-            if set(session.fingerprints().values()) <= have and not self._rebuild:
-                return False
-            if not claim_alone(found.info, session.link.session):
-                return True
-            logger.info("server: %s has other migrations: a new one takes its place", found.info.description)
-            found.stop()
-            return False
 
     def _book(self) -> None:
         each = []
@@ -262,6 +241,37 @@ class ServerPerHost:
         return (
             f"servers on {', '.join(self.members) or 'no host yet'} from base {self._baked.snapshot.key[:8]}"
         )
+
+
+def _outdated(project: Project, purpose: str, *, rebuild: bool) -> bool:
+    """End a warm server that has other migrations: a new one starts with today's, which this one would run once more.
+
+    Args:
+        rebuild: end it in any case.
+
+    Returns:
+        Whether it is there still, because other runs use it, or because it is of another version, beside which ours stands.
+    """
+    found = inventory.find(project, purpose=purpose, guard=False)
+    if found is None:
+        return False
+    with ServerSession(project, found) as session:
+        if is_another(project.settings, session.link.session):
+            return True
+        have = {
+            database.label.fingerprint
+            for database in databases.list_ours(session.link.session, project.id)
+            if database.kind is Kind.TEMPLATE and database.label
+        }
+        if set(session.fingerprints().values()) <= have and not rebuild:
+            return False
+        if not claim_alone(found.info, session.link.session):
+            return True
+        logger.info("server: %s has other migrations: a new one takes its place", found.info.description)
+        # While nobody else is let in: a run that waits for that would begin on a server that is about to be removed.
+        found.backend.stop(found.info)
+        Hint.of(project, purpose).forget()
+        return False
 
 
 @contextmanager
