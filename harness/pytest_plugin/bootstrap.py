@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -22,6 +25,11 @@ from harness.pytest_plugin.report import Summarizer
 from harness.pytest_plugin.serial import Serial
 from harness.pytest_plugin.state import STATE, Place, Role, State, complain
 from harness.runs.runfile import VARIABLE, RunFile
+
+if TYPE_CHECKING:
+    from harness.runs.run import Run
+
+Had = TypeVar("Had")
 
 
 def begin(config: pytest.Config, start: tuple[Path, str]) -> State:
@@ -98,8 +106,17 @@ def _join() -> State:
         )
     run = RunFile.read(Path(named))
     project = Project.of(run.settings, os.environ)
-    harness = Run.join(run, project, worker=worker)
-    state = State.leased(project, Role.WORKER, harness, worker)
+
+    def leased(project: Project, run: RunFile, lease: Callable[[Run], Had]) -> Had:
+        if not project.settings.hosts:
+            return lease(Run.join(run, project, worker=worker))
+        # Here: runs without hosts import nothing of it.
+        from harness.runs import joining
+
+        join = partial(Run.join, run, project, worker=worker)
+        return joining.surely(join, lease, len(project.settings.hosts))
+
+    state = leased(project, run, lambda found: State.leased(project, Role.WORKER, found, worker))
     if run.versions:
         # Here: most runs are of one version.
         from harness.pytest_plugin.versions import Several
@@ -107,7 +124,7 @@ def _join() -> State:
         def join(version: str) -> Place:
             other = RunFile.read(Path(run.versions[version]))
             theirs = replace(project, settings=other.settings)
-            return Place.leased(theirs, Run.join(other, theirs, worker=worker), worker)
+            return leased(theirs, other, lambda found: Place.leased(theirs, found, worker))
 
         state.several = Several(
             run.settings.pg_versions, str(run.settings.pg_version), join, dict(run.missing)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from harness.config.project import Project
 from harness.errors import HarnessError, ServerLost
@@ -11,6 +13,11 @@ from harness.runs.placement import SharedServer
 from harness.runs.runfile import RunFile
 from harness.runs.session import ServerSession
 from harness.servers.handle import join
+
+if TYPE_CHECKING:
+    from harness.runs.run import Run
+
+Had = TypeVar("Had")
 
 logger = logging.getLogger("pg_harness.runs")
 
@@ -40,3 +47,27 @@ def on_a_host(run: RunFile, project: Project, worker: str) -> SharedServer:
         return SharedServer(session, guest=True)
     lines = "; ".join(f"{word}: {error.message.splitlines()[0]}" for word, error in failed.items())
     raise ServerLost(f"none of the run's servers answers, on none of its Docker hosts: {lines}")
+
+
+def surely(begin: Callable[[], Run], lease: Callable[[Run], Had], hosts: int) -> Had:
+    """What a worker leases, elsewhere where its host dies between the log-in, or its server's start, and that.
+
+    Args:
+        begin: joins the run.
+        lease: closes the run where it fails.
+        hosts: how many there are.
+
+    Raises:
+        ServerLost: no host has lasted that long.
+    """
+    for left in reversed(range(max(2, hosts))):
+        run = begin()
+        try:
+            return lease(run)
+        except ServerLost as error:
+            if not left:
+                raise
+            logger.warning(
+                "a server was lost before anything was leased there: %s", error.message.splitlines()[0]
+            )
+    raise AssertionError("unreachable")
