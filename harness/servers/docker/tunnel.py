@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -41,6 +42,17 @@ FORGOTTEN = 24 * 3600.0
 
 PATIENCE = 20.0
 """Seconds that a tunnel may take until it is open."""
+
+_PORTS = 5
+"""How many ports are tried, where others take them just then."""
+
+_GRACE = 3.0
+"""Seconds in which an ssh whose port answers, and that does not listen there itself, ends if the port is another's: else its
+``ssh`` is a script that has called the true one."""
+
+
+class _Taken(Exception):
+    """Another program has taken the port meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +141,29 @@ def to(daemon: Daemon, container: str, there: int, *, wanted: int = 0, named: bo
                     f"port {wanted} (setting port) is in use on 127.0.0.1: name another, or none"
                 )
             wanted = 0
-        tunnel = Tunnel(wanted or free_port("127.0.0.1"), there, daemon.ssh, container, 0)
-        tunnel = _open(tunnel, daemon.environ)
+        tunnel = Tunnel(wanted, there, daemon.ssh, container, 0)
+        tunnel = _open_one(tunnel, daemon.environ, named=named and before is None)
         _note(daemon.folder, container).note(tunnel)
         return tunnel.port
+
+
+def _open_one(tunnel: Tunnel, environ: Mapping[str, str], *, named: bool) -> Tunnel:
+    """Open it on its port, or on another one where that is taken just then; port 0: on any."""
+    port = tunnel.port
+    for _ in range(_PORTS):
+        tunnel = replace(tunnel, port=port or free_port("127.0.0.1"))
+        try:
+            return _open(tunnel, environ)
+        except _Taken:
+            if port and named:
+                raise ServerStartError(
+                    f"port {port} (setting port) is in use on 127.0.0.1: name another, or none"
+                ) from None
+            logger.info("docker: port %d was taken by another program: another one is tried", tunnel.port)
+            port = 0
+    raise BackendUnavailable(
+        f"{_PORTS} ports were taken by other programs, one after the other: call it again"
+    )
 
 
 def _open(tunnel: Tunnel, environ: Mapping[str, str]) -> Tunnel:
@@ -151,17 +182,40 @@ def _open(tunnel: Tunnel, environ: Mapping[str, str]) -> Tunnel:
         while not _answers(tunnel.port):
             if not processes.running(tunnel.pid):
                 said.seek(0)
-                raise over_ssh.explain(tunnel.url, said.read().decode("utf-8", "replace"))
+                told = said.read().decode("utf-8", "replace")
+                if _IN_USE.search(told):
+                    raise _Taken
+                raise over_ssh.explain(tunnel.url, told)
             if time.monotonic() > deadline:
                 tunnel.end()
                 raise BackendUnavailable(
                     f"no tunnel to {tunnel.container[:12]} was opened by {tunnel.url} within {PATIENCE:.0f} s"
                 )
             time.sleep(0.02)
-        # Somebody else may have taken the port meanwhile: then ssh ends by itself, and its port answers all the same.
-        if not processes.running(tunnel.pid):
-            raise BackendUnavailable(f"port {tunnel.port} was taken by another program: call it again")
+        # Somebody else may have taken the port meanwhile: then ssh ends by itself once it has logged in, and its port answers
+        # all the same.
+        until = time.monotonic() + _GRACE
+        while not _listens(tunnel) and time.monotonic() < until:
+            if not processes.running(tunnel.pid):
+                raise _Taken
+            time.sleep(0.02)
     return tunnel
+
+
+_IN_USE = re.compile("address already in use|cannot listen to port", re.IGNORECASE)
+
+
+def _listens(tunnel: Tunnel) -> bool:
+    """Whether it is the tunnel's ssh that takes calls at its port; where that cannot be told, whether it runs."""
+    # Local address, remote address, state (0A: it listens) and, as the tenth word, the socket's number.
+    try:
+        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        files = [os.readlink(path) for path in Path(f"/proc/{tunnel.pid}/fd").iterdir()]
+    except OSError:
+        return processes.running(tunnel.pid)
+    words = [line.split() for line in lines]
+    here = f"0100007F:{tunnel.port:04X}"
+    return any(each[1] == here and each[3] == "0A" and f"socket:[{each[9]}]" in files for each in words)
 
 
 def _answers(port: int) -> bool:
