@@ -7,6 +7,7 @@ once and left out; what it may hold is told by :meth:`Fleet.silent`.
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -191,7 +192,8 @@ class Fleet(Backend):
     def _name(self, word: str, why: str) -> None:
         """Tell it once in this process."""
         with self._lock:
-            told = (self.project.id, word, why)
+            # The same of two containers is told once.
+            told = (self.project.id, word, re.sub(" in container [0-9a-f]+", "", why))
             if told in _named or word == ONLY:
                 return
             _named.add(told)
