@@ -36,6 +36,8 @@ class Dsn:
         password: in clear text; never in ``repr``.
         database: database name, unescaped.
         options: further libpq parameters, for instance ``{"sslmode": "require"}``.
+        scram: whether it is of a server of ours: our sessions prove there that they know the password, and send it to nobody. Whoever
+            has taken the port of a server that ended would ask for it.
     """
 
     host: str
@@ -44,6 +46,7 @@ class Dsn:
     password: str
     database: str
     options: Mapping[str, str] = field(default_factory=dict)
+    scram: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         # Tools that print a traceback's variables (pytest --showlocals, rich) print it by its repr.

@@ -19,7 +19,7 @@ from harness.postgres.session import greet
 from harness.runs.places import Place, places_on
 from harness.sandbox.sandbox import Sandbox
 from harness.sandbox.watermarks import WatermarkStore
-from harness.servers import inventory
+from harness.servers import handshake, inventory
 from harness.servers.acquire import alone
 from harness.servers.port import ServerInfo, of_agents
 
@@ -165,6 +165,8 @@ def _end(context: Context, everything: bool, asked: inventory.Asked, dry_run: bo
 
 def _databases(context: Context, info: ServerInfo) -> list[str]:
     """What somebody may miss: leased, marked and kept databases. None of a server that does not answer soon."""
+    if not handshake.listens(info):
+        return []
     try:
         session = greet(info.dsn, info.server_id, timeout=2)
     except HarnessError:

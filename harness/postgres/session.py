@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -45,7 +46,7 @@ _STATED: Mapping[str, str] = {
     "load_balance_hosts": "disable",
     "client_encoding": "UTF8",
     "channel_binding": "prefer",
-    # Every method: an empty list allows none.
+    # Every method: an empty list allows none. Of servers of ours, see `conninfo`.
     "require_auth": "password,md5,gss,sspi,scram-sha-256,none",
     "requirepeer": "",
     "min_protocol_version": "3.0",
@@ -81,10 +82,18 @@ def _stated() -> Mapping[str, str]:
     return {keyword: value for keyword, value in _STATED.items() if keyword in known}
 
 
+def asks_for_scram() -> bool:
+    """Whether this libpq can insist on SCRAM (16 and later); else it sends the password to whoever asks for it, and before each log-in
+    to a server of ours one has to see that it is that server's own process which listens there."""
+    return "require_auth" in _stated()
+
+
 def conninfo(dsn: Dsn, *, application_name: str = APPLICATION_NAME) -> dict[str, str]:
     """All connection parameters of an admin connection, for libpq."""
+    proven = {"require_auth": "scram-sha-256"} if dsn.scram and asks_for_scram() else {}
     return {
         **_stated(),
+        **proven,
         "application_name": application_name,
         **dsn.options,
         "host": dsn.host,
@@ -260,7 +269,7 @@ class Session:
 
 
 def greet(dsn: Dsn, server_id: str, timeout: float = CONNECT_TIMEOUT) -> Session | None:
-    """A session on the server of that id; None: another server answers there.
+    """A session on the server of ours of that id; None: another server answers there.
 
     Args:
         timeout: seconds for the login.
@@ -268,7 +277,7 @@ def greet(dsn: Dsn, server_id: str, timeout: float = CONNECT_TIMEOUT) -> Session
     Raises:
         ServerLost: nobody answers. ServerRefused: somebody answers and refuses.
     """
-    session = Session.connect(dsn, timeout=timeout)
+    session = Session.connect(replace(dsn, scram=True), timeout=timeout)
     try:
         if session.value(f"select current_setting('{SERVER_ID}', true)") == server_id:
             return session

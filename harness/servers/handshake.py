@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from harness.dsn import Dsn
 from harness.errors import PoolTimeout, ServerLost, ServerRefused, ServerStartError
 from harness.postgres import locks, sqlstate
-from harness.postgres.session import Session, greet, lock_key
+from harness.postgres.session import Session, asks_for_scram, greet, lock_key
 from harness.servers.port import ServerInfo, ServerRequest
 
 CRASH_PATIENCE = 15.0
@@ -24,6 +25,19 @@ _WATCHER_PATIENCE = 0.5
 def life_key(server: ServerInfo | ServerRequest) -> int:
     """The advisory lock on the maintenance database that is a server's sign of life."""
     return lock_key("server", server.server_id)
+
+
+def listens(info: ServerInfo) -> bool:
+    """Whether the server's own process listens on its port, so far as that has to be known before a log-in.
+
+    A container's port is the daemon's as long as that runs.
+    """
+    if asks_for_scram() or not info.ours or info.backend != "process":
+        return True
+    # Here: a libpq of today needs nothing of it.
+    from harness.servers.process.record import listening_in
+
+    return listening_in(Path(info.handle) / "data", info.dsn.port)
 
 
 def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
@@ -45,6 +59,8 @@ def attach(info: ServerInfo, patience: float = 0) -> tuple[Session | None, str]:
     while True:
         session = None
         try:
+            if not listens(info):
+                raise ServerLost(f"{info.description} does not listen on its port {info.dsn.port}")
             session = greet(info.dsn, info.server_id)
             if session is None:
                 return None, f"another server answers at {info.dsn.host}:{info.dsn.port}"
@@ -110,6 +126,7 @@ def wait(
     died: Callable[[], str | None],
     tail: Callable[[], str],
     nap: Callable[[float], None] = time.sleep,
+    listens: Callable[[], bool] = lambda: True,
 ) -> None:
     """Return once the server at ``dsn`` answers with our ``harness.server_id``.
 
@@ -118,6 +135,7 @@ def wait(
         died: says why the server will never answer; None while it may.
         tail: the last lines of its log so far.
         nap: pauses for so many seconds, or until the server's log says that it is ready.
+        listens: whether it is its own process that listens there; asked where libpq cannot insist on SCRAM.
 
     Raises:
         ServerStartError: it died, another server answers there, or time is up.
@@ -130,6 +148,8 @@ def wait(
         if reason is not None:
             raise ServerStartError(reason, log_tail=tail())
         try:
+            if not (asks_for_scram() or listens()):
+                raise ServerLost("it does not listen on its port")
             session = greet(dsn, server_id, timeout=2)
         except ServerLost as error:
             last = str(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -132,6 +132,10 @@ class ServerInfo:
     made_with: Mapping[str, str] = field(default_factory=dict, hash=False)
     host: str = ""
     standbys: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.ours:
+            object.__setattr__(self, "dsn", replace(self.dsn, scram=True))
 
     @property
     def ours(self) -> bool:
@@ -338,6 +342,10 @@ class StandbyPlace(Protocol):
 
     def running(self, number: int) -> bool:
         """Whether its postmaster runs."""
+        ...
+
+    def listens(self, number: int) -> bool:
+        """Whether it is its postmaster that listens on its port."""
         ...
 
     def end(self, number: int) -> None:

@@ -61,6 +61,8 @@ class Hint:
             # An earlier version refuses a file with what it does not know, and would start a second server.
             if not content[name]:
                 del content[name]
+        # Nor does it know this; that the server is ours says it.
+        del content["dsn"]["scram"]
         self._file.note(content)
 
     def seen(self) -> None:

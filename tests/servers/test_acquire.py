@@ -12,11 +12,13 @@ from dataclasses import replace
 
 import pytest
 from fix_backends import Checkout, processes_naming, until
+from fix_impostor import Impostor
 
 from harness.config.project import Project
 from harness.errors import BackendUnavailable, ServerLost, ServerRefused
+from harness.postgres import session as session_
 from harness.postgres.session import Session
-from harness.servers import inventory
+from harness.servers import handshake, inventory
 from harness.servers.handle import Server
 
 
@@ -114,6 +116,29 @@ def test_a_hint_to_a_dead_server_heals(place: Checkout, kind: dict[str, str]) ->
     with place.ensure(settings) as second:
         assert second.started
         assert second.info.server_id != first.info.server_id
+
+
+@pytest.mark.parametrize("libpq", ["insists on SCRAM", "15"])
+def test_who_has_taken_the_port_of_a_dead_server_is_not_told_its_password(
+    place: Checkout, libpq: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = place.settings(backend="process")
+    first = place.ensure(settings)
+    note = place.hint().read_text()
+    assert "scram" not in json.loads(note)["dsn"]
+    if libpq == "15":
+        # Its part of the parameters is as it was; what is asked first then is whether the server's own process listens there.
+        for module in (session_, handshake):
+            monkeypatch.setattr(module, "asks_for_scram", lambda: False)
+        with place.ensure(settings) as again:
+            assert again.info == first.info
+    first.stop()
+    with Impostor(port=first.info.dsn.port) as impostor:
+        place.hint().write_text(note)
+        with place.ensure(settings) as second:
+            assert second.started
+        assert impostor.asked == (libpq != "15")
+    assert impostor.told == []
 
 
 def test_a_hint_to_somebody_elses_server_is_not_believed(new_checkout: Callable[..., Checkout]) -> None:

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from fix_backends import docker
 from fix_backends import until as until_of
+from fix_impostor import Impostor
 from fix_reset_servers import VERSIONS, binaries
 from fix_servers import binaries_of
 
@@ -26,10 +27,11 @@ from harness.config.project import Project
 from harness.databases.lease import Lease
 from harness.databases.replicas import Replica
 from harness.errors import BackendUnavailable, ConfigError, ServerLost, ServerStartError
+from harness.postgres import session as session_
 from harness.postgres.session import Session
 from harness.runs.opening import settings_of
 from harness.runs.run import Run
-from harness.servers import inventory
+from harness.servers import handshake, inventory
 from harness.servers.external import OLDEST
 from harness.servers.pooler import pgbouncer
 from harness.servers.process.record import postmaster_in
@@ -116,6 +118,11 @@ def folder_of(run: Run) -> Path:
 
 def pid_of(run: Run) -> int:
     return postmaster_in(folder_of(run) / "data")
+
+
+def stop(run: Run) -> None:
+    os.kill(pid_of(run), signal.SIGKILL)
+    until(lambda: pid_of(run) == 0)
 
 
 def write(lease: Lease, statement: str = "insert into users (name) values ('new')") -> None:
@@ -349,6 +356,25 @@ def test_one_that_was_killed_is_started_again_at_its_address(run: Run, lease: Le
         # Nothing was written: a reset sees to it all the same.
         assert other.reset().strategy == "nothing"
         assert names_in(replica_of(other)) == ["first"]
+
+
+@pytest.mark.parametrize("libpq", ["insists on SCRAM", "15"])
+def test_who_has_taken_its_port_is_not_told_the_password(
+    run: Run, lease: Lease, libpq: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if libpq == "15":
+        for module in (session_, handshake, standbys_):
+            monkeypatch.setattr(module, "asks_for_scram", lambda: False)
+    standbys = run.session.standbys
+    assert standbys is not None
+    standbys.connect(1).close()
+    stop(run)
+    with Impostor(port=run.server.info.standbys[0]) as impostor:
+        with pytest.raises(ServerLost):
+            standbys.connect(1)
+        assert impostor.asked == (libpq != "15")
+    assert impostor.told == []
+    standbys.ensure()
 
 
 def test_one_that_was_away_for_too_long_is_made_again(

@@ -44,6 +44,10 @@ class DockerStandbys:
         """By PostgreSQL's own pid file."""
         return self._exec("running", number)[0] == 0
 
+    def listens(self, number: int) -> bool:
+        """Its port outside is the daemon's, as long as the container runs."""
+        return self.running(number)
+
     def end(self, number: int) -> None:
         """Kill its postmaster: its data is replaced."""
         self._run("end", number)

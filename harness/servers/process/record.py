@@ -178,6 +178,16 @@ def postmaster_in(data: Path) -> int:
     return pid if its else 0
 
 
+def listening_in(data: Path, port: int) -> bool:
+    """Whether the postmaster of a data directory has that port: its file names the address once it is bound."""
+    try:
+        lines = (data / "postmaster.pid").read_text().splitlines()
+        bound = int(lines[3]) == port and bool(lines[5].strip())
+    except (OSError, IndexError, ValueError):
+        return False
+    return bound and postmaster_in(data) > 0
+
+
 def log_tail(folder: Path) -> str:
     """The last lines of the server's log; empty where there is none."""
     try:

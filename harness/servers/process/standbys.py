@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from harness.errors import BackendError
 from harness.servers import defaults
 from harness.servers.port import free_port
 from harness.servers.process import cluster
-from harness.servers.process.record import ADDRESS, END, Record, open_log, postmaster_in
+from harness.servers.process.record import ADDRESS, END, Record, listening_in, open_log, postmaster_in
 from harness.servers.process.user import ServerUser, make_folder, put
 
 SCRIPT = "standby.sh"
@@ -38,7 +39,12 @@ class ProcessStandbys:
 
     def primary(self) -> Mapping[str, str]:
         """Over loopback, with the password file of its dead-man's switch."""
-        return {"host": ADDRESS, "port": str(self._record().port), "passfile": str(self._folder / "pgpass")}
+        record = self._record()
+        reach = {"host": ADDRESS, "port": str(record.port), "passfile": str(self._folder / "pgpass")}
+        if (major := re.match(r"\d+", record.version)) and int(major[0]) >= 16:
+            # Whoever gets the port of a primary that has ended would be told the password.
+            reach["require_auth"] = "scram-sha-256"
+        return reach
 
     def copy(self, number: int) -> None:
         """Copy the data directory, but for what is of the running server alone."""
@@ -65,6 +71,10 @@ class ProcessStandbys:
     def running(self, number: int) -> bool:
         """By PostgreSQL's own pid file."""
         return postmaster_in(self._of(number) / "data") > 0
+
+    def listens(self, number: int) -> bool:
+        """By the same."""
+        return listening_in(self._of(number) / "data", self._record().standbys[number - 1])
 
     def end(self, number: int) -> None:
         """Kill its postmaster: its data is replaced, or removed."""

@@ -21,7 +21,7 @@ from harness.errors import (
 )
 from harness.listing import counted
 from harness.postgres.admin import connect_verified
-from harness.postgres.session import Session
+from harness.postgres.session import Session, asks_for_scram
 from harness.servers import handshake
 from harness.servers.handle import Server
 from harness.servers.port import ServerInfo, StandbyPlace, private
@@ -120,6 +120,8 @@ class Standbys:
         Raises:
             ServerLost: it is not there, or another server answers. ServerRefused: it is starting.
         """
+        if not (asks_for_scram() or self._of.listens(number)):
+            raise ServerLost(f"standby {number} does not listen on its port {self.dsn(number).port}")
         return connect_verified(self.dsn(number), _id(self.info, number))
 
     def _state(self, number: int) -> str:
@@ -263,6 +265,7 @@ class Standbys:
             timeout=timeout,
             died=died,
             tail=lambda: place.log(number),
+            listens=lambda: place.listens(number),
         )
 
     def _settings(self, number: int) -> dict[str, str]:

@@ -14,6 +14,8 @@ pid=$2
 psql=$3
 # By this name others see that it runs (harness/servers/handshake.py).
 export PGUSER=postgres PGDATABASE=postgres PGCONNECT_TIMEOUT=5 PGAPPNAME='pg-harness watcher'
+# Whoever gets the port of a server that has ended would be told the password. An older libpq passes over it.
+[ -z "${PGPASSFILE:-}" ] || export PGREQUIREAUTH=scram-sha-256
 # A TERM meant for the group must not end the switch before the server.
 trap '' HUP
 
