@@ -356,6 +356,10 @@ class StandbyPlace(Protocol):
         """The last lines of its log; empty where there is none."""
         ...
 
+    def ports(self) -> tuple[int, ...]:
+        """Of each of them, as they are by now: another process may have had one moved."""
+        ...
+
     def move(self, number: int) -> int:
         """Give it another port, because somebody else has its own; return that.
 

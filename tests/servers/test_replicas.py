@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -438,6 +439,49 @@ def test_a_port_that_is_taken_is_not_waited_for(run: Run, monkeypatch: pytest.Mo
     finally:
         run.server.info = before
         mine._moved(1, before.standbys[0])
+
+
+def test_one_whose_port_is_taken_moves_once_for_all_processes(
+    run: Run, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in another process: what they know of the ports is their own.
+    servers = [copy(run.server) for _ in range(2)]
+    for server in servers:
+        server.started = False
+    first, second = (standbys_.Standbys(run.session.project, server) for server in servers)
+    port = run.server.info.standbys[0]
+    stop(run)
+    made: list[int] = []
+    make = standbys_.Standbys._make
+
+    def counted(self: standbys_.Standbys, number: int, *words: Any) -> None:
+        made.append(number)
+        make(self, number, *words)
+
+    monkeypatch.setattr(standbys_.Standbys, "_make", counted)
+    with Impostor(port=port) as impostor:
+        with pytest.raises(ServerStartError, match=f"something else has taken port {port} of standby 1"):
+            lease.reset()
+        first.ensure()
+        pid = pid_of(run)
+        assert pid
+        assert first.info.standbys != (port,)
+        began = time.monotonic()
+        second.ensure()
+        # It found the one that there is, and did not end it.
+        assert (second.info.standbys, pid_of(run)) == (first.info.standbys, pid)
+        assert time.monotonic() - began < 5
+        # Tests of this run were told the old port: they must not go on with whoever is there, now or at the next reset.
+        for _ in range(2):
+            with pytest.raises(ServerStartError, match=f"is at another port by now: something else had taken {port}"):
+                lease.reset()
+        assert replica_of(lease).dsn.port == port
+    assert impostor.told == []
+    assert made == []
+    # Its data was there, and it has gone on with that; so does the next run.
+    run.session.standbys.ensure()  # type: ignore[union-attr]
+    assert run.server.info.standbys == first.info.standbys
+    lease.reset()
 
 
 # --- the end -----------------------------------------------------------------------------------------------

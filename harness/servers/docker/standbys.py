@@ -57,6 +57,10 @@ class DockerStandbys:
         code, said = self._exec("log", number)
         return "" if code else said
 
+    def ports(self) -> tuple[int, ...]:
+        """Those that the daemon gave, for as long as the container runs."""
+        return self._info.standbys
+
     def move(self, number: int) -> int:
         """Its port is the daemon's to give."""
         raise BackendError(f"port {spec.PORT + number} in the container {self._info.handle[:12]} is taken")

@@ -88,6 +88,10 @@ class ProcessStandbys:
         except OSError:
             return ""
 
+    def ports(self) -> tuple[int, ...]:
+        """By the server's record."""
+        return self._record().standbys
+
     def move(self, number: int) -> int:
         """Note another port that is free just now."""
         record, port = self._record(), free_port(ADDRESS)

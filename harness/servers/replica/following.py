@@ -118,7 +118,7 @@ class Following:
             logger.warning(
                 "standby %s is gone, and is started again: %s", number, error.message.splitlines()[0]
             )
-        self._standbys.ensure()
+        self._standbys.ensure(given_out=True)
         return act(self._at(number))
 
     def _at(self, number: int) -> _Standby:

@@ -141,8 +141,11 @@ class Standbys:
 
     # --- starting ----------------------------------------------------------------------------------
 
-    def ensure(self) -> None:
+    def ensure(self, *, given_out: bool = False) -> None:
         """Have all of them there and near their primary.
+
+        Args:
+            given_out: whether this process has told tests and programs their addresses: no other port will do then.
 
         Raises:
             ServerStartError: one does not start. BackendError: its data cannot be copied.
@@ -150,9 +153,21 @@ class Standbys:
         for number in self.numbers:
             if not self._answers(number):
                 with self._lock, self._alone():
-                    # Another process may have seen to it meanwhile.
+                    # Another process may have seen to it meanwhile, at another port.
+                    self._look_for_ports(number, given_out)
                     if not self._answers(number):
-                        self._repair(number)
+                        self._repair(number, given_out)
+
+    def _look_for_ports(self, number: int, given_out: bool) -> None:
+        ports = self._of.ports()
+        if ports == self.info.standbys:
+            return
+        if given_out and ports[number - 1 : number] != (port := self.info.standbys[number - 1],):
+            raise ServerStartError(
+                f"standby {number} of {self.info.description} is at another port by now: something else had taken {port}, "
+                "which tests and programs of this run were told. Start the run again"
+            )
+        self._are_at(ports)
 
     def _answers(self, number: int) -> bool:
         try:
@@ -177,15 +192,15 @@ class Standbys:
             self._place = self._server.backend.standbys(self.info)
         return self._place
 
-    def _repair(self, number: int) -> None:
+    def _repair(self, number: int, given_out: bool) -> None:
         began = time.monotonic()
         if number in self._new:
-            self._make(number)
+            self._make(number, given_out)
             self._new.discard(number)
-        elif (why := self._go_on(number)) is not None:
+        elif (why := self._go_on(number, given_out)) is not None:
             if why:
                 logger.info("replica: standby %s is made again: %s", number, why)
-            self._make(number)
+            self._make(number, given_out)
         logger.info(
             "replica: standby %s of %s on port %s, after %.1f s",
             number,
@@ -194,11 +209,14 @@ class Standbys:
             time.monotonic() - began,
         )
 
-    def _go_on(self, number: int) -> str | None:
+    def _go_on(self, number: int, given_out: bool) -> str | None:
         """Start it from its own data; return why it has to be made anew: empty where there is none of it. None: it goes on."""
         try:
-            self._launch(number, None, timeout=GOES_ON)
+            self._start(number, None, timeout=GOES_ON, given_out=given_out)
         except ServerStartError as error:
+            if _TAKEN in error.log_tail:
+                # Another copy of its data would have the same port.
+                raise
             return error.message.splitlines()[0]
         except BackendError as error:
             logger.debug("replica: %s", error.message)
@@ -221,26 +239,44 @@ class Standbys:
                 time.sleep(0.01)
         return ""
 
-    def _make(self, number: int) -> None:
+    def _make(self, number: int, given_out: bool = False) -> None:
         place = self._of
         with connect_verified(self.info.dsn, self.info.server_id) as session:
             _refuse_tablespaces(session)
             with _backup(session) as label:
                 place.copy(number)
+        self._start(number, label(), timeout=self._timeout, given_out=given_out)
+
+    def _start(self, number: int, label: str | None, *, timeout: float, given_out: bool) -> None:
+        """At its port, or at another one where somebody has taken that."""
         for attempt in range(PORTS):
             try:
-                self._launch(number, label(), timeout=self._timeout)
+                return self._launch(number, label, timeout=timeout)
             except ServerStartError as error:
                 if _TAKEN not in error.log_tail or attempt + 1 == PORTS:
                     raise
-                self._moved(number, place.move(number))
-            else:
-                return
+                port = self.info.standbys[number - 1]
+                if given_out:
+                    raise ServerStartError(
+                        f"something else has taken port {port} of standby {number} of {self.info.description}, which tests and programs "
+                        "of this run were told: end what listens there, or start the run again",
+                        log_tail=error.log_tail,
+                    ) from None
+                self._moved(number, self._of.move(number))
+                logger.warning(
+                    "standby %s is at port %s now: something else has taken %s",
+                    number,
+                    self.info.standbys[number - 1],
+                    port,
+                )
 
     def _moved(self, number: int, port: int) -> None:
         ports = [*self.info.standbys]
         ports[number - 1] = port
-        self._server.info = replace(self.info, standbys=tuple(ports))
+        self._are_at(tuple(ports))
+
+    def _are_at(self, ports: tuple[int, ...]) -> None:
+        self._server.info = replace(self.info, standbys=ports)
         Hint.of(self._project, self.info.purpose).write(self.info)
 
     def _launch(self, number: int, label: str | None, *, timeout: float) -> None:
