@@ -313,6 +313,10 @@ class Backend(Protocol):
         return None
 
 
+COPY_LIMIT = 3600.0
+"""Seconds that a copy of a server's data may take."""
+
+
 class StandbyPlace(Protocol):
     """Where the standbys of one server run: beside it, as its own user, until it ends. They are numbered from 1."""
 

@@ -398,6 +398,22 @@ def test_one_that_was_away_for_too_long_is_made_again(
     assert names_in(replica_of(lease)) == ["first"]
 
 
+def test_one_whose_maker_was_killed_is_made_again(run: Run, lease: Lease) -> None:
+    standbys = run.session.standbys
+    assert standbys is not None
+    stop(run)
+    # As if it had been killed behind the copy, before the standby has begun.
+    folder = folder_of(run)
+    standbys._of.copy(1)
+    assert not (folder / "label").exists()
+    (folder / "data" / "of_that_copy").touch()
+    write(lease)
+    lease.reset()
+    assert not (folder / "data" / "of_that_copy").exists()
+    assert (folder / "label").read_text().startswith("START WAL LOCATION")
+    assert names_in(replica_of(lease)) == ["first"]
+
+
 def test_a_crash_of_the_primary_is_survived(run: Run, lease: Lease) -> None:
     write(lease)
     with suppress(psycopg.OperationalError), lease.connect() as connection:

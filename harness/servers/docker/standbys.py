@@ -27,17 +27,16 @@ class DockerStandbys:
     def copy(self, number: int) -> None:
         """Copy the data directory, but for what is of the running server alone."""
         self.end(number)
+        # Of the former copy: an empty one is none.
+        self._put(f"standby-{number}.label", "")
         self._run("copy", number)
 
     def launch(self, number: int, settings: Mapping[str, str], label: str | None) -> None:
         """Start its postmaster, with what ends it together with the server's."""
         own = {"listen_addresses": "*", "port": str(spec.PORT + number)}
-        container = self._container()
-        with translated(f"put a file into the container {self._info.handle[:12]}"):
-            content = defaults.render({**settings, **own}).encode()
-            container.put_archive("/", spec.beside(f"standby-{number}.own", content))
-            if label is not None:
-                container.put_archive("/", spec.beside(f"standby-{number}.label", label.encode()))
+        self._put(f"standby-{number}.own", defaults.render({**settings, **own}))
+        if label is not None:
+            self._put(f"standby-{number}.label", label)
         self._run("launch", number)
 
     def running(self, number: int) -> bool:
@@ -65,6 +64,11 @@ class DockerStandbys:
         """Its port is the daemon's to give."""
         raise BackendError(f"port {spec.PORT + number} in the container {self._info.handle[:12]} is taken")
 
+    def _put(self, name: str, content: str) -> None:
+        container = self._container()
+        with translated(f"put a file into the container {self._info.handle[:12]}"):
+            container.put_archive("/", spec.beside(name, content.encode()))
+
     def _container(self) -> Any:
         with translated(f"look at the container {self._info.handle[:12]}"):
             return self._daemon.client.containers.get(self._info.handle)
@@ -81,4 +85,6 @@ class DockerStandbys:
         words = ["/bin/sh", f"{spec.HOME}/entrypoint.sh", "standby", verb, str(number)]
         with translated(f"run {shlex.join(words)} in the container {self._info.handle[:12]}"):
             code, said = container.exec_run(words, user="0:0")
-        return code, (said or b"").decode("utf-8", "replace")
+        # Without its signs of life.
+        lines = (said or b"").decode("utf-8", "replace").splitlines()
+        return code, "\n".join(line for line in lines if line != ".")

@@ -15,12 +15,14 @@ from harness.config import processes
 from harness.config.processes import Process
 from harness.errors import BackendError
 from harness.servers import defaults
-from harness.servers.port import free_port
+from harness.servers.port import COPY_LIMIT, free_port
 from harness.servers.process import cluster
 from harness.servers.process.record import ADDRESS, END, Record, listening_in, open_log, postmaster_in
 from harness.servers.process.user import ServerUser, make_folder, put
 
 SCRIPT = "standby.sh"
+
+LABEL = "label"
 
 PREFIX = "standby-"
 """What the folder of one is called, in its server's own; its number follows."""
@@ -49,15 +51,17 @@ class ProcessStandbys:
     def copy(self, number: int) -> None:
         """Copy the data directory, but for what is of the running server alone."""
         self.end(number)
-        make_folder(self._of(number), self._user)
-        self._run("copy", self._folder / "data", self._of(number), timeout=300)
+        folder = make_folder(self._of(number), self._user)
+        # Of the former copy.
+        (folder / LABEL).unlink(missing_ok=True)
+        self._run("copy", self._folder / "data", folder, timeout=COPY_LIMIT, whole=True)
 
     def launch(self, number: int, settings: Mapping[str, str], label: str | None) -> None:
         """Start its postmaster, with what ends it together with the server's."""
         record, folder = self._record(), self._of(number)
         own = {"listen_addresses": ADDRESS, "port": str(record.standbys[number - 1])}
         try:
-            for name, content in (("own", defaults.render({**settings, **own})), ("label", label)):
+            for name, content in (("own", defaults.render({**settings, **own})), (LABEL, label)):
                 if content is not None:
                     put(folder / name, content.encode(), mode=0o600, user=self._user)
         except OSError as error:
@@ -66,7 +70,7 @@ class ProcessStandbys:
             ) from error
         words = [Path(record.binaries), self._folder / "data", folder, self._folder / "settings"]
         # A server that somebody starts inside a run (`up`, pytest) is not the run's, nor is its standby.
-        self._run("launch", *words, folder / "own", folder / "label", timeout=30)
+        self._run("launch", *words, folder / "own", folder / LABEL, timeout=30)
 
     def running(self, number: int) -> bool:
         """By PostgreSQL's own pid file."""
@@ -112,13 +116,13 @@ class ProcessStandbys:
             raise BackendError(f"the server in {self._folder} is gone")
         return record
 
-    def _run(self, verb: str, *words: str | Path, timeout: float) -> None:
+    def _run(self, verb: str, *words: str | Path, timeout: float, whole: bool = False) -> None:
         script = self._folder / SCRIPT
         try:
             # A copy: the package may lie where the server's user may not enter.
             put(script, resources.files("harness.servers").joinpath("scripts", SCRIPT).read_bytes())
             environ = {**cluster.BASE_ENVIRONMENT, **processes.STAYS}
-            done = self._user.run(["/bin/sh", script, verb, *words], timeout=timeout, env=environ)
+            done = self._user.run(["/bin/sh", script, verb, *words], timeout=timeout, env=environ, whole=whole)
         except (OSError, subprocess.SubprocessError) as error:
             raise BackendError(f"standby.sh {verb} cannot be run in {self._folder}: {error}") from error
         if done.returncode:

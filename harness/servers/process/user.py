@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -66,22 +67,35 @@ class ServerUser:
         )
 
     def run(
-        self, command: Sequence[str | Path], *, timeout: float, env: dict[str, str]
+        self, command: Sequence[str | Path], *, timeout: float, env: dict[str, str], whole: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        """Run one program as this user, in a session of its own, away from our terminal and folder."""
-        return subprocess.run(
-            [str(part) for part in command],
-            check=False,
+        """Run one program as this user, in a session of its own, away from our terminal and folder.
+
+        Args:
+            whole: where it takes too long, or we are interrupted, what it has started is ended with it.
+        """
+        words = [str(part) for part in command]
+        with subprocess.Popen(
+            words,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=timeout,
             cwd="/",
             env=env,
             start_new_session=True,
             **self._identity(),
-        )
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except BaseException:
+                if whole:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def _identity(self) -> dict[str, Any]:
         if self.uid is None:

@@ -24,7 +24,7 @@ from harness.postgres.admin import connect_verified
 from harness.postgres.session import Session, asks_for_scram
 from harness.servers import handshake
 from harness.servers.handle import Server
-from harness.servers.port import ServerInfo, StandbyPlace, private
+from harness.servers.port import COPY_LIMIT, ServerInfo, StandbyPlace, private
 from harness.servers.records import Hint
 
 logger = logging.getLogger("pg_harness.servers.replica")
@@ -182,7 +182,7 @@ class Standbys:
             return nullcontext()
         return file_lock(
             self._project.folder / f"{self.info.purpose}.standby.lock",
-            timeout=2 * self._timeout + GOES_ON,
+            timeout=COPY_LIMIT + 2 * self._timeout + GOES_ON,
             waiting_for="a standby of the server",
         )
 

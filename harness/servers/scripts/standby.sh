@@ -4,8 +4,8 @@
 #   standby.sh copy DATA FOLDER          copy what is in DATA to FOLDER/data; the caller has told the server that a backup is made
 #   standby.sh launch BIN DATA FOLDER SETTINGS OWN LABEL [ARGUMENTS]
 #                                        start a postmaster on FOLDER/data, with the settings in SETTINGS and then those in OWN, and
-#                                        what ends it with the primary. LABEL, where there is such a file, is of the backup in which
-#                                        the data was copied just now. Further arguments are postgres's
+#                                        what ends it with the primary. LABEL is of the backup in which the data was copied; whoever
+#                                        has it copied again removes the former one. Further arguments are postgres's
 #   standby.sh watch PRIMARY PID FOLDER  what ends it: looks after both processes until one of them has ended
 #   standby.sh running FOLDER            whether its postmaster runs
 #   standby.sh end FOLDER                end it, with what looks after it; that there is none is success
@@ -50,7 +50,14 @@ nap() { sleep "$1" 2>/dev/null || sleep 1; }
 
 # What a file that vanished makes of a copy is put right by the log; whatever else went wrong is an error.
 taken() {
-    said=$(cp -RPp "$1" "$2" 2>&1) && return 0
+    status=0
+    said=$(cp -RPp "$1" "$2" 2>&1) || status=$?
+    [ "$status" != 0 ] || return 0
+    # It was killed, or cannot say what was wrong.
+    if [ "$status" != 1 ] || [ -z "$said" ]; then
+        say "cp ended with $status at $1: $said"
+        return 1
+    fi
     rest=
     while IFS= read -r line; do
         case $line in '' | *'No such file or directory'*) ;; *) rest="$rest$line
@@ -63,12 +70,32 @@ END
     return 1
 }
 
+# A copy whose caller was killed goes on; it must not write into the next one's.
+newest() {
+    number=
+    { read -r number <"$folder/copying"; } 2>/dev/null || :
+    [ "$number" = $$ ] || { say "another copy to $folder has begun"; exit 1; }
+}
+
+# A sign of life each second: whoever asked a daemon for the copy waits for no more than a minute without one.
+breathe() {
+    while nap 1 </dev/null >/dev/null 2>&1 && alive $$; do echo .; done
+}
+
 copy() {
     from=$1
-    to=$2/data
-    rm -rf "$to" "$2/begun"
-    mkdir -p "$to"
+    folder=$2
+    to=$folder/copied.$$
+    mkdir -p "$folder"
+    echo $$ >"$folder/copying"
+    rm -rf "$folder/data" "$folder/begun" "$folder"/copied.* || :
+    [ ! -e "$folder/data" ] || { say "$folder/data cannot be removed"; exit 1; }
+    mkdir "$to"
+    breathe &
+    breath=$!
+    trap 'kill "$breath" 2>/dev/null || :' EXIT
     for path in "$from"/*; do
+        newest
         name=${path##*/}
         case $name in
         postmaster.pid | postmaster.opts | backup_label* | tablespace_map* | recovery.signal | standby.signal | *.pid | core*) ;;
@@ -83,8 +110,11 @@ copy() {
         *) taken "$path" "$to/$name" ;;
         esac
     done
+    newest
     taken "$from/global" "$to/global"
     chmod 700 "$to"
+    newest
+    mv "$to" "$folder/data"
 }
 
 # Looks after a standby: when the primary has ended, it ends as well. It lives as long as either of them.
@@ -123,8 +153,12 @@ launch() {
     # A container that was restarted uses numbers again: the one in this file may be somebody else's now.
     if running "$folder"; then return 0; fi
     rm -f "$folder/data/postmaster.pid"
-    # Once: a standby that has gone on since must not begin again with it.
-    if [ -e "$label" ] && [ ! -e "$folder/begun" ]; then cat "$label" >"$folder/data/backup_label"; fi
+    # Once: a standby that has gone on since must not begin again with it. Nor must a copy begin without the label of its own backup:
+    # it would lack what was written meanwhile.
+    if [ ! -e "$folder/begun" ]; then
+        [ -s "$label" ] || { say "the copy in $folder was cut off"; exit 1; }
+        cat "$label" >"$folder/data/backup_label"
+    fi
     : >"$folder/begun"
     : >"$folder/data/standby.signal"
     for file in "$settings" "$own"; do
