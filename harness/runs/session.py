@@ -148,11 +148,7 @@ class ServerSession:
 
     @property
     def standbys(self) -> Standbys | None:
-        """The standbys of this server, where the settings ask for some and it has them.
-
-        Raises:
-            BackendUnavailable: the server's backend starts none.
-        """
+        """The standbys of this server, where the settings ask for some and it has them."""
         if self._standbys is None and self.settings.replicas:
             # Here: a run without them pays for nothing of it.
             from harness.servers.replica.standbys import Standbys
@@ -274,6 +270,10 @@ class ServerSession:
         if (standbys := self.standbys) is not None:
             # Before anything is migrated: what there is by now is copied, the rest is streamed.
             standbys.ensure()
+        elif self.settings.replicas:
+            from harness.servers.replica.standbys import Standbys  # as in `standbys`
+
+            Standbys.demand(self.project, self.server)
         for database in self.settings.databases:
             try:
                 made = self._template(self.link, self.spec(database), rebuild=rebuild)

@@ -26,12 +26,14 @@ from harness.config import processes
 from harness.config.load import load
 from harness.config.project import Project
 from harness.databases.lease import Lease
-from harness.databases.replicas import Replica
+from harness.databases.replicas import NoReplica, Replica
 from harness.errors import BackendUnavailable, ConfigError, ServerLost, ServerStartError
 from harness.postgres import session as session_
 from harness.postgres.session import Session
 from harness.runs.opening import settings_of
+from harness.runs.places import places_on
 from harness.runs.run import Run
+from harness.runs.session import ServerSession
 from harness.servers import handshake, inventory
 from harness.servers.external import OLDEST
 from harness.servers.pooler import pgbouncer
@@ -626,6 +628,21 @@ def test_a_backend_of_others_that_starts_none_says_so(
         opened(root, environ, backend="external", server_url=url, allow_foreign=True),
     ):
         pass
+
+
+def test_one_that_was_started_without_is_looked_at_as_it_is(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    environ, root = new_environ(folders), new_root(tmp_path / "without")
+    with opened(root, environ, replicas=0) as run, run.lease() as lease:
+        # `env`, `url`, `psql` and the databases of agents, with settings that have changed since.
+        project = Project.of(load(environ, start=root), environ)
+        session = ServerSession(project, run.server)
+        assert project.settings.replicas == 1
+        assert session.standbys is None
+        place = next(each for each in places_on(session) if each.run == run.session.run)
+        assert place.addresses()["default"] == lease.dsn
+        assert not [word for word in place.addresses() if "replica" in word]
+        with pytest.raises(NoReplica):
+            place.on_standby("default")
 
 
 def test_rewinding_cannot_be_asked_for_as_well(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -71,24 +71,24 @@ class Standbys:
 
     @classmethod
     def of(cls, project: Project, server: Server) -> Standbys | None:
-        """Those that the settings ask for; None: none, or the server was started without.
+        """Those that the settings ask for; None: none, or the server was started without."""
+        return cls(project, server) if project.settings.replicas and server.info.standbys else None
+
+    @classmethod
+    def demand(cls, project: Project, server: Server) -> None:
+        """Refuse a server that was started for these settings and has none.
 
         Raises:
-            BackendUnavailable: the server's backend starts none.
+            BackendUnavailable: its backend starts none.
         """
         wanted = project.settings.replicas
-        if not wanted:
-            return None
-        if not server.info.standbys:
-            if server.info.ours and server.info.purpose == "up":
-                # A person's server that was started before: drift.told() has said so.
-                return None
+        # A person's server that was started before: drift.told() has said so.
+        if wanted and not server.info.standbys and not (server.info.ours and server.info.purpose == "up"):
             raise BackendUnavailable(
                 f"replicas = {wanted} ({project.settings.origin('replicas')}), and the backend {server.info.backend} starts no standbys",
                 checked=[server.info.description],
                 remedies=["leave `replicas` out", 'or take backend = "docker" or "process"'],
             )
-        return cls(project, server)
 
     @classmethod
     def told(cls, project: Project, server: Server) -> list[str]:
