@@ -313,6 +313,7 @@ def test_a_reset_that_is_late_there_is_not_taken_for_done(
     run: Run, lease: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following, "PATIENCE", 0.5)
+    monkeypatch.setattr(following, "DELAY", -following.MARGIN)
     with superuser(run) as session:
 
         def delayed(value: str) -> None:
@@ -340,6 +341,30 @@ def test_a_reset_that_is_late_there_is_not_taken_for_done(
     assert names_in(replica_of(lease)) == ["first"]
     with run.lease("late", watch=True) as other:
         assert names_in(replica_of(other)) == ["first"]
+
+
+def test_a_reset_waits_for_as_long_as_the_log_does_there(
+    lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker's reader may hold it up for `reset_timeout` and DELAY, which may be more than PATIENCE."""
+    began = time.monotonic()
+    behind = following._behind
+
+    def held_up(session: Session, target: str) -> int:
+        return 1 if time.monotonic() - began < 0.8 else behind(session, target)
+
+    write(lease)
+    monkeypatch.setattr(following, "PATIENCE", 0.2)
+    monkeypatch.setattr(following, "_behind", held_up)
+    lease.reset()
+    assert names_in(replica_of(lease)) == ["first"]
+    monkeypatch.setattr(following, "DELAY", -following.MARGIN)
+    began = time.monotonic()
+    write(lease)
+    with pytest.raises(ReplicaBehind, match=r"within 0\.3 s"):
+        lease.reset()
+    monkeypatch.undo()
+    lease.reset()
 
 
 def test_one_that_was_killed_is_started_again_at_its_address(run: Run, lease: Lease) -> None:

@@ -13,12 +13,15 @@ from harness.listing import together
 from harness.postgres import ending
 from harness.postgres.admin import Link
 from harness.postgres.session import Session
-from harness.servers.replica.standbys import FLUSH, Standbys, bytes_behind
+from harness.servers.replica.standbys import DELAY, FLUSH, Standbys, bytes_behind
 
 logger = logging.getLogger("pg_harness.servers.replica")
 
 PATIENCE = 30.0
-"""Seconds that a reset waits at most until a standby has replayed it."""
+"""Seconds that a reset waits until a standby has replayed it; longer where the log itself may wait longer, for other workers' readers."""
+
+MARGIN = 5.0
+"""Seconds in which it is replayed once the log waits for nobody any more."""
 
 AT_ONCE = 0.05
 """Seconds after which whoever is in the log's way there is looked for."""
@@ -140,10 +143,11 @@ class Following:
 
     def _settle(self, one: _Standby, target: str, databases: Sequence[str], ended: list[str]) -> None:
         began, pause, resumed = time.monotonic(), 0.0005, False
+        limit = max(PATIENCE, self._patience + DELAY + MARGIN)
         while behind := _behind(one.session, target):
             waited = time.monotonic() - began
-            if waited > PATIENCE:
-                raise ReplicaBehind(self._why(one, behind, PATIENCE), behind=behind)
+            if waited > limit:
+                raise ReplicaBehind(self._why(one, behind, limit), behind=behind)
             if waited > AT_ONCE and not resumed and (resumed := _paused(one.session)):
                 one.session.value("select pg_wal_replay_resume()")
                 logger.info("standby %s: its replay was paused by a test, and goes on", one.number)
