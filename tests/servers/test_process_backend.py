@@ -228,6 +228,22 @@ def test_a_watcher_that_cannot_connect_ends_the_server(place: Checkout) -> None:
     until(lambda: not processes_naming(info.handle), seconds=10, what="no stray process")
 
 
+def test_a_server_that_is_to_have_fewer_standbys_keeps_no_data_of_the_others(place: Checkout) -> None:
+    ours = backend(place)
+    info = ours.start(place.request("up", replicas=2))
+    folder = Path(info.handle)
+    for number in (1, 2):
+        (folder / f"standby-{number}" / "data").mkdir(parents=True)
+    ours.halt(info)
+    again = ours.start(place.request("up", replicas=1))
+    try:
+        assert again.handle == info.handle
+        assert again.standbys == info.standbys[:1]
+        assert [path.name for path in folder.glob("standby-*")] == ["standby-1"]
+    finally:
+        ours.stop(again)
+
+
 def test_a_killed_postmaster_is_replaced(place: Checkout) -> None:
     settings = place.settings(backend="process")
     with place.ensure(settings) as first:

@@ -130,6 +130,10 @@ class ProcessBackend(Backend):
                 return _wait(folder, record, request)
             if request.purpose == "up" and record.whole and (folder / "data" / "PG_VERSION").exists():
                 logger.info("process: the server in %s was stopped: starting it again, with its data", folder)
+                if record.standbys:
+                    # Those that it is to have no more.
+                    for standby in _end_standbys(folder, beyond=request.replicas):
+                        shutil.rmtree(standby, ignore_errors=True)
                 return self._launch(folder, _renewed(record, request), request, user)
             # That one, or what a server left that was killed together with its watcher.
             _remove(folder)
@@ -468,6 +472,17 @@ def _renewed(record: Record, request: ServerRequest) -> Record:
     )
 
 
+def _end_standbys(folder: Path, *, beyond: int = 0) -> Sequence[Path]:
+    """End the standbys of a server, but for the first ones; return their folders."""
+    # Here: most servers have none.
+    from harness.servers.process import standbys
+
+    ended = standbys.of(folder, beyond)
+    for standby in ended:
+        standbys.end(standby)
+    return ended
+
+
 def _remove(folder: Path) -> None:
     """End what runs in a folder of ours, then remove it."""
     record = Record.read(folder)
@@ -475,11 +490,7 @@ def _remove(folder: Path) -> None:
         record.end(folder, patience=10)
         record.kill_watcher(folder)
         if record.standbys:
-            # Here: most servers have none.
-            from harness.servers.process import standbys
-
-            for standby in standbys.of(folder):
-                standbys.end(standby)
+            _end_standbys(folder)
         # First: a start that finds half of the data, because we were cut off, must not take it for a server's.
         with suppress(OSError):
             (folder / NAME).unlink(missing_ok=True)

@@ -131,9 +131,11 @@ class ProcessStandbys:
             )
 
 
-def of(folder: Path) -> Sequence[Path]:
-    """The folders of a server's standbys that are there."""
-    return sorted(folder.glob(f"{PREFIX}[0-9]"))
+def of(folder: Path, beyond: int = 0) -> Sequence[Path]:
+    """The folders of a server's standbys that are there, of those with numbers beyond that one."""
+    return sorted(
+        found for found in folder.glob(f"{PREFIX}[0-9]") if int(found.name.removeprefix(PREFIX)) > beyond
+    )
 
 
 def wait(standby: Path, *, patience: float) -> None:
