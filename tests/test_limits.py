@@ -24,6 +24,7 @@ UNLIMITED = {
     "postgres/liveness.py: select.select": "a thread that waits for the loss of its session",
     "migrations/dump/load.py: subprocess.Popen": "waited for with a limit, and killed",
     "migrations/tools/child.py: subprocess.Popen": "waited for with a limit, and its group killed",
+    "servers/process/user.py: subprocess.Popen": "waited for with a limit, and its group killed",
     "servers/process/user.py: fcntl.flock": "without waiting",
     "servers/pooler/front.py: fcntl.flock": "the keeper tries it without waiting, and lets go at once",
     "servers/pooler/front.py: subprocess.Popen": "a keeper: it says within START seconds that it is ready, or why not, and outlives us",

@@ -516,7 +516,9 @@ def test_one_whose_port_is_taken_moves_once_for_all_processes(
         assert time.monotonic() - began < 5
         # Tests of this run were told the old port: they must not go on with whoever is there, now or at the next reset.
         for _ in range(2):
-            with pytest.raises(ServerStartError, match=f"is at another port by now: something else had taken {port}"):
+            with pytest.raises(
+                ServerStartError, match=f"is at another port by now: something else had taken {port}"
+            ):
                 lease.reset()
         assert replica_of(lease).dsn.port == port
     assert impostor.told == []
@@ -655,7 +657,9 @@ def test_a_backend_of_others_that_starts_none_says_so(
         pass
 
 
-def test_one_that_was_started_without_is_looked_at_as_it_is(folders: tuple[Path, Path], tmp_path: Path) -> None:
+def test_one_that_was_started_without_is_looked_at_as_it_is(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     environ, root = new_environ(folders), new_root(tmp_path / "without")
     with opened(root, environ, replicas=0) as run, run.lease() as lease:
         # `env`, `url`, `psql` and the databases of agents, with settings that have changed since.

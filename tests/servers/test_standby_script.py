@@ -45,7 +45,9 @@ def environ_with(cp: str, tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
 
 
-def copied(data: Path, folder: Path, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def copied(
+    data: Path, folder: Path, environ: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     words = ["/bin/sh", SCRIPT, "copy", str(data), str(folder)]
     return subprocess.run(words, capture_output=True, text=True, env=environ, timeout=20, check=False)
 

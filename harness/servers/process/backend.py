@@ -34,7 +34,15 @@ from harness.servers.port import (
 from harness.servers.process import cluster as cluster_
 from harness.servers.process import folders
 from harness.servers.process.binaries import Binaries, choose
-from harness.servers.process.record import ADDRESS, NAME, Record, folder_name, listening_in, log_tail, open_log
+from harness.servers.process.record import (
+    ADDRESS,
+    NAME,
+    Record,
+    folder_name,
+    listening_in,
+    log_tail,
+    open_log,
+)
 from harness.servers.process.user import COMMON, ServerUser, enterable_binaries, make_folder, put
 
 logger = logging.getLogger("pg_harness.servers.process")

@@ -122,7 +122,9 @@ class ProcessStandbys:
             # A copy: the package may lie where the server's user may not enter.
             put(script, resources.files("harness.servers").joinpath("scripts", SCRIPT).read_bytes())
             environ = {**cluster.BASE_ENVIRONMENT, **processes.STAYS}
-            done = self._user.run(["/bin/sh", script, verb, *words], timeout=timeout, env=environ, whole=whole)
+            done = self._user.run(
+                ["/bin/sh", script, verb, *words], timeout=timeout, env=environ, whole=whole
+            )
         except (OSError, subprocess.SubprocessError) as error:
             raise BackendError(f"standby.sh {verb} cannot be run in {self._folder}: {error}") from error
         if done.returncode:

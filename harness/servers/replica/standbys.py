@@ -251,7 +251,7 @@ class Standbys:
         """At its port, or at another one where somebody has taken that."""
         for attempt in range(PORTS):
             try:
-                return self._launch(number, label, timeout=timeout)
+                self._launch(number, label, timeout=timeout)
             except ServerStartError as error:
                 if _TAKEN not in error.log_tail or attempt + 1 == PORTS:
                     raise
@@ -269,6 +269,8 @@ class Standbys:
                     self.info.standbys[number - 1],
                     port,
                 )
+            else:
+                return
 
     def _moved(self, number: int, port: int) -> None:
         ports = [*self.info.standbys]
