@@ -9,8 +9,8 @@ The engine is a real dockerd in a network namespace (root, as the tests that hav
   certificate that were made before and are mounted, and a log-in that is tried until it succeeds.
 - A reset after a row was written, over TLS: straight to the server, and with that many milliseconds put between, there and back. What it
   costs more is told in round trips.
-- Eight servers (`run -n 8 --isolation server`) over two engines against eight on one of them, until the command begins. Each engine has one
-  processor of this machine to itself, as two machines would.
+- Eight servers (`run -n 8 --isolation server`) over two engines against eight on one of them, until the command begins. Each engine has half a
+  processor of this machine and no more, as machines of their own would; the rest is the client's.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ WRITE = "insert into t000 (name) values ('dirt')"
 
 
 @contextmanager
-def engines(*processors: int | None) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """Further engines, each on one processor of this machine, or on all: their addresses, and the variables of their clients."""
+def engines(*shares: float | None) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Further engines, each with so much of a processor, or with all: their addresses, and the variables of their clients."""
     from fix_engines import Network  # type: ignore[import-not-found]  # of the tests
 
     network = Network(Path(tempfile.mkdtemp(prefix="pgh-bench-", dir="/tmp")))
     try:
-        found = network.add(len(processors), processors=processors)
+        found = network.add(len(shares), shares=shares)
         yield [each.address for each in found], dict(network.with_certificates)
     finally:
         network.close()
@@ -158,7 +158,7 @@ def spread(folder: Path, hosts: list[str], environ: dict[str, str], pairs: int) 
     # The migrated image, on each of them: once, before anything is measured.
     until_the_command(hosts)
     head(
-        f"{SERVERS} servers over {len(hosts)} engines of one processor each, against {SERVERS} on one of them"
+        f"{SERVERS} servers over {len(hosts)} engines of half a processor each, against {SERVERS} on one of them"
     )
     compare(
         "until the command begins",
@@ -217,6 +217,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument(
+        "--only", choices=["starts", "spread"], help="only this; resets are measured with starts"
+    )
     parser.add_argument("--delay", type=float, default=1.0, help="milliseconds, there and back")
     given = parser.parse_args()
     with schema.project() as (folder, own):
@@ -224,21 +227,22 @@ def main() -> None:
             **os.environ, **own, "PGHARNESS_BACKEND": "docker", "PGHARNESS_IMAGE": "pgharness-test:busybox",
             "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         }  # fmt: skip
-        with engines(None) as ((address,), certificates):
-            environ |= {**certificates, "DOCKER_HOST": f"tcp://{address}:2376"}
-            try:
-                starts(folder, address, environ, given.pairs)
-                resets(folder, environ, given.delay)
-            finally:
-                down(folder, environ)
-        with engines(0, 1) as (addresses, certificates):
-            del environ["DOCKER_HOST"]
-            hosts = [f"tcp://{address}:2376" for address in addresses]
-            environ |= certificates
-            try:
-                spread(folder, hosts, environ, given.pairs)
-            finally:
-                down(folder, {**environ, "DOCKER_HOSTS": ",".join(hosts)})
+        if given.only != "spread":
+            with engines(None) as ((address,), certificates):
+                one = {**environ, **certificates, "DOCKER_HOST": f"tcp://{address}:2376"}
+                try:
+                    starts(folder, address, one, given.pairs)
+                    resets(folder, one, given.delay)
+                finally:
+                    down(folder, one)
+        if given.only != "starts":
+            with engines(0.5, 0.5) as (addresses, certificates):
+                hosts = [f"tcp://{address}:2376" for address in addresses]
+                two = {**environ, **certificates}
+                try:
+                    spread(folder, hosts, two, given.pairs)
+                finally:
+                    down(folder, {**two, "DOCKER_HOSTS": ",".join(hosts)})
 
 
 def down(folder: Path, environ: dict[str, str]) -> None:
