@@ -163,6 +163,10 @@ class AgentDatabases:
     def _word(self, name: str) -> str:
         return f"{AGENT}{self.session}/{name}"
 
+    def _name(self, word: str) -> str:
+        """What an agent calls one of its own, whose whole word may be said as well; of others the word itself."""
+        return word.removeprefix(self._word("")) or word
+
     def _known(self, sandbox: Sandbox | None) -> Sandbox | None:
         return sandbox if sandbox is not None and self._answers(sandbox) else None
 
@@ -186,9 +190,7 @@ class AgentDatabases:
         Raises:
             ConfigError: there is none of that name, or it is not this session's and not allowed.
         """
-        own = self.own()
-        match = _WORD.fullmatch(word)
-        name = match[2] if match and match[1] == self.session else word
+        own, name = self.own(), self._name(word)
         if name in own:
             return own[name]
         theirs = self.developers()
@@ -269,9 +271,7 @@ class AgentDatabases:
         Raises:
             ConfigError: it is none of them; a developer's is never dropped.
         """
-        own = self.own()
-        match = _WORD.fullmatch(name)
-        name = match[2] if match and match[1] == self.session else name
+        own, name = self.own(), self._name(name)
         if name not in own:
             _, place = self.find(name)
             raise ConfigError(

@@ -6,7 +6,6 @@ what has this checkout's labels: two machines that were copied from one disk, tw
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
 from typing import Any
 
@@ -38,8 +37,8 @@ def idle(daemon: Daemon, container: Any) -> float:
     """Seconds since it was made, or has ended."""
     ended = container.attrs.get("State", {}).get("FinishedAt") or ""
     began = container.attrs.get("Created") or ""
-    # By the daemon's clock, which may be another machine's: what was made just now is not an hour old.
-    return time.time() + daemon.ahead() - max(seconds(ended), seconds(began))
+    # By the daemon's clock: what was made just now is not an hour old.
+    return daemon.now() - max(seconds(ended), seconds(began))
 
 
 def claim(info: ServerInfo) -> Session | None:

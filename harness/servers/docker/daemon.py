@@ -104,6 +104,10 @@ class Daemon:
         except ValueError:
             return 0.0
 
+    def now(self) -> float:
+        """Seconds since 1970, by its clock, which may be another machine's."""
+        return time.time() + self.ahead()
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Not more starts at a time than its machine has processors, and two at least.

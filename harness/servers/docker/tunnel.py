@@ -137,14 +137,16 @@ def to(daemon: Daemon, container: str, there: int, *, wanted: int = 0, named: bo
             logger.info("docker: the tunnel to %s had ended: opening it again", container[:12])
         if wanted and _answers(wanted):
             if named and before is None:
-                raise ServerStartError(
-                    f"port {wanted} (setting port) is in use on 127.0.0.1: name another, or none"
-                )
+                raise _in_use(wanted)
             wanted = 0
         tunnel = Tunnel(wanted, there, daemon.ssh, container, 0)
         tunnel = _open_one(tunnel, daemon.environ, named=named and before is None)
         _note(daemon.folder, container).note(tunnel)
         return tunnel.port
+
+
+def _in_use(port: int) -> ServerStartError:
+    return ServerStartError(f"port {port} (setting port) is in use on 127.0.0.1: name another, or none")
 
 
 def _open_one(tunnel: Tunnel, environ: Mapping[str, str], *, named: bool) -> Tunnel:
@@ -156,9 +158,7 @@ def _open_one(tunnel: Tunnel, environ: Mapping[str, str], *, named: bool) -> Tun
             return _open(tunnel, environ)
         except _Taken:
             if port and named:
-                raise ServerStartError(
-                    f"port {port} (setting port) is in use on 127.0.0.1: name another, or none"
-                ) from None
+                raise _in_use(port) from None
             logger.info("docker: port %d was taken by another program: another one is tried", tunnel.port)
             port = 0
     raise BackendUnavailable(

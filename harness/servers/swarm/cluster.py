@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -245,7 +244,7 @@ class Cluster:
 
     def now(self) -> float:
         """Seconds since 1970, by the manager's clock."""
-        return time.time() + self._daemon.ahead()
+        return self._daemon.now()
 
     def nodes(self) -> dict[str, Node]:
         """Id → node.
