@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fix_backends import until
+from fix_runs import local_environ
 
 from harness.config.load import load
 from harness.config.project import Project
@@ -28,14 +29,7 @@ SLOW = f"{SQL}create unlogged table seen as select 1 as id;\nselect pg_sleep(0.6
 
 @pytest.fixture
 def environ(folders: tuple[Path, Path]) -> dict[str, str]:
-    state, cache = folders
-    return {
-        **os.environ,
-        "PGHARNESS_STATE_DIR": str(state),
-        "PGHARNESS_CACHE_DIR": str(cache),
-        "PGHARNESS_BACKEND": "process",
-        "PGHARNESS_TTL": "1s",
-    }
+    return local_environ(folders, PGHARNESS_TTL="1s")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from fix_runs import local_environ
 
 from harness.config import environment
 from harness.config.load import load
@@ -29,17 +29,13 @@ SQL = "create table users (id serial primary key, name text);\ninsert into users
 @pytest.fixture
 def environ(folders: tuple[Path, Path]) -> dict[str, str]:
     """The environment, with folders of the tests' own and a DATABASE_URL that must never be touched."""
-    state, cache = folders
-    return {
-        **os.environ,
-        "PGHARNESS_STATE_DIR": str(state),
-        "PGHARNESS_CACHE_DIR": str(cache),
-        "PGHARNESS_BACKEND": "process",
-        "DATABASE_URL": "postgresql://production:secret@127.0.0.1:1/production",
-        "PGHOSTADDR": "127.0.0.2",
-        "PGOPTIONS": "-c default_transaction_read_only=on",
-        "PGSERVICE": "nowhere",
-    }
+    return local_environ(
+        folders,
+        DATABASE_URL="postgresql://production:secret@127.0.0.1:1/production",
+        PGHOSTADDR="127.0.0.2",
+        PGOPTIONS="-c default_transaction_read_only=on",
+        PGSERVICE="nowhere",
+    )
 
 
 @pytest.fixture

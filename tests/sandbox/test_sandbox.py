@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from fix_runs import local_environ
 
 from harness.config.load import load
 from harness.config.project import Project
@@ -24,13 +24,7 @@ pytestmark = pytest.mark.server
 
 @pytest.fixture
 def environ(folders: tuple[Path, Path]) -> dict[str, str]:
-    state, cache = folders
-    return {
-        **os.environ,
-        "PGHARNESS_STATE_DIR": str(state),
-        "PGHARNESS_CACHE_DIR": str(cache),
-        "PGHARNESS_BACKEND": "process",
-    }
+    return local_environ(folders)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import psycopg
 import pytest
 from fix_backends import until as until_of
 from fix_last_will import leave
+from fix_runs import environ_of_15, opened
 from fix_servers import binaries_of
 
 from harness.config import processes
@@ -73,31 +74,10 @@ def new_root(folder: Path) -> Path:
     return folder
 
 
-def new_environ(folders: tuple[Path, Path]) -> dict[str, str]:
-    state, cache = folders
-    return {
-        **os.environ,
-        "PGHARNESS_STATE_DIR": str(state),
-        "PGHARNESS_CACHE_DIR": str(cache),
-        "PGHARNESS_BACKEND": "process",
-        "PGHARNESS_BINARIES": str(binaries_of("15")),
-    }
-
-
-@contextmanager
-def opened(root: Path, environ: dict[str, str]) -> Iterator[Run]:
-    settings = load(environ, start=root)
-    try:
-        with Run.open_with(settings, environ) as run:
-            yield run
-    finally:
-        inventory.stop(Project.of(settings, environ), purpose="run")
-
-
 @pytest.fixture(scope="module")
 def run(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run with a pooler in front, for all of this file."""
-    with opened(new_root(tmp_path_factory.mktemp("pooled") / "shop"), new_environ(folders)) as run:
+    with opened(new_root(tmp_path_factory.mktemp("pooled") / "shop"), environ_of_15(folders)) as run:
         yield run
 
 
@@ -382,7 +362,7 @@ def test_a_server_whose_machine_fell_silent_is_noticed(run: Run, tmp_path: Path)
 def test_it_ends_with_its_server_and_leaves_nothing(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environ = new_environ(folders)
+    environ = environ_of_15(folders)
     root = new_root(tmp_path / "shop")
     run = Run.open_with(load(environ, start=root), environ)
     run.lease()
@@ -434,7 +414,7 @@ def test_without_the_program_nothing_is_migrated(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pgbouncer, "PLACES", ())
-    environ = {**new_environ(folders), "PATH": "/nowhere"}
+    environ = {**environ_of_15(folders), "PATH": "/nowhere"}
     settings = load(environ, start=new_root(tmp_path / "shop"))
     with pytest.raises(BackendUnavailable, match="the program pgbouncer was not found"):
         Run.open_with(settings, environ)
@@ -521,7 +501,7 @@ def test_in_front_of_somebody_elses_server_it_ends_with_the_last_run(
     server_of: Callable[[str], ServerInfo], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     server = server_of("15")
-    environ = {**new_environ(folders), "PGHARNESS_SERVER_URL": server.dsn.url, "PGHARNESS_TTL": "400ms"}
+    environ = {**environ_of_15(folders), "PGHARNESS_SERVER_URL": server.dsn.url, "PGHARNESS_TTL": "400ms"}
     environ["PGHARNESS_ALLOW_FOREIGN"] = "1"
     environ = {k: v for k, v in environ.items() if k not in ("PGHARNESS_BACKEND", "PGHARNESS_BINARIES")}
     root = new_root(tmp_path / "shop")
@@ -539,7 +519,7 @@ def test_in_front_of_somebody_elses_server_it_ends_with_the_last_run(
 
 @pytest.mark.docker
 def test_in_front_of_a_server_in_a_container(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    environ = {k: v for k, v in new_environ(folders).items() if k != "PGHARNESS_BINARIES"}
+    environ = {k: v for k, v in environ_of_15(folders).items() if k != "PGHARNESS_BINARIES"}
     environ |= {"PGHARNESS_BACKEND": "docker", "PGHARNESS_IMAGE": "pgharness-test:15"}
     with opened(new_root(tmp_path / "shop"), environ) as run:
         found = None
@@ -562,7 +542,7 @@ def test_a_run_without_it_imports_nothing_of_it(folders: tuple[Path, Path], tmp_
         "with Harness.open(root=sys.argv[1], environ=os.environ) as run:\n    run.lease(watch=True).reset()\n"
         "print([name for name in sys.modules if 'pooler' in name or 'console' in name and name.startswith('harness')])"
     )
-    environ = new_environ(folders)
+    environ = environ_of_15(folders)
     try:
         done = subprocess.run(
             [sys.executable, "-c", code, str(root)],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fix_backends import until
+from fix_runs import environ_of_15
 from fix_servers import binaries_of
 
 from harness.config.load import load
@@ -52,14 +52,7 @@ def new_project(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> Iterator[Callable[..., tuple[Settings, dict[str, str]]]]:
     """Makes a project; its server is gone afterwards."""
-    state, cache = folders
-    environ = {
-        **os.environ,
-        "PGHARNESS_STATE_DIR": str(state),
-        "PGHARNESS_CACHE_DIR": str(cache),
-        "PGHARNESS_BACKEND": "process",
-        "PGHARNESS_BINARIES": str(binaries_of("15")),
-    }
+    environ = environ_of_15(folders)
     made: list[Settings] = []
 
     def make(

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fix_backends import docker
 from fix_backends import until as until_of
 from fix_impostor import Impostor
 from fix_reset_servers import VERSIONS, binaries
+from fix_runs import environ_of_15, opened
 from fix_servers import binaries_of
 
 from harness import ReplicaBehind
@@ -34,7 +35,7 @@ from harness.runs.opening import settings_of
 from harness.runs.places import places_on
 from harness.runs.run import Run
 from harness.runs.session import ServerSession
-from harness.servers import handshake, inventory
+from harness.servers import handshake
 from harness.servers.external import OLDEST
 from harness.servers.pooler import pgbouncer
 from harness.servers.process.record import postmaster_in
@@ -76,31 +77,10 @@ def new_root(folder: Path, settings: str = SETTINGS) -> Path:
     return folder
 
 
-def new_environ(folders: tuple[Path, Path]) -> dict[str, str]:
-    state, cache = folders
-    return {
-        **os.environ,
-        "PGHARNESS_STATE_DIR": str(state),
-        "PGHARNESS_CACHE_DIR": str(cache),
-        "PGHARNESS_BACKEND": "process",
-        "PGHARNESS_BINARIES": str(binaries_of("15")),
-    }
-
-
-@contextmanager
-def opened(root: Path, environ: dict[str, str], **overrides: Any) -> Iterator[Run]:
-    settings = load(environ, start=root, overrides=overrides)
-    try:
-        with Run.open_with(settings, environ) as run:
-            yield run
-    finally:
-        inventory.stop(Project.of(settings, environ), purpose="run")
-
-
 @pytest.fixture(scope="module")
 def run(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A run whose server has a standby, for all of this file."""
-    with opened(new_root(tmp_path_factory.mktemp("replicas") / "shop"), new_environ(folders)) as run:
+    with opened(new_root(tmp_path_factory.mktemp("replicas") / "shop"), environ_of_15(folders)) as run:
         yield run
 
 
@@ -533,7 +513,7 @@ def test_one_whose_port_is_taken_moves_once_for_all_processes(
 
 
 def test_it_ends_with_its_server(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    environ, root = new_environ(folders), new_root(tmp_path / "ends")
+    environ, root = environ_of_15(folders), new_root(tmp_path / "ends")
     with suppress(ServerLost), opened(root, environ, replicas=2) as run, run.lease() as lease:
         assert [replica.number for replica in lease.replicas] == [1, 2]
         values = run.variables(lease)
@@ -550,7 +530,7 @@ def test_it_ends_with_its_server(folders: tuple[Path, Path], tmp_path: Path) -> 
 
 
 def test_its_switch_ends_it_and_nothing_is_left(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    environ, root = new_environ(folders), new_root(tmp_path / "switch")
+    environ, root = environ_of_15(folders), new_root(tmp_path / "switch")
     settings = load(environ, start=root, overrides={"ttl": "1s"})
     with Run.open_with(settings, environ) as run:
         folder, pid = Path(run.server.info.handle), pid_of(run)
@@ -560,7 +540,7 @@ def test_its_switch_ends_it_and_nothing_is_left(folders: tuple[Path, Path], tmp_
 
 
 def test_each_worker_has_one_where_each_has_a_server(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    environ, root = new_environ(folders), new_root(tmp_path / "each")
+    environ, root = environ_of_15(folders), new_root(tmp_path / "each")
     with opened(root, environ, isolation="server") as run:
         first, second = run.leases(2, watch=True)
         assert replica_of(first).dsn.port != replica_of(second).dsn.port
@@ -584,7 +564,7 @@ def test_versions(version: int, folders: tuple[Path, Path], tmp_path: Path) -> N
     programs = binaries(version)
     if programs is None:
         pytest.skip(f"PostgreSQL {version} is not installed on this machine")
-    environ, root = new_environ(folders), new_root(tmp_path / "version")
+    environ, root = environ_of_15(folders), new_root(tmp_path / "version")
     environ["PGHARNESS_BINARIES"] = str(programs)
     with opened(root, environ) as run, run.lease(watch=True) as lease:
         replica = replica_of(lease)
@@ -603,7 +583,7 @@ def test_versions(version: int, folders: tuple[Path, Path], tmp_path: Path) -> N
     reason="pgbouncer is not installed",
 )
 def test_a_pooler_is_in_front_of_the_primary_alone(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    environ, root = new_environ(folders), new_root(tmp_path / "pooled")
+    environ, root = environ_of_15(folders), new_root(tmp_path / "pooled")
     with opened(root, environ, pooler="pgbouncer") as run, run.lease(watch=True) as lease:
         replica, values = replica_of(lease), run.variables(lease)
         assert lease.pooled
@@ -638,7 +618,7 @@ def test_a_pooler_is_in_front_of_the_primary_alone(folders: tuple[Path, Path], t
 def test_what_can_have_none_says_so_before_anything_is_started(
     backend: dict[str, str], why: str, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    environ, root = new_environ(folders), new_root(tmp_path / "others")
+    environ, root = environ_of_15(folders), new_root(tmp_path / "others")
     del environ["PGHARNESS_BACKEND"]
     with pytest.raises(ConfigError, match=rf"replicas = 1 cannot be had beside {why}.*Leave `replicas` out"):
         settings_of(root, environ, backend)
@@ -647,7 +627,7 @@ def test_what_can_have_none_says_so_before_anything_is_started(
 def test_a_backend_of_others_that_starts_none_says_so(
     run: Run, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    environ, root = new_environ(folders), new_root(tmp_path / "lent")
+    environ, root = environ_of_15(folders), new_root(tmp_path / "lent")
     url = run.server.info.dsn.url
     with (
         # Not through the edge, which refuses it before.
@@ -660,7 +640,7 @@ def test_a_backend_of_others_that_starts_none_says_so(
 def test_one_that_was_started_without_is_looked_at_as_it_is(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    environ, root = new_environ(folders), new_root(tmp_path / "without")
+    environ, root = environ_of_15(folders), new_root(tmp_path / "without")
     with opened(root, environ, replicas=0) as run, run.lease() as lease:
         # `env`, `url`, `psql` and the databases of agents, with settings that have changed since.
         project = Project.of(load(environ, start=root), environ)
@@ -675,7 +655,7 @@ def test_one_that_was_started_without_is_looked_at_as_it_is(
 
 
 def test_rewinding_cannot_be_asked_for_as_well(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    environ, root = new_environ(folders), new_root(tmp_path / "rewind")
+    environ, root = environ_of_15(folders), new_root(tmp_path / "rewind")
     with (
         pytest.raises(BackendUnavailable, match=r"(?s)engine = .rewind.*replicas = 1.*leave `replicas` out"),
         opened(root, environ, engine="rewind"),
@@ -698,7 +678,7 @@ def test_a_tablespace_would_be_shared(run: Run, tmp_path: Path, monkeypatch: pyt
 
 
 def test_without_the_setting_there_is_none(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    environ, root = new_environ(folders), new_root(tmp_path / "none")
+    environ, root = environ_of_15(folders), new_root(tmp_path / "none")
     with opened(root, environ, replicas=0) as run, run.lease() as lease:
         assert lease.replica is None
         assert lease.replicas == ()
@@ -714,7 +694,7 @@ def test_without_the_setting_there_is_none(folders: tuple[Path, Path], tmp_path:
 
 @pytest.mark.parametrize("value", ["4", "-1", "one"])
 def test_a_wrong_number_is_refused(value: str, folders: tuple[Path, Path], tmp_path: Path) -> None:
-    environ = {**new_environ(folders), "PGHARNESS_REPLICAS": value}
+    environ = {**environ_of_15(folders), "PGHARNESS_REPLICAS": value}
     with pytest.raises(ConfigError, match="PGHARNESS_REPLICAS"):
         load(environ, start=new_root(tmp_path / "wrong"))
 
@@ -724,7 +704,7 @@ def test_a_wrong_number_is_refused(value: str, folders: tuple[Path, Path], tmp_p
 
 @pytest.mark.docker
 def test_one_in_a_container(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    environ, root = new_environ(folders), new_root(tmp_path / "container")
+    environ, root = environ_of_15(folders), new_root(tmp_path / "container")
     environ |= {"PGHARNESS_BACKEND": "docker", "PGHARNESS_IMAGE": "pgharness-test:15"}
     del environ["PGHARNESS_BINARIES"]
     with opened(root, environ) as run, run.lease(watch=True) as lease:
