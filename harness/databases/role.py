@@ -139,7 +139,7 @@ def ensure(session: Session, info: ServerInfo, project: Project) -> Owner:
     with locks.exclusive(session, "roles", "", timeout=60, waiting_for="the application's role"):
         make(session, owner, must_be_ours=not info.ours)
         if info.ours and owner.each and owner.confined:
-            _close_common(session, owner)
+            close_common(session, owner)
     return owner
 
 
@@ -158,7 +158,7 @@ def make(session: Session, owner: Owner, *, must_be_ours: bool = False) -> None:
     )
 
 
-def _close_common(session: Session, owner: Owner) -> None:
+def close_common(session: Session, owner: Owner) -> None:
     """Keep the application out of what all workers have in common: ``template1``, and ``postgres``, where our locks are.
 
     Tools that create databases (Rails, Ecto, createdb) do so from ``postgres``: where the role may, it may enter, and do

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 
 import pytest
-from fix_leases import OWNER, Schema
+from fix_leases import Schema
+from fix_servers import OWNER
 
 from harness.databases import template
 from harness.databases.lease import Lease

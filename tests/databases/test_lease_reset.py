@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from fix_leases import OWNER
 from fix_rewind import FOLDERS, REQUIRED
+from fix_servers import OWNER
 
 from harness.databases.changed import TableChanges, for_json, from_json
 from harness.databases.clones import Claim, Clones

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fix_leases import OWNER
+from fix_servers import OWNER
 
 from harness.databases.clones import Claim, Clones
 from harness.databases.pool import Drop, Filler, Make, plan

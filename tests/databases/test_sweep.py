@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
-from fix_leases import OWNER, Schema, make_lease
+from fix_leases import Schema, make_lease
+from fix_servers import OWNER
 
 from harness.databases import sweep, template
 from harness.databases.clones import Clones

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from fix_leases import OWNER
+from fix_servers import OWNER
 
 from harness.databases import builder, sweep, template
 from harness.databases.clones import Claim, Clones

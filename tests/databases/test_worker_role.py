@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from fix_leases import OWNER, make_lease
+from fix_leases import make_lease
+from fix_servers import OWNER
 
 from harness.databases import sweep, template
 from harness.databases.clones import Clones

@@ -12,8 +12,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_leases import OWNER
 from fix_reset_servers import Server
+from fix_servers import OWNER
 
 from harness.databases.clones import Claim, Clones
 from harness.databases.lease import Lease, LeasedDatabase

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import psycopg
 import pytest
-from fix_leases import OWNER, Schema, make_lease
+from fix_leases import Schema, make_lease
 from fix_reset_servers import PATIENCE, VERSIONS, Server, binaries, running
+from fix_servers import OWNER
 
 from harness.databases import sweep, template
 from harness.databases.clones import Clones

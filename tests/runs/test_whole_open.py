@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 from fix_backends import INSTALLED, Checkout
-from fix_servers import binaries_of
+from fix_servers import binaries_of, person
 
 from harness.config.project import Project
 from harness.config.settings import DatabaseSettings, Settings, SourceSpec
@@ -227,15 +226,8 @@ def test_pgcrypto_in_the_bundled_binaries_says_why(
 def _external(
     place: Checkout, migrated: Callable[..., Settings], info: ServerInfo, attributes: str, **values: Any
 ) -> Settings:
-    name = f"ext_{os.urandom(4).hex()}"
-    with Session.connect(info.dsn) as session:
-        session.execute(f"create role {name} login password 'secret' {attributes}")
-        # Ours, which a run of ours may have closed, with its advisory locks.
-        session.execute(f"grant connect on database postgres to {name}")
-        locks = "select oid::regprocedure::text from pg_proc where proname ~ '^pg_(try_)?advisory_'"
-        session.execute(f"grant execute on function {', '.join(session.column(locks))} to {name}")
     # Other tests have made databases there.
-    url = info.dsn.with_user(name, "secret").url
+    url = person(info, attributes).url
     return migrated(TABLES, backend="auto", server_url=url, allow_foreign=True, **values)
 
 

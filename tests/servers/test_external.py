@@ -8,11 +8,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from fix_backends import Checkout
 from fix_last_will import leave
+from fix_servers import person
 
 from harness.dsn import Dsn
 from harness.errors import BackendUnavailable, ConfigError
@@ -25,14 +27,7 @@ from harness.servers.port import ServerInfo
 @pytest.fixture
 def role(server: ServerInfo) -> Callable[[str], Dsn]:
     """Makes a role with these attributes on a real server."""
-
-    def make(attributes: str) -> Dsn:
-        name = f"ext_{os.urandom(4).hex()}"
-        with Session.connect(server.dsn) as session:
-            session.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret' {attributes}")
-        return server.dsn.with_user(name, "secret")
-
-    return make
+    return partial(person, server)
 
 
 def test_a_superuser_is_told_nothing(server: ServerInfo, place: Checkout) -> None:
@@ -82,6 +77,7 @@ def test_who_is_no_superuser_can_put_its_role_right_again(
             f"alter role {name} nocreatedb createrole nologin; alter role {name} set work_mem = '5MB'"
         )
         assert ensure() == right
+        admin.execute(f"grant connect on database postgres to {name}")
         with Session.connect(server.dsn.with_user(name, "x")) as application:
             assert application.value("select current_user") == name
 
