@@ -334,7 +334,7 @@ class DockerSnapshots(SnapshotStore):
                 ignore_removed=True,
             )
         for container in containers:
-            own = private(container.labels.get(f"{LABEL}.purpose", ""))
+            own = spec.made_here(container) and private(container.labels.get(f"{LABEL}.purpose", ""))
             if own and abandoned.idle(daemon, container) > CUT_OFF:
                 with translated(f"remove the container {container.short_id}"):
                     container_.remove(daemon, container.id)

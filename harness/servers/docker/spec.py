@@ -256,14 +256,28 @@ def process_space() -> str:
     return hashlib.sha256(where.encode()).hexdigest()[:16]
 
 
+def made_here(container: Any) -> bool:
+    """Whether we have created a container that has our labels.
+
+    An image that a person made of a server of ours (``docker commit``) has them too, and whatever is run from it: a
+    database of that person. Its name is another.
+    """
+    said = (container.labels.get(f"{LABEL}.{word}", "") for word in ("project", "purpose", "server-id"))
+    return bool(container.name == _called(*said))
+
+
 def mine(container: Any) -> bool:
     """Whether a container of a checkout is this user's; those of earlier versions do not say."""
-    return bool(container.labels.get(f"{LABEL}.owner", owner()) == owner())
+    return made_here(container) and bool(container.labels.get(f"{LABEL}.owner", owner()) == owner())
 
 
 def name_of(request: ServerRequest) -> str:
     """What the container is called."""
-    return f"pg-harness-{request.project}-{request.purpose}-{request.server_id[:8]}"
+    return _called(request.project, request.purpose, request.server_id)
+
+
+def _called(project: str, purpose: str, server_id: str) -> str:
+    return f"pg-harness-{project}-{purpose}-{server_id[:8]}"
 
 
 def settings_of(request: ServerRequest, made_of: ContainerSpec) -> bytes:

@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -455,8 +456,9 @@ def _dead() -> int:
 
 def _made(place: Checkout, purpose: str, maker: str, verb: str = "create") -> str:
     """A container of this checkout's, as another client has made it."""
-    labels = {"project": place.project, "purpose": purpose, "maker": maker}
+    labels = {"project": place.project, "purpose": purpose, "maker": maker, "server-id": uuid.uuid4().hex}
     words = [word for name, value in labels.items() for word in ("--label", f"{LABEL}.{name}={value}")]
+    words += ["--name", f"pg-harness-{place.project}-{purpose}-{labels['server-id'][:8]}"]
     made = docker(verb, *(["-d"] if verb == "run" else []), *words, IMAGE, "true")
     if verb == "run":
         docker("wait", made)
@@ -469,6 +471,33 @@ def test_a_container_whose_maker_was_killed_is_removed_by_the_next(place: Checko
     with place.ensure(place.settings(backend="docker", image=IMAGE)) as found:
         assert found.started
         assert len(containers(place)) == 1
+
+
+def test_what_a_person_runs_from_an_image_of_a_server_is_that_persons(
+    place: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`docker commit` keeps our labels in the image: `down` would remove the container that runs from it."""
+    ours = backend(place, "pgharness-test:busybox")
+    info = ours.start(place.request())
+    tag = f"pgharness-kept-{os.getpid()}"
+    docker("commit", info.handle, tag)
+    try:
+        kept = [docker("run", "-d", "--entrypoint", "sleep", tag, "300"), docker("create", tag)]
+        try:
+            monkeypatch.setattr(abandoned, "CUT_OFF", 0)
+            assert [found.handle for found in ours.list(place.project)] == [info.handle]
+            assert ours.snapshots().leftovers() == []
+            found = ours.find(place.project, info.purpose)
+            assert found is not None
+            assert found.handle == info.handle
+            ours.stop(info)
+            assert not ours.holds(place.project, info.purpose)
+            assert len(containers(place)) == 2
+        finally:
+            docker("rm", "-f", *kept)
+    finally:
+        ours.stop(info)
+        docker("rmi", "-f", tag)
 
 
 def _start(place: Checkout, purpose: str) -> None:

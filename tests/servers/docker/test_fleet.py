@@ -315,8 +315,11 @@ def test_clocks_that_differ_by_an_hour(
 ) -> None:
     """Another client's container that is about to start is not an hour old, whatever our clock says; one that is, goes."""
     site.environ["DOCKER_HOSTS"] = engines[0].tcp
-    labels = ["--label", "dev.pg-harness.purpose=run-x", "--label", "dev.pg-harness.project=0123456789"]
-    handle = engines[0].docker("create", *labels, SMALL, "true")
+    labels = {"purpose": "run-x", "project": "0123456789", "server-id": "01234567"}
+    words = [word for name, value in labels.items() for word in ("--label", f"dev.pg-harness.{name}={value}")]
+    handle = engines[0].docker(
+        "create", *words, "--name", "pg-harness-0123456789-run-x-01234567", SMALL, "true"
+    )
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 3600)
     fleet = backend(site)
