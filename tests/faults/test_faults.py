@@ -10,7 +10,8 @@ import random
 from collections.abc import Callable
 
 import pytest
-from fix_faults import COMMANDS, Search, docker, plant
+from fix_fault_search import COMMANDS, Search
+from fix_faults import docker, plant
 from fix_servers import enterable_folder
 
 from harness.servers.port import ServerInfo
