@@ -17,6 +17,7 @@ from harness.postgres import databases, roles
 from harness.postgres.names import PREFIX, Kind
 from harness.postgres.session import greet
 from harness.runs.places import Place, places_on
+from harness.sandbox import guests
 from harness.sandbox.sandbox import Sandbox
 from harness.sandbox.watermarks import WatermarkStore
 from harness.servers import handshake, inventory
@@ -133,8 +134,10 @@ def _changed_in(sandbox: Sandbox, place: Place) -> str:
 
 def _end(context: Context, everything: bool, asked: inventory.Asked, dry_run: bool) -> list[dict[str, Any]]:
     ended: list[dict[str, Any]] = []
+    ids = []
     for info in inventory.servers(context.project, asked=asked):
         if info.purpose == "up" or everything:
+            ids.append(info.server_id)
             names = _databases(context, info)
             ended.append(
                 {
@@ -159,6 +162,7 @@ def _end(context: Context, everything: bool, asked: inventory.Asked, dry_run: bo
     for purpose in dict.fromkeys(["up", *(str(entry["purpose"]) for entry in ended), *noted]):
         inventory.stop(context.project, purpose=purpose, asked=asked)
     WatermarkStore.of(context.project).forget_all()
+    guests.forget(context.project, ids)
     inventory.forget_cut_off(context.project)
     return ended
 

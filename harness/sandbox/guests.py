@@ -7,6 +7,8 @@ catalogs and the INSERT. Pages and clones run none. A database's label says noth
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from harness.config.project import Project
@@ -45,6 +47,14 @@ def note(project: Project, server_id: str) -> None:
         raise LeaseError(
             f"{file.path} cannot be written ({error}), and later resets would not know that an agent was here"
         ) from error
+
+
+def forget(project: Project, server_ids: Iterable[str]) -> None:
+    """Remove the notes of servers that were ended."""
+    for server_id in filter(None, server_ids):
+        # One that stays names a server that is gone.
+        with suppress(OSError):
+            _file(project, server_id).forget()
 
 
 def rowless(place: Place) -> str:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -217,3 +218,7 @@ def test_nor_where_a_person_resets_what_an_agent_could_change(base: Project) -> 
     with psycopg.connect(url) as connection:
         assert connection.execute("select name from users order by id").fetchall() == [("a",), ("b",)]
         assert connection.execute("select rolname from pg_roles where rolsuper").fetchall() == [("postgres",)]
+    state = Path(base.environ["PGHARNESS_STATE_DIR"])
+    assert len([*state.rglob("guests/*.json")]) == 1
+    base.ok("down", "--yes", **ROWS)
+    assert [*state.rglob("guests/*.json")] == []
