@@ -28,7 +28,7 @@ Apply the migrations that your databases lack, and keep all that is in them.
   pg-harness migrate --dry-run        only tell what is pending
 
 Migration tools (alembic, django, command: …) run as they do on an empty database: what is applied they know. Of `sql:` the
-files run that the database does not have. Seeds are not applied again.
+files run that the database does not have; extensions that the settings name are created. Seeds are not applied again.
 """
 
 EPILOG = """\

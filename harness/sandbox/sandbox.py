@@ -370,7 +370,7 @@ class Sandbox:
             plan = self.pending(there, out_of_order=out_of_order)
             ended = upgrade.apply(self._session, there, plan)
             for name, what in plan.items():
-                if what.acts:
+                if what.steps:
                     self._store.forget(there.databases[name].name)
         return plan, ended
 

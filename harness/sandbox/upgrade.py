@@ -23,9 +23,9 @@ from harness.migrations.port import Stepwise, short, unseen
 from harness.postgres import databases, names
 from harness.postgres.databases import Database, apply_statements, read_attributes
 from harness.postgres.label import Label
-from harness.postgres.session import Session, ident, literal
+from harness.postgres.session import CATALOG_ONLY, Session, ident, literal
 from harness.runs.session import ServerSession
-from harness.sandbox import closing
+from harness.sandbox import closing, guests
 from harness.sandbox.reset import strategy_of
 
 if TYPE_CHECKING:
@@ -37,17 +37,26 @@ class Pending:
     """What one database lacks of today's migrations.
 
     Attributes:
-        steps: files by their names, and the sources whose own tool knows, in the order of running. None at all: nothing is run, and
-            it counts as made from today's migrations from then on.
+        steps: extensions, files by their names, and the sources whose own tool knows, in the order of running. None at all: nothing
+            is run, and it counts as made from today's migrations from then on.
         seeds: whether there are seeds. They are not applied again: the data is a person's.
-        acts: the same, to be run.
+        acts: the migrations of them, to be run.
         spec: how a new one is made.
+        extensions: those of them that a superuser creates.
     """
 
     steps: tuple[str, ...]
     seeds: bool
     acts: Sequence[Act] = field(repr=False)
     spec: TemplateSpec = field(repr=False)
+    extensions: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def as_superuser(self) -> str:
+        """What of it a superuser runs, for a sentence; empty where nothing is."""
+        if self.extensions:
+            return f"creates {', '.join(self.extensions)}"
+        return "runs the migrations (migrate_as)" if self.acts and self.spec.migrate_as == "admin" else ""
 
 
 def pending(session: ServerSession, place: Place, *, out_of_order: bool) -> dict[str, Pending]:
@@ -59,13 +68,26 @@ def pending(session: ServerSession, place: Place, *, out_of_order: bool) -> dict
             continue  # `up` makes what is missing
         spec = session.spec(settings)
         if database.label.fingerprint != spec.fingerprint(session.link.session):
-            found[settings.name] = _pending(spec, database, out_of_order)
+            found[settings.name] = _pending(
+                spec, database, _lacking(session, database, spec.extensions), out_of_order
+            )
     return found
 
 
-def _pending(spec: TemplateSpec, database: Database, out_of_order: bool) -> Pending:
+def _lacking(session: ServerSession, database: Database, wanted: Sequence[str]) -> tuple[str, ...]:
+    if not wanted:
+        return ()
+    dsn = session.link.dsn.with_database(database.name)
+    with Session.connect(dsn, settings=CATALOG_ONLY) as inside:
+        there = inside.column("select extname from pg_catalog.pg_extension")
+    return tuple(extension for extension in wanted if extension not in there)
+
+
+def _pending(
+    spec: TemplateSpec, database: Database, extensions: tuple[str, ...], out_of_order: bool
+) -> Pending:
     applied = Applied.read(database.label.applied)
-    steps: list[str] = []
+    steps = [f"extension {extension}" for extension in extensions]
     acts: list[Act] = []
     here: set[str] = set()
     for source in spec.schema:
@@ -90,7 +112,7 @@ def _pending(spec: TemplateSpec, database: Database, out_of_order: bool) -> Pend
             "What was applied is not taken back: put it back; or `pg-harness up --fresh` makes new databases, without the data",
             step=gone[0],
         )
-    return Pending(tuple(steps), bool(spec.seeds), acts, spec)
+    return Pending(tuple(steps), bool(spec.seeds), acts, spec, extensions)
 
 
 def apply(session: ServerSession, place: Place, plan: Mapping[str, Pending]) -> list[str]:
@@ -104,8 +126,14 @@ def apply(session: ServerSession, place: Place, plan: Mapping[str, Pending]) -> 
     """
     admin, project = session.link.session, session.project.id
     made = {name: _made(session, name, what) for name, what in plan.items()}
-    run = {name: what for name, what in plan.items() if what.acts}
-    for name in run:
+    run = {name: what for name, what in plan.items() if what.steps}
+    for name, what in run.items():
+        if what.as_superuser and guests.rowless(place):
+            raise LeaseError(
+                f"{place.what}: an agent may have changed the schema of {place.databases[name].name}, and what is pending is a "
+                f"superuser's, who {what.as_superuser}: the agent's functions could run with those rights. "
+                "`pg-harness up --fresh` makes new databases, without the data"
+            )
         _refuse_what_no_copy_takes(admin, place.databases[name].name)
     ended: list[str] = []
     copies: dict[str, str] = {}

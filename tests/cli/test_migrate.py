@@ -95,6 +95,28 @@ def test_pending_files_are_applied_and_the_data_stays(mine: Project) -> None:
     assert "nothing is pending" in mine.run("migrate").stderr
 
 
+def test_an_extension_that_was_added_to_the_settings_is_pending(mine: Project) -> None:
+    """It was taken for applied: the database counted as made from today's migrations, and never had it."""
+    url = mine.ok("up").split()[0]
+    (mine.root / "pg-harness.toml").write_text('extensions = ["pg_trgm"]\n')
+    assert mine.ok("migrate", "--dry-run", "1") == "1  extension pg_trgm\n"
+    assert "applied extension pg_trgm" in mine.run("migrate", "1").stderr
+    assert query(url, "select extname from pg_extension where extname = 'pg_trgm'") == [("pg_trgm",)]
+    assert names(url) == ["precious"]
+    assert "nothing is pending" in mine.run("migrate", "1").stderr
+    mine.ok("reset", "1")
+    assert query(url, "select similarity('a', 'a')") == [(1.0,)]
+    # With a file, both; one that the server lacks changes nothing.
+    (mine.root / "pg-harness.toml").write_text('extensions = ["pg_trgm", "citext"]\n')
+    mine.migrate("002_more.sql", "create table more (id int, name citext);\n")
+    assert json.loads(mine.ok("migrate", "--json", "1"))[0]["steps"] == {
+        "default": ["extension citext", "db/migrations/002_more.sql"]
+    }
+    (mine.root / "pg-harness.toml").write_text('extensions = ["pg_trgm", "citext", "none_such"]\n')
+    assert "none_such" in mine.fails(123, "migrate", "1")
+    assert query(url, "select count(*) from more") == [(0,)]
+
+
 def test_a_migration_that_fails_on_the_data_changes_nothing(mine: Project) -> None:
     first, second = mine.ok("up").split()
     execute(first, "insert into users (name) values (null)")

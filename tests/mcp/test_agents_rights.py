@@ -218,6 +218,20 @@ def test_nor_where_a_person_resets_what_an_agent_could_change(base: Project) -> 
     with psycopg.connect(url) as connection:
         assert connection.execute("select name from users order by id").fetchall() == [("a",), ("b",)]
         assert connection.execute("select rolname from pg_roles where rolsuper").fetchall() == [("postgres",)]
+    # A superuser's part of the migrations is not run where the agent's functions are.
+    base.migrate("002_more.sql", "create table more (id int);")
+    for name in ("extensions", "migrate_as"):
+        settings = base.root / "pg-harness.toml"
+        settings.write_text(
+            {"extensions": 'extensions = ["pg_trgm"]', "migrate_as": 'migrate_as = "admin"'}[name]
+        )
+        said = base.fails(124, "migrate", **ROWS)
+        assert "an agent may have changed the schema" in said
+        assert "`pg-harness up --fresh`" in said
+        settings.unlink()
+    base.ok("migrate", **ROWS)
+    with psycopg.connect(url) as connection:
+        assert connection.execute("select count(*) from more").fetchone() == (0,)
     state = Path(base.environ["PGHARNESS_STATE_DIR"])
     assert len([*state.rglob("guests/*.json")]) == 1
     base.ok("down", "--yes", **ROWS)
