@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -163,11 +164,13 @@ class Ask {{
 
 
 def test_pgjdbc(dsn: Dsn, forged: Dsn, tmp_path: Path) -> None:
-    jars = sorted(Path.home().glob(".m2/repository/org/postgresql/postgresql/*/postgresql-*.jar"))
+    # Java's home is the one of the user's entry, whatever HOME says.
+    home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    jars = sorted(home.glob(".m2/repository/org/postgresql/postgresql/*/postgresql-*.jar"))
     if shutil.which("java") is None or not jars:
         if os.environ.get("PGHARNESS_TEST_REQUIRE_RUNNERS") == "1":
             pytest.fail("Java and pgJDBC are required here (PGHARNESS_TEST_REQUIRE_RUNNERS=1)")
-        pytest.skip("no java, or no pgJDBC in Maven's repository (the tests of JUnit fetch it)")
+        pytest.skip("no java, or no pgJDBC in Maven's repository (scripts/fetch-runners fetches it)")
     (tmp_path / "Ask.java").write_text(JAVA)
     both(lambda d: call("java", "-cp", jars[-1], tmp_path / "Ask.java", d.jdbc), dsn, forged)
 
