@@ -13,6 +13,8 @@ import pytest
 from fix_cli import Project
 from fix_mcp import agent, tell
 
+from harness.config.project import project_id
+
 pytestmark = pytest.mark.server
 
 SLY = """
@@ -232,7 +234,7 @@ def test_nor_where_a_person_resets_what_an_agent_could_change(base: Project) -> 
     base.ok("migrate", **ROWS)
     with psycopg.connect(url) as connection:
         assert connection.execute("select count(*) from more").fetchone() == (0,)
-    state = Path(base.environ["PGHARNESS_STATE_DIR"])
-    assert len([*state.rglob("guests/*.json")]) == 1
+    notes = Path(base.environ["PGHARNESS_STATE_DIR"]) / project_id(base.root) / "guests"
+    assert len([*notes.iterdir()]) == 1
     base.ok("down", "--yes", **ROWS)
-    assert [*state.rglob("guests/*.json")] == []
+    assert [*notes.iterdir()] == []
