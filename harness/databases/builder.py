@@ -89,7 +89,7 @@ class Build:
         databases.create_empty(session, name, owner=self.owner.name, locale=locale)
         began = time.monotonic()
         try:
-            self._create_extensions(name)
+            self._create_extensions(name, self.spec.extensions)
             self._apply(name, [(source.text, source.apply) for source in self.spec.sources])
             self._wait_for_empty(name)
         except MigrationError as error:
@@ -117,26 +117,27 @@ class Build:
         databases.drop(self.session, fixed, self.project)
         return fixed
 
-    def upgrade(self, name: str, acts: Sequence[Act]) -> None:
+    def upgrade(self, name: str, acts: Sequence[Act], extensions: Sequence[str]) -> None:
         """Bring a database that was built from older migrations up to date. Nobody else is in it.
 
         Args:
             acts: what is applied, in order.
+            extensions: what is created before, as a superuser.
 
         Raises:
             MigrationError: one of them failed; the database is half-migrated. TemplateBusy: it left a session open.
         """
         if self.owner.managed:
             role.make(self.session, replace(self.owner, each=False))
-        self._create_extensions(name)
+        self._create_extensions(name, extensions)
         self._apply(name, acts)
         self._wait_for_empty(name, "the database that they ran on")
 
-    def _create_extensions(self, name: str) -> None:
-        if not self.spec.extensions:
+    def _create_extensions(self, name: str, extensions: Sequence[str]) -> None:
+        if not extensions:
             return
         with Session.connect(self.session.dsn.with_database(name)) as inside:
-            for extension in self.spec.extensions:
+            for extension in extensions:
                 try:
                     inside.execute(f"create extension if not exists {ident(extension)} cascade")
                 except ServerRefused as error:

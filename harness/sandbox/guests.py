@@ -57,12 +57,12 @@ def forget(project: Project, server_ids: Iterable[str]) -> None:
             _file(project, server_id).forget()
 
 
-def rowless(place: Place) -> str:
-    """Why no rows may be put back in a worker's databases; empty where they may."""
+def were_here(place: Place) -> bool:
+    """Whether an agent may have changed the schema of a worker's databases."""
     session = place.session
     if of_agents(session.server.info.purpose) or place.worker.startswith(AGENT):
-        return ROWLESS
-    return ROWLESS if _file(session.project, session.link.server_id).path.exists() else ""
+        return True
+    return _file(session.project, session.link.server_id).path.exists()
 
 
 def _file(project: Project, server_id: str) -> StateFile:

@@ -96,7 +96,7 @@ class SandboxReset:
     def __init__(self, place: Place, name: str, mark: SavedMark | None, store: WatermarkStore) -> None:
         self._clones, self._store = place.session.clones, store
         self._timeout = place.session.settings.reset_timeout
-        rowless = guests.rowless(place)
+        rowless = guests.ROWLESS if guests.were_here(place) else ""
         database = place.databases[name]
         self._database = self._stored_as = database.name
         if mark is None:

@@ -128,7 +128,7 @@ def apply(session: ServerSession, place: Place, plan: Mapping[str, Pending]) -> 
     made = {name: _made(session, name, what) for name, what in plan.items()}
     run = {name: what for name, what in plan.items() if what.steps}
     for name, what in run.items():
-        if what.as_superuser and guests.rowless(place):
+        if what.as_superuser and guests.were_here(place):
             raise LeaseError(
                 f"{place.what}: an agent may have changed the schema of {place.databases[name].name}, and what is pending is a "
                 f"superuser's, who {what.as_superuser}: the agent's functions could run with those rights. "
@@ -210,7 +210,7 @@ def _upgrade(
         *([f"comment on database {ident(copy)} is {literal(attributes.comment)}"] if attributes.comment else []),
     ]))  # fmt: skip
     build = Build(admin, session.project.id, made.fingerprint, what.spec, owner, False, unseen)
-    build.upgrade(copy, what.acts)
+    build.upgrade(copy, what.acts, what.extensions)
     finished = databases.find(admin, copy)
     comment = finished.comment if finished is not None else attributes.comment
     admin.script(";\n".join([

@@ -12,7 +12,6 @@ import subprocess
 import tarfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -456,9 +455,10 @@ def _dead() -> int:
 
 def _made(place: Checkout, purpose: str, maker: str, verb: str = "create") -> str:
     """A container of this checkout's, as another client has made it."""
-    labels = {"project": place.project, "purpose": purpose, "maker": maker, "server-id": uuid.uuid4().hex}
+    request = place.request(purpose)
+    labels = {"project": place.project, "purpose": purpose, "maker": maker, "server-id": request.server_id}
     words = [word for name, value in labels.items() for word in ("--label", f"{LABEL}.{name}={value}")]
-    words += ["--name", f"pg-harness-{place.project}-{purpose}-{labels['server-id'][:8]}"]
+    words += ["--name", spec.name_of(request)]
     made = docker(verb, *(["-d"] if verb == "run" else []), *words, IMAGE, "true")
     if verb == "run":
         docker("wait", made)
